@@ -1,0 +1,198 @@
+"""The engine: one TUN queue, one socket, one arena; the only door for Python.
+
+One thread polls an engine; any other may publish tables and read counters. The table is swapped by one atomic pointer
+store. The old one is let go once the polling thread has passed a quiet point: `epoch` is odd while a batch may be
+reading a table, and a batch that starts after the swap loads the new pointer.
+"""
+
+import errno
+import select
+
+from libc.errno cimport EBADFD
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from flannel_udp._fastpath.atomics cimport add_word, load_table, load_word, store_table
+from flannel_udp._fastpath.datapath cimport (
+    PEER_CHUNK,
+    PEER_CHUNK_BITS,
+    PEER_CHUNKS_MAX,
+    SOURCE_LOOSE,
+    SOURCE_OFF,
+    SOURCE_STRICT,
+    Datapath,
+    PeerCounters,
+    counters_of,
+)
+from flannel_udp._fastpath.drops cimport DROP_REASONS, DirectionCounters
+from flannel_udp._fastpath.inbound cimport inbound_batch
+from flannel_udp._fastpath.outbound cimport outbound_batch
+from flannel_udp._fastpath.packet cimport BATCH_MAX, HEADROOM, SLOT_BYTES, Batch
+from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteTable, Table
+from flannel_udp._fastpath.wire cimport check_sizes, htons
+
+from flannel_udp._fastpath.drops import DropReason
+
+SOURCE_CHECKS = {"off": SOURCE_OFF, "loose": SOURCE_LOOSE, "strict": SOURCE_STRICT}
+
+
+cdef dict direction_as_dict(const DirectionCounters *counters):
+    """Return the counters by name; drop reasons that never happened are left out."""
+    return {
+        "packets": counters.packets,
+        "bytes": counters.bytes,
+        "drops": {
+            reason.name.lower(): counters.drops[<int> reason]
+            for reason in DropReason
+            if 0 < reason < DROP_REASONS and counters.drops[<int> reason]
+        },
+    }
+
+
+cdef class Engine:
+    """Moves packets between a TUN and a UDP socket.
+
+    `tun_fd` and `udp_fd` are non-blocking and stay the caller's; `icmp_fd` is a raw socket with IP_HDRINCL for answers
+    to dropped packets, or -1 for none. `port` is every peer's UDP port, `vnet_bytes` the size of the virtio-net header
+    on the TUN (0 or 10), `source_check` one of `SOURCE_CHECKS`. Raises MemoryError, OSError, ValueError.
+    """
+
+    cdef Datapath dp
+    cdef const Table *current       # shared with other threads: the table in force
+    cdef uint64_t epoch             # shared: odd while a batch may be reading a table
+    cdef uint8_t *arena
+    cdef object epoll
+    cdef RouteTable table           # keeps `current` alive
+    cdef list retired               # (table, epoch at its retirement)
+
+    def __cinit__(
+        self, int tun_fd, int udp_fd, int icmp_fd, int port, str source_check="strict", uint32_t vnet_bytes=10
+    ):
+        cdef uint32_t i
+        check_sizes()
+        if vnet_bytes not in (0, 10):
+            raise ValueError("vnet_bytes is 0 or 10")
+        if source_check not in SOURCE_CHECKS:
+            raise ValueError(f"source_check is one of {', '.join(SOURCE_CHECKS)}")
+        if not 0 < port < 65536:
+            raise ValueError("port is 1 to 65535")
+        memset(&self.dp, 0, sizeof(self.dp))
+        self.arena = <uint8_t *> calloc(2 * BATCH_MAX, SLOT_BYTES)
+        if self.arena == NULL:
+            raise MemoryError
+        for i in range(<uint32_t> BATCH_MAX):
+            self.dp.outbound.packets[i].slot = self.arena + i * SLOT_BYTES
+            self.dp.inbound.packets[i].slot = self.arena + (BATCH_MAX + i) * SLOT_BYTES
+        self.dp.tun_fd = tun_fd
+        self.dp.udp_fd = udp_fd
+        self.dp.icmp_fd = icmp_fd
+        self.dp.port = htons(<unsigned short> port)
+        self.dp.vnet_bytes = vnet_bytes
+        self.dp.source_check = SOURCE_CHECKS[source_check]
+        self.retired = []
+        self.epoll = select.epoll()
+        self.epoll.register(tun_fd, select.EPOLLIN)
+        self.epoll.register(udp_fd, select.EPOLLIN)
+        self.publish(_empty_table())
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        for i in range(<uint32_t> PEER_CHUNKS_MAX):
+            free(self.dp.peer_chunks[i])
+        free(self.arena)
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when `poll` has work: an epoll descriptor of our own."""
+        return self.epoll.fileno()
+
+    def poll(self, uint32_t budget) -> int:
+        """Move packets until none is waiting or about `budget` were moved; return how many were read.
+
+        Belongs to the engine's thread. Runs without the GIL.
+        """
+        cdef uint32_t moved = 0
+        cdef uint32_t got = 1
+        with nogil:
+            while got and moved < budget:
+                add_word(&self.epoch, 1)
+                self.dp.table = load_table(&self.current)
+                got = outbound_batch(&self.dp) if self.dp.tun_errno == 0 else 0
+                got += inbound_batch(&self.dp)
+                add_word(&self.epoch, 1)
+                moved += got
+        if self.dp.tun_errno and not self.epoll.closed:
+            self._forget_tun()
+        return moved
+
+    def _forget_tun(self) -> None:
+        """Stop watching a TUN that is beyond use, or its EPOLLERR would wake us for ever."""
+        try:
+            self.epoll.unregister(self.dp.tun_fd)
+        except OSError as failed:
+            if failed.errno not in (errno.ENOENT, errno.EBADF):
+                raise
+
+    @property
+    def tun_errno(self) -> int:
+        """The error that made the TUN unusable (EBADFD once it was deleted), 0 while all is well."""
+        return self.dp.tun_errno
+
+    def publish(self, RouteTable table not None) -> None:
+        """Put a table in force, from any thread but only one at a time; batches that start from now on use it."""
+        self._make_room(table.table.n_hops)
+        old = self.table
+        store_table(&self.current, &table.table)
+        self.table = table
+        if old is not None:
+            self.retired.append((old, load_word(&self.epoch)))
+        self.reclaim()
+
+    def reclaim(self) -> int:
+        """Let go of retired tables that no batch can be reading any more; return how many are left."""
+        cdef uint64_t now = load_word(&self.epoch)
+        self.retired = [(table, seen) for table, seen in self.retired if seen % 2 and seen == now]
+        return len(self.retired)
+
+    def counters(self) -> dict:
+        """Return what was forwarded and dropped, in both directions, and the ICMP answers given."""
+        return {
+            "out": direction_as_dict(&self.dp.out_counters),
+            "in": direction_as_dict(&self.dp.in_counters),
+            "icmp": {
+                "sent": self.dp.icmp_counters.sent,
+                "rate_limited": self.dp.icmp_counters.rate_limited,
+                "failed": self.dp.icmp_counters.failed,
+            },
+        }
+
+    def peer_counters(self, uint32_t peer) -> tuple:
+        """Return (packets out, bytes out, packets in, bytes in) of a peer index since the engine was made."""
+        cdef PeerCounters *counted
+        if peer >> PEER_CHUNK_BITS >= PEER_CHUNKS_MAX or self.dp.peer_chunks[peer >> PEER_CHUNK_BITS] == NULL:
+            return (0, 0, 0, 0)
+        counted = counters_of(&self.dp, peer)
+        return (counted.packets_out, counted.bytes_out, counted.packets_in, counted.bytes_in)
+
+    def close(self) -> None:
+        """Close the epoll descriptor. The thread that polls must have stopped."""
+        self.epoll.close()
+
+    cdef int _make_room(self, uint32_t n_hops) except -1:
+        """Have counters for all next hops before the data thread can meet them. Chunks never move or go."""
+        cdef uint32_t chunk
+        if n_hops > <uint32_t> PEER_CHUNK * PEER_CHUNKS_MAX:
+            raise ValueError(f"more than {PEER_CHUNK * PEER_CHUNKS_MAX - FIRST_PEER} peers")
+        for chunk in range((n_hops + PEER_CHUNK - 1) >> PEER_CHUNK_BITS):
+            if self.dp.peer_chunks[chunk] == NULL:
+                self.dp.peer_chunks[chunk] = <PeerCounters *> calloc(PEER_CHUNK, sizeof(PeerCounters))
+                if self.dp.peer_chunks[chunk] == NULL:
+                    raise MemoryError
+        return 0
+
+
+def _empty_table() -> RouteTable:
+    from array import array
+
+    nothing = array("I")
+    return RouteTable(nothing, array("B"), nothing, array("I", [0, 0]))

@@ -1,0 +1,110 @@
+"""ICMP answers to packets that cannot go on (RFC 792, RFC 1812 sections 4.3.2 and 5.2.7)."""
+
+from libc.stdint cimport uint16_t
+from libc.string cimport memcpy, memset
+
+from flannel_udp._fastpath.checksum cimport checksum_of
+from flannel_udp._fastpath.drops cimport KEEP, NO_ROUTE, OWN_SUBNET, TTL_EXPIRED
+from flannel_udp._fastpath.ipv4 cimport header_len, is_unicast, parse
+from flannel_udp._fastpath.packet cimport packet_at
+from flannel_udp._fastpath.wire cimport (
+    FRAG_OFFSET_MASK,
+    IPV4_HEADER_BYTES,
+    IPV4_MAX_BYTES,
+    PROTOCOL_ICMP,
+    IcmpHeader,
+    Ipv4Header,
+    htonl,
+    htons,
+    ntohl,
+    ntohs,
+)
+
+cdef enum:
+    ICMP_HEADER_BYTES = 8
+    TYPE_UNREACHABLE = 3
+    TYPE_SOURCE_QUENCH = 4
+    TYPE_REDIRECT = 5
+    TYPE_TIME_EXCEEDED = 11
+    TYPE_PARAMETER_PROBLEM = 12
+    # RFC 1812 section 4.3.2.5: errors carry precedence 6, internetwork control; the other TOS bits are the original's.
+    PRECEDENCE_INTERNETWORK_CONTROL = 0xc0
+    TOS_BITS = 0x1e
+    ANSWER_TTL = 64
+
+
+cdef bint icmp_allowed(IcmpLimiter *limiter, uint64_t now_ns) noexcept nogil:
+    """Take one token; False where the bucket is empty."""
+    if now_ns > limiter.last_ns:
+        limiter.credit_ns += now_ns - limiter.last_ns
+        limiter.last_ns = now_ns
+        limiter.credit_ns = min(limiter.credit_ns, <uint64_t> ICMP_COST_NS * ICMP_BURST)
+    if limiter.credit_ns < ICMP_COST_NS:
+        return False
+    limiter.credit_ns -= ICMP_COST_NS
+    return True
+
+
+cdef bint may_answer(const Packet *packet, const Ipv4Header *ip) noexcept nogil:
+    """Whether an ICMP error may be sent about this packet at all: RFC 1812 section 4.3.2.7, RFC 1122 section 3.2.2."""
+    cdef uint32_t dst = ntohl(ip.dst)
+    cdef const uint8_t *icmp_type
+    if ntohs(ip.frag) & FRAG_OFFSET_MASK:
+        return False
+    if not is_unicast(dst) or not is_unicast(ntohl(ip.src)):
+        return False
+    if ip.protocol == PROTOCOL_ICMP:
+        icmp_type = packet_at(packet, header_len(ip), 1)
+        if icmp_type == NULL:
+            return False        # cut short: it might have been an error
+        return icmp_type[0] not in (
+            TYPE_UNREACHABLE, TYPE_SOURCE_QUENCH, TYPE_REDIRECT, TYPE_TIME_EXCEEDED, TYPE_PARAMETER_PROBLEM
+        )
+    return True
+
+
+cdef uint32_t icmp_answer(uint8_t *answer, const Packet *packet, DropReason reason, be32 own_addr) noexcept nogil:
+    cdef Ipv4Header *original
+    cdef Ipv4Header *ip = <Ipv4Header *> answer
+    cdef IcmpHeader *icmp = <IcmpHeader *> (answer + IPV4_HEADER_BYTES)
+    cdef uint32_t quoted
+    if parse(packet, &original) != KEEP or not may_answer(packet, original):
+        return 0
+    quoted = min(packet.len, <uint32_t> (ICMP_ERROR_MAX_BYTES - IPV4_HEADER_BYTES - ICMP_HEADER_BYTES))
+
+    memset(answer, 0, IPV4_HEADER_BYTES + ICMP_HEADER_BYTES)
+    if reason == TTL_EXPIRED:
+        icmp.type = TYPE_TIME_EXCEEDED      # code 0: in transit
+    elif reason == NO_ROUTE or reason == OWN_SUBNET:
+        icmp.type = TYPE_UNREACHABLE        # code 0: network, as flanneld answers
+    else:
+        return 0
+    memcpy(answer + IPV4_HEADER_BYTES + ICMP_HEADER_BYTES, packet.data, quoted)
+    icmp.checksum = checksum_of(<uint8_t *> icmp, ICMP_HEADER_BYTES + quoted)
+
+    ip.version_ihl = 0x45
+    ip.tos = (original.tos & <uint8_t> TOS_BITS) | <uint8_t> PRECEDENCE_INTERNETWORK_CONTROL
+    ip.total_len = htons(<uint16_t> (IPV4_HEADER_BYTES + ICMP_HEADER_BYTES + quoted))
+    ip.ttl = ANSWER_TTL
+    ip.protocol = PROTOCOL_ICMP
+    ip.src = own_addr
+    ip.dst = original.src
+    ip.checksum = checksum_of(<uint8_t *> ip, IPV4_HEADER_BYTES)
+    return IPV4_HEADER_BYTES + ICMP_HEADER_BYTES + quoted
+
+
+def answer(bytes packet not None, DropReason reason, uint32_t own_address) -> bytes:
+    """Return the ICMP packet that answers `packet`, dropped for `reason`; empty where none may be sent. For tests.
+
+    `own_address` is in host order.
+    """
+    cdef uint8_t[ICMP_ERROR_MAX_BYTES] buffer
+    cdef Packet view
+    cdef uint32_t n
+    if len(packet) > IPV4_MAX_BYTES:
+        raise ValueError("longer than an IPv4 packet")
+    memset(&view, 0, sizeof(view))
+    view.data = <uint8_t *> <const char *> packet
+    view.len = <uint32_t> len(packet)
+    n = icmp_answer(buffer, &view, reason, htonl(own_address))
+    return (<char *> buffer)[:n]

@@ -1,0 +1,75 @@
+"""The immutable longest-prefix table: look-up inline, building in `routes.pyx`.
+
+A trie with as many bits a level as pay off (level-compressed: Nilsson and Karlsson, "IP-Address Lookup Using
+LC-Tries", 1999). All nodes lie in one array of 32-bit words:
+
+    node at offset o:   [o] stride s     [o + 1 … o + 2^s] one entry for each value of the next s address bits
+    entry:              bit 31 set: a leaf, the rest is the next hop;  clear: the offset of a child node
+
+Shorter prefixes are pushed down into the leaves, so the first leaf met is the longest match. The bits that all routes
+share are compared once and skipped.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t
+
+from flannel_udp._fastpath.wire cimport be32
+
+cdef enum:
+    NO_ROUTE_HOP = 0            # no prefix covers the address
+    OWN_HOP = 1                 # our own subnet
+    FIRST_PEER = 2              # next hops from here on are peer indexes
+
+cdef extern from *:
+    """
+    #define ROUTE_LEAF UINT32_C(0x80000000)
+    """
+    const uint32_t ROUTE_LEAF
+
+cdef struct AddressSlot:
+    be32 addr
+    uint32_t next_hop           # NO_ROUTE_HOP: the slot is free
+
+cdef struct Table:
+    uint32_t shared_bits        # address bits that all routes share, host order
+    uint32_t shared_mask
+    uint32_t shared_len         # how many bits that are; at most 31
+    uint32_t *nodes             # the root is node 0
+    size_t n_words              # used words of `nodes`
+    be32 *peer_addr             # underlay address by next hop
+    uint32_t n_hops             # next hops are below this
+    AddressSlot *by_addr        # hash of the peers' underlay addresses, open addressing
+    uint32_t by_addr_mask       # its size - 1, a power of two - 1
+    be32 own_addr               # flannel0's address: where ICMP answers come from; 0: none, so no answers
+
+
+cdef inline uint32_t lookup(const Table *table, uint32_t address) noexcept nogil:
+    """Return the next hop of the longest prefix that covers `address` (host order), or NO_ROUTE_HOP."""
+    cdef uint32_t offset = 0
+    cdef uint32_t bits = address << table.shared_len
+    cdef uint32_t stride, entry
+    if (address ^ table.shared_bits) & table.shared_mask:
+        return NO_ROUTE_HOP
+    while True:
+        stride = table.nodes[offset]
+        entry = table.nodes[offset + 1 + (bits >> (32 - stride))]
+        if entry & ROUTE_LEAF:
+            return entry & ~ROUTE_LEAF
+        bits <<= stride
+        offset = entry
+
+
+cdef inline uint32_t hash_addr(be32 addr) noexcept nogil:
+    """Spread the bits that differ in a rack's addresses over the word (Fibonacci hashing)."""
+    return (addr * <uint32_t> 0x9e3779b1) >> 7
+
+
+cdef inline uint32_t peer_of(const Table *table, be32 addr) noexcept nogil:
+    """Return the peer index whose underlay address is `addr`, or NO_ROUTE_HOP."""
+    cdef uint32_t i = hash_addr(addr) & table.by_addr_mask
+    while table.by_addr[i].next_hop != NO_ROUTE_HOP and table.by_addr[i].addr != addr:
+        i = (i + 1) & table.by_addr_mask
+    return table.by_addr[i].next_hop
+
+
+cdef class RouteTable:
+    cdef Table table            # the engines read it while they hold a reference to this object

@@ -1,0 +1,82 @@
+"""Header layouts and kernel ABI constants. Multi-byte fields are in network order (be16, be32) unless said otherwise."""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+ctypedef uint16_t be16
+ctypedef uint32_t be32
+
+cdef extern from "<arpa/inet.h>" nogil:
+    uint16_t ntohs(be16 value)
+    uint32_t ntohl(be32 value)
+    be16 htons(uint16_t value)
+    be32 htonl(uint32_t value)
+
+# IPv4 header, RFC 791 section 3.1
+#
+#    0                   1                   2                   3
+#    0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+#   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+#   |Version|  IHL  |      TOS      |         Total Length          |
+#   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+#   |         Identification        |Flags|     Fragment Offset     |
+#   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+#   |      TTL      |   Protocol    |        Header Checksum        |
+#   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+#   |                        Source Address                         |
+#   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+#   |                      Destination Address                      |
+#   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+cdef packed struct Ipv4Header:
+    uint8_t version_ihl     # version << 4 | header length in 32-bit words
+    uint8_t tos
+    be16 total_len          # bytes, header included
+    be16 id
+    be16 frag               # flags << 13 | offset in units of 8 bytes
+    uint8_t ttl
+    uint8_t protocol
+    be16 checksum           # RFC 1071 over the header
+    be32 src
+    be32 dst
+
+# ICMP error messages, RFC 792; next-hop MTU, RFC 1191 section 4
+#
+#   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+#   |     Type      |     Code      |           Checksum            |
+#   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+#   |            unused             |   Next-Hop MTU (type 3/4)     |
+#   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+#   |  the offending packet's IP header and the start of its data   |
+#   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+cdef packed struct IcmpHeader:
+    uint8_t type
+    uint8_t code
+    be16 checksum
+    be16 unused
+    be16 next_hop_mtu
+
+# In front of each packet on a TUN with IFF_VNET_HDR; native byte order (linux/virtio_net.h, struct virtio_net_hdr)
+cdef packed struct VirtioNetHeader:
+    uint8_t flags
+    uint8_t gso_type
+    uint16_t hdr_len
+    uint16_t gso_size
+    uint16_t csum_start
+    uint16_t csum_offset
+
+cdef extern from *:
+    """
+    #define wire_size_is(size, bytes) _Static_assert((size) == (bytes), "wire.pxd: a struct has not its wire size")
+    """
+    void wire_size_is(size_t size, size_t bytes) noexcept nogil
+
+cdef inline void check_sizes() noexcept nogil:
+    """Fail the C compiler, not the program, when a layout above is off."""
+    wire_size_is(sizeof(Ipv4Header), 20)
+    wire_size_is(sizeof(IcmpHeader), 8)
+    wire_size_is(sizeof(VirtioNetHeader), 10)
+
+cdef enum:
+    IPV4_HEADER_BYTES = 20      # without options
+    IPV4_MAX_BYTES = 65535      # total_len is 16 bits wide
+    FRAG_OFFSET_MASK = 0x1fff
+    PROTOCOL_ICMP = 1           # RFC 790

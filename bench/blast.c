@@ -1,0 +1,161 @@
+/* blast: small UDP datagrams as fast as one process sends them, and how many of them arrive.
+ *
+ *   blast send ADDRESS PORT PAYLOAD_BYTES MILLISECONDS
+ *   blast receive ADDRESS PORT WARM_UP_MILLISECONDS WINDOW_MILLISECONDS
+ *
+ * Every datagram is a message of its own to sendmmsg(2): no UDP_SEGMENT, no UDP_GRO, as an application sends them that
+ * knows nothing of either. The receiver prints "ready" once it is bound, lets the warm-up pass after the first datagram,
+ * and counts those that arrive within the window. Both print one JSON object: {"packets": N, "seconds": S}; the receiver
+ * then stays bound, so that the sender's last datagrams meet no closed port, until it is killed.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    BATCH = 64,
+    MAX_PAYLOAD = 1472,
+    MAX_MILLISECONDS = 600000,
+    RECEIVE_BUFFER = 4 << 20, /* bytes: the receiver must not be what loses packets while it is not scheduled */
+    FIRST_PACKET_MS = 5000,
+    LINGER_S = 120, /* the longest stay of a receiver that nobody kills */
+    TICK_MS = 50, /* how long a receive may block before the clock is looked at */
+};
+
+static uint8_t payloads[BATCH][MAX_PAYLOAD];
+static struct iovec vectors[BATCH];
+static struct mmsghdr messages[BATCH];
+
+static void die(const char *what)
+{
+    fprintf(stderr, "blast: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static long parse_number(const char *text, long low, long high)
+{
+    char *end;
+    long number = strtol(text, &end, 10);
+    if (*text == '\0' || *end != '\0' || number < low || number > high) {
+        fprintf(stderr, "blast: %s is no number from %ld to %ld\n", text, low, high);
+        exit(2);
+    }
+    return number;
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static struct sockaddr_in parse_end(const char *address, const char *port)
+{
+    struct sockaddr_in end = {.sin_family = AF_INET, .sin_port = htons((uint16_t)parse_number(port, 1, 65535))};
+    if (inet_pton(AF_INET, address, &end.sin_addr) != 1) {
+        fprintf(stderr, "blast: %s is no IPv4 address\n", address);
+        exit(2);
+    }
+    return end;
+}
+
+static void prepare(size_t payload_len)
+{
+    for (size_t i = 0; i < BATCH; i++) {
+        vectors[i] = (struct iovec){payloads[i], payload_len};
+        messages[i].msg_hdr.msg_iov = &vectors[i];
+        messages[i].msg_hdr.msg_iovlen = 1;
+    }
+}
+
+static void report(uint64_t packets, int64_t elapsed_ms)
+{
+    printf("{\"packets\": %llu, \"seconds\": %.3f}\n", (unsigned long long)packets, (double)elapsed_ms / 1000);
+    fflush(stdout);
+}
+
+static void send_all(int udp, const struct sockaddr_in *to, int64_t duration_ms)
+{
+    uint64_t packets = 0;
+    int64_t started = now_ms(), now = started;
+    if (connect(udp, (const struct sockaddr *)to, sizeof *to) < 0)
+        die("connect");
+    for (; now - started < duration_ms; now = now_ms()) {
+        int n = sendmmsg(udp, messages, BATCH, 0);
+        if (n > 0)
+            packets += (uint64_t)n;
+        else if (errno != ENOBUFS) /* a full queue: lost, go on */
+            die("sendmmsg");
+    }
+    report(packets, now - started);
+}
+
+static int receive_batch(int udp) /* 0 when nothing came for TICK_MS */
+{
+    int n = recvmmsg(udp, messages, BATCH, MSG_WAITFORONE, NULL);
+    if (n < 0 && errno != EAGAIN && errno != EINTR)
+        die("recvmmsg");
+    return n < 0 ? 0 : n;
+}
+
+static void receive_all(int udp, const struct sockaddr_in *at, int64_t warm_up_ms, int64_t window_ms)
+{
+    int size = RECEIVE_BUFFER;
+    struct timeval tick = {.tv_usec = TICK_MS * 1000};
+    if (setsockopt(udp, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size) < 0)
+        die("SO_RCVBUFFORCE");
+    if (setsockopt(udp, SOL_SOCKET, SO_RCVTIMEO, &tick, sizeof tick) < 0)
+        die("SO_RCVTIMEO");
+    if (bind(udp, (const struct sockaddr *)at, sizeof *at) < 0)
+        die("bind");
+    printf("ready\n");
+    fflush(stdout);
+
+    int64_t given_up = now_ms() + FIRST_PACKET_MS;
+    while (receive_batch(udp) == 0)
+        if (now_ms() >= given_up) {
+            report(0, window_ms);
+            return;
+        }
+    int64_t warm = now_ms() + warm_up_ms;
+    while (now_ms() < warm)
+        receive_batch(udp);
+    uint64_t packets = 0;
+    int64_t started = now_ms(), now = started;
+    for (; now - started < window_ms; now = now_ms())
+        packets += (uint64_t)receive_batch(udp);
+    report(packets, now - started);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 6 || (strcmp(argv[1], "send") != 0 && strcmp(argv[1], "receive") != 0)) {
+        fprintf(stderr, "usage: blast send ADDRESS PORT PAYLOAD_BYTES MS | blast receive ADDRESS PORT WARM_UP_MS MS\n");
+        return 2;
+    }
+    struct sockaddr_in end = parse_end(argv[2], argv[3]);
+    int64_t duration_ms = parse_number(argv[5], 1, MAX_MILLISECONDS);
+    int udp = socket(AF_INET, SOCK_DGRAM, 0);
+    if (udp < 0)
+        die("socket");
+    if (strcmp(argv[1], "send") == 0) {
+        prepare((size_t)parse_number(argv[4], 1, MAX_PAYLOAD));
+        send_all(udp, &end, duration_ms);
+    } else {
+        prepare(MAX_PAYLOAD);
+        receive_all(udp, &end, parse_number(argv[4], 0, MAX_MILLISECONDS), duration_ms);
+        alarm(LINGER_S);
+        pause();
+    }
+    close(udp);
+    return 0;
+}

@@ -1,0 +1,148 @@
+"""The contenders: each a lab of two hosts, joined by one cable, with its own way from one to the other.
+
+    fu-NAME-h1  eth0 ─── one veth pair ─── eth0  fu-NAME-h2
+
+Traffic goes from h1's overlay address to h2's (for `bare`, from underlay address to underlay address), so every
+contender crosses the same two namespaces and the same cable; pods would add a bridge and a veth pair to each alike.
+The labs stay up side by side: a contender that is not being measured has nothing to do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from flannel_udp.errors import FlannelError
+from flannel_udp.lab import ethtool
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
+from flannel_udp.lab.plan import UNDERLAY, Plan, parse_subnet_env
+from flannel_udp.lab.probe import ping
+from tests.support.naive import NaivePeer
+
+_CUT = dict.fromkeys(ethtool.TSO + ethtool.GSO + ethtool.USO, False)
+CARDS: Mapping[str, Mapping[str, bool]] = {
+    "whole": {},
+    "wire": _CUT | dict.fromkeys(ethtool.GRO, True),
+    "plain": _CUT | dict.fromkeys(ethtool.GRO, False),
+}
+"""What the hosts' network cards do. `whole`: veth passes super-packets uncut. `wire`: cut on the way out, coalesced on
+the way in, as a plain card does. `plain`: cut, never coalesced."""
+
+SUBNETS = (IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24"))
+_PATH_TRIES = 20
+_PATH_TIMEOUT_S = 0.5
+
+_VXLAN = "flannel.1"
+_VXLAN_VNI = 1
+_VXLAN_PORT = 8472
+_VXLAN_OVERHEAD_BYTES = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
+_VTEP_MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two hosts and the address on which the second is reached through the contender.
+
+    `mtu` is the overlay's in bytes; `daemons` are the processes that carry the packets, none where the kernel does.
+    """
+
+    name: str
+    sender: Host
+    receiver: Host
+    target: IPv4Address
+    mtu: int
+    daemons: tuple[int, ...] = ()
+
+
+@contextmanager
+def _two_hosts(name: str, underlay: str) -> Iterator[tuple[Host, Host]]:
+    """Two lab hosts without agents, and instead of the lab's bridge one cable between them."""
+    plan = Plan(f"bench{os.getpid()}-{name}", hosts=2, pods=0, agents=())
+    with Lab(plan) as lab:
+        first, second = lab.hosts
+        lab.net.configure(*(f"link del {host.name}" for host in lab.hosts))
+        mtu = plan.underlay_mtu
+        first.configure(f"link add eth0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {second.namespace}")
+        for host in lab.hosts:
+            host.configure(f"addr add {host.underlay}/{UNDERLAY.prefixlen} dev eth0", "link set eth0 up")
+            if CARDS[underlay]:
+                ethtool.set_features(host.namespace, "eth0", CARDS[underlay])
+        yield first, second
+
+
+@contextmanager
+def _bare(underlay: str) -> Iterator[Pair]:
+    """No tunnel."""
+    with _two_hosts("bare", underlay) as (sender, receiver):
+        yield Pair("bare", sender, receiver, receiver.underlay, sender.plan.underlay_mtu)
+
+
+@contextmanager
+def _vxlan(underlay: str) -> Iterator[Pair]:
+    """The kernel's VXLAN as flannel sets it up: learning off, route onlink, permanent neighbour, forwarding entry."""
+    with _two_hosts("vxlan", underlay) as hosts:
+        sender, receiver = hosts
+        mtu = sender.plan.underlay_mtu - _VXLAN_OVERHEAD_BYTES
+        for (host, peer), subnet, other, mac, peer_mac in zip(
+            (hosts, hosts[::-1]), SUBNETS, SUBNETS[::-1], _VTEP_MACS, _VTEP_MACS[::-1], strict=True
+        ):
+            host.configure(
+                f"link add {_VXLAN} address {mac} mtu {mtu} type vxlan "
+                f"id {_VXLAN_VNI} dev eth0 local {host.underlay} dstport {_VXLAN_PORT} nolearning",
+                f"addr add {subnet.network_address}/32 dev {_VXLAN}",
+                f"link set {_VXLAN} up",
+                f"route add {other} via {other.network_address} dev {_VXLAN} onlink",
+                f"neigh replace {other.network_address} lladdr {peer_mac} dev {_VXLAN} nud permanent",
+            )
+            host.run(
+                ["bridge", "fdb", "replace", peer_mac, "dev", _VXLAN, "dst", str(peer.underlay), "self", "permanent"]
+            )
+        yield Pair("vxlan", sender, receiver, SUBNETS[1].network_address, mtu)
+
+
+@contextmanager
+def _naive(underlay: str) -> Iterator[Pair]:
+    """A loop in C of one read and one sendto a packet: tests/support/naive_peer.c."""
+    with (
+        _two_hosts("naive", underlay) as (sender, receiver),
+        NaivePeer(sender, SUBNETS[0], {SUBNETS[1]: receiver.underlay}) as near,
+        NaivePeer(receiver, SUBNETS[1], {SUBNETS[0]: sender.underlay}) as far,
+    ):
+        daemons = (near.process.pid, far.process.pid)
+        yield Pair("naive", sender, receiver, SUBNETS[1].network_address, near.mtu, daemons)
+
+
+@contextmanager
+def _ours(underlay: str) -> Iterator[Pair]:
+    """Our agents with default settings and a file registry."""
+    with _two_hosts("ours", underlay) as hosts:
+        sender, receiver = hosts
+        for host in hosts:
+            host.start_agent()
+        for host in hosts:
+            host.wait_ready(AGENT_TIMEOUT_S)
+        near, far = (parse_subnet_env(host.subnet_file.read_text()) for host in hosts)
+        daemons = tuple(pid for host in hosts if (pid := host.agent_pid()) is not None)
+        yield Pair("ours", sender, receiver, far.subnet.network_address, near.mtu, daemons)
+
+
+CONTENDERS: Mapping[str, Callable[[str], AbstractContextManager[Pair]]] = {
+    "bare": _bare,
+    "vxlan": _vxlan,
+    "naive": _naive,
+    "ours": _ours,
+}
+"""By name, what opens the contender on an underlay."""
+
+
+@contextmanager
+def open_contender(name: str, underlay: str) -> Iterator[Pair]:
+    """Open the contender once packets pass. Raises `FlannelError` where they do not."""
+    with CONTENDERS[name](underlay) as pair:
+        if not any(ping(pair.sender, [pair.target], _PATH_TIMEOUT_S)[0] is not None for _ in range(_PATH_TRIES)):
+            raise FlannelError(f"{name}: no ping from {pair.sender.path} to {pair.target} is answered")
+        yield pair

@@ -1,0 +1,112 @@
+"""Who used the processors: the daemons that are measured, the whole machine, and everybody who is no part of the bench.
+
+All figures are CPU seconds from /proc, whose clock ticks SC_CLK_TCK times a second (usually 100).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from flannel_udp.errors import FlannelError
+
+_PROC = Path("/proc")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_KTHREADD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessCpu:
+    """What one process used; `waited_s` is what its ended and collected children used before."""
+
+    parent: int
+    own_s: float
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MachineCpu:
+    """What all processors did. `stolen_s` is what the hypervisor gave to other virtual machines."""
+
+    busy_s: float
+    stolen_s: float
+
+
+def parse_process(text: str) -> ProcessCpu:
+    """Return what /proc/PID/stat says, proc(5). The name in the second field may hold blanks and parentheses."""
+    fields = text.rpartition(")")[2].split()  # fields[0] is the third field of proc(5), the state
+    utime, stime, cutime, cstime = (int(field) for field in fields[11:15])
+    return ProcessCpu(int(fields[1]), (utime + stime) / _TICKS_PER_S, (cutime + cstime) / _TICKS_PER_S)
+
+
+def parse_machine(text: str) -> MachineCpu:
+    """Return what the first line of /proc/stat says, proc(5); guests are contained in user."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in text.split()[1:9])
+    return MachineCpu((user + nice + system + irq + softirq) / _TICKS_PER_S, steal / _TICKS_PER_S)
+
+
+def read_machine() -> MachineCpu:
+    """Return what all processors did since the machine started."""
+    return parse_machine((_PROC / "stat").read_text())
+
+
+def daemons_cpu_s(pids: Iterable[int]) -> float:
+    """Return what the daemons used since they started, all threads. Raises `FlannelError` if one has ended."""
+    try:
+        return sum(parse_process((_PROC / str(pid) / "stat").read_text()).own_s for pid in pids)
+    except (FileNotFoundError, ProcessLookupError) as gone:
+        raise FlannelError(f"a daemon ended while it was measured: {gone.filename} is gone") from None
+
+
+def foreign_cpu_s(processes: Mapping[int, ProcessCpu], ours: int) -> float:
+    """Return what was used by the processes that are neither kernel threads nor `ours` nor descended from it.
+
+    Kernel threads are left out because they move the packets that are measured. Collected children are counted with
+    their parent, so a process that came and went since the last reading is seen all the same.
+    """
+
+    def is_foreign(pid: int) -> bool:
+        while pid not in (0, 1):
+            if pid in (ours, _KTHREADD):
+                return False
+            pid = processes[pid].parent if pid in processes else 0  # a parent that was gone when its turn came
+        return True
+
+    return sum(process.own_s + process.waited_s for pid, process in processes.items() if is_foreign(pid))
+
+
+def read_processes() -> dict[int, ProcessCpu]:
+    """Return all processes of the machine."""
+    processes = {}
+    for entry in _PROC.iterdir():
+        if entry.name.isdecimal():
+            try:
+                processes[int(entry.name)] = parse_process((entry / "stat").read_text())
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended meanwhile
+    return processes
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignWatch:
+    """A moment from which on the load of others is watched."""
+
+    at_s: float
+    used_s: float
+
+    @classmethod
+    def start(cls) -> Self:
+        """Begin to watch."""
+        return cls(time.monotonic(), _used_by_others_s())
+
+    def share(self) -> float:
+        """Return what others used since, as a share of one processor: 1.0 is one processor kept busy."""
+        return max(_used_by_others_s() - self.used_s, 0.0) / (time.monotonic() - self.at_s)
+
+
+def _used_by_others_s() -> float:
+    return foreign_cpu_s(read_processes(), os.getpid()) + read_machine().stolen_s

@@ -1,0 +1,124 @@
+"""From samples to medians, ratios, a table and a JSON document. Pure but for the table, which is rich's."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from bench.measure import Values
+
+OURS = "ours"
+BASELINES = ("vxlan", "naive")
+"""What ours is compared with."""
+
+Medians = Mapping[str, Mapping[str, float]]
+"""Metric → contender → median of the accepted samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One run of one measure on one contender. `foreign` is what others used meanwhile, as a share of one processor."""
+
+    round: int
+    contender: str
+    measure: str
+    foreign: float
+    accepted: bool
+    values: Values
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A row of the table: how a value is named there, and in which direction it is better."""
+
+    name: str
+    title: str
+    higher_is_better: bool
+    digits: int
+
+
+METRICS = (
+    Metric("tcp1_gbit_s", "TCP, 1 stream, Gbit/s", True, 2),
+    Metric("tcp4_gbit_s", "TCP, 4 streams, Gbit/s", True, 2),
+    Metric("udp64_kpps", "UDP 64 B delivered at saturation, kpps", True, 0),
+    Metric("rtt_p50_us", "ping p50, µs", False, 0),
+    Metric("rtt_p99_us", "ping p99, µs", False, 0),
+    Metric("tcp1_daemons_cpu_s_per_gb", "CPU of the daemons, s per GB (TCP, 1 stream)", False, 2),
+    Metric("tcp1_machine_cpu_s_per_gb", "CPU of the machine, s per GB (TCP, 1 stream)", False, 2),
+)
+
+
+def medians(samples: Sequence[Sample]) -> Medians:
+    """Return the median of every value over the accepted samples, where there is any."""
+    collected: dict[str, dict[str, list[float]]] = {}
+    for sample in samples:
+        if sample.accepted:
+            for name, value in sample.values.items():
+                collected.setdefault(name, {}).setdefault(sample.contender, []).append(value)
+    return {
+        name: {contender: statistics.median(values) for contender, values in by_contender.items()}
+        for name, by_contender in collected.items()
+    }
+
+
+def ratios(of: Medians) -> dict[str, dict[str, float | None]]:
+    """Return ours divided by each baseline, metric by metric; ``None`` where one is missing or the baseline is 0."""
+    return {
+        name: {baseline: _ratio(by_contender, baseline) for baseline in BASELINES} for name, by_contender in of.items()
+    }
+
+
+def _ratio(by_contender: Mapping[str, float], baseline: str) -> float | None:
+    ours, theirs = by_contender.get(OURS), by_contender.get(baseline)
+    return ours / theirs if ours is not None and theirs else None
+
+
+def n_rejected(samples: Sequence[Sample]) -> int:
+    """Return how many samples were not used."""
+    return sum(not sample.accepted for sample in samples)
+
+
+def document(
+    machine: Mapping[str, Any], options: Mapping[str, Any], mtus: Mapping[str, int], samples: Sequence[Sample]
+) -> dict[str, Any]:
+    """Return everything about a run, ready for JSON. `mtus` are the contenders' overlay MTUs in bytes."""
+    of = medians(samples)
+    return {
+        "machine": dict(machine),
+        "options": dict(options),
+        "mtus": dict(mtus),
+        "samples": [dataclasses.asdict(sample) for sample in samples],
+        "rejected": n_rejected(samples),
+        "medians": of,
+        "ratios": ratios(of),
+    }
+
+
+def table(samples: Sequence[Sample], contenders: Sequence[str], title: str) -> Table:
+    """Return the medians, a row a metric, with the ratios of ours to the baselines."""
+    of = medians(samples)
+    against = ratios(of)
+    result = Table(title=title, title_justify="left")
+    result.add_column("median")
+    result.add_column("better")
+    for heading in (*contenders, *(f"{OURS} / {baseline}" for baseline in BASELINES)):
+        result.add_column(heading, justify="right")
+    for metric in METRICS:
+        by_contender = of.get(metric.name, {})
+        compared = against.get(metric.name, {})
+        result.add_row(
+            metric.title,
+            "more" if metric.higher_is_better else "less",
+            *(_cell(by_contender.get(contender), metric.digits) for contender in contenders),
+            *(_cell(compared.get(baseline), 2) for baseline in BASELINES),
+        )
+    return result
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,163 @@
+#!/bin/sh
+# From a fresh machine to pods that talk (`./bootstrap.sh lab`), and to all tests (`./bootstrap.sh test`).
+# Everything lands in .venv, build and .tox of this folder, but for missing packages, which apt installs when root runs this.
+set -eu
+
+usage="usage: ./bootstrap.sh lab [ARGUMENT...]    show two hosts whose pods talk; arguments of: flannel-udp lab demo
+       ./bootstrap.sh test [ARGUMENT...]   run all tests; arguments of: tox
+       ./bootstrap.sh help
+
+Installs what is missing (on Debian and Ubuntu, as root; elsewhere it says what), builds, runs. Again it is quick."
+
+cd "$(dirname "$0")"
+PATH="$PATH:/usr/sbin:/sbin" # where ip lives; a plain `su` leaves them out
+log=build/bootstrap.log
+python=""
+missing=""
+
+say() {
+    printf 'bootstrap: %s\n' "$*" >&2
+}
+
+fail() {
+    say "$*"
+    exit 1
+}
+
+# step TEXT COMMAND...: announce and run; a failure is one line, with the command's last one in it.
+step() {
+    say "$1"
+    what=$1
+    shift
+    "$@" >>"$log" 2>&1 || fail "failed: $what: $(grep . "$log" | tail -n 1) (all of it: $log)"
+}
+
+# need PACKAGES CHECK...: note the packages as missing unless the check succeeds.
+need() {
+    packages=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing="$missing $packages"
+}
+
+find_python() {
+    for candidate in python3.14 python3.13 python3.12 python3.11 python3; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            python=$candidate
+            return
+        fi
+    done
+    return 1
+}
+
+compiles() {
+    printf '#include <stdio.h>\nint main(void) { return 0; }\n' | gcc -x c -o /dev/null -
+}
+
+has_python_headers() {
+    "$python" -c 'import os, sysconfig; os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))'
+}
+
+need_for_building() {
+    need "gcc libc6-dev" compiles
+    if find_python; then
+        name=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+        need "$name-venv" "$python" -c 'import ensurepip'
+        need "$name-dev" has_python_headers
+    else
+        missing="$missing python"
+    fi
+}
+
+need_for_lab() {
+    need iproute2 command -v ip
+    need iputils-ping command -v ping
+}
+
+need_for_tests() {
+    need etcd-server command -v etcd
+    need etcd-client command -v etcdctl
+    need openssl command -v openssl
+    need socat command -v socat
+    need shellcheck command -v shellcheck
+}
+
+install_missing() {
+    [ -n "$missing" ] || return 0
+    case " $missing " in *" python "*) wanted="Python 3.11 or later with its -venv and -dev packages, and:" ;; *) wanted="" ;; esac
+    named="$wanted$(printf '%s' "$missing" | sed 's/ python$//; s/ python / /')"
+    command -v apt-get >/dev/null || fail "install these (Debian's names) and run this again: $named"
+    [ "$(id -u)" = 0 ] || fail "run this as root once, or install: $named (sudo apt-get install ...)"
+    export DEBIAN_FRONTEND=noninteractive
+    step "reading the package lists" apt-get update
+    packages=""
+    for package in $missing; do
+        if [ "$package" = python ]; then
+            package=$(newest_packaged_python)
+        fi
+        packages="$packages $package"
+    done
+    # shellcheck disable=SC2086 # a list of words
+    step "installing with apt:$packages" apt-get install -y --no-install-recommends $packages
+    case $packages in *etcd-server*) say "note: Debian starts an etcd of its own now (systemctl disable --now etcd)" ;; esac
+    find_python || fail "there is no Python 3.11 or later"
+}
+
+newest_packaged_python() {
+    for name in python3.14 python3.13 python3.12 python3.11; do
+        if apt-cache show "$name-venv" >/dev/null 2>&1; then
+            echo "$name $name-venv $name-dev"
+            return
+        fi
+    done
+    fail "this release has no package of Python 3.11 or later: install one and run this again"
+}
+
+make_venv() {
+    if ! .venv/bin/python -c '' 2>/dev/null; then
+        step "making .venv with $python" "$python" -m venv --clear .venv
+    fi
+}
+
+# once STAMP INPUTS TEXT COMMAND...: run the step unless it succeeded before with the same inputs.
+once() {
+    stamp=.venv/$1
+    inputs=$2
+    shift 2
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$inputs" ]; then
+        step "$@"
+        printf '%s\n' "$inputs" >"$stamp"
+    fi
+}
+
+lab() {
+    [ "$(id -u)" = 0 ] || fail "a lab is made of network namespaces: run it as root"
+    need_for_building
+    need_for_lab
+    install_missing
+    make_venv
+    inputs=$(cat setup.py pyproject.toml _fastpath/*.pyx _fastpath/*.pxd | cksum)
+    once built "$inputs" "building flannel-udp, about a minute" .venv/bin/pip install --editable .
+    exec .venv/bin/flannel-udp lab demo "$@"
+}
+
+run_tests() {
+    [ "$(id -u)" = 0 ] || say "not root: tests that need network namespaces will be skipped"
+    need_for_building
+    need_for_lab
+    need_for_tests
+    install_missing
+    make_venv
+    once tox "tox>=4.21,<5" "installing tox" .venv/bin/pip install "tox>=4.21,<5"
+    exec .venv/bin/tox run "$@"
+}
+
+mkdir -p build
+: >"$log"
+command=${1:-help}
+[ $# = 0 ] || shift
+case $command in
+lab) lab "$@" ;;
+test) run_tests "$@" ;;
+help | -h | --help) printf '%s\n' "$usage" ;;
+*) fail "unknown command '$command' (see: ./bootstrap.sh help)" ;;
+esac

@@ -1,0 +1,182 @@
+"""The local control socket: HTTP over a unix socket that only its owner may open.
+
+``GET /v1/status``, ``/v1/peers`` and ``/v1/route?address=A`` answer with the documents of `shapes`; whatever goes wrong
+answers ``{"error": "one line"}`` and a status of 400 or more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+from typing import Protocol
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from flannel_udp.admin.shapes import PeerRow, Route, Status
+from flannel_udp.errors import FlannelError, UsageError
+
+logger = logging.getLogger(__name__)
+
+_SHUTDOWN_TIMEOUT_S = 0.2
+"""How long an answer that nobody reads may hold up the agent's end; aiohttp waits that long up to twice."""
+_CONNECT_TIMEOUT_S = 1.0
+_BACKLOG = 16
+_UCRED = struct.Struct("=iII")  # struct ucred of unix(7): pid, uid, gid
+
+
+class StatusSource(Protocol):
+    """Who knows the answers: the daemon. Called on the event loop, so it must not block."""
+
+    def status(self) -> Status:
+        """Return the agent's state at this moment."""
+        ...
+
+    def peers(self) -> list[PeerRow]:
+        """Return one row a peer, in the order of their subnets."""
+        ...
+
+    def route(self, address: IPv4Address) -> Route:
+        """Return where a packet for `address` would go, and why."""
+        ...
+
+
+@asynccontextmanager
+async def control_server(path: Path, source: StatusSource) -> AsyncIterator[None]:
+    """Answer on the unix socket `path` (mode 0600); what a killed run left there is taken over.
+
+    Raises `FlannelError` when another agent answers there or the socket cannot be made, `UsageError` for a path that
+    no unix socket can have.
+    """
+    listener, made = _listen(path)
+    try:
+        runner = web.AppRunner(
+            _application(source), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_TIMEOUT_S
+        )
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+            yield
+        finally:
+            await runner.cleanup()
+    finally:
+        listener.close()
+        _remove(path, made)
+
+
+def _application(source: StatusSource) -> web.Application:
+    async def status(_request: web.Request) -> web.Response:
+        return web.json_response(source.status())
+
+    async def peers(_request: web.Request) -> web.Response:
+        return web.json_response(source.peers())
+
+    async def route(request: web.Request) -> web.Response:
+        text = request.query.get("address", "")
+        try:
+            address = IPv4Address(text)
+        except AddressValueError:
+            return _error(400, f"address={text[:60]!r} is not an IPv4 address: ask for /v1/route?address=10.1.16.5")
+        return web.json_response(source.route(address))
+
+    app = web.Application(middlewares=[_errors_as_json])
+    app.add_routes([web.get("/v1/status", status), web.get("/v1/peers", peers), web.get("/v1/route", route)])
+    return app
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return _error(error.status, f"{request.method} {request.path}: {error.reason}")
+    except FlannelError as error:
+        return _error(503, str(error))
+    except Exception:
+        logger.exception("answering %s on the control socket failed", request.path)
+        return _error(500, "internal error: see the agent's log")
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.json_response({"error": message}, status=status)
+
+
+def _listen(path: Path) -> tuple[socket.socket, os.stat_result]:
+    """Return a socket that listens on `path`, mode 0600 from its first moment, and which file that is."""
+    try:
+        _make_directory(path.parent)
+        with _locked(path.parent):
+            _remove_stale(path)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                # Linux gives the file the mode of the socket it is bound from: no window as with a chmod afterwards.
+                os.fchmod(listener.fileno(), 0o600)
+                listener.bind(str(path))
+                # Still under the lock: a socket that is bound and does not listen yet looks like a dead one.
+                listener.listen(_BACKLOG)
+                return listener, path.lstat()
+            except BaseException:
+                listener.close()
+                raise
+    except OSError as error:
+        # Python itself refuses a path that is too long for sockaddr_un, without a number.
+        if error.errno is None:
+            raise UsageError(f"--control-socket={path}: {error}: choose a shorter one") from error
+        raise FlannelError(f"cannot make the control socket {path}: {error.strerror}") from error
+
+
+def _make_directory(directory: Path) -> None:
+    """Make the directory 0755 whatever the umask: subnet.env, which everybody may read, is its usual neighbour."""
+    if not directory.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o755)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Let one agent at a time look at, remove and make sockets here; the lock is the directory, so no file is left."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket of a killed run. Raises `FlannelError` if somebody listens, or if it is not a socket at all."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FlannelError(f"{path} exists and is not a socket: remove it or choose another --control-socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_CONNECT_TIMEOUT_S)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except TimeoutError:
+            # It listens and is too busy to accept, which a dead one cannot be.
+            raise FlannelError(f"another flannel-udp is running (on {path}) and does not answer") from None
+        # The credentials of whoever called listen(); the pid is 0 if it lives in a pid namespace we do not see.
+        pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    raise FlannelError(f"another flannel-udp is running (pid {pid}, on {path}): stop it first")
+
+
+def _remove(path: Path, made: os.stat_result) -> None:
+    """Remove our socket file, unless somebody put another in its place meanwhile."""
+    with suppress(FileNotFoundError), _locked(path.parent):
+        now = path.lstat()
+        if (now.st_dev, now.st_ino) == (made.st_dev, made.st_ino):
+            path.unlink()

@@ -1,0 +1,64 @@
+"""``/healthz`` and ``/readyz`` for probes, such as Kubernetes' and load balancers'."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from flannel_udp.errors import FlannelError, UsageError
+
+_SHUTDOWN_TIMEOUT_S = 0.2
+"""How long an answer that nobody reads may hold up the agent's end (aiohttp's default is a minute)."""
+
+
+@asynccontextmanager
+async def health_server(ip: str, port: int, is_ready: Callable[[], bool]) -> AsyncIterator[None]:
+    """Serve ``GET /healthz`` (200 while the process lives) and ``GET /readyz`` (200 or 503, as `is_ready` says).
+
+    Port 0 means off: nothing listens. Raises `UsageError` for an `ip` or `port` that cannot be one, `FlannelError` when
+    it cannot be listened on.
+    """
+    _check(ip, port)
+    if port == 0:
+        yield
+        return
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n") if is_ready() else web.Response(status=503, text="not ready\n")
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
+    await runner.setup()
+    try:
+        await _listen(runner, ip, port)
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def _check(ip: str, port: int) -> None:
+    try:
+        ipaddress.ip_address(ip)
+    except ValueError as error:
+        raise UsageError(f"--healthz-ip={ip}: not an IP address") from error
+    if not 0 <= port <= 65_535:
+        raise UsageError(f"--healthz-port={port}: not a port, 0 (off) to 65535")
+
+
+async def _listen(runner: web.AppRunner, ip: str, port: int) -> None:
+    try:
+        await web.TCPSite(runner, ip, port).start()
+    except OSError as error:
+        # asyncio wraps the kernel's words in its own, so they are taken from the number.
+        reason = os.strerror(error.errno or 0)
+        raise FlannelError(
+            f"cannot serve health on {ip} port {port}: {reason}: choose another --healthz-ip or --healthz-port"
+        ) from error

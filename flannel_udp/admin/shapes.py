@@ -1,0 +1,98 @@
+"""The documents of the control socket: what ``status``, ``peers`` and ``route get`` print with ``--json``.
+
+Addresses and subnets are text as flannel writes them (``10.1.15.0/24``); counts start at 0 with the process.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+Verdict = Literal["peer", "own subnet", "no route", "outside network"]
+
+
+class NetDevice(TypedDict):
+    """The external interface or the tunnel device; ``mtu`` in bytes."""
+
+    name: str
+    address: str
+    mtu: int
+
+
+class BackendFacts(TypedDict):
+    """How packets travel; ``port`` is the UDP port every host listens on."""
+
+    type: str
+    port: int
+
+
+class LeaseFacts(TypedDict):
+    """Our lease: ``expires_in_s`` is ``None`` for a reservation, which never expires."""
+
+    key: str
+    expires_in_s: float | None
+    reserved: bool
+
+
+class DirectionCounters(TypedDict):
+    """Inner packets and bytes carried in one direction, and the packets dropped, by reason."""
+
+    packets: int
+    bytes: int
+    drops: dict[str, int]
+
+
+# "in" is a keyword, so this one cannot be written as a class.
+Counters = TypedDict("Counters", {"out": DirectionCounters, "in": DirectionCounters})
+
+
+class Status(TypedDict):
+    """The agent at one moment; what it does not know yet is ``None``.
+
+    ``state`` is a phrase ("waiting for configuration", "waiting for a lease", "running"); ``ready`` is what /readyz
+    says; ``revision`` is the registry's that the peers are at.
+    """
+
+    version: str
+    pid: int
+    uptime_s: float
+    state: str
+    ready: bool
+    registry: str
+    network: str | None
+    subnet: str | None
+    public_ip: str | None
+    interface: NetDevice | None
+    tunnel: NetDevice | None
+    backend: BackendFacts | None
+    lease: LeaseFacts | None
+    peers: int
+    revision: int | None
+    counters: Counters | None
+
+
+class PeerRow(TypedDict):
+    """One peer: its subnet, where it is dialled, and the inner packets and bytes exchanged with it."""
+
+    subnet: str
+    public_ip: str
+    packets_out: int
+    bytes_out: int
+    packets_in: int
+    bytes_in: int
+
+
+class Route(TypedDict):
+    """Where a packet for ``address`` goes; ``reason`` is one sentence saying why, or why nowhere.
+
+    ``subnet`` is the lease that covers it; ``public_ip``, ``port`` (the peer's), ``interface`` and ``tunnel`` (device
+    names) are there for the verdict "peer".
+    """
+
+    address: str
+    verdict: Verdict
+    reason: str
+    subnet: NotRequired[str]
+    public_ip: NotRequired[str]
+    port: NotRequired[int]
+    interface: NotRequired[str]
+    tunnel: NotRequired[str]

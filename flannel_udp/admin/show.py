@@ -1,0 +1,126 @@
+"""The control socket's documents for human eyes; colours appear on a terminal only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from flannel_udp.admin.shapes import Counters, LeaseFacts, NetDevice, PeerRow, Route, Status
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDTH = 1_000
+"""Columns: enough that rich never wraps or cuts a line; a narrow terminal wraps by itself, `grep` sees it whole."""
+
+
+def show_json(document: Any, stream: TextIO) -> None:
+    """Write the document as it came, indented."""
+    stream.write(json.dumps(document, indent=2) + "\n")
+
+
+def show_status(status: Status, stream: TextIO) -> None:
+    """Write the status as a page of names and values; what is not known yet is left out."""
+    from rich.text import Text  # noqa: PLC0415 - rich is slow to import, and --json does without
+
+    console = _console(stream)
+    for name, value in _status_lines(status):
+        style = "" if name != "state" else "green" if status["ready"] else "yellow"
+        # Text, never markup: a value may hold square brackets.
+        console.print(Text.assemble((f"{name:<11}", "bold"), (value, style)))
+
+
+def show_peers(peers: Sequence[PeerRow], stream: TextIO) -> None:
+    """Write one line a peer, in the order given."""
+    from rich.table import Table  # noqa: PLC0415 - as above
+    from rich.text import Text  # noqa: PLC0415 - as above
+
+    console = _console(stream)
+    if not peers:
+        console.print("no peers")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("subnet", "public ip"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("packets out", "bytes out", "packets in", "bytes in"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for peer in peers:
+        counts = (peer["packets_out"], peer["bytes_out"], peer["packets_in"], peer["bytes_in"])
+        table.add_row(*(Text(text) for text in (peer["subnet"], peer["public_ip"], *map(_number, counts))))
+    console.print(table)
+
+
+def show_route(route: Route, stream: TextIO) -> None:
+    """Write the route in the manner of `ip route get`, and the reason below it."""
+    from rich.text import Text  # noqa: PLC0415 - as above
+
+    console = _console(stream)
+    way, style = f"{route['verdict']} {route.get('subnet', '')}".rstrip(), "yellow"
+    if route["verdict"] == "peer":
+        via = f"{route.get('public_ip')}:{route.get('port')} dev {route.get('interface')}"
+        way, style = f"via {via} tunnel {route.get('tunnel')} subnet {route.get('subnet')}", "green"
+    console.print(Text.assemble((route["address"], "bold"), " ", (way, style)))
+    console.print(Text(f"    {route['reason']}"))
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console  # noqa: PLC0415 - as above
+
+    return Console(file=stream, highlight=False, width=_WIDTH)
+
+
+def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
+    yield "state", f"{status['state']} ({'ready' if status['ready'] else 'not ready'})"
+    yield "agent", f"flannel-udp {status['version']}, pid {status['pid']}, up {_duration(status['uptime_s'])}"
+    yield "registry", status["registry"] + _optional(", revision {}", status["revision"])
+    for name, fact in (
+        ("network", status["network"]),
+        ("subnet", status["subnet"]),
+        ("public ip", status["public_ip"]),
+        ("interface", _device(status["interface"])),
+        ("tunnel", _device(status["tunnel"])),
+        ("backend", status["backend"] and f"{status['backend']['type']}, port {status['backend']['port']}"),
+        ("lease", _lease(status["lease"])),
+    ):
+        if fact:
+            yield name, fact
+    yield "peers", str(status["peers"])
+    if status["counters"]:
+        yield from _counter_lines(status["counters"])
+
+
+def _counter_lines(counters: Counters) -> Iterator[tuple[str, str]]:
+    for name, direction in (("out", counters["out"]), ("in", counters["in"])):
+        yield name, f"{_number(direction['packets'])} packets, {_number(direction['bytes'])} bytes"
+        for reason, count in direction["drops"].items():
+            if count:
+                yield "", f"{_number(count)} dropped: {reason}"
+
+
+def _device(device: NetDevice | None) -> str | None:
+    return device and f"{device['name']}, address {device['address']}, mtu {device['mtu']}"
+
+
+def _lease(lease: LeaseFacts | None) -> str | None:
+    if lease is None:
+        return None
+    if lease["expires_in_s"] is None:
+        return f"{lease['key']}, a reservation, never expires"
+    return f"{lease['key']}, expires in {_duration(lease['expires_in_s'])}"
+
+
+def _optional(template: str, value: object) -> str:
+    return "" if value is None else template.format(value)
+
+
+def _number(value: int) -> str:
+    return f"{value:,}"
+
+
+def _duration(seconds: float) -> str:
+    """Return the two largest units: "2 d 3 h", "3 h 12 min", "12 min 5 s", "5 s"."""
+    whole = max(0, int(seconds))
+    units = (("d", whole // 86_400), ("h", whole // 3_600 % 24), ("min", whole // 60 % 60), ("s", whole % 60))
+    first = next((i for i, (_, count) in enumerate(units) if count), len(units) - 1)
+    return " ".join(f"{count} {unit}" for unit, count in units[first : first + 2])

@@ -1,0 +1,159 @@
+"""From the words of the command line and the environment to values: Go's spelling, argparse, checks, `Options`.
+
+argparse splits the words and writes the help; it does not know Go's spelling, so `gnu_spelling` translates first. A
+flag's text is read by the flag's own parser, in one place for command line and environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from flannel_udp.errors import UsageError
+from flannel_udp.flags import AGENT_FLAGS, GO_BOOLS, Flag
+from flannel_udp.options import EtcdOptions, InterfaceOptions, Options
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+Values = Mapping[str, Any]
+"""Values by flag name; a flag that nobody gave is absent."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line, a `UsageError`, instead of a usage text and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the one line."""
+        raise UsageError(f"{message} (see: {self.prog} --help)")
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help. argparse's own hides what goes wrong in writing."""
+        (file or sys.stdout).write(self.format_help())
+
+
+def make_parser(prog: str, usage: str, description: str, epilog: str = "") -> Parser:
+    """Return a parser that takes no abbreviations and prints its texts as they are."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return Parser(prog, usage, description, epilog, formatter_class=formatter, allow_abbrev=False)
+
+
+def add_flags(parser: Parser, title: str, flags: Iterable[Flag]) -> None:
+    """Add a titled group of flags; each collects the texts it is given, in order."""
+    group = parser.add_argument_group(title)
+    for flag in flags:
+        # For a switch nargs="?" shows the value as optional, and "=" before its name that there is no other way to
+        # give it.
+        group.add_argument(
+            flag.spelling,
+            dest=flag.name,
+            action="append",
+            nargs="?" if flag.switch else None,
+            metavar=f"={flag.metavar}" if flag.switch else flag.metavar,
+            help=_help_text(flag),
+        )
+
+
+def _help_text(flag: Flag) -> str:
+    if not flag.help:
+        return argparse.SUPPRESS
+    text = flag.help
+    if flag.repeatable:
+        text += "; may be repeated"
+    if flag.default_text:
+        text += f" (default {flag.default_text})"
+    if flag.missing:
+        text += " [not available yet]"
+    return text
+
+
+def read_arguments(parser: Parser, words: Sequence[str], flags: Sequence[Flag], environ: Mapping[str, str]) -> Values:
+    """Return what the words and the environment say; a positional argument goes by its own name.
+
+    Raises `UsageError`, which never shows the text of a secret flag.
+    """
+    namespace, extra = parser.parse_known_args(gnu_spelling(words, flags))
+    if extra:
+        # A password with a space in it, left unquoted, ends up here: show nothing then.
+        shown = "" if any(getattr(namespace, flag.name) for flag in flags if flag.secret) else f" {extra[0]!r}"
+        hint = ": a switch takes its value after '='" if extra[0] in GO_BOOLS else ""
+        parser.error(f"unexpected argument{shown}{hint}")
+    given: dict[str, Any] = {}
+    texts: dict[str, Any] = vars(namespace)
+    for flag in flags:
+        from_words = texts.pop(flag.name)
+        variable = environ.get(flag.variable, "") if flag.in_environment else ""
+        if from_words is not None:
+            given[flag.name] = _read(flag, from_words, flag.spelling)
+        elif variable:
+            given[flag.name] = _read(flag, [variable], f"environment variable {flag.variable}")
+    return given | texts
+
+
+def gnu_spelling(words: Sequence[str], flags: Iterable[Flag]) -> list[str]:
+    """Rewrite Go's spelling for argparse: `-name=value`, `--name=value` and `-name value` become `--name=value`.
+
+    As in Go the next word is the value whatever it looks like, and a switch never takes it. Raises `UsageError` for an
+    unknown flag and a missing value.
+    """
+    known = {flag.name: flag for flag in flags}
+    rewritten: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            return [*rewritten, word, *rest]
+        name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
+        if not word.startswith("-") or word == "-":
+            rewritten.append(word)
+        elif name in ("h", "help", "version"):
+            rewritten.append("--version" if name == "version" else "--help")
+        elif name not in known:
+            raise UsageError(f"unknown flag {_without_secret(name, known.values())!r}{did_you_mean(name, known, '--')}")
+        else:
+            flag = known[name]
+            if not equals:
+                text = "true" if flag.switch else next(rest, None)
+                if text is None:
+                    raise UsageError(f"{flag.spelling} needs a value: {flag.spelling}={flag.metavar}")
+                value = text
+            rewritten.append(f"{flag.spelling}={value}")
+    return rewritten
+
+
+def _without_secret(name: str, flags: Iterable[Flag]) -> str:
+    """Return an unknown flag as it may be shown: `--etcd-password:hunter2` ends before the secret."""
+    for flag in flags:
+        if flag.secret and flag.name in name:
+            return flag.spelling
+    return f"--{name}"
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a hint for a near miss; empty when nothing is near."""
+    near = get_close_matches(word, list(known), n=1)
+    return f": did you mean {prefix}{near[0]}?" if near else ""
+
+
+def _read(flag: Flag, texts: Sequence[str], source: str) -> Any:
+    """Return the value of a flag's texts: all of a repeatable flag's, else the last, as in Go."""
+    try:
+        values = [flag.parse(text) for text in texts]
+    except ValueError as error:
+        raise UsageError(f"{source}: {error}") from None
+    if flag.missing and values[-1]:
+        raise UsageError(f"{source}: {flag.missing} is not available yet; leave the flag out")
+    # flanneld: an empty --iface matches the default interface, which is what is left when none is given.
+    return tuple(filter(None, values)) if flag.repeatable else values[-1]
+
+
+def to_options(given: Values) -> Options:
+    """Return the options of a run; what was not given has the default of `Options`."""
+    parts: dict[str, dict[str, Any]] = {"": {}, "etcd": {}, "interface": {}}
+    for flag in AGENT_FLAGS:
+        if flag.field and flag.name in given:
+            part, _, field = flag.field.rpartition(".")
+            parts[part][field] = given[flag.name]
+    return Options(etcd=EtcdOptions(**parts["etcd"]), interface=InterfaceOptions(**parts["interface"]), **parts[""])

@@ -1,0 +1,138 @@
+"""The command line: `flannel-udp` alone is the agent with flanneld's flags; `flannel-udp COMMAND` is everything else.
+
+Whatever a command needs is imported when it runs, so that `--help`, `--version` and mistakes answer at once.
+"""
+# ruff: noqa: PLC0415 (imports inside functions are this module's purpose: see above)
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+
+from flannel_udp import __version__
+from flannel_udp.arguments import add_flags, did_you_mean, make_parser, read_arguments, to_options
+from flannel_udp.commands import COMMANDS, Command
+from flannel_udp.errors import ConfigError, FlannelError, UsageError
+from flannel_udp.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS
+from flannel_udp.options import Options
+
+LAB_SUMMARY = "build hosts and pods in network namespaces, to try and to test"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
+    try:
+        try:
+            code = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        except SystemExit as stop:  # how argparse ends --help and --version
+            code = int(stop.code or 0)
+        sys.stdout.flush()
+    except FlannelError as error:
+        for line in error.faults if isinstance(error, ConfigError) else [str(error)]:
+            sys.stderr.write(f"flannel-udp: {line}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as a shell reports it
+    except BrokenPipeError:
+        _give_up_stdout()  # the reader (`| head`) has gone
+        return 141  # 128 + SIGPIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _give_up_stdout()
+        sys.stderr.write(f"flannel-udp: cannot write {error.filename or 'the output'}: {error.strerror}\n")
+        return FlannelError.exit_code
+    return code
+
+
+def _give_up_stdout() -> None:
+    """Let what is still buffered go nowhere: Python flushes once more at exit, and would complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0].startswith("-"):
+        return _agent(argv)
+    if argv[0] == "lab":
+        return _lab(argv[1:])
+    for name, command in COMMANDS.items():
+        words = name.split()
+        if argv[: len(words)] == words:
+            return _command(name, command, argv[len(words) :])
+    return _incomplete_command(argv)
+
+
+def _agent(argv: list[str]) -> int:
+    options = agent_options(argv, os.environ)
+    from flannel_udp.daemon import run
+
+    return run(options)
+
+
+def agent_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
+    """Return what the agent's flags and its environment say. Raises `UsageError`; prints and exits for --help."""
+    ignored = ", ".join(flag.spelling for flag in IGNORED_FLAGS)
+    commands = {**{name: command.summary for name, command in COMMANDS.items()}, "lab": LAB_SUMMARY}
+    parser = make_parser(
+        "flannel-udp",
+        "flannel-udp [FLAG...]\n       flannel-udp COMMAND ...",
+        "Without a command: the agent of a host. It leases a subnet of the overlay network, learns the leases of all\n"
+        "other hosts and carries packets between their pods in UDP. Its flags are flanneld's, and some are (ours).\n\n"
+        f"commands (flannel-udp COMMAND --help explains each):\n{_table(commands)}",
+        "Flags may be written as in Go: -iface=eth0, --iface=eth0, --iface eth0, -ip-masq, --ip-masq=true.\n"
+        "Each is also an environment variable: FLANNELD_ and the name in capitals, - as _ (FLANNELD_ETCD_PREFIX).\n"
+        "A flag wins over its variable. A variable holds one value, also where the flag may be repeated.\n"
+        f"{fill(f'Accepted for the sake of old unit files, without effect: {ignored}.', 110)}\n\n"
+        "examples:\n"
+        "  flannel-udp --etcd-endpoints=http://192.0.2.10:2379 --iface=eth1\n"
+        "  flannel-udp --registry=file:/etc/flannel/registry.json --healthz-port=8080\n\n"
+        "exit codes: 0 stopped cleanly, 1 failed, 2 wrong usage or configuration.",
+    )
+    parser.add_argument("--version", action="version", version=f"flannel-udp {__version__}", help="print the version")
+    for title, flags in AGENT_GROUPS.items():
+        add_flags(parser, title, flags)
+    add_flags(parser, "", IGNORED_FLAGS)
+    return to_options(read_arguments(parser, argv, AGENT_FLAGS, environ))
+
+
+def _command(name: str, command: Command, argv: list[str]) -> int:
+    prog = f"flannel-udp {name}"
+    argument = command.argument
+    usage = " ".join([prog, *([argument[0]] if argument else []), "[FLAG...]"])
+    parser = make_parser(prog, usage, f"{command.summary}.", command.details)
+    if argument:
+        parser.add_argument(argument[0], help=argument[1])
+    for title, flags in command.flags.items():
+        add_flags(parser, title, flags)
+    known = [flag for flags in command.flags.values() for flag in flags]
+    return command.run(read_arguments(parser, argv, known, os.environ))
+
+
+def _lab(argv: list[str]) -> int:
+    from flannel_udp.lab import command
+
+    parser = make_parser("flannel-udp lab", "flannel-udp lab COMMAND ...", f"{LAB_SUMMARY}.")
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(argv))
+
+
+def _incomplete_command(argv: list[str]) -> int:
+    """Answer a command's first word without the second, or a word that is no command. Raises `UsageError`."""
+    first = argv[0]
+    group = {name: command.summary for name, command in COMMANDS.items() if name.split()[0] == first}
+    if not group:
+        hint = did_you_mean(first, {name.split()[0] for name in COMMANDS} | {"lab"})
+        raise UsageError(f"unknown command {first!r}{hint} (see: flannel-udp --help)")
+    if argv[1:2] in (["-h"], ["-help"], ["--help"]):
+        sys.stdout.write(f"usage: flannel-udp {first} COMMAND ...\n\ncommands:\n{_table(group)}\n")
+        return 0
+    names = [name.split()[1] for name in group]
+    hint = did_you_mean(argv[1], names) if len(argv) > 1 else ""
+    raise UsageError(f"{first} needs one of: {', '.join(names)}{hint} (see: flannel-udp {first} --help)")
+
+
+def _table(summaries: dict[str, str]) -> str:
+    return "\n".join(f"  {name:<14}{summary}" for name, summary in summaries.items())

@@ -1,0 +1,175 @@
+"""The commands beside the agent: what each takes, says and does; `lab` brings its own arguments, see cli.
+
+What a command needs is imported when it runs.
+"""
+# ruff: noqa: PLC0415 (imports inside functions: help and mistakes must not load the registry clients)
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+from flannel_udp.arguments import Values, to_options
+from flannel_udp.errors import ConfigError, UsageError
+from flannel_udp.flags import CONTROL_SOCKET_FLAG, JSON_FLAG, REGISTRY_FLAGS, Flag
+
+if TYPE_CHECKING:
+    from flannel_udp.config import ParsedConfig
+    from flannel_udp.registry import Registry
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: what its help says, its flags, its one argument (name and explanation) and its code."""
+
+    summary: str
+    details: str
+    run: Callable[[Values], int]
+    flags: Mapping[str, tuple[Flag, ...]]
+    argument: tuple[str, str] | None = None
+
+
+def _config_check(given: Values) -> int:
+    try:
+        parsed = _parse(_read(given["FILE"]))
+    except ConfigError as error:
+        if given.get("json"):
+            sys.stdout.write(json.dumps({"ok": False, "faults": error.faults}, indent=2) + "\n")
+        raise
+    sys.stdout.write(f"{parsed.config.to_json()}\n")
+    return 0
+
+
+def _config_get(given: Values) -> int:
+    raw = _with_registry(given, lambda registry: registry.read_config())
+    sys.stdout.buffer.write(raw if raw.endswith(b"\n") else raw + b"\n")
+    return 0
+
+
+def _config_put(given: Values) -> int:
+    raw = _read(given["FILE"])
+    _parse(raw)
+    _with_registry(given, lambda registry: registry.write_config(raw))
+    return 0
+
+
+def _status(given: Values) -> int:
+    from flannel_udp.admin import client, show
+
+    _show(given, client.fetch_status(to_options(given).control_socket), show.show_status)
+    return 0
+
+
+def _peers(given: Values) -> int:
+    from flannel_udp.admin import client, show
+
+    _show(given, client.fetch_peers(to_options(given).control_socket), show.show_peers)
+    return 0
+
+
+def _route_get(given: Values) -> int:
+    from flannel_udp.admin import client, show
+
+    route = client.fetch_route(to_options(given).control_socket, given["ADDRESS"])
+    _show(given, route, show.show_route)
+    return 0
+
+
+def _show(given: Values, document: Result, for_people: Callable[[Result, TextIO], None]) -> None:
+    from flannel_udp.admin.show import show_json
+
+    if given.get("json"):
+        show_json(document, sys.stdout)
+    else:
+        for_people(document, sys.stdout)
+
+
+def _read(name: str) -> bytes:
+    from flannel_udp.config import MAX_CONFIG_BYTES
+
+    try:
+        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
+            return file.read(MAX_CONFIG_BYTES + 1)  # one more than is allowed: the parser says that it is too long
+    except OSError as error:
+        raise UsageError(f"cannot read {name!r}: {error.strerror}") from None
+
+
+def _parse(raw: bytes) -> ParsedConfig:
+    from flannel_udp.config import parse_network_config
+
+    parsed = parse_network_config(raw)
+    for warning in parsed.warnings:
+        sys.stderr.write(f"flannel-udp: warning: {warning}\n")
+    return parsed
+
+
+def _with_registry(given: Values, call: Callable[[Registry], Awaitable[Result]]) -> Result:
+    import asyncio
+
+    from flannel_udp.registry.open import open_registry
+
+    async def run() -> Result:
+        registry = open_registry(to_options(given))
+        try:
+            return await call(registry)
+        finally:
+            await registry.close()
+
+    return asyncio.run(run())
+
+
+_ASK = {"agent": (CONTROL_SOCKET_FLAG, JSON_FLAG)}
+_DOCUMENT = ("FILE", "the JSON document; - reads standard input")
+
+COMMANDS: Mapping[str, Command] = {
+    "config check": Command(
+        "check a network configuration and print it with all defaults filled in",
+        "Every fault is one line on standard error, and the exit code is 2. What is printed can be stored as it is.\n"
+        'With --json the faults are printed too: {"ok": false, "faults": ["..."]}.\n\n'
+        'example: echo \'{"Network": "10.1.0.0/16"}\' | flannel-udp config check -',
+        _config_check,
+        {"output": (JSON_FLAG,)},
+        _DOCUMENT,
+    ),
+    "config get": Command(
+        "print the network configuration that the registry holds",
+        "It is printed as it is stored, unchecked.\n\n"
+        "example: flannel-udp config get --registry=file:/etc/flannel/registry.json",
+        _config_get,
+        {"registry": REGISTRY_FLAGS},
+    ),
+    "config put": Command(
+        "check a network configuration and store it in the registry",
+        "It is stored as it is, without the defaults; a faulty one is not stored.\n"
+        "An agent reads it when it starts.\n\n"
+        "example: flannel-udp config put net-conf.json --etcd-endpoints=http://192.0.2.10:2379",
+        _config_put,
+        {"registry": REGISTRY_FLAGS},
+        _DOCUMENT,
+    ),
+    "status": Command(
+        "show what the agent of this host does: lease, interface, tunnel, counters",
+        "The agent is asked over its control socket, which only its user may open (root).\n\n"
+        "example: flannel-udp status --json",
+        _status,
+        _ASK,
+    ),
+    "peers": Command(
+        "list the other hosts, their subnets and what was exchanged with them",
+        "Packets and bytes count from the start of the agent.\n\nexample: flannel-udp peers",
+        _peers,
+        _ASK,
+    ),
+    "route get": Command(
+        "tell where a packet for an address would go: which peer, prefix and interface, or why nowhere",
+        "example: flannel-udp route get 10.1.15.7",
+        _route_get,
+        _ASK,
+        ("ADDRESS", "an IPv4 address"),
+    ),
+}

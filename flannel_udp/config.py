@@ -1,0 +1,443 @@
+"""The network configuration that all hosts share: parse, validate, normalise. Pure: text in, values out.
+
+The rules are flannel's (JSON keys without regard to case, the last of two equal keys wins, ``null`` means absent), with
+every fault reported at once, each on its own line, instead of only the first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, Generic, NoReturn, TypeVar
+
+from flannel_udp.errors import ConfigError
+from flannel_udp.model import Subnet
+
+DEFAULT_UDP_PORT = 8285
+MAX_CONFIG_BYTES = 1 << 20
+"""Nothing sensible is larger, and etcd itself refuses values above 1.5 MiB."""
+MAX_NESTING = 16
+"""Levels of objects and lists; the deepest known backend options need three."""
+
+Net = TypeVar("Net", IPv4Network, IPv6Network)
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetRange(Generic[Net]):
+    """The overlay network of one address family and the subnets that hosts may lease.
+
+    ``first`` and ``last`` (both leasable) are SubnetMin and SubnetMax as networks of SubnetLen. Nothing is enumerated:
+    a /8 of /30s has four million subnets.
+    """
+
+    network: Net
+    first: Net
+    last: Net
+
+    @property
+    def subnet_len(self) -> int:
+        """SubnetLen, the prefix length of every lease in bits."""
+        return self.first.prefixlen
+
+    @property
+    def step(self) -> int:
+        """Addresses in one subnet, hence the distance between neighbouring subnets."""
+        return self.first.num_addresses
+
+    @property
+    def count(self) -> int:
+        """How many subnets there are to lease."""
+        return (int(self.last.network_address) - int(self.first.network_address)) // self.step + 1
+
+    def fits(self, subnet: Net) -> bool:
+        """Tell whether `subnet` has the configured length and lies within [SubnetMin, SubnetMax]."""
+        low, high = int(self.first.network_address), int(self.last.network_address)
+        return subnet.prefixlen == self.subnet_len and low <= int(subnet.network_address) <= high
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """How packets travel. ``options`` are the backend's own keys: checked for udp, kept as they are for all others."""
+
+    type: str
+    options: Mapping[str, Any]
+
+    @property
+    def port(self) -> int:
+        """The UDP port on which every peer of the udp backend listens."""
+        return int(self.options["Port"])
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """A valid configuration with all defaults filled in; a family that is switched off is ``None``."""
+
+    v4: SubnetRange[IPv4Network] | None
+    v6: SubnetRange[IPv6Network] | None
+    enable_nftables: bool
+    backend: Backend
+
+    def fits(self, subnet: Subnet) -> bool:
+        """Tell whether a host may hold `subnet`: each family that is on must fit, one that is off must be absent."""
+        v4_fits = self.v4 is not None and self.v4.fits(subnet.v4)
+        if self.v6 is None or subnet.v6 is None:
+            return v4_fits and self.v6 is None and subnet.v6 is None
+        return v4_fits and self.v6.fits(subnet.v6)
+
+    def to_json(self) -> str:
+        """Return the normalised configuration as readable JSON; parsing it again gives an equal value."""
+        document: dict[str, Any] = {
+            "EnableIPv4": self.v4 is not None,
+            "EnableIPv6": self.v6 is not None,
+            "EnableNFTables": self.enable_nftables,
+        }
+        for prefix, family in (("", self.v4), ("IPv6", self.v6)):
+            if family is not None:
+                document[f"{prefix}Network"] = str(family.network)
+                document[f"{prefix}SubnetLen"] = family.subnet_len
+                document[f"{prefix}SubnetMin"] = str(family.first.network_address)
+                document[f"{prefix}SubnetMax"] = str(family.last.network_address)
+        document["Backend"] = {"Type": self.backend.type, **self.backend.options}
+        return json.dumps(document, indent=2)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedConfig:
+    """What was read: the value, and one line for each thing that flannel would silently pass over."""
+
+    config: NetworkConfig
+    warnings: tuple[str, ...]
+
+
+def parse_network_config(raw: bytes | str) -> ParsedConfig:
+    """Parse and validate the network configuration. Raises `ConfigError` with one line a fault."""
+    reader = _Reader(_decode(raw), _KEYS)
+    on = {"": reader.boolean("EnableIPv4", default=True), "IPv6": reader.boolean("EnableIPv6", default=False)}
+    nftables = reader.boolean("EnableNFTables", default=False)
+    if not any(on.values()):
+        reader.fault("EnableIPv4", "EnableIPv4 and EnableIPv6 are both false: one must be true")
+    v4 = _read_range(reader, _IPV4, on[""])
+    v6 = _read_range(reader, _IPV6, on["IPv6"])
+    backend = _read_backend(reader)
+    reader.raise_faults()
+    return ParsedConfig(NetworkConfig(v4, v6, nftables, backend), tuple(reader.warnings))
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------------
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers its keys as written, also those that came twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
+def _decode(raw: bytes | str) -> _Object:
+    """Return the document's top object. Every way to be no JSON object ends in `ConfigError`."""
+    if len(raw) > MAX_CONFIG_BYTES:
+        _refuse(f"is {len(raw)} bytes long: expected at most {MAX_CONFIG_BYTES}")
+    try:
+        text = raw.decode() if isinstance(raw, bytes) else raw
+        document = json.loads(
+            text,
+            object_pairs_hook=_Object,
+            parse_int=_integer,
+            parse_float=_finite_number,
+            parse_constant=_finite_number,
+        )
+    except UnicodeDecodeError as error:
+        _refuse(f"is not UTF-8 text: byte {error.start + 1} is 0x{error.object[error.start]:02x}")
+    except json.JSONDecodeError as error:
+        # The standard library's text for a byte order mark speaks to programmers.
+        what = "a byte order mark" if text.startswith("\ufeff") else error.msg
+        _refuse(f"is not JSON: line {error.lineno}, column {error.colno}: {what}")
+    except RecursionError:
+        _refuse(f"is nested too deeply: expected at most {MAX_NESTING} levels")
+    except ValueError as error:
+        _refuse(f"holds an impossible number: {error}")
+    if not isinstance(document, _Object):
+        _refuse(f'is {_shown(document)}: expected a JSON object such as {{"Network": "10.1.0.0/16"}}')
+    if _nested_deeper(document, MAX_NESTING):
+        _refuse(f"is nested too deeply: expected at most {MAX_NESTING} levels")
+    return document
+
+
+def _refuse(what: str) -> NoReturn:
+    raise ConfigError([f"network configuration {what}"])
+
+
+def _integer(literal: str) -> int:
+    if len(literal) > 40:  # 2**128 has 39 digits; the time int() takes grows with the square of their number
+        raise ValueError(f"{_cut(literal)} has {len(literal)} digits")
+    return int(literal)
+
+
+def _finite_number(literal: str) -> float:
+    number = float(literal)
+    if not math.isfinite(number):
+        raise ValueError(f"{_cut(literal)} is not a finite number")
+    return number
+
+
+def _nested_deeper(value: Any, levels: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if children is None:
+        return False
+    return levels == 0 or any(_nested_deeper(child, levels - 1) for child in children)
+
+
+def _shown(value: Any) -> str:
+    """Return `value` as it stood in the document: one line, ASCII only, not too long for a message."""
+    return _cut(json.dumps(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# --- Keys and types -----------------------------------------------------------------------------------------------
+
+_KEYS = (
+    "EnableIPv4",
+    "EnableIPv6",
+    "EnableNFTables",
+    "Network",
+    "SubnetLen",
+    "SubnetMin",
+    "SubnetMax",
+    "IPv6Network",
+    "IPv6SubnetLen",
+    "IPv6SubnetMin",
+    "IPv6SubnetMax",
+    "Backend",
+)
+
+
+class _Reader:
+    """Looks known keys up in one JSON object, checks their JSON types and collects faults and warnings.
+
+    A method that reads a value returns ``None`` when the key is absent or faulty. JSON types are strict, as in Go:
+    true is not 1 and "24" is not 24.
+    """
+
+    def __init__(self, document: _Object, known: tuple[str, ...], where: str = "") -> None:
+        self.warnings: list[str] = []
+        self._where = where
+        self._faults: list[tuple[int, str]] = []
+        self._values: dict[str, Any] = {}
+        self._positions: dict[str, int] = {}
+        spelling = {key.casefold(): key for key in known}
+        for position, (written, value) in enumerate(document.pairs):
+            key = spelling.get(written.casefold())
+            if key is None:
+                self.warnings.append(f"unknown key {_shown(where + written)} is ignored")
+                continue
+            if key in self._positions:
+                self.warnings.append(f"{where}{key} is given more than once: the last one, {_shown(value)}, counts")
+            self._positions[key] = position
+            self._values[key] = value
+
+    def fault(self, key: str, text: str) -> None:
+        """Note a fault of `key`; `text` is the whole line."""
+        self._faults.append((self._positions.get(key, len(self._positions)), text))
+
+    def wrong(self, key: str, expected: str) -> None:
+        """Note that the value of `key` is not as expected."""
+        self.fault(key, f"{self._where}{key} is {_shown(self._values[key])}: expected {expected}")
+
+    def has(self, key: str) -> bool:
+        """Tell whether `key` has a value other than null."""
+        return self._values.get(key) is not None
+
+    def raise_faults(self) -> None:
+        """Raise `ConfigError` if there is any fault, in the order of the document, absent keys last."""
+        if self._faults:
+            raise ConfigError([text for _, text in sorted(self._faults, key=lambda fault: fault[0])])
+
+    def boolean(self, key: str, *, default: bool) -> bool:
+        value = self._values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.wrong(key, "true or false")
+            return default
+        return value
+
+    def integer(self, key: str) -> int | None:
+        value = self._values.get(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if value is not None:
+            self.wrong(key, "a whole number")
+        return None
+
+    def string(self, key: str) -> str | None:
+        value = self._values.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        self.wrong(key, "a string")
+        return None
+
+    def object(self, key: str) -> _Object | None:
+        value = self._values.get(key)
+        if value is None or isinstance(value, _Object):
+            return value
+        self.wrong(key, "an object")
+        return None
+
+    def adopt(self, key: str, other: _Reader) -> None:
+        """Take over the faults and warnings of the object that stands under `key`."""
+        self.warnings.extend(other.warnings)
+        for _, text in sorted(other._faults, key=lambda fault: fault[0]):
+            self.fault(key, text)
+
+
+# --- Address families ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Family(Generic[Net]):
+    """Where the two address families differ."""
+
+    prefix: str
+    switch: str
+    example: str
+    net: type[Net]
+    address: type[IPv4Address] | type[IPv6Address]
+    longest_subnet: int
+    usual_subnet: int
+
+
+_IPV4 = _Family("", "EnableIPv4", "10.1.0.0/16", IPv4Network, IPv4Address, 30, 24)
+_IPV6 = _Family("IPv6", "EnableIPv6", "fd00:1::/48", IPv6Network, IPv6Address, 126, 64)
+
+
+def _read_range(reader: _Reader, family: _Family[Net], enabled: bool) -> SubnetRange[Net] | None:
+    """Read one family's four keys. As in flannel, a family that is off has its types checked but not its bounds."""
+    keys = tuple(family.prefix + name for name in ("Network", "SubnetLen", "SubnetMin", "SubnetMax"))
+    network_key, len_key, min_key, max_key = keys
+    network = _read_network(reader, network_key, family)
+    subnet_len = reader.integer(len_key)
+    low = _read_address(reader, min_key, family)
+    high = _read_address(reader, max_key, family)
+    if not enabled:
+        unused = ", ".join(key for key in keys if reader.has(key))
+        if unused:
+            reader.warnings.append(f"{unused} without effect: {family.switch} is false")
+        return None
+    if not reader.has(network_key):
+        reader.fault(network_key, f'{network_key} is missing: expected a network such as "{family.example}"')
+    length = _checked_len(reader, family, network, subnet_len)
+    if network is None or length is None:
+        return None
+    # The first subnet is left out by default: its first address is the network's own address.
+    first = _checked_bound(reader, min_key, network, length, low, default=1)
+    last = _checked_bound(reader, max_key, network, length, high, default=(1 << (length - network.prefixlen)) - 1)
+    if first is None or last is None:
+        return None
+    if int(first.network_address) > int(last.network_address):
+        key = min_key if reader.has(min_key) else max_key
+        reader.fault(key, f"{min_key} ({first.network_address}) is above {max_key} ({last.network_address})")
+    return SubnetRange(network, first, last)
+
+
+def _read_network(reader: _Reader, key: str, family: _Family[Net]) -> Net | None:
+    """Read a CIDR; host bits are cleared as flannel does. /0 is no overlay: flannel takes it for an absent value."""
+    text = reader.string(key)
+    if text is None:
+        return None
+    try:
+        # ipaddress alone would also take a netmask, a bare address and a scope.
+        if not re.fullmatch(r"[0-9A-Fa-f.:]+/[0-9]{1,3}", text):
+            raise ValueError(text)
+        network = family.net(text, strict=False)
+    except ValueError:
+        reader.wrong(key, f'a network such as "{family.example}"')
+        return None
+    if network.prefixlen == 0:
+        reader.wrong(key, "a part of the address space, not all of it")
+        return None
+    if network.network_address != family.address(text.partition("/")[0]):
+        reader.warnings.append(f"{key} is {_shown(text)}: taken as {network}")
+    return network
+
+
+def _read_address(reader: _Reader, key: str, family: _Family[Net]) -> int | None:
+    """Read an address as an integer; the all-zero address stands for the default, as in flannel."""
+    text = reader.string(key)
+    if text is None:
+        return None
+    try:
+        if "%" in text:  # an IPv6 scope means nothing in a range
+            raise ValueError(text)
+        return int(family.address(text)) or None
+    except ValueError:
+        reader.wrong(key, f'an address such as "{family.example.split("/")[0]}"')
+        return None
+
+
+def _checked_len(reader: _Reader, family: _Family[Net], network: Net | None, given: int | None) -> int | None:
+    """Return the subnets' prefix length, the default for an absent or zero one; ``None`` after a fault."""
+    key = f"{family.prefix}SubnetLen"
+    longest_network = family.longest_subnet - 2
+    good = True
+    if network is not None and network.prefixlen > longest_network:
+        reader.wrong(f"{family.prefix}Network", f"/{longest_network} or wider, so that four subnets fit")
+        good = False
+    if given is not None and not 0 <= given <= family.longest_subnet:
+        reader.wrong(key, f"at most {family.longest_subnet}")
+        good = False
+    if network is None or not good:
+        return None
+    shortest = network.prefixlen + 2
+    if not given:
+        return max(family.usual_subnet, shortest)
+    if given < shortest:
+        reader.wrong(key, f"at least {shortest}, so that four subnets fit into {network}")
+        return None
+    return given
+
+
+def _checked_bound(
+    reader: _Reader, key: str, network: Net, length: int, given: int | None, *, default: int
+) -> Net | None:
+    """Return the subnet that starts at `given`, or number `default` of the network; ``None`` after a fault."""
+    size = 1 << (network.max_prefixlen - length)
+    start = int(network.network_address)
+    if given is None:
+        return type(network)((start + default * size, length))
+    if not start <= given < start + network.num_addresses:
+        reader.wrong(key, f"an address inside {network}")
+        return None
+    if given % size:
+        reader.wrong(key, f"the first address of a /{length} subnet")
+        return None
+    return type(network)((given, length))
+
+
+# --- Backend ------------------------------------------------------------------------------------------------------
+
+
+def _read_backend(reader: _Reader) -> Backend:
+    """Read the backend; an absent, null or empty one is udp. What the agent cannot run is refused by the daemon."""
+    document = reader.object("Backend") or _Object([])
+    inner = _Reader(document, ("Type", "Port"), "Backend.")
+    kind = (inner.string("Type") or "udp").lower()
+    options: dict[str, Any]
+    if kind == "udp":
+        port = inner.integer("Port")
+        if port is not None and not 1 <= port <= 65_535:
+            inner.wrong("Port", "1 to 65535")
+        options = {"Port": DEFAULT_UDP_PORT if port is None else port}
+    else:
+        # Another backend's keys are its own business: neither unknown nor checked here.
+        inner.warnings.clear()
+        options = {key: value for key, value in document.items() if key.casefold() != "type"}
+    reader.adopt("Backend", inner)
+    return Backend(kind, options)

@@ -1,0 +1,40 @@
+"""How an entry of the registry becomes a lease and a lease becomes a peer; whatever cannot is poisoned. Pure.
+
+A poisoned entry costs nobody but itself: it is passed over with one warning, in routing and in allocation.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+from flannel_udp.model import Entry, Lease, Peer
+from flannel_udp.registry.keys import parse_key, parse_value
+
+_NOWHERE = IPv4Network("0.0.0.0/8")  # "this network": never a destination (RFC 1122 section 3.2.1.3)
+_BROADCAST = IPv4Address("255.255.255.255")
+
+
+def read_lease(entry: Entry) -> Lease:
+    """Parse key and value. Raises `ValueError` with one line."""
+    return Lease(parse_key(entry.key), parse_value(entry.value), entry)
+
+
+def check_prefix(subnet: IPv4Network, network: IPv4Network) -> None:
+    """Raise `ValueError` unless `subnet` is a true part of the overlay `network`; its length may be any."""
+    if subnet.prefixlen <= network.prefixlen:
+        raise ValueError(f"{subnet} is as wide as the overlay network {network} or wider")
+    if subnet.network_address not in network:
+        raise ValueError(f"{subnet} is outside the overlay network {network}")
+
+
+def read_peer(lease: Lease) -> Peer:
+    """Return where packets for the lease's subnet go. Raises `ValueError` if the udp backend cannot send there.
+
+    Loopback addresses pass: a lab may run several agents on one machine.
+    """
+    backend, address = lease.attrs.backend_type, lease.attrs.public_ip
+    if backend.lower() not in ("", "udp"):
+        raise ValueError(f"its backend is {backend[:20]!r}, ours is udp")
+    if address in _NOWHERE or address.is_multicast or address == _BROADCAST:
+        raise ValueError(f"PublicIP {address} is no address of one host")
+    return Peer(lease.subnet.v4, address)

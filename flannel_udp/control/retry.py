@@ -1,0 +1,86 @@
+"""Asking the registry again until it works: never an exit, never a line of log a second."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flannel_udp.config import ParsedConfig, parse_network_config
+from flannel_udp.errors import ConfigError, FlannelError, RegistryDenied
+from flannel_udp.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """How long the room waits before it tries again, in seconds."""
+
+    first_retry_s: float = 1.0
+    last_retry_s: float = 5.0
+    renew_retry_s: float = 60.0
+
+    def after(self, delay_s: float) -> float:
+        """Return the delay that follows `delay_s`: doubled, up to the last one."""
+        return min(2 * delay_s, self.last_retry_s)
+
+
+DEFAULT_DELAYS = Delays()
+
+
+class Complaints:
+    """Logs why something fails when the reason changes, and once when it works again."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._reason: list[str] | None = None
+
+    def failed(self, error: FlannelError, then: str) -> None:
+        """Note a failure; `then` says what happens next."""
+        reason = error.faults if isinstance(error, ConfigError) else [str(error)]
+        if reason == self._reason:
+            return
+        self._reason = reason
+        # What only a person can put right is more than a warning.
+        level = logging.ERROR if isinstance(error, RegistryDenied | ConfigError) else logging.WARNING
+        for line in reason:
+            logger.log(level, "%s failed: %s (%s)", self._what, line, then)
+
+    def worked(self) -> None:
+        """Note a success."""
+        if self._reason is not None:
+            self._reason = None
+            logger.info("%s: works now", self._what)
+
+
+async def retry(what: str, call: Callable[[], Awaitable[T]], delays: Delays) -> T:
+    """Return what `call` returns, as soon as it no longer raises a `FlannelError`; `what` opens the log lines."""
+    complaints = Complaints(what)
+    delay_s = delays.first_retry_s
+    while True:
+        try:
+            result = await call()
+        except FlannelError as error:
+            complaints.failed(error, f"trying again every {delays.first_retry_s:g} to {delays.last_retry_s:g} s")
+        else:
+            complaints.worked()
+            return result
+        await asyncio.sleep(delay_s)
+        delay_s = delays.after(delay_s)
+
+
+async def wait_for_config(registry: Registry, delays: Delays = DEFAULT_DELAYS) -> ParsedConfig:
+    """Read the network configuration, for as long as it takes until there is a valid one; log its warnings."""
+
+    async def read() -> ParsedConfig:
+        return parse_network_config(await registry.read_config())
+
+    parsed = await retry("reading the network configuration", read, delays)
+    for warning in parsed.warnings:
+        logger.warning("network configuration: %s", warning)
+    return parsed

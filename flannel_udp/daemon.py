@@ -1,0 +1,278 @@
+"""The agent: the composition root, the one module that knows every room.
+
+The order of a life:
+
+1. may we, and which interface?     privileges, host.interface        → exit with one line
+2. answer for ourselves             control socket, /healthz
+3. the network configuration        control.retry                     → waited for
+4. open                             flannel0, UDP socket, engine      → exit with one line
+5. follow the registry              control.synchroniser → dataplane
+6. the lease                        control.lease                     → waited for
+7. the host                         flannel0's address, MTU and route; subnet.env; READY
+8. keep the lease; when it is lost stop forwarding at once and go back to 6
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from ipaddress import IPv4Network
+
+import uvloop
+
+from flannel_udp.admin import notify
+from flannel_udp.admin.control_socket import control_server
+from flannel_udp.admin.health import health_server
+from flannel_udp.config import NetworkConfig
+from flannel_udp.control.lease import LeaseKeeper
+from flannel_udp.control.peers import PeerTable
+from flannel_udp.control.retry import wait_for_config
+from flannel_udp.control.synchroniser import Synchroniser
+from flannel_udp.dataplane.dataplane import Dataplane
+from flannel_udp.errors import ConfigError, FlannelError
+from flannel_udp.host import interface, netlink, subnet_env
+from flannel_udp.host.privileges import check_privileges
+from flannel_udp.model import Interface, Lease, LeaseAttrs, Peer, Subnet
+from flannel_udp.options import Options
+from flannel_udp.registry.open import open_registry
+from flannel_udp.view import AgentView
+
+logger = logging.getLogger(__name__)
+
+OUTER_HEADER_BYTES = 28  # IPv4 20 + UDP 8
+MTU_MIN_BYTES = 68  # RFC 791 section 3.1: every link must carry this much
+TX_QUEUE_PACKETS = 1000
+RELEASE_TIMEOUT_S = 1.0
+
+
+def run(options: Options) -> int:
+    """Run the agent until it is told to stop; return the exit code. Raises FlannelError."""
+    level = logging.DEBUG if options.verbosity > 0 else logging.INFO
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname).1s %(asctime)s %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    return uvloop.run(_run(options))
+
+
+async def _run(options: Options) -> int:
+    check_privileges()
+    loop = asyncio.get_running_loop()
+    life = asyncio.current_task()
+    assert life is not None  # noqa: S101 - a coroutine that uvloop.run runs has a task
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, life.cancel)
+    try:
+        await Agent(options).live()
+    except asyncio.CancelledError:
+        logger.info("stopped")
+        return 0
+    except BaseExceptionGroup as failures:
+        known = failures.subgroup(FlannelError)
+        if known is None:
+            raise
+        raise _first(known) from None
+    return 1
+
+
+def _first(failures: BaseExceptionGroup[FlannelError]) -> FlannelError:
+    failure = failures.exceptions[0]
+    return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure
+
+
+class Gate:
+    """Lets tables through to the dataplane only while their subnet is ours."""
+
+    def __init__(self, dataplane: Dataplane) -> None:
+        self._dataplane = dataplane
+        self._open_for: IPv4Network | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self.published = asyncio.Event()
+        """Set when the dataplane has got the first table for the subnet the gate is open for."""
+
+    async def publish(self, own: IPv4Network, peers: Sequence[Peer]) -> None:
+        """Publish a table, unless the lease it was made for is gone meanwhile."""
+        async with self._one_at_a_time:
+            if own == self._open_for:
+                await self._dataplane.publish(own, peers)
+                self.published.set()
+
+    def open(self, own: IPv4Network) -> None:
+        """Let tables for this subnet through."""
+        self._open_for = own
+        self.published.clear()
+
+    async def shut(self) -> None:
+        """Let nothing through and stop forwarding."""
+        self._open_for = None
+        async with self._one_at_a_time:
+            await self._dataplane.publish(None, ())
+
+
+class Agent:
+    """One run of the agent."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._view = AgentView(options)
+
+    async def live(self) -> None:
+        """Do everything above; ends only by an error or by being cancelled, and leaves nothing behind."""
+        options = self._options
+        facts = await asyncio.to_thread(interface.gather, options.interface)
+        external = interface.choose(options.interface, facts)
+        logger.info("using interface %s, address %s, public IP %s", external.name, external.address, external.public_ip)
+        self._view.interface = external
+        async with AsyncExitStack() as stack:
+            stack.callback(notify.notify_stopping)
+            await stack.enter_async_context(control_server(options.control_socket, self._view))
+            await stack.enter_async_context(
+                health_server(options.healthz_ip, options.healthz_port, lambda: self._view.ready)
+            )
+            registry = open_registry(options)
+            stack.push_async_callback(registry.close)
+            self._enter("waiting for configuration")
+            parsed = await wait_for_config(registry)
+            network = check_runnable(parsed.config)
+            self._view.config = parsed.config
+
+            lost_tunnel: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            dataplane = self._open_dataplane(external, parsed.config, lost_tunnel, stack)
+            gate = Gate(dataplane)
+            keeper = LeaseKeeper(
+                registry,
+                LeaseAttrs(external.public_ip),
+                options.subnet_lease_renew_margin * 60.0,
+                previous=_previous_subnet(options),
+            )
+            sync = Synchroniser(registry, PeerTable(network, external.public_ip), gate, keeper.observe)
+            self._view.keeper, self._view.sync = keeper, sync
+            if options.release_on_exit:
+                stack.push_async_callback(_release, keeper)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(sync.run(), name="synchronise")
+                tasks.create_task(_fail_without_tunnel(lost_tunnel, dataplane.tunnel.name), name="watch the tunnel")
+                await self._hold_lease(keeper, sync, gate, parsed.config, external, dataplane)
+
+    def _open_dataplane(
+        self, external: Interface, config: NetworkConfig, lost_tunnel: asyncio.Future[int], stack: AsyncExitStack
+    ) -> Dataplane:
+        loop = asyncio.get_running_loop()
+
+        def on_fault(number: int) -> None:  # in the data thread, at most once
+            loop.call_soon_threadsafe(lost_tunnel.set_result, number)
+
+        dataplane = Dataplane(external.address, config.backend.port, self._options.source_check, on_fault)
+        stack.push_async_callback(_close, dataplane)
+        dataplane.start()
+        self._view.dataplane = dataplane
+        logger.info("opened %s and UDP %s:%d", dataplane.tunnel.name, external.address, config.backend.port)
+        return dataplane
+
+    async def _hold_lease(
+        self,
+        keeper: LeaseKeeper,
+        sync: Synchroniser,
+        gate: Gate,
+        config: NetworkConfig,
+        external: Interface,
+        dataplane: Dataplane,
+    ) -> None:
+        while True:
+            self._enter("waiting for a lease")
+            lease = await keeper.acquire(config)
+            await self._set_up_host(lease, config, external, dataplane)
+            gate.open(lease.subnet.v4)
+            self._enter("waiting for the peers")
+            await sync.set_own(lease)
+            await gate.published.wait()
+            self._write_subnet_env(lease, config, external)
+            self._view.ready = True
+            self._enter("running")
+            notify.notify_ready()
+
+            lost = await keeper.keep()
+            self._view.ready = False
+            await gate.shut()
+            await sync.set_own(None)
+            loss = f"lost our subnet {lease.subnet}: {lost}; forwarding stopped"
+            if self._options.on_lease_loss == "exit":
+                raise FlannelError(loss)
+            logger.error("%s", loss)
+
+    async def _set_up_host(
+        self, lease: Lease, config: NetworkConfig, external: Interface, dataplane: Dataplane
+    ) -> None:
+        network = check_runnable(config)
+        await asyncio.to_thread(
+            netlink.configure_tunnel,
+            dataplane.tunnel.name,
+            lease.subnet.v4.network_address,
+            network,
+            tunnel_mtu(external),
+            TX_QUEUE_PACKETS,
+        )
+        self._view.tunnel_mtu = tunnel_mtu(external)
+
+    def _write_subnet_env(self, lease: Lease, config: NetworkConfig, external: Interface) -> None:
+        env = subnet_env.SubnetEnv(check_runnable(config), lease.subnet, tunnel_mtu(external), ip_masq=False)
+        subnet_env.write(self._options.subnet_file, env)
+        logger.info("wrote %s", self._options.subnet_file)
+
+    def _enter(self, state: str) -> None:
+        self._view.state = state
+        notify.notify_status(state)
+
+
+def check_runnable(config: NetworkConfig) -> IPv4Network:
+    """Return the overlay network. Raises ConfigError for a valid configuration that this agent cannot run."""
+    faults = []
+    if config.backend.type != "udp":
+        faults.append(f'Backend.Type is "{config.backend.type}": this agent runs "udp" only')
+    if config.v6 is not None:
+        faults.append("EnableIPv6 is true: this agent carries IPv4 only, so far")
+    if config.v4 is None:
+        faults.append("EnableIPv4 is false: this agent carries nothing else, so far")
+    if faults or config.v4 is None:
+        raise ConfigError(faults)
+    return config.v4.network
+
+
+def tunnel_mtu(external: Interface) -> int:
+    """Return flannel0's MTU in bytes: what fits into the interface's after the outer headers. Raises FlannelError."""
+    mtu = external.mtu - OUTER_HEADER_BYTES
+    if mtu < MTU_MIN_BYTES:
+        raise FlannelError(f"the MTU of {external.name}, {external.mtu}, leaves no room for a tunnel: raise it")
+    # A UDP datagram holds at most 65,507 bytes, whatever the interface (lo: 65,536) allows.
+    return min(mtu, 65_507)
+
+
+def _previous_subnet(options: Options) -> Subnet | None:
+    try:
+        env = subnet_env.read(options.subnet_file)
+    except FlannelError as unreadable:
+        logger.warning("%s; going on without the subnet we had", unreadable)
+        return None
+    return None if env is None else env.subnet
+
+
+async def _fail_without_tunnel(lost_tunnel: asyncio.Future[int], name: str) -> None:
+    number = await lost_tunnel
+    raise FlannelError(f"{name} was deleted or broke (errno {number}): start the agent again")
+
+
+async def _release(keeper: LeaseKeeper) -> None:
+    try:
+        async with asyncio.timeout(RELEASE_TIMEOUT_S):
+            await keeper.release()
+    except (FlannelError, TimeoutError) as failed:
+        logger.warning("the lease was not released and stays until it expires: %s", failed or "the registry is slow")
+
+
+async def _close(dataplane: Dataplane) -> None:
+    name = dataplane.tunnel.name
+    dataplane.close()
+    with suppress(FlannelError):  # it is gone, as it should be; only a persistent one of somebody else's is still there
+        await asyncio.to_thread(netlink.unconfigure, name)  # never on this loop: pyroute2 runs one of its own

@@ -1,0 +1,55 @@
+"""Open the sockets to the underlay: the UDP socket that carries the tunnel, and the raw one for ICMP answers."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from ipaddress import IPv4Address
+
+from flannel_udp.errors import FlannelError
+
+BUFFER_BYTES = 4 << 20  # the default of 208 KiB holds some 100 datagrams: a burst of one TCP window
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h; beyond net.core.wmem_max, needs CAP_NET_ADMIN
+SO_RCVBUFFORCE = 33
+
+
+def open_underlay(address: IPv4Address, port: int) -> socket.socket:
+    """Open the tunnel's UDP socket, bound to the external interface's address. Raises FlannelError."""
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    _grow(udp, SO_RCVBUFFORCE, socket.SO_RCVBUF)
+    _grow(udp, SO_SNDBUFFORCE, socket.SO_SNDBUF)
+    try:
+        udp.bind((str(address), port))
+    except OSError as failed:
+        udp.close()
+        raise FlannelError(_explain(address, port, failed)) from failed
+    return udp
+
+
+def open_icmp() -> socket.socket:
+    """Open the raw socket for ICMP answers: send-only (IPPROTO_RAW), headers included. Raises FlannelError."""
+    try:
+        return socket.socket(
+            socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW
+        )
+    except PermissionError as failed:
+        raise FlannelError("cannot open a raw socket for ICMP answers: needs CAP_NET_RAW; run as root") from failed
+
+
+def _grow(udp: socket.socket, force: int, plain: int) -> None:
+    """Ask for large buffers; what the kernel grants is enough to run with."""
+    try:
+        udp.setsockopt(socket.SOL_SOCKET, force, BUFFER_BYTES)
+    except PermissionError:
+        udp.setsockopt(socket.SOL_SOCKET, plain, BUFFER_BYTES)
+
+
+def _explain(address: IPv4Address, port: int, failed: OSError) -> str:
+    if failed.errno == errno.EADDRINUSE:
+        return (
+            f"UDP port {port} on {address} is in use: does another flanneld or flannel-udp run here? "
+            "Stop it, or choose another Backend.Port for the whole network"
+        )
+    if failed.errno == errno.EADDRNOTAVAIL:
+        return f"cannot bind to {address}: this host does not have that address"
+    return f"cannot bind UDP port {port} on {address}: {failed.strerror}"

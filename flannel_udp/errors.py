@@ -1,0 +1,50 @@
+"""The errors a user may meet. Each message is one line: what is wrong, where, and what to do.
+
+``exit_code`` follows the command line's rule: 2 for wrong usage or configuration, 1 for everything else that failed.
+"""
+
+
+class FlannelError(Exception):
+    """Something failed that the user should hear of in one line."""
+
+    exit_code = 1
+
+
+class UsageError(FlannelError):
+    """A flag, an argument or the environment is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(FlannelError):
+    """The network configuration is wrong; ``faults`` holds one line a fault, in the order of the document."""
+
+    exit_code = 2
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+
+
+class RegistryError(FlannelError):
+    """The registry could not do what was asked; asking again later may help."""
+
+
+class ConfigMissing(RegistryError):
+    """The registry can be reached and holds no network configuration yet."""
+
+
+class RegistryDenied(RegistryError):
+    """The registry refused us: wrong password, missing role, bad certificate, unwritable file."""
+
+
+class SubnetTaken(RegistryError):
+    """The key that was to be created exists already: somebody else was faster."""
+
+
+class LeaseLost(RegistryError):
+    """The key is no longer as we last wrote it: deleted, expired or taken by another host."""
+
+
+class NoFreeSubnet(FlannelError):
+    """Every subnet of the configured range is taken."""

@@ -1,0 +1,319 @@
+"""The flags: one declarative table, and how a flag's text becomes a value.
+
+Names, meanings and defaults are flanneld's, so that its unit files and manifests work unchanged; flags of our own say
+so. Every flag is also an environment variable, `FLANNELD_` + upper case with dashes as underscores; the flag wins.
+As in flanneld an empty variable counts as unset, and a variable for a repeatable flag holds one value, never a list (a
+comma may be part of a regular expression).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, ip_address
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from flannel_udp.options import Options
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag: how it is named, read and explained.
+
+    `parse` turns its text into a value and raises `ValueError` with the reason; `field` is the attribute of `Options`
+    it sets (dotted), empty for a flag that sets none, which then says its default in `default`. A `switch` takes a
+    value only after `=`. `missing` names a feature that does not exist yet: the flag is refused unless it is off.
+    """
+
+    name: str
+    help: str
+    metavar: str = "TEXT"
+    parse: Callable[[str], Any] = str
+    field: str = ""
+    default: str = ""
+    switch: bool = False
+    repeatable: bool = False
+    secret: bool = False
+    missing: str = ""
+    in_environment: bool = True
+
+    @property
+    def spelling(self) -> str:
+        """The flag as help and errors show it."""
+        return f"-{self.name}" if len(self.name) == 1 else f"--{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that stands in for the flag."""
+        return "FLANNELD_" + self.name.upper().replace("-", "_")
+
+    @property
+    def default_text(self) -> str:
+        """The default for the help text; empty when it is "nothing"."""
+        value = attrgetter(self.field)(Options()) if self.field else self.default
+        if isinstance(value, tuple):
+            return ",".join(value)
+        return "" if value is None or value is False else str(value)
+
+
+GO_BOOLS = {
+    **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
+}
+"""The words of Go's strconv.ParseBool, no others."""
+
+
+def parse_bool(text: str) -> bool:
+    """Read one of Go's words for true and false."""
+    if text not in GO_BOOLS:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return GO_BOOLS[text]
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return a parser of decimal numbers from `low` to `high`."""
+    span = f"of at least {low}" if high is None else f"from {low} to {high}"
+
+    def parse(text: str) -> int:
+        # ASCII digits only: int() would also take "1_0", " 1" and the digits of other scripts. No port, period or
+        # verbosity has ten digits, and int() gives up beyond 4,300.
+        if re.fullmatch(r"[0-9]{1,9}", text) and low <= int(text) and (high is None or int(text) <= high):
+            return int(text)
+        raise ValueError(f"{text!r} is not a whole number {span}")
+
+    return parse
+
+
+def choice(*words: str) -> Callable[[str], str]:
+    """Return a parser that takes one of `words`."""
+
+    def parse(text: str) -> str:
+        if text in words:
+            return text
+        raise ValueError(f"{text!r} is not one of {', '.join(words)}")
+
+    return parse
+
+
+def parse_path(text: str) -> Path:
+    """Read the path of a file."""
+    if not text:
+        raise ValueError("the path is empty")
+    return Path(text)
+
+
+def parse_optional_path(text: str) -> Path | None:
+    """Read the path of a file; empty means none, as in flanneld."""
+    return Path(text) if text else None
+
+
+def parse_regex(text: str) -> str:
+    """Check a regular expression and return it as it is."""
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+def parse_listen_ip(text: str) -> str:
+    """Check an IPv4 or IPv6 address to listen on and return it as it is."""
+    try:
+        ip_address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address") from None
+    return text
+
+
+def parse_optional_ipv4(text: str) -> IPv4Address | None:
+    """Read an IPv4 address; empty means none, as in flanneld."""
+    try:
+        return IPv4Address(text) if text else None
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IPv4 address such as 192.0.2.1") from None
+
+
+def parse_reachable(text: str) -> str:
+    """Check an IPv4 address to be reached and return it as it is; empty means none."""
+    parse_optional_ipv4(text)
+    return text
+
+
+def parse_registry(text: str) -> str:
+    """Check `etcd` or `file:PATH` and return it as it is."""
+    kind, _, path = text.partition(":")
+    if text == "etcd" or (kind == "file" and path):
+        return text
+    raise ValueError(f"{text!r} is neither etcd nor file:PATH")
+
+
+def parse_endpoints(text: str) -> tuple[str, ...]:
+    """Read etcd's client URLs, separated by commas."""
+    if "@" in text:  # before anything is echoed: a password may stand in front of the sign
+        raise ValueError("an endpoint holds no user and password: give them as --etcd-username and --etcd-password")
+    items = [item.strip() for item in text.split(",")]
+    # Go's etcd client takes a bare host:port too, and flanneld passes on what it is given.
+    endpoints = [item if "://" in item else f"http://{item}" for item in items]
+    for item, endpoint in zip(items, endpoints, strict=True):
+        if not _is_endpoint(endpoint):
+            raise ValueError(f"{item!r} is not a URL such as http://192.0.2.1:2379 (several are joined by commas)")
+    return tuple(endpoints)
+
+
+def _is_endpoint(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # the port is no number below 65536, or a bracket is open
+        return False
+    extras = parts.path.removeprefix("/") or parts.query or parts.fragment
+    host_ok = bool(parts.hostname) and not parts.netloc.endswith(":") and not re.search(r"\s", url)
+    return parts.scheme in ("http", "https") and host_ok and port != 0 and not extras
+
+
+def _switch(name: str, help_: str, field: str = "", default: str = "", missing: str = "") -> Flag:
+    return Flag(name, help_, "BOOL", parse_bool, field, default, switch=True, missing=missing)
+
+
+REGISTRY_FLAGS = (
+    Flag("registry", "etcd, or file:PATH for one JSON file (ours)", "WHERE", parse_registry, "registry"),
+    Flag("etcd-endpoints", "URLs of the etcd members, joined by commas", "URLS", parse_endpoints, "etcd.endpoints"),
+    Flag("etcd-prefix", "where flannel's keys begin", "KEY", field="etcd.prefix"),
+    Flag("etcd-keyfile", "our private key (PEM)", "FILE", parse_optional_path, "etcd.keyfile"),
+    Flag("etcd-certfile", "our certificate (PEM)", "FILE", parse_optional_path, "etcd.certfile"),
+    Flag(
+        "etcd-cafile", "the authority that signed etcd's certificate (PEM)", "FILE", parse_optional_path, "etcd.cafile"
+    ),
+    Flag("etcd-username", "user of etcd", "USER", field="etcd.username"),
+    Flag(
+        "etcd-password",
+        "password of that user; the variable FLANNELD_ETCD_PASSWORD keeps it out of `ps`",
+        "SECRET",
+        field="etcd.password",
+        secret=True,
+    ),
+)
+
+INTERFACE_FLAGS = (
+    Flag(
+        "iface",
+        "name or address of the interface to use; the first match wins",
+        "NAME|IP",
+        field="interface.iface",
+        repeatable=True,
+    ),
+    Flag(
+        "iface-regex",
+        "regular expression tried on every address, then on every name; asked when no --iface matches",
+        "REGEX",
+        parse_regex,
+        "interface.iface_regex",
+        repeatable=True,
+    ),
+    Flag(
+        "iface-can-reach",
+        "the interface that routes to this address",
+        "IP",
+        parse_reachable,
+        "interface.iface_can_reach",
+    ),
+    Flag(
+        "public-ip",
+        "the IPv4 address other hosts dial, when it is not the interface's own",
+        "IP",
+        parse_optional_ipv4,
+        "interface.public_ip",
+    ),
+    Flag("public-ipv6", "the same for IPv6", "IP", missing="IPv6"),
+)
+
+LEASE_FLAGS = (
+    Flag(
+        "subnet-lease-renew-margin",
+        "minutes left on the lease at which it is renewed, 1 to 1439",
+        "MINUTES",
+        whole(1, 1439),
+        "subnet_lease_renew_margin",
+    ),
+    _switch("release-on-exit", "give the subnet back when the agent stops (ours)", "release_on_exit"),
+    Flag(
+        "on-lease-loss",
+        "what to do when the lease is gone; flanneld exits (ours)",
+        "reacquire|exit",
+        choice("reacquire", "exit"),
+        "on_lease_loss",
+    ),
+)
+
+CONTROL_SOCKET_FLAG = Flag(
+    "control-socket", "socket that status, peers and route ask (ours)", "FILE", parse_path, "control_socket"
+)
+
+HOST_FLAGS = (
+    Flag("subnet-file", "where subnet and MTU are written for container runtimes", "FILE", parse_path, "subnet_file"),
+    CONTROL_SOCKET_FLAG,
+    _switch("ip-masq", "masquerade what leaves the overlay", missing="masquerade"),
+    _switch("ip-masq-fully-random-disable", "masquerade with predictable source ports"),
+    _switch(
+        "iptables-forward-rules",
+        "accept forwarded overlay traffic; false until this feature exists, then true",
+        default="false",
+        missing="the set of forwarding rules",
+    ),
+    Flag("iptables-resync", "seconds between two checks of those rules", "SECONDS", whole(1), default="5"),
+    _switch("ip-blackhole-route", "drop what no pod of this host's subnet takes", missing="the blackhole route"),
+)
+
+HEALTH_FLAGS = (
+    Flag("healthz-ip", "address that /healthz and /readyz listen on", "IP", parse_listen_ip, "healthz_ip"),
+    Flag("healthz-port", "port they listen on; 0 turns them off", "PORT", whole(0, 65535), "healthz_port"),
+    Flag("v", "how much is logged; 0 is flanneld's usual, higher is more", "N", whole(0), "verbosity"),
+)
+
+DATAPLANE_FLAGS = (
+    Flag(
+        "source-check",
+        "how strictly the sender of a packet is checked (ours)",
+        "strict|loose|off",
+        choice("strict", "loose", "off"),
+        "source_check",
+    ),
+)
+
+_KUBERNETES = "the Kubernetes subnet manager"
+
+KUBERNETES_FLAGS = (
+    _switch("kube-subnet-mgr", "take subnets from Kubernetes instead of etcd", missing=_KUBERNETES),
+    Flag("kube-api-url", "URL of the API server", "URL", missing=_KUBERNETES),
+    Flag("kubeconfig-file", "how to reach the API server", "FILE", missing=_KUBERNETES),
+    Flag("kube-annotation-prefix", "prefix of the node's annotations", default="flannel.alpha.coreos.com"),
+    Flag("net-config-path", "the network configuration", "FILE", default="/etc/kube-flannel/net-conf.json"),
+    _switch("set-node-network-unavailable", "clear the node's condition NetworkUnavailable", default="true"),
+)
+
+IGNORED_FLAGS = tuple(
+    Flag(name, "", switch=True)
+    for name in ("logtostderr", "alsologtostderr", "add_dir_header", "one_output", "skip_headers", "skip_log_headers")
+) + tuple(
+    Flag(name, "")
+    for name in ("log_dir", "log_file", "log_file_max_size", "log_backtrace_at", "stderrthreshold", "vmodule")
+)
+"""What Go's glog and klog take: real deployments pass them. Ours logs to stderr and needs none of them."""
+
+JSON_FLAG = Flag("json", "print JSON for programs", "BOOL", parse_bool, switch=True, in_environment=False)
+
+AGENT_GROUPS: Mapping[str, tuple[Flag, ...]] = {
+    "registry": REGISTRY_FLAGS,
+    "interface": INTERFACE_FLAGS,
+    "lease": LEASE_FLAGS,
+    "host": HOST_FLAGS,
+    "health and logs": HEALTH_FLAGS,
+    "dataplane": DATAPLANE_FLAGS,
+    "Kubernetes": KUBERNETES_FLAGS,
+}
+
+AGENT_FLAGS = tuple(flag for group in AGENT_GROUPS.values() for flag in group) + IGNORED_FLAGS

@@ -1,0 +1,1 @@
+"""The host around the tunnel: interface choice, netlink, subnet.env."""

@@ -1,0 +1,58 @@
+"""The arguments of `flannel-udp lab …`. Imports nothing heavy: what the commands do is in `actions`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from flannel_udp.errors import UsageError
+
+_DEFAULT_NAME = "lab"
+_DEMO_NAME = "demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the lab's commands to the parser of `flannel-udp lab`."""
+    # Without prog argparse would make it of the whole usage line.
+    commands = parser.add_subparsers(dest="lab_command", metavar="COMMAND", required=True, prog=parser.prog)
+
+    def add(command: str, text: str, name: str = _DEFAULT_NAME) -> argparse.ArgumentParser:
+        added = commands.add_parser(command, help=text, description=f"{text}.", allow_abbrev=False)
+        added.add_argument("--name", default=name, help="which lab (default: %(default)s)")
+        return added
+
+    _add_plan(add("up", "build hosts and pods, start an agent on every host"))
+    add("status", "show the hosts and pods").add_argument("--json", action="store_true", help="as a JSON document")
+    execute = add("exec", "run a command on a host, in a pod, or in `net` where the underlay's bridge is")
+    execute.add_argument("node", metavar="HOST[/POD]", help="h1, h1/p1 or net")
+    # REMAINDER, because "+" drops a second `--`, which belongs to the command (before Python 3.13).
+    execute.add_argument(
+        "command", metavar="-- COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments"
+    )
+    add("logs", "print what a host's agent has logged").add_argument("host", metavar="HOST", help="h1, h2, …")
+    down = add("down", "remove a lab, also a half-made or killed one")
+    down.add_argument("--all", action="store_true", help="remove every lab of this machine")
+    _add_plan(add("demo", "build a lab, show how a packet gets from pod to pod, remove it", _DEMO_NAME))
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hosts", type=int, default=2, metavar="N", help="how many hosts (default: %(default)s)")
+    parser.add_argument("--pods", type=int, default=1, metavar="M", help="pods on each host (default: %(default)s)")
+    parser.add_argument(
+        "--registry", choices=("file", "etcd"), default="file", help="where the leases live (default: %(default)s)"
+    )
+
+
+def command_words(words: Sequence[str]) -> list[str]:
+    """Return the command of `lab exec` without its `--`, which Python 3.13 leaves there. Raises `UsageError`."""
+    command = list(words[1:] if words[:1] == ["--"] else words)
+    if not command or command[0].startswith("-"):
+        raise UsageError("lab exec needs a command: flannel-udp lab exec [--name NAME] HOST[/POD] -- COMMAND...")
+    return command
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command that was given and return its exit code. Raises `FlannelError`."""
+    from flannel_udp.lab import actions  # noqa: PLC0415 - so that help and mistakes answer at once
+
+    return actions.ACTIONS[args.lab_command](args)

@@ -1,0 +1,243 @@
+"""Class `Lab`: a whole overlay network of namespaces, brought up, attached to, taken down.
+
+    fu-NAME-net     bridge "underlay" 192.0.2.254/24, ports h1, h2, …; the lab's etcd, if it has one
+    fu-NAME-h1      eth0 192.0.2.1/24; our agent with flannel0; bridge cni0 with its subnet's first address, ports p1, …
+    fu-NAME-h1-p1   eth0 with an address of the host's subnet, default route to cni0
+
+Outside are only names (`ip netns`) and /run/flannel-udp-lab/NAME/, so labs may use the same addresses side by side.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from flannel_udp.errors import FlannelError
+from flannel_udp.lab import ethtool, netns
+from flannel_udp.lab.etcd_server import EtcdServer
+from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node, Pod
+from flannel_udp.lab.plan import STATE_DIR, UNDERLAY, UNDERLAY_GATEWAY, Plan, check_name, lab_of_namespace
+from flannel_udp.lab.registry import require_registry, start_registry
+
+logger = logging.getLogger(__name__)
+
+BRIDGE = "underlay"
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_CUT = dict.fromkeys(ethtool.TSO + ethtool.GSO + ethtool.USO, False)
+_HOST_CARD = {
+    "whole": {},
+    "wire": _CUT | dict.fromkeys(ethtool.GRO, True),
+    "plain": _CUT | dict.fromkeys(ethtool.GRO, False),
+}
+
+
+class Lab:
+    """A lab; as a context manager it is up inside the block and gone after it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.name = plan.name
+        self.hosts = [Host(plan, name) for name in plan.host_names]
+        self.net = Node(plan, "net")
+        self._etcd: EtcdServer | None = None
+
+    @classmethod
+    def attach(cls, name: str) -> Self:
+        """Return the lab of that name, which another process brought up. Raises `FlannelError` if there is none."""
+        netns.require()
+        return cls(Plan.load(name))
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.down()
+
+    def up(self) -> None:
+        """Build everything, start the agents, attach their pods. What fails midway is taken down again.
+
+        Raises `FlannelError`: not root, a lab of that name exists, an agent did not get ready.
+        """
+        netns.require()
+        require_registry(self.plan)
+        self._claim()
+        try:
+            for host in self.hosts:
+                host.state.mkdir()
+            self.plan.save()
+            self._build()
+            self._etcd = start_registry(self.plan)
+            self.start_agents(AGENT_TIMEOUT_S)
+        except BaseException:
+            self.down()
+            raise
+
+    def down(self) -> None:
+        """Remove everything; no fault if it is gone already."""
+        remove(self.name)
+        # What ended just now may be our children: collect their exit statuses.
+        for host in self.hosts:
+            host.agent_pid()
+        if self._etcd is not None:
+            self._etcd.stop()
+
+    def host(self, name: str) -> Host:
+        """Return the host of that name: ``h1``."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise FlannelError(f"the lab {self.name} has no host {name}: it has {', '.join(self.plan.host_names)}")
+
+    def pods(self) -> list[Pod]:
+        """Return all pods, host by host."""
+        return [pod for host in self.hosts for pod in host.pods]
+
+    def node(self, path: str) -> Node:
+        """Return the node ``h1``, ``h1/p1`` or ``net`` (where the underlay's bridge is)."""
+        if path == "net":
+            return self.net
+        host, _, pod = path.partition("/")
+        return self.host(host).pod(pod) if pod else self.host(host)
+
+    def status(self) -> dict[str, Any]:
+        """Return what `lab status --json` prints; subnet and ip are null while they are not known."""
+
+        def text(value: IPv4Address | IPv4Network | None) -> str | None:
+            return None if value is None else str(value)
+
+        return {
+            "name": self.name,
+            "hosts": [
+                {
+                    "name": host.name,
+                    "underlay": str(host.underlay),
+                    "subnet": text(host.subnet),
+                    "pods": [{"name": pod.name, "ip": text(host.pod_addresses().get(pod.name))} for pod in host.pods],
+                }
+                for host in self.hosts
+            ],
+        }
+
+    def start_agents(self, timeout_s: float) -> None:
+        """Start the planned agents all at once; wait until each is ready, has its pods, and knows all the others."""
+        hosts = [host for host in self.hosts if host.runs_agent]
+        if not hosts:
+            return
+        logger.info("starting %d agents", len(hosts))
+        for host in hosts:
+            host.start_agent()
+        deadline = time.monotonic() + timeout_s
+        for host in hosts:
+            host.wait_ready(max(deadline - time.monotonic(), 0.0))
+            host.attach_pods()
+            logger.info("%s is ready: its pods are in %s", host.name, host.subnet)
+        subnets = {host.subnet for host in hosts if host.subnet} | self._subnets_of_others()
+        for host in hosts:
+            host.wait_peers(subnets - {host.subnet}, max(deadline - time.monotonic(), 0.0))
+
+    def _subnets_of_others(self) -> set[IPv4Network]:
+        """Return the subnets that are reserved for the hosts without our agent."""
+        others = {str(host.underlay) for host in self.hosts if not host.runs_agent}
+        return {IPv4Network(subnet) for subnet, address in self.plan.reservations.items() if address in others}
+
+    def _claim(self) -> None:
+        """Take the name: making the folder is what two processes cannot both succeed in."""
+        try:
+            self.plan.state.mkdir(parents=True)
+        except FileExistsError:
+            taken = True
+        else:
+            taken = self.name in {lab_of_namespace(name) for name in netns.names()}
+            if taken:
+                self.plan.state.rmdir()
+        if taken:
+            raise FlannelError(
+                f"a lab named {self.name} is up, or a killed one left its remains: "
+                f"remove it with `flannel-udp lab down --name {self.name}`"
+            )
+
+    def _build(self) -> None:
+        """Make the namespaces, the underlay's bridge, and a cable from it to every host."""
+        logger.info("building %d hosts with %d pods each", self.plan.hosts, self.plan.pods)
+        nodes: list[Node] = [self.net, *self.hosts, *self.pods()]
+        netns.ip_batch(f"netns add {node.namespace}" for node in nodes)
+        mtu = self.plan.underlay_mtu
+        self.net.configure(
+            "link set lo up",
+            f"link add {BRIDGE} mtu {mtu} type bridge",
+            f"addr add {UNDERLAY_GATEWAY}/{UNDERLAY.prefixlen} dev {BRIDGE}",
+            f"link set {BRIDGE} up",
+        )
+        for host in self.hosts:
+            self.net.configure(
+                f"link add {host.name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {host.namespace}",
+                f"link set {host.name} master {BRIDGE} up",
+            )
+            host.configure(
+                "link set lo up",
+                f"addr add {host.underlay}/{UNDERLAY.prefixlen} dev eth0",
+                "link set eth0 up",
+                f"route add default via {UNDERLAY_GATEWAY}",
+            )
+            _set_forwarding(host)
+            self._set_offload(host)
+
+    def _set_offload(self, host: Host) -> None:
+        """Make the cable cut super-packets at both ends; only the host's end coalesces, as only a real card does."""
+        features: Mapping[str, bool] = _HOST_CARD[self.plan.offload]
+        if features:
+            ethtool.set_features(host.namespace, "eth0", features)
+            ethtool.set_features(self.net.namespace, host.name, _CUT)
+
+
+def _set_forwarding(host: Host) -> None:
+    """Let the host route between its pods and flannel0."""
+    netns.call_inside(host.namespace, lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n"))
+
+
+def lab_names() -> list[str]:
+    """Return the names of all labs, also of half-made and killed ones: by their folder or by their namespaces."""
+    folders = {path.name for path in STATE_DIR.iterdir()} if STATE_DIR.is_dir() else set()
+    return sorted(folders | {name for ns in netns.names() if (name := lab_of_namespace(ns))})
+
+
+def remove(name: str) -> bool:
+    """Remove whatever is there of the lab: processes, namespaces (and with them all links and routes), files.
+
+    Needs no plan, so that it also works on half-made labs. Ctrl-C and the like wait until it is done. Returns False
+    if there was nothing.
+    """
+    check_name(name)
+    netns.require()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        return _remove(name)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _remove(name: str) -> bool:
+    namespaces = [ns for ns in netns.names() if lab_of_namespace(ns) == name]
+    state = STATE_DIR / name
+    if not namespaces and not state.exists():
+        return False
+    logger.info("removing %s", name)
+    netns.stop_processes(namespaces)
+    netns.ip_batch((f"netns del {ns}" for ns in namespaces), keep_going=True)
+    left = sorted(set(namespaces) & set(netns.names()))
+    if left:
+        raise FlannelError(f"the network namespaces {', '.join(left)} cannot be removed: see `ip netns del {left[0]}`")
+    if state.exists():
+        shutil.rmtree(state)
+    with suppress(OSError):  # other labs still have their folders there
+        STATE_DIR.rmdir()
+    return True

@@ -1,0 +1,280 @@
+"""A lab's nodes: run commands in them; on a host also the agent, and the bridge with the pods behind it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence, Set
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Network
+from typing import IO, Any
+
+from flannel_udp.errors import FlannelError
+from flannel_udp.lab import netns
+from flannel_udp.lab.plan import HostSubnet, Plan, parse_subnet_env, write_whole
+
+logger = logging.getLogger(__name__)
+
+AGENT_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 5.0
+_HTTP_TIMEOUT_S = 2.0
+_LOG_LINES = 12
+
+Stream = int | IO[str] | IO[bytes] | None
+
+
+class Node:
+    """One network namespace of a lab."""
+
+    def __init__(self, plan: Plan, *path: str) -> None:
+        self.plan = plan
+        self.name = path[-1]
+        self.path = "/".join(path)
+        """The name within the lab: ``h1``, ``h1/p1``."""
+        self.namespace = plan.namespace(*path)
+
+    def popen(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        env: dict[str, str] | None = None,
+        new_session: bool = False,
+    ) -> subprocess.Popen[str]:
+        """Start a command inside. Its pid is the command's own: `ip netns exec` replaces itself."""
+        argv = ["ip", "netns", "exec", self.namespace, *command]
+        return subprocess.Popen(
+            argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, text=True, start_new_session=new_session
+        )
+
+    def run(
+        self, command: Sequence[str], *, check: bool = True, timeout_s: float = 30.0, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside and return its output.
+
+        Raises `FlannelError` when it takes longer than `timeout_s` (it is killed), or fails and `check` is set.
+        """
+        shown = " ".join(command)
+        with self.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            try:
+                stdout, stderr = process.communicate(stdin, timeout=timeout_s)
+            except BaseException as error:
+                process.kill()
+                if isinstance(error, subprocess.TimeoutExpired):
+                    raise FlannelError(f"{self.path}: `{shown}` did not end within {timeout_s:g} s") from None
+                raise
+        if check and process.returncode != 0:
+            raise FlannelError(
+                f"{self.path}: `{shown}` failed (exit {process.returncode}): {(stderr or stdout).strip()}"
+            )
+        return subprocess.CompletedProcess(list(command), process.returncode, stdout, stderr)
+
+    def configure(self, *lines: str) -> None:
+        """Run `ip` commands inside, all in one go. Raises `FlannelError` naming the one that failed."""
+        netns.ip_batch(lines, namespace=self.namespace)
+
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """Return a socket that lives inside and can be used from here."""
+        return netns.call_inside(self.namespace, lambda: socket.socket(family, kind, protocol))
+
+
+class Pod(Node):
+    """A namespace behind a host's bridge."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        super().__init__(host.plan, host.name, name)
+        self.host = host
+
+    @property
+    def ip(self) -> IPv4Address:
+        """The pod's address. Raises `FlannelError` before it is attached."""
+        try:
+            return self.host.pod_addresses()[self.name]
+        except KeyError:
+            raise FlannelError(
+                f"{self.path} has no address yet: the pods of {self.host.name} are not attached"
+            ) from None
+
+
+class Host(Node):
+    """A machine of the lab: eth0 on the underlay, and where it was told to, our agent and pods."""
+
+    def __init__(self, plan: Plan, name: str) -> None:
+        super().__init__(plan, name)
+        self.underlay = plan.underlay(name)
+        self.state = plan.state / name
+        self.subnet_file = self.state / "subnet.env"
+        self.control_socket = self.state / "flannel-udp.sock"
+        self.log_file = self.state / "agent.log"
+        self.pods = [Pod(self, pod) for pod in plan.pod_names]
+        self._pid_file = self.state / "agent.pid"
+        self._pods_file = self.state / "pods.json"
+        self._child: subprocess.Popen[str] | None = None
+
+    def pod(self, name: str) -> Pod:
+        """Return the pod of that name: ``p1``."""
+        for pod in self.pods:
+            if pod.name == name:
+                return pod
+        raise FlannelError(f"{self.name} has no pod {name}: the lab has {self.plan.pods} a host")
+
+    # The agent
+
+    @property
+    def runs_agent(self) -> bool:
+        """Whether the plan gives this host our agent."""
+        return self.name in self.plan.agent_hosts
+
+    def start_agent(self, *extra_args: str) -> None:
+        """Start our agent; `wait_ready` tells when it is up. Raises `FlannelError` if it runs already."""
+        if (pid := self.agent_pid()) is not None:
+            raise FlannelError(f"{self.name}: the agent runs already (process {pid})")
+        command = [
+            # -P: root must not import whatever lies in the folder that the lab was started from.
+            *(sys.executable, "-P", "-m", "flannel_udp", "--iface", "eth0"),
+            *("--subnet-file", str(self.subnet_file), "--control-socket", str(self.control_socket)),
+            *self.plan.registry_args,
+            *self.plan.agent_args,
+            *extra_args,
+        ]
+        # What the caller's own agent or service manager is told by environment is not meant for the lab's agents.
+        env = {k: v for k, v in os.environ.items() if not k.startswith("FLANNELD_") and k != "NOTIFY_SOCKET"}
+        with self.log_file.open("a") as log:
+            self._child = self.popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, new_session=True
+            )
+        write_whole(self._pid_file, f"{self._child.pid}\n")
+
+    def agent_pid(self) -> int | None:
+        """Return the agent's process id, ``None`` when it does not run."""
+        if self._child is not None and self._child.poll() is not None:
+            self._child = None
+        if self._child is not None:
+            return self._child.pid
+        try:
+            pid = int(self._pid_file.read_text())
+        except FileNotFoundError:
+            return None
+        return pid if netns.holds(self.namespace, pid) else None
+
+    def stop_agent(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+        """End the agent with SIGTERM, as a service manager does. Raises `FlannelError` if it takes longer."""
+        self._end_agent(signal.SIGTERM, timeout_s)
+
+    def kill_agent(self) -> None:
+        """End the agent with SIGKILL: it can clean up nothing."""
+        self._end_agent(signal.SIGKILL, _STOP_TIMEOUT_S)
+
+    def _end_agent(self, number: signal.Signals, timeout_s: float) -> None:
+        pid = self.agent_pid()
+        if pid is None:
+            raise FlannelError(f"{self.name}: the agent does not run")
+        if self._child is not None:
+            self._child.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                self._child.wait(timeout_s)
+            ended = self._child.returncode is not None
+        else:
+            ended = netns.end_process(self.namespace, pid, number, timeout_s)
+        if not ended:
+            raise FlannelError(f"{self.name}: the agent (process {pid}) did not end within {timeout_s:g} s")
+        self._pid_file.unlink(missing_ok=True)
+
+    def control(self, path: str) -> Any:
+        """GET `path` from the agent's control socket, return the JSON. Raises `FlannelError` if no answer comes."""
+        connection = http.client.HTTPConnection("localhost", timeout=_HTTP_TIMEOUT_S)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection.sock:
+            try:
+                connection.sock.settimeout(_HTTP_TIMEOUT_S)
+                connection.sock.connect(str(self.control_socket))
+                connection.request("GET", path)
+                return json.load(connection.getresponse())
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                raise FlannelError(f"{self.name}: no answer from the agent at {self.control_socket}: {error}") from None
+
+    def is_ready(self) -> bool:
+        """Tell whether subnet.env is written and the agent says that its traffic rules stand."""
+        try:
+            return self.subnet_file.exists() and self.control("/v1/status").get("ready") is True
+        except FlannelError:
+            return False
+
+    def wait_ready(self, timeout_s: float = AGENT_TIMEOUT_S) -> None:
+        """Wait for the agent. Raises `FlannelError` with its last words if it ends or the time is up."""
+        netns.wait_until(lambda: self.is_ready() or self.agent_pid() is None, timeout_s)
+        if self.agent_pid() is None:
+            raise FlannelError(f"{self.name}: the agent ended; its last words:\n{self._last_words()}")
+        if not self.is_ready():
+            raise FlannelError(
+                f"{self.name}: the agent is not ready after {timeout_s:g} s; its last words:\n{self._last_words()}"
+            )
+
+    def wait_peers(self, subnets: Set[IPv4Network], timeout_s: float = AGENT_TIMEOUT_S) -> None:
+        """Wait until the agent has these subnets among its peers: readiness says nothing about the other hosts."""
+
+        def missing() -> set[IPv4Network]:
+            return set(subnets) - {IPv4Network(peer["subnet"]) for peer in self.control("/v1/peers")}
+
+        if not netns.wait_until(lambda: not missing(), timeout_s):
+            unknown = ", ".join(map(str, sorted(missing())))
+            raise FlannelError(f"{self.name}: after {timeout_s:g} s the agent does not know the peers {unknown}")
+
+    def _last_words(self) -> str:
+        lines = self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else []
+        return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:]) or "  (it said nothing)"
+
+    # The pods
+
+    @property
+    def subnet(self) -> IPv4Network | None:
+        """The host's share of the overlay, ``None`` while it has none."""
+        known = self._subnet_env() or self._attached()
+        return known.subnet if known else None
+
+    def _subnet_env(self) -> HostSubnet | None:
+        return parse_subnet_env(self.subnet_file.read_text()) if self.subnet_file.exists() else None
+
+    def _attached(self) -> HostSubnet | None:
+        if not self._pods_file.exists():
+            return None
+        record = json.loads(self._pods_file.read_text())
+        return HostSubnet(IPv4Network(record["subnet"]), record["mtu"])
+
+    def pod_addresses(self) -> dict[str, IPv4Address]:
+        """Return the attached pods and their addresses."""
+        attached = self._attached()
+        return {name: attached.pod_address(name) for name in self.plan.pod_names} if attached else {}
+
+    def attach_pods(self, subnet: IPv4Network | None = None, mtu: int | None = None) -> None:
+        """Put the bridge cni0 and the pods behind it into the subnet, as a CNI plugin does.
+
+        Subnet and MTU (bytes) are the agent's by default; a host without our agent has to be told both.
+        """
+        given = HostSubnet(subnet, mtu) if subnet is not None and mtu is not None else self._subnet_env()
+        if given is None:
+            raise FlannelError(f"{self.name}: no agent has written a subnet: give subnet and mtu")
+        gateway, prefix_len = given.gateway, given.subnet.prefixlen
+        addresses = {pod: given.pod_address(pod.name) for pod in self.pods}
+        lines = ["link add cni0 type bridge", f"addr add {gateway}/{prefix_len} dev cni0", "link set cni0 up"]
+        for pod in self.pods:
+            lines += [
+                f"link add {pod.name} mtu {given.mtu} type veth peer name eth0 mtu {given.mtu} netns {pod.namespace}",
+                f"link set {pod.name} master cni0 up",
+            ]
+        self.configure(*lines)
+        for pod, address in addresses.items():
+            pod.configure(
+                "link set lo up",
+                f"addr add {address}/{prefix_len} dev eth0",
+                "link set eth0 up",
+                f"route add default via {gateway}",
+            )
+        write_whole(self._pods_file, json.dumps({"subnet": str(given.subnet), "mtu": given.mtu}) + "\n")

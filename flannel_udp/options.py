@@ -1,0 +1,61 @@
+"""What the command line and the environment decide: one frozen value, named like flanneld's flags.
+
+The field `etcd_endpoints` is the flag `--etcd-endpoints` and the variable `FLANNELD_ETCD_ENDPOINTS`. The room `cli`
+fills it in; everything else only reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+DEFAULT_CONTROL_SOCKET = Path("/run/flannel/flannel-udp.sock")
+DEFAULT_SUBNET_FILE = Path("/run/flannel/subnet.env")
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdOptions:
+    """How to reach etcd. Endpoints are URLs; an ``https`` scheme or any of the three files means TLS."""
+
+    endpoints: tuple[str, ...] = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
+    prefix: str = "/coreos.com/network"
+    keyfile: Path | None = None
+    certfile: Path | None = None
+    cafile: Path | None = None
+    username: str = ""
+    password: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceOptions:
+    """How to choose the external interface, in flannel's order; all empty means the default route's."""
+
+    iface: tuple[str, ...] = ()
+    iface_regex: tuple[str, ...] = ()
+    iface_can_reach: str = ""
+    public_ip: IPv4Address | None = None
+    public_ipv6: IPv6Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything one run of the agent was told."""
+
+    registry: str = "etcd"
+    """``etcd`` or ``file:PATH``."""
+    etcd: EtcdOptions = EtcdOptions()
+    interface: InterfaceOptions = InterfaceOptions()
+    subnet_file: Path = DEFAULT_SUBNET_FILE
+    subnet_lease_renew_margin: int = 60
+    """Minutes left on the lease at which it is renewed, 1 to 1439."""
+    release_on_exit: bool = False
+    on_lease_loss: str = "reacquire"
+    """``reacquire`` or ``exit`` (flanneld's way)."""
+    source_check: str = "strict"
+    """``strict``, ``loose`` or ``off``: see docs/architecture.md, trust."""
+    healthz_ip: str = "0.0.0.0"  # noqa: S104 - flanneld's default; nothing listens before a port is given
+    healthz_port: int = 0
+    """0 turns the health server off."""
+    control_socket: Path = DEFAULT_CONTROL_SOCKET
+    verbosity: int = 0

@@ -1,0 +1,65 @@
+"""Where the table of subnets lives: one protocol, several stores (etcd, file).
+
+A registry is a small fenced key-value store. It never interprets a subnet entry: parsing is `registry.keys`, policy
+(poisoned keys, overlaps, which subnet to take) is the room `control`. So one bad key can never cost another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from flannel_udp.model import Change, Entry, Snapshot
+
+
+class Registry(Protocol):
+    """What the agent asks of a store.
+
+    Every call may raise `RegistryError` (trying again may help) or `RegistryDenied` (credentials or permissions).
+    All calls belong to the event loop that made the registry.
+    """
+
+    async def read_config(self) -> bytes:
+        """Return the network configuration as stored. Raises `ConfigMissing` when there is none."""
+        ...
+
+    async def write_config(self, raw: bytes) -> None:
+        """Replace the network configuration. The caller validated it."""
+        ...
+
+    async def list(self) -> Snapshot:
+        """Return all subnet entries at one revision."""
+        ...
+
+    async def create(self, key: str, value: bytes, ttl_s: int) -> Entry:
+        """Create `key` under a new lease of `ttl_s` seconds, only if it does not exist. Raises `SubnetTaken`."""
+        ...
+
+    async def renew(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
+        """Make the entry live `ttl_s` seconds from now and hold `value`, only if it is still as `entry` says.
+
+        A reservation stays a reservation. When `value` is unchanged no watcher sees an event.
+        Returns the entry as it is now. Raises `LeaseLost`.
+        """
+        ...
+
+    async def delete(self, entry: Entry) -> None:
+        """Delete the entry, only if it is still as `entry` says. Raises `LeaseLost`."""
+        ...
+
+    async def time_left_s(self, entry: Entry) -> float | None:
+        """Return the seconds until the entry expires, ``None`` for a reservation. Raises `LeaseLost` if it is gone."""
+        ...
+
+    def watch(self) -> AsyncGenerator[Snapshot | Change, None]:
+        """Yield a `Snapshot`, then what changes, for ever.
+
+        Compaction, disconnection and failover are handled inside: they are retried with back-off (one log line an
+        outage, one on recovery) and end in a fresh `Snapshot`. An unreachable store yields nothing. Only
+        `RegistryDenied` is raised.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections and files; leases stay."""
+        ...

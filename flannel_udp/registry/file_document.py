@@ -1,0 +1,144 @@
+r"""What the registry file says, without touching the file.
+
+``{"config": {"Network": "10.1.0.0/16"}, "subnets": {"10.1.15.0-24": {"PublicIP": "192.0.2.1", "Expires": "…"}}}``
+
+Configuration and values are as in etcd. A lease has ``Expires`` (RFC 3339, UTC); an entry without one is a reservation,
+and so is one whose ``Expires`` cannot be read, because taking somebody's subnet away would be the worse mistake. Fields
+that mean nothing to us stay where they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from flannel_udp.model import Entry
+
+Document = dict[str, Any]
+
+LEASE_ID = 1
+"""The lease id of every entry that expires: the file has no leases apart from its entries."""
+
+MAX_DEPTH = 32
+_TOO_DEEP = f"objects and arrays are nested more than {MAX_DEPTH} deep"
+_NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
+_VALUE_FIELDS = {"publicip", "publicipv6", "backendtype", "backenddata", "backendv6data"}
+
+
+def parse_document(raw: bytes) -> Document:
+    """Return the document with ``subnets`` filled in. Raises `ValueError`, with line and column where there is one."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line, start = raw.count(b"\n", 0, error.start) + 1, raw.rfind(b"\n", 0, error.start)
+        raise ValueError(f"line {line} column {error.start - start}: not UTF-8") from None
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno} column {error.colno}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    if _is_too_deep(raw):
+        raise ValueError(_TOO_DEEP)
+    if not isinstance(document, dict):
+        raise ValueError('must be a JSON object such as {"config": {"Network": "10.1.0.0/16"}, "subnets": {}}')
+    if document.get("subnets") is None:
+        document["subnets"] = {}
+    if not isinstance(document["subnets"], dict):
+        raise ValueError('"subnets" must be a JSON object: a key such as "10.1.15.0-24" for each host')
+    return document
+
+
+def _is_too_deep(raw: bytes) -> bool:
+    """Tell whether writing this JSON could run into the recursion limit, by taking away the innermost pairs in turn."""
+    brackets = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", raw).translate(None, delete=_NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
+    return bool(brackets)
+
+
+def format_document(document: Document) -> bytes:
+    """Return the document for human readers."""
+    return _dump(document, indent=2) + b"\n"
+
+
+def format_config(document: Document) -> bytes | None:
+    """Return the network configuration as JSON, ``None`` if there is none."""
+    config = document.get("config")
+    return None if config is None else _dump(config)
+
+
+def parse_json(raw: bytes) -> object:
+    """Return a value for the document. Raises `ValueError` if it is not JSON."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {error}") from None
+
+
+def entries_of(document: Document, now_s: float) -> dict[str, Entry]:
+    """Return the entries that have not expired at `now_s` (seconds since 1970)."""
+    return {
+        key: _entry(key, fields)
+        for key, fields in document["subnets"].items()
+        if (expiry_s(fields) or math.inf) > now_s
+    }
+
+
+def next_expiry_s(document: Document, now_s: float) -> float:
+    """Return when the next entry will expire, infinity if none will."""
+    expiries = (expiry_s(fields) for fields in document["subnets"].values())
+    return min((expiry for expiry in expiries if expiry is not None and expiry > now_s), default=math.inf)
+
+
+def purge_expired(document: Document, now_s: float) -> None:
+    """Remove the entries that have expired at `now_s`."""
+    alive = entries_of(document, now_s)
+    document["subnets"] = {key: fields for key, fields in document["subnets"].items() if key in alive}
+
+
+def expiry_s(fields: object) -> float | None:
+    """Return when an entry expires in seconds since 1970; ``None`` for a reservation."""
+    text = fields.get("Expires") if isinstance(fields, dict) else None
+    if not isinstance(text, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return moment.timestamp()
+
+
+def put_entry(document: Document, key: str, value: bytes, expires_s: float | None) -> Entry:
+    """Write an entry, keeping unknown fields of the one it replaces. `ValueError`: `value` is no JSON object."""
+    fields = parse_json(value)
+    if not isinstance(fields, dict):
+        raise ValueError("is no JSON object")
+    old = document["subnets"].get(key)
+    if isinstance(old, dict):
+        unknown = {name: field for name, field in old.items() if name.casefold() not in _VALUE_FIELDS}
+        fields |= {name: field for name, field in unknown.items() if name not in fields}
+    fields.pop("Expires", None)
+    if expires_s is not None:  # whole seconds, rounded up: nobody loses a lease early
+        fields["Expires"] = datetime.fromtimestamp(math.ceil(expires_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    document["subnets"][key] = fields
+    return _entry(key, fields)
+
+
+def _entry(key: str, fields: object) -> Entry:
+    """Return an entry without the time it expires: a renewal is no change. Numbering revisions is the registry's."""
+    lease_id = 0 if expiry_s(fields) is None else LEASE_ID
+    if lease_id and isinstance(fields, dict):
+        fields = {name: field for name, field in fields.items() if name != "Expires"}
+    return Entry(key, _dump(fields), 0, lease_id)
+
+
+def _dump(value: object, indent: int | None = None) -> bytes:
+    separators = (",", ":") if indent is None else None
+    # A lone surrogate cannot be encoded; written as \udXXX it is what JSON has for it.
+    return json.dumps(value, indent=indent, separators=separators, ensure_ascii=False).encode(errors="backslashreplace")

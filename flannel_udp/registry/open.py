@@ -1,0 +1,31 @@
+"""From the flag ``--registry`` to a registry."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flannel_udp.errors import UsageError
+from flannel_udp.options import Options
+from flannel_udp.registry import Registry
+
+
+def open_registry(options: Options) -> Registry:
+    """Return the registry that `options` names, not yet connected; the caller closes it.
+
+    Call it inside the event loop that will use it. Raises `UsageError` for a flag, an endpoint or a certificate file
+    that is wrong.
+    """
+    kind, _, path = options.registry.partition(":")
+    # What fails is raised, with its cause: gRPC's own lines on stderr would only come between ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Imported here: gRPC takes longer to load than everything else, and a file needs none of it.
+    if options.registry == "etcd":
+        from flannel_udp.registry.etcd import EtcdRegistry  # noqa: PLC0415 - see above
+
+        return EtcdRegistry(options.etcd)
+    if kind == "file" and path:
+        from flannel_udp.registry.file import FileRegistry  # noqa: PLC0415 - see above
+
+        return FileRegistry(Path(path))
+    raise UsageError(f"--registry {options.registry!r}: give etcd or file:PATH")

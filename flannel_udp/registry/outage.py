@@ -1,0 +1,41 @@
+"""How a watch lives through an outage: back-off, one line when it begins, one when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from flannel_udp.errors import RegistryError
+
+FIRST_DELAY_S = 0.1
+LAST_DELAY_S = 5.0
+
+
+class Outage:
+    """The trouble one watch has with its store, if any."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._began_s: float | None = None
+        self._ended_s = time.monotonic()
+        self._delay_s = FIRST_DELAY_S
+
+    async def wait(self, reason: RegistryError) -> None:
+        """Note a failure and sleep before the next try: 0.1 s at first, doubling to 5 s."""
+        if self._began_s is None:
+            self._began_s = time.monotonic()
+            self._logger.warning("watching the subnets: %s; trying again until it works", reason)
+            # A store that works for a moment and fails again does not get the short delay back.
+            if self._began_s - self._ended_s > LAST_DELAY_S:
+                self._delay_s = FIRST_DELAY_S
+        await asyncio.sleep(self._delay_s)
+        self._delay_s = min(2 * self._delay_s, LAST_DELAY_S)
+
+    def over(self) -> None:
+        """Note that the watch stands; without a failure before it this does nothing."""
+        if self._began_s is None:
+            return
+        self._ended_s = time.monotonic()
+        self._logger.info("watching the subnets: works again after %.1f s", self._ended_s - self._began_s)
+        self._began_s = None

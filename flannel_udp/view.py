@@ -1,0 +1,133 @@
+"""What the agent says of itself: the documents of the control socket, put together from the rooms' own facts."""
+
+from __future__ import annotations
+
+import os
+import time
+from ipaddress import IPv4Address
+
+from flannel_udp import __version__
+from flannel_udp.admin.shapes import Counters, LeaseFacts, NetDevice, PeerRow, Route, Status
+from flannel_udp.config import NetworkConfig
+from flannel_udp.control.lease import LeaseKeeper
+from flannel_udp.control.synchroniser import Synchroniser
+from flannel_udp.dataplane.dataplane import Dataplane
+from flannel_udp.model import Interface
+from flannel_udp.options import Options
+
+
+class AgentView:
+    """Holds what exists so far, as the daemon brings it to life, and answers for it."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._started_s = time.monotonic()
+        self.state = "starting"
+        self.ready = False
+        self.interface: Interface | None = None
+        self.config: NetworkConfig | None = None
+        self.dataplane: Dataplane | None = None
+        self.tunnel_mtu: int | None = None
+        self.keeper: LeaseKeeper | None = None
+        self.sync: Synchroniser | None = None
+
+    def status(self) -> Status:
+        """Return the agent's state at this moment."""
+        lease = self.keeper.lease if self.keeper else None
+        network = self.config.v4.network if self.config and self.config.v4 else None
+        return Status(
+            version=__version__,
+            pid=os.getpid(),
+            uptime_s=round(time.monotonic() - self._started_s, 3),
+            state=self.state,
+            ready=self.ready,
+            registry=self._registry(),
+            network=str(network) if network else None,
+            subnet=str(lease.subnet.v4) if lease else None,
+            public_ip=str(self.interface.public_ip) if self.interface else None,
+            interface=self._interface(),
+            tunnel=self._tunnel(),
+            backend={"type": self.config.backend.type, "port": self.config.backend.port} if self.config else None,
+            lease=self._lease(),
+            peers=self.sync.status.peers if self.sync else 0,
+            revision=self.sync.status.revision if self.sync else None,
+            counters=self._counters(),
+        )
+
+    def peers(self) -> list[PeerRow]:
+        """Return one row a peer, in the order of their subnets."""
+        return [
+            PeerRow(
+                subnet=str(peer.subnet),
+                public_ip=str(peer.public_ip),
+                packets_out=traffic.packets_out,
+                bytes_out=traffic.bytes_out,
+                packets_in=traffic.packets_in,
+                bytes_in=traffic.bytes_in,
+            )
+            for peer, traffic in (self.dataplane.peer_traffic() if self.dataplane else [])
+        ]
+
+    def route(self, address: IPv4Address) -> Route:
+        """Return where a packet for `address` would go, and why."""
+        text = str(address)
+        if self.config is None or self.config.v4 is None or self.dataplane is None or self.interface is None:
+            return Route(address=text, verdict="no route", reason=f"the agent is {self.state}")
+        network = self.config.v4.network
+        if address not in network:
+            reason = f"outside the overlay network {network}: the host routes it elsewhere"
+            return Route(address=text, verdict="outside network", reason=reason)
+        lease = self.keeper.lease if self.keeper else None
+        answer = self.dataplane.route(address)
+        if answer.own and lease:
+            reason = "in this host's own subnet: the host delivers it itself"
+            return Route(address=text, verdict="own subnet", subnet=str(lease.subnet.v4), reason=reason)
+        if answer.peer is None:
+            return Route(address=text, verdict="no route", reason="no lease in the registry covers it")
+        return Route(
+            address=text,
+            verdict="peer",
+            subnet=str(answer.peer.subnet),
+            public_ip=str(answer.peer.public_ip),
+            port=self.config.backend.port,
+            interface=self.interface.name,
+            tunnel=self.dataplane.tunnel.name,
+            reason="the longest prefix in the registry that covers it",
+        )
+
+    def _registry(self) -> str:
+        if self._options.registry != "etcd":
+            return self._options.registry
+        return f"etcd {','.join(self._options.etcd.endpoints)} {self._options.etcd.prefix}"
+
+    def _interface(self) -> NetDevice | None:
+        if self.interface is None:
+            return None
+        return {"name": self.interface.name, "address": str(self.interface.address), "mtu": self.interface.mtu}
+
+    def _tunnel(self) -> NetDevice | None:
+        lease = self.keeper.lease if self.keeper else None
+        if self.dataplane is None or self.tunnel_mtu is None or lease is None:
+            return None
+        return {
+            "name": self.dataplane.tunnel.name,
+            "address": f"{lease.subnet.v4.network_address}/32",
+            "mtu": self.tunnel_mtu,
+        }
+
+    def _lease(self) -> LeaseFacts | None:
+        lease = self.keeper.lease if self.keeper else None
+        if self.keeper is None or lease is None:
+            return None
+        left_s = self.keeper.left_s
+        return {
+            "key": lease.entry.key,
+            "expires_in_s": None if left_s is None else round(left_s, 1),
+            "reserved": lease.entry.reserved,
+        }
+
+    def _counters(self) -> Counters | None:
+        if self.dataplane is None:
+            return None
+        counters = self.dataplane.counters()
+        return {"out": counters["out"], "in": counters["in"]}

@@ -1,0 +1,106 @@
+"""Build the compiled packet path; everything else is in pyproject.toml.
+
+Switches (environment):
+  FLANNEL_UDP_DEBUG=1     -O0 -g3, Cython bounds checks on, C assertions on
+  FLANNEL_UDP_SANITIZE=1  -fsanitize=address,undefined (run python with LD_PRELOAD=$(cc -print-file-name=libasan.so))
+  FLANNEL_UDP_WERROR=1    warnings are errors (what the tests build with)
+They are for builds from an sdist, as tox does: an extension module that is up to date in a checkout is not built again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+SOURCES = "_fastpath"
+PACKAGE = "flannel_udp._fastpath"
+
+debug = os.environ.get("FLANNEL_UDP_DEBUG") == "1"
+sanitize = os.environ.get("FLANNEL_UDP_SANITIZE") == "1"
+
+compile_args = ["-std=c11", "-Wall", "-Wextra", "-Wsign-compare", "-Wconversion"]
+link_args: list[str] = []
+compile_args += ["-O0", "-g3", "-UNDEBUG"] if debug else ["-O3"]
+if sanitize:
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+    compile_args += flags
+    link_args += flags
+if os.environ.get("FLANNEL_UDP_WERROR") == "1":
+    compile_args.append("-Werror")
+
+
+def include_tree() -> str:
+    """Make a folder in which `flannel_udp/_fastpath` is the sources: `cimport flannel_udp._fastpath.x` needs it."""
+    tree = ROOT / "build" / "cimport" / "flannel_udp"
+    tree.mkdir(parents=True, exist_ok=True)
+    (tree / "__init__.pxd").touch()
+    link = tree / SOURCES
+    if not link.is_symlink():
+        link.symlink_to(Path("..") / ".." / ".." / SOURCES)
+    return str(tree.parent)
+
+
+CIMPORT_ROOT = include_tree()  # here, not in build_ext: mypy follows the link too, and is content with any build
+
+
+def extensions() -> list[Extension]:
+    """Return one extension module for each .pyx."""
+    return [
+        Extension(
+            f"{PACKAGE}.{path.stem}",
+            [f"{SOURCES}/{path.name}"],
+            extra_compile_args=compile_args,
+            extra_link_args=link_args,
+        )
+        for path in sorted((ROOT / SOURCES).glob("*.pyx"))
+    ]
+
+
+class BuildFastpath(build_ext):
+    """Translate to C when something is compiled, and only then: an sdist needs no C and must not hold any."""
+
+    def finalize_options(self) -> None:
+        """Compile on all processors."""
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def run(self) -> None:
+        """Translate, then compile."""
+        translated = cythonize(
+            self.extensions,
+            include_path=[CIMPORT_ROOT],
+            build_dir="build/cython",
+            compiler_directives={
+                "language_level": 3,
+                "freethreading_compatible": True,
+                "boundscheck": debug,
+                "wraparound": False,
+                "initializedcheck": debug,
+                "cdivision": True,
+                "embedsignature": True,
+                "binding": True,
+            },
+        )
+        sources = {extension.name: extension.sources for extension in translated}
+        for extension in self.extensions:
+            extension.sources = sources[extension.name]
+        super().run()
+
+
+setup(
+    packages=[
+        "flannel_udp",
+        PACKAGE,
+        *(f"flannel_udp.{room}" for room in ("admin", "control", "dataplane", "host", "lab", "registry")),
+    ],
+    package_dir={PACKAGE: SOURCES},
+    package_data={"flannel_udp": ["py.typed"], "flannel_udp.registry": ["*.pyi"], PACKAGE: ["*.pyi"]},
+    include_package_data=False,  # or the wheel held the Cython sources, which the sdist has
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildFastpath},
+)

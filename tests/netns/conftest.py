@@ -1,0 +1,34 @@
+"""Labs with our agent that several tests share; whoever disturbs one makes one of their own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.plan import Plan
+from tests.support.agents import up_with_peers
+from tests.support.labs import fresh_name
+
+
+@pytest.fixture(scope="session")
+def needs_etcd() -> None:
+    if shutil.which("etcd") is None or shutil.which("etcdctl") is None:
+        pytest.skip("etcd or etcdctl is not installed (apt-get install etcd-server etcd-client)")
+
+
+@pytest.fixture(params=["file", "etcd"])
+def registry(request: pytest.FixtureRequest) -> str:
+    """Each of the registries a lab can have."""
+    if request.param == "etcd":
+        request.getfixturevalue("needs_etcd")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Lab]:
+    """Two hosts with our agent and a pod each, which know each other. For tests that leave them as they were."""
+    with Lab(Plan(fresh_name(), hosts=2)) as lab:
+        yield up_with_peers(lab)

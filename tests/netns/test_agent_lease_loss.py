@@ -1,0 +1,123 @@
+"""The key of a running agent is deleted or overwritten: it stops forwarding at once, says why, and starts afresh."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
+from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.probe import ping
+from tests.support.agents import Agent, log_of, remains_of, subnet_of, up_with_peers, wait_for, wait_for_peers
+from tests.support.by_hand import ByHand, by_hand
+from tests.support.flow import Flow
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+STRANGER = '{"PublicIP":"192.0.2.99"}'
+NOTICE_S = 1.0
+"""How soon an agent must notice that its key is gone."""
+
+
+@pytest.fixture
+def two_subnets(registry: str) -> Iterator[Lab]:
+    """Two hosts and a network of exactly two subnets."""
+    config = {"Network": "10.244.0.0/16", "SubnetMin": "10.244.1.0", "SubnetMax": "10.244.2.0"}
+    with Lab(Plan(fresh_name(), hosts=2, registry=registry, config=config)) as lab:
+        yield up_with_peers(lab)
+
+
+def key_of(host: Host) -> str:
+    return str(subnet_of(host)).replace("/", "-")
+
+
+def losses(host: Host) -> list[str]:
+    """Return the lines about lost subnets."""
+    return [line for line in log_of(host) if line.startswith("lost our subnet")]
+
+
+def is_held(hand: ByHand, host: Host) -> bool:
+    entry = hand.subnets().get(key_of(host))
+    return entry is not None and json.loads(entry)["PublicIP"] == str(host.underlay)
+
+
+def test_a_deleted_key_is_noticed_and_the_subnet_taken_again(two_subnets: Lab) -> None:
+    h1, h2 = two_subnets.hosts
+    hand = by_hand(two_subnets)
+    subnet = subnet_of(h1)
+    with Flow(h1.pods[0], h2.pods[0]) as there, Flow(h2.pods[0], h1.pods[0]) as back:
+        there.wait_for_one_sent_from_now()
+        hand.delete(key_of(h1))
+        assert wait_for("the loss is noticed", lambda: bool(losses(h1))) < NOTICE_S
+        wait_for("the subnet is held again", lambda: is_held(hand, h1))
+        wait_for("ready again", h1.is_ready)
+        wait_for_peers([h1, h2])
+        there.wait_for_one_sent_from_now()
+        back.wait_for_one_sent_from_now()
+    assert subnet_of(h1) == subnet
+    key = key_of(h1)
+    assert losses(h1) == [f"lost our subnet {subnet}: {key} was deleted from the registry or expired; forwarding stopped"]
+    assert losses(h2) == []
+
+
+def test_forwarding_stops_while_another_holds_our_subnet_and_returns_with_it(two_subnets: Lab) -> None:
+    h1, h2 = two_subnets.hosts
+    hand = by_hand(two_subnets)
+    key, subnet = key_of(h1), subnet_of(h1)
+    hand.put(key, STRANGER)
+    assert wait_for("the loss is noticed", lambda: bool(losses(h1))) < NOTICE_S
+    wait_for("not ready any more", lambda: h1.control("/v1/status")["ready"] is False)
+    before = h1.control("/v1/status")["counters"]
+    # Nothing of ours goes out, and what still comes in is not delivered.
+    assert ping(h1.pods[0], [h2.pods[0].ip], timeout_s=0.3) == [None]
+    after = h1.control("/v1/status")["counters"]
+    assert after["out"]["packets"] == before["out"]["packets"]
+    assert after["in"]["packets"] == before["in"]["packets"]
+    assert after["out"]["drops"]["no_route"] > before["out"]["drops"].get("no_route", 0)
+    assert losses(h1) == [f"lost our subnet {subnet}: {key} was taken by 192.0.2.99; forwarding stopped"]
+    wait_for("that no subnet is free is said", lambda: any("are taken" in line for line in log_of(h1)))
+    status = h1.control("/v1/status")
+    assert (status["state"], status["subnet"], status["lease"]) == ("waiting for a lease", None, None)
+
+    hand.delete(key)
+    wait_for("held again", h1.is_ready)
+    assert subnet_of(h1) == subnet
+    wait_for_peers([h1, h2])
+    assert ping(h1.pods[0], [h2.pods[0].ip]) != [None]
+    said = [line for line in log_of(h1) if "are taken" in line]
+    assert len(said) == 1, said  # once, however often it was tried
+
+
+def test_an_overwritten_key_means_another_subnet_when_one_is_free(registry: str) -> None:
+    with Lab(Plan(fresh_name(), hosts=2, registry=registry)) as lab:
+        h1, h2 = up_with_peers(lab).hosts
+        hand = by_hand(lab)
+        former = subnet_of(h1)
+        hand.put(key_of(h1), STRANGER)
+        wait_for("another subnet", lambda: h1.is_ready() and subnet_of(h1) != former)
+        wait_for_peers([h1, h2])
+        # The hosts' own addresses in the overlay follow; the pods would be moved by the container runtime.
+        assert ping(h2, [subnet_of(h1).network_address]) != [None]
+        assert json.loads(hand.subnets()[str(former).replace("/", "-")]) == json.loads(STRANGER)
+        routes = h1.run(["ip", "-o", "addr", "show", "dev", "flannel0"]).stdout
+        assert str(former.network_address) not in routes
+
+
+def test_with_on_lease_loss_exit_the_agent_ends(registry: str) -> None:
+    with Lab(Plan(fresh_name(), hosts=1, registry=registry, agents=())) as lab:
+        (host,) = lab.hosts
+        with Agent(host, "--on-lease-loss=exit") as agent:
+            agent.wait_ready()
+            by_hand(lab).delete(key_of(host))
+            assert agent.exit_code() == 1
+            key = key_of(host)
+            loss = f"lost our subnet {subnet_of(host)}: {key} was deleted from the registry or expired"
+            said = agent.said()
+            assert [line for line in said if "lost" in line] == [f"flannel-udp: {loss}; forwarding stopped"]
+            assert said[-1].startswith("flannel-udp: lost"), said
+        assert remains_of(host) == {"subnet.env"}
+        assert by_hand(lab).subnets() == {}

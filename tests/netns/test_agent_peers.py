@@ -1,0 +1,179 @@
+"""Peers join, leave and move while others' traffic flows, and poisoned entries cost nobody but themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
+from flannel_udp.lab.plan import OVERLAY, UNDERLAY, UNDERLAY_GATEWAY, Plan
+from flannel_udp.lab.probe import ping, ping_matrix
+from tests.support.agents import (
+    command_json,
+    log_of,
+    peers_of,
+    subnet_of,
+    up_with_peers,
+    wait_for,
+    wait_for_peers,
+)
+from tests.support.by_hand import by_hand
+from tests.support.flow import Flow
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+FOLLOW_S = 1.0
+"""How soon the other hosts must know what has changed in the registry."""
+
+RESERVED = "10.244.200.0/24"
+NEW_ADDRESS = IPv4Address("192.0.2.33")
+
+
+@pytest.fixture
+def trio(registry: str) -> Iterator[Lab]:
+    """h1 and h2 run; h3, for which a subnet is reserved, does not yet."""
+    plan = Plan(fresh_name(), hosts=3, registry=registry, agents=("h1", "h2"), reservations={RESERVED: "192.0.2.3"})
+    with Lab(plan) as lab:
+        yield up_with_peers(lab)
+
+
+def start(host: Host) -> None:
+    host.start_agent()
+    host.wait_ready()
+    if not host.pod_addresses():
+        host.attach_pods()
+
+
+def is_reached(source: Host, target: IPv4Address) -> bool:
+    return ping(source.pods[0], [target], timeout_s=0.1) != [None]
+
+
+def test_a_peer_joins_moves_and_leaves_while_the_traffic_of_others_flows(trio: Lab) -> None:
+    h1, h2, h3 = trio.hosts
+    hand = by_hand(trio)
+    key = RESERVED.replace("/", "-")
+    with Flow(h1.pods[0], h2.pods[0]) as flow, Flow(h2.pods[0], h1.pods[0]) as back:
+        # joins
+        start(h3)
+        assert wait_for("h1 reaches h3's pod", lambda: is_reached(h1, h3.pods[0].ip)) < FOLLOW_S
+        assert wait_for("h2 reaches h3's pod", lambda: is_reached(h2, h3.pods[0].ip)) < FOLLOW_S
+        assert subnet_of(h3) == UNDERLAY.__class__(RESERVED)
+
+        # moves: same subnet, another public IP
+        h3.stop_agent()
+        h3.configure(
+            "addr flush dev eth0",
+            f"addr add {NEW_ADDRESS}/{UNDERLAY.prefixlen} dev eth0",
+            f"route add default via {UNDERLAY_GATEWAY}",
+        )
+        hand.put(key, json.dumps({"PublicIP": str(NEW_ADDRESS)}))
+        for host in (h1, h2):
+            took_s = wait_for(
+                f"{host.name} follows", lambda host=host: peers_of(host).get(RESERVED) == str(NEW_ADDRESS)  # type: ignore[misc]
+            )
+            assert took_s < FOLLOW_S
+            assert command_json(host, "route", "get", str(h3.pods[0].ip))["public_ip"] == str(NEW_ADDRESS)
+        start(h3)
+        assert wait_for("h1 reaches h3's pod again", lambda: is_reached(h1, h3.pods[0].ip)) < FOLLOW_S
+
+        # leaves
+        h3.stop_agent()
+        hand.delete(key)
+        for host in (h1, h2):
+            took_s = wait_for(f"{host.name} forgets it", lambda host=host: RESERVED not in peers_of(host))  # type: ignore[misc]
+            assert took_s < FOLLOW_S
+        flow.wait_for_one_sent_from_now()
+        back.wait_for_one_sent_from_now()
+    assert min(flow.sent, back.sent) > 100
+    assert (flow.lost, back.lost) == (0, 0)
+    assert f"peer added: {RESERVED} via 192.0.2.3" in log_of(h1)
+    assert f"peer changed: {RESERVED} via {NEW_ADDRESS}" in log_of(h1)
+    assert f"peer removed: {RESERVED} via {NEW_ADDRESS}" in log_of(h1)
+
+
+def test_a_host_that_comes_back_with_another_address_gets_its_traffic_there(registry: str) -> None:
+    with Lab(Plan(fresh_name(), hosts=2, registry=registry, agent_args=("--release-on-exit",))) as lab:
+        h1, h2 = up_with_peers(lab).hosts
+        former = subnet_of(h2)
+        with Flow(h1.pods[0], h2.pods[0]) as flow:
+            flow.wait_for_one_sent_from_now()
+            h2.stop_agent()
+            h2.configure(
+                "addr flush dev eth0",
+                f"addr add {NEW_ADDRESS}/{UNDERLAY.prefixlen} dev eth0",
+                f"route add default via {UNDERLAY_GATEWAY}",
+            )
+            h2.start_agent()
+            h2.wait_ready()
+            assert flow.wait_for_one_sent_from_now() < FOLLOW_S
+        # Its lease was free again, so subnet.env decided.
+        assert subnet_of(h2) == former
+        assert peers_of(h1) == {str(former): str(NEW_ADDRESS)}
+
+
+def poison(registry: str) -> dict[str, str]:
+    """Entries of which none is a good peer; no more than the agent warns about one by one."""
+    entries = {
+        "not-a-subnet": '{"PublicIP":"192.0.2.99"}',
+        "0.0.0.0-0": '{"PublicIP":"192.0.2.99"}',
+        f"{OVERLAY}".replace("/", "-"): '{"PublicIP":"192.0.2.99"}',
+        "10.99.1.0-24": '{"PublicIP":"192.0.2.99"}',
+        "10.244.151.0-24": '{"PublicIP":"not an address"}',
+        "10.244.152.0-24": "{}",
+        "10.244.153.0-24": '{"PublicIP":"192.0.2.99","BackendType":"vxlan"}',
+        "10.244.154.0-24": '{"PublicIP":"224.0.0.1"}',
+    }
+    # A value that is no JSON would be a broken file as a whole.
+    return entries | ({"10.244.155.0-24": '{"PublicIP":'} if registry == "etcd" else {"10.244.155.0-24": "17"})
+
+
+def test_poisoned_entries_keep_no_agent_from_starting_and_cost_no_peer(registry: str) -> None:
+    with Lab(Plan(fresh_name(), hosts=2, registry=registry, agents=())) as lab:
+        hand = by_hand(lab)
+        entries = poison(registry)
+        for key, value in entries.items():
+            hand.put(key, value)
+        for host in lab.hosts:
+            start(host)
+        wait_for_peers(lab.hosts)
+        assert None not in ping_matrix(lab.pods()).values()
+        for host in lab.hosts:
+            for key in entries:
+                warnings = [line for line in log_of(host) if repr(key) in line]
+                assert len(warnings) == 1, f"{key}: {warnings}"
+            assert len(peers_of(host)) == 1
+        # Nobody tidies up what is not theirs.
+        assert hand.subnets().keys() > entries.keys()
+
+
+def test_poison_that_comes_later_costs_no_packet(registry: str) -> None:
+    with Lab(Plan(fresh_name(), hosts=2, registry=registry)) as lab:
+        h1, h2 = up_with_peers(lab).hosts
+        hand = by_hand(lab)
+        entries = poison(registry) | {"10.244.160.0-24": json.dumps({"PublicIP": str(h1.underlay)})}
+        with Flow(h1.pods[0], h2.pods[0]) as flow, Flow(h2.pods[0], h1.pods[0]) as back:
+            for key, value in entries.items():
+                hand.put(key, value)
+            wait_for("h1 has seen the last one", lambda: any("'10.244.160.0-24'" in line for line in log_of(h1)))
+            assert len(peers_of(h1)) == 1
+            flow.wait_for_one_sent_from_now()
+        assert (flow.lost, back.lost) == (0, 0)
+        (about_us,) = [line for line in log_of(h1) if "'10.244.160.0-24'" in line]
+        assert "it has our public IP" in about_us
+        # To h2 it is one more subnet of h1.
+        wait_for("h2 has it", lambda: peers_of(h2).get("10.244.160.0/24") == str(h1.underlay))
+
+
+def test_a_poisoned_key_that_is_put_right_becomes_a_peer(registry: str) -> None:
+    with Lab(Plan(fresh_name(), hosts=1, registry=registry)) as lab:
+        (h1,) = lab.hosts
+        hand = by_hand(lab)
+        hand.put("10.244.170.0-24", '{"PublicIP":"nonsense"}')
+        wait_for("the warning", lambda: any("'10.244.170.0-24'" in line for line in log_of(h1)))
+        hand.put("10.244.170.0-24", '{"PublicIP":"192.0.2.17"}')
+        assert wait_for("the peer", lambda: peers_of(h1) == {"10.244.170.0/24": "192.0.2.17"}) < FOLLOW_S

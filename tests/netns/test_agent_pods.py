@@ -1,0 +1,115 @@
+"""Agents and a registry, nothing else: every pod reaches every other, and nothing is left when all is over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flannel_udp.lab import netns
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.plan import STATE_DIR, Plan
+from flannel_udp.lab.probe import ping_matrix
+from tests.support.agents import subnet_of, up_with_peers
+from tests.support.by_hand import PREFIX, EtcdByHand, by_hand
+from tests.support.labs import NEEDS_NETNS, fresh_name, namespaces_of
+
+pytestmark = NEEDS_NETNS
+
+LEASE_TTL_S = 86_400
+TTL_SLACK_S = 10
+
+
+@pytest.fixture(scope="module", params=["file", "etcd"])
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    if request.param == "etcd":
+        request.getfixturevalue("needs_etcd")
+    with Lab(Plan(fresh_name(), hosts=2, registry=request.param)) as lab:
+        yield up_with_peers(lab)
+
+
+def test_pods_of_two_hosts_reach_each_other_both_ways(lab: Lab) -> None:
+    assert None not in ping_matrix(lab.pods()).values()
+
+
+def test_hosts_and_pods_of_other_hosts_reach_each_other(lab: Lab) -> None:
+    h1, h2 = lab.hosts
+    for source, target in ((h1, h2), (h2, h1)):
+        source.run(["ping", "-c1", "-W2", str(target.pods[0].ip)])
+        # flannel0's address too is one of the overlay, as flanneld has it.
+        source.run(["ping", "-c1", "-W2", str(subnet_of(target).network_address)])
+
+
+def test_every_host_holds_one_entry_with_exactly_flannels_value(lab: Lab) -> None:
+    entries = by_hand(lab).subnets()
+    assert entries.keys() == {str(subnet_of(host)).replace("/", "-") for host in lab.hosts}
+    for host in lab.hosts:
+        value = entries[str(subnet_of(host)).replace("/", "-")]
+        if lab.plan.registry == "etcd":
+            assert value == f'{{"PublicIP":"{host.underlay}","PublicIPv6":null}}'
+        else:
+            fields = json.loads(value)
+            assert fields.pop("Expires").endswith("Z")
+            assert fields == {"PublicIP": str(host.underlay), "PublicIPv6": None}
+
+
+@pytest.mark.parametrize("lab", ["etcd"], indirect=True)
+def test_leases_in_etcd_live_for_a_day(lab: Lab) -> None:
+    etcd = EtcdByHand(lab)
+    leases = etcd.etcdctl("lease", "list").splitlines()[1:]
+    assert len(leases) == len(lab.hosts)
+    held = {}
+    for lease in leases:
+        state = json.loads(etcd.etcdctl("lease", "timetolive", lease, "--keys", "--write-out=json"))
+        assert state["granted-ttl"] == LEASE_TTL_S
+        assert LEASE_TTL_S - TTL_SLACK_S <= state["ttl"] <= LEASE_TTL_S
+        held[lease] = len(state["keys"])
+    assert set(held.values()) == {1}
+    assert len(etcd.etcdctl("get", "--prefix", "--keys-only", f"{PREFIX}/subnets/").split()) == len(lab.hosts)
+
+
+def test_subnet_env_is_flannels_byte_for_byte(lab: Lab) -> None:
+    for host in lab.hosts:
+        gateway = subnet_of(host).network_address + 1
+        assert host.subnet_file.read_text() == (
+            f"FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={gateway}/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
+        )
+        assert host.subnet_file.stat().st_mode & 0o777 == 0o644
+
+
+def test_flannel0_has_flannels_shape(lab: Lab) -> None:
+    for host in lab.hosts:
+        (link,) = json.loads(host.run(["ip", "-json", "addr", "show", "dev", "flannel0"]).stdout)
+        addresses = [(a["local"], a["prefixlen"]) for a in link["addr_info"] if a["family"] == "inet"]
+        assert addresses == [(str(subnet_of(host).network_address), 32)]
+        assert link["mtu"] == 1472
+        assert "UP" in link["flags"]
+        routes = host.run(["ip", "route", "show", "dev", "flannel0"]).stdout.splitlines()
+        assert [route.strip() for route in routes] == ["10.244.0.0/16"]
+
+
+def root_state() -> tuple[set[str], set[str], list[str]]:
+    """Links, files of the usual run folder and routes of the machine itself."""
+    run = Path("/run/flannel")
+    files = {str(path) for path in run.iterdir()} if run.is_dir() else set()
+    links = {path.name for path in Path("/sys/class/net").iterdir()}
+    return links, files, Path("/proc/net/route").read_text().splitlines()
+
+
+def test_five_hosts_of_two_pods_lose_none_of_ninety_pings_and_leave_nothing() -> None:
+    before = root_state()
+    with Lab(Plan(fresh_name(), hosts=5, pods=2)) as lab:
+        up_with_peers(lab)
+        times = ping_matrix(lab.pods())
+        namespaces = namespaces_of(lab.name)
+        pids = netns.processes(namespaces)
+        assert len(pids) == 5
+    assert len(times) == 90
+    assert [pair for pair, seconds in times.items() if seconds is None] == []
+    assert len(namespaces) == 16
+    assert namespaces_of(lab.name) == []
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+    assert not (STATE_DIR / lab.name).exists()
+    assert root_state() == before

@@ -1,0 +1,374 @@
+"""The tunnel device's configuration and the interface choice, against real kernels in namespaces of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import struct
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any, TypeVar
+
+import pytest
+import uvloop
+from pyroute2 import netns
+
+from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.host.interface import choose, gather
+from flannel_udp.host.netlink import configure_tunnel, link_state, unconfigure
+from flannel_udp.model import Interface
+from flannel_udp.options import InterfaceOptions
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make network namespaces"),
+]
+
+ADDRESS = IPv4Address("10.1.15.0")
+NETWORK = IPv4Network("10.1.0.0/16")
+T = TypeVar("T")
+
+
+class Namespace:
+    """A network namespace: `run` is a shell command inside, `call` runs a function inside, on a thread of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, command: str) -> str:
+        full = ["ip", "netns", "exec", self.name, *command.split()]
+        return subprocess.run(full, check=True, capture_output=True, text=True, timeout=20).stdout
+
+    def json(self, command: str) -> Any:
+        return json.loads(self.run(command) or "[]")
+
+    def call(self, function: Callable[..., T], *arguments: object) -> T:
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def inside() -> None:
+            try:
+                netns.setns(self.name)  # of this thread only, and for good: it ends right after
+                results.append(function(*arguments))
+            except BaseException as error:  # handed to the caller's thread
+                errors.append(error)
+
+        thread = threading.Thread(target=inside)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def routes(self) -> list[str]:
+        """Return the main table as `ip` shows it; "linkdown" only says that nobody holds the TUN's descriptor."""
+        return [line.replace(" linkdown", "").strip() for line in self.run("ip -4 route show").splitlines()]
+
+    def addresses(self, device: str) -> list[str]:
+        (link,) = self.json(f"ip -json -4 address show dev {device}") or [{}]
+        return [f"{a['local']}/{a['prefixlen']}" for a in link.get("addr_info", [])]
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    name = f"host-{uuid.uuid4().hex[:8]}"
+    subprocess.run(["ip", "netns", "add", name], check=True, timeout=20)
+    try:
+        made = Namespace(name)
+        made.run("ip link set lo up")
+        yield made
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=20)
+
+
+@pytest.fixture
+def tun(namespace: Namespace) -> Namespace:
+    """A namespace with a persistent flannel0, as a killed program with other habits than ours may leave it."""
+    namespace.run("ip tuntap add dev flannel0 mode tun")
+    return namespace
+
+
+@pytest.fixture
+def host(namespace: Namespace) -> Namespace:
+    """A host: eth0 192.0.2.2/24 (default route), eth1 198.51.100.2/24 and .3/24, eth2 down, eth3 without address."""
+    for device in ("eth0", "eth1", "eth2", "eth3"):
+        namespace.run(f"ip link add {device} type veth peer name far-{device}")
+    namespace.run("ip link set eth1 mtu 9000")
+    for device in ("eth0", "eth1", "eth3"):
+        namespace.run(f"ip link set far-{device} up")
+        namespace.run(f"ip link set {device} up")
+    namespace.run("ip address add 192.0.2.2/24 dev eth0")
+    namespace.run("ip address add 198.51.100.2/24 dev eth1")
+    namespace.run("ip address add 198.51.100.3/24 dev eth1")
+    namespace.run("ip address add 203.0.113.2/24 dev eth2")
+    namespace.run("ip route add default via 192.0.2.1 dev eth0 metric 100")
+    return namespace
+
+
+def configure(namespace: Namespace, address: IPv4Address = ADDRESS, network: IPv4Network = NETWORK) -> None:
+    namespace.call(configure_tunnel, "flannel0", address, network, 1472, 1000)
+
+
+def find(namespace: Namespace, options: InterfaceOptions) -> Interface:
+    return choose(options, namespace.call(gather, options))
+
+
+# The tunnel device
+
+
+def open_tun() -> int:
+    """Return the descriptor of a new flannel0, which lives as long as that (linux/if_tun.h; struct ifreq: 40 bytes)."""
+    tunsetiff, iff_tun, iff_no_pi = 0x400454CA, 0x0001, 0x1000
+    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    fcntl.ioctl(descriptor, tunsetiff, struct.pack("16sH22x", b"flannel0", iff_tun | iff_no_pi))
+    return descriptor
+
+
+def test_fresh_device_gets_flannels_shape_and_takes_it_along_when_closed(namespace: Namespace) -> None:
+    descriptor = namespace.call(open_tun)
+    try:
+        configure(namespace)
+        (link,) = namespace.json("ip -json address show dev flannel0")
+        assert namespace.routes() == ["10.1.0.0/16 dev flannel0"]  # as flanneld's: no proto, scope or source shown
+    finally:
+        os.close(descriptor)
+    assert link["mtu"] == 1472
+    assert link["txqlen"] == 1000
+    assert "UP" in link["flags"]
+    assert [(a["family"], a["local"], a["prefixlen"]) for a in link["addr_info"]] == [("inet", "10.1.15.0", 32)]
+    assert namespace.call(link_state, "flannel0") is None
+    assert namespace.routes() == []
+    namespace.call(unconfigure, "flannel0")
+
+
+def test_beside_a_running_uvloop_it_works_in_a_thread(tun: Namespace) -> None:
+    async def on_uvloop() -> None:
+        # Threads inherit the network namespace of the one that starts them.
+        await asyncio.to_thread(configure_tunnel, "flannel0", ADDRESS, NETWORK, 1472, 1000)
+
+    tun.call(lambda: uvloop.run(on_uvloop()))
+    assert tun.addresses("flannel0") == ["10.1.15.0/32"]
+
+
+def test_state_of_the_device_can_be_asked(tun: Namespace) -> None:
+    assert tun.call(link_state, "nothing0") is None
+    before = tun.call(link_state, "flannel0")
+    assert before is not None
+    assert (before.up, before.addresses) == (False, ())
+    configure(tun)
+    after = tun.call(link_state, "flannel0")
+    assert after is not None
+    assert (after.name, after.index, after.mtu, after.up) == ("flannel0", before.index, 1472, True)
+    assert after.addresses == (ADDRESS,)
+
+
+def test_configuring_twice_is_the_same_as_once(tun: Namespace) -> None:
+    configure(tun)
+    once = (tun.routes(), tun.addresses("flannel0"))
+    configure(tun)
+    assert (tun.routes(), tun.addresses("flannel0")) == once
+
+
+def test_what_a_killed_run_left_on_the_device_is_taken_over(tun: Namespace) -> None:
+    tun.run("ip address add 10.1.15.0/16 dev flannel0")  # our address, but with a connected route
+    tun.run("ip address add 10.1.99.0/32 dev flannel0")
+    tun.run("ip address add 10.1.98.1/24 dev flannel0")
+    tun.run("ip address add 10.1.98.2/24 dev flannel0")  # goes together with the one before
+    tun.run("ip address add 10.1.15.0 peer 10.1.97.1/32 dev flannel0")
+    tun.run("ip link set flannel0 up")
+    tun.run("ip route add 10.1.0.0/16 dev flannel0 metric 7")
+    tun.run("ip route add 10.2.0.0/16 dev flannel0 scope link")
+    configure(tun)
+    assert tun.addresses("flannel0") == ["10.1.15.0/32"]
+    assert tun.routes() == ["10.1.0.0/16 dev flannel0"]
+
+
+def test_a_new_lease_replaces_address_and_route(tun: Namespace) -> None:
+    configure(tun)
+    configure(tun, IPv4Address("10.7.3.0"), IPv4Network("10.7.0.0/16"))
+    assert tun.addresses("flannel0") == ["10.7.3.0/32"]
+    assert tun.routes() == ["10.7.0.0/16 dev flannel0"]
+
+
+def test_overlay_route_through_another_device_is_taken_over_with_one_warning(
+    tun: Namespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    tun.run("ip tuntap add dev flannel1 mode tun")
+    tun.run("ip link set flannel1 up")
+    tun.run("ip route add 10.1.0.0/16 dev flannel1")
+    with caplog.at_level(logging.WARNING):
+        configure(tun)
+        configure(tun)
+    assert [r.getMessage() for r in caplog.records] == ["taking over the route 10.1.0.0/16, which led to flannel1"]
+    assert tun.routes() == ["10.1.0.0/16 dev flannel0"]
+
+
+def test_a_blackhole_in_place_of_the_overlay_route_is_taken_over(tun: Namespace) -> None:
+    tun.run("ip route add blackhole 10.1.0.0/16")
+    configure(tun)
+    assert tun.routes() == ["10.1.0.0/16 dev flannel0"]
+
+
+def test_routes_that_do_not_collide_are_left_alone(tun: Namespace) -> None:
+    tun.run("ip link add eth0 type veth peer name far-eth0")
+    tun.run("ip link set far-eth0 up")
+    tun.run("ip link set eth0 up")
+    tun.run("ip route add 10.1.0.0/16 dev eth0 metric 50")
+    tun.run("ip route add 10.1.4.0/24 dev eth0")
+    tun.run("ip route add 10.1.0.0/16 dev eth0 table 77")
+    configure(tun)
+    routes = tun.routes()
+    assert "10.1.0.0/16 dev eth0 scope link metric 50" in routes
+    assert "10.1.4.0/24 dev eth0 scope link" in routes
+    assert len(routes) == 3
+    assert "eth0" in tun.run("ip route show table 77")
+
+
+def test_another_interfaces_own_network_is_refused_and_untouched(host: Namespace) -> None:
+    host.run("ip tuntap add dev flannel0 mode tun")
+    before = host.routes()
+    with pytest.raises(FlannelError) as caught:
+        configure(host, IPv4Address("192.0.2.0"), IPv4Network("192.0.2.0/24"))
+    message = str(caught.value)
+    assert message.startswith("the overlay network 192.0.2.0/24 is the own network of interface eth0: choose another")
+    assert host.routes() == before
+    assert host.addresses("flannel0") == []
+
+
+def test_missing_device_is_one_clear_line(namespace: Namespace) -> None:
+    with pytest.raises(FlannelError, match=r"^configuring flannel0: there is no such network device$"):
+        configure(namespace)
+
+
+def test_impossible_mtu_is_one_clear_line(tun: Namespace) -> None:
+    with pytest.raises(FlannelError, match=r"^configuring flannel0: Invalid argument$"):
+        tun.call(configure_tunnel, "flannel0", ADDRESS, NETWORK, 10, 1000)
+
+
+def test_without_ipv6_on_the_host_the_device_is_configured_all_the_same(tun: Namespace) -> None:
+    tun.run("sysctl -q -w net.ipv6.conf.all.disable_ipv6=1")
+    configure(tun)
+    assert tun.addresses("flannel0") == ["10.1.15.0/32"]
+
+
+def test_unconfigure_leaves_a_foreign_device_clean(tun: Namespace) -> None:
+    configure(tun)
+    tun.run("ip route add 10.9.0.0/16 dev flannel0 metric 3")
+    tun.call(unconfigure, "flannel0")
+    assert tun.addresses("flannel0") == []
+    assert tun.routes() == []
+    state = tun.call(link_state, "flannel0")
+    assert state is not None
+    assert not state.up
+
+
+def test_without_capability_it_is_one_clear_line(tun: Namespace) -> None:
+    code = (
+        "from ipaddress import *; from flannel_udp.errors import FlannelError\n"
+        "from flannel_udp.host.netlink import configure_tunnel\n"
+        "try: configure_tunnel('flannel0', IPv4Address('10.1.15.0'), IPv4Network('10.1.0.0/16'), 1472, 1000)\n"
+        "except FlannelError as error: print(error)\n"
+    )
+    bare = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code]
+    done = subprocess.run(
+        ["ip", "netns", "exec", tun.name, *bare], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == (
+        "configuring flannel0: needs CAP_NET_ADMIN in this network namespace: run as root or grant the capability\n"
+    )
+    assert tun.addresses("flannel0") == []
+
+
+# The choice of the external interface
+
+
+def test_default_route_decides_when_nothing_is_said(host: Namespace) -> None:
+    chosen = find(host, InterfaceOptions())
+    assert (chosen.name, chosen.mtu, str(chosen.address), str(chosen.public_ip)) == (
+        "eth0",
+        1500,
+        "192.0.2.2",
+        "192.0.2.2",
+    )
+    assert chosen.index == host.json("ip -json link show dev eth0")[0]["ifindex"]
+
+
+def test_lower_metric_and_next_hops_of_default_routes_count(host: Namespace) -> None:
+    host.run("ip route add default metric 50 nexthop via 198.51.100.1 dev eth1 nexthop via 192.0.2.1 dev eth0")
+    assert find(host, InterfaceOptions()).name == "eth1"
+
+
+def test_blackhole_default_route_and_those_of_other_tables_do_not_count(host: Namespace) -> None:
+    host.run("ip route add blackhole default metric 1")
+    host.run("ip route add default via 198.51.100.1 dev eth1 table 77")
+    assert find(host, InterfaceOptions()).name == "eth0"
+
+
+def test_no_default_route_is_one_clear_line(host: Namespace) -> None:
+    host.run("ip route del default")
+    with pytest.raises(FlannelError) as caught:
+        find(host, InterfaceOptions())
+    assert caught.value.exit_code == 1
+    assert str(caught.value) == (
+        "no interface to use: default route: this host has none for IPv4; name one with --iface; interfaces "
+        "that are up with an IPv4 address: eth0 (192.0.2.2), eth1 (198.51.100.2 198.51.100.3), lo (127.0.0.1)"
+    )
+
+
+def test_interface_by_name_by_address_and_by_regex(host: Namespace) -> None:
+    assert str(find(host, InterfaceOptions(iface=("eth1",))).address) == "198.51.100.2"
+    second = find(host, InterfaceOptions(iface=("198.51.100.3",), public_ip=IPv4Address("203.0.113.9")))
+    assert (second.name, second.mtu, str(second.address)) == ("eth1", 9000, "198.51.100.3")
+    assert str(second.public_ip) == "203.0.113.9"
+    assert str(find(host, InterfaceOptions(iface_regex=(r"^198\..*\.3$",))).address) == "198.51.100.3"
+    assert find(host, InterfaceOptions(iface_regex=("eth[1-9]",))).name == "eth1"
+
+
+def test_can_reach_asks_the_kernel_for_route_and_source(host: Namespace) -> None:
+    host.run("ip route add 203.0.113.128/25 via 198.51.100.1 dev eth1 src 198.51.100.3")
+    chosen = find(host, InterfaceOptions(iface_can_reach="203.0.113.200"))
+    assert (chosen.name, str(chosen.address)) == ("eth1", "198.51.100.3")
+
+
+@pytest.mark.parametrize("route", ["unreachable", "prohibit", "blackhole"])
+def test_can_reach_without_a_way_is_one_clear_line(host: Namespace, route: str) -> None:
+    host.run(f"ip route add {route} 203.0.113.128/25")
+    with pytest.raises(UsageError, match=r"^no interface matches: --iface-can-reach=203.0.113.200: no route leads"):
+        find(host, InterfaceOptions(iface_can_reach="203.0.113.200"))
+
+
+def test_can_reach_our_own_address_is_no_way_out(host: Namespace) -> None:
+    with pytest.raises(UsageError, match="own address"):
+        find(host, InterfaceOptions(iface_can_reach="192.0.2.2"))
+
+
+def test_interface_that_is_down_or_bare_is_named_with_its_fault(host: Namespace) -> None:
+    with pytest.raises(UsageError) as caught:
+        find(host, InterfaceOptions(iface=("eth2", "eth3", "eth9")))
+    assert "--iface=eth2: eth2 is down; --iface=eth3: eth3 has no IPv4 address; --iface=eth9: no such" in str(
+        caught.value
+    )
+
+
+def test_deprecated_and_link_local_addresses_come_last(host: Namespace) -> None:
+    host.run("ip address flush dev eth1")
+    host.run("ip address add 169.254.7.7/16 dev eth1")
+    host.run("ip address add 198.51.100.7/24 dev eth1 preferred_lft 0 valid_lft 1000")
+    host.run("ip address add 198.51.101.8/24 dev eth1 preferred_lft 900 valid_lft 1000")
+    host.run("ip address add 10.9.9.9/32 dev eth1 scope host")
+    (link,) = [link for link in host.call(gather, InterfaceOptions()).links if link.name == "eth1"]
+    assert [str(a) for a in link.ranked()] == ["198.51.101.8", "198.51.100.7", "169.254.7.7", "10.9.9.9"]
+
+
+def test_point_to_point_address_is_our_end(host: Namespace) -> None:
+    host.run("ip address flush dev eth1")
+    host.run("ip address add 198.51.100.9 peer 198.51.100.200/32 dev eth1")
+    assert str(find(host, InterfaceOptions(iface=("eth1",))).address) == "198.51.100.9"

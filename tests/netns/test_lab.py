@@ -1,0 +1,345 @@
+"""The lab as a library: what comes up works, and whatever was there is gone after it goes down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from flannel_udp.errors import FlannelError
+from flannel_udp.lab import netns
+from flannel_udp.lab.capture import trace
+from flannel_udp.lab.lab import Lab, lab_names, remove
+from flannel_udp.lab.node import Node
+from flannel_udp.lab.plan import STATE_DIR, Plan
+from flannel_udp.lab.probe import ping_matrix, tcp_rate
+from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, namespaces_of, state_of
+from tests.support.naive import NaivePeer
+from tests.support.socat import SocatPeer
+
+pytestmark = NEEDS_NETNS
+
+ETH_P_ALL = 0x0003  # <linux/if_ether.h>
+SUBNETS = {f"h{i}": IPv4Network(f"10.244.{i}.0/24") for i in range(1, 6)}
+
+
+@contextmanager
+def naive_lab(hosts: int = 2, pods: int = 1, registry: str = "file") -> Iterator[Lab]:
+    """A lab whose hosts all run the naive peer."""
+    with Lab(Plan(fresh_name(), hosts=hosts, pods=pods, agents=(), registry=registry)) as lab, ExitStack() as peers:
+        for host in lab.hosts:
+            others = {SUBNETS[other.name]: other.underlay for other in lab.hosts if other is not host}
+            peers.enter_context(NaivePeer(host, SUBNETS[host.name], others))
+        yield lab
+
+
+def root_links() -> set[str]:
+    return {path.name for path in Path("/sys/class/net").iterdir()}
+
+
+def test_pods_behind_naive_peers_reach_each_other_from_every_host_to_every_host() -> None:
+    with naive_lab(hosts=3, pods=2) as lab:
+        times = ping_matrix(lab.pods())
+    assert len(times) == 30
+    assert None not in times.values()
+
+
+def test_a_naive_pair_carries_tcp() -> None:
+    with naive_lab() as lab:
+        source, target = lab.pods()
+        assert tcp_rate(source, target, target.ip, duration_s=0.5) > 10e6
+
+
+def test_a_packet_is_seen_at_every_step_and_loses_one_of_its_ttl_at_each_router() -> None:
+    with naive_lab() as lab:
+        source, target = lab.pods()
+        steps = trace(source, target)
+    packets = [step.packet for step in steps]
+    assert [step.interface for step in steps] == ["eth0", "flannel0", "eth0", "flannel0", "eth0"]
+    assert all(packets)
+    inner = [packet.inside(8285) or packet for packet in packets if packet]
+    assert [packet.ttl for packet in inner] == [64, 63, 62, 61, 60]
+    assert packets[2] is not None
+    assert (str(packets[2].source), str(packets[2].destination)) == ("192.0.2.1", "192.0.2.2")
+
+
+def test_a_packet_that_never_arrives_is_told_from_one_that_does() -> None:
+    with naive_lab() as lab:
+        source, target = lab.pods()
+        lab.host("h2").configure("link set cni0 down")
+        steps = trace(source, target)
+    assert [step.packet is not None for step in steps] == [True, True, True, True, False]
+
+
+def test_a_device_that_is_missing_is_named_by_the_trace() -> None:
+    with naive_lab() as lab:
+        lab.host("h2").configure("link del flannel0")
+        with pytest.raises(FlannelError, match="h2: cannot listen on flannel0: No such device"):
+            trace(*lab.pods())
+
+
+def test_socat_and_the_naive_peer_understand_each_other() -> None:
+    with Lab(Plan(fresh_name(), agents=())) as lab:
+        h1, h2 = lab.hosts
+        with (
+            NaivePeer(h1, SUBNETS["h1"], {SUBNETS["h2"]: h2.underlay}),
+            SocatPeer(h2, SUBNETS["h2"], h1.underlay),
+        ):
+            assert None not in ping_matrix(lab.pods()).values()
+
+
+def test_a_peer_that_cannot_start_says_why() -> None:
+    with Lab(Plan(fresh_name(), agents=())) as lab:
+        h1, h2 = lab.hosts
+        with h1.socket(socket.AF_INET, socket.SOCK_DGRAM) as squatter:
+            squatter.bind((str(h1.underlay), 8285))
+            with pytest.raises(FlannelError, match=r"h1: the peer ended: .*Address already in use"):
+                NaivePeer(h1, SUBNETS["h1"], {SUBNETS["h2"]: h2.underlay})
+
+
+def test_down_leaves_no_namespace_link_process_or_file() -> None:
+    links = root_links()
+    with naive_lab(registry="etcd") as lab:
+        sleeper = lab.node("h1/p1").popen(["sleep", "1000"])
+        stubborn = lab.host("h2").popen(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
+        pids = [*netns.processes(namespaces_of(lab.name)), sleeper.pid, stubborn.pid]
+        assert len(namespaces_of(lab.name)) == 5
+        assert len(set(pids)) >= 5  # two peers, etcd, two of ours
+        lab.down()
+        sleeper.wait(5)
+        stubborn.wait(5)
+        assert not namespaces_of(lab.name)
+        assert not state_of(lab.name).exists()
+        assert root_links() == links
+        assert not [pid for pid in pids if Path(f"/proc/{pid}/ns/net").exists()]
+    assert lab.name not in lab_names()
+
+
+def test_down_twice_and_down_of_nothing_are_no_fault() -> None:
+    lab = Lab(Plan(fresh_name(), agents=()))
+    lab.down()
+    with lab:
+        lab.down()
+    assert remove(lab.name) is False
+
+
+def test_a_second_lab_of_the_same_name_is_refused_and_the_first_survives() -> None:
+    with naive_lab() as lab:
+        message = f"a lab named {lab.name} is up.*flannel-udp lab down --name {lab.name}"
+        with pytest.raises(FlannelError, match=message):
+            Lab(lab.plan).up()
+        assert None not in ping_matrix(lab.pods()).values()
+
+
+def test_two_labs_side_by_side_use_the_same_addresses_and_do_not_meet() -> None:
+    with naive_lab() as one, naive_lab() as two:
+        assert [pod.ip for pod in one.pods()] == [pod.ip for pod in two.pods()]
+        two.host("h2").configure("link set eth0 down")
+        assert None not in ping_matrix(one.pods()).values()
+        assert set(ping_matrix(two.pods(), timeout_s=0.3).values()) == {None}
+
+
+def test_another_process_attaches_to_a_lab() -> None:
+    with naive_lab(pods=2) as lab:
+        attached = Lab.attach(lab.name)
+        assert attached.plan == lab.plan
+        assert attached.status() == lab.status()
+        assert attached.node("h2/p2").run(["ip", "-br", "addr", "show", "eth0"]).stdout.split()[2] == "10.244.2.3/24"
+    with pytest.raises(FlannelError, match=f"no lab named {lab.name} is up"):
+        Lab.attach(lab.name)
+
+
+# Each brings a lab half up, in a process of its own that is then killed as the kernel's OOM killer would.
+KILLED_AT = {
+    "when it is up": "lab.up(); lab.node('h1/p1').popen(['sleep', '1000'], new_session=True); wait()",
+    "before its plan is written": "Plan.save = lambda self: wait(); lab.up()",
+    "before its agents start": "Lab.start_agents = lambda self, timeout_s: wait(); lab.up()",
+}
+
+
+@pytest.mark.parametrize("moment", KILLED_AT)
+def test_a_killed_lab_is_known_refused_and_removed(moment: str) -> None:
+    name = fresh_name()
+    code = (
+        "import time\nfrom flannel_udp.lab.lab import Lab, Plan\n"
+        "def wait(): print('now', flush=True); time.sleep(1000)\n"
+        f"lab = Lab(Plan({name!r}, agents=()))\n{KILLED_AT[moment]}\n"
+    )
+    with cleaned_up(Lab(Plan(name, agents=()))) as lab:
+        victim = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert victim.stdout is not None
+        with victim.stdout as said:
+            assert said.readline() == "now\n"
+            victim.kill()
+            victim.wait()
+        assert name in lab_names()
+        with pytest.raises(FlannelError, match=f"lab down --name {name}"):
+            lab.up()
+        assert remove(name) is True
+        assert name not in lab_names()
+        assert not namespaces_of(name)
+        lab.up()
+
+
+def test_namespaces_without_a_folder_are_remains_too() -> None:
+    with cleaned_up(Lab(Plan(fresh_name(), agents=()))) as lab:
+        netns.ip_batch([f"netns add {lab.plan.namespace('h9')}"])
+        with pytest.raises(FlannelError, match="a killed one left its remains"):
+            lab.up()
+        assert not state_of(lab.name).exists()
+        assert lab.name in lab_names()
+
+
+def test_an_agent_that_ends_is_reported_with_its_last_words_and_the_lab_goes_down() -> None:
+    lab = Lab(Plan(fresh_name(), agent_args=("--no-such-flag",)))
+    with pytest.raises(FlannelError, match=r"(?s)h1: the agent ended; its last words:\n.*no-such-flag"):
+        lab.up()
+    assert not namespaces_of(lab.name)
+    assert not state_of(lab.name).exists()
+
+
+def test_an_agent_is_stopped_killed_and_started_again_also_by_another_process() -> None:
+    with Lab(Plan(fresh_name())) as lab:
+        ours = lab.host("h1")
+        attached = Lab.attach(lab.name).host("h1")
+        subnet, other, pid = ours.subnet, lab.host("h2").subnet, ours.agent_pid()
+        assert other is not None
+        with pytest.raises(FlannelError, match=rf"h1: the agent runs already \(process {pid}\)"):
+            attached.start_agent()
+        attached.stop_agent()
+        assert ours.agent_pid() is None
+        attached.start_agent()
+        attached.wait_ready()
+        assert ours.agent_pid() == attached.agent_pid() != pid
+        ours.kill_agent()
+        assert attached.agent_pid() is None
+        with pytest.raises(FlannelError, match="h1: the agent ended"):
+            attached.wait_ready()
+        ours.start_agent()
+        ours.wait_ready()
+        ours.wait_peers({other})
+        assert ours.subnet == subnet
+        assert None not in ping_matrix(lab.pods()).values()
+
+
+@pytest.mark.parametrize("registry", ["file", "etcd"])
+def test_our_agent_and_a_naive_peer_share_a_lab(registry: str) -> None:
+    reservations = {str(SUBNETS["h2"]): "192.0.2.2"}
+    plan = Plan(fresh_name(), pods=2, registry=registry, agents=("h1",), reservations=reservations)
+    with Lab(plan) as lab:
+        h1, h2 = lab.hosts
+        assert h1.subnet is not None
+        with NaivePeer(h2, SUBNETS["h2"], {h1.subnet: h1.underlay}):
+            times = ping_matrix(lab.pods())
+            source, target = h2.pod("p1"), h1.pod("p1")
+            assert tcp_rate(source, target, target.ip, duration_s=0.5) > 10e6
+    assert len(times) == 12
+    assert None not in times.values()
+
+
+def test_a_stale_pid_file_never_leads_to_a_stranger() -> None:
+    with Lab(Plan(fresh_name(), agents=())) as lab:
+        host = lab.host("h1")
+        stranger = subprocess.Popen(["sleep", "1000"])
+        try:
+            (host.state / "agent.pid").write_text(f"{stranger.pid}\n")
+            assert host.agent_pid() is None
+            with pytest.raises(FlannelError, match="h1: the agent does not run"):
+                host.kill_agent()
+            assert netns.end_process(host.namespace, stranger.pid, signal.SIGKILL)
+            lab.down()
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+            stranger.wait()
+
+
+def test_a_command_that_fails_or_hangs_is_one_clear_error() -> None:
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        host = lab.host("h1")
+        assert host.run(["false"], check=False).returncode == 1
+        assert host.run(["cat"], stdin="hello").stdout == "hello"
+        with pytest.raises(FlannelError, match=r"h1: `sh -c echo oops >&2; exit 3` failed \(exit 3\): oops"):
+            host.run(["sh", "-c", "echo oops >&2; exit 3"])
+        started = time.monotonic()
+        with pytest.raises(FlannelError, match=r"h1: `sleep 1000` did not end within 0\.2 s"):
+            host.run(["sleep", "1000"], timeout_s=0.2)
+        assert time.monotonic() - started < 5
+        with pytest.raises(FlannelError, match=r"`ip link set nix up` failed in namespace \S+-h1: Cannot find device"):
+            host.configure("link set lo up", "link set nix up", "link set lo up")
+
+
+@pytest.mark.parametrize("path", ["h3", "h1/p2", "x", "", "h1/"])
+def test_a_node_that_is_not_there_is_named(path: str) -> None:
+    lab = Lab(Plan(fresh_name(), hosts=2, pods=1))
+    if path == "h1/":
+        assert lab.node(path) is lab.host("h1")
+        return
+    with pytest.raises(FlannelError, match="has no"):
+        lab.node(path)
+
+
+def longest_packet(lab: Lab, node: Node, interface: str) -> int:
+    """Return the longest packet, in bytes, that enters by the interface while h1 sends TCP to h2 over the underlay."""
+    h1, h2 = lab.hosts
+    with node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)) as tap:
+        tap.bind((interface, ETH_P_ALL))
+        tcp_rate(h1, h2, h2.underlay, duration_s=0.2)
+        tap.setblocking(False)
+        lengths = []
+        with suppress(BlockingIOError):
+            while True:
+                data, address = tap.recvfrom(65_535)
+                if address[2] != socket.PACKET_OUTGOING:
+                    lengths.append(len(data))
+    return max(lengths)
+
+
+@pytest.mark.parametrize(("offload", "coalesced"), [("whole", True), ("wire", True), ("plain", False)])
+def test_offload_decides_whether_a_host_sees_super_packets(offload: str, coalesced: bool) -> None:
+    with Lab(Plan(fresh_name(), pods=0, agents=(), offload=offload, underlay_mtu=1400)) as lab:
+        assert (longest_packet(lab, lab.host("h2"), "eth0") > 1400) is coalesced
+
+
+@pytest.mark.parametrize(("offload", "cut"), [("whole", False), ("wire", True), ("plain", True)])
+def test_offload_decides_whether_super_packets_leave_a_host(offload: str, cut: bool) -> None:
+    with Lab(Plan(fresh_name(), pods=0, agents=(), offload=offload)) as lab:
+        longest = longest_packet(lab, lab.net, "h1")
+    assert longest == 1500 if cut else longest > 1500
+
+
+def test_the_registry_holds_configuration_and_reservations_when_the_agents_start() -> None:
+    reservations = {"10.244.9.0/24": "192.0.2.2"}
+    with Lab(Plan(fresh_name(), agents=(), registry="etcd", reservations=reservations)) as lab:
+        command = ["etcdctl", "--endpoints=192.0.2.254:2379", "get", "--prefix", "/coreos.com/network/"]
+        stored = lab.host("h1").run(["env", "ETCDCTL_API=3", *command]).stdout.splitlines()
+    assert stored == [
+        "/coreos.com/network/config",
+        '{"Network":"10.244.0.0/16"}',
+        "/coreos.com/network/subnets/10.244.9.0-24",
+        '{"PublicIP":"192.0.2.2"}',
+    ]
+
+
+def test_five_hosts_with_two_pods_come_up_within_seconds() -> None:
+    started = time.monotonic()
+    with naive_lab(hosts=5, pods=2) as lab:
+        assert time.monotonic() - started < 5
+        assert None not in ping_matrix(lab.pods()).values()
+
+
+def test_the_state_folder_is_root_s_alone_to_write() -> None:
+    with Lab(Plan(fresh_name(), agents=())) as lab:
+        for path in (STATE_DIR, state_of(lab.name), lab.host("h1").state):
+            found = path.stat()
+            assert found.st_uid == os.geteuid()
+            assert not found.st_mode & 0o022

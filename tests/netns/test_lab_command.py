@@ -1,0 +1,196 @@
+"""`flannel-udp lab …` as it is typed: output, exit codes, and a lab that is taken down whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+
+import pytest
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.netns import wait_until
+from flannel_udp.lab.plan import Plan
+from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, namespaces_of, state_of
+
+pytestmark = NEEDS_NETNS
+
+LAB = [sys.executable, "-m", "flannel_udp", "lab"]
+
+
+def run(*words: str, before: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*before, *LAB, *words], capture_output=True, text=True, timeout=60, check=False, env=os.environ | env
+    )
+
+
+@pytest.fixture
+def bare_lab() -> Iterator[Lab]:
+    """Two hosts with pods in subnets given by hand, no agent."""
+    with Lab(Plan(fresh_name(), agents=())) as lab:
+        for i, host in enumerate(lab.hosts, start=1):
+            host.attach_pods(IPv4Network(f"10.244.{i}.0/24"), 1472)
+        yield lab
+
+
+def test_status_json_has_exactly_the_promised_shape(bare_lab: Lab) -> None:
+    assert json.loads(run("status", "--json", "--name", bare_lab.name).stdout) == {
+        "name": bare_lab.name,
+        "hosts": [
+            {
+                "name": f"h{i}",
+                "underlay": f"192.0.2.{i}",
+                "subnet": f"10.244.{i}.0/24",
+                "pods": [{"name": "p1", "ip": f"10.244.{i}.2"}],
+            }
+            for i in (1, 2)
+        ],
+    }
+
+
+def test_status_for_people_shows_every_host_and_pod(bare_lab: Lab) -> None:
+    shown = run("status", "--name", bare_lab.name, COLUMNS="120").stdout
+    for text in ("h1", "192.0.2.2", "10.244.1.0/24", "p1 10.244.2.2"):
+        assert text in shown
+
+
+def test_exec_runs_inside_and_passes_output_and_exit_code_on(bare_lab: Lab) -> None:
+    done = run("exec", "--name", bare_lab.name, "h2/p1", "--", "sh", "-c", "ip -br addr show eth0; exit 7")
+    assert done.returncode == 7
+    assert done.stdout.split()[2] == "10.244.2.2/24"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("exec", "h3", "--", "true"), "has no host h3: it has h1, h2"),
+        (("exec", "h1/p9", "--", "true"), "h1 has no pod p9"),
+        (("logs", "h1"), "h1: no agent of ours was started here"),
+    ],
+)
+def test_what_is_not_there_is_one_line_and_exit_code_1(bare_lab: Lab, words: tuple[str, ...], message: str) -> None:
+    done = run(words[0], "--name", bare_lab.name, *words[1:])
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [("status",), ("exec", "h1", "true"), ("logs", "h1"), ("down",)])
+def test_without_a_lab_every_command_says_so(words: tuple[str, ...]) -> None:
+    done = run(words[0], "--name", fresh_name(), *words[1:])
+    assert done.returncode == 1
+    assert "no lab named" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_down_removes_the_named_lab_only(bare_lab: Lab) -> None:
+    with Lab(Plan(fresh_name(), agents=())) as other:
+        done = run("down", "--name", bare_lab.name)
+        assert (done.returncode, done.stdout) == (0, f"removed: {bare_lab.name}\n")
+        assert not namespaces_of(bare_lab.name)
+        assert namespaces_of(other.name)
+
+
+def test_down_all_removes_every_lab_of_the_machine() -> None:
+    # In a mount namespace with an empty /run, so that it finds no lab of anybody else.
+    code = (
+        "from flannel_udp.lab.lab import *\n"
+        "for name in 'one', 'two': Lab(Plan(name, agents=())).up()\n"
+        "import subprocess, sys\n"
+        "sys.exit(subprocess.call([sys.executable, '-m', 'flannel_udp', 'lab', 'down', '--all'])"
+        " or bool(lab_names()))"
+    )
+    script = 'mount -t tmpfs none /run && exec "$0" -c "$1"'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "removed: one, two\n"), done.stderr
+
+
+@pytest.mark.parametrize("words", [("--hosts", "0"), ("--pods", "300"), ("--name", "../x"), ("--registry", "redis")])
+def test_a_lab_that_cannot_be_is_wrong_usage(words: tuple[str, ...]) -> None:
+    done = run("up", *words)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_demonstration_needs_two_hosts() -> None:
+    done = run("demo", "--name", fresh_name(), "--hosts", "1")
+    assert done.returncode == 2
+    assert "at least 2 hosts" in done.stderr
+
+
+def test_without_root_up_is_one_clear_line() -> None:
+    done = run("up", "--name", fresh_name(), before=("setpriv", "--reuid=65534", "--clear-groups"))
+    assert done.returncode == 1
+    assert done.stderr == ("flannel-udp: the lab needs root, because it makes network namespaces: run it with sudo\n")
+
+
+def test_without_the_right_to_make_namespaces_up_is_one_clear_line_and_leaves_nothing() -> None:
+    name = fresh_name()
+    done = run("up", "--name", name, before=("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"))
+    assert done.returncode == 1
+    assert "Operation not permitted" in done.stderr.splitlines()[-1]
+    assert not namespaces_of(name)
+    assert not state_of(name).exists()
+
+
+def test_without_the_command_ip_up_says_what_to_install() -> None:
+    done = run("up", "--name", fresh_name(), PATH="/nowhere")
+    assert done.returncode == 1
+    assert "install the package iproute2" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_demonstration_that_is_interrupted_takes_the_lab_down(number: signal.Signals, code: int) -> None:
+    name = fresh_name()
+    with cleaned_up(Lab(Plan(name))):
+        demo = subprocess.Popen([*LAB, "demo", "--name", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            assert wait_until(lambda: len(namespaces_of(name)) == 5, 20)
+            time.sleep(0.3)  # somewhere between building and the first ping
+            demo.send_signal(number)
+            demo.send_signal(number)  # an impatient user
+            demo.communicate(timeout=20)
+        finally:
+            demo.kill()
+            demo.communicate()
+        assert demo.returncode == code
+        assert not namespaces_of(name)
+        assert not state_of(name).exists()
+
+
+def test_a_demonstration_draws_pings_transfers_traces_and_leaves_nothing() -> None:
+    name = fresh_name()
+    done = run("demo", "--name", name, "--pods", "2")
+    assert done.returncode == 0, done.stderr
+    assert f"namespace fu-{name}-h2" in done.stdout
+    assert "12 of 12 pings answered" in done.stdout
+    assert "Gbit/s" in done.stdout
+    assert [line.split("TTL ")[1].split()[0] for line in done.stdout.splitlines() if "ICMP echo request" in line] == [
+        "64",
+        "63",
+        "62",
+        "61",
+        "60",
+    ]
+    assert not namespaces_of(name)
+    assert not state_of(name).exists()
+
+
+def test_up_starts_agents_that_status_logs_and_down_know() -> None:
+    name = fresh_name()
+    with cleaned_up(Lab(Plan(name))):
+        done = run("up", "--name", name)
+        assert done.returncode == 0, done.stderr
+        assert run("status", "--name", name, COLUMNS="160").stdout.count("ready (process") == 2
+        assert run("logs", "--name", name, "h1").stdout
+        taken = run("up", "--name", name)
+        assert taken.returncode == 1
+        assert f"lab down --name {name}" in taken.stderr
+        assert run("down", "--name", name).returncode == 0
+        assert not namespaces_of(name)

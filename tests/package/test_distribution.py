@@ -1,0 +1,106 @@
+"""What a user downloads: the sdist, the wheel built of it, and the wheel installed in a fresh environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMPILER_FOOD = (".c", ".h", ".pyx", ".pxd")
+ROOMS = sorted(path.parent.name for path in (ROOT / "flannel_udp").glob("*/__init__.py"))
+MODULES = sorted(path.stem for path in (ROOT / "_fastpath").glob("*.pyx"))
+
+
+def run(*argv: str | Path) -> str:
+    """Return what a command prints; what it said goes into the failure otherwise."""
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    assert done.returncode == 0, f"{' '.join(map(str, argv))}:\n{done.stdout}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist of the checkout and the wheel that was built of this sdist alone."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sdist(dist: Path) -> list[str]:
+    """Names in the sdist, without its top folder."""
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        return [name.partition("/")[2] for name in archive.getnames()]
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> list[str]:
+    """Names in the wheel."""
+    (path,) = dist.glob("*.whl")
+    return zipfile.ZipFile(path).namelist()
+
+
+@pytest.fixture(scope="module")
+def fresh(dist: Path) -> Path:
+    """The python of a new environment with nothing in it but the wheel and what it depends on."""
+    folder = Path(os.environ["FLANNEL_UDP_FRESH"])
+    venv.create(folder, clear=True, with_pip=True)
+    python = folder / "bin" / "python"
+    (path,) = dist.glob("*.whl")
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", path)
+    return python
+
+
+def ending_in(names: Sequence[str], endings: tuple[str, ...]) -> list[str]:
+    """Return the names with one of the endings."""
+    return [name for name in names if name.endswith(endings)]
+
+
+def test_the_sdist_holds_the_cython_sources_and_no_generated_c(sdist: list[str]) -> None:
+    assert {f"_fastpath/{module}.pyx" for module in MODULES} <= set(sdist)
+    assert not [name for name in ending_in(sdist, (".c", ".so")) if not name.startswith(("tests/", "bench/"))]
+
+
+def test_the_sdist_holds_what_tests_and_newcomers_need(sdist: list[str]) -> None:
+    wanted = {"README.md", "LICENSE", "CHANGELOG.md", "bootstrap.sh", "tox.ini", "tests/package/__init__.py"}
+    assert wanted <= set(sdist)
+
+
+def test_the_wheel_holds_every_module_and_its_types(wheel: list[str]) -> None:
+    compiled = [Path(name).name.partition(".")[0] for name in ending_in(wheel, (".so",))]
+    assert sorted(compiled) == MODULES
+    assert {"flannel_udp/py.typed", "flannel_udp/_fastpath/engine.pyi"} <= set(wheel)
+    assert {f"flannel_udp/{room}/__init__.py" for room in ROOMS} <= set(wheel)
+
+
+def test_the_wheel_holds_nothing_for_the_compiler_and_nothing_of_the_tests(wheel: list[str]) -> None:
+    assert ending_in(wheel, COMPILER_FOOD) == []
+    assert {name.partition("/")[0].partition("-")[0] for name in wheel} == {"flannel_udp"}
+
+
+def test_the_installed_command_says_its_version(fresh: Path, wheel: list[str]) -> None:
+    version = wheel[-1].partition("-")[2].partition(".dist-info")[0]
+    assert run(fresh.with_name("flannel-udp"), "--version") == f"flannel-udp {version}\n"
+
+
+def test_the_installed_compiled_package_loads(fresh: Path) -> None:
+    imports = "; ".join(f"import flannel_udp._fastpath.{module}" for module in MODULES)
+    run(fresh, "-I", "-c", imports)
+
+
+def test_the_installed_package_needs_nothing_that_it_does_not_declare(fresh: Path) -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "flannel_udp").rglob("*.py"))
+        if path.name != "__main__.py"
+    ]
+    run(fresh, "-I", "-c", "; ".join(f"import {module.removesuffix('.__init__')}" for module in modules))

@@ -1,0 +1,42 @@
+"""Certificates for the TLS tests, made with openssl."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+_EC_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate and its key."""
+
+    certfile: Path
+    keyfile: Path
+
+
+def _openssl(*arguments: str | Path) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=20)
+
+
+def make_authority(directory: Path, name: str) -> Pair:
+    pair = Pair(directory / f"{name}.crt", directory / f"{name}.key")
+    _openssl(
+        "req", "-x509", *_EC_KEY, "-keyout", pair.keyfile, "-out", pair.certfile, "-days", "2", "-subj", f"/CN={name}"
+    )
+    return pair
+
+
+def make_certificate(directory: Path, name: str, authority: Pair, alternative_names: str) -> Pair:
+    """Make a certificate for `alternative_names`, such as ``IP:127.0.0.1,DNS:localhost``."""
+    pair = Pair(directory / f"{name}.crt", directory / f"{name}.key")
+    request, extensions = directory / f"{name}.csr", directory / f"{name}.ext"
+    extensions.write_text(f"subjectAltName={alternative_names}\n")
+    _openssl("req", *_EC_KEY, "-keyout", pair.keyfile, "-out", request, "-subj", f"/CN={name}")
+    _openssl(
+        "x509", "-req", "-in", request, "-CA", authority.certfile, "-CAkey", authority.keyfile, "-CAcreateserial",
+        "-days", "2", "-extfile", extensions, "-out", pair.certfile,
+    )  # fmt: skip
+    return pair

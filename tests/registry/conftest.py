@@ -1,0 +1,73 @@
+"""The registry tests run against a real etcd and a real file."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from flannel_udp.lab.etcd_server import EtcdServer
+from flannel_udp.options import EtcdOptions
+
+_numbers = itertools.count(1)
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the shared suite on both kinds of loop, everything else on the agent's own kind."""
+    if item.path.name == "test_registry_suite.py":
+        return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def needs_etcd() -> None:
+    if shutil.which("etcd") is None or shutil.which("etcdctl") is None:
+        pytest.skip("etcd or etcdctl is not installed (apt-get install etcd-server etcd-client)")
+
+
+@pytest.fixture(scope="session")
+def etcd(needs_etcd: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """One etcd for all tests that do not harm it."""
+    directory = tmp_path_factory.mktemp("etcd")
+    server = EtcdServer(directory)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(directory)  # a member takes 120 MB
+
+
+@pytest.fixture
+def etcd_directory(needs_etcd: None, tmp_path: Path) -> Iterator[Path]:
+    """A place for servers of the test's own, removed at once: a member takes 120 MB."""
+    directory = tmp_path / "etcd"
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def own_etcd(etcd_directory: Path) -> Iterator[EtcdServer]:
+    """An etcd that the test may stop, kill and reconfigure."""
+    server = EtcdServer(etcd_directory)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def etcd_options(etcd: EtcdServer) -> EtcdOptions:
+    """A prefix of the test's own in the common etcd."""
+    return EtcdOptions(endpoints=(etcd.endpoint,), prefix=f"/test/{os.getpid()}/{next(_numbers)}")

@@ -1,0 +1,75 @@
+"""What the registry tests share: looking at a watch step by step, and the store through other eyes than ours."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from flannel_udp.model import Change, Snapshot
+from flannel_udp.registry import Registry
+
+PATIENCE_S = 10.0
+
+
+class Watching:
+    """What one watch has yielded so far, in order."""
+
+    def __init__(self) -> None:
+        self._seen: asyncio.Queue[Snapshot | Change] = asyncio.Queue()
+
+    async def follow(self, registry: Registry) -> None:
+        async for item in registry.watch():
+            self._seen.put_nowait(item)
+
+    async def snapshot(self) -> Snapshot:
+        item = await asyncio.wait_for(self._seen.get(), PATIENCE_S)
+        assert isinstance(item, Snapshot), item
+        return item
+
+    async def change(self) -> Change:
+        item = await asyncio.wait_for(self._seen.get(), PATIENCE_S)
+        assert isinstance(item, Change), item
+        return item
+
+    async def is_quiet(self, seconds: float) -> bool:
+        await asyncio.sleep(seconds)
+        return self._seen.empty()
+
+    async def entry(self, key: str, value: bytes) -> Snapshot | Change:
+        """Skip what comes before the first snapshot or change that shows `key` with `value`."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                item = await self._seen.get()
+                entry = item.entries.get(key)
+                if entry is not None and entry.value == value:
+                    return item
+
+
+@asynccontextmanager
+async def watching(registry: Registry) -> AsyncIterator[Watching]:
+    """Follow a watch in a task; an exception of the watch is raised at the end."""
+    seen = Watching()
+    task = asyncio.create_task(seen.follow(registry))
+    try:
+        yield seen
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def etcdctl(endpoint: str, *arguments: str) -> str:
+    """Run etcd's own client and return what it prints."""
+    done = subprocess.run(
+        ["etcdctl", f"--endpoints={endpoint}", *arguments],
+        env=os.environ | {"ETCDCTL_API": "3"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,319 @@
+"""What every registry promises (`flannel_udp.registry.Registry`), asked of each of them on each kind of event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from flannel_udp.errors import ConfigMissing, LeaseLost, SubnetTaken
+from flannel_udp.model import LEASE_TTL_S, Entry, Snapshot
+from flannel_udp.options import EtcdOptions, Options
+from flannel_udp.registry import Registry
+from flannel_udp.registry.open import open_registry
+from tests.registry.support import etcdctl, watching
+
+KEY = "10.1.15.0-24"
+OTHER_KEY = "10.1.16.0-24"
+VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
+OTHER_VALUE = b'{"PublicIP":"192.0.2.2","PublicIPv6":null}'
+
+
+class Store:
+    """One store, reached through as many registries as there are hosts, and by hand."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._opened: list[Registry] = []
+
+    def open(self) -> Registry:
+        registry = open_registry(self._options)
+        self._opened.append(registry)
+        return registry
+
+    async def close(self) -> None:
+        for registry in self._opened:
+            await registry.close()
+
+    def put_by_hand(self, key: str, value: bytes) -> None:
+        """Write an entry without a lease, as an administrator would."""
+        if self._options.registry == "etcd":
+            etcd = self._options.etcd
+            etcdctl(etcd.endpoints[0], "put", f"{etcd.prefix}/subnets/{key}", value.decode())
+            return
+        path = Path(self._options.registry.removeprefix("file:"))
+        document = json.loads(path.read_text()) if path.exists() else {}
+        document.setdefault("subnets", {})[key] = json.loads(value)
+        path.write_text(json.dumps(document))
+
+
+@pytest.fixture(params=["etcd", "file"])
+def options(request: pytest.FixtureRequest, tmp_path: Path) -> Options:
+    if request.param == "file":
+        return Options(registry=f"file:{tmp_path / 'registry.json'}")
+    etcd: EtcdOptions = request.getfixturevalue("etcd_options")
+    return Options(registry="etcd", etcd=etcd)
+
+
+@pytest.fixture
+async def store(options: Options) -> AsyncIterator[Store]:
+    store = Store(options)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def registry(store: Store) -> Registry:
+    return store.open()
+
+
+@pytest.fixture
+def other(store: Store) -> Registry:
+    """The same store as another host sees it."""
+    return store.open()
+
+
+def said(entries: Mapping[str, Entry | None]) -> dict[str, tuple[bytes, bool] | None]:
+    """Return what entries tell every host; a revision is only good for the registry that gave it out."""
+    return {key: None if entry is None else (entry.value, entry.reserved) for key, entry in entries.items()}
+
+
+# Configuration
+
+
+async def test_a_missing_configuration_is_told_apart_from_a_store_that_fails(registry: Registry) -> None:
+    with pytest.raises(ConfigMissing, match=r"holds no network configuration.*flannel-udp config put"):
+        await registry.read_config()
+
+
+async def test_the_configuration_that_was_written_is_read_by_another_host(registry: Registry, other: Registry) -> None:
+    await registry.write_config(b'{"Network": "10.1.0.0/16", "SubnetLen": 25}')
+    assert json.loads(await other.read_config()) == {"Network": "10.1.0.0/16", "SubnetLen": 25}
+
+
+async def test_writing_the_configuration_leaves_the_subnets_alone(registry: Registry) -> None:
+    entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    await registry.write_config(b'{"Network": "10.1.0.0/16"}')
+    assert (await registry.list()).entries == {KEY: entry}
+
+
+# Creating
+
+
+async def test_an_empty_store_lists_nothing(registry: Registry) -> None:
+    assert (await registry.list()).entries == {}
+
+
+async def test_a_created_entry_is_listed_as_it_was_returned(registry: Registry, other: Registry) -> None:
+    entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    assert (entry.key, entry.value, entry.reserved) == (KEY, VALUE, False)
+    assert (await registry.list()).entries == {KEY: entry}
+    assert said((await other.list()).entries) == {KEY: (VALUE, False)}
+
+
+async def test_a_fresh_lease_lives_a_day(registry: Registry) -> None:
+    entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    assert await registry.time_left_s(entry) == pytest.approx(86_400, abs=10)
+
+
+async def test_a_key_is_created_only_once(registry: Registry, other: Registry) -> None:
+    entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    with pytest.raises(SubnetTaken, match=r"10\.1\.15\.0-24 is taken"):
+        await other.create(KEY, OTHER_VALUE, LEASE_TTL_S)
+    assert said((await other.list()).entries) == said({KEY: entry})
+
+
+async def test_a_reserved_key_cannot_be_created(store: Store, registry: Registry) -> None:
+    store.put_by_hand(KEY, VALUE)
+    with pytest.raises(SubnetTaken):
+        await registry.create(KEY, OTHER_VALUE, LEASE_TTL_S)
+
+
+async def test_of_five_hosts_that_create_one_key_at_once_one_wins(store: Store) -> None:
+    results = await asyncio.gather(
+        *(store.open().create(KEY, VALUE, LEASE_TTL_S) for _ in range(5)), return_exceptions=True
+    )
+    assert sorted(type(result).__name__ for result in results) == ["Entry"] + 4 * ["SubnetTaken"]
+
+
+@pytest.mark.asyncio(loop_factories=["uvloop"])
+async def test_a_lease_that_nobody_renews_expires_and_watchers_hear_of_it(registry: Registry, other: Registry) -> None:
+    async with watching(other) as seen:
+        await seen.snapshot()
+        entry = await registry.create(KEY, VALUE, 1)
+        assert said((await seen.change()).entries) == said({KEY: entry})
+        assert said((await seen.change()).entries) == said({KEY: None})
+    assert (await other.list()).entries == {}
+    with pytest.raises(LeaseLost):
+        await registry.time_left_s(entry)
+    with pytest.raises(LeaseLost):
+        await registry.renew(entry, VALUE, 60)
+    await other.create(KEY, OTHER_VALUE, LEASE_TTL_S)
+
+
+# Renewing
+
+
+async def test_a_renewal_prolongs_the_lease_and_no_watcher_sees_it(registry: Registry, other: Registry) -> None:
+    entry = await registry.create(KEY, VALUE, 60)
+    async with watching(other) as seen:
+        await seen.snapshot()
+        await asyncio.sleep(1.1)
+        before_s = await registry.time_left_s(entry)
+        assert await registry.renew(entry, VALUE, 60) == entry
+        after_s = await registry.time_left_s(entry)
+        assert before_s is not None and after_s is not None and after_s > before_s
+        assert await seen.is_quiet(0.5)
+
+
+async def test_a_renewal_with_another_value_is_one_change(registry: Registry, other: Registry) -> None:
+    entry = await registry.create(KEY, VALUE, 60)
+    async with watching(other) as seen:
+        await seen.snapshot()
+        renewed = await registry.renew(entry, OTHER_VALUE, 60)
+        assert (renewed.value, renewed.reserved) == (OTHER_VALUE, False)
+        assert said((await seen.change()).entries) == said({KEY: renewed})
+    assert await registry.renew(renewed, OTHER_VALUE, 60) == renewed
+
+
+async def test_every_write_of_a_key_makes_its_revision_grow(registry: Registry) -> None:
+    first = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    second = await registry.renew(first, OTHER_VALUE, LEASE_TTL_S)
+    third = await registry.renew(second, VALUE, LEASE_TTL_S)
+    assert first.revision < second.revision < third.revision
+    assert (await registry.list()).entries == {KEY: third}
+
+
+async def test_a_renewal_never_takes_a_key_that_somebody_else_wrote(
+    store: Store, registry: Registry, other: Registry
+) -> None:
+    entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    store.put_by_hand(KEY, OTHER_VALUE)
+    with pytest.raises(LeaseLost, match="was written by somebody else"):
+        await registry.renew(entry, VALUE, LEASE_TTL_S)
+    with pytest.raises(LeaseLost, match="was written by somebody else"):
+        await registry.renew(entry, b'{"PublicIP":"192.0.2.3","PublicIPv6":null}', LEASE_TTL_S)
+    assert (await other.list()).entries[KEY].value == OTHER_VALUE
+
+
+async def test_a_renewal_never_brings_a_deleted_key_back(registry: Registry, other: Registry) -> None:
+    entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    await other.delete((await other.list()).entries[KEY])
+    with pytest.raises(LeaseLost, match="is gone"):
+        await registry.renew(entry, VALUE, LEASE_TTL_S)
+    with pytest.raises(LeaseLost, match="is gone"):
+        await registry.time_left_s(entry)
+    assert (await registry.list()).entries == {}
+
+
+async def test_a_key_that_went_to_another_host_is_lost(registry: Registry, other: Registry) -> None:
+    entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    await registry.delete(entry)
+    theirs = await other.create(KEY, OTHER_VALUE, LEASE_TTL_S)
+    for use in (registry.renew(entry, VALUE, LEASE_TTL_S), registry.delete(entry), registry.time_left_s(entry)):
+        with pytest.raises(LeaseLost):
+            await use
+    assert said((await other.list()).entries) == said({KEY: theirs})
+
+
+# Reservations
+
+
+async def test_a_reservation_has_no_end(store: Store, registry: Registry) -> None:
+    store.put_by_hand(KEY, VALUE)
+    entry = (await registry.list()).entries[KEY]
+    assert entry.reserved
+    assert await registry.time_left_s(entry) is None
+
+
+@pytest.mark.parametrize("value", [VALUE, OTHER_VALUE], ids=["same value", "other value"])
+async def test_a_reservation_that_is_renewed_stays_one(store: Store, registry: Registry, value: bytes) -> None:
+    store.put_by_hand(KEY, VALUE)
+    renewed = await registry.renew((await registry.list()).entries[KEY], value, LEASE_TTL_S)
+    assert renewed.reserved
+    assert (await registry.list()).entries == {KEY: renewed}
+    assert renewed.value == value
+
+
+# Deleting
+
+
+async def test_a_deleted_entry_is_gone_and_cannot_be_deleted_again(registry: Registry, other: Registry) -> None:
+    entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    await registry.delete(entry)
+    assert (await other.list()).entries == {}
+    with pytest.raises(LeaseLost, match="is gone"):
+        await registry.delete(entry)
+
+
+async def test_an_entry_that_has_changed_is_not_deleted(registry: Registry, other: Registry) -> None:
+    stale = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    renewed = await registry.renew(stale, OTHER_VALUE, LEASE_TTL_S)
+    with pytest.raises(LeaseLost, match="was written by somebody else"):
+        await registry.delete(stale)
+    assert said((await other.list()).entries) == said({KEY: renewed})
+
+
+# Watching
+
+
+async def test_a_watch_begins_with_what_is_there_and_goes_on_with_what_changes(
+    registry: Registry, other: Registry
+) -> None:
+    first = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    async with watching(other) as seen:
+        assert said((await seen.snapshot()).entries) == said({KEY: first})
+        second = await registry.create(OTHER_KEY, OTHER_VALUE, LEASE_TTL_S)
+        assert said((await seen.change()).entries) == said({OTHER_KEY: second})
+        await registry.delete(first)
+        assert said((await seen.change()).entries) == said({KEY: None})
+
+
+async def test_a_change_made_while_the_consumer_was_busy_is_not_missed(registry: Registry, other: Registry) -> None:
+    async with aclosing(other.watch()) as items:
+        first = await anext(items)
+        assert isinstance(first, Snapshot)
+        entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+        second = await asyncio.wait_for(anext(items), 10)
+        assert said(second.entries) == said({KEY: entry})
+
+
+async def test_the_configuration_is_no_change_of_the_subnets(registry: Registry, other: Registry) -> None:
+    async with watching(other) as seen:
+        await seen.snapshot()
+        await registry.write_config(b'{"Network": "10.1.0.0/16"}')
+        assert await seen.is_quiet(0.5)
+
+
+async def test_entries_that_make_no_sense_are_handed_on_untouched(store: Store, registry: Registry) -> None:
+    store.put_by_hand("no subnet", b'{"x":[1]}')
+    store.put_by_hand(KEY, b'"no object"')
+    entries = (await registry.list()).entries
+    assert {key: entry.value for key, entry in entries.items()} == {"no subnet": b'{"x":[1]}', KEY: b'"no object"'}
+
+
+async def test_a_watch_ends_at_once_when_its_task_is_cancelled(registry: Registry) -> None:
+    async with asyncio.timeout(2):
+        async with watching(registry) as seen:
+            await seen.snapshot()
+        async with watching(registry) as seen:
+            await seen.snapshot()
+
+
+async def test_five_hosts_that_pick_the_first_free_subnet_get_five_subnets(store: Store) -> None:
+    async def acquire(registry: Registry, address: int) -> Entry:
+        value = f'{{"PublicIP":"192.0.2.{address}","PublicIPv6":null}}'.encode()
+        while True:
+            taken = (await registry.list()).entries
+            key = next(f"10.1.{n}.0-24" for n in range(1, 256) if f"10.1.{n}.0-24" not in taken)
+            try:
+                return await registry.create(key, value, LEASE_TTL_S)
+            except SubnetTaken:
+                continue
+
+    entries = await asyncio.gather(*(acquire(store.open(), address) for address in range(1, 6)))
+    assert sorted(entry.key for entry in entries) == [f"10.1.{n}.0-24" for n in range(1, 6)]

@@ -1,0 +1,1 @@
+"""What several tests and the benches share: peers written independently of our engine, labs with unique names."""

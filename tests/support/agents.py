@@ -1,0 +1,163 @@
+"""What the end-to-end tests ask of a running agent, and agents started by hand where the start is the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import IPv4Network
+from types import TracebackType
+from typing import Any, Self
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.netns import wait_until
+from flannel_udp.lab.node import Host
+
+PATIENCE_S = 10.0
+"""How long a test waits for what should take a fraction of a second: the machine may be busy with other things."""
+
+
+def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> float:
+    """Wait until the condition holds and return how many seconds that took; it is an error if the time is up."""
+    started_s = time.monotonic()
+    assert wait_until(condition, timeout_s), f"not within {timeout_s:g} s: {what}"
+    return time.monotonic() - started_s
+
+
+def subnet_of(host: Host) -> IPv4Network:
+    """Return the subnet that a host's agent wrote to subnet.env."""
+    subnet = host.subnet
+    assert subnet is not None, f"{host.name} has no subnet"
+    return subnet
+
+
+def peers_of(host: Host) -> dict[str, str]:
+    """Return the peers that a host's agent knows: subnet → public IP."""
+    return {peer["subnet"]: peer["public_ip"] for peer in host.control("/v1/peers")}
+
+
+def wait_for_peers(hosts: Sequence[Host]) -> None:
+    """Wait until the agents of these hosts know each other's present subnets."""
+    subnets = {str(subnet_of(host)): str(host.underlay) for host in hosts}
+
+    def all_known() -> bool:
+        return all(subnets.items() - {(str(host.subnet), str(host.underlay))} <= peers_of(host).items() for host in hosts)
+
+    wait_for("the agents know each other", all_known)
+
+
+def up_with_peers(lab: Lab) -> Lab:
+    """Wait until the agents of a fresh lab know each other, so that the first packet already arrives."""
+    wait_for_peers([host for host in lab.hosts if host.runs_agent])
+    return lab
+
+
+def drops_of(host: Host, direction: str) -> dict[str, int]:
+    """Return how many packets the agent dropped, by reason; `direction` is ``in`` or ``out``."""
+    drops: dict[str, int] = host.control("/v1/status")["counters"][direction]["drops"]
+    return drops
+
+
+def messages(lines: Iterable[str]) -> list[str]:
+    """Return the agent's lines without level and time."""
+    return [line.split(" ", 3)[3] if line[1:4] == " 20" else line for line in lines]
+
+
+def log_of(host: Host) -> list[str]:
+    """Return what the agent of a lab said so far."""
+    return messages(host.log_file.read_text().splitlines())
+
+
+def links_of(host: Host) -> list[str]:
+    """Return the names of the tunnel devices of a host."""
+    return [link["ifname"] for link in json.loads(host.run(["ip", "-json", "link"]).stdout) if "flannel" in link["ifname"]]
+
+
+def remains_of(host: Host) -> set[str]:
+    """Return what an agent has left on a host: links, routes, and files beside the lab's own."""
+    files = {path.name for path in host.state.iterdir()} - {"agent.log", "agent.pid", "pods.json"}
+    routes = [line for line in host.run(["ip", "route"]).stdout.splitlines() if "flannel" in line]
+    return {*files, *links_of(host), *routes}
+
+
+class Agent:
+    """Our agent on a lab's host, run by the test itself; killed at the end of the block if it still runs.
+
+    `wrapper` is a command that runs the agent with something taken away; `iface` is the flag's value.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *arguments: str,
+        wrapper: Sequence[str] = (),
+        iface: str = "eth0",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.host = host
+        self._output = tempfile.TemporaryFile("w+")
+        command = [
+            *(*wrapper, sys.executable, "-m", "flannel_udp", "--iface", iface),
+            *("--subnet-file", str(host.subnet_file), "--control-socket", str(host.control_socket)),
+            *(*host.plan.registry_args, *arguments),
+        ]
+        env = {k: v for k, v in os.environ.items() if not k.startswith("FLANNELD_") and k != "NOTIFY_SOCKET"}
+        self.process = host.popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            env={**env, **(environment or {})},
+        )
+
+    def said(self) -> list[str]:
+        """Return its lines so far, without level and time."""
+        # Not read through the file object: the agent writes at the position that both share.
+        raw = os.pread(self._output.fileno(), 1 << 20, 0)
+        return messages(raw.decode(errors="replace").splitlines())
+
+    def wait_for_line(self, part: str, timeout_s: float = PATIENCE_S) -> str:
+        """Wait for a line that holds `part`, and return it."""
+        wait_until(lambda: any(part in line for line in self.said()), timeout_s)
+        found = [line for line in self.said() if part in line]
+        assert found, f"no line with {part!r} within {timeout_s:g} s in {self.said()}"
+        return found[0]
+
+    def wait_ready(self) -> None:
+        """Wait until it carries traffic."""
+        wait_for(f"ready; it said {self.said()}", self.host.is_ready)
+
+    def exit_code(self, timeout_s: float = PATIENCE_S) -> int:
+        """Wait for its end."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout_s:g} s; it said {self.said()}") from None
+
+    def stop(self) -> int:
+        """End it with SIGTERM and return its exit code."""
+        self.process.terminate()
+        return self.exit_code()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._output.close()
+
+
+def command_line(host: Host, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours that asks the host's agent, and return what it printed."""
+    argv = [sys.executable, "-m", "flannel_udp", *arguments, "--control-socket", str(host.control_socket)]
+    return host.run(argv, check=False)
+
+
+def command_json(host: Host, *arguments: str) -> Any:
+    """Run such a command with --json and return the document."""
+    return json.loads(command_line(host, *arguments, "--json").stdout)

@@ -1,0 +1,90 @@
+"""A lab's registry, changed by hand as an operator or a foreign flanneld would: no code of our registries runs here."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from abc import ABC, abstractmethod
+from typing import Any
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.plan import ETCD_PORT, UNDERLAY_GATEWAY
+
+PREFIX = "/coreos.com/network"
+
+
+class ByHand(ABC):
+    """Keys are the last part of the path: ``10.244.1.0-24``; values are JSON text."""
+
+    @abstractmethod
+    def subnets(self) -> dict[str, str]:
+        """Return all entries."""
+
+    @abstractmethod
+    def put(self, key: str, value: str) -> None:
+        """Write an entry, without a lease: a reservation."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Delete an entry."""
+
+
+class FileByHand(ByHand):
+    """The registry file, edited under its lock and replaced by a rename."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.path = lab.plan.registry_file
+
+    def subnets(self) -> dict[str, str]:
+        entries: dict[str, Any] = json.loads(self.path.read_text())["subnets"]
+        return {key: json.dumps(value) for key, value in entries.items()}
+
+    def put(self, key: str, value: str) -> None:
+        self._edit(key, json.loads(value))
+
+    def delete(self, key: str) -> None:
+        self._edit(key, None)
+
+    def _edit(self, key: str, value: Any) -> None:
+        with self.path.with_name(f"{self.path.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            document = json.loads(self.path.read_text())
+            if value is None:
+                del document["subnets"][key]
+            else:
+                document["subnets"][key] = value
+            self.replace(json.dumps(document))
+
+    def replace(self, text: str) -> None:
+        """Replace the whole file."""
+        edited = self.path.with_suffix(".edited")
+        edited.write_text(text)
+        edited.replace(self.path)
+
+
+class EtcdByHand(ByHand):
+    """etcd through its own client, etcdctl, in the namespace of the underlay's bridge."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def etcdctl(self, *arguments: str) -> str:
+        """Run etcdctl and return what it prints."""
+        endpoint = f"--endpoints=http://{UNDERLAY_GATEWAY}:{ETCD_PORT}"
+        return self._lab.net.run(["env", "ETCDCTL_API=3", "etcdctl", endpoint, *arguments]).stdout
+
+    def subnets(self) -> dict[str, str]:
+        lines = self.etcdctl("get", "--prefix", f"{PREFIX}/subnets/").splitlines()
+        keys = [key.removeprefix(f"{PREFIX}/subnets/") for key in lines[::2]]
+        return dict(zip(keys, lines[1::2], strict=True))
+
+    def put(self, key: str, value: str) -> None:
+        self.etcdctl("put", f"{PREFIX}/subnets/{key}", value)
+
+    def delete(self, key: str) -> None:
+        assert self.etcdctl("del", f"{PREFIX}/subnets/{key}").strip() == "1"
+
+
+def by_hand(lab: Lab) -> ByHand:
+    """Return the lab's registry."""
+    return EtcdByHand(lab) if lab.plan.registry == "etcd" else FileByHand(lab)

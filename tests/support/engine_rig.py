@@ -1,0 +1,126 @@
+"""An engine between a datagram socket pair in the TUN's place and real UDP sockets on loopback: no root needed.
+
+The engine listens on 127.0.0.1; each peer is a socket on another loopback address, all on one free port.
+"""
+
+from __future__ import annotations
+
+import socket
+from array import array
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any, Self
+
+from flannel_udp._fastpath.engine import Engine
+from flannel_udp._fastpath.routes import OWN, PEERS_FROM, RouteTable
+from flannel_udp.dataplane.reference import OWN as REFERENCE_OWN
+from flannel_udp.dataplane.reference import ReferenceTable
+
+AGENT = IPv4Address("127.0.0.1")
+BUFFER_BYTES = 4 << 20
+PACKET_MAX = 65_535
+
+
+def compile_table(reference: ReferenceTable) -> RouteTable:
+    """Return the compiled table with the routes of a reference table."""
+    peers = sorted({hop for hop in reference.routes.values() if isinstance(hop, IPv4Address)})
+    index = {peer: PEERS_FROM + i for i, peer in enumerate(peers)}
+    return RouteTable(
+        array("I", [int(prefix.network_address) for prefix in reference.routes]),
+        array("B", [prefix.prefixlen for prefix in reference.routes]),
+        array("I", [index[hop] if isinstance(hop, IPv4Address) else OWN for hop in reference.routes.values()]),
+        array("I", [0, 0, *(int(peer) for peer in peers)]),
+        int(reference.own_address or 0),
+    )
+
+
+def small_table() -> ReferenceTable:
+    """Three hosts: ours 10.1.1.0/24, peers 127.0.0.2 (10.1.2.0/24) and 127.0.0.3 (10.1.3.0/24)."""
+    return ReferenceTable(
+        routes={
+            IPv4Network("10.1.1.0/24"): REFERENCE_OWN,
+            IPv4Network("10.1.2.0/24"): IPv4Address("127.0.0.2"),
+            IPv4Network("10.1.3.0/24"): IPv4Address("127.0.0.3"),
+        },
+        own_address=IPv4Address("10.1.1.0"),
+    )
+
+
+class EngineRig:
+    """The engine, the far end of its TUN, and its peers; `poll` moves everything that waits."""
+
+    def __init__(
+        self,
+        table: ReferenceTable,
+        peers: Sequence[str] = ("127.0.0.2", "127.0.0.3"),
+        source_check: str = "strict",
+        vnet_bytes: int = 10,
+    ) -> None:
+        self.vnet_bytes = vnet_bytes
+        self._near, self.tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._udp.bind((str(AGENT), 0))
+        self.port: int = self._udp.getsockname()[1]
+        self.peers: dict[str, socket.socket] = {}
+        for end in (self._near, self.tun, self._udp):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+            end.setblocking(False)
+        for address in peers:
+            peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.peers[address] = peer
+            peer.bind((address, self.port))
+            peer.setblocking(False)
+        self.engine = Engine(self._near.fileno(), self._udp.fileno(), -1, self.port, source_check, vnet_bytes)
+        self.engine.publish(compile_table(table))
+
+    def from_tun(self, packet: bytes) -> None:
+        """Let the host send a packet into the tunnel device."""
+        self.tun.send(bytes(self.vnet_bytes) + packet)
+
+    def from_peer(self, address: str, datagram: bytes) -> None:
+        """Let a peer send a datagram."""
+        self.peers[address].sendto(datagram, (str(AGENT), self.port))
+
+    def poll(self) -> int:
+        """Run the engine until nothing waits; return how many packets it read."""
+        return self.engine.poll(1_000_000)
+
+    def to_tun(self) -> list[bytes]:
+        """Return the packets that the engine wrote to the tunnel device, in order."""
+        return [packet[self.vnet_bytes :] for packet in _drain(self.tun)]
+
+    def to_peer(self, address: str) -> list[bytes]:
+        """Return the datagrams that a peer received, in order."""
+        return _drain(self.peers[address])
+
+    def drops(self, direction: str) -> dict[str, int]:
+        """Return a direction's drop counters."""
+        drops: dict[str, int] = self.engine.counters()[direction]["drops"]
+        return drops
+
+    def counters(self, direction: str) -> dict[str, Any]:
+        """Return a direction's counters."""
+        counters: dict[str, Any] = self.engine.counters()[direction]
+        return counters
+
+    def close(self) -> None:
+        """Close everything."""
+        self.engine.close()
+        for end in (self._near, self.tun, self._udp, *self.peers.values()):
+            end.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _drain(end: socket.socket) -> list[bytes]:
+    got = []
+    while True:
+        try:
+            got.append(end.recv(PACKET_MAX + 10))
+        except BlockingIOError:
+            return got

@@ -1,0 +1,77 @@
+"""Numbered datagrams from pod to pod while something else happens, and which of them were lost."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from flannel_udp.lab.node import Pod
+from tests.support.agents import wait_for
+
+_PORT = 9000
+_SETTLE_S = 1.0
+
+
+class Flow:
+    """Sends one UDP datagram every `interval_s` while the block runs. One flow a target at a time."""
+
+    def __init__(self, source: Pod, target: Pod, interval_s: float = 0.005) -> None:
+        self._to = (str(target.ip), _PORT)
+        self._interval_s = interval_s
+        self._out = source.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._in = target.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._in.bind(self._to)
+        self._in.settimeout(0.05)
+        self._ending = threading.Event()
+        self._arrived: set[int] = set()
+        self.sent = 0
+        self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
+
+    @property
+    def lost(self) -> int:
+        """How many never arrived; those on their way count too while the flow runs."""
+        return self.sent - len(self._arrived)
+
+    @property
+    def newest(self) -> int:
+        """The highest number that arrived, -1 for none."""
+        return max(self._arrived, default=-1)
+
+    def wait_for_one_sent_from_now(self, timeout_s: float = 10.0) -> float:
+        """Wait until a datagram arrives that is sent after this call, and return the seconds that took."""
+        first = self.sent
+        return wait_for("a datagram of the flow arrives", lambda: self.newest >= first, timeout_s)
+
+    def _send(self) -> None:
+        while not self._ending.wait(self._interval_s):
+            try:
+                self._out.sendto(struct.pack("!I", self.sent), self._to)
+            except OSError:  # an ICMP error about an earlier one: this one was not sent, and is lost all the same
+                pass
+            self.sent += 1
+
+    def _receive(self) -> None:
+        quiet_since_s = time.monotonic()
+        while not self._ending.is_set() or (self.lost and time.monotonic() - quiet_since_s < _SETTLE_S):
+            try:
+                (number,) = struct.unpack("!I", self._in.recv(64))
+            except TimeoutError:
+                continue
+            self._arrived.add(number)
+            quiet_since_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        self._out.close()
+        self._in.close()

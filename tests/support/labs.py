@@ -1,0 +1,49 @@
+"""Labs for tests: names that no other run uses, and what the machine must offer."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.netns import names
+from flannel_udp.lab.plan import STATE_DIR, lab_of_namespace
+
+NEEDS_NETNS = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make network namespaces"),
+    pytest.mark.skipif(shutil.which("ip") is None, reason="needs the command ip (package iproute2)"),
+]
+"""The `pytestmark` of a module that uses labs."""
+
+_counter = itertools.count()
+
+
+def fresh_name() -> str:
+    """Return a name for a lab that no other test, and no other run on this machine, uses."""
+    return f"test{os.getpid()}-{next(_counter)}"
+
+
+def namespaces_of(name: str) -> list[str]:
+    """Return the lab's namespaces that exist."""
+    return [namespace for namespace in names() if lab_of_namespace(namespace) == name]
+
+
+def state_of(name: str) -> Path:
+    """Return the folder where the lab keeps its files."""
+    return STATE_DIR / name
+
+
+@contextmanager
+def cleaned_up(lab: Lab) -> Iterator[Lab]:
+    """Take the lab down at the end of the block, for tests in which something else brings it up or down."""
+    try:
+        yield lab
+    finally:
+        lab.down()

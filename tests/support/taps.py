@@ -1,0 +1,105 @@
+"""Looking at an interface and putting crafted packets on it: packet(7) and raw(7) sockets inside a lab's nodes."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from ipaddress import IPv4Address
+from types import TracebackType
+from typing import Any, Self
+
+from scapy.layers.inet import ICMP, IP
+
+from flannel_udp.lab.node import Node
+from tests.support.agents import PATIENCE_S
+
+_ETH_P_IP, _ETH_P_ALL = 0x0800, 0x0003
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+_BUFFER_BYTES = 16 << 20
+_ERROR_TYPES = (3, 11)  # RFC 792: destination unreachable, time exceeded
+
+
+class _Listener:
+    """A socket whose packets are read without blocking; the base of the two below."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+        sock.setblocking(False)
+
+    def _next(self, timeout_s: float) -> tuple[bytes, Any] | None:
+        if not select.select([self._socket], [], [], max(timeout_s, 0.0))[0]:
+            return None
+        return self._socket.recvfrom(65_535)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._socket.close()
+
+
+class Tap(_Listener):
+    """Sees the IPv4 packets that pass an interface, in both directions, from when it is made on."""
+
+    def __init__(self, node: Node, interface: str) -> None:
+        # Outgoing packets are shown to ETH_P_ALL sockets only.
+        super().__init__(node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL)))
+        self._socket.bind((interface, _ETH_P_ALL))
+
+    def packets(self) -> list[bytes]:
+        """Return what passed since the last call."""
+        seen = []
+        while (found := self._next(0)) is not None:
+            data, address = found
+            if address[1] == _ETH_P_IP:
+                seen.append(data)
+        return seen
+
+    def datagrams(self, port: int) -> list[bytes]:
+        """Return the payloads of the UDP datagrams to `port` that passed since the last call."""
+        outer = [IP(packet) for packet in self.packets()]
+        return [bytes(packet["UDP"].payload) for packet in outer if packet.haslayer("UDP") and packet.dport == port]
+
+
+class IcmpErrors(_Listener):
+    """The ICMP errors that reach a node, in the order in which they come."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP))
+
+    def next(self, timeout_s: float = PATIENCE_S) -> Any | None:
+        """Return the next one as scapy sees it, ``None`` if none comes in time."""
+        deadline_s = time.monotonic() + timeout_s
+        while (found := self._next(deadline_s - time.monotonic())) is not None:
+            packet = IP(found[0])
+            if packet[ICMP].type in _ERROR_TYPES:
+                return packet
+        return None
+
+
+def send_raw(node: Node, packet: Any) -> None:
+    """Let a node send an IPv4 packet of our making; its kernel routes it."""
+    with node.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+        sock.sendto(bytes(packet), (packet.dst, 0))
+
+
+def put_on(node: Node, interface: str, packet: Any) -> None:
+    """Let an IPv4 packet leave by an interface, whatever the routes say: on flannel0 it is what the agent reads."""
+    with node.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(bytes(packet), (interface, _ETH_P_IP))
+
+
+def quoted_id(error: Any) -> int:
+    """Return the IP identification of the packet that an ICMP error is about."""
+    number: int = error["IP in ICMP"].id
+    return number
+
+
+def send_datagrams(node: Node, source: IPv4Address, target: IPv4Address, port: int, payloads: list[bytes]) -> None:
+    """Send UDP datagrams from `port` of one underlay address to the same port of another."""
+    with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((str(source), port))
+        for payload in payloads:
+            sock.sendto(payload, (str(target), port))

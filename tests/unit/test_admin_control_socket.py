@@ -1,0 +1,411 @@
+"""The control socket and its client, over a real unix socket: what is asked, what goes wrong, what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from flannel_udp.admin import client
+from flannel_udp.admin.control_socket import control_server
+from flannel_udp.admin.shapes import PeerRow, Route, Status
+from flannel_udp.errors import FlannelError, UsageError
+
+STATUS: Status = {
+    "version": "0.1.0",
+    "pid": 4711,
+    "uptime_s": 12.5,
+    "state": "waiting for a lease",
+    "ready": False,
+    "registry": "etcd",
+    "network": "10.1.0.0/16",
+    "subnet": None,
+    "public_ip": "192.0.2.1",
+    "interface": {"name": "eth0", "address": "192.0.2.1", "mtu": 1500},
+    "tunnel": None,
+    "backend": {"type": "udp", "port": 8285},
+    "lease": None,
+    "peers": 1,
+    "revision": 7,
+    "counters": None,
+}
+PEERS: list[PeerRow] = [
+    {
+        "subnet": "10.1.16.0/24",
+        "public_ip": "192.0.2.2",
+        "packets_out": 1,
+        "bytes_out": 84,
+        "packets_in": 2,
+        "bytes_in": 168,
+    }
+]
+
+
+class Source:
+    """Answers as a daemon would; one address fails as a daemon may, one as it must not."""
+
+    def status(self) -> Status:
+        return STATUS
+
+    def peers(self) -> list[PeerRow]:
+        return PEERS
+
+    def route(self, address: IPv4Address) -> Route:
+        if address == IPv4Address("10.1.0.1"):
+            raise FlannelError("no network configuration yet")
+        if address == IPv4Address("10.1.0.2"):
+            raise ZeroDivisionError
+        return {"address": str(address), "verdict": "no route", "reason": "no lease covers it"}
+
+
+def raw(path: Path, method: str, target: str) -> tuple[int, str]:
+    connection = client._UnixConnection(path, 5.0)
+    try:
+        connection.request(method, target)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "agent.sock"
+
+
+async def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+    return await asyncio.to_thread(function, *arguments)
+
+
+async def test_status_peers_and_route_arrive_as_the_daemon_gave_them(path: Path) -> None:
+    async with control_server(path, Source()):
+        assert await ask(client.fetch_status, path) == STATUS
+        assert await ask(client.fetch_peers, path) == PEERS
+        assert (await ask(client.fetch_route, path, "10.1.9.9"))["address"] == "10.1.9.9"
+
+
+async def test_socket_is_for_its_owner_only_and_goes_with_the_agent(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "agent.sock"
+    before = os.umask(0)
+    try:
+        async with control_server(path, Source()):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+    assert list(path.parent.iterdir()) == []
+
+
+async def test_directory_is_made_for_everybody_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        async with control_server(tmp_path / "run" / "agent.sock", Source()):
+            assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o755
+    finally:
+        os.umask(before)
+
+
+def test_socket_never_was_open_to_others_not_even_for_a_moment(path: Path) -> None:
+    """The umask hides nothing here, and the mode is looked at between bind() and listen(): nobody could connect yet."""
+    code = (
+        "import asyncio, os, socket, sys, pathlib\n"
+        "from flannel_udp.admin.control_socket import control_server\n"
+        "os.umask(0)\n"
+        "def hook(event, args):\n"
+        "    if event == 'socket.bind': sys.stdout.write('bind ')\n"
+        "listen = socket.socket.listen\n"
+        "class Watched(socket.socket):\n"
+        "    def listen(self, *a):\n"
+        "        print(oct(os.stat(sys.argv[1]).st_mode & 0o777)); return super().listen(*a)\n"
+        "socket.socket = Watched\n"
+        "sys.addaudithook(hook)\n"
+        "async def main():\n"
+        "    async with control_server(pathlib.Path(sys.argv[1]), None): pass\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.splitlines()[0] == "bind 0o600"
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "error"),
+    [
+        ("/v1/route?address=nonsense", 400, "address='nonsense' is not an IPv4 address"),
+        ("/v1/route?address=fd00::1", 400, "address='fd00::1' is not an IPv4 address"),
+        ("/v1/route", 400, "address='' is not an IPv4 address"),
+        ("/v1/nothing", 404, "GET /v1/nothing: Not Found"),
+        ("/v1/route?address=10.1.0.1", 503, "no network configuration yet"),
+        ("/v1/route?address=10.1.0.2", 500, "internal error: see the agent's log"),
+    ],
+)
+async def test_whatever_goes_wrong_is_one_line_of_json(path: Path, target: str, status: int, error: str) -> None:
+    async with control_server(path, Source()):
+        code, body = await ask(raw, path, "GET", target)
+    assert code == status
+    assert body.startswith('{"error": "' + error)
+    assert "\n" not in body
+
+
+async def test_only_get_is_understood(path: Path) -> None:
+    async with control_server(path, Source()):
+        assert await ask(raw, path, "POST", "/v1/status") == (
+            405,
+            '{"error": "POST /v1/status: Method Not Allowed"}',
+        )
+
+
+async def test_the_agents_error_reaches_the_user_of_the_client(path: Path) -> None:
+    async with control_server(path, Source()):
+        with pytest.raises(FlannelError, match=r"^no network configuration yet$"):
+            await ask(client.fetch_route, path, "10.1.0.1")
+
+
+async def test_a_second_agent_is_refused_by_pid_and_the_first_goes_on(path: Path) -> None:
+    async with control_server(path, Source()):
+        with pytest.raises(FlannelError) as caught:
+            async with control_server(path, Source()):
+                pass
+        assert str(caught.value) == (f"another flannel-udp is running (pid {os.getpid()}, on {path}): stop it first")
+        assert await ask(client.fetch_status, path) == STATUS
+
+
+def test_the_socket_of_a_killed_agent_is_taken_over(path: Path) -> None:
+    code = (
+        "import asyncio, pathlib, sys\n"
+        "from flannel_udp.admin.control_socket import control_server\n"
+        "async def main():\n"
+        "    async with control_server(pathlib.Path(sys.argv[1]), None):\n"
+        "        print('up', flush=True); await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as agent:
+        try:
+            assert agent.stdout is not None
+            assert agent.stdout.readline() == "up\n"
+        finally:
+            agent.send_signal(signal.SIGKILL)
+    assert path.is_socket()
+    with pytest.raises(FlannelError, match="flannel-udp is not running"):
+        client.fetch_status(path)
+
+    async def second() -> Status:
+        async with control_server(path, Source()):
+            status: Status = await ask(client.fetch_status, path)
+            return status
+
+    assert uvloop.run(second()) == STATUS  # the agent's own loop; the other tests are on asyncio's
+    assert not path.exists()
+
+
+async def test_of_agents_that_start_together_exactly_one_gets_a_stale_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    code = (
+        "import asyncio, pathlib, sys\n"
+        "from flannel_udp.admin.control_socket import control_server\n"
+        "from flannel_udp.errors import FlannelError\n"
+        "async def main():\n"
+        "    print('here', flush=True); sys.stdin.readline()\n"
+        "    async with control_server(pathlib.Path(sys.argv[1]), None):\n"
+        "        print('won', flush=True); sys.stdin.readline()\n"
+        "try: asyncio.run(main())\n"
+        "except FlannelError as error: print(error, flush=True)\n"
+    )
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    try:
+        pipes = [(agent.stdin, agent.stdout) for agent in agents]
+        for _, out in pipes:
+            assert out is not None
+            assert out.readline() == "here\n"
+        for into, _ in pipes:
+            assert into is not None
+            into.write("go\n")
+            into.flush()
+        outcomes = [out.readline().split(" (")[0].strip() for _, out in pipes if out is not None]
+        assert sorted(outcomes) == ["another flannel-udp is running"] * 3 + ["won"]
+    finally:
+        for agent in agents:
+            agent.communicate(timeout=20)
+    assert not path.exists()
+
+
+async def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
+    path.write_text("precious")
+    with pytest.raises(FlannelError, match=r"exists and is not a socket: remove it or choose another --control-socket"):
+        async with control_server(path, Source()):
+            pass
+    assert path.read_text() == "precious"
+
+
+async def test_a_socket_that_somebody_else_put_there_meanwhile_is_not_removed(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        async with control_server(path, Source()):
+            path.unlink()
+            other.bind(str(path))
+        assert path.is_socket()
+
+
+async def test_a_path_no_unix_socket_can_have_is_wrong_usage(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 120)
+    with pytest.raises(UsageError, match=r"--control-socket=.*too long: choose a shorter one"):
+        async with control_server(path, Source()):
+            pass
+
+
+async def test_a_directory_that_cannot_be_made_is_one_clear_line() -> None:
+    with pytest.raises(FlannelError, match=r"^cannot make the control socket /proc/nowhere/agent.sock: "):
+        async with control_server(Path("/proc/nowhere/agent.sock"), Source()):
+            pass
+
+
+async def test_closing_does_not_wait_for_idle_clients(path: Path) -> None:
+    clock = asyncio.get_running_loop().time
+    idle = client._UnixConnection(path, 5.0)
+    try:
+        async with control_server(path, Source()):
+            await ask(idle.request, "GET", "/v1/status")
+            await ask(lambda: idle.getresponse().read())
+            began = clock()
+        assert clock() - began < 1.5
+    finally:
+        idle.close()
+
+
+async def test_closing_does_not_wait_for_a_client_that_does_not_read(path: Path) -> None:
+    class Large(Source):
+        def peers(self) -> list[PeerRow]:
+            return PEERS * 50_000
+
+    clock = asyncio.get_running_loop().time
+    stuck = client._UnixConnection(path, 5.0)
+    try:
+        async with control_server(path, Large()):
+            await ask(stuck.request, "GET", "/v1/peers")
+            await ask(stuck.sock.recv, 100)  # the answer has begun
+            began = clock()
+        assert clock() - began < 1.5
+    finally:
+        stuck.close()
+
+
+# The client
+
+
+@contextmanager
+def answering(path: Path, answer: bytes | None) -> Iterator[None]:
+    """Stand in for something that is not an agent: take one connection, send `answer` or, if None, stay silent."""
+    done = threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65_536)
+                if answer is None:
+                    done.wait(10)
+                else:
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(10)
+
+
+def http_answer(status: str, body: bytes) -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"\xff" * 70_000,
+        http_answer("200 OK", b"<html>"),
+        http_answer("200 OK", b"\xff\xfe"),
+        http_answer("200 OK", b"[1]"),
+        http_answer("200 OK", b"[" * 100_000),
+        http_answer("404 Not Found", b"[]"),
+        http_answer("404 Not Found", b'{"error": 7}'),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{",
+    ],
+)
+def test_garbage_is_not_an_agent(path: Path, answer: bytes) -> None:
+    with answering(path, answer), pytest.raises(FlannelError) as caught:
+        client.fetch_status(path)
+    assert str(caught.value) == f"what answers on {path} is not a flannel-udp agent (or not of this version)"
+    assert caught.value.exit_code == 1
+
+
+def test_silence_ends_in_time(path: Path) -> None:
+    with answering(path, None), pytest.raises(FlannelError) as caught:
+        client.fetch_status(path, timeout_s=0.2)
+    assert str(caught.value) == f"the agent on {path} did not answer within 0.2 s"
+
+
+def test_the_time_allowed_is_five_seconds() -> None:
+    assert client.TIMEOUT_S == 5.0
+
+
+def test_no_agent_is_one_clear_line(path: Path) -> None:
+    with pytest.raises(FlannelError) as caught:
+        client.fetch_peers(path)
+    assert str(caught.value) == (
+        f"flannel-udp is not running: nothing answers on {path} (start it, or name its --control-socket)"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to drop capabilities")
+def test_somebody_else_is_told_whom_to_be(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    path = tmp_path / "agent.sock"
+    code = (
+        "import sys, pathlib; from flannel_udp.admin import client; from flannel_udp.errors import FlannelError\n"
+        "try: client.fetch_status(pathlib.Path(sys.argv[1]))\n"
+        "except FlannelError as error: print(error)\n"
+    )
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.fchmod(listener.fileno(), 0)
+        listener.bind(str(path))
+        listener.listen()
+        # Root without capabilities is refused by a mode as anybody is, and can still enter every directory on the way.
+        bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", code, str(path)]
+        done = subprocess.run(bare, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == f"permission denied on {path}: ask as the user that runs flannel-udp (root)\n"
+
+
+@pytest.mark.parametrize("text", ["", "pod", "10.1.2.300", "fd00::1", "10.1.2.3/24", "10.1.2.3&x=1"])
+def test_an_address_that_is_none_is_wrong_usage_and_asks_nobody(path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="is not an IPv4 address"):
+        client.fetch_route(path, text)
+
+
+def test_the_client_imports_nothing_heavy() -> None:
+    code = "import sys, flannel_udp.admin.client, flannel_udp.admin.show; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30).stdout
+    assert not {"aiohttp", "asyncio", "rich", "pyroute2"} & {name.split(".")[0] for name in loaded.split()}

@@ -1,0 +1,130 @@
+"""/healthz and /readyz over real TCP on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import logging
+import socket
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from flannel_udp.admin.health import health_server
+from flannel_udp.errors import FlannelError, UsageError
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+        return number
+
+
+def get(port: int, target: str, method: str = "GET", ip: str = "127.0.0.1") -> int:
+    connection = http.client.HTTPConnection(ip, port, timeout=5)
+    try:
+        connection.request(method, target)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+async def test_healthy_at_once_and_ready_when_ready(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    ready = False
+    with caplog.at_level(logging.INFO):
+        async with health_server("127.0.0.1", port, lambda: ready):
+            assert await asyncio.to_thread(get, port, "/healthz") == 200
+            assert await asyncio.to_thread(get, port, "/readyz") == 503
+            ready = True
+            assert await asyncio.to_thread(get, port, "/readyz") == 200
+            assert await asyncio.to_thread(get, port, "/readyz", "HEAD") == 200
+            assert await asyncio.to_thread(get, port, "/readyz", "POST") == 405
+            assert await asyncio.to_thread(get, port, "/") == 404
+    assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
+
+
+async def test_afterwards_the_port_is_free_again(port: int) -> None:
+    for _ in range(2):
+        async with health_server("127.0.0.1", port, lambda: True):
+            assert await asyncio.to_thread(get, port, "/healthz") == 200
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.to_thread(get, port, "/healthz")
+
+
+async def test_closing_does_not_wait_for_idle_clients(port: int) -> None:
+    clock = asyncio.get_running_loop().time
+    idle = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        async with health_server("127.0.0.1", port, lambda: True):
+            await asyncio.to_thread(idle.request, "GET", "/healthz")
+            await asyncio.to_thread(lambda: idle.getresponse().read())
+            began = clock()
+        assert clock() - began < 1.5
+    finally:
+        idle.close()
+
+
+async def test_port_zero_listens_nowhere() -> None:
+    def sockets() -> list[str]:
+        links = Path("/proc/self/fd").iterdir()
+        return sorted(str(link.readlink()) for link in links if link.is_symlink() and link.is_socket())
+
+    before = sockets()
+    async with health_server("127.0.0.1", 0, lambda: True):
+        assert sockets() == before
+
+
+def test_it_serves_on_the_agents_own_loop(port: int) -> None:
+    async def serve() -> int:
+        async with health_server("127.0.0.1", port, lambda: True):
+            return await asyncio.to_thread(get, port, "/readyz")
+
+    assert uvloop.run(serve()) == 200
+
+
+async def test_ipv6_works_too(port: int) -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 on this host")
+    async with health_server("::1", port, lambda: True):
+        assert await asyncio.to_thread(get, port, "/healthz", "GET", "::1") == 200
+
+
+async def test_a_port_in_use_is_one_clear_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(FlannelError) as caught:
+            async with health_server("127.0.0.1", port, lambda: True):
+                pass
+    assert str(caught.value) == (
+        f"cannot serve health on 127.0.0.1 port {port}: Address already in use: "
+        "choose another --healthz-ip or --healthz-port"
+    )
+    assert caught.value.exit_code == 1
+
+
+async def test_an_address_of_another_host_is_one_clear_line(port: int) -> None:
+    with pytest.raises(FlannelError, match="Cannot assign requested address: choose another --healthz-ip"):
+        async with health_server("203.0.113.1", port, lambda: True):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("ip", "number", "named"),
+    [
+        ("", 80, "--healthz-ip=: not an IP"),
+        ("localhost", 80, "--healthz-ip=localhost: not an IP address"),
+        ("nonsense", 0, "--healthz-ip=nonsense"),
+        ("127.0.0.1", -1, "--healthz-port=-1: not a port"),
+        ("127.0.0.1", 65_536, "--healthz-port=65536: not a port, 0"),
+    ],
+)
+async def test_what_can_be_no_address_or_port_is_wrong_usage(ip: str, number: int, named: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        async with health_server(ip, number, lambda: True):
+            pass
+    assert str(caught.value).startswith(named)

@@ -1,0 +1,192 @@
+"""What people see of the control socket's documents."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+from typing import TextIO
+
+import pytest
+
+from flannel_udp.admin.shapes import PeerRow, Route, Status
+from flannel_udp.admin.show import show_json, show_peers, show_route, show_status
+
+RUNNING: Status = {
+    "version": "0.1.0",
+    "pid": 4711,
+    "uptime_s": 90_061.9,
+    "state": "running",
+    "ready": True,
+    "registry": "etcd",
+    "network": "10.1.0.0/16",
+    "subnet": "10.1.15.0/24",
+    "public_ip": "192.0.2.1",
+    "interface": {"name": "eth0", "address": "192.0.2.1", "mtu": 1500},
+    "tunnel": {"name": "flannel0", "address": "10.1.15.0", "mtu": 1472},
+    "backend": {"type": "udp", "port": 8285},
+    "lease": {"key": "10.1.15.0-24", "expires_in_s": 86_399.5, "reserved": False},
+    "peers": 2,
+    "revision": 42,
+    "counters": {
+        "out": {"packets": 1_234_567, "bytes": 1_500_000_000, "drops": {"no route [x]": 3, "too short": 0}},
+        "in": {"packets": 0, "bytes": 0, "drops": {}},
+    },
+}
+WAITING: Status = {
+    **RUNNING,
+    "uptime_s": 5.0,
+    "state": "waiting for configuration",
+    "ready": False,
+    "network": None,
+    "subnet": None,
+    "public_ip": None,
+    "interface": None,
+    "tunnel": None,
+    "backend": None,
+    "lease": None,
+    "peers": 0,
+    "revision": None,
+    "counters": None,
+}
+PEER: PeerRow = {
+    "subnet": "10.1.16.0/24",
+    "public_ip": "192.0.2.2",
+    "packets_out": 10**12,
+    "bytes_out": 10**15,
+    "packets_in": 7,
+    "bytes_in": 588,
+}
+
+
+def test_a_running_agent_is_one_page() -> None:
+    stream = io.StringIO()
+    show_status(RUNNING, stream)
+    assert stream.getvalue() == (
+        "state      running (ready)\n"
+        "agent      flannel-udp 0.1.0, pid 4711, up 1 d 1 h\n"
+        "registry   etcd, revision 42\n"
+        "network    10.1.0.0/16\n"
+        "subnet     10.1.15.0/24\n"
+        "public ip  192.0.2.1\n"
+        "interface  eth0, address 192.0.2.1, mtu 1500\n"
+        "tunnel     flannel0, address 10.1.15.0, mtu 1472\n"
+        "backend    udp, port 8285\n"
+        "lease      10.1.15.0-24, expires in 23 h 59 min\n"
+        "peers      2\n"
+        "out        1,234,567 packets, 1,500,000,000 bytes\n"
+        "           3 dropped: no route [x]\n"
+        "in         0 packets, 0 bytes\n"
+    )
+
+
+def test_what_is_not_known_yet_is_left_out() -> None:
+    stream = io.StringIO()
+    show_status(WAITING, stream)
+    assert stream.getvalue() == (
+        "state      waiting for configuration (not ready)\n"
+        "agent      flannel-udp 0.1.0, pid 4711, up 5 s\n"
+        "registry   etcd\n"
+        "peers      0\n"
+    )
+
+
+def test_a_reservation_never_expires() -> None:
+    stream = io.StringIO()
+    show_status({**RUNNING, "lease": {"key": "10.1.15.0-24", "expires_in_s": None, "reserved": True}}, stream)
+    assert "lease      10.1.15.0-24, a reservation, never expires\n" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1.0, "0 s"), (0.9, "0 s"), (59.0, "59 s"), (60.0, "1 min 0 s"), (3600.0, "1 h 0 min"), (86_400.0, "1 d 0 h")],
+)
+def test_durations_are_two_units_long(seconds: float, text: str) -> None:
+    stream = io.StringIO()
+    show_status({**WAITING, "uptime_s": seconds}, stream)
+    assert f"up {text}\n" in stream.getvalue()
+
+
+def test_peers_are_a_table_that_is_never_cut() -> None:
+    stream = io.StringIO()
+    show_peers([PEER, {**PEER, "subnet": "10.1.17.0/24", "public_ip": "192.0.2.200"}], stream)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].split("  ")[0] == "subnet"
+    assert [line.split() for line in lines[1:]] == [
+        ["10.1.16.0/24", "192.0.2.2", "1,000,000,000,000", "1,000,000,000,000,000", "7", "588"],
+        ["10.1.17.0/24", "192.0.2.200", "1,000,000,000,000", "1,000,000,000,000,000", "7", "588"],
+    ]
+
+
+def test_no_peers_says_so() -> None:
+    stream = io.StringIO()
+    show_peers([], stream)
+    assert stream.getvalue() == "no peers\n"
+
+
+def test_a_route_to_a_peer_reads_like_ip_route_get() -> None:
+    route: Route = {
+        "address": "10.1.16.5",
+        "verdict": "peer",
+        "reason": "10.1.16.0/24 is the longest prefix that covers it",
+        "subnet": "10.1.16.0/24",
+        "public_ip": "192.0.2.2",
+        "port": 8285,
+        "interface": "eth0",
+        "tunnel": "flannel0",
+    }
+    stream = io.StringIO()
+    show_route(route, stream)
+    assert stream.getvalue() == (
+        "10.1.16.5 via 192.0.2.2:8285 dev eth0 tunnel flannel0 subnet 10.1.16.0/24\n"
+        "    10.1.16.0/24 is the longest prefix that covers it\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("route", "line"),
+    [
+        (
+            {"address": "10.1.15.9", "verdict": "own subnet", "subnet": "10.1.15.0/24", "reason": "it is here"},
+            "10.1.15.9 own subnet 10.1.15.0/24",
+        ),
+        ({"address": "10.1.99.9", "verdict": "no route", "reason": "no lease covers it"}, "10.1.99.9 no route"),
+        ({"address": "8.8.8.8", "verdict": "outside network", "reason": "not ours"}, "8.8.8.8 outside network"),
+    ],
+)
+def test_a_route_to_nobody_gives_the_verdict_and_why(route: Route, line: str) -> None:
+    stream = io.StringIO()
+    show_route(route, stream)
+    assert stream.getvalue() == f"{line}\n    {route['reason']}\n"
+
+
+def test_json_is_the_document() -> None:
+    stream = io.StringIO()
+    show_json(RUNNING, stream)
+    assert json.loads(stream.getvalue()) == RUNNING
+    assert stream.getvalue().endswith("}\n")
+
+
+def terminal_output(show: object) -> str:
+    leader, follower = pty.openpty()
+    try:
+        with os.fdopen(follower, "w") as stream:
+            assert callable(show)
+            show(stream)
+        return os.read(leader, 65_536).decode()
+    finally:
+        os.close(leader)
+
+
+def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def show(stream: TextIO) -> None:
+        show_status(WAITING, stream)
+
+    assert "\x1b[33mwaiting for configuration (not ready)\x1b[0m" in terminal_output(show)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[33m" not in terminal_output(show)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.cpu import foreign_cpu_s, parse_machine, parse_process
+from bench.machine import parse_cpu_model
+from bench.measure import parse_blast, parse_iperf3, parse_ping
+from flannel_udp.errors import FlannelError
+
+IPERF3 = {
+    "start": {"version": "iperf 3.12"},
+    "end": {
+        "sum_sent": {"bytes": 1_300_000_000, "bits_per_second": 5.2e9, "retransmits": 17},
+        "sum_received": {"bytes": 1_250_000_000, "bits_per_second": 5.0e9},
+    },
+}
+
+PING = """\
+PING 10.244.2.0 (10.244.2.0) 56(84) bytes of data.
+64 bytes from 10.244.2.0: icmp_seq=1 ttl=62 time=0.069 ms
+64 bytes from 10.244.2.0: icmp_seq=2 ttl=62 time=1.25 ms
+64 bytes from 10.244.2.0: icmp_seq=2 ttl=62 time=1.40 ms (DUP!)
+64 bytes from 10.244.2.0: icmp_seq=4 ttl=62 time=12 ms
+
+--- 10.244.2.0 ping statistics ---
+4 packets transmitted, 3 received, +1 duplicates, 25% packet loss, time 3ms
+rtt min/avg/max/mdev = 0.069/4.439/12.000/5.372 ms, pipe 2
+"""
+
+
+def process_line(pid: int, parent: int, utime: int, stime: int, *, cutime: int = 0, cstime: int = 0) -> str:
+    return f"{pid} (a) b (c)) S {parent} 1 1 0 -1 4194560 900 80 7 6 {utime} {stime} {cutime} {cstime} 20 0 3 0 99"
+
+
+def test_iperf3_counts_what_arrived_not_what_was_sent() -> None:
+    assert parse_iperf3(json.dumps(IPERF3)) == (1_250_000_000, 5.0e9, 17)
+
+
+@pytest.mark.parametrize("around", ["%s", "warning: MSS mismatch\n%s", "%s\niperf3: interrupt"])
+def test_iperf3_may_print_lines_around_its_json(around: str) -> None:
+    assert parse_iperf3(around % json.dumps(IPERF3, indent=4))[2] == 17
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no JSON: \\(nothing\\)"),
+        ("iperf3: not found", "no JSON: iperf3: not found"),
+        ('{"start": {', "no JSON"),
+        ('{"end": {}, "error": "unable to connect to server"}', "unable to connect to server"),
+        (json.dumps({"end": {"sum_received": {"bytes": 0}, "sum_sent": {}}}), "nothing got through"),
+    ],
+)
+def test_iperf3_that_measured_nothing_is_an_error(text: str, message: str) -> None:
+    with pytest.raises(FlannelError, match=message):
+        parse_iperf3(text)
+
+
+def test_ping_times_are_in_microseconds_and_duplicates_count_once() -> None:
+    assert parse_ping(PING) == pytest.approx([69, 1250, 12_000])
+
+
+def test_pings_without_an_answer_give_no_times() -> None:
+    assert parse_ping("PING 10.244.2.0 (10.244.2.0) 56(84) bytes of data.\nrtt min/avg/max/mdev = 0/0/0/0 ms\n") == []
+
+
+def test_blast_gives_packets_a_second() -> None:
+    assert parse_blast('{"packets": 300, "seconds": 1.5}\n') == 200
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "no result"), ('{"packets": 0, "seconds": 1.0}', "no datagram")])
+def test_blast_that_measured_nothing_is_an_error(text: str, message: str) -> None:
+    with pytest.raises(FlannelError, match=message):
+        parse_blast(text)
+
+
+def test_a_process_name_with_blanks_and_parentheses_shifts_no_field() -> None:
+    parsed = parse_process(process_line(7, 3, utime=150, stime=50, cutime=20, cstime=10))
+    assert parsed.parent == 3
+    assert parsed.waited_s / parsed.own_s == pytest.approx(30 / 200)
+
+
+def test_idle_and_waiting_time_is_not_busy_and_stolen_time_is_apart() -> None:
+    parsed = parse_machine("cpu  100 10 200 99999 5000 30 60 40 7 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
+    assert parsed.stolen_s / parsed.busy_s == pytest.approx(40 / 400)
+
+
+def test_foreign_load_leaves_out_our_descendants_and_the_kernel_and_counts_collected_children() -> None:
+    lines = [
+        process_line(1, 0, 1, 0),
+        process_line(2, 0, 1000, 0),
+        process_line(20, 2, 1000, 0),  # a kernel thread
+        process_line(50, 1, 2, 0, cutime=4),  # a shell, and what it has run
+        process_line(60, 50, 1000, 0, cutime=1000),  # us
+        process_line(61, 60, 1000, 0),
+        process_line(62, 61, 1000, 0),
+        process_line(70, 50, 0, 8),
+        process_line(80, 79, 16, 0),  # its parent had ended when its turn came
+    ]
+    processes = {int(line.split()[0]): parse_process(line) for line in lines}
+    tick_s = parse_process(process_line(1, 0, 1, 0)).own_s
+    assert foreign_cpu_s(processes, ours=60) / tick_s == pytest.approx(1 + 2 + 4 + 8 + 16)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "model"),
+    [
+        ("processor\t: 0\nmodel name\t: Some CPU @ 2.00GHz\nflags\t\t: fpu\n\n", "Some CPU @ 2.00GHz"),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\nCPU part\t: 0xd0c\n", "CPU part 0xd0c"),
+    ],
+)
+def test_the_cpu_is_named_on_x86_and_on_arm(cpuinfo: str, model: str) -> None:
+    assert parse_cpu_model(cpuinfo) == model

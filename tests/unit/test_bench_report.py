@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from bench import forward
+from bench.forward import main, parse_arguments
+from bench.measure import percentile
+from bench.report import Sample, document, medians, n_rejected, ratios, table
+
+
+def sample(contender: str, value: float, *, accepted: bool = True, metric: str = "tcp1_gbit_s") -> Sample:
+    return Sample(1, contender, "tcp1", foreign=0.0, accepted=accepted, values={metric: value})
+
+
+SAMPLES = [
+    *(sample("vxlan", value) for value in (4.0, 9.0, 5.0)),
+    *(sample("naive", value) for value in (0.5, 0.7)),
+    sample("ours", 6.0),
+    sample("ours", 100.0, accepted=False),
+]
+
+
+def test_medians_are_of_the_accepted_samples_only() -> None:
+    assert medians(SAMPLES) == {"tcp1_gbit_s": {"vxlan": 5.0, "naive": pytest.approx(0.6), "ours": 6.0}}
+    assert n_rejected(SAMPLES) == 1
+
+
+def test_ratios_are_ours_to_each_baseline() -> None:
+    assert ratios(medians(SAMPLES)) == {"tcp1_gbit_s": {"vxlan": pytest.approx(1.2), "naive": pytest.approx(10.0)}}
+
+
+def test_there_is_no_ratio_to_a_baseline_that_is_zero_or_missing_and_none_without_ours() -> None:
+    cpu = [sample("vxlan", 0.0, metric="cpu"), sample("ours", 3.0, metric="cpu"), sample("naive", 1.0, metric="rtt")]
+    assert ratios(medians(cpu)) == {"cpu": {"vxlan": None, "naive": None}, "rtt": {"vxlan": None, "naive": None}}
+
+
+def test_a_contender_whose_samples_were_all_rejected_shows_as_a_dash() -> None:
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123 - rich wants a stream
+    console.print(table([sample("vxlan", 4.0), sample("ours", 9.9, accepted=False)], ("vxlan", "ours"), "title"))
+    row = next(line for line in console.export_text().splitlines() if "1 stream, Gbit/s" in line)
+    assert [cell.strip() for cell in row.split("│")[3:7]] == ["4.00", "-", "-", "-"]
+
+
+def test_the_document_is_json_and_holds_every_sample_with_the_rejected_ones_marked() -> None:
+    made = json.loads(json.dumps(document({"cores": 2}, {"rounds": 1}, {"ours": 1472}, SAMPLES)))
+    assert len(made["samples"]) == len(SAMPLES)
+    assert [entry["accepted"] for entry in made["samples"]].count(False) == made["rejected"] == 1
+    assert made["ratios"]["tcp1_gbit_s"]["vxlan"] == pytest.approx(1.2)
+    assert (made["machine"], made["options"], made["mtus"]) == ({"cores": 2}, {"rounds": 1}, {"ours": 1472})
+
+
+def test_percentiles_of_a_hundred_values() -> None:
+    values = [float(n) for n in range(100, 0, -1)]
+    assert [percentile(values, percent) for percent in (0, 1, 50, 99, 100)] == [1, 1, 50, 99, 100]
+
+
+@given(values=st.lists(st.floats(0, 1e6), min_size=1), percent=st.floats(0, 100))
+def test_a_percentile_is_a_value_that_enough_values_do_not_exceed(values: list[float], percent: float) -> None:
+    found = percentile(values, percent)
+    assert found in values
+    assert sum(value <= found for value in values) >= len(values) * percent / 100
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--rounds", "0"], "--rounds from 1 to 100"),
+        (["--seconds", "61"], "--seconds from 1 to 60"),
+        (["--underlay", "fibre"], "invalid choice: 'fibre'"),
+    ],
+)
+def test_a_wrong_argument_ends_with_one_line_and_code_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(argv)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_quick_is_one_round_of_one_second() -> None:
+    assert (parse_arguments(["--quick"]).rounds, parse_arguments(["--quick"]).seconds) == (1, 1)
+
+
+def test_without_root_nothing_is_started(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(forward, "run", lambda _settings: pytest.fail("started"))
+    assert main(["--quick"]) == 1
+    assert "root" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is asked for first")
+def test_a_json_file_that_cannot_be_written_is_refused_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(forward, "run", lambda _settings: pytest.fail("started"))
+    monkeypatch.setattr("bench.forward.shutil.which", lambda tool: tool)
+    assert main(["--quick", "--json", "/nonexistent/forward.json"]) == 2
+    assert "/nonexistent/forward.json" in caplog.text

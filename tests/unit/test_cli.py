@@ -1,0 +1,336 @@
+"""The program as a user meets it: what it prints, where, with which exit code, and what it loads to do so."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from flannel_udp import __version__
+from flannel_udp.cli import main
+from flannel_udp.commands import COMMANDS
+from flannel_udp.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS
+
+GOOD = '{"Network": "10.1.0.0/16"}'
+ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for flag in AGENT_FLAGS:
+        monkeypatch.delenv(flag.variable, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")  # so that help texts are not wrapped
+    yield
+
+
+def run(*words: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flannel_udp", *words],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=ENVIRON | environ,
+    )
+
+
+# --- Help, version, mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["-h", "-help", "--help"])
+def test_help_teaches_every_group_flag_and_command(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word]) == 0
+    text = capsys.readouterr().out
+    for title in AGENT_GROUPS:
+        assert f"\n{title}:\n" in text
+    for flag in AGENT_FLAGS:
+        assert flag.spelling in text
+        assert flag.default_text in text
+    for name in (*COMMANDS, "lab"):
+        assert re.search(rf"^  {name} ", text, re.MULTILINE)
+    assert text.count("\n  flannel-udp --") == 2  # the examples
+
+
+def test_help_marks_what_is_not_available_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    text = capsys.readouterr().out
+    missing = [flag for flag in AGENT_FLAGS if flag.missing]
+    assert text.count("[not available yet]") == len(missing) > 0
+
+
+def test_help_lists_the_ignored_flags_in_one_place_only(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    text = capsys.readouterr().out
+    for flag in IGNORED_FLAGS:
+        assert len(re.findall(rf"{flag.spelling}\b", text)) == 1
+
+
+@pytest.mark.parametrize("word", ["--version", "-version"])
+def test_version_is_one_line(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word]) == 0
+    assert capsys.readouterr().out == f"flannel-udp {__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("word", ["-h", "-help", "--help"])
+def test_every_command_has_help_with_an_example(name: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*name.split(), word]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: flannel-udp {name}")
+    assert "example: " in text
+    for flags in COMMANDS[name].flags.values():
+        for flag in flags:
+            assert flag.spelling in text
+
+
+@pytest.mark.parametrize("group", ["config", "route"])
+def test_help_of_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([group, "--help"]) == 0
+    text = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert (command.summary in text) == name.startswith(f"{group} ")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["statsu"], "unknown command 'statsu': did you mean status? (see: flannel-udp --help)"),
+        (["xyzzy"], "unknown command 'xyzzy' (see: flannel-udp --help)"),
+        ([""], "unknown command '' (see: flannel-udp --help)"),
+        (["config"], "config needs one of: check, get, put (see: flannel-udp config --help)"),
+        (
+            ["config", "chekc"],
+            "config needs one of: check, get, put: did you mean check? (see: flannel-udp config --help)",
+        ),
+        (["config", "check"], "the following arguments are required: FILE (see: flannel-udp config check --help)"),
+        (["config", "check", "a", "b"], "unexpected argument 'b' (see: flannel-udp config check --help)"),
+        (["config", "check", "-", "--jsno"], "unknown flag '--jsno': did you mean --json?"),
+        (["config", "get", "--iface=eth0"], "unknown flag '--iface'"),
+        (["route", "get"], "the following arguments are required: ADDRESS (see: flannel-udp route get --help)"),
+        (["route", "get", "pod"], "'pod' is not an IPv4 address"),
+        (["--iface=eth0", "status"], "unexpected argument 'status' (see: flannel-udp --help)"),
+        (
+            ["-ip-masq", "true"],
+            "unexpected argument 'true': a switch takes its value after '=' (see: flannel-udp --help)",
+        ),
+        (["--healthz-port=http"], "--healthz-port: 'http' is not a whole number from 0 to 65535"),
+        (["--ip-masq"], "--ip-masq: masquerade is not available yet; leave the flag out"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr() == ("", f"flannel-udp: {line}\n")
+
+
+def test_the_program_exits_with_mains_code() -> None:
+    done = run("--nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "flannel-udp: unknown flag '--nonsense'\n"
+
+
+def test_a_faulty_variable_is_named() -> None:
+    done = run(FLANNELD_HEALTHZ_PORT="http")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "flannel-udp: environment variable FLANNELD_HEALTHZ_PORT: 'http' is not a whole number from 0 to 65535\n"
+    )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--nonsense"], ["config", "put", "--help"], ["statsu"]])
+def test_help_version_and_mistakes_load_nothing_but_the_command_line(words: list[str]) -> None:
+    code = (
+        "import sys; before = set(sys.modules); from flannel_udp.cli import main; main(sys.argv[1:]);"
+        "print(*sorted(set(sys.modules) - before), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=30, check=True, env=ENVIRON
+    )
+    loaded = done.stderr.splitlines()[-1].split()
+    ours = {name for name in loaded if name.startswith("flannel_udp")}
+    rooms = ("arguments", "cli", "commands", "errors", "flags", "options")
+    assert ours == {"flannel_udp", *(f"flannel_udp.{room}" for room in rooms)}
+    heavy = {"aiohttp", "asyncio", "google", "grpc", "pyroute2", "pytun", "rich", "uvloop"}
+    assert not heavy & {name.partition(".")[0] for name in loaded}
+
+
+def wait_until_it_is_read(pipe: IO[bytes]) -> None:
+    """Return when the other side has taken everything out of the pipe."""
+    deadline = time.monotonic() + 30
+    while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# --- Ends that are nobody's mistake --------------------------------------------------------------------------------
+
+
+def test_a_reader_that_went_away_is_no_error() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-m", "flannel_udp", "--help"],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=30,
+            check=False,
+            env=ENVIRON,
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["config", "--help"]])
+def test_a_full_disk_under_stdout_is_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("wb") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-m", "flannel_udp", *words],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=30,
+            check=False,
+            env=ENVIRON,
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"flannel-udp: cannot write the output: No space left on device\n"
+
+
+def test_ctrl_c_ends_with_130_and_says_nothing() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "flannel_udp", "config", "check", "-"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRON,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(GOOD.encode())
+        process.stdin.flush()
+        wait_until_it_is_read(process.stdin)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert process.stderr.read() == b""
+
+
+# --- config check -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def good_file(tmp_path: Path) -> Path:
+    path = tmp_path / "net-conf.json"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"], ["-json=true"]])
+def test_config_check_prints_the_normalised_configuration(
+    flags: list[str], good_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "check", str(good_file), *flags]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert json.loads(out) == {
+        "EnableIPv4": True,
+        "EnableIPv6": False,
+        "EnableNFTables": False,
+        "Network": "10.1.0.0/16",
+        "SubnetLen": 24,
+        "SubnetMin": "10.1.1.0",
+        "SubnetMax": "10.1.255.0",
+        "Backend": {"Type": "udp", "Port": 8285},
+    }
+
+
+def test_what_config_check_prints_passes_config_check_unchanged() -> None:
+    first = run("config", "check", "-", stdin=GOOD)
+    second = run("config", "check", "-", stdin=first.stdout)
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert second.stdout == first.stdout != ""
+
+
+def test_config_check_prints_one_line_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text('{"Network": 5, "SubnetLen": "x", "Backend": []}')
+    assert main(["config", "check", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    keys = [line.removeprefix("flannel-udp: ").split()[0] for line in err.splitlines()]
+    assert keys == ["Network", "SubnetLen", "Backend"]
+
+    assert main(["config", "check", "--json", str(path)]) == 2
+    document, again = capsys.readouterr()
+    assert again == err
+    assert json.loads(document) == {
+        "ok": False,
+        "faults": [line.removeprefix("flannel-udp: ") for line in err.splitlines()],
+    }
+
+
+def test_config_check_warns_on_stderr_and_succeeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "odd.json"
+    path.write_text('{"Network": "10.1.0.0/16", "Netmask": 1}')
+    assert main(["config", "check", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["Network"] == "10.1.0.0/16"
+    assert err == 'flannel-udp: warning: unknown key "Netmask" is ignored\n'
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", str(tmp_path / "none")]) == 2
+    assert main(["config", "check", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"flannel-udp: cannot read '{tmp_path}/none': No such file or directory",
+        f"flannel-udp: cannot read '{tmp_path}': Is a directory",
+    ]
+
+
+def test_an_endless_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", "/dev/zero"]) == 2
+    assert "bytes long" in capsys.readouterr().err
+
+
+# --- status, peers, route get, lab ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["status"], ["peers", "--json"], ["route", "get", "10.1.15.7"]])
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_asking_where_no_agent_runs_fails_with_one_line(
+    words: list[str],
+    by_environment: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    socket = tmp_path / "agent.sock"
+    if by_environment:
+        monkeypatch.setenv("FLANNELD_CONTROL_SOCKET", str(socket))
+    assert main(words if by_environment else [*words, f"-control-socket={socket}"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"flannel-udp: flannel-udp is not running: nothing answers on {socket} ")
+    assert len(err.splitlines()) == 1
+
+
+def test_lab_help_comes_from_the_lab(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", "--help"]) == 0
+    assert "demo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["lab"], ["lab", "fly"], ["lab", "up", "--hosts=many"], ["lab", "up", "--nonsense"]])
+def test_a_mistake_in_lab_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("flannel-udp: ")
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,103 @@
+"""`status`, `peers` and `route get` through the program, against a real control socket."""
+
+import asyncio
+import json
+import sys
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from flannel_udp.admin.control_socket import control_server
+from flannel_udp.admin.shapes import PeerRow, Route, Status
+from flannel_udp.errors import FlannelError
+
+STATUS: Status = {
+    "version": "0.1.0",
+    "pid": 4711,
+    "uptime_s": 12.5,
+    "state": "running",
+    "ready": True,
+    "registry": "etcd",
+    "network": "10.1.0.0/16",
+    "subnet": "10.1.15.0/24",
+    "public_ip": "192.0.2.1",
+    "interface": {"name": "eth0", "address": "192.0.2.1", "mtu": 1500},
+    "tunnel": {"name": "flannel0", "address": "10.1.15.0", "mtu": 1472},
+    "backend": {"type": "udp", "port": 8285},
+    "lease": {"key": "10.1.15.0-24", "expires_in_s": 86000.0, "reserved": False},
+    "peers": 1,
+    "revision": 7,
+    "counters": None,
+}
+PEER: PeerRow = {
+    "subnet": "10.1.16.0/24",
+    "public_ip": "192.0.2.2",
+    "packets_out": 1,
+    "bytes_out": 84,
+    "packets_in": 2,
+    "bytes_in": 168,
+}
+
+
+class Source:
+    """An agent with one peer; it has no answer for 10.1.0.1."""
+
+    def status(self) -> Status:
+        return STATUS
+
+    def peers(self) -> list[PeerRow]:
+        return [PEER]
+
+    def route(self, address: IPv4Address) -> Route:
+        if address == IPv4Address("10.1.0.1"):
+            raise FlannelError("no network configuration yet")
+        return {"address": str(address), "verdict": "no route", "reason": "no lease covers it"}
+
+
+async def ask(directory: Path, *words: str) -> tuple[int | None, str, str]:
+    """Return exit code, output and errors of one command while an agent answers."""
+    path = directory / "agent.sock"
+    async with control_server(path, Source()):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "flannel_udp", *words, "--control-socket", str(path)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await asyncio.wait_for(process.communicate(), timeout=30)
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.parametrize(
+    ("words", "document"),
+    [
+        (["status"], STATUS),
+        (["peers"], [PEER]),
+        (["route", "get", "10.1.9.9"], {"address": "10.1.9.9", "verdict": "no route", "reason": "no lease covers it"}),
+    ],
+)
+async def test_json_is_the_agents_document(words: list[str], document: object, tmp_path: Path) -> None:
+    code, out, err = await ask(tmp_path, *words, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == document
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["status"], "10.1.15.0/24"),
+        (["peers"], "192.0.2.2"),
+        (["peers", "--json=false"], "192.0.2.2"),
+        (["route", "get", "10.1.9.9"], "no lease covers it"),
+    ],
+)
+async def test_people_get_text(words: list[str], shown: str, tmp_path: Path) -> None:
+    code, out, err = await ask(tmp_path, *words)
+    assert (code, err) == (0, "")
+    assert shown in out
+    with pytest.raises(ValueError, match=r"Expecting|Extra data"):
+        json.loads(out)
+
+
+async def test_what_the_agent_cannot_answer_is_one_line(tmp_path: Path) -> None:
+    assert await ask(tmp_path, "route", "get", "10.1.0.1") == (1, "", "flannel-udp: no network configuration yet\n")

@@ -1,0 +1,185 @@
+"""flannel's order of choosing the external interface, over written-down hosts."""
+
+from __future__ import annotations
+
+import logging
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, choose, gather
+from flannel_udp.model import Interface
+from flannel_udp.options import InterfaceOptions
+
+
+def addresses(*texts: str) -> tuple[Address, ...]:
+    return tuple(Address(IPv4Address(text)) for text in texts)
+
+
+LO = Link(1, "lo", 65_536, (Address(IPv4Address("127.0.0.1"), scope=254),), loopback=True)
+ETH0 = Link(2, "eth0", 1500, addresses("192.0.2.2"))
+ETH1 = Link(3, "eth1", 9000, addresses("198.51.100.2", "10.0.0.2"))
+DOWN = Link(4, "wlan0", 1500, addresses("203.0.113.2"), up=False)
+BARE = Link(5, "bare0", 1500)
+HOST = HostNetwork(
+    links=(LO, ETH0, ETH1, DOWN, BARE),
+    default_routes=(DefaultRoute(link_index=3, metric=100), DefaultRoute(link_index=2, metric=20)),
+)
+
+
+def chosen(options: InterfaceOptions, host: HostNetwork = HOST) -> tuple[str, str]:
+    interface = choose(options, host)
+    return interface.name, str(interface.address)
+
+
+def refusal(options: InterfaceOptions, host: HostNetwork = HOST) -> str:
+    with pytest.raises(UsageError) as caught:
+        choose(options, host)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_without_options_the_default_route_of_lowest_metric_decides() -> None:
+    assert choose(InterfaceOptions(), HOST) == Interface(
+        "eth0", 2, 1500, IPv4Address("192.0.2.2"), IPv4Address("192.0.2.2")
+    )
+
+
+def test_a_default_route_over_an_unusable_interface_is_passed_over() -> None:
+    routes = (DefaultRoute(4, 1), DefaultRoute(5, 2), DefaultRoute(99, 3), DefaultRoute(3, 4))
+    assert chosen(InterfaceOptions(), HostNetwork(HOST.links, routes)) == ("eth1", "198.51.100.2")
+
+
+@pytest.mark.parametrize(
+    ("routes", "reason"),
+    [((), "this host has none for IPv4"), ((DefaultRoute(4), DefaultRoute(5)), "wlan0 is down; bare0 has no IPv4 ad")],
+)
+def test_no_usable_default_route_is_a_failure_with_a_way_out(routes: tuple[DefaultRoute, ...], reason: str) -> None:
+    with pytest.raises(FlannelError) as caught:
+        choose(InterfaceOptions(), HostNetwork(HOST.links, routes))
+    assert caught.value.exit_code == 1
+    assert f"default route: {reason}" in str(caught.value)
+    assert "name one with --iface; interfaces that are up with an IPv4 address: eth0 (192.0.2.2), eth1" in str(
+        caught.value
+    )
+
+
+def test_public_ip_is_registered_and_the_interfaces_own_address_bound() -> None:
+    interface = choose(InterfaceOptions(public_ip=IPv4Address("203.0.113.77")), HOST)
+    assert (str(interface.address), str(interface.public_ip)) == ("192.0.2.2", "203.0.113.77")
+
+
+def test_iface_takes_a_name_or_an_address() -> None:
+    assert chosen(InterfaceOptions(iface=("eth1",))) == ("eth1", "198.51.100.2")
+    assert chosen(InterfaceOptions(iface=("10.0.0.2",))) == ("eth1", "10.0.0.2")
+
+
+def test_ifaces_are_tried_in_order_and_failures_told_as_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert chosen(InterfaceOptions(iface=("eth9", "wlan0", "eth1", "eth0"))) == ("eth1", "198.51.100.2")
+    assert [record.getMessage() for record in caplog.records] == [
+        "--iface=eth9: no such interface; going on with --iface=eth1",
+        "--iface=wlan0: wlan0 is down; going on with --iface=eth1",
+    ]
+
+
+def test_every_iface_comes_before_every_regex_and_those_before_can_reach() -> None:
+    host = HostNetwork(HOST.links, (), Reach(3, IPv4Address("10.0.0.2")))
+    everything = InterfaceOptions(iface=("eth1",), iface_regex=("eth0",), iface_can_reach="8.8.8.8")
+    assert chosen(everything, host)[0] == "eth1"
+    assert chosen(InterfaceOptions(iface=("x",), iface_regex=("eth0",), iface_can_reach="8.8.8.8"), host)[0] == "eth0"
+    last = InterfaceOptions(iface=("x",), iface_regex=("y",), iface_can_reach="8.8.8.8")
+    assert chosen(last, host) == ("eth1", "10.0.0.2")
+
+
+def test_regex_tries_addresses_before_names_and_each_regex_on_both() -> None:
+    odd = Link(7, "198.51", 1500, addresses("192.0.2.7"))
+    host = HostNetwork((odd, *HOST.links))
+    assert chosen(InterfaceOptions(iface_regex=(r"198\.51",)), host) == ("eth1", "198.51.100.2")
+    assert chosen(InterfaceOptions(iface_regex=("eth0", "^10[.]")), host)[0] == "eth0"
+
+
+def test_regex_binds_the_address_that_matched_and_is_not_anchored() -> None:
+    assert chosen(InterfaceOptions(iface_regex=("^10[.]",))) == ("eth1", "10.0.0.2")
+    assert chosen(InterfaceOptions(iface_regex=("th1",))) == ("eth1", "198.51.100.2")
+
+
+def test_regex_prefers_a_wire_to_the_loopback() -> None:
+    assert chosen(InterfaceOptions(iface_regex=(".*",)))[0] == "eth0"
+    assert chosen(InterfaceOptions(iface_regex=("^127",))) == ("lo", "127.0.0.1")
+
+
+def test_same_address_on_two_interfaces_means_the_one_that_is_up() -> None:
+    host = HostNetwork((Link(8, "old0", 1500, addresses("192.0.2.2"), up=False), *HOST.links))
+    assert chosen(InterfaceOptions(iface=("192.0.2.2",)), host)[0] == "eth0"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (InterfaceOptions(iface=("eth9",)), "--iface=eth9: no such interface"),
+        (InterfaceOptions(iface=("",)), "--iface=: no such interface"),
+        (InterfaceOptions(iface=("192.0.2.99",)), "--iface=192.0.2.99: no interface has this address"),
+        (InterfaceOptions(iface=("wlan0",)), "--iface=wlan0: wlan0 is down"),
+        (InterfaceOptions(iface=("203.0.113.2",)), "--iface=203.0.113.2: wlan0 is down"),
+        (InterfaceOptions(iface=("bare0",)), "--iface=bare0: bare0 has no IPv4 address"),
+        (InterfaceOptions(iface_regex=("nope",)), "--iface-regex=nope: matches no address and no name"),
+        (
+            InterfaceOptions(iface_regex=("^(wlan|bare)",)),
+            "--iface-regex=^(wlan|bare): wlan0 is down and bare0 has no IPv4 address",
+        ),
+        (InterfaceOptions(iface_can_reach="203.0.113.9"), "--iface-can-reach=203.0.113.9: no route leads there"),
+    ],
+)
+def test_each_option_that_leads_nowhere_has_its_reason(options: InterfaceOptions, reason: str) -> None:
+    message = refusal(options)
+    assert message.startswith(f"no interface matches: {reason}")
+    assert message.endswith(
+        "; interfaces that are up with an IPv4 address: eth0 (192.0.2.2), eth1 (198.51.100.2 10.0.0.2), lo (127.0.0.1)"
+    )
+
+
+def test_all_options_that_were_tried_are_named_and_the_default_route_is_no_fallback() -> None:
+    message = refusal(InterfaceOptions(iface=("a", "b"), iface_regex=("c$",), iface_can_reach="203.0.113.9"))
+    for option in ("--iface=a: ", "--iface=b: ", "--iface-regex=c$: ", "--iface-can-reach=203.0.113.9: "):
+        assert option in message
+
+
+def test_a_host_without_any_address_says_so() -> None:
+    assert refusal(InterfaceOptions(iface=("x",)), HostNetwork((BARE,))).endswith("with an IPv4 address: none")
+
+
+@pytest.mark.parametrize("broken", ["(", "[a", "*", "a{99999999999999999999}"])
+def test_broken_regex_is_wrong_usage_even_where_an_iface_would_match(broken: str) -> None:
+    message = refusal(InterfaceOptions(iface=("eth0",), iface_regex=(broken,)))
+    assert message.startswith(f"--iface-regex={broken}: not a regular expression: ")
+
+
+@pytest.mark.parametrize("text", ["nowhere", "fd00::1", "192.0.2.256", "192.0.2.0/24"])
+def test_can_reach_must_be_an_ipv4_address(text: str) -> None:
+    with pytest.raises(UsageError, match=r"not an IPv4 address$") as caught:
+        gather(InterfaceOptions(iface_can_reach=text))
+    assert str(caught.value).startswith(f"--iface-can-reach={text}: ")
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 200, 253, 254]), st.booleans(), st.booleans()), min_size=1, max_size=8))
+def test_best_address_is_never_worse_than_another(kinds: list[tuple[int, bool, bool]]) -> None:
+    """Widest scope first; there, one that is not deprecated; there, a permanent one; there, the kernel's first."""
+    listed = tuple(
+        Address(IPv4Address(0xC6336400 + i), scope, permanent, deprecated)
+        for i, (scope, permanent, deprecated) in enumerate(kinds)
+    )
+    first = Link(2, "eth0", 1500, listed).ranked()[0]
+    best = next(a for a in listed if a.address == first)
+    rivals = [a for a in listed if a.scope <= best.scope]
+    assert all(a.scope == best.scope for a in rivals)
+    if best.deprecated:
+        assert all(a.deprecated for a in rivals)
+    rivals = [a for a in rivals if a.deprecated == best.deprecated]
+    if not best.permanent:
+        assert not any(a.permanent for a in rivals)
+    assert best == next(a for a in rivals if a.permanent == best.permanent)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.lab import plan as plan_module
+from flannel_udp.lab.plan import HostSubnet, Plan, lab_of_namespace, parse_subnet_env
+
+LAB_NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True)
+
+
+@given(name=LAB_NAMES, host=st.integers(1, 250), pod=st.integers(1, 250))
+def test_every_namespace_of_a_lab_leads_back_to_that_lab_and_no_other(name: str, host: int, pod: int) -> None:
+    plan = Plan(name)
+    for node in (("net",), (f"h{host}",), (f"h{host}", f"p{pod}")):
+        assert lab_of_namespace(plan.namespace(*node)) == name
+
+
+@pytest.mark.parametrize("namespace", ["fu-", "fu-lab", "fu-lab-x1", "xfu-lab-h1", "fu--net", "fu-lab-h1-p"])
+def test_a_foreign_namespace_belongs_to_no_lab(namespace: str) -> None:
+    assert lab_of_namespace(namespace) is None
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "-a", "A", "a b", "a" * 33, "a\n"])
+def test_a_name_that_is_none_is_refused_before_it_becomes_a_path(name: str) -> None:
+    with pytest.raises(UsageError, match="no name for a lab"):
+        Plan(name)
+    with pytest.raises(UsageError, match="no name for a lab"):
+        Plan.load(name)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: Plan(hosts=0), "0 hosts: give 1 to 250"),
+        (lambda: Plan(hosts=251), "251 hosts: give 1 to 250"),
+        (lambda: Plan(pods=-1), "-1 pods a host: give 0 to 250"),
+        (lambda: Plan(underlay_mtu=100), "100 bytes of underlay MTU: give 576"),
+        (lambda: Plan(registry="consul"), "unknown lab registry 'consul'"),
+        (lambda: Plan(offload="none"), "unknown offload 'none'"),
+        (lambda: Plan(agents=("h3",)), "h3, which is none of the lab's 2 hosts"),
+    ],
+)
+def test_a_plan_that_cannot_be_built_says_why(wrong: object, message: str) -> None:
+    assert callable(wrong)
+    with pytest.raises(UsageError, match=message):
+        wrong()
+
+
+def test_hosts_and_pods_are_numbered_from_one_and_addressed_by_their_number() -> None:
+    plan = Plan(hosts=3, pods=2)
+    assert plan.host_names == ["h1", "h2", "h3"]
+    assert plan.pod_names == ["p1", "p2"]
+    assert plan.underlay("h3") == IPv4Address("192.0.2.3")
+    host = HostSubnet(IPv4Network("10.244.7.0/24"), 1472)
+    assert host.gateway == IPv4Address("10.244.7.1")
+    assert host.pod_address("p2") == IPv4Address("10.244.7.3")
+
+
+def test_a_subnet_holds_its_pods_and_never_hands_out_the_broadcast_address() -> None:
+    small = HostSubnet(IPv4Network("10.244.7.0/30"), 1472)
+    assert small.pod_address("p1") == IPv4Address("10.244.7.2")
+    with pytest.raises(FlannelError, match=r"10\.244\.7\.0/30 has no address left for p2"):
+        small.pod_address("p2")
+
+
+def test_a_saved_plan_is_read_back_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "STATE_DIR", tmp_path)
+    plan = Plan(
+        "x",
+        hosts=3,
+        registry="etcd",
+        config={"Network": "10.1.0.0/16", "Backend": {"Type": "udp", "Port": 9000}},
+        reservations={"10.1.9.0/24": "192.0.2.3"},
+        agents=("h1", "h2"),
+        agent_args=("--source-check=off",),
+        offload="wire",
+    )
+    plan.state.mkdir()
+    plan.save()
+    assert Plan.load("x") == plan
+    assert plan.port == 9000
+
+
+def test_a_lab_that_is_not_up_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "STATE_DIR", tmp_path)
+    with pytest.raises(FlannelError, match="no lab named x is up: make one with `flannel-udp lab up --name x`"):
+        Plan.load("x")
+
+
+def test_subnet_env_gives_subnet_and_mtu() -> None:
+    text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
+    assert parse_subnet_env(text) == HostSubnet(IPv4Network("10.244.3.0/24"), 1472)
+
+
+def test_subnet_env_without_its_keys_names_all_that_are_missing() -> None:
+    with pytest.raises(FlannelError, match="FLANNEL_SUBNET and FLANNEL_MTU"):
+        parse_subnet_env("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_MTU=\n")

@@ -1,0 +1,155 @@
+"""What `lab demo` and the arguments of `lab` look like, without any namespace."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, UDP
+
+from flannel_udp.errors import UsageError
+from flannel_udp.lab.capture import Packet, describe
+from flannel_udp.lab.command import add_arguments, command_words
+from flannel_udp.lab.demo import format_pings
+from flannel_udp.lab.drawing import draw
+from flannel_udp.lab.probe import checksum, echo_request
+
+
+def status(hosts: int, pods: int) -> dict[str, Any]:
+    return {
+        "name": "demo",
+        "hosts": [
+            {
+                "name": f"h{h}",
+                "underlay": f"192.0.2.{h}",
+                "subnet": f"10.244.{h}.0/24",
+                "pods": [{"name": f"p{p}", "ip": f"10.244.{h}.{p + 1}"} for p in range(1, pods + 1)],
+            }
+            for h in range(1, hosts + 1)
+        ],
+    }
+
+
+def test_two_hosts_are_drawn_side_by_side_on_one_cable() -> None:
+    assert draw(status(2, 2), underlay="192.0.2.0/24", overlay="10.244.0.0/16", port=8285) == (
+        "underlay 192.0.2.0/24: a bridge in the namespace fu-demo-net\n"
+        "━━━━━━┯━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┯━━━━━━━━━━━━━━━━━━━━━━━\n"
+        "      │                               │\n"
+        "┌─────┴──────────────────────┐  ┌─────┴──────────────────────┐\n"
+        "│ h1  (namespace fu-demo-h1) │  │ h2  (namespace fu-demo-h2) │\n"
+        "│ eth0      192.0.2.1        │  │ eth0      192.0.2.2        │\n"
+        "│ flannel0  10.244.1.0/32    │  │ flannel0  10.244.2.0/32    │\n"
+        "│ cni0      10.244.1.1/24    │  │ cni0      10.244.2.1/24    │\n"
+        "└─────┬──────────────────────┘  └─────┬──────────────────────┘\n"
+        "      ├─ p1  eth0 10.244.1.2          ├─ p1  eth0 10.244.2.2\n"
+        "      └─ p2  eth0 10.244.1.3          └─ p2  eth0 10.244.2.3\n"
+        "\n"
+        "overlay 10.244.0.0/16: flannel0 to flannel0, each packet the payload of a datagram to UDP port 8285"
+    )
+
+
+@given(hosts=st.integers(1, 12), pods=st.integers(0, 4), width=st.integers(80, 250))
+def test_a_drawing_keeps_to_the_width_and_forgets_nobody(hosts: int, pods: int, width: int) -> None:
+    shape = status(hosts, pods)
+    drawn = draw(shape, underlay="192.0.2.0/24", overlay="10.244.0.0/16", port=8285, width=width)
+    *rows, _overlay = drawn.splitlines()
+    assert max(map(len, rows)) <= width
+    for host in shape["hosts"]:
+        assert f"fu-demo-{host['name']})" in drawn
+        assert all(f"eth0 {pod['ip']}" in drawn for pod in host["pods"])
+
+
+def test_a_host_without_a_subnet_is_drawn_too() -> None:
+    shape = status(1, 1)
+    shape["hosts"][0] |= {"subnet": None, "pods": [{"name": "p1", "ip": None}]}
+    assert draw(shape, underlay="u", overlay="o", port=1).count("none yet") == 3
+
+
+def test_a_lost_ping_stands_out_in_matrix_and_summary() -> None:
+    text = format_pings(["h1/p1", "h2/p1"], {("h1/p1", "h2/p1"): 0.0015, ("h2/p1", "h1/p1"): None})
+    assert [line.split() for line in text.splitlines()[1:3]] == [["h1/p1", "h2/p1"], ["h1/p1", "·", "1.50"]]
+    assert text.splitlines()[3].split() == ["h2/p1", "LOST", "·"]
+    assert text.splitlines()[4] == "1 of 2 pings answered, median 1.50 ms, slowest 1.50 ms"
+
+
+def test_the_echo_request_is_what_scapy_would_send() -> None:
+    ours = echo_request(0x1234, 7)
+    theirs = ICMP(type=8, id=0x1234, seq=7) / bytes(range(56))
+    assert ours == bytes(theirs)
+
+
+@given(st.binary(max_size=80))
+def test_data_with_its_checksum_appended_sums_to_zero(data: bytes) -> None:
+    even = data + b"\0" * (len(data) % 2)
+    assert checksum(even + checksum(even).to_bytes(2)) == 0
+
+
+PING = IP(src="10.244.1.2", dst="10.244.2.2", ttl=62) / ICMP(type=8) / bytes(56)
+OUTER = IP(src="192.0.2.1", dst="192.0.2.2", ttl=64) / UDP(sport=8285, dport=8285) / PING
+
+
+def test_an_outer_packet_is_described_with_the_inner_one_below() -> None:
+    packet = Packet.parse(bytes(OUTER))
+    assert packet is not None
+    assert describe(packet, 8285) == (
+        "192.0.2.1:8285 → 192.0.2.2:8285  UDP  TTL 64  112 bytes, inside:\n"
+        "  10.244.1.2 → 10.244.2.2  ICMP echo request  TTL 62  84 bytes"
+    )
+
+
+def test_datagrams_to_another_port_hold_no_inner_packet() -> None:
+    packet = Packet.parse(bytes(OUTER))
+    assert packet is not None
+    assert packet.inside(8286) is None
+
+
+@pytest.mark.parametrize("len_kept", range(len(bytes(OUTER))))
+def test_a_packet_cut_short_anywhere_is_no_packet(len_kept: int) -> None:
+    assert Packet.parse(bytes(OUTER)[:len_kept]) is None
+
+
+@given(st.binary(max_size=120))
+def test_no_bytes_at_all_make_the_parser_fail(data: bytes) -> None:
+    packet = Packet.parse(data)
+    if packet is not None:
+        assert packet.total_len <= len(data)
+        describe(packet, 8285)
+        packet.is_echo_request(IPv4Address("10.244.1.2"), IPv4Address("10.244.2.2"))
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="flannel-udp lab")
+    add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_a_command_for_a_node_keeps_its_own_flags_and_dashes() -> None:
+    args = parse("exec", "--name", "x", "h1/p1", "--", "sh", "-c", "--", "true")
+    assert (args.name, args.node, command_words(args.command)) == ("x", "h1/p1", ["sh", "-c", "--", "true"])
+
+
+@pytest.mark.parametrize("words", [("h1",), ("h1", "--"), ("h1", "--name", "x", "--", "true")])
+def test_a_command_that_is_missing_or_comes_before_an_option_is_asked_for(words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="lab exec needs a command"):
+        command_words(parse("exec", *words).command)
+
+
+def test_a_lab_has_two_hosts_with_one_pod_and_a_file_registry_unless_told_otherwise() -> None:
+    args = parse("up")
+    assert (args.name, args.hosts, args.pods, args.registry) == ("lab", 2, 1, "file")
+
+
+def test_the_demonstration_does_not_meet_a_lab_that_is_up() -> None:
+    assert parse("demo").name != parse("up").name
+
+
+def test_the_arguments_import_nothing_heavy() -> None:
+    code = "import sys, flannel_udp.lab.command; print({'rich', 'subprocess', 'json', 'ctypes'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "set()\n"

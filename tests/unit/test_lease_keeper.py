@@ -1,0 +1,424 @@
+"""The lease's life: acquired, renewed in time, never taken from somebody else, given up when lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from flannel_udp.config import parse_network_config
+from flannel_udp.control.lease import RACES, LeaseKeeper, renew_delay_s
+from flannel_udp.control.retry import Delays
+from flannel_udp.errors import RegistryDenied, RegistryError
+from flannel_udp.model import LEASE_TTL_S, LeaseAttrs, Subnet
+from flannel_udp.registry import Registry
+from flannel_udp.registry.file import FileRegistry
+from tests.support.memory_registry import MemoryRegistry
+
+T = TypeVar("T")
+
+OUR_IP = "192.0.2.1"
+OUR_VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
+OTHER_VALUE = b'{"PublicIP":"192.0.2.9","PublicIPv6":null}'
+CONFIG = parse_network_config('{"Network": "10.1.0.0/16"}').config
+NARROW = parse_network_config('{"Network": "10.1.0.0/16", "SubnetMin": "10.1.5.0", "SubnetMax": "10.1.6.0"}').config
+MARGIN_S = 3600.0
+QUICK = Delays(first_retry_s=0.01, last_retry_s=0.02, renew_retry_s=0.03)
+
+
+def keeper_of(
+    registry: Registry, public_ip: str = OUR_IP, previous: str | None = None, margin_s: float = MARGIN_S
+) -> LeaseKeeper:
+    wanted = None if previous is None else Subnet(IPv4Network(previous))
+    attrs = LeaseAttrs(IPv4Address(public_ip))
+    return LeaseKeeper(registry, attrs, margin_s, previous=wanted, delays=QUICK, rng=random.Random(1))
+
+
+async def soon(promise: Awaitable[T]) -> T:
+    """Await something that has to come true; a test that hangs instead fails."""
+    return await asyncio.wait_for(promise, 5)
+
+
+async def eventually(registry: MemoryRegistry, call: str, times: int) -> None:
+    """Wait until `call` was made `times` times."""
+    async with asyncio.timeout(5):
+        while registry.calls.count(call) < times:
+            await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def kept(keeper: LeaseKeeper) -> AsyncIterator[asyncio.Task[str]]:
+    task = asyncio.create_task(keeper.keep())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "registry.json"
+
+
+def subnets_in(path: Path) -> dict[str, dict[str, object]]:
+    subnets: dict[str, dict[str, object]] = json.loads(path.read_bytes())["subnets"]
+    return subnets
+
+
+# --- Acquire ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_lease_is_created_for_a_day_with_flannels_value(path: Path) -> None:
+    keeper = keeper_of(FileRegistry(path))
+    lease = await soon(keeper.acquire(CONFIG))
+    assert keeper.lease == lease
+    assert CONFIG.fits(lease.subnet)
+    assert keeper.left_s == pytest.approx(LEASE_TTL_S, abs=10)
+    (fields,) = subnets_in(path).values()
+    assert fields.pop("Expires")
+    assert fields == {"PublicIP": OUR_IP, "PublicIPv6": None}
+
+
+async def test_after_a_kill_the_same_subnet_is_taken_again(path: Path) -> None:
+    first = await soon(keeper_of(FileRegistry(path)).acquire(CONFIG))
+    second = await soon(keeper_of(FileRegistry(path)).acquire(CONFIG))
+    assert second.subnet == first.subnet
+    assert len(subnets_in(path)) == 1
+
+
+async def test_the_subnet_of_subnet_env_is_taken_when_it_is_free(path: Path) -> None:
+    lease = await soon(keeper_of(FileRegistry(path), previous="10.1.77.0/24").acquire(CONFIG))
+    assert str(lease.subnet) == "10.1.77.0/24"
+
+
+async def test_a_reservation_is_taken_and_stays_permanent(path: Path) -> None:
+    path.write_text('{"subnets": {"10.1.33.0-24": {"PublicIP": "192.0.2.1"}}}')
+    keeper = keeper_of(FileRegistry(path))
+    lease = await soon(keeper.acquire(CONFIG))
+    assert (str(lease.subnet), lease.entry.reserved, keeper.left_s) == ("10.1.33.0/24", True, None)
+    assert subnets_in(path) == {"10.1.33.0-24": {"PublicIP": OUR_IP, "PublicIPv6": None}}
+
+
+async def test_a_lease_of_ours_that_no_longer_fits_is_replaced(path: Path) -> None:
+    expires = "2999-01-01T00:00:00Z"
+    path.write_text(json.dumps({"subnets": {"10.9.0.0-24": {"PublicIP": OUR_IP, "Expires": expires}}}))
+    lease = await soon(keeper_of(FileRegistry(path)).acquire(CONFIG))
+    assert list(subnets_in(path)) == [lease.entry.key]
+
+
+async def test_twenty_hosts_that_start_together_get_twenty_subnets(path: Path) -> None:
+    config = parse_network_config('{"Network": "10.1.0.0/16", "SubnetMax": "10.1.20.0"}').config
+    keepers = [
+        LeaseKeeper(FileRegistry(path), LeaseAttrs(IPv4Address(f"192.0.2.{n}")), MARGIN_S, delays=QUICK)
+        for n in range(1, 21)
+    ]
+    leases = await asyncio.wait_for(asyncio.gather(*(keeper.acquire(config) for keeper in keepers)), 30)
+    assert len({lease.subnet for lease in leases}) == 20
+
+
+async def test_a_lost_race_means_another_subnet() -> None:
+    registry = MemoryRegistry()
+
+    def rival(call: str) -> None:
+        if call == "create" and "10.1.5.0-24" not in registry.entries:
+            registry.put("10.1.5.0-24", OTHER_VALUE)
+
+    registry.before = rival
+    keeper = keeper_of(registry, previous="10.1.5.0/24")
+    assert str((await soon(keeper.acquire(NARROW))).subnet) == "10.1.6.0/24"
+    assert registry.calls.count("create") == 2
+    assert registry.ttls_s == {LEASE_TTL_S}
+
+
+async def test_ten_lost_races_in_a_row_are_a_failure_that_is_said_and_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = MemoryRegistry()
+    lost = 0
+
+    def rival(call: str) -> None:
+        nonlocal lost
+        if call == "create" and lost < RACES:
+            # Somebody is faster wherever we look, and gone when we look again.
+            lost += 1
+            for n in range(1, 256):
+                registry.put(f"10.1.{n}.0-24", OTHER_VALUE)
+        elif call == "list":
+            registry.entries.clear()
+
+    registry.before = rival
+    await soon(keeper_of(registry).acquire(CONFIG))
+    assert registry.calls.count("create") == RACES + 1
+    assert "acquiring a subnet failed: other hosts were faster 10 times in a row" in caplog.text
+
+
+async def test_a_lease_of_ours_that_vanishes_while_it_is_reused_is_a_lost_race() -> None:
+    registry = MemoryRegistry()
+    registry.put("10.1.5.0-24", OUR_VALUE)
+
+    def expire(call: str) -> None:
+        if call == "renew":
+            registry.remove("10.1.5.0-24")
+
+    registry.before = expire
+    assert (await soon(keeper_of(registry).acquire(NARROW))).subnet is not None
+    assert registry.calls.count("create") == 1
+
+
+async def test_a_lost_answer_to_create_does_not_cost_a_second_subnet() -> None:
+    registry = MemoryRegistry()
+
+    def lose_answer(call: str) -> None:
+        if call == "create" and not registry.entries:
+            registry.put("10.1.200.0-24", OUR_VALUE)
+            raise RegistryError("connection reset")
+
+    registry.before = lose_answer
+    assert (await soon(keeper_of(registry).acquire(CONFIG))).entry.key == "10.1.200.0-24"
+    assert len(registry.entries) == 1
+
+
+async def test_an_exhausted_range_is_retried_with_one_line_until_a_subnet_is_free(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = MemoryRegistry()
+    for n in (5, 6):
+        registry.put(f"10.1.{n}.0-24", OTHER_VALUE)
+    acquiring = asyncio.create_task(keeper_of(registry).acquire(NARROW))
+    await eventually(registry, "list", 4)
+    registry.remove("10.1.6.0-24")
+    assert (await soon(acquiring)).entry.key == "10.1.6.0-24"
+    (line,) = [line for line in caplog.messages if "taken" in line]
+    assert line == (
+        "acquiring a subnet failed: all 2 subnets of length /24 from 10.1.5.0 to 10.1.6.0 are taken: "
+        "delete stale leases or widen the network configuration (trying again every 0.01 to 0.02 s)"
+    )
+
+
+async def test_while_the_registry_is_away_the_reason_is_said_once_for_each_change_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    registry = MemoryRegistry()
+    registry.failure = RegistryError("etcd does not answer")
+    acquiring = asyncio.create_task(keeper_of(registry).acquire(CONFIG))
+    await eventually(registry, "list", 4)
+    registry.failure = RegistryDenied("wrong password")
+    await eventually(registry, "list", 8)
+    registry.failure = None
+    await soon(acquiring)
+    then = "(trying again every 0.01 to 0.02 s)"
+    assert [(record.levelname, record.message) for record in caplog.records if "acquiring" in record.message] == [
+        ("WARNING", f"acquiring a subnet failed: etcd does not answer {then}"),
+        ("ERROR", f"acquiring a subnet failed: wrong password {then}"),
+        ("INFO", "acquiring a subnet: works now"),
+    ]
+
+
+# --- Renew --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("left_s", "margin_s", "delay_s"),
+    [
+        (86_400, 3600, 82_800),  # flannel's defaults
+        (86_400, 1439 * 60, 60),  # the widest margin
+        (300, 3600, 60),  # granted for less than the margin
+        (3600.5, 3600, 60),  # hardly more than the margin
+        (10, 3600, 5),
+    ],
+)
+def test_the_renewal_is_due_at_the_margin_and_never_without_a_pause(
+    left_s: float, margin_s: float, delay_s: float
+) -> None:
+    assert renew_delay_s(left_s, margin_s, 60) == delay_s
+
+
+async def test_the_lease_is_renewed_when_the_margin_is_reached_and_peers_see_no_event() -> None:
+    registry = MemoryRegistry()
+    registry.granted_s = 0.2
+    keeper = keeper_of(registry, margin_s=0.15)
+    lease = await soon(keeper.acquire(CONFIG))
+    revision = registry.revision
+    async with kept(keeper) as task:
+        await eventually(registry, "renew", 3)
+        assert not task.done()
+    assert (keeper.lease, registry.revision) == (lease, revision)
+
+
+async def test_a_lease_far_from_its_margin_and_a_reservation_are_left_alone() -> None:
+    for lease_id in (0, 7):
+        registry = MemoryRegistry()
+        registry.put("10.1.5.0-24", OUR_VALUE, lease_id)
+        keeper = keeper_of(registry)
+        await soon(keeper.acquire(CONFIG))
+        async with kept(keeper):
+            await asyncio.sleep(0.1)
+        assert registry.calls.count("renew") == 1  # the one that took it over
+
+
+async def test_a_failed_renewal_is_tried_again_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    registry = MemoryRegistry()
+    registry.granted_s = 0.1
+    keeper = keeper_of(registry, margin_s=0.09)
+    await soon(keeper.acquire(CONFIG))
+    registry.failure = RegistryError("etcd does not answer")
+    async with kept(keeper) as task:
+        await eventually(registry, "renew", 6)  # also when its time is over: peers keep their routes until it is gone
+        registry.failure = None
+        await eventually(registry, "renew", 8)
+        assert not task.done()
+    lines = [line for line in caplog.messages if "renewing" in line]
+    assert lines == [
+        "renewing the subnet failed: etcd does not answer (0 min of it are left; trying again every 0.03 s)",
+        "renewing the subnet: works now",
+    ]
+
+
+# --- Loss ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_lease_found_lost_at_its_renewal_ends_keep_and_the_rival_keeps_the_subnet() -> None:
+    registry = MemoryRegistry()
+    registry.granted_s = 0.05
+    keeper = keeper_of(registry, margin_s=0.04)
+    lease = await soon(keeper.acquire(CONFIG))
+    rival = registry.put(lease.entry.key, OTHER_VALUE)
+    async with kept(keeper) as task:
+        assert await soon(task) == f"{lease.entry.key} was taken by 192.0.2.9"
+    assert registry.entries == {lease.entry.key: rival}
+    assert keeper.lease is None
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "was deleted from the registry or expired"),
+        (OTHER_VALUE, "was taken by 192.0.2.9"),
+        (b"?", "was overwritten: lease value is not JSON: Expecting value: line 1 column 1 (char 0)"),
+    ],
+)
+async def test_a_loss_that_the_watch_shows_ends_keep_long_before_the_renewal(value: bytes | None, reason: str) -> None:
+    registry = MemoryRegistry()
+    keeper = keeper_of(registry)
+    key = (await soon(keeper.acquire(CONFIG))).entry.key
+    async with kept(keeper) as task:
+        if value is None:
+            registry.remove(key)
+        else:
+            registry.put(key, value)
+        keeper.observe(registry.entries.get(key))
+        assert await soon(task) == f"{key} {reason}"
+
+
+async def test_what_the_watch_shows_late_costs_nothing_but_a_renewal() -> None:
+    registry = MemoryRegistry()
+    keeper = keeper_of(registry)
+    lease = await soon(keeper.acquire(CONFIG))
+    async with kept(keeper) as task:
+        keeper.observe(None)  # a listing from before we created the key
+        await eventually(registry, "renew", 1)
+        keeper.observe(lease.entry)
+        await asyncio.sleep(0.05)
+        assert not task.done()
+    assert registry.calls.count("renew") == 1
+    assert keeper.lease == lease
+
+
+async def test_a_doubt_that_comes_up_during_a_renewal_is_checked_after_it() -> None:
+    registry = MemoryRegistry()
+    keeper = keeper_of(registry)
+    await soon(keeper.acquire(CONFIG))
+
+    def doubt(call: str) -> None:
+        if call == "time_left_s" and registry.calls.count("renew") == 1:
+            keeper.observe(None)
+
+    registry.before = doubt
+    keeper.observe(None)
+    async with kept(keeper):
+        await eventually(registry, "renew", 2)
+
+
+async def test_a_doubted_lease_is_checked_again_within_seconds_until_the_registry_answers() -> None:
+    registry = MemoryRegistry()
+    delays = Delays(last_retry_s=0.02, renew_retry_s=60)
+    keeper = LeaseKeeper(registry, LeaseAttrs(IPv4Address(OUR_IP)), MARGIN_S, delays=delays)
+    key = (await soon(keeper.acquire(CONFIG))).entry.key
+    registry.failure = RegistryError("etcd does not answer")
+    async with kept(keeper) as task:
+        registry.remove(key)
+        keeper.observe(None)
+        await eventually(registry, "renew", 4)
+        assert not task.done()
+        registry.failure = None
+        assert "was deleted" in await soon(task)
+
+
+async def test_a_lease_that_a_person_turns_into_a_reservation_is_kept_without_a_break() -> None:
+    registry = MemoryRegistry()
+    keeper = keeper_of(registry)
+    key = (await soon(keeper.acquire(CONFIG))).entry.key
+    async with kept(keeper) as task:
+        keeper.observe(registry.put(key, b'{"PublicIP": "192.0.2.1"}', lease_id=0))
+        await eventually(registry, "time_left_s", 2)
+        await asyncio.sleep(0)
+        assert not task.done()
+        assert keeper.lease is not None
+        assert keeper.lease.entry == registry.entries[key]
+        assert (registry.entries[key].value, keeper.lease.entry.reserved, keeper.left_s) == (OUR_VALUE, True, None)
+
+
+async def test_after_a_loss_the_same_subnet_is_taken_again_if_it_is_free() -> None:
+    registry = MemoryRegistry()
+    keeper = keeper_of(registry)
+    lease = await soon(keeper.acquire(CONFIG))
+    async with kept(keeper) as task:
+        registry.remove(lease.entry.key)
+        keeper.observe(None)
+        await soon(task)
+    keeper.observe(None)  # nothing is held now: nothing to doubt
+    assert (await soon(keeper.acquire(CONFIG))).subnet == lease.subnet
+
+
+async def test_keep_without_a_lease_is_a_programming_error() -> None:
+    with pytest.raises(RuntimeError):
+        await keeper_of(MemoryRegistry()).keep()
+
+
+# --- Release ------------------------------------------------------------------------------------------------------
+
+
+async def test_release_deletes_the_lease(path: Path) -> None:
+    keeper = keeper_of(FileRegistry(path))
+    await soon(keeper.acquire(CONFIG))
+    await soon(keeper.release())
+    await soon(keeper.release())
+    assert (subnets_in(path), keeper.lease) == ({}, None)
+
+
+async def test_release_leaves_a_reservation(path: Path) -> None:
+    path.write_text('{"subnets": {"10.1.33.0-24": {"PublicIP": "192.0.2.1"}}}')
+    keeper = keeper_of(FileRegistry(path))
+    await soon(keeper.acquire(CONFIG))
+    await soon(keeper.release())
+    assert list(subnets_in(path)) == ["10.1.33.0-24"]
+
+
+async def test_release_never_deletes_what_another_host_took() -> None:
+    registry = MemoryRegistry()
+    keeper = keeper_of(registry)
+    key = (await soon(keeper.acquire(CONFIG))).entry.key
+    rival = registry.put(key, OTHER_VALUE)
+    await soon(keeper.release())
+    assert registry.entries == {key: rival}

@@ -1,0 +1,344 @@
+"""The peer table: any events, one bad key, overlaps; only the registry's present state matters."""
+
+from __future__ import annotations
+
+import json
+import time
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flannel_udp.control.overlaps import PrefixSet
+from flannel_udp.control.peers import PART_SIZE, PeerTable
+from flannel_udp.model import Change, Delta, Entry, Peer, Snapshot
+
+NETWORK = IPv4Network("10.1.0.0/16")
+OUR_IP = "192.0.2.1"
+OWN = IPv4Network("10.1.15.0/24")
+
+
+def entry(key: str, public_ip: str, revision: int = 1, **more: object) -> Entry:
+    return Entry(key, json.dumps({"PublicIP": public_ip, **more}).encode(), revision, lease_id=7)
+
+
+def snapshot(*entries: Entry) -> Snapshot:
+    return Snapshot({item.key: item for item in entries}, revision=10)
+
+
+def change(*entries: Entry, gone: tuple[str, ...] = ()) -> Change:
+    return Change({**{item.key: item for item in entries}, **dict.fromkeys(gone)}, revision=11)
+
+
+def peer(subnet: str, public_ip: str) -> Peer:
+    return Peer(IPv4Network(subnet), IPv4Address(public_ip))
+
+
+def new_table() -> PeerTable:
+    """Make a table of the host that holds 10.1.15.0/24."""
+    table = PeerTable(NETWORK, IPv4Address(OUR_IP))
+    assert not table.set_own(OWN)
+    return table
+
+
+def test_peers_appear_move_and_vanish() -> None:
+    table = new_table()
+    first = peer("10.1.16.0/24", "192.0.2.2")
+    moved = peer("10.1.16.0/24", "192.0.2.3")
+    assert table.apply(snapshot(entry("10.1.16.0-24", "192.0.2.2"))) == Delta(added=(first,))
+    assert table.apply(change(entry("10.1.16.0-24", "192.0.2.3", 2))) == Delta(changed=(moved,))
+    assert table.peers() == (moved,)
+    assert table.apply(change(gone=("10.1.16.0-24", "10.1.99.0-24"))) == Delta(removed=(moved,))
+    assert (table.peers(), table.count) == ((), 0)
+
+
+def test_a_snapshot_is_compared_by_whole_values_not_only_by_keys() -> None:
+    table = new_table()
+    table.apply(snapshot(*(entry(f"10.1.{n}.0-24", f"192.0.2.{n}") for n in (2, 3, 4))))
+    delta = table.apply(
+        snapshot(
+            entry("10.1.3.0-24", "192.0.2.3"), entry("10.1.4.0-24", "192.0.2.44"), entry("10.1.5.0-24", "192.0.2.5")
+        )
+    )
+    assert delta == Delta(
+        added=(peer("10.1.5.0/24", "192.0.2.5"),),
+        changed=(peer("10.1.4.0/24", "192.0.2.44"),),
+        removed=(peer("10.1.2.0/24", "192.0.2.2"),),
+    )
+
+
+def test_a_value_rewritten_with_the_same_meaning_changes_nothing_but_the_entry() -> None:
+    table = new_table()
+    table.apply(snapshot(entry("10.1.16.0-24", "192.0.2.2", 1)))
+    rewritten = entry("10.1.16.0-24", "192.0.2.2", 2, PublicIPv6=None)
+    assert table.apply(change(rewritten)) == Delta()
+    assert table.entry("10.1.16.0-24") == rewritten
+    same_value = entry("10.1.16.0-24", "192.0.2.2", 3, PublicIPv6=None)
+    assert table.apply(change(same_value)) == Delta()
+    assert table.entry("10.1.16.0-24") == same_value
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (Entry("nonsense", b'{"PublicIP":"192.0.2.9"}', 1), "subnet key 'nonsense' does not look like"),
+        (Entry("0.0.0.0-0", b'{"PublicIP":"192.0.2.9"}', 1), "prefix length 0 is outside 1 to 32"),
+        (Entry("10.1.20.0-24", b"{", 1), "lease value is not JSON"),
+        (Entry("10.1.20.0-24", b"\xff", 1), "lease value is not JSON"),
+        (entry("10.2.0.0-24", "192.0.2.9"), "10.2.0.0/24 is outside the overlay network 10.1.0.0/16"),
+        (entry("10.1.0.0-16", "192.0.2.9"), "10.1.0.0/16 is as wide as the overlay network 10.1.0.0/16 or wider"),
+        (entry("10.0.0.0-8", "192.0.2.9"), "10.0.0.0/8 is as wide as the overlay network 10.1.0.0/16 or wider"),
+        (entry("10.1.20.0-24", OUR_IP), "it has our public IP, but our subnet is 10.1.15.0/24"),
+        (entry("10.1.20.0-24", "192.0.2.9", BackendType="vxlan"), "its backend is 'vxlan', ours is udp"),
+        (entry("10.1.20.0-24", "0.1.2.3"), "PublicIP 0.1.2.3 is no address of one host"),
+        (entry("10.1.20.0-24", "224.0.0.5"), "PublicIP 224.0.0.5 is no address of one host"),
+        (entry("10.1.20.0-24", "255.255.255.255"), "PublicIP 255.255.255.255 is no address of one host"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.key,
+)
+def test_one_poisoned_key_costs_no_other_peer_and_is_said_once_until_its_value_changes(bad: Entry, why: str) -> None:
+    table = new_table()
+    good = entry("10.1.16.0-24", "192.0.2.2")
+    delta = table.apply(snapshot(bad, good))
+    assert delta.added == table.peers() == (peer("10.1.16.0/24", "192.0.2.2"),)
+    assert len(delta.warnings) == 1
+    assert why in delta.warnings[0]
+    assert repr(bad.key) in delta.warnings[0]
+    assert "\n" not in delta.warnings[0]
+    assert table.apply(snapshot(bad, good)) == Delta()
+    assert table.apply(change(bad)) == Delta()
+    changed = Entry(bad.key, bad.value.replace(b"}", b' ,"x":1}') + b" ", 2)
+    assert len(table.apply(change(changed)).warnings) == 1
+    assert table.apply(change(gone=(bad.key,))) == Delta()
+
+
+def test_a_poisoned_key_that_is_repaired_becomes_a_peer_and_the_other_way_round() -> None:
+    table = new_table()
+    table.apply(snapshot(Entry("10.1.20.0-24", b"?", 1)))
+    assert table.apply(change(entry("10.1.20.0-24", "192.0.2.9"))).added == (peer("10.1.20.0/24", "192.0.2.9"),)
+    delta = table.apply(change(Entry("10.1.20.0-24", b"?", 3)))
+    assert delta.removed == (peer("10.1.20.0/24", "192.0.2.9"),)
+    assert len(delta.warnings) == 1
+
+
+def test_a_huge_key_makes_a_short_warning() -> None:
+    (warning,) = new_table().apply(snapshot(entry("9" * 100_000, "192.0.2.9"))).warnings
+    assert len(warning) < 400
+
+
+@pytest.mark.parametrize("backend_type", ["", "udp", "UDP"])
+def test_a_lease_of_the_udp_backend_may_say_so(backend_type: str) -> None:
+    assert new_table().apply(snapshot(entry("10.1.16.0-24", "192.0.2.2", BackendType=backend_type))).added
+
+
+def test_a_loopback_public_ip_is_allowed_for_labs_on_one_machine() -> None:
+    assert new_table().apply(snapshot(entry("10.1.16.0-24", "127.0.0.2"))).added
+
+
+def test_a_subnet_of_another_length_is_a_good_peer() -> None:
+    delta = new_table().apply(snapshot(entry("10.1.64.0-20", "192.0.2.2"), entry("10.1.9.64-27", "192.0.2.3")))
+    assert delta == Delta(added=(peer("10.1.64.0/20", "192.0.2.2"), peer("10.1.9.64/27", "192.0.2.3")))
+
+
+# --- Our own subnet -----------------------------------------------------------------------------------------------
+
+
+def test_our_own_subnet_is_never_a_peer_whoever_holds_it() -> None:
+    table = new_table()
+    assert table.apply(snapshot(entry("10.1.15.0-24", OUR_IP))) == Delta()
+    assert table.apply(change(entry("10.1.15.0-24", "192.0.2.9"))) == Delta()
+    assert table.set_own(None) == Delta(added=(peer("10.1.15.0/24", "192.0.2.9"),))
+    assert table.set_own(OWN) == Delta(removed=(peer("10.1.15.0/24", "192.0.2.9"),))
+
+
+def test_keys_under_our_public_ip_are_no_matter_before_we_hold_a_subnet_and_warned_about_once_after() -> None:
+    table = PeerTable(NETWORK, IPv4Address(OUR_IP))
+    assert table.apply(snapshot(entry("10.1.15.0-24", OUR_IP), entry("10.1.20.0-24", OUR_IP))) == Delta()
+    (warning,) = table.set_own(OWN).warnings
+    assert warning == "entry '10.1.20.0-24' is ignored: it has our public IP, but our subnet is 10.1.15.0/24"
+    assert table.set_own(OWN) == Delta()
+    assert table.peers() == ()
+
+
+# --- Overlaps -----------------------------------------------------------------------------------------------------
+
+
+def test_overlapping_peers_both_stay_with_one_warning() -> None:
+    table = new_table()
+    wide, narrow = entry("10.1.64.0-20", "192.0.2.2"), entry("10.1.65.0-24", "192.0.2.3")
+    delta = table.apply(snapshot(wide, narrow))
+    assert (
+        set(delta.added) == set(table.peers()) == {peer("10.1.64.0/20", "192.0.2.2"), peer("10.1.65.0/24", "192.0.2.3")}
+    )
+    assert delta.warnings == ("10.1.64.0/20 of 192.0.2.2 overlaps 10.1.65.0/24 of 192.0.2.3: the longer prefix wins",)
+    assert table.apply(change(entry("10.1.66.0-24", "192.0.2.4"))).warnings == ()
+
+
+def test_a_wide_peer_that_comes_last_is_warned_about_once_for_all_it_overlaps() -> None:
+    table = new_table()
+    table.apply(snapshot(*(entry(f"10.1.{n}.0-24", f"192.0.2.{n}") for n in range(64, 70))))
+    delta = table.apply(change(entry("10.1.64.0-20", "192.0.2.2")))
+    assert delta.warnings == ("10.1.64.0/20 of 192.0.2.2 overlaps 6 longer subnets inside it: the longer prefix wins",)
+
+
+def test_an_overlap_with_our_own_subnet_is_warned_about() -> None:
+    (warning,) = new_table().apply(snapshot(entry("10.1.0.0-20", "192.0.2.2"))).warnings
+    assert warning == "10.1.0.0/20 of 192.0.2.2 overlaps 1 longer subnet inside it: the longer prefix wins"
+    (warning,) = new_table().apply(snapshot(entry("10.1.15.128-25", "192.0.2.2"))).warnings
+    assert warning == "10.1.15.0/24 of this host overlaps 10.1.15.128/25 of 192.0.2.2: the longer prefix wins"
+
+
+def test_an_overlap_that_ended_and_comes_back_is_said_again() -> None:
+    table = new_table()
+    wide, narrow = entry("10.1.64.0-20", "192.0.2.2"), entry("10.1.65.0-24", "192.0.2.3")
+    table.apply(snapshot(wide, narrow))
+    table.apply(change(gone=(wide.key,)))
+    assert len(table.apply(change(wide)).warnings) == 1
+
+
+def test_of_two_keys_for_one_subnet_the_first_counts_and_the_other_takes_over() -> None:
+    table = new_table()
+    single, dual = entry("10.1.16.0-24", "192.0.2.2"), entry("10.1.16.0-24&fd00:0:0:1::-64", "192.0.2.3")
+    assert table.apply(change(dual)).added == (peer("10.1.16.0/24", "192.0.2.3"),)
+    delta = table.apply(change(single))
+    assert delta.changed == (peer("10.1.16.0/24", "192.0.2.2"),)
+    assert delta.warnings == (f"entries '{single.key}' and '{dual.key}' hold one subnet: '{single.key}' counts",)
+    assert table.apply(change(gone=(single.key,))).changed == (peer("10.1.16.0/24", "192.0.2.3"),)
+    assert table.apply(change(gone=(dual.key,))).removed == (peer("10.1.16.0/24", "192.0.2.3"),)
+
+
+# --- Properties ---------------------------------------------------------------------------------------------------
+
+KEYS = [
+    "10.1.16.0-24",
+    "10.1.16.0-24&fd00:0:0:1::-64",
+    "10.1.17.0-24",
+    "10.1.16.0-20",
+    "10.1.16.128-25",
+    "10.1.0.0-17",
+    "10.1.15.0-24",
+    "10.1.15.0-25",
+    "10.1.0.0-16",
+    "10.2.0.0-24",
+    "0.0.0.0-0",
+    "bad",
+]
+VALUES = [
+    b'{"PublicIP":"192.0.2.1"}',
+    b'{"PublicIP":"192.0.2.2"}',
+    b'{"PublicIP":"192.0.2.3"}',
+    b'{"PublicIP":"192.0.2.3","BackendType":"vxlan"}',
+    b'{"PublicIP":"0.0.0.0"}',
+    b"bad",
+]
+STATES = st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES))
+OWNS = st.sampled_from([None, OWN, IPv4Network("10.1.16.0/24")])
+STEPS = st.lists(
+    st.tuples(st.just("change"), st.dictionaries(st.sampled_from(KEYS), st.none() | st.sampled_from(VALUES)))
+    | st.tuples(st.just("snapshot"), STATES)
+    | st.tuples(st.just("own"), OWNS),
+    max_size=12,
+)
+
+
+def entries(state: dict[str, bytes]) -> dict[str, Entry]:
+    return {key: Entry(key, value, 1) for key, value in state.items()}
+
+
+@given(STEPS)
+def test_any_sequence_of_events_gives_the_same_peers_as_one_snapshot_of_the_end(
+    steps: list[tuple[str, object]],
+) -> None:
+    table = PeerTable(NETWORK, IPv4Address(OUR_IP))
+    state: dict[str, bytes] = {}
+    own: IPv4Network | None = None
+    told: set[Peer] = set()  # what somebody who only gets the deltas knows
+    for kind, what in steps:
+        before = {item.subnet: item for item in table.peers()}
+        if kind == "own":
+            assert what is None or isinstance(what, IPv4Network)
+            own = what
+            delta = table.set_own(own)
+        elif kind == "snapshot":
+            assert isinstance(what, dict)
+            state = what
+            delta = table.apply(Snapshot(entries(state), 1))
+        else:
+            assert isinstance(what, dict)
+            state = {key: value for key, value in {**state, **what}.items() if value is not None}
+            delta = table.apply(Change({key: value and Entry(key, value, 1) for key, value in what.items()}, 1))
+        told -= set(delta.removed)
+        told -= {before[item.subnet] for item in delta.changed}
+        told |= set(delta.added) | set(delta.changed)
+        assert told == set(table.peers())
+    fresh = PeerTable(NETWORK, IPv4Address(OUR_IP))
+    fresh.set_own(own)
+    fresh.apply(Snapshot(entries(state), 1))
+    assert set(table.peers()) == set(fresh.peers())
+    assert {key: table.entry(key) for key in KEYS} == {key: fresh.entry(key) for key in KEYS}
+
+
+@given(STATES, STATES)
+def test_the_same_snapshot_again_says_and_changes_nothing(first: dict[str, bytes], second: dict[str, bytes]) -> None:
+    table = new_table()
+    table.apply(Snapshot(entries(first), 1))
+    table.apply(Snapshot(entries(second), 2))
+    assert table.apply(Snapshot(entries(second), 3)) == Delta()
+
+
+PREFIXES = st.builds(
+    lambda address, length: IPv4Network((address >> (32 - length) << (32 - length), length)),
+    st.integers(0, 255).map(lambda byte: byte << 20),
+    st.integers(3, 12),
+)
+
+
+@given(st.lists(st.tuples(st.booleans(), PREFIXES), max_size=30))
+def test_the_prefix_set_finds_overlaps_like_a_comparison_with_every_member(
+    steps: list[tuple[bool, IPv4Network]],
+) -> None:
+    prefixes = PrefixSet()
+    members: set[IPv4Network] = set()
+    for add, prefix in steps:
+        if add and prefix not in members:
+            prefixes.add(prefix)
+            members.add(prefix)
+        elif not add and prefix in members:
+            prefixes.remove(prefix)
+            members.remove(prefix)
+        for member in members:
+            assert member in prefixes
+            around = [other for other in members if other != member and member.subnet_of(other)]
+            assert prefixes.around(member) == max(around, key=lambda other: other.prefixlen, default=None)
+            assert prefixes.inside(member) == sum(other != member and other.subnet_of(member) for other in members)
+
+
+# --- Size ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_costs_the_same_with_many_peers() -> None:
+    def seconds_a_change(peers: int) -> float:
+        table = PeerTable(IPv4Network("10.0.0.0/8"), IPv4Address(OUR_IP))
+        keys = [f"{IPv4Address((10 << 24) + 4 * n)}-30" for n in range(1, peers + 1)]
+        table.apply(snapshot(*(entry(key, "192.0.2.2") for key in keys)))
+        key = keys[peers // 2]
+        fastest = 1.0
+        for _ in range(30):
+            began = time.perf_counter()
+            table.apply(change(gone=(key,)))
+            table.apply(change(entry(key, "192.0.2.3")))
+            fastest = min(fastest, time.perf_counter() - began)
+        return fastest
+
+    assert seconds_a_change(20_000) < 10 * seconds_a_change(20)
+
+
+def test_parts_are_small_and_complete() -> None:
+    table = new_table()
+    table.apply(snapshot(*(entry(f"10.1.{n}.0-24", "192.0.2.2") for n in range(100, 150))))
+    event = snapshot(*(entry(f"10.1.{n}.0-24", "192.0.2.3") for n in range(140, 200)))
+    parts = list(table.parts(event))
+    assert max(map(len, parts)) <= PART_SIZE
+    merged = {key: value for part in parts for key, value in part.items()}
+    assert merged == {**{f"10.1.{n}.0-24": None for n in range(100, 140)}, **event.entries}
