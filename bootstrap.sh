@@ -77,6 +77,7 @@ need_for_tests() {
     need etcd-server command -v etcd
     need etcd-client command -v etcdctl
     need openssl command -v openssl
+    need procps command -v sysctl
     need socat command -v socat
     need shellcheck command -v shellcheck
 }
@@ -118,6 +119,21 @@ make_venv() {
     fi
 }
 
+# `ip netns exec` remounts /, so / must be a mount point, and in a plain chroot it is none: go on in one that is.
+leave_plain_chroot() {
+    if [ "$(id -u)" != 0 ] || mountpoint -q /; then
+        return
+    fi
+    say "/ is no mount point here (a chroot?), and ip netns needs one: going on below /mnt, bound to /"
+    mount --rbind / /mnt
+    mount --make-rslave /mnt
+    trap 'umount --lazy /mnt' EXIT
+    trap 'exit 130' INT TERM
+    status=0
+    chroot /mnt "$PWD/bootstrap.sh" "$@" || status=$?
+    exit "$status"
+}
+
 # once STAMP INPUTS TEXT COMMAND...: run the step unless it succeeded before with the same inputs.
 once() {
     stamp=.venv/$1
@@ -156,8 +172,14 @@ mkdir -p build
 command=${1:-help}
 [ $# = 0 ] || shift
 case $command in
-lab) lab "$@" ;;
-test) run_tests "$@" ;;
+lab)
+    leave_plain_chroot lab "$@"
+    lab "$@"
+    ;;
+test)
+    leave_plain_chroot test "$@"
+    run_tests "$@"
+    ;;
 help | -h | --help) printf '%s\n' "$usage" ;;
 *) fail "unknown command '$command' (see: ./bootstrap.sh help)" ;;
 esac

@@ -125,6 +125,7 @@ class Agent:
         external = interface.choose(options.interface, facts)
         logger.info("using interface %s, address %s, public IP %s", external.name, external.address, external.public_ip)
         self._view.interface = external
+        mtu = tunnel_mtu(external)
         async with AsyncExitStack() as stack:
             stack.callback(notify.notify_stopping)
             await stack.enter_async_context(control_server(options.control_socket, self._view))
@@ -154,7 +155,7 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(sync.run(), name="synchronise")
                 tasks.create_task(_fail_without_tunnel(lost_tunnel, dataplane.tunnel.name), name="watch the tunnel")
-                await self._hold_lease(keeper, sync, gate, parsed.config, external, dataplane)
+                await self._hold_lease(keeper, sync, gate, parsed.config, mtu, dataplane)
 
     def _open_dataplane(
         self, external: Interface, config: NetworkConfig, lost_tunnel: asyncio.Future[int], stack: AsyncExitStack
@@ -177,18 +178,18 @@ class Agent:
         sync: Synchroniser,
         gate: Gate,
         config: NetworkConfig,
-        external: Interface,
+        mtu: int,
         dataplane: Dataplane,
     ) -> None:
         while True:
             self._enter("waiting for a lease")
             lease = await keeper.acquire(config)
-            await self._set_up_host(lease, config, external, dataplane)
+            await self._set_up_host(lease, config, mtu, dataplane)
             gate.open(lease.subnet.v4)
             self._enter("waiting for the peers")
             await sync.set_own(lease)
             await gate.published.wait()
-            self._write_subnet_env(lease, config, external)
+            self._write_subnet_env(lease, config, mtu)
             self._view.ready = True
             self._enter("running")
             notify.notify_ready()
@@ -202,22 +203,20 @@ class Agent:
                 raise FlannelError(loss)
             logger.error("%s", loss)
 
-    async def _set_up_host(
-        self, lease: Lease, config: NetworkConfig, external: Interface, dataplane: Dataplane
-    ) -> None:
+    async def _set_up_host(self, lease: Lease, config: NetworkConfig, mtu: int, dataplane: Dataplane) -> None:
         network = check_runnable(config)
         await asyncio.to_thread(
             netlink.configure_tunnel,
             dataplane.tunnel.name,
             lease.subnet.v4.network_address,
             network,
-            tunnel_mtu(external),
+            mtu,
             TX_QUEUE_PACKETS,
         )
-        self._view.tunnel_mtu = tunnel_mtu(external)
+        self._view.tunnel_mtu = mtu
 
-    def _write_subnet_env(self, lease: Lease, config: NetworkConfig, external: Interface) -> None:
-        env = subnet_env.SubnetEnv(check_runnable(config), lease.subnet, tunnel_mtu(external), ip_masq=False)
+    def _write_subnet_env(self, lease: Lease, config: NetworkConfig, mtu: int) -> None:
+        env = subnet_env.SubnetEnv(check_runnable(config), lease.subnet, mtu, ip_masq=False)
         subnet_env.write(self._options.subnet_file, env)
         logger.info("wrote %s", self._options.subnet_file)
 

@@ -1,1 +1,1 @@
-"""The packet path as the daemon sees it: open flannel0 and the socket, run the engine, publish tables, read counters."""
+"""The packet path as the daemon sees it: open flannel0 and the socket, run engines, publish tables, read counters."""

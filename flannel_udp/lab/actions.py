@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.lab.command import command_words
 from flannel_udp.lab.demo import run_demo
 from flannel_udp.lab.lab import ENDING_SIGNALS, Lab, lab_names, remove
 from flannel_udp.lab.plan import Plan
@@ -57,10 +56,9 @@ def _show(lab: Lab) -> None:
 
 
 def _exec(args: argparse.Namespace) -> int:
-    command = command_words(args.command)
     node = Lab.attach(args.name).node(args.node)
     sys.stdout.flush()
-    os.execvp("ip", ["ip", "netns", "exec", node.namespace, *command])  # noqa: S606 - shell-free on purpose
+    os.execvp("ip", ["ip", "netns", "exec", node.namespace, *args.command])  # noqa: S606 - shell-free on purpose
 
 
 def _logs(args: argparse.Namespace) -> int:

@@ -53,6 +53,8 @@ def command_words(words: Sequence[str]) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command that was given and return its exit code. Raises `FlannelError`."""
+    if args.lab_command == "exec":
+        args.command = command_words(args.command)
     from flannel_udp.lab import actions  # noqa: PLC0415 - so that help and mistakes answer at once
 
     return actions.ACTIONS[args.lab_command](args)

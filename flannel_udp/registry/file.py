@@ -54,6 +54,7 @@ class FileRegistry:
         self._revision = 0
         self._numbered: dict[str, Entry] = {}
         self._writes = 0
+        self._unseen: set[str] = set()  # keys we wrote since the watch looked last
 
     async def read_config(self) -> bytes:
         """See `Registry.read_config`."""
@@ -125,12 +126,15 @@ class FileRegistry:
                 if known is None or time.time() >= expiry or await asyncio.to_thread(self._store.version) != seen:
                     document, version = await self._read()
                     entries = self._number(document)
+                    # What we wrote and somebody deleted between two looks was never in `known`, and must be told.
+                    vanished = dict.fromkeys(self._unseen - entries.keys())
+                    self._unseen.clear()
                     expiry = next_expiry_s(document, time.time())
                     seen = version if time.time_ns() - version.mtime_ns > SETTLED_NS else None
                     outage.over()
                     if known is None:
                         yield Snapshot(entries, self._revision)
-                    elif changed := _difference(known, entries):
+                    elif changed := _difference(known, entries) | vanished:
                         yield Change(changed, self._revision)
                     known = entries
                 await asyncio.sleep(POLL_S)
@@ -184,6 +188,7 @@ class FileRegistry:
 
     def _number_own(self, entry: Entry) -> Entry:
         """Return what we just wrote with its revision: a new one, unless a watch has seen it already."""
+        self._unseen.add(entry.key)
         before = self._numbered.get(entry.key)
         if before is None or not _alike(entry, before):
             self._revision += 1

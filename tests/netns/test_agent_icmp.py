@@ -29,7 +29,9 @@ def test_an_address_without_lease_is_answered_with_net_unreachable(pair: Lab) ->
     assert f"From {subnet_of(host).network_address} icmp_seq=1 Destination Net Unreachable" in shown
 
 
-@pytest.mark.parametrize("layer", [UDP(sport=5, dport=6), TCP(sport=5, dport=6), ICMP(type=8)], ids=["udp", "tcp", "ping"])
+@pytest.mark.parametrize(
+    "layer", [UDP(sport=5, dport=6), TCP(sport=5, dport=6), ICMP(type=8)], ids=["udp", "tcp", "ping"]
+)
 def test_the_answer_quotes_the_packet(pair: Lab, layer: Any) -> None:
     pod, host = pair.pods()[0], pair.hosts[0]
     packet = IP(src=str(pod.ip), dst=NOWHERE, id=77, ttl=40) / layer / b"some payload"

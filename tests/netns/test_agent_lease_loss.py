@@ -23,11 +23,13 @@ NOTICE_S = 1.0
 """How soon an agent must notice that its key is gone."""
 
 
-@pytest.fixture
-def two_subnets(registry: str) -> Iterator[Lab]:
-    """Two hosts and a network of exactly two subnets."""
+@pytest.fixture(scope="module", params=["file", "etcd"])
+def two_subnets(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Two hosts and a network of exactly two subnets. Every test ends with both hosts ready."""
+    if request.param == "etcd":
+        request.getfixturevalue("needs_etcd")
     config = {"Network": "10.244.0.0/16", "SubnetMin": "10.244.1.0", "SubnetMax": "10.244.2.0"}
-    with Lab(Plan(fresh_name(), hosts=2, registry=registry, config=config)) as lab:
+    with Lab(Plan(fresh_name(), hosts=2, registry=request.param, config=config)) as lab:
         yield up_with_peers(lab)
 
 
@@ -35,9 +37,20 @@ def key_of(host: Host) -> str:
     return str(subnet_of(host)).replace("/", "-")
 
 
-def losses(host: Host) -> list[str]:
-    """Return the lines about lost subnets."""
-    return [line for line in log_of(host) if line.startswith("lost our subnet")]
+class Log:
+    """What a host's agent says from now on."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._start = len(log_of(host))
+
+    def lines(self, part: str) -> list[str]:
+        """Return the lines that hold `part`."""
+        return [line for line in log_of(self._host)[self._start :] if part in line]
+
+    def losses(self) -> list[str]:
+        """Return the lines about lost subnets."""
+        return self.lines("lost our subnet")
 
 
 def is_held(hand: ByHand, host: Host) -> bool:
@@ -48,11 +61,11 @@ def is_held(hand: ByHand, host: Host) -> bool:
 def test_a_deleted_key_is_noticed_and_the_subnet_taken_again(two_subnets: Lab) -> None:
     h1, h2 = two_subnets.hosts
     hand = by_hand(two_subnets)
-    subnet = subnet_of(h1)
+    subnet, log, others_log = subnet_of(h1), Log(h1), Log(h2)
     with Flow(h1.pods[0], h2.pods[0]) as there, Flow(h2.pods[0], h1.pods[0]) as back:
         there.wait_for_one_sent_from_now()
         hand.delete(key_of(h1))
-        assert wait_for("the loss is noticed", lambda: bool(losses(h1))) < NOTICE_S
+        assert wait_for("the loss is noticed", lambda: bool(log.losses())) < NOTICE_S
         wait_for("the subnet is held again", lambda: is_held(hand, h1))
         wait_for("ready again", h1.is_ready)
         wait_for_peers([h1, h2])
@@ -60,16 +73,18 @@ def test_a_deleted_key_is_noticed_and_the_subnet_taken_again(two_subnets: Lab) -
         back.wait_for_one_sent_from_now()
     assert subnet_of(h1) == subnet
     key = key_of(h1)
-    assert losses(h1) == [f"lost our subnet {subnet}: {key} was deleted from the registry or expired; forwarding stopped"]
-    assert losses(h2) == []
+    assert log.losses() == [
+        f"lost our subnet {subnet}: {key} was deleted from the registry or expired; forwarding stopped"
+    ]
+    assert others_log.losses() == []
 
 
 def test_forwarding_stops_while_another_holds_our_subnet_and_returns_with_it(two_subnets: Lab) -> None:
     h1, h2 = two_subnets.hosts
     hand = by_hand(two_subnets)
-    key, subnet = key_of(h1), subnet_of(h1)
+    key, subnet, log = key_of(h1), subnet_of(h1), Log(h1)
     hand.put(key, STRANGER)
-    assert wait_for("the loss is noticed", lambda: bool(losses(h1))) < NOTICE_S
+    assert wait_for("the loss is noticed", lambda: bool(log.losses())) < NOTICE_S
     wait_for("not ready any more", lambda: h1.control("/v1/status")["ready"] is False)
     before = h1.control("/v1/status")["counters"]
     # Nothing of ours goes out, and what still comes in is not delivered.
@@ -78,8 +93,8 @@ def test_forwarding_stops_while_another_holds_our_subnet_and_returns_with_it(two
     assert after["out"]["packets"] == before["out"]["packets"]
     assert after["in"]["packets"] == before["in"]["packets"]
     assert after["out"]["drops"]["no_route"] > before["out"]["drops"].get("no_route", 0)
-    assert losses(h1) == [f"lost our subnet {subnet}: {key} was taken by 192.0.2.99; forwarding stopped"]
-    wait_for("that no subnet is free is said", lambda: any("are taken" in line for line in log_of(h1)))
+    assert log.losses() == [f"lost our subnet {subnet}: {key} was taken by 192.0.2.99; forwarding stopped"]
+    wait_for("that no subnet is free is said", lambda: bool(log.lines("are taken")))
     status = h1.control("/v1/status")
     assert (status["state"], status["subnet"], status["lease"]) == ("waiting for a lease", None, None)
 
@@ -88,8 +103,7 @@ def test_forwarding_stops_while_another_holds_our_subnet_and_returns_with_it(two
     assert subnet_of(h1) == subnet
     wait_for_peers([h1, h2])
     assert ping(h1.pods[0], [h2.pods[0].ip]) != [None]
-    said = [line for line in log_of(h1) if "are taken" in line]
-    assert len(said) == 1, said  # once, however often it was tried
+    assert len(log.lines("are taken")) == 1  # once, however often it was tried
 
 
 def test_an_overwritten_key_means_another_subnet_when_one_is_free(registry: str) -> None:

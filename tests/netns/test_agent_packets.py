@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address
+from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP, fragment
@@ -82,7 +83,7 @@ def test_fragments_out_of_order_are_forwarded_one_by_one_and_reassembled_by_the_
     source, target = pair.pods()
     payload = bytes(i % 251 for i in range(5000))
     whole = IP(src=str(source.ip), dst=str(target.ip), id=4711) / UDP(sport=9, dport=9) / payload
-    train = fragment(IP(bytes(whole)), fragsize=1200)
+    train: list[Any] = fragment(IP(bytes(whole)), fragsize=1200)  # type: ignore[no-untyped-call]  # scapy has no types
     assert len(train) == 5
     with receiver(target) as sock, Tap(pair.hosts[1], "eth0") as wire:
         for piece in [train[3], train[0], train[4], train[2], train[1]]:

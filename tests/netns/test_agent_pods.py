@@ -12,7 +12,7 @@ from flannel_udp.lab import netns
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import STATE_DIR, Plan
 from flannel_udp.lab.probe import ping_matrix
-from tests.support.agents import subnet_of, up_with_peers
+from tests.support.agents import log_of, subnet_of, up_with_peers
 from tests.support.by_hand import PREFIX, EtcdByHand, by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name, namespaces_of
 
@@ -88,6 +88,18 @@ def test_flannel0_has_flannels_shape(lab: Lab) -> None:
         assert "UP" in link["flags"]
         routes = host.run(["ip", "route", "show", "dev", "flannel0"]).stdout.splitlines()
         assert [route.strip() for route in routes] == ["10.244.0.0/16"]
+
+
+def test_the_log_of_an_ordinary_start_is_one_plain_line_a_step(lab: Lab) -> None:
+    for host, other in zip(lab.hosts, reversed(lab.hosts), strict=True):
+        said = sorted(log_of(host), key=lambda line: not line.startswith("peer added"))  # that one may come anywhere
+        assert said == [
+            f"peer added: {other.subnet} via {other.underlay}",
+            f"using interface eth0, address {host.underlay}, public IP {host.underlay}",
+            f"opened flannel0 and UDP {host.underlay}:8285",
+            f"acquired a new subnet {host.subnet}",
+            f"wrote {host.subnet_file}",
+        ]
 
 
 def root_state() -> tuple[set[str], set[str], list[str]]:

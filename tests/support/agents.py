@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network
@@ -44,10 +43,11 @@ def wait_for_peers(hosts: Sequence[Host]) -> None:
     """Wait until the agents of these hosts know each other's present subnets."""
     subnets = {str(subnet_of(host)): str(host.underlay) for host in hosts}
 
-    def all_known() -> bool:
-        return all(subnets.items() - {(str(host.subnet), str(host.underlay))} <= peers_of(host).items() for host in hosts)
+    def knows_the_others(host: Host) -> bool:
+        others = {subnet: address for subnet, address in subnets.items() if address != str(host.underlay)}
+        return others.items() <= peers_of(host).items()
 
-    wait_for("the agents know each other", all_known)
+    wait_for("the agents know each other", lambda: all(knows_the_others(host) for host in hosts))
 
 
 def up_with_peers(lab: Lab) -> Lab:
@@ -74,7 +74,8 @@ def log_of(host: Host) -> list[str]:
 
 def links_of(host: Host) -> list[str]:
     """Return the names of the tunnel devices of a host."""
-    return [link["ifname"] for link in json.loads(host.run(["ip", "-json", "link"]).stdout) if "flannel" in link["ifname"]]
+    links = json.loads(host.run(["ip", "-json", "link"]).stdout)
+    return [link["ifname"] for link in links if link["ifname"].startswith("flannel")]
 
 
 def remains_of(host: Host) -> set[str]:
@@ -99,25 +100,25 @@ class Agent:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.host = host
-        self._output = tempfile.TemporaryFile("w+")
         command = [
             *(*wrapper, sys.executable, "-m", "flannel_udp", "--iface", iface),
             *("--subnet-file", str(host.subnet_file), "--control-socket", str(host.control_socket)),
             *(*host.plan.registry_args, *arguments),
         ]
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLANNELD_") and k != "NOTIFY_SOCKET"}
-        self.process = host.popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-            env={**env, **(environment or {})},
-        )
+        with host.log_file.open("a") as log:
+            self._log_start = log.tell()
+            self.process = host.popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**env, **(environment or {})},
+            )
 
     def said(self) -> list[str]:
         """Return its lines so far, without level and time."""
-        # Not read through the file object: the agent writes at the position that both share.
-        raw = os.pread(self._output.fileno(), 1 << 20, 0)
+        raw = self.host.log_file.read_bytes()[self._log_start :]
         return messages(raw.decode(errors="replace").splitlines())
 
     def wait_for_line(self, part: str, timeout_s: float = PATIENCE_S) -> str:
@@ -149,7 +150,6 @@ class Agent:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.process.kill()
         self.process.wait()
-        self._output.close()
 
 
 def command_line(host: Host, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -68,10 +68,10 @@ class EtcdByHand(ByHand):
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
 
-    def etcdctl(self, *arguments: str) -> str:
+    def etcdctl(self, *arguments: str, stdin: str = "") -> str:
         """Run etcdctl and return what it prints."""
         endpoint = f"--endpoints=http://{UNDERLAY_GATEWAY}:{ETCD_PORT}"
-        return self._lab.net.run(["env", "ETCDCTL_API=3", "etcdctl", endpoint, *arguments]).stdout
+        return self._lab.net.run(["env", "ETCDCTL_API=3", "etcdctl", endpoint, *arguments], stdin=stdin).stdout
 
     def subnets(self) -> dict[str, str]:
         lines = self.etcdctl("get", "--prefix", f"{PREFIX}/subnets/").splitlines()

@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -48,10 +49,10 @@ class Flow:
 
     def _send(self) -> None:
         while not self._ending.wait(self._interval_s):
-            try:
+            with suppress(
+                OSError
+            ):  # an ICMP error about an earlier one: this one was not sent, and is lost all the same
                 self._out.sendto(struct.pack("!I", self.sent), self._to)
-            except OSError:  # an ICMP error about an earlier one: this one was not sent, and is lost all the same
-                pass
             self.sent += 1
 
     def _receive(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 
@@ -14,8 +15,10 @@ from bench.measure import percentile
 from bench.report import Sample, document, medians, n_rejected, ratios, table
 
 
-def sample(contender: str, value: float, *, accepted: bool = True, metric: str = "tcp1_gbit_s") -> Sample:
-    return Sample(1, contender, "tcp1", foreign=0.0, accepted=accepted, values={metric: value})
+def sample(
+    contender: str, value: float, *, accepted: bool = True, metric: str = "tcp1_gbit_s", number: int = 1
+) -> Sample:
+    return Sample(number, contender, "tcp1", foreign=0.0, accepted=accepted, values={metric: value})
 
 
 SAMPLES = [
@@ -40,11 +43,21 @@ def test_there_is_no_ratio_to_a_baseline_that_is_zero_or_missing_and_none_withou
     assert ratios(medians(cpu)) == {"cpu": {"vxlan": None, "naive": None}, "rtt": {"vxlan": None, "naive": None}}
 
 
-def test_a_contender_whose_samples_were_all_rejected_shows_as_a_dash() -> None:
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123 - rich wants a stream
-    console.print(table([sample("vxlan", 4.0), sample("ours", 9.9, accepted=False)], ("vxlan", "ours"), "title"))
+def row_of(samples: list[Sample]) -> list[str]:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table(samples, ("vxlan", "ours"), "title"))
     row = next(line for line in console.export_text().splitlines() if "1 stream, Gbit/s" in line)
-    assert [cell.strip() for cell in row.split("│")[3:7]] == ["4.00", "-", "-", "-"]
+    return [cell.strip() for cell in row.split("│")[3:7]]
+
+
+def test_a_contender_whose_samples_were_all_rejected_shows_as_a_dash() -> None:
+    assert row_of([sample("vxlan", 4.0), sample("ours", 9.9, accepted=False)]) == ["4.00", "-", "-", "-"]
+
+
+def test_a_median_of_fewer_samples_than_rounds_says_of_how_many() -> None:
+    first = [sample("vxlan", 4.0), sample("ours", 6.0)]
+    second = [sample("vxlan", 4.0, number=2), sample("ours", 9.0, number=2, accepted=False)]
+    assert row_of(first + second) == ["4.00", "6.00 (1)", "1.50", "-"]
 
 
 def test_the_document_is_json_and_holds_every_sample_with_the_rejected_ones_marked() -> None:

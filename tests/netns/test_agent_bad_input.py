@@ -1,0 +1,226 @@
+"""What keeps an agent from starting: one clear line, the right exit code, nothing half-written, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
+from flannel_udp.lab.plan import Plan
+from tests.support.agents import Agent, remains_of
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+SECRET = "tell-nobody"  # noqa: S105 - of no account anywhere
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Host]:
+    """A host on which no agent gets far."""
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        yield lab.hosts[0]
+
+
+def refused(
+    host: Host,
+    *arguments: str,
+    code: int,
+    wrapper: Sequence[str] = (),
+    iface: str = "eth0",
+) -> str:
+    """Start an agent that cannot run, and return its last line: the only one that is no ordinary progress."""
+    registry = host.plan.registry_file.read_text()
+    with Agent(host, *arguments, wrapper=wrapper, iface=iface) as agent:
+        assert agent.exit_code() == code, agent.said()
+        said = agent.said()
+    complaints = [line for line in said if line.startswith("flannel-udp: ")]
+    assert said[-1:] == complaints, said
+    assert [line for line in said[:-1] if not line.startswith("using interface")] == []
+    assert remains_of(host) == set()
+    assert host.plan.registry_file.read_text() == registry
+    return complaints[0].removeprefix("flannel-udp: ")
+
+
+# Rights
+
+
+def test_an_ordinary_user_is_told_what_is_missing(bare: Host) -> None:
+    # The user may read all files only because the interpreter may live where nobody but root can.
+    keep = ("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search")
+    wrapper = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *keep)
+    line = refused(bare, code=1, wrapper=wrapper)
+    assert line.startswith("missing CAP_NET_ADMIN and CAP_NET_RAW: run as root, or grant the capabilities")
+
+
+@pytest.mark.parametrize(("dropped", "named"), [("net_admin", "CAP_NET_ADMIN"), ("net_raw", "CAP_NET_RAW")])
+def test_root_without_a_capability_is_told_which(bare: Host, dropped: str, named: str) -> None:
+    wrapper = ("setpriv", f"--bounding-set=-{dropped}", f"--inh-caps=-{dropped}")
+    assert refused(bare, code=1, wrapper=wrapper).startswith(f"missing {named}: run as root, or grant")
+
+
+def test_no_tun_device_is_told_with_what_to_do(bare: Host) -> None:
+    # `ip netns exec`, by which the agent starts, gives it a mount namespace of its own.
+    wrapper = ("sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh")
+    line = refused(bare, code=1, wrapper=wrapper)
+    assert line.startswith("cannot open /dev/net/tun: No such file or directory: load the driver (modprobe tun)")
+    assert Path("/dev/net/tun").exists()
+
+
+# Interfaces and ports
+
+
+def test_an_unknown_interface_is_wrong_usage(bare: Host) -> None:
+    assert "eth7" in refused(bare, code=2, iface="eth7")
+
+
+def test_an_interface_without_address_is_wrong_usage(bare: Host) -> None:
+    bare.configure("link add bare0 type bridge", "link set bare0 up")
+    try:
+        line = refused(bare, code=2, iface="bare0")
+    finally:
+        bare.configure("link del bare0")
+    assert "bare0" in line
+    assert "address" in line
+
+
+def test_an_underlay_too_narrow_for_a_tunnel_is_one_clear_line(bare: Host) -> None:
+    bare.configure("link add narrow0 mtu 90 type bridge", "addr add 198.51.100.1/24 dev narrow0", "link set narrow0 up")
+    try:
+        line = refused(bare, code=1, iface="narrow0")
+    finally:
+        bare.configure("link del narrow0")
+    assert line == "the MTU of narrow0, 90, leaves no room for a tunnel: raise it"
+
+
+def test_a_port_in_use_is_told(bare: Host) -> None:
+    with bare.socket(socket.AF_INET, socket.SOCK_DGRAM) as squatter:
+        squatter.bind((str(bare.underlay), 8285))
+        line = refused(bare, code=1)
+    assert line.startswith("UDP port 8285 on 192.0.2.1 is in use: does another flanneld or flannel-udp run here?")
+
+
+# etcd's flags
+
+
+def etcd(*arguments: str) -> tuple[str, ...]:
+    return ("--registry=etcd", "--etcd-endpoints=https://192.0.2.254:2379", *arguments)
+
+
+def test_an_absent_certificate_is_wrong_usage(bare: Host) -> None:
+    line = refused(bare, *etcd("--etcd-cafile=/nonexistent/ca.pem"), code=2)
+    assert line == "--etcd-cafile /nonexistent/ca.pem: No such file or directory"
+
+
+def test_an_unreadable_certificate_is_wrong_usage(bare: Host, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    ca = tmp_path / "ca.pem"
+    ca.write_text("for root's eyes only")
+    ca.chmod(0o600)
+    # Root without the right to override permissions, and not the file's owner.
+    ca_owner = 12_345
+    os.chown(ca, ca_owner, ca_owner)
+    drop = "-dac_override,-dac_read_search"
+    wrapper = ("setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}")
+    line = refused(bare, *etcd(f"--etcd-cafile={ca}"), code=2, wrapper=wrapper)
+    assert line == f"--etcd-cafile {ca}: Permission denied"
+
+
+def test_a_certificate_that_is_none_is_wrong_usage(bare: Host, tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text("no certificate")
+    line = refused(bare, *etcd(f"--etcd-cafile={ca}"), code=2)
+    assert line == f"--etcd-cafile {ca}: holds no certificate in PEM form"
+
+
+def test_a_password_in_the_url_is_refused_and_not_repeated(bare: Host) -> None:
+    line = refused(bare, "--registry=etcd", f"--etcd-endpoints=http://me:{SECRET}@192.0.2.254:2379", code=2)
+    assert "--etcd-username and --etcd-password" in line
+    assert SECRET not in line
+
+
+# Configurations that are valid and not for this agent
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}},
+            'Backend.Type is "vxlan": this agent runs "udp" only',
+        ),
+        (
+            {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00::/48"},
+            "EnableIPv6 is true: this agent carries IPv4 only, so far",
+        ),
+    ],
+    ids=["vxlan", "dual stack"],
+)
+def test_a_configuration_for_another_agent_is_refused(bare: Host, config: dict[str, object], said: str) -> None:
+    registry = bare.plan.registry_file
+    good = registry.read_text()
+    registry.write_text(json.dumps({"config": config}))
+    try:
+        assert refused(bare, code=2) == said
+    finally:
+        registry.write_text(good)
+
+
+# Disks
+
+
+def test_a_full_disk_leaves_the_old_subnet_env_and_no_other_file() -> None:
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        (host,) = lab.hosts
+        disk = host.state / "tiny"
+        disk.mkdir()
+        script = (
+            f"mount -t tmpfs -o size=64k none {disk} && echo old >{disk}/subnet.env; "
+            f"dd if=/dev/zero of={disk}/ballast bs=4k 2>/dev/null; "
+            f'"$@"; code=$?; ls -A {disk}; cat {disk}/subnet.env; exit $code'
+        )
+        with Agent(host, f"--subnet-file={disk}/subnet.env", wrapper=("sh", "-c", script, "sh")) as agent:
+            assert agent.exit_code() == 1
+            said = agent.said()
+        complaint = said.index(f"flannel-udp: cannot write {disk}/subnet.env: No space left on device")
+        assert said[complaint + 1 :] == ["ballast", "subnet.env", "old"]
+        assert "No space" not in "".join(said[:complaint])
+        disk.rmdir()
+        assert remains_of(host) == set()
+
+
+def test_a_directory_that_takes_no_subnet_env_is_one_clear_line(bare: Host) -> None:
+    with Agent(bare, "--subnet-file=/proc/flannel/subnet.env") as agent:
+        assert agent.exit_code() == 1
+        assert agent.said()[-1].startswith("flannel-udp: cannot write /proc/flannel/subnet.env: ")
+    assert remains_of(bare) == set()
+
+
+def test_a_control_socket_that_cannot_be_made_is_one_clear_line(bare: Host) -> None:
+    line = refused(bare, "--control-socket=/proc/flannel-udp.sock", code=1)
+    assert line.startswith("cannot make the control socket /proc/flannel-udp.sock: ")
+
+
+def test_the_hosts_own_network_as_overlay_is_refused(bare: Host) -> None:
+    registry = bare.plan.registry_file
+    good = registry.read_text()
+    registry.write_text(json.dumps({"config": {"Network": "192.0.2.0/24"}}))
+    try:
+        with Agent(bare) as agent:
+            assert agent.exit_code() == 1
+            assert agent.said()[-1] == (
+                "flannel-udp: the overlay network 192.0.2.0/24 is the own network of interface eth0: "
+                "choose another Network, or remove that address from eth0"
+            )
+        assert remains_of(bare) == set()
+        routes = bare.run(["ip", "route", "show", "dev", "eth0"]).stdout
+        assert str(IPv4Address("192.0.2.0")) in routes
+    finally:
+        registry.write_text(good)

@@ -1,0 +1,212 @@
+"""A registry that is away, refuses us or holds nonsense: said once, tried again, and all is well when it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from flannel_udp.lab.etcd_server import EtcdServer
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
+from flannel_udp.lab.plan import ETCD_PORT, UNDERLAY_GATEWAY, Plan
+from tests.support.agents import Agent, log_of, peers_of, remains_of, subnet_of, wait_for, wait_for_peers
+from tests.support.by_hand import PREFIX, EtcdByHand
+from tests.support.flow import Flow
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+RETRY_S = 15.0
+"""The longest pause between two tries is 5 s."""
+
+USE_ETCD = ("--registry=etcd", f"--etcd-endpoints=http://{UNDERLAY_GATEWAY}:{ETCD_PORT}")
+GOOD = '{"config": {"Network": "10.244.0.0/16"}, "subnets": {}}'
+PASSWORD, WRONG_PASSWORD = "right-and-secret", "wrong-and-secret"
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """A host on which nothing runs yet, and a file registry."""
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        yield lab.hosts[0]
+
+
+# A registry file
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "{file}: line 1 column 2: not JSON"),
+        ("[]", "{file}: must be a JSON object"),
+        ('{"config": {"Network": "10.244.0.0/16"}, "subnets": 7}', '{file}: "subnets" must be a JSON object'),
+        ("{}", "{file} holds no network configuration"),
+        ('{"config": {"Network": "10.244.0.0"}}', "Network"),
+    ],
+    ids=["cut off", "no object", "subnets no object", "no config", "no CIDR"],
+)
+def test_a_broken_file_is_told_once_and_waited_for(host: Host, text: str, said: str) -> None:
+    registry = host.plan.registry_file
+    registry.write_text(text)
+    with Agent(host) as agent:
+        line = agent.wait_for_line(said.format(file=f"registry file {registry}"))
+        assert line.startswith("reading the network configuration failed: ")
+        assert line.endswith("(trying again every 1 to 5 s)")
+        assert remains_of(host) == {"flannel-udp.sock"}
+        assert registry.read_text() == text
+        registry.write_text(GOOD)
+        wait_for("it works", host.is_ready, RETRY_S)
+        assert agent.said().count(line) == 1
+        assert "reading the network configuration: works now" in agent.said()
+
+
+def test_every_fault_of_a_configuration_is_a_line(host: Host) -> None:
+    host.plan.registry_file.write_text('{"config": {"Network": "10.244.0.0/16", "SubnetLen": 33, "Backend": 5}}')
+    with Agent(host) as agent:
+        agent.wait_for_line("Backend")
+        complaints = [line for line in agent.said() if "failed" in line]
+        assert len(complaints) == 2
+        assert any("SubnetLen" in line for line in complaints)
+
+
+def test_a_file_that_breaks_while_traffic_flows_costs_no_packet(pair: Lab) -> None:
+    h1, h2 = pair.hosts
+    registry = pair.plan.registry_file
+    good = registry.read_text()
+    with Flow(h1.pods[0], h2.pods[0]) as flow:
+        registry.write_text(good[: len(good) // 2])
+        log = h1.log_file
+        wait_for("h1 says so", lambda: "watching the subnets: " in log.read_text())
+        assert registry.read_text() == good[: len(good) // 2]
+        registry.write_text(good)
+        wait_for("h1 says so", lambda: "watching the subnets: works again" in log.read_text(), RETRY_S)
+        assert len(peers_of(h1)) == 1
+        flow.wait_for_one_sent_from_now()
+    assert flow.lost == 0
+
+
+def test_a_file_that_cannot_be_written_is_told_once_and_tried_again(host: Host) -> None:
+    folder = host.plan.registry_file.parent
+    before = sorted(path.name for path in folder.iterdir())
+    # Read-only for this agent alone: `ip netns exec` gives it a mount namespace of its own.
+    script = f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && mount -t tmpfs none {host.state}"
+    wrapper = ("sh", "-c", f'{script} && exec "$@"', "sh")
+    with Agent(host, wrapper=wrapper) as agent:
+        line = agent.wait_for_line("acquiring a subnet failed")
+        assert line == (
+            f"acquiring a subnet failed: cannot lock registry file {host.plan.registry_file}: Read-only file system "
+            "(trying again every 1 to 5 s)"
+        )
+        assert host.plan.registry_file.read_text().count("PublicIP") == 0
+        assert agent.stop() == 0
+        assert agent.said().count(line) == 1
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert remains_of(host) == set()
+
+
+def test_subnet_space_exhausted_is_told_once_and_a_freed_subnet_taken(host: Host) -> None:
+    config = {"Network": "10.244.0.0/16", "SubnetMin": "10.244.1.0", "SubnetMax": "10.244.2.0"}
+    others = {f"10.244.{i}.0-24": {"PublicIP": f"192.0.2.{100 + i}"} for i in (1, 2)}
+    registry = host.plan.registry_file
+    registry.write_text(json.dumps({"config": config, "subnets": others}))
+    with Agent(host) as agent:
+        line = agent.wait_for_line("acquiring a subnet failed")
+        assert line == (
+            "acquiring a subnet failed: all 2 subnets of length /24 from 10.244.1.0 to 10.244.2.0 are taken: "
+            "delete stale leases or widen the network configuration (trying again every 1 to 5 s)"
+        )
+        assert host.control("/v1/status")["state"] == "waiting for a lease"
+        assert not host.subnet_file.exists()
+        del others["10.244.2.0-24"]
+        registry.write_text(json.dumps({"config": config, "subnets": others}))
+        wait_for("it has the free one", host.is_ready, RETRY_S)
+        assert str(subnet_of(host)) == "10.244.2.0/24"
+        assert agent.said().count(line) == 1
+
+
+# etcd
+
+
+@contextmanager
+def etcd_of(plan: Plan) -> Iterator[EtcdServer]:
+    """An etcd beside the hosts of a lab, not yet started; the lab's own would run from the beginning."""
+    server = EtcdServer(
+        plan.state / "own-etcd",
+        address=str(UNDERLAY_GATEWAY),
+        client_port=ETCD_PORT,
+        peer_port=ETCD_PORT + 1,
+        command=("ip", "netns", "exec", plan.namespace("net"), "etcd"),
+    )
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def etcd(host: Host, needs_etcd: None) -> Iterator[EtcdServer]:
+    with etcd_of(host.plan) as server:
+        yield server
+
+
+def etcdctl(host: Host, *arguments: str, stdin: str = "") -> None:
+    EtcdByHand(Lab.attach(host.plan.name)).etcdctl(*arguments, stdin=stdin)
+
+
+def test_an_absent_etcd_is_told_once_and_waited_for(host: Host, etcd: EtcdServer) -> None:
+    with Agent(host, *USE_ETCD) as agent:
+        line = agent.wait_for_line("reading the network configuration failed")
+        assert "192.0.2.254:2379" in line
+        assert remains_of(host) == {"flannel-udp.sock"}
+        etcd.start()
+        absent = agent.wait_for_line("no network configuration", RETRY_S)  # the next of what is missing
+        assert "config put" in absent
+        etcdctl(host, "put", f"{PREFIX}/config", '{"Network":"10.244.0.0/16"}')
+        wait_for("it works", host.is_ready, RETRY_S)
+        assert agent.said().count(line) == 1
+        assert agent.said().count(absent) == 1
+
+
+def test_an_etcd_that_goes_away_and_comes_back_costs_no_packet(needs_etcd: None) -> None:
+    with Lab(Plan(fresh_name(), hosts=2, agents=())) as lab, etcd_of(lab.plan) as server:
+        server.start()
+        hand = EtcdByHand(lab)
+        hand.etcdctl("put", f"{PREFIX}/config", '{"Network":"10.244.0.0/16"}')
+        h1, h2 = lab.hosts
+        for host in lab.hosts:
+            host.start_agent(*USE_ETCD)
+        for host in lab.hosts:
+            host.wait_ready()
+            host.attach_pods()
+        wait_for_peers(lab.hosts)
+        with Flow(h1.pods[0], h2.pods[0]) as flow:
+            server.kill()
+            wait_for("h1 says so", lambda: "watching the subnets: " in h1.log_file.read_text())
+            server.start()
+            hand.put("10.244.220.0-24", '{"PublicIP":"192.0.2.99"}')
+            wait_for("h1 follows again", lambda: "10.244.220.0/24" in peers_of(h1), RETRY_S)
+            flow.wait_for_one_sent_from_now()
+        assert flow.lost == 0
+        assert len([line for line in log_of(h1) if "works again" in line]) == 1
+
+
+def test_a_wrong_etcd_password_is_told_once_never_shown_and_tried_again(host: Host, etcd: EtcdServer) -> None:
+    etcd.start()
+    etcdctl(host, "put", f"{PREFIX}/config", '{"Network":"10.244.0.0/16"}')
+    etcdctl(host, "user", "add", f"root:{PASSWORD}")
+    etcdctl(host, "user", "grant-role", "root", "root")
+    etcdctl(host, "auth", "enable")
+    environment = {"FLANNELD_ETCD_PASSWORD": WRONG_PASSWORD}
+    with Agent(host, *USE_ETCD, "--etcd-username=root", environment=environment) as agent:
+        line = agent.wait_for_line("reading the network configuration failed")
+        assert "password" in line
+        assert remains_of(host) == {"flannel-udp.sock"}
+        # The operator gives etcd the password that the agents have.
+        etcdctl(host, f"--user=root:{PASSWORD}", "user", "passwd", "root", "--interactive=false", stdin=WRONG_PASSWORD)
+        wait_for("it works", host.is_ready, RETRY_S)
+        said = agent.said()
+        assert said.count(line) == 1
+    assert not any("secret" in line for line in said)

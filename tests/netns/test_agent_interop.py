@@ -1,0 +1,98 @@
+"""Our agent beside hosts that run something else: the naive peer and socat, with a table of subnets written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from ipaddress import IPv4Network
+
+import pytest
+from scapy.layers.inet import IP
+
+from flannel_udp.dataplane.reference import fault_of
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.probe import ping_matrix, tcp_rate
+from tests.support.agents import peers_of
+from tests.support.flow import Flow
+from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.naive import NaivePeer
+from tests.support.peer import Peer
+from tests.support.socat import SocatPeer
+from tests.support.taps import Tap
+
+pytestmark = NEEDS_NETNS
+
+OURS, THEIRS = IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24")
+PORT = 8285
+
+
+@pytest.fixture(scope="module", params=["naive peer", "socat"])
+def mixed(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """h1 runs our agent, h2 the foreign peer."""
+    reservations = {str(OURS): "192.0.2.1", str(THEIRS): "192.0.2.2"}
+    with (
+        Lab(Plan(fresh_name(), hosts=2, agents=("h1",), reservations=reservations)) as lab,
+        ExitStack() as stack,
+    ):
+        h1, h2 = lab.hosts
+        peer: Peer
+        if request.param == "socat":
+            peer = SocatPeer(h2, THEIRS, h1.underlay)
+        else:
+            peer = NaivePeer(h2, THEIRS, {OURS: h1.underlay})
+        stack.enter_context(peer)
+        yield lab
+
+
+def test_the_agent_takes_what_is_reserved_for_it_and_knows_the_foreign_host(mixed: Lab) -> None:
+    h1 = mixed.hosts[0]
+    assert h1.subnet == OURS
+    assert h1.control("/v1/status")["lease"]["reserved"] is True
+    assert peers_of(h1) == {str(THEIRS): "192.0.2.2"}
+
+
+def test_pods_reach_each_other_both_ways(mixed: Lab) -> None:
+    assert None not in ping_matrix(mixed.pods()).values()
+
+
+def test_every_datagram_is_one_plain_packet_and_nothing_else(mixed: Lab) -> None:
+    ours, theirs = mixed.pods()
+    with Tap(mixed.hosts[1], "eth0") as wire:
+        with Flow(ours, theirs) as flow, Flow(theirs, ours) as back:
+            flow.wait_for_one_sent_from_now()
+            back.wait_for_one_sent_from_now()
+            ours.run(["ping", "-c3", "-i0.1", "-s", "1444", str(theirs.ip)])
+            theirs.run(["ping", "-c3", "-i0.1", "-s", "3000", str(ours.ip)])
+        outer = [IP(packet) for packet in wire.packets()]
+    overlay = [packet for packet in outer if packet.haslayer("UDP") and PORT in (packet.sport, packet.dport)]
+    assert len(overlay) > 10
+    assert {(packet.sport, packet.dport) for packet in overlay} == {(PORT, PORT)}
+    for packet in overlay:
+        # The length of the datagram is the inner packet's, and its header is as it should be.
+        assert fault_of(bytes(packet["UDP"].payload)) is None
+    assert (flow.lost, back.lost) == (0, 0)
+
+
+def test_checksums_on_the_wire_are_complete(mixed: Lab) -> None:
+    """A pod's kernel leaves the transport checksum to the card; a foreign peer must get it finished."""
+    ours, theirs = mixed.pods()
+    with Tap(mixed.hosts[1], "eth0") as wire:
+        tcp_rate(ours, theirs, theirs.ip, duration_s=0.1)
+        with Flow(ours, theirs) as flow:
+            flow.wait_for_one_sent_from_now()
+        datagrams = wire.datagrams(PORT)
+    from_us = [datagram for datagram in datagrams if datagram[12:16] == ours.ip.packed]
+    sample = [IP(datagram) for datagram in from_us[:50] + from_us[-50:]]
+    assert {packet.proto for packet in sample} == {6, 17}
+    for packet in sample:
+        again = packet.copy()
+        del again.chksum
+        del again.payload.chksum
+        assert bytes(again) == bytes(packet)
+
+
+def test_tcp_flows_both_ways(mixed: Lab) -> None:
+    ours, theirs = mixed.pods()
+    assert tcp_rate(ours, theirs, theirs.ip, duration_s=0.5) > 10e6
+    assert tcp_rate(theirs, ours, ours.ip, duration_s=0.5) > 10e6

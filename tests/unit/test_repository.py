@@ -1,0 +1,72 @@
+"""The repository around the code: what is written there is true, and it is the installed package that is tested."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+import flannel_udp
+from flannel_udp.commands import COMMANDS
+from flannel_udp.flags import AGENT_FLAGS
+
+ROOT = Path(__file__).parents[2]
+CODE = [
+    path
+    for folder in ("_fastpath", "flannel_udp", "tests", "bench", "examples")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in (".py", ".pyx", ".pxd", ".pyi", ".c", ".h") and not path.name.startswith("etcd_pb2")
+]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MAX_LINES = 500
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.skipif("TOX_ENV_NAME" not in os.environ, reason="outside tox the checkout itself may be installed")
+def test_the_installed_package_is_under_test_and_not_the_checkout() -> None:
+    assert not Path(flannel_udp.__file__).is_relative_to(ROOT / "flannel_udp")
+
+
+@pytest.mark.parametrize("path", CODE, ids=relative)
+def test_a_file_is_short_enough_for_one_job(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative)
+def test_every_local_link_leads_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (path.parent / target).exists()] == []
+
+
+def test_the_readme_names_every_command() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in COMMANDS if not re.search(rf"[`|]\s*(flannel-udp )?{name}\b|, `{name}", text)] == []
+
+
+def test_every_flag_in_the_readme_exists() -> None:
+    known = {flag.spelling for flag in AGENT_FLAGS} | {"--help", "--version", "--json"}
+    of_the_lab = {"--hosts", "--pods", "--registry", "--name"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "README.md").read_text()))
+    assert named - known - of_the_lab - {"--now"} == set()  # --now is systemctl's
+
+
+def test_features_that_are_refused_are_in_the_readme_as_not_yet() -> None:
+    table = (ROOT / "README.md").read_text().partition("## What works")[2].partition("## ")[0]
+    rows = [line for line in table.splitlines() if line.endswith("| not yet |")]
+    for spelling in ("--ip-masq", "--iptables-forward-rules", "--kube-subnet-mgr"):
+        (flag,) = (flag for flag in AGENT_FLAGS if flag.spelling == spelling)
+        assert bool(flag.missing) == any(f"`{spelling}`" in row for row in rows), spelling
+
+
+def test_the_map_of_the_code_names_every_part() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    parts = {path.stem for path in (ROOT / "_fastpath").glob("*.p[yx][xd]")}
+    parts |= {path.stem for path in (ROOT / "flannel_udp").glob("*.py") if not path.stem.startswith("__")}
+    parts |= {path.parent.name for path in (ROOT / "flannel_udp").glob("*/__init__.py")}
+    assert [part for part in sorted(parts) if not re.search(rf"\b{part}\b", text)] == []
