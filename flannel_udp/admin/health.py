@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -54,11 +55,13 @@ def _check(ip: str, port: int) -> None:
 
 
 async def _listen(runner: web.AppRunner, ip: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     try:
-        await web.TCPSite(runner, ip, port).start()
+        # A socket of our own: what asyncio makes of the kernel's answer differs from version to version.
+        listener = socket.create_server((ip, port), family=family)
     except OSError as error:
-        # asyncio wraps the kernel's words in its own, so they are taken from the number.
         reason = os.strerror(error.errno or 0)
         raise FlannelError(
             f"cannot serve health on {ip} port {port}: {reason}: choose another --healthz-ip or --healthz-port"
         ) from error
+    await web.SockSite(runner, listener).start()

@@ -167,7 +167,7 @@ class Lab:
 
     def _build(self) -> None:
         """Make the namespaces, the underlay's bridge, and a cable from it to every host."""
-        logger.info("building %d hosts with %d pods each", self.plan.hosts, self.plan.pods)
+        logger.info("building hosts: %d, pods on each: %d", self.plan.hosts, self.plan.pods)
         nodes: list[Node] = [self.net, *self.hosts, *self.pods()]
         netns.ip_batch(f"netns add {node.namespace}" for node in nodes)
         mtu = self.plan.underlay_mtu

@@ -125,7 +125,13 @@ def test_a_demonstration_needs_two_hosts() -> None:
 
 
 def test_without_root_up_is_one_clear_line() -> None:
-    done = run("up", "--name", fresh_name(), before=("setpriv", "--reuid=65534", "--clear-groups"))
+    # The user changes only when everything is imported: an interpreter may live where nobody but root can read it.
+    code = (
+        "import os, sys; from flannel_udp.cli import main; from flannel_udp.lab import actions; "
+        "os.setgroups([]); os.setuid(65534); sys.exit(main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", code, "lab", "up", "--name", fresh_name()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr == ("flannel-udp: the lab needs root, because it makes network namespaces: run it with sudo\n")
 
