@@ -3,7 +3,7 @@
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memset
 
-from flannel_udp._fastpath.checksum cimport checksum_of
+from flannel_udp._fastpath.checksum cimport finish, sum_bytes, sum_header
 from flannel_udp._fastpath.drops cimport KEEP, NO_ROUTE, OWN_SUBNET, TTL_EXPIRED
 from flannel_udp._fastpath.ipv4 cimport header_len, is_unicast, parse
 from flannel_udp._fastpath.packet cimport packet_at
@@ -80,7 +80,7 @@ cdef uint32_t icmp_answer(uint8_t *answer, const Packet *packet, DropReason reas
     else:
         return 0
     memcpy(answer + IPV4_HEADER_BYTES + ICMP_HEADER_BYTES, packet.data, quoted)
-    icmp.checksum = checksum_of(<uint8_t *> icmp, ICMP_HEADER_BYTES + quoted)
+    icmp.checksum = finish(sum_bytes(<uint8_t *> icmp, ICMP_HEADER_BYTES + quoted, 0))
 
     ip.version_ihl = 0x45
     ip.tos = (original.tos & <uint8_t> TOS_BITS) | <uint8_t> PRECEDENCE_INTERNETWORK_CONTROL
@@ -89,7 +89,7 @@ cdef uint32_t icmp_answer(uint8_t *answer, const Packet *packet, DropReason reas
     ip.protocol = PROTOCOL_ICMP
     ip.src = own_addr
     ip.dst = original.src
-    ip.checksum = checksum_of(<uint8_t *> ip, IPV4_HEADER_BYTES)
+    ip.checksum = finish(sum_header(<uint8_t *> ip, IPV4_HEADER_BYTES // 4, 0))
     return IPV4_HEADER_BYTES + ICMP_HEADER_BYTES + quoted
 
 

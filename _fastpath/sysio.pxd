@@ -3,20 +3,20 @@
 from libc.stdint cimport uint8_t, uint32_t
 
 from flannel_udp._fastpath.datapath cimport Datapath
-from flannel_udp._fastpath.packet cimport Batch
-from flannel_udp._fastpath.wire cimport be32
+from flannel_udp._fastpath.packet cimport Packet
+from flannel_udp._fastpath.wire cimport VirtioNetHeader, be32
 
-# Fill the batch from the TUN until it is empty or the batch full. The virtio-net header stays in front of each packet.
-cdef void tun_read(Datapath *dp, Batch *batch) noexcept nogil
+# Read one packet, or super-packet, and its virtio-net header (zero where the TUN has none); False when none waits.
+cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept nogil
 
-# Write the packets to the TUN, virtio-net header first where it wants one; count what was not taken.
-cdef void tun_write(Datapath *dp, Batch *batch) noexcept nogil
+# Send the queue's runs, each with one message, and clear it; count what was sent and what was not.
+cdef void udp_send(Datapath *dp) noexcept nogil
 
-# Fill the batch with the datagrams that wait at the socket and note the sender of each.
-cdef void udp_receive(Datapath *dp, Batch *batch) noexcept nogil
+# Fill dp.bundles with what waits at the socket.
+cdef void udp_receive(Datapath *dp) noexcept nogil
 
-# Send each packet to its outer address; count what was sent and what was not.
-cdef void udp_send(Datapath *dp, Batch *batch) noexcept nogil
+# Write the queue to the TUN, a system call a write, and clear it; count what was taken and what was not.
+cdef void tun_write(Datapath *dp) noexcept nogil
 
 # Hand a complete IPv4 packet to the host's own routing.
 cdef void icmp_send(Datapath *dp, const uint8_t *packet, uint32_t n_bytes, be32 dst) noexcept nogil

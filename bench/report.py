@@ -100,9 +100,13 @@ def document(
 
 
 def table(samples: Sequence[Sample], contenders: Sequence[str], title: str) -> Table:
-    """Return the medians, a row a metric, with the ratios of ours to the baselines."""
+    """Return the medians, a row a metric, with the ratios of ours to the baselines.
+
+    A median of fewer samples than there were rounds says so: ``1.48 (2)`` is one of two.
+    """
     of = medians(samples)
     against = ratios(of)
+    n_rounds = max((sample.round for sample in samples), default=0)
     result = Table(title=title, title_justify="left")
     result.add_column("median")
     result.add_column("better")
@@ -114,7 +118,10 @@ def table(samples: Sequence[Sample], contenders: Sequence[str], title: str) -> T
         result.add_row(
             metric.title,
             "more" if metric.higher_is_better else "less",
-            *(_cell(by_contender.get(contender), metric.digits) for contender in contenders),
+            *(
+                _cell(by_contender.get(contender), metric.digits) + _shortage(samples, contender, metric.name, n_rounds)
+                for contender in contenders
+            ),
             *(_cell(compared.get(baseline), 2) for baseline in BASELINES),
         )
     return result
@@ -122,3 +129,8 @@ def table(samples: Sequence[Sample], contenders: Sequence[str], title: str) -> T
 
 def _cell(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _shortage(samples: Sequence[Sample], contender: str, metric: str, n_rounds: int) -> str:
+    n = sum(sample.accepted and sample.contender == contender and metric in sample.values for sample in samples)
+    return f" ({n})" if 0 < n < n_rounds else ""

@@ -164,11 +164,12 @@ class Agent:
         def on_fault(number: int) -> None:  # in the data thread, at most once
             loop.call_soon_threadsafe(lost_tunnel.set_result, number)
 
-        dataplane = Dataplane(external.address, config.backend.port, self._options.source_check, on_fault)
+        dataplane = Dataplane(external.address, config.backend.port, self._options.source_check, self._options.offload, on_fault)
         stack.push_async_callback(_close, dataplane)
         dataplane.start()
         self._view.dataplane = dataplane
         logger.info("opened %s and UDP %s:%d", dataplane.tunnel.name, external.address, config.backend.port)
+        logger.info("offloads in use: %s", ", ".join(dataplane.offload.names()) or "none")
         return dataplane
 
     async def _hold_lease(

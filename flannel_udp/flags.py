@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flannel_udp.options import Options
+from flannel_udp.options import NO_OFFLOAD, Offload, Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,17 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
         raise ValueError(f"{text!r} is not a whole number {span}")
 
     return parse
+
+
+def parse_offload(text: str) -> Offload:
+    """Return the offloads that ``auto``, ``off`` or a comma list of rungs asks for."""
+    if text in ("auto", "off"):
+        return Offload() if text == "auto" else NO_OFFLOAD
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in Offload().names()]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not auto, off or one of {', '.join(Offload().names())}")
+    return replace(NO_OFFLOAD, **{name.replace("-", "_"): True for name in names})
 
 
 def choice(*words: str) -> Callable[[str], str]:
@@ -281,6 +292,13 @@ DATAPLANE_FLAGS = (
         "strict|loose|off",
         choice("strict", "loose", "off"),
         "source_check",
+    ),
+    Flag(
+        "offload",
+        "what to use where the kernel grants it: auto (all), off, or some of " + ", ".join(Offload().names()) + " (ours)",
+        "auto|off|LIST",
+        parse_offload,
+        "offload",
     ),
 )
 

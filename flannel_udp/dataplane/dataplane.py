@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
 from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, RouteTable
+from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
 from flannel_udp.dataplane.table import TableBuilder
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, Tunnel, open_tunnel
 from flannel_udp.dataplane.underlay import open_icmp, open_underlay
 from flannel_udp.dataplane.worker import Worker
 from flannel_udp.model import Peer
+from flannel_udp.options import Offload
 
 QUIET_POINT_POLL_S = 0.01
 
@@ -47,7 +49,14 @@ class Dataplane:
     opened; nothing stays open then.
     """
 
-    def __init__(self, address: IPv4Address, port: int, source_check: str, on_fault: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        address: IPv4Address,
+        port: int,
+        source_check: str,
+        wanted: Offload,
+        on_fault: Callable[[int], None],
+    ) -> None:
         self.tunnel: Tunnel = open_tunnel()
         try:
             self._udp = open_underlay(address, port)
@@ -59,8 +68,18 @@ class Dataplane:
         except BaseException:
             self.tunnel.close()
             raise
+        granted = enable_on_socket(self._udp, enable_on_tunnel(self.tunnel.fileno(), wanted))
+        self._granted = granted
         self._engine = Engine(
-            self.tunnel.fileno(), self._udp.fileno(), self._icmp.fileno(), port, source_check, VNET_HEADER_BYTES
+            self.tunnel.fileno(),
+            self._udp.fileno(),
+            self._icmp.fileno(),
+            port,
+            source_check=source_check,
+            vnet_bytes=VNET_HEADER_BYTES,
+            segment=granted.udp_segment,
+            join_tcp=granted.join_tcp,
+            join_udp=granted.join_udp,
         )
         self._worker = Worker(self._engine, on_fault)
         self._builder = TableBuilder()
@@ -87,6 +106,11 @@ class Dataplane:
         self._peers = {peer.subnet: peer for peer in peers}
         while self._engine.reclaim():
             await asyncio.sleep(QUIET_POINT_POLL_S)
+
+    @property
+    def offload(self) -> Offload:
+        """The offloads in use: granted at start, and not lost since."""
+        return replace(self._granted, udp_segment=self._engine.segments)
 
     def counters(self) -> dict[str, Any]:
         """Return the engine's counters by direction: packets, bytes and drops by reason."""

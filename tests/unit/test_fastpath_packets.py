@@ -172,15 +172,6 @@ def test_every_version_and_header_length_is_checked(version: int, words: int) ->
             assert len(rig.to_tun()) == 1
 
 
-def test_a_super_packet_that_nobody_asked_for_is_dropped() -> None:
-    with EngineRig(small_table()) as rig:
-        gso_tcpv4 = bytes([1, 1, 40, 0, 100, 0, 20, 0, 16, 0])
-        rig.tun.send(gso_tcpv4 + bytes(IP(src="10.1.1.5", dst="10.1.2.1") / TCP() / bytes(300)))
-        rig.tun.send(bytes(5))
-        rig.poll()
-        assert rig.drops("out") == {"unsplit": 1, "too_short": 1}
-
-
 def test_the_largest_datagram_passes() -> None:
     with EngineRig(small_table()) as rig:
         largest = bytes(IP(src="10.1.2.1", dst="10.1.1.5") / Raw(bytes(65_507 - 20)))

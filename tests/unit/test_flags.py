@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from dataclasses import replace
 from ipaddress import IPv4Address
 from operator import attrgetter
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from flannel_udp.cli import agent_options
 from flannel_udp.errors import UsageError
 from flannel_udp.flags import AGENT_FLAGS, GO_BOOLS, IGNORED_FLAGS, Flag
-from flannel_udp.options import EtcdOptions, InterfaceOptions, Options
+from flannel_udp.options import NO_OFFLOAD, Offload, EtcdOptions, InterfaceOptions, Options
 
 FLAGS = {flag.name: flag for flag in AGENT_FLAGS}
 
@@ -54,6 +55,7 @@ OURS = {
     "release-on-exit": "",
     "on-lease-loss": "reacquire",
     "source-check": "strict",
+    "offload": "auto",
     "control-socket": "/run/flannel/flannel-udp.sock",
 }
 
@@ -96,6 +98,9 @@ VALUES: list[tuple[str, str, str, Any]] = [
     ("v", "10", "verbosity", 10),
     ("source-check", "loose", "source_check", "loose"),
     ("source-check", "off", "source_check", "off"),
+    ("offload", "auto", "offload", Offload()),
+    ("offload", "off", "offload", NO_OFFLOAD),
+    ("offload", "tso,udp-gro", "offload", replace(NO_OFFLOAD, tso=True, udp_gro=True)),
 ]
 ACCEPTED_WITHOUT_EFFECT = [
     ("kube-annotation-prefix", "example.org/x"),
@@ -137,6 +142,7 @@ FAULTY = [
     ("v", "info", "'info' is not a whole number of at least 0"),
     ("iptables-resync", "0", "'0' is not a whole number of at least 1"),
     ("on-lease-loss", "restart", "'restart' is not one of reacquire, exit"),
+    ("offload", "tso,warp", "'warp' is not auto, off or one of tso, uso, "),
     ("source-check", "", "'' is not one of strict, loose, off"),
     ("release-on-exit", "yes", "'yes' is neither true nor false"),
     ("ip-masq", "tRUE", "'tRUE' is neither true nor false"),
