@@ -45,7 +45,12 @@ cdef struct WriteQueue:
 
 cdef void write_queue_clear(WriteQueue *queue) noexcept nogil
 
-# Queue a packet that is ready for the TUN. The caller sees to it that no more than WRITES_MAX are queued.
+
+cdef inline bint write_queue_is_full(const WriteQueue *queue) noexcept nogil:
+    """Whether WRITES_MAX packets are queued, as writes or as pieces of them."""
+    return queue.n + queue.n_pieces >= WRITES_MAX
+
+# Queue a packet that is ready for the TUN. The caller sees to it that the queue is not full.
 cdef void write_queue_add(WriteQueue *queue, const Packet *packet) noexcept nogil
 
 # Make a write of several segments one super-packet: its headers, and the virtio-net header that goes with them.

@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from flannel_udp._fastpath.atomics cimport add_word, load_table, load_word, store_table
+from flannel_udp._fastpath.clock cimport now_ns
 from flannel_udp._fastpath.coalesce cimport write_queue_clear
 from flannel_udp._fastpath.datapath cimport (
     PEER_CHUNK,
@@ -134,24 +135,39 @@ cdef class Engine:
         """Return the descriptor that becomes readable when `poll` has work: an epoll descriptor of our own."""
         return self.epoll.fileno()
 
-    def poll(self, uint32_t budget) -> int:
-        """Move packets until none is waiting or about `budget` were moved; return how many were read.
+    def poll(self, uint32_t budget, uint32_t busy_us=0) -> int:
+        """Move packets until none has come for `busy_us` microseconds, or about `budget` were read; return how many.
 
         Belongs to the engine's thread. Runs without the GIL.
         """
         cdef uint32_t moved = 0
-        cdef uint32_t got = 1
+        cdef uint32_t got
+        cdef uint64_t last_ns = now_ns() if busy_us else 0
         with nogil:
-            while got and moved < budget:
-                add_word(&self.epoch, 1)
-                self.dp.table = load_table(&self.current)
-                got = outbound_batch(&self.dp) if self.dp.tun_errno == 0 else 0
-                got += inbound_batch(&self.dp)
-                add_word(&self.epoch, 1)
+            while moved < budget:
+                got = self._batches()
                 moved += got
+                if busy_us == 0:
+                    if got == 0:
+                        break
+                elif got:
+                    last_ns = now_ns()
+                elif now_ns() - last_ns >= <uint64_t> busy_us * 1000 or self.dp.tun_errno:
+                    break
         if self.dp.tun_errno and not self.epoll.closed:
             self._forget_tun()
         return moved
+
+    cdef uint32_t _batches(self) noexcept nogil:
+        """Move one batch in each direction with the table in force."""
+        cdef uint32_t got = 0
+        add_word(&self.epoch, 1)
+        self.dp.table = load_table(&self.current)
+        if self.dp.tun_errno == 0:
+            got = outbound_batch(&self.dp)
+        got += inbound_batch(&self.dp)
+        add_word(&self.epoch, 1)
+        return got
 
     def _forget_tun(self) -> None:
         """Stop watching a TUN that is beyond use, or its EPOLLERR would wake us for ever."""

@@ -10,7 +10,7 @@
 """
 
 from flannel_udp._fastpath.answer cimport answer_sender
-from flannel_udp._fastpath.coalesce cimport WRITES_MAX, write_queue_add
+from flannel_udp._fastpath.coalesce cimport write_queue_add, write_queue_is_full
 from flannel_udp._fastpath.datapath cimport SOURCE_OFF, SOURCE_STRICT, Bundle
 from flannel_udp._fastpath.drops cimport (
     CONGESTION_LOST,
@@ -79,7 +79,7 @@ cdef inline uint32_t unbundle(Datapath *dp, const Bundle *bundle) noexcept nogil
         n += 1
         reason = accept(dp, &packet)
         if reason == KEEP:
-            if dp.write_queue.n == WRITES_MAX:
+            if write_queue_is_full(&dp.write_queue):
                 tun_write(dp)
             write_queue_add(&dp.write_queue, &packet)
             continue

@@ -45,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 OUTER_HEADER_BYTES = 28  # IPv4 20 + UDP 8
 MTU_MIN_BYTES = 68  # RFC 791 section 3.1: every link must carry this much
-TX_QUEUE_PACKETS = 1000
 RELEASE_TIMEOUT_S = 1.0
 
 
@@ -164,7 +163,7 @@ class Agent:
         def on_fault(number: int) -> None:  # in the data thread, at most once
             loop.call_soon_threadsafe(lost_tunnel.set_result, number)
 
-        dataplane = Dataplane(external.address, config.backend.port, self._options.source_check, self._options.offload, on_fault)
+        dataplane = Dataplane(external.address, config.backend.port, self._options.dataplane, on_fault)
         stack.push_async_callback(_close, dataplane)
         dataplane.start()
         self._view.dataplane = dataplane
@@ -213,7 +212,7 @@ class Agent:
             lease.subnet.v4.network_address,
             network,
             tunnel_mtu(external),
-            TX_QUEUE_PACKETS,
+            self._options.dataplane.tx_queue_packets,
         )
         self._view.tunnel_mtu = tunnel_mtu(external)
 

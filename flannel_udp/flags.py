@@ -99,6 +99,11 @@ def parse_offload(text: str) -> Offload:
     return replace(NO_OFFLOAD, **{name.replace("-", "_"): True for name in names})
 
 
+def parse_workers(text: str) -> int:
+    """Return a number of workers, 0 for ``auto``."""
+    return 0 if text == "auto" else whole(1, 256)(text)
+
+
 def choice(*words: str) -> Callable[[str], str]:
     """Return a parser that takes one of `words`."""
 
@@ -291,14 +296,31 @@ DATAPLANE_FLAGS = (
         "how strictly the sender of a packet is checked (ours)",
         "strict|loose|off",
         choice("strict", "loose", "off"),
-        "source_check",
+        "dataplane.source_check",
     ),
     Flag(
         "offload",
-        "what to use where the kernel grants it: auto (all), off, or some of " + ", ".join(Offload().names()) + " (ours)",
+        "what to use where the kernel grants it: auto (all), off, or some of "
+        + ", ".join(Offload().names())
+        + " (ours)",
         "auto|off|LIST",
         parse_offload,
-        "offload",
+        "dataplane.offload",
+    ),
+    Flag("workers", "data threads; auto means one a core (ours)", "N|auto", parse_workers, "dataplane.workers"),
+    Flag(
+        "busy-poll-us",
+        "how long a data thread polls on before it sleeps, in microseconds (ours)",
+        "N",
+        whole(0, 1_000_000),
+        "dataplane.busy_poll_us",
+    ),
+    Flag(
+        "tx-queue-len",
+        "packets that wait at flannel0 at most (ours)",
+        "N",
+        whole(1, 1_000_000),
+        "dataplane.tx_queue_packets",
     ),
 )
 

@@ -68,6 +68,22 @@ NO_OFFLOAD = Offload(**dict.fromkeys((field.name for field in fields(Offload)), 
 
 
 @dataclass(frozen=True, slots=True)
+class DataplaneOptions:
+    """How packets are moved."""
+
+    source_check: str = "strict"
+    """``strict``, ``loose`` or ``off``: see docs/architecture.md, trust."""
+    offload: Offload = Offload()
+    """What to use where the kernel grants it."""
+    workers: int = 1
+    """Data threads, each with a TUN queue, a socket and an engine; 0: as many as the process may use cores."""
+    busy_poll_us: int = 0
+    """Microseconds for which a data thread goes on polling before it sleeps."""
+    tx_queue_packets: int = 1000
+    """flannel0's transmit queue."""
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """Everything one run of the agent was told."""
 
@@ -81,10 +97,7 @@ class Options:
     release_on_exit: bool = False
     on_lease_loss: str = "reacquire"
     """``reacquire`` or ``exit`` (flanneld's way)."""
-    source_check: str = "strict"
-    """``strict``, ``loose`` or ``off``: see docs/architecture.md, trust."""
-    offload: Offload = Offload()
-    """What to use where the kernel grants it."""
+    dataplane: DataplaneOptions = DataplaneOptions()
     healthz_ip: str = "0.0.0.0"  # noqa: S104 - flanneld's default; nothing listens before a port is given
     healthz_port: int = 0
     """0 turns the health server off."""

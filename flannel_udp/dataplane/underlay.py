@@ -13,11 +13,16 @@ SO_SNDBUFFORCE = 32  # asm-generic/socket.h; beyond net.core.wmem_max, needs CAP
 SO_RCVBUFFORCE = 33
 
 
-def open_underlay(address: IPv4Address, port: int) -> socket.socket:
-    """Open the tunnel's UDP socket, bound to the external interface's address. Raises FlannelError."""
+def open_underlay(address: IPv4Address, port: int, shared: bool) -> socket.socket:
+    """Open a UDP socket of the tunnel, bound to the external interface's address. Raises FlannelError.
+
+    With `shared`, several workers' sockets have the port; the kernel gives each one the datagrams of whole peers.
+    """
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     _grow(udp, SO_RCVBUFFORCE, socket.SO_RCVBUF)
     _grow(udp, SO_SNDBUFFORCE, socket.SO_SNDBUF)
+    if shared:
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         udp.bind((str(address), port))
     except OSError as failed:

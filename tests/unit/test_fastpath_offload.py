@@ -230,6 +230,15 @@ def test_a_super_packet_never_has_more_than_64_segments_nor_65535_bytes() -> Non
             assert len(writes) <= 5
 
 
+def test_more_packets_than_a_batch_holds_are_all_written() -> None:
+    segments = stream(2_500, 600)
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        for start in range(0, len(segments), 50):
+            send_bundled(rig, "127.0.0.2", segments[start : start + 50])
+        rig.poll()
+        assert expanded(rig.to_tun_raw()) == lowered(segments)
+
+
 def breakers() -> dict[str, bytes]:
     """One odd packet of the stream's flow each: none of them may be joined or overtaken."""
     base = {"sport": 5, "dport": 6, "options": [("Timestamp", (7, 8))]}
@@ -345,12 +354,18 @@ def traffic(draw: st.DrawFn) -> list[bytes]:
         protocol, port = rng.choice([6, 6, 17]), rng.randrange(3)
         size = rng.choice([100, 100, 100, 100, 50, 101])
         ip = IP(
-            src=f"10.1.2.{port}", dst="10.1.1.5", id=flows.get((17, port), 0) & 0xFFFF, flags=rng.choice(["DF", 0]),
-            ttl=rng.choice([9] * 20 + [8]), tos=rng.choice([0] * 20 + [2]),
+            src=f"10.1.2.{port}",
+            dst="10.1.1.5",
+            id=flows.get((17, port), 0) & 0xFFFF,
+            flags=rng.choice(["DF", 0]),
+            ttl=rng.choice([9] * 20 + [8]),
+            tos=rng.choice([0] * 20 + [2]),
         )
         if protocol == 6:
             seq = flows.get((6, port), 2**32 - 300)
-            packet = ip / TCP(sport=port, seq=seq % 2**32, flags=rng.choice(["A"] * 20 + ["PA", "FA", "S"])) / bytes(size)
+            packet = (
+                ip / TCP(sport=port, seq=seq % 2**32, flags=rng.choice(["A"] * 20 + ["PA", "FA", "S"])) / bytes(size)
+            )
             flows[6, port] = seq + (size if rng.random() > 0.05 else 0)
         else:
             flows[17, port] = flows.get((17, port), 0) + 1
