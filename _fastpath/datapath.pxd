@@ -14,14 +14,16 @@ cdef enum SourceCheck:
     SOURCE_LOOSE                # only registered peers may send
     SOURCE_STRICT               # and an inner source inside some lease must be inside the sender's
 
-cdef struct PeerCounters:
+cdef struct PeerState:
     uint64_t packets_out
     uint64_t bytes_out          # inner bytes
     uint64_t packets_in
     uint64_t bytes_in
+    uint64_t inner_mtu_until_ns
+    uint32_t inner_mtu          # bytes an inner packet may have on the way there; 0: no limit has been met
 
 cdef enum:
-    PEER_CHUNK_BITS = 10        # counters are allocated 1,024 peers at a time and never move
+    PEER_CHUNK_BITS = 10        # states are allocated 1,024 peers at a time and never move
     PEER_CHUNK = 1 << PEER_CHUNK_BITS
     PEER_CHUNKS_MAX = 1024      # so a million peers
 
@@ -69,10 +71,10 @@ cdef struct Datapath:
     IcmpCounters icmp_counters
     IcmpLimiter icmp_limiter
     SystemCalls calls
-    PeerCounters *peer_chunks[PEER_CHUNKS_MAX]
+    PeerState *peer_chunks[PEER_CHUNKS_MAX]
     int tun_errno               # set once the TUN is beyond use (deleted): reading stops
     uint32_t read_errors        # in a row; any success sets it back
 
 
-cdef inline PeerCounters *counters_of(Datapath *dp, uint32_t peer) noexcept nogil:
+cdef inline PeerState *state_of(Datapath *dp, uint32_t peer) noexcept nogil:
     return &dp.peer_chunks[peer >> PEER_CHUNK_BITS][peer & (PEER_CHUNK - 1)]

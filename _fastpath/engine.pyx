@@ -27,8 +27,8 @@ from flannel_udp._fastpath.datapath cimport (
     SOURCE_STRICT,
     TUN_BUFFER_BYTES,
     Datapath,
-    PeerCounters,
-    counters_of,
+    PeerState,
+    state_of,
 )
 from flannel_udp._fastpath.drops cimport DROP_REASONS, DirectionCounters
 from flannel_udp._fastpath.ecn cimport DSCP_INHERIT
@@ -223,10 +223,10 @@ cdef class Engine:
 
     def peer_counters(self, uint32_t peer) -> tuple:
         """Return (packets out, bytes out, packets in, bytes in) of a peer index since the engine was made."""
-        cdef PeerCounters *counted
+        cdef PeerState *counted
         if peer >> PEER_CHUNK_BITS >= PEER_CHUNKS_MAX or self.dp.peer_chunks[peer >> PEER_CHUNK_BITS] == NULL:
             return (0, 0, 0, 0)
-        counted = counters_of(&self.dp, peer)
+        counted = state_of(&self.dp, peer)
         return (counted.packets_out, counted.bytes_out, counted.packets_in, counted.bytes_in)
 
     def close(self) -> None:
@@ -240,7 +240,7 @@ cdef class Engine:
             raise ValueError(f"more than {PEER_CHUNK * PEER_CHUNKS_MAX - FIRST_PEER} peers")
         for chunk in range((n_hops + PEER_CHUNK - 1) >> PEER_CHUNK_BITS):
             if self.dp.peer_chunks[chunk] == NULL:
-                self.dp.peer_chunks[chunk] = <PeerCounters *> calloc(PEER_CHUNK, sizeof(PeerCounters))
+                self.dp.peer_chunks[chunk] = <PeerState *> calloc(PEER_CHUNK, sizeof(PeerState))
                 if self.dp.peer_chunks[chunk] == NULL:
                     raise MemoryError
         return 0

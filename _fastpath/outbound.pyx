@@ -4,7 +4,7 @@
 2. check the inner IPv4 header
 3. look up the next hop
 4. decrement the TTL
-5. split a super-packet; complete a partial checksum; queue what comes out
+5. see whether it fits the path; split a super-packet; complete a partial checksum; queue what comes out
 6. send the queue when the TUN is empty or enough waits; a dropped packet is counted and, where that is right, its
    sender told
 """
@@ -17,6 +17,7 @@ from flannel_udp._fastpath.drops cimport (
     NO_ROUTE,
     NOT_UNICAST,
     OWN_SUBNET,
+    TOO_BIG,
     TTL_EXPIRED,
     DropReason,
     count_drops,
@@ -24,11 +25,21 @@ from flannel_udp._fastpath.drops cimport (
 from flannel_udp._fastpath.ecn cimport outer_tos
 from flannel_udp._fastpath.ipv4 cimport decrement_ttl, is_unicast, parse
 from flannel_udp._fastpath.packet cimport Packet
+from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu
 from flannel_udp._fastpath.routes cimport NO_ROUTE_HOP, OWN_HOP, lookup
 from flannel_udp._fastpath.sendqueue cimport SEND_FLUSH_BYTES, queue_commit, queue_end, queue_has_room
 from flannel_udp._fastpath.split cimport Split, complete_checksum, plan_split, write_segment
-from flannel_udp._fastpath.sysio cimport tun_read, udp_send
-from flannel_udp._fastpath.wire cimport VNET_GSO_NONE, VNET_NEEDS_CSUM, Ipv4Header, VirtioNetHeader, ntohl
+from flannel_udp._fastpath.sysio cimport tun_read
+from flannel_udp._fastpath.transmit cimport transmit
+from flannel_udp._fastpath.wire cimport (
+    DONT_FRAGMENT,
+    VNET_GSO_NONE,
+    VNET_NEEDS_CSUM,
+    Ipv4Header,
+    VirtioNetHeader,
+    ntohl,
+    ntohs,
+)
 
 cdef enum:
     READS_MAX = 64              # reads a batch: then the other direction has its turn
@@ -53,9 +64,14 @@ cdef inline DropReason route(const Datapath *dp, Packet *packet, Ipv4Header **ip
     return KEEP
 
 
+cdef inline bint may_not_pass(Datapath *dp, const Packet *packet, const Ipv4Header *ip, uint32_t n_bytes) noexcept nogil:
+    """Whether datagrams of `n_bytes` are too big for the path and must not be fragmented (RFC 1191 section 5)."""
+    return exceeds_path_mtu(dp, packet.next_hop, n_bytes) and ntohs(ip.frag) & DONT_FRAGMENT
+
+
 cdef inline void make_room(Datapath *dp, uint32_t n_bytes) noexcept nogil:
     if not queue_has_room(&dp.send_queue, n_bytes):
-        udp_send(dp)
+        transmit(dp)
 
 
 cdef inline DropReason enqueue(
@@ -67,6 +83,8 @@ cdef inline DropReason enqueue(
     cdef uint32_t n_bytes, i
     cdef unsigned char tos = outer_tos(ip, dp.dscp)
     if vnet.gso_type == VNET_GSO_NONE:
+        if may_not_pass(dp, packet, ip, packet.len):
+            return TOO_BIG
         if vnet.flags & VNET_NEEDS_CSUM:
             reason = complete_checksum(vnet, packet)
             if reason != KEEP:
@@ -78,6 +96,8 @@ cdef inline DropReason enqueue(
     reason = plan_split(&split, vnet, packet, ip)
     if reason != KEEP:
         return reason
+    if may_not_pass(dp, packet, ip, split.header_len + split.segment_payload):
+        return TOO_BIG
     for i in range(split.n):
         make_room(dp, split.header_len + split.segment_payload)
         n_bytes = write_segment(&split, packet, i, queue_end(&dp.send_queue))
@@ -99,5 +119,5 @@ cdef uint32_t outbound_batch(Datapath *dp) noexcept nogil:
         if reason != KEEP:
             count_drops(&dp.out_counters, reason, 1)
             answer_sender(dp, &packet, reason)
-    udp_send(dp)
+    transmit(dp)
     return n_read

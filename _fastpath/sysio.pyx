@@ -1,7 +1,7 @@
 """Every system call of the packet path."""
 
 from libc cimport errno
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from flannel_udp._fastpath.coalesce cimport (
@@ -11,98 +11,51 @@ from flannel_udp._fastpath.coalesce cimport (
     finish_super_packet,
     write_queue_clear,
 )
-from flannel_udp._fastpath.datapath cimport RECEIVE_BYTES, RECEIVE_MAX, Bundle, PeerCounters, counters_of
+from flannel_udp._fastpath.datapath cimport RECEIVE_BYTES, RECEIVE_MAX, Bundle, PeerState, state_of
 from flannel_udp._fastpath.drops cimport count_drops, count_forwarded, reason_of_errno
-from flannel_udp._fastpath.encap_udp cimport outer_address
 from flannel_udp._fastpath.routes cimport FIRST_PEER
-from flannel_udp._fastpath.sendqueue cimport RUNS_MAX, Run, SendQueue, queue_clear
-from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, be16
-
-cdef extern from "<sys/types.h>" nogil:
-    ctypedef long ssize_t
-
-cdef extern from "<sys/uio.h>" nogil:
-    cdef struct iovec:
-        void *iov_base
-        size_t iov_len
-    ssize_t readv(int fd, const iovec *pieces, int n)
-    ssize_t writev(int fd, const iovec *pieces, int n)
-
-cdef extern from "<netinet/in.h>" nogil:
-    cdef enum:
-        AF_INET
-        IPPROTO_IP
-        IP_TOS
-    cdef struct in_addr:
-        be32 s_addr
-    cdef struct sockaddr_in:
-        uint16_t sin_family
-        be16 sin_port
-        in_addr sin_addr
-    cdef struct sockaddr:
-        pass
-
-cdef extern from "<sys/socket.h>" nogil:
-    cdef enum:
-        MSG_DONTWAIT
-    cdef struct cmsghdr:
-        size_t cmsg_len
-        int cmsg_level
-        int cmsg_type
-    cdef struct msghdr:
-        void *msg_name
-        uint32_t msg_namelen
-        iovec *msg_iov
-        size_t msg_iovlen
-        void *msg_control
-        size_t msg_controllen
-    cdef struct mmsghdr:
-        msghdr msg_hdr
-        unsigned int msg_len
-    struct timespec:
-        pass
-    cmsghdr *CMSG_FIRSTHDR(msghdr *message)
-    cmsghdr *CMSG_NXTHDR(msghdr *message, cmsghdr *control)
-    unsigned char *CMSG_DATA(cmsghdr *control)
-    size_t CMSG_SPACE(size_t n_bytes)
-    size_t CMSG_LEN(size_t n_bytes)
-    int recvmmsg(int fd, mmsghdr *messages, unsigned int n, int flags, timespec *timeout)
-    int sendmmsg(int fd, mmsghdr *messages, unsigned int n, int flags)
-    ssize_t sendto(int fd, const void *buffer, size_t n_bytes, int flags, const sockaddr *to, uint32_t to_bytes)
-
-cdef extern from "<poll.h>" nogil:
-    cdef enum:
-        POLLOUT
-    cdef struct pollfd:
-        int fd
-        short events
-    int poll(pollfd *fds, unsigned long n, int timeout_ms)
+from flannel_udp._fastpath.sockets cimport (
+    AF_INET,
+    CMSG_DATA,
+    CMSG_FIRSTHDR,
+    CMSG_NXTHDR,
+    IP_MTU,
+    IP_MTU_DISCOVER,
+    IP_TOS,
+    IPPROTO_IP,
+    MSG_DONTWAIT,
+    POLLOUT,
+    SOCK_CLOEXEC,
+    SOCK_DGRAM,
+    SOL_UDP,
+    UDP_GRO,
+    Envelope,
+    close,
+    cmsghdr,
+    connect,
+    fill_in,
+    getsockopt,
+    iovec,
+    msghdr,
+    poll,
+    pollfd,
+    readv,
+    recvmmsg,
+    sendmmsg,
+    sendto,
+    setsockopt,
+    sockaddr,
+    sockaddr_in,
+    socket,
+    ssize_t,
+    writev,
+)
+from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, htons
 
 cdef enum:
-    SOL_UDP = 17
-    UDP_SEGMENT = 103           # linux/udp.h: the control message is a u16, the bytes of each datagram
-    UDP_GRO = 104               # the control message is an int, likewise
-    CONTROL_WORDS = 8           # room for two control messages of one word each
     FULL_QUEUE_WAIT_MS = 1
+    DISCARD_PORT = 9            # RFC 863
     READ_ERRORS_MAX = 16        # that many in a row and the TUN counts as broken
-
-
-# One message: one address, one piece of memory, its control messages.
-cdef struct Envelope:
-    sockaddr_in address
-    iovec piece
-    uint64_t control[CONTROL_WORDS]     # words, for the alignment that cmsg(3) asks for
-
-
-cdef inline void fill_in(mmsghdr *message, Envelope *envelope, void *data, size_t n_bytes) noexcept nogil:
-    envelope.piece.iov_base = data
-    envelope.piece.iov_len = n_bytes
-    message.msg_hdr.msg_name = &envelope.address
-    message.msg_hdr.msg_namelen = sizeof(sockaddr_in)
-    message.msg_hdr.msg_iov = &envelope.piece
-    message.msg_hdr.msg_iovlen = 1
-    message.msg_hdr.msg_control = envelope.control
-    message.msg_hdr.msg_controllen = CONTROL_WORDS * sizeof(uint64_t)
 
 
 cdef bint wait_until_writable(int fd) noexcept nogil:
@@ -141,64 +94,7 @@ cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept
     return True
 
 
-cdef inline void add_control(mmsghdr *message, int level, int kind, const void *value, size_t n_bytes) noexcept nogil:
-    """Append a control message; `msg_controllen` says how much is in use."""
-    cdef cmsghdr *control = <cmsghdr *> (<uint8_t *> message.msg_hdr.msg_control + message.msg_hdr.msg_controllen)
-    control.cmsg_level = level
-    control.cmsg_type = kind
-    control.cmsg_len = CMSG_LEN(n_bytes)
-    memcpy(CMSG_DATA(control), value, n_bytes)
-    message.msg_hdr.msg_controllen += CMSG_SPACE(n_bytes)
-
-
-cdef inline void address_message(
-    const Datapath *dp, mmsghdr *message, Envelope *envelope, const Run *run, uint32_t offset, uint32_t n_bytes
-) noexcept nogil:
-    """Make a message of `n_bytes` of a run from `offset` on: one datagram, or several that the kernel cuts."""
-    cdef uint16_t segment = <uint16_t> run.segment_len
-    cdef int tos = run.tos
-    fill_in(message, envelope, run.data + offset, n_bytes)
-    envelope.address.sin_family = AF_INET
-    envelope.address.sin_port = dp.port
-    envelope.address.sin_addr.s_addr = outer_address(dp.table, run.next_hop)
-    message.msg_hdr.msg_controllen = 0
-    if n_bytes > run.segment_len:
-        add_control(message, SOL_UDP, UDP_SEGMENT, &segment, sizeof(segment))
-    if tos:
-        add_control(message, IPPROTO_IP, IP_TOS, &tos, sizeof(tos))
-    if message.msg_hdr.msg_controllen == 0:
-        message.msg_hdr.msg_control = NULL
-
-
-cdef void count_sent(Datapath *dp, const Run *run, uint32_t n, uint32_t n_bytes) noexcept nogil:
-    cdef PeerCounters *peer = counters_of(dp, run.next_hop)
-    count_forwarded(&dp.out_counters, n, n_bytes)
-    peer.packets_out += n
-    peer.bytes_out += n_bytes
-
-
-cdef void udp_send(Datapath *dp) noexcept nogil:
-    cdef mmsghdr messages[RUNS_MAX]
-    cdef Envelope envelopes[RUNS_MAX]
-    cdef SendQueue *queue = &dp.send_queue
-    cdef uint32_t done = 0
-    cdef uint32_t i
-    cdef int put
-    for i in range(queue.n):
-        address_message(dp, &messages[i], &envelopes[i], &queue.runs[i], 0, queue.runs[i].n_bytes)
-    while done < queue.n:
-        put = send_messages(dp, &messages[done], queue.n - done)
-        for i in range(done, done + <uint32_t> max(put, 0)):
-            count_sent(dp, &queue.runs[i], queue.runs[i].n, queue.runs[i].n_bytes)
-        done += <uint32_t> max(put, 0)
-        if put <= 0:
-            give_up_on(dp, &queue.runs[done])
-            done += 1
-    queue_clear(queue)
-
-
 cdef int send_messages(Datapath *dp, mmsghdr *messages, uint32_t n) noexcept nogil:
-    """Send as many messages as go, waiting once for a full socket; 0 or less, and errno, when the first does not."""
     cdef int put = sendmmsg(dp.udp_fd, messages, n, MSG_DONTWAIT)
     dp.calls.udp_sends += 1
     while put < 0 and errno.errno == errno.EINTR:
@@ -209,24 +105,26 @@ cdef int send_messages(Datapath *dp, mmsghdr *messages, uint32_t n) noexcept nog
     return put
 
 
-cdef void give_up_on(Datapath *dp, const Run *run) noexcept nogil:
-    """Count a run that could not be sent; where the device cannot cut it (EIO), send its packets one by one instead."""
-    cdef mmsghdr message
-    cdef Envelope envelope
-    cdef uint32_t offset = 0
-    cdef uint32_t n_bytes
-    if run.n == 1 or errno.errno != errno.EIO:
-        count_drops(&dp.out_counters, reason_of_errno(errno.errno), run.n)
-        return
-    dp.send_queue.packets_max = 1
-    while offset < run.n_bytes:
-        n_bytes = min(run.segment_len, run.n_bytes - offset)
-        address_message(dp, &message, &envelope, run, offset, n_bytes)
-        if send_messages(dp, &message, 1) > 0:
-            count_sent(dp, run, 1, n_bytes)
-        else:
-            count_drops(&dp.out_counters, reason_of_errno(errno.errno), 1)
-        offset += n_bytes
+cdef void set_path_mtu_discovery(Datapath *dp, int mode) noexcept nogil:
+    setsockopt(dp.udp_fd, IPPROTO_IP, IP_MTU_DISCOVER, &mode, sizeof(mode))
+
+
+cdef uint32_t query_path_mtu(be32 addr) noexcept nogil:
+    """Ask by way of a socket that is connected to the peer: only for those the kernel answers (ip(7), IP_MTU)."""
+    cdef sockaddr_in peer
+    cdef int mtu = 0
+    cdef uint32_t size = sizeof(mtu)
+    cdef int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
+    if fd < 0:
+        return 0
+    memset(&peer, 0, sizeof(peer))
+    peer.sin_family = AF_INET
+    peer.sin_port = htons(DISCARD_PORT)     # nothing is sent
+    peer.sin_addr.s_addr = addr
+    if connect(fd, <sockaddr *> &peer, sizeof(peer)) < 0 or getsockopt(fd, IPPROTO_IP, IP_MTU, &mtu, &size) < 0:
+        mtu = 0
+    close(fd)
+    return <uint32_t> mtu if mtu > 0 else 0
 
 
 cdef void udp_receive(Datapath *dp) noexcept nogil:
@@ -299,12 +197,12 @@ cdef void tun_write(Datapath *dp) noexcept nogil:
 
 cdef inline void count_written(Datapath *dp, const Write *write) noexcept nogil:
     cdef uint32_t n_bytes = write.packet.len
-    cdef PeerCounters *peer
+    cdef PeerState *peer
     if write.n > 1:
         n_bytes = write.n * write.header_len + write.payload_len
     count_forwarded(&dp.in_counters, write.n, n_bytes)
     if write.packet.next_hop >= FIRST_PEER:
-        peer = counters_of(dp, write.packet.next_hop)
+        peer = state_of(dp, write.packet.next_hop)
         peer.packets_in += write.n
         peer.bytes_in += n_bytes
 

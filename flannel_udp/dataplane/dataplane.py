@@ -111,7 +111,7 @@ class Dataplane:
             engine.publish(table)
         self._table = table
         self._peers = {peer.subnet: peer for peer in peers}
-        while any([engine.reclaim() for engine in self._engines]):
+        while sum(engine.reclaim() for engine in self._engines):
             await asyncio.sleep(QUIET_POINT_POLL_S)
 
     @property

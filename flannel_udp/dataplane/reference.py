@@ -122,7 +122,7 @@ def with_ttl(packet: bytes, ttl: int) -> bytes:
     return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + packet[header_len:]
 
 
-def icmp_answer(packet: bytes, reason: str, own_address: IPv4Address | None) -> bytes | None:
+def icmp_answer(packet: bytes, reason: str, own_address: IPv4Address | None, mtu: int = 0) -> bytes | None:
     """Return the ICMP error about a well-formed packet, or None where none may be sent (RFC 1812 section 4.3.2.7)."""
     header_len = (packet[0] & 15) * 4
     source, destination = IPv4Address(packet[12:16]), IPv4Address(packet[16:20])
@@ -133,7 +133,8 @@ def icmp_answer(packet: bytes, reason: str, own_address: IPv4Address | None) -> 
         return None
     quoted = packet[: ICMP_ERROR_MAX_BYTES - HEADER_BYTES - 8]
     kind = 11 if reason == "ttl_expired" else 3
-    message = bytes([kind, 0, 0, 0, 0, 0, 0, 0]) + quoted
+    code = 4 if reason == "too_big" else 0
+    message = bytes([kind, code, 0, 0, 0, 0]) + mtu.to_bytes(2, "big") + quoted
     message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
     header = (
         bytes([0x45, (packet[1] & 0x1E) | 0xC0])

@@ -11,6 +11,7 @@ from flannel_udp.errors import FlannelError
 BUFFER_BYTES = 4 << 20  # the default of 208 KiB holds some 100 datagrams: a burst of one TCP window
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h; beyond net.core.wmem_max, needs CAP_NET_ADMIN
 SO_RCVBUFFORCE = 33
+IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  # linux/in.h; the socket module names them on newer Pythons only
 
 
 def open_underlay(address: IPv4Address, port: int, shared: bool) -> socket.socket:
@@ -21,6 +22,8 @@ def open_underlay(address: IPv4Address, port: int, shared: bool) -> socket.socke
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     _grow(udp, SO_RCVBUFFORCE, socket.SO_RCVBUF)
     _grow(udp, SO_SNDBUFFORCE, socket.SO_SNDBUF)
+    # Never let the kernel fragment behind our back: the engine learns the path's MTU from EMSGSIZE.
+    udp.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
     if shared:
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:

@@ -73,6 +73,7 @@ class EngineRig:
         for address in peers:
             peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.peers[address] = peer
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
             peer.bind((address, self.port))
             peer.setblocking(False)
         granted = enable_on_socket(self._udp, offload)
