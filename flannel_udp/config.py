@@ -13,10 +13,16 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Generic, TypeVar
 
-from flannel_udp.config_json import JsonObject, ObjectReader, decode_object
+from flannel_udp.config_json import JsonObject, ObjectReader, decode_object, shown
 from flannel_udp.model import Subnet
 
 DEFAULT_UDP_PORT = 8285
+DSCP_INHERIT = "inherit"
+"""The outer header's DSCP is the inner one's."""
+MTU_MIN_BYTES = 68
+"""RFC 791 section 3.1: every link must carry this much."""
+MTU_MAX_BYTES = 65_507
+"""What one UDP datagram over IPv4 can hold."""
 
 _KEYS = (
     "EnableIPv4",
@@ -80,6 +86,17 @@ class Backend:
     def port(self) -> int:
         """The UDP port on which every peer of the udp backend listens."""
         return int(self.options["Port"])
+
+    @property
+    def dscp(self) -> int | None:
+        """The DSCP of the udp backend's outer headers, 0 to 63; ``None`` for that of the inner packet."""
+        dscp = self.options["DSCP"]
+        return None if dscp == DSCP_INHERIT else int(dscp)
+
+    @property
+    def mtu(self) -> int | None:
+        """The MTU asked for the udp backend's overlay, in bytes; ``None`` for as much as the interface leaves."""
+        return self.options.get("MTU")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +183,11 @@ def _read_range(reader: ObjectReader, family: _Family[Net], enabled: bool) -> Su
     low = _read_address(reader, min_key, family)
     high = _read_address(reader, max_key, family)
     if not enabled:
-        unused = ", ".join(key for key in keys if reader.has(key))
+        unused = ", ".join(key for key in keys if reader.value(key) is not None)
         if unused:
             reader.warnings.append(f"{unused} without effect: {family.switch} is false")
         return None
-    if not reader.has(network_key):
+    if reader.value(network_key) is None:
         reader.fault(network_key, f'{network_key} is missing: expected a network such as "{family.example}"')
     length = _checked_len(reader, family, network, subnet_len)
     if network is None or length is None:
@@ -181,7 +198,7 @@ def _read_range(reader: ObjectReader, family: _Family[Net], enabled: bool) -> Su
     if first is None or last is None:
         return None
     if int(first.network_address) > int(last.network_address):
-        key = min_key if reader.has(min_key) else max_key
+        key = max_key if reader.value(min_key) is None else min_key
         reader.fault(key, f"{min_key} ({first.network_address}) is above {max_key} ({last.network_address})")
     return SubnetRange(network, first, last)
 
@@ -203,7 +220,7 @@ def _read_network(reader: ObjectReader, key: str, family: _Family[Net]) -> Net |
         reader.wrong(key, "a part of the address space, not all of it")
         return None
     if network.network_address != family.address(text.partition("/")[0]):
-        reader.warnings.append(f"{key} is {_shown(text)}: taken as {network}")
+        reader.warnings.append(f"{key} is {shown(text)}: taken as {network}")
     return network
 
 
@@ -266,17 +283,38 @@ def _checked_bound(
 def _read_backend(reader: ObjectReader) -> Backend:
     """Read the backend; an absent, null or empty one is udp. What the agent cannot run is refused by the daemon."""
     document = reader.object("Backend") or JsonObject([])
-    inner = ObjectReader(document, ("Type", "Port"), "Backend.")
+    inner = ObjectReader(document, ("Type", "Port", "DSCP", "MTU"), "Backend.")
     kind = (inner.string("Type") or "udp").lower()
     options: dict[str, Any]
     if kind == "udp":
-        port = inner.integer("Port")
-        if port is not None and not 1 <= port <= 65_535:
-            inner.wrong("Port", "1 to 65535")
-        options = {"Port": DEFAULT_UDP_PORT if port is None else port}
+        options = _read_udp_options(inner)
     else:
         # Another backend's keys are its own business: neither unknown nor checked here.
         inner.warnings.clear()
         options = {key: value for key, value in document.items() if key.casefold() != "type"}
     reader.adopt("Backend", inner)
     return Backend(kind, options)
+
+
+def _read_udp_options(reader: ObjectReader) -> dict[str, Any]:
+    """Read the udp backend's own keys. Whether the MTU fits its interface is for each host to say."""
+    port, mtu = reader.integer("Port"), reader.integer("MTU")
+    if port is not None and not 1 <= port <= 65_535:
+        reader.wrong("Port", "1 to 65535")
+    options = {"Port": DEFAULT_UDP_PORT if port is None else port, "DSCP": _read_dscp(reader)}
+    if mtu is not None:
+        options["MTU"] = mtu
+        if not MTU_MIN_BYTES <= mtu <= MTU_MAX_BYTES:
+            reader.wrong("MTU", f"{MTU_MIN_BYTES} to {MTU_MAX_BYTES}")
+    return options
+
+
+def _read_dscp(reader: ObjectReader) -> int | str:
+    """Read the outer headers' DSCP, six bits (RFC 2474 section 3), or the word for the inner one's."""
+    dscp = reader.value("DSCP")
+    if dscp is None or (isinstance(dscp, str) and dscp.lower() == DSCP_INHERIT):
+        return DSCP_INHERIT
+    if not isinstance(dscp, int) or isinstance(dscp, bool) or not 0 <= dscp <= 63:
+        reader.wrong("DSCP", f'"{DSCP_INHERIT}" or 0 to 63')
+        return DSCP_INHERIT
+    return dscp

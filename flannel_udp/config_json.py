@@ -46,7 +46,7 @@ def decode_object(raw: bytes | str) -> JsonObject:
     except ValueError as error:
         _refuse(f"holds an impossible number: {error}")
     if not isinstance(document, JsonObject):
-        _refuse(f'is {_shown(document)}: expected a JSON object such as {{"Network": "10.1.0.0/16"}}')
+        _refuse(f'is {shown(document)}: expected a JSON object such as {{"Network": "10.1.0.0/16"}}')
     if _nested_deeper(document, MAX_NESTING):
         _refuse(f"is nested too deeply: expected at most {MAX_NESTING} levels")
     return document
@@ -76,7 +76,7 @@ def _nested_deeper(value: Any, levels: int) -> bool:
     return levels == 0 or any(_nested_deeper(child, levels - 1) for child in children)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return `value` as it stood in the document: one line, ASCII only, not too long for a message."""
     return _cut(json.dumps(value))
 
@@ -102,10 +102,10 @@ class ObjectReader:
         for position, (written, value) in enumerate(document.pairs):
             key = spelling.get(written.casefold())
             if key is None:
-                self.warnings.append(f"unknown key {_shown(where + written)} is ignored")
+                self.warnings.append(f"unknown key {shown(where + written)} is ignored")
                 continue
             if key in self._positions:
-                self.warnings.append(f"{where}{key} is given more than once: the last one, {_shown(value)}, counts")
+                self.warnings.append(f"{where}{key} is given more than once: the last one, {shown(value)}, counts")
             self._positions[key] = position
             self._values[key] = value
 
@@ -115,19 +115,20 @@ class ObjectReader:
 
     def wrong(self, key: str, expected: str) -> None:
         """Note that the value of `key` is not as expected."""
-        self.fault(key, f"{self._where}{key} is {_shown(self._values[key])}: expected {expected}")
-
-    def has(self, key: str) -> bool:
-        """Tell whether `key` has a value other than null."""
-        return self._values.get(key) is not None
+        self.fault(key, f"{self._where}{key} is {shown(self._values[key])}: expected {expected}")
 
     def raise_faults(self) -> None:
         """Raise `ConfigError` if there is any fault, in the order of the document, absent keys last."""
         if self._faults:
             raise ConfigError([text for _, text in sorted(self._faults, key=lambda fault: fault[0])])
 
+    def value(self, key: str) -> Any:
+        """Return the value of any JSON type; ``None`` when the key is absent or null."""
+        return self._values.get(key)
+
     def boolean(self, key: str, *, default: bool) -> bool:
-        value = self._values.get(key)
+        """Return true or false."""
+        value = self.value(key)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -136,7 +137,8 @@ class ObjectReader:
         return value
 
     def integer(self, key: str) -> int | None:
-        value = self._values.get(key)
+        """Return a whole number."""
+        value = self.value(key)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         if value is not None:
@@ -144,14 +146,16 @@ class ObjectReader:
         return None
 
     def string(self, key: str) -> str | None:
-        value = self._values.get(key)
+        """Return a string."""
+        value = self.value(key)
         if value is None or isinstance(value, str):
             return value
         self.wrong(key, "a string")
         return None
 
     def object(self, key: str) -> JsonObject | None:
-        value = self._values.get(key)
+        """Return an object."""
+        value = self.value(key)
         if value is None or isinstance(value, JsonObject):
             return value
         self.wrong(key, "an object")

@@ -27,12 +27,12 @@ import uvloop
 from flannel_udp.admin import notify
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.health import health_server
-from flannel_udp.config import NetworkConfig
+from flannel_udp.config import MTU_MAX_BYTES, MTU_MIN_BYTES, NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
-from flannel_udp.dataplane.dataplane import Dataplane
+from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host import interface, netlink, subnet_env
 from flannel_udp.host.privileges import check_privileges
@@ -44,7 +44,6 @@ from flannel_udp.view import AgentView
 logger = logging.getLogger(__name__)
 
 OUTER_HEADER_BYTES = 28  # IPv4 20 + UDP 8
-MTU_MIN_BYTES = 68  # RFC 791 section 3.1: every link must carry this much
 RELEASE_TIMEOUT_S = 1.0
 
 
@@ -124,17 +123,19 @@ class Agent:
         external = interface.choose(options.interface, facts)
         logger.info("using interface %s, address %s, public IP %s", external.name, external.address, external.public_ip)
         self._view.interface = external
+        tunnel_mtu(external)  # no configuration can help an interface that is too narrow: say so at once
         async with AsyncExitStack() as stack:
             stack.callback(notify.notify_stopping)
             await stack.enter_async_context(control_server(options.control_socket, self._view))
             await stack.enter_async_context(
-                health_server(options.healthz_ip, options.healthz_port, lambda: self._view.ready)
+                health_server(options.healthz_ip, options.healthz_port, lambda: self._view.ready, self._view)
             )
             registry = open_registry(options)
             stack.push_async_callback(registry.close)
             self._enter("waiting for configuration")
             parsed = await wait_for_config(registry)
             network = check_runnable(parsed.config)
+            mtu = tunnel_mtu(external, parsed.config.backend.mtu)
             self._view.config = parsed.config
 
             lost_tunnel: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -153,7 +154,7 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(sync.run(), name="synchronise")
                 tasks.create_task(_fail_without_tunnel(lost_tunnel, dataplane.tunnel.name), name="watch the tunnel")
-                await self._hold_lease(keeper, sync, gate, parsed.config, external, dataplane)
+                await self._hold_lease(keeper, sync, gate, parsed.config, mtu, dataplane)
 
     def _open_dataplane(
         self, external: Interface, config: NetworkConfig, lost_tunnel: asyncio.Future[int], stack: AsyncExitStack
@@ -163,12 +164,18 @@ class Agent:
         def on_fault(number: int) -> None:  # in the data thread, at most once
             loop.call_soon_threadsafe(lost_tunnel.set_result, number)
 
-        dataplane = Dataplane(external.address, config.backend.port, self._options.dataplane, on_fault)
+        dscp = DSCP_INHERIT if config.backend.dscp is None else config.backend.dscp
+        dataplane = Dataplane(external.address, config.backend.port, self._options.dataplane, on_fault, dscp)
         stack.push_async_callback(_close, dataplane)
         dataplane.start()
         self._view.dataplane = dataplane
         logger.info("opened %s and UDP %s:%d", dataplane.tunnel.name, external.address, config.backend.port)
-        logger.info("offloads in use: %s", ", ".join(dataplane.offload.names()) or "none")
+        logger.info(
+            "offloads in use: %s; workers: %d; socket buffers: receive %d, send %d bytes",
+            ", ".join(dataplane.offload.names()) or "none",
+            dataplane.workers,
+            *dataplane.socket_buffers,
+        )
         return dataplane
 
     async def _hold_lease(
@@ -177,18 +184,18 @@ class Agent:
         sync: Synchroniser,
         gate: Gate,
         config: NetworkConfig,
-        external: Interface,
+        mtu: int,
         dataplane: Dataplane,
     ) -> None:
         while True:
             self._enter("waiting for a lease")
             lease = await keeper.acquire(config)
-            await self._set_up_host(lease, config, external, dataplane)
+            await self._set_up_host(lease, config, mtu, dataplane)
             gate.open(lease.subnet.v4)
             self._enter("waiting for the peers")
             await sync.set_own(lease)
             await gate.published.wait()
-            self._write_subnet_env(lease, config, external)
+            self._write_subnet_env(lease, config, mtu)
             self._view.ready = True
             self._enter("running")
             notify.notify_ready()
@@ -202,22 +209,20 @@ class Agent:
                 raise FlannelError(loss)
             logger.error("%s", loss)
 
-    async def _set_up_host(
-        self, lease: Lease, config: NetworkConfig, external: Interface, dataplane: Dataplane
-    ) -> None:
+    async def _set_up_host(self, lease: Lease, config: NetworkConfig, mtu: int, dataplane: Dataplane) -> None:
         network = check_runnable(config)
         await asyncio.to_thread(
             netlink.configure_tunnel,
             dataplane.tunnel.name,
             lease.subnet.v4.network_address,
             network,
-            tunnel_mtu(external),
+            mtu,
             self._options.dataplane.tx_queue_packets,
         )
-        self._view.tunnel_mtu = tunnel_mtu(external)
+        self._view.tunnel_mtu = mtu
 
-    def _write_subnet_env(self, lease: Lease, config: NetworkConfig, external: Interface) -> None:
-        env = subnet_env.SubnetEnv(check_runnable(config), lease.subnet, tunnel_mtu(external), ip_masq=False)
+    def _write_subnet_env(self, lease: Lease, config: NetworkConfig, mtu: int) -> None:
+        env = subnet_env.SubnetEnv(check_runnable(config), lease.subnet, mtu, ip_masq=False)
         subnet_env.write(self._options.subnet_file, env)
         logger.info("wrote %s", self._options.subnet_file)
 
@@ -240,13 +245,19 @@ def check_runnable(config: NetworkConfig) -> IPv4Network:
     return config.v4.network
 
 
-def tunnel_mtu(external: Interface) -> int:
-    """Return flannel0's MTU in bytes: what fits into the interface's after the outer headers. Raises FlannelError."""
-    mtu = external.mtu - OUTER_HEADER_BYTES
-    if mtu < MTU_MIN_BYTES:
+def tunnel_mtu(external: Interface, wanted: int | None = None) -> int:
+    """Return flannel0's MTU in bytes: Backend.MTU if `wanted`, else what the interface's leaves of a packet.
+
+    Raises ConfigError if the one does not fit into the other, FlannelError if the interface leaves no room at all.
+    """
+    # A UDP datagram has its bound too, whatever the interface (lo: 65,536) allows.
+    largest = min(external.mtu - OUTER_HEADER_BYTES, MTU_MAX_BYTES)
+    if largest < MTU_MIN_BYTES:
         raise FlannelError(f"the MTU of {external.name}, {external.mtu}, leaves no room for a tunnel: raise it")
-    # A UDP datagram holds at most 65,507 bytes, whatever the interface (lo: 65,536) allows.
-    return min(mtu, 65_507)
+    if wanted is not None and wanted > largest:
+        room = f"the MTU of {external.name}, {external.mtu}, leaves room for {largest}"
+        raise ConfigError([f"Backend.MTU is {wanted}: {room}: lower the one or raise the other"])
+    return largest if wanted is None else wanted
 
 
 def _previous_subnet(options: Options) -> Subnet | None:

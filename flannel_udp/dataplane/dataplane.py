@@ -15,7 +15,7 @@ from flannel_udp._fastpath.routes import OWN, RouteTable
 from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
 from flannel_udp.dataplane.table import TableBuilder
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, open_tunnel
-from flannel_udp.dataplane.underlay import open_icmp, open_underlay
+from flannel_udp.dataplane.underlay import SocketBuffers, granted_buffers, open_icmp, open_underlay
 from flannel_udp.dataplane.worker import Worker
 from flannel_udp.model import Peer
 from flannel_udp.options import DataplaneOptions, Offload
@@ -71,6 +71,7 @@ class Dataplane:
             for queue in self.tunnel.filenos():
                 udp = opened.enter_context(open_underlay(address, port, shared=n_workers > 1))
                 granted = enable_on_socket(udp, granted)
+                self.socket_buffers: SocketBuffers = granted_buffers(udp)  # the same for every worker
                 engine = Engine(
                     queue,
                     udp.fileno(),
@@ -118,6 +119,11 @@ class Dataplane:
     def offload(self) -> Offload:
         """The offloads in use: granted at start, and not lost since."""
         return replace(self._granted, udp_segment=all(engine.segments for engine in self._engines))
+
+    @property
+    def workers(self) -> int:
+        """How many data threads there are."""
+        return len(self._workers)
 
     def counters(self) -> dict[str, Any]:
         """Return the counters of all engines together, as `Engine.counters` does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from ipaddress import IPv4Address
+from typing import NamedTuple
 
 from flannel_udp.errors import FlannelError
 
@@ -12,6 +13,13 @@ BUFFER_BYTES = 4 << 20  # the default of 208 KiB holds some 100 datagrams: a bur
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h; beyond net.core.wmem_max, needs CAP_NET_ADMIN
 SO_RCVBUFFORCE = 33
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  # linux/in.h; the socket module names them on newer Pythons only
+
+
+class SocketBuffers(NamedTuple):
+    """The buffers of a UDP socket of the tunnel, in bytes."""
+
+    receive_bytes: int
+    send_bytes: int
 
 
 def open_underlay(address: IPv4Address, port: int, shared: bool) -> socket.socket:
@@ -42,6 +50,12 @@ def open_icmp() -> socket.socket:
         )
     except PermissionError as failed:
         raise FlannelError("cannot open a raw socket for ICMP answers: needs CAP_NET_RAW; run as root") from failed
+
+
+def granted_buffers(udp: socket.socket) -> SocketBuffers:
+    """Return the buffers that the kernel granted; it reports double, its own bookkeeping included (socket(7))."""
+    receive, send = (udp.getsockopt(socket.SOL_SOCKET, name) // 2 for name in (socket.SO_RCVBUF, socket.SO_SNDBUF))
+    return SocketBuffers(receive, send)
 
 
 def _grow(udp: socket.socket, force: int, plain: int) -> None:
