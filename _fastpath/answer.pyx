@@ -5,32 +5,28 @@ one of the host's own addresses as its source (a martian, net/ipv4/fib_frontend.
 So a local pod gets it from its bridge, and a remote one by way of flannel0 and its peer.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 
+from flannel_udp._fastpath.clock cimport now_ns
+from flannel_udp._fastpath.datapath cimport state_of
+from flannel_udp._fastpath.drops cimport TOO_BIG
 from flannel_udp._fastpath.icmp cimport ICMP_ERROR_MAX_BYTES, icmp_allowed, icmp_answer
 from flannel_udp._fastpath.sysio cimport icmp_send
 from flannel_udp._fastpath.wire cimport Ipv4Header
 
-cdef extern from "<time.h>" nogil:
-    cdef enum:
-        CLOCK_MONOTONIC
-    cdef struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec *now)
-
 
 cdef void answer_sender(Datapath *dp, const Packet *packet, DropReason reason) noexcept nogil:
     cdef uint8_t[ICMP_ERROR_MAX_BYTES] message
-    cdef timespec now
+    cdef uint32_t mtu = 0
     cdef uint32_t n_bytes
     if dp.icmp_fd < 0 or dp.table.own_addr == 0:
         return
-    n_bytes = icmp_answer(message, packet, reason, dp.table.own_addr)
+    if reason == TOO_BIG:
+        mtu = state_of(dp, packet.next_hop).inner_mtu
+    n_bytes = icmp_answer(message, packet, reason, dp.table.own_addr, mtu)
     if n_bytes == 0:
         return
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    if not icmp_allowed(&dp.icmp_limiter, <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec):
+    if not icmp_allowed(&dp.icmp_limiter, now_ns()):
         dp.icmp_counters.rate_limited += 1
         return
     icmp_send(dp, message, n_bytes, (<Ipv4Header *> message).dst)

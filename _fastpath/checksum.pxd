@@ -4,25 +4,35 @@ one's complement addition does not care (RFC 1071 section 2 (B)), so no byte is 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from flannel_udp._fastpath.wire cimport be16
+from flannel_udp._fastpath.wire cimport be16, be32, htons
+
+cdef extern from "checksum.h" nogil:
+    uint64_t sum_words32(const uint8_t *data, size_t n_words, uint64_t total)
 
 
-cdef inline uint64_t sum_words(const uint8_t *data, size_t n_bytes, uint64_t total) noexcept nogil:
-    """Add the 16-bit words of `data` to `total`, four bytes at a time; a last odd byte is padded with zero.
-
-    The 64-bit total has room for the carries of 2^32 additions.
-    """
+cdef inline uint64_t sum_bytes(const uint8_t *data, size_t n_bytes, uint64_t total) noexcept nogil:
+    """Add the 16-bit words of `data` to `total`, four bytes at a time; a last odd byte is padded with zero."""
     cdef uint32_t word = 0
-    while n_bytes >= 4:
-        memcpy(&word, data, 4)
-        total += word
-        data += 4
-        n_bytes -= 4
-    if n_bytes:
-        word = 0
-        memcpy(&word, data, n_bytes)
+    total = sum_words32(data, n_bytes // 4, total)
+    if n_bytes % 4:
+        memcpy(&word, data + (n_bytes - n_bytes % 4), n_bytes % 4)
         total += word
     return total
+
+
+cdef inline uint64_t sum_header(const uint8_t *header, uint32_t n_words, uint64_t total) noexcept nogil:
+    """Like `sum_bytes` for the few 32-bit words of a header, without a call."""
+    cdef uint32_t word = 0
+    cdef uint32_t i
+    for i in range(n_words):
+        memcpy(&word, header + 4 * i, 4)
+        total += word
+    return total
+
+
+cdef inline uint64_t sum_pseudo_header(be32 src, be32 dst, uint8_t protocol, uint32_t l4_len) noexcept nogil:
+    """The pseudo-header of TCP (RFC 9293 section 3.1) and UDP (RFC 768): addresses, protocol, length."""
+    return <uint64_t> src + dst + htons(protocol) + htons(<uint16_t> l4_len)
 
 
 cdef inline uint16_t fold(uint64_t total) noexcept nogil:
@@ -34,12 +44,11 @@ cdef inline uint16_t fold(uint64_t total) noexcept nogil:
     return <uint16_t> (<uint16_t> total + (total >> 16))
 
 
-cdef inline be16 checksum_of(const uint8_t *data, size_t n_bytes) noexcept nogil:
-    """The checksum field for `data`, whose own checksum field is zero. Over good data it gives 0."""
-    return <be16> (~fold(sum_words(data, n_bytes, 0)) & 0xffff)
+cdef inline be16 finish(uint64_t total) noexcept nogil:
+    """The checksum field for data with this sum, its own checksum field counted as zero. Over good data it gives 0."""
+    return <be16> (~fold(total) & 0xffff)
 
 
 cdef inline be16 patch_checksum(be16 checksum, be16 old_word, be16 new_word) noexcept nogil:
     """The checksum after one 16-bit word of the data changed: RFC 1624 section 3, equation 3."""
-    cdef uint64_t total = <uint64_t> (~checksum & 0xffff) + <uint64_t> (~old_word & 0xffff) + new_word
-    return <be16> (~fold(total) & 0xffff)
+    return finish(<uint64_t> (~checksum & 0xffff) + <uint64_t> (~old_word & 0xffff) + new_word)

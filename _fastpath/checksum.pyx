@@ -1,13 +1,13 @@
 """The checksum functions of `checksum.pxd` for tests; the packet path uses them inline."""
 
-from flannel_udp._fastpath.wire cimport htons, ntohs
+from flannel_udp._fastpath.wire cimport ntohs
 
 
 def checksum(const unsigned char[::1] data not None) -> int:
     """Return the RFC 1071 checksum of `data` in host order."""
     if data.shape[0] == 0:
         return 0xffff
-    return ntohs(checksum_of(&data[0], <size_t> data.shape[0]))
+    return ntohs(finish(sum_bytes(&data[0], <size_t> data.shape[0], 0)))
 
 
 def patch(unsigned short checksum, unsigned short old_word, unsigned short new_word) -> int:

@@ -1,26 +1,29 @@
 """The state that one engine's batches share: descriptors, the table in force, arenas, counters."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+from flannel_udp._fastpath.coalesce cimport WriteQueue
 from flannel_udp._fastpath.drops cimport DirectionCounters
 from flannel_udp._fastpath.icmp cimport IcmpLimiter
-from flannel_udp._fastpath.packet cimport Batch
 from flannel_udp._fastpath.routes cimport Table
-from flannel_udp._fastpath.wire cimport be16
+from flannel_udp._fastpath.sendqueue cimport SendQueue
+from flannel_udp._fastpath.wire cimport be16, be32
 
 cdef enum SourceCheck:
     SOURCE_OFF                  # anybody may send anything, as with flanneld
     SOURCE_LOOSE                # only registered peers may send
     SOURCE_STRICT               # and an inner source inside some lease must be inside the sender's
 
-cdef struct PeerCounters:
+cdef struct PeerState:
     uint64_t packets_out
     uint64_t bytes_out          # inner bytes
     uint64_t packets_in
     uint64_t bytes_in
+    uint64_t inner_mtu_until_ns
+    uint32_t inner_mtu          # bytes an inner packet may have on the way there; 0: no limit has been met
 
 cdef enum:
-    PEER_CHUNK_BITS = 10        # counters are allocated 1,024 peers at a time and never move
+    PEER_CHUNK_BITS = 10        # states are allocated 1,024 peers at a time and never move
     PEER_CHUNK = 1 << PEER_CHUNK_BITS
     PEER_CHUNKS_MAX = 1024      # so a million peers
 
@@ -29,24 +32,49 @@ cdef struct IcmpCounters:
     uint64_t rate_limited
     uint64_t failed             # the raw socket refused it
 
+cdef enum:
+    RECEIVE_MAX = 64            # datagrams, or bundles of them, a receive
+    RECEIVE_BYTES = 64 * 1024   # room for each: more than a UDP datagram can be
+    TUN_BUFFER_BYTES = 66 * 1024  # a virtio-net header and the largest IPv4 packet
+
+# What one receive brought from one sender: a datagram, or several of one size that the kernel joined (UDP_GRO).
+cdef struct Bundle:
+    uint8_t *data
+    uint32_t len                # bytes in all
+    uint32_t segment_len        # bytes of each datagram but the last
+    be32 outer_addr
+    uint8_t outer_tos
+
+cdef struct SystemCalls:
+    uint64_t tun_reads
+    uint64_t tun_writes
+    uint64_t udp_sends
+    uint64_t udp_receives
+
 cdef struct Datapath:
     int tun_fd
     int udp_fd
     int icmp_fd                 # raw, IP_HDRINCL
     uint32_t vnet_bytes         # size of the virtio-net header in front of each packet on the TUN; 0: none
     be16 port                   # of every peer
+    int32_t dscp                # of the outer header; DSCP_INHERIT: the inner one's
     SourceCheck source_check
     const Table *table          # borrowed: valid until the next quiet point
-    Batch outbound
-    Batch inbound
+    uint8_t *tun_buffer         # TUN_BUFFER_BYTES
+    uint8_t *receive_arena      # RECEIVE_MAX * RECEIVE_BYTES
+    SendQueue send_queue
+    Bundle bundles[RECEIVE_MAX]
+    uint32_t n_bundles
+    WriteQueue write_queue
     DirectionCounters out_counters
     DirectionCounters in_counters
     IcmpCounters icmp_counters
     IcmpLimiter icmp_limiter
-    PeerCounters *peer_chunks[PEER_CHUNKS_MAX]
+    SystemCalls calls
+    PeerState *peer_chunks[PEER_CHUNKS_MAX]
     int tun_errno               # set once the TUN is beyond use (deleted): reading stops
     uint32_t read_errors        # in a row; any success sets it back
 
 
-cdef inline PeerCounters *counters_of(Datapath *dp, uint32_t peer) noexcept nogil:
+cdef inline PeerState *state_of(Datapath *dp, uint32_t peer) noexcept nogil:
     return &dp.peer_chunks[peer >> PEER_CHUNK_BITS][peer & (PEER_CHUNK - 1)]

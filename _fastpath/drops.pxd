@@ -10,7 +10,8 @@ cpdef enum DropReason:
     BAD_HEADER_LEN
     BAD_TOTAL_LEN
     BAD_HEADER_CHECKSUM
-    UNSPLIT
+    BAD_OFFLOAD
+    CONGESTION_LOST
     # it must not or cannot go where it wants
     NOT_UNICAST
     NO_ROUTE
@@ -35,12 +36,12 @@ cdef struct DirectionCounters:
     uint64_t bytes          # inner bytes of the forwarded packets
     uint64_t drops[<int> DROP_REASONS]
 
-cdef inline void count_forwarded(DirectionCounters *counters, uint32_t inner_len) noexcept nogil:
-    counters.packets += 1
-    counters.bytes += inner_len
+cdef inline void count_forwarded(DirectionCounters *counters, uint32_t n, uint32_t n_bytes) noexcept nogil:
+    counters.packets += n
+    counters.bytes += n_bytes
 
-cdef inline void count_drop(DirectionCounters *counters, DropReason reason) noexcept nogil:
-    counters.drops[<int> reason] += 1
+cdef inline void count_drops(DirectionCounters *counters, DropReason reason, uint32_t n) noexcept nogil:
+    counters.drops[<int> reason] += n
 
 # Which reason stands for an errno that a send or a write gave.
 cdef DropReason reason_of_errno(int error) noexcept nogil

@@ -1,7 +1,14 @@
 """flannel's udp encapsulation: the inner packet is the whole datagram, so all there is to choose is the address."""
 
-from flannel_udp._fastpath.packet cimport Batch
-from flannel_udp._fastpath.routes cimport Table
+from libc.stdint cimport uint32_t
 
-# Address each packet of the batch to its next hop's underlay address.
-cdef void encapsulate_udp(const Table *table, Batch *batch) noexcept nogil
+from flannel_udp._fastpath.routes cimport Table
+from flannel_udp._fastpath.wire cimport be32
+
+cdef enum:
+    OUTER_BYTES = 28            # IPv4 and UDP
+
+
+cdef inline be32 outer_address(const Table *table, uint32_t next_hop) noexcept nogil:
+    """Return the underlay address that datagrams for this next hop go to."""
+    return table.peer_addr[next_hop]

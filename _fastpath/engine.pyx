@@ -8,31 +8,39 @@ reading a table, and a batch that starts after the swap loads the new pointer.
 import errno
 import select
 
-from libc.errno cimport EBADFD
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from flannel_udp._fastpath.atomics cimport add_word, load_table, load_word, store_table
+from flannel_udp._fastpath.clock cimport now_ns
+from flannel_udp._fastpath.coalesce cimport write_queue_clear
 from flannel_udp._fastpath.datapath cimport (
     PEER_CHUNK,
     PEER_CHUNK_BITS,
     PEER_CHUNKS_MAX,
+    RECEIVE_BYTES,
+    RECEIVE_MAX,
     SOURCE_LOOSE,
     SOURCE_OFF,
     SOURCE_STRICT,
+    TUN_BUFFER_BYTES,
     Datapath,
-    PeerCounters,
-    counters_of,
+    PeerState,
+    state_of,
 )
 from flannel_udp._fastpath.drops cimport DROP_REASONS, DirectionCounters
+from flannel_udp._fastpath.ecn cimport DSCP_INHERIT
 from flannel_udp._fastpath.inbound cimport inbound_batch
 from flannel_udp._fastpath.outbound cimport outbound_batch
-from flannel_udp._fastpath.packet cimport BATCH_MAX, HEADROOM, SLOT_BYTES, Batch
 from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteTable, Table
+from flannel_udp._fastpath.sendqueue cimport RUN_PACKETS_MAX, SEND_ARENA_BYTES
 from flannel_udp._fastpath.wire cimport check_sizes, htons
 
 from flannel_udp._fastpath.drops import DropReason
+
+cdef enum:
+    ARENA_BYTES = TUN_BUFFER_BYTES + SEND_ARENA_BYTES + RECEIVE_MAX * RECEIVE_BYTES
 
 SOURCE_CHECKS = {"off": SOURCE_OFF, "loose": SOURCE_LOOSE, "strict": SOURCE_STRICT}
 
@@ -55,7 +63,9 @@ cdef class Engine:
 
     `tun_fd` and `udp_fd` are non-blocking and stay the caller's; `icmp_fd` is a raw socket with IP_HDRINCL for answers
     to dropped packets, or -1 for none. `port` is every peer's UDP port, `vnet_bytes` the size of the virtio-net header
-    on the TUN (0 or 10), `source_check` one of `SOURCE_CHECKS`. Raises MemoryError, OSError, ValueError.
+    on the TUN (0 or 10), `source_check` one of `SOURCE_CHECKS`, `dscp` the outer header's (-1: the inner one's).
+    `segment`: the socket takes UDP_SEGMENT; `join_tcp`, `join_udp`: the TUN takes super-packets of that kind.
+    Raises MemoryError, OSError, ValueError.
     """
 
     cdef Datapath dp
@@ -67,9 +77,18 @@ cdef class Engine:
     cdef list retired               # (table, epoch at its retirement)
 
     def __cinit__(
-        self, int tun_fd, int udp_fd, int icmp_fd, int port, str source_check="strict", uint32_t vnet_bytes=10
+        self,
+        int tun_fd,
+        int udp_fd,
+        int icmp_fd,
+        int port,
+        str source_check="strict",
+        uint32_t vnet_bytes=10,
+        int dscp=DSCP_INHERIT,
+        bint segment=False,
+        bint join_tcp=False,
+        bint join_udp=False,
     ):
-        cdef uint32_t i
         check_sizes()
         if vnet_bytes not in (0, 10):
             raise ValueError("vnet_bytes is 0 or 10")
@@ -77,13 +96,22 @@ cdef class Engine:
             raise ValueError(f"source_check is one of {', '.join(SOURCE_CHECKS)}")
         if not 0 < port < 65536:
             raise ValueError("port is 1 to 65535")
+        if not -1 <= dscp < 64:
+            raise ValueError("dscp is 0 to 63, or -1 for the inner packet's")
+        if (join_tcp or join_udp) and not vnet_bytes:
+            raise ValueError("a TUN without virtio-net headers takes no super-packets")
         memset(&self.dp, 0, sizeof(self.dp))
-        self.arena = <uint8_t *> calloc(2 * BATCH_MAX, SLOT_BYTES)
+        self.arena = <uint8_t *> calloc(1, ARENA_BYTES)
         if self.arena == NULL:
             raise MemoryError
-        for i in range(<uint32_t> BATCH_MAX):
-            self.dp.outbound.packets[i].slot = self.arena + i * SLOT_BYTES
-            self.dp.inbound.packets[i].slot = self.arena + (BATCH_MAX + i) * SLOT_BYTES
+        self.dp.tun_buffer = self.arena
+        self.dp.send_queue.arena = self.dp.tun_buffer + TUN_BUFFER_BYTES
+        self.dp.receive_arena = self.dp.send_queue.arena + SEND_ARENA_BYTES
+        self.dp.send_queue.packets_max = RUN_PACKETS_MAX if segment else 1
+        self.dp.write_queue.join_tcp = join_tcp
+        self.dp.write_queue.join_udp = join_udp
+        write_queue_clear(&self.dp.write_queue)
+        self.dp.dscp = dscp
         self.dp.tun_fd = tun_fd
         self.dp.udp_fd = udp_fd
         self.dp.icmp_fd = icmp_fd
@@ -106,24 +134,39 @@ cdef class Engine:
         """Return the descriptor that becomes readable when `poll` has work: an epoll descriptor of our own."""
         return self.epoll.fileno()
 
-    def poll(self, uint32_t budget) -> int:
-        """Move packets until none is waiting or about `budget` were moved; return how many were read.
+    def poll(self, uint32_t budget, uint32_t busy_us=0) -> int:
+        """Move packets until none has come for `busy_us` microseconds, or about `budget` were read; return how many.
 
         Belongs to the engine's thread. Runs without the GIL.
         """
         cdef uint32_t moved = 0
-        cdef uint32_t got = 1
+        cdef uint32_t got
+        cdef uint64_t last_ns = now_ns() if busy_us else 0
         with nogil:
-            while got and moved < budget:
-                add_word(&self.epoch, 1)
-                self.dp.table = load_table(&self.current)
-                got = outbound_batch(&self.dp) if self.dp.tun_errno == 0 else 0
-                got += inbound_batch(&self.dp)
-                add_word(&self.epoch, 1)
+            while moved < budget:
+                got = self._batches()
                 moved += got
+                if busy_us == 0:
+                    if got == 0:
+                        break
+                elif got:
+                    last_ns = now_ns()
+                elif now_ns() - last_ns >= <uint64_t> busy_us * 1000 or self.dp.tun_errno:
+                    break
         if self.dp.tun_errno and not self.epoll.closed:
             self._forget_tun()
         return moved
+
+    cdef uint32_t _batches(self) noexcept nogil:
+        """Move one batch in each direction with the table in force."""
+        cdef uint32_t got = 0
+        add_word(&self.epoch, 1)
+        self.dp.table = load_table(&self.current)
+        if self.dp.tun_errno == 0:
+            got = outbound_batch(&self.dp)
+        got += inbound_batch(&self.dp)
+        add_word(&self.epoch, 1)
+        return got
 
     def _forget_tun(self) -> None:
         """Stop watching a TUN that is beyond use, or its EPOLLERR would wake us for ever."""
@@ -132,6 +175,11 @@ cdef class Engine:
         except OSError as failed:
             if failed.errno not in (errno.ENOENT, errno.EBADF):
                 raise
+
+    @property
+    def segments(self) -> bool:
+        """Whether runs are sent with UDP_SEGMENT: asked for, and not refused by the kernel since."""
+        return self.dp.send_queue.packets_max > 1
 
     @property
     def tun_errno(self) -> int:
@@ -155,7 +203,7 @@ cdef class Engine:
         return len(self.retired)
 
     def counters(self) -> dict:
-        """Return what was forwarded and dropped, in both directions, and the ICMP answers given."""
+        """Return what was forwarded and dropped in both directions, ICMP answers given and system calls made."""
         return {
             "out": direction_as_dict(&self.dp.out_counters),
             "in": direction_as_dict(&self.dp.in_counters),
@@ -164,14 +212,20 @@ cdef class Engine:
                 "rate_limited": self.dp.icmp_counters.rate_limited,
                 "failed": self.dp.icmp_counters.failed,
             },
+            "system_calls": {
+                "tun_reads": self.dp.calls.tun_reads,
+                "tun_writes": self.dp.calls.tun_writes,
+                "udp_sends": self.dp.calls.udp_sends,
+                "udp_receives": self.dp.calls.udp_receives,
+            },
         }
 
     def peer_counters(self, uint32_t peer) -> tuple:
         """Return (packets out, bytes out, packets in, bytes in) of a peer index since the engine was made."""
-        cdef PeerCounters *counted
+        cdef PeerState *counted
         if peer >> PEER_CHUNK_BITS >= PEER_CHUNKS_MAX or self.dp.peer_chunks[peer >> PEER_CHUNK_BITS] == NULL:
             return (0, 0, 0, 0)
-        counted = counters_of(&self.dp, peer)
+        counted = state_of(&self.dp, peer)
         return (counted.packets_out, counted.bytes_out, counted.packets_in, counted.bytes_in)
 
     def close(self) -> None:
@@ -185,7 +239,7 @@ cdef class Engine:
             raise ValueError(f"more than {PEER_CHUNK * PEER_CHUNKS_MAX - FIRST_PEER} peers")
         for chunk in range((n_hops + PEER_CHUNK - 1) >> PEER_CHUNK_BITS):
             if self.dp.peer_chunks[chunk] == NULL:
-                self.dp.peer_chunks[chunk] = <PeerCounters *> calloc(PEER_CHUNK, sizeof(PeerCounters))
+                self.dp.peer_chunks[chunk] = <PeerState *> calloc(PEER_CHUNK, sizeof(PeerState))
                 if self.dp.peer_chunks[chunk] == NULL:
                     raise MemoryError
         return 0

@@ -21,5 +21,7 @@ cdef enum:
 cdef bint icmp_allowed(IcmpLimiter *limiter, uint64_t now_ns) noexcept nogil
 
 # Write the answer to `packet`, dropped for `reason`, into `answer` (ICMP_ERROR_MAX_BYTES long), sent from `own_addr`.
-# Return its length in bytes, 0 where none may be sent.
-cdef uint32_t icmp_answer(uint8_t *answer, const Packet *packet, DropReason reason, be32 own_addr) noexcept nogil
+# `mtu` (bytes) is what a packet that was TOO_BIG may have. Return the length in bytes, 0 where none may be sent.
+cdef uint32_t icmp_answer(
+    uint8_t *answer, const Packet *packet, DropReason reason, be32 own_addr, uint32_t mtu
+) noexcept nogil

@@ -3,8 +3,8 @@
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memset
 
-from flannel_udp._fastpath.checksum cimport checksum_of
-from flannel_udp._fastpath.drops cimport KEEP, NO_ROUTE, OWN_SUBNET, TTL_EXPIRED
+from flannel_udp._fastpath.checksum cimport finish, sum_bytes, sum_header
+from flannel_udp._fastpath.drops cimport KEEP, NO_ROUTE, OWN_SUBNET, TOO_BIG, TTL_EXPIRED
 from flannel_udp._fastpath.ipv4 cimport header_len, is_unicast, parse
 from flannel_udp._fastpath.packet cimport packet_at
 from flannel_udp._fastpath.wire cimport (
@@ -23,6 +23,7 @@ from flannel_udp._fastpath.wire cimport (
 cdef enum:
     ICMP_HEADER_BYTES = 8
     TYPE_UNREACHABLE = 3
+    CODE_FRAGMENTATION_NEEDED = 4
     TYPE_SOURCE_QUENCH = 4
     TYPE_REDIRECT = 5
     TYPE_TIME_EXCEEDED = 11
@@ -63,7 +64,9 @@ cdef bint may_answer(const Packet *packet, const Ipv4Header *ip) noexcept nogil:
     return True
 
 
-cdef uint32_t icmp_answer(uint8_t *answer, const Packet *packet, DropReason reason, be32 own_addr) noexcept nogil:
+cdef uint32_t icmp_answer(
+    uint8_t *answer, const Packet *packet, DropReason reason, be32 own_addr, uint32_t mtu
+) noexcept nogil:
     cdef Ipv4Header *original
     cdef Ipv4Header *ip = <Ipv4Header *> answer
     cdef IcmpHeader *icmp = <IcmpHeader *> (answer + IPV4_HEADER_BYTES)
@@ -77,10 +80,14 @@ cdef uint32_t icmp_answer(uint8_t *answer, const Packet *packet, DropReason reas
         icmp.type = TYPE_TIME_EXCEEDED      # code 0: in transit
     elif reason == NO_ROUTE or reason == OWN_SUBNET:
         icmp.type = TYPE_UNREACHABLE        # code 0: network, as flanneld answers
+    elif reason == TOO_BIG:
+        icmp.type = TYPE_UNREACHABLE
+        icmp.code = CODE_FRAGMENTATION_NEEDED
+        icmp.next_hop_mtu = htons(<uint16_t> mtu)
     else:
         return 0
     memcpy(answer + IPV4_HEADER_BYTES + ICMP_HEADER_BYTES, packet.data, quoted)
-    icmp.checksum = checksum_of(<uint8_t *> icmp, ICMP_HEADER_BYTES + quoted)
+    icmp.checksum = finish(sum_bytes(<uint8_t *> icmp, ICMP_HEADER_BYTES + quoted, 0))
 
     ip.version_ihl = 0x45
     ip.tos = (original.tos & <uint8_t> TOS_BITS) | <uint8_t> PRECEDENCE_INTERNETWORK_CONTROL
@@ -89,11 +96,11 @@ cdef uint32_t icmp_answer(uint8_t *answer, const Packet *packet, DropReason reas
     ip.protocol = PROTOCOL_ICMP
     ip.src = own_addr
     ip.dst = original.src
-    ip.checksum = checksum_of(<uint8_t *> ip, IPV4_HEADER_BYTES)
+    ip.checksum = finish(sum_header(<uint8_t *> ip, IPV4_HEADER_BYTES // 4, 0))
     return IPV4_HEADER_BYTES + ICMP_HEADER_BYTES + quoted
 
 
-def answer(bytes packet not None, DropReason reason, uint32_t own_address) -> bytes:
+def answer(bytes packet not None, DropReason reason, uint32_t own_address, uint16_t mtu=0) -> bytes:
     """Return the ICMP packet that answers `packet`, dropped for `reason`; empty where none may be sent. For tests.
 
     `own_address` is in host order.
@@ -106,5 +113,5 @@ def answer(bytes packet not None, DropReason reason, uint32_t own_address) -> by
     memset(&view, 0, sizeof(view))
     view.data = <uint8_t *> <const char *> packet
     view.len = <uint32_t> len(packet)
-    n = icmp_answer(buffer, &view, reason, htonl(own_address))
+    n = icmp_answer(buffer, &view, reason, htonl(own_address), mtu)
     return (<char *> buffer)[:n]

@@ -1,26 +1,30 @@
 """Underlay → TUN, in the order in which a packet meets the steps:
 
-1. receive a batch of datagrams; the payload of each is one inner packet
+1. receive what waits: datagrams, each one inner packet, many of them joined by the kernel
 2. check the inner IPv4 header
 3. check who sent it, and whether the inner source is theirs
 4. check that the inner destination is ours
-5. decrement the TTL
-6. write the batch to the TUN; a dropped packet is counted and, where that is right, its sender told
+5. carry over a congestion mark, decrement the TTL
+6. queue it, joined to its predecessor where both are plain segments of one flow
+7. write the queue to the TUN; a dropped packet is counted and, where that is right, its sender told
 """
 
 from flannel_udp._fastpath.answer cimport answer_sender
-from flannel_udp._fastpath.datapath cimport SOURCE_OFF, SOURCE_STRICT
+from flannel_udp._fastpath.coalesce cimport write_queue_add, write_queue_is_full
+from flannel_udp._fastpath.datapath cimport SOURCE_OFF, SOURCE_STRICT, Bundle
 from flannel_udp._fastpath.drops cimport (
+    CONGESTION_LOST,
     KEEP,
     NOT_OUR_SUBNET,
     SPOOFED_SOURCE,
     TTL_EXPIRED,
     UNKNOWN_PEER,
     DropReason,
-    count_drop,
+    count_drops,
 )
+from flannel_udp._fastpath.ecn cimport take_over_ecn
 from flannel_udp._fastpath.ipv4 cimport decrement_ttl, parse
-from flannel_udp._fastpath.packet cimport Batch, Packet, batch_keep
+from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.routes cimport FIRST_PEER, NO_ROUTE_HOP, OWN_HOP, lookup, peer_of
 from flannel_udp._fastpath.sysio cimport tun_write, udp_receive
 from flannel_udp._fastpath.wire cimport Ipv4Header, ntohl
@@ -53,27 +57,43 @@ cdef inline DropReason accept(const Datapath *dp, Packet *packet) noexcept nogil
         return reason
     if lookup(dp.table, ntohl(ip.dst)) != OWN_HOP:
         return NOT_OUR_SUBNET
+    if not take_over_ecn(ip, packet.outer_tos):
+        return CONGESTION_LOST
     if not decrement_ttl(ip):
         return TTL_EXPIRED
     return KEEP
 
 
-cdef uint32_t inbound_batch(Datapath *dp) noexcept nogil:
-    cdef Batch *batch = &dp.inbound
+cdef inline uint32_t unbundle(Datapath *dp, const Bundle *bundle) noexcept nogil:
+    """Take the datagrams of a bundle one by one; return how many there were."""
+    cdef Packet packet
     cdef DropReason reason
-    cdef uint32_t n_received, i
-    cdef uint32_t kept = 0
-    udp_receive(dp, batch)
-    n_received = batch.n
-    for i in range(n_received):
-        reason = accept(dp, &batch.packets[i])
+    cdef uint32_t offset = 0
+    cdef uint32_t n = 0
+    packet.outer_addr = bundle.outer_addr
+    packet.outer_tos = bundle.outer_tos
+    while n == 0 or offset < bundle.len:        # an empty datagram is one, too
+        packet.data = bundle.data + offset
+        packet.len = min(bundle.segment_len, bundle.len - offset)
+        offset += packet.len
+        n += 1
+        reason = accept(dp, &packet)
         if reason == KEEP:
-            batch_keep(batch, kept, i)
-            kept += 1
-        else:
-            count_drop(&dp.in_counters, reason)
-            if reason == TTL_EXPIRED:
-                answer_sender(dp, &batch.packets[i], reason)
-    batch.n = kept
-    tun_write(dp, batch)
+            if write_queue_is_full(&dp.write_queue):
+                tun_write(dp)
+            write_queue_add(&dp.write_queue, &packet)
+            continue
+        count_drops(&dp.in_counters, reason, 1)
+        if reason == TTL_EXPIRED:
+            answer_sender(dp, &packet, reason)
+    return n
+
+
+cdef uint32_t inbound_batch(Datapath *dp) noexcept nogil:
+    cdef uint32_t n_received = 0
+    cdef uint32_t i
+    udp_receive(dp)
+    for i in range(dp.n_bundles):
+        n_received += unbundle(dp, &dp.bundles[i])
+    tun_write(dp)
     return n_received

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from flannel_udp._fastpath.checksum cimport checksum_of, patch_checksum
+from flannel_udp._fastpath.checksum cimport finish, patch_checksum, sum_header
 from flannel_udp._fastpath.drops cimport (
     BAD_HEADER_CHECKSUM,
     BAD_HEADER_LEN,
@@ -24,7 +24,7 @@ cdef inline uint32_t header_len(const Ipv4Header *ip) noexcept nogil:
 
 cdef inline bint header_checksum_is_right(const Ipv4Header *ip) noexcept nogil:
     """Over a good header, checksum included, the checksum is 0 (RFC 1071 section 1 (3))."""
-    return checksum_of(<const uint8_t *> ip, header_len(ip)) == 0
+    return finish(sum_header(<const uint8_t *> ip, header_len(ip) // 4, 0)) == 0
 
 
 cdef inline DropReason parse(const Packet *packet, Ipv4Header **ip) noexcept nogil:
@@ -46,7 +46,7 @@ cdef inline DropReason parse(const Packet *packet, Ipv4Header **ip) noexcept nog
 
 
 cdef inline bint is_unicast(uint32_t address) noexcept nogil:
-    """True unless `address` (host order) is in 0/8, 127/8 or 224/3 (multicast, reserved, broadcast; RFC 1812 section 5.3.7)."""
+    """True unless `address` (host order) is in 0/8, 127/8 or 224/3: nobody's own (RFC 1812 section 5.3.7)."""
     return address >> 24 != 0 and address >> 24 != 127 and address >> 29 != 7
 
 

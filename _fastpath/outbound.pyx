@@ -1,13 +1,15 @@
 """TUN → underlay, in the order in which a packet meets the steps:
 
-1. read a batch from the TUN
-2. take off the virtio-net header
-3. check the inner IPv4 header
-4. look up the next hop
-5. decrement the TTL
-6. address the datagram
-7. send the batch; a dropped packet is counted and, where that is right, its sender told
+1. read a packet, or a super-packet of up to 64 KiB, from the TUN
+2. check the inner IPv4 header
+3. look up the next hop
+4. decrement the TTL
+5. see whether it fits the path; split a super-packet; complete a partial checksum; queue what comes out
+6. send the queue when the TUN is empty or enough waits; a dropped packet is counted and, where that is right, its
+   sender told
 """
+
+from libc.string cimport memcpy
 
 from flannel_udp._fastpath.answer cimport answer_sender
 from flannel_udp._fastpath.drops cimport (
@@ -15,46 +17,41 @@ from flannel_udp._fastpath.drops cimport (
     NO_ROUTE,
     NOT_UNICAST,
     OWN_SUBNET,
-    TOO_SHORT,
+    TOO_BIG,
     TTL_EXPIRED,
-    UNSPLIT,
     DropReason,
-    count_drop,
+    count_drops,
 )
-from flannel_udp._fastpath.encap_udp cimport encapsulate_udp
+from flannel_udp._fastpath.ecn cimport outer_tos
 from flannel_udp._fastpath.ipv4 cimport decrement_ttl, is_unicast, parse
-from flannel_udp._fastpath.packet cimport Batch, Packet, batch_keep, packet_pull
+from flannel_udp._fastpath.packet cimport Packet
+from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu
 from flannel_udp._fastpath.routes cimport NO_ROUTE_HOP, OWN_HOP, lookup
-from flannel_udp._fastpath.sysio cimport tun_read, udp_send
-from flannel_udp._fastpath.wire cimport Ipv4Header, VirtioNetHeader, ntohl
+from flannel_udp._fastpath.sendqueue cimport SEND_FLUSH_BYTES, queue_commit, queue_end, queue_has_room
+from flannel_udp._fastpath.split cimport Split, complete_checksum, plan_split, write_segment
+from flannel_udp._fastpath.sysio cimport tun_read
+from flannel_udp._fastpath.transmit cimport transmit
+from flannel_udp._fastpath.wire cimport (
+    DONT_FRAGMENT,
+    VNET_GSO_NONE,
+    VNET_NEEDS_CSUM,
+    Ipv4Header,
+    VirtioNetHeader,
+    ntohl,
+    ntohs,
+)
 
 cdef enum:
-    VIRTIO_NET_HDR_GSO_NONE = 0
+    READS_MAX = 64              # reads a batch: then the other direction has its turn
 
 
-cdef inline DropReason take_vnet_header(const Datapath *dp, Packet *packet) noexcept nogil:
-    cdef VirtioNetHeader *header
-    if dp.vnet_bytes == 0:
-        return KEEP
-    header = <VirtioNetHeader *> packet_pull(packet, dp.vnet_bytes)
-    if header == NULL:
-        return TOO_SHORT
-    if header.gso_type != VIRTIO_NET_HDR_GSO_NONE:
-        return UNSPLIT
-    return KEEP
-
-
-cdef inline DropReason forward(const Datapath *dp, Packet *packet) noexcept nogil:
-    """Steps 2 to 5: decide on one packet and make it ready to leave."""
-    cdef Ipv4Header *ip = NULL
+cdef inline DropReason route(const Datapath *dp, Packet *packet, Ipv4Header **ip) noexcept nogil:
+    """Steps 2 to 4: decide where one packet goes."""
     cdef uint32_t dst
-    cdef DropReason reason = take_vnet_header(dp, packet)
+    cdef DropReason reason = parse(packet, ip)
     if reason != KEEP:
         return reason
-    reason = parse(packet, &ip)
-    if reason != KEEP:
-        return reason
-    dst = ntohl(ip.dst)
+    dst = ntohl(ip[0].dst)
     if not is_unicast(dst):
         return NOT_UNICAST
     packet.next_hop = lookup(dp.table, dst)
@@ -62,27 +59,67 @@ cdef inline DropReason forward(const Datapath *dp, Packet *packet) noexcept nogi
         return NO_ROUTE
     if packet.next_hop == OWN_HOP:
         return OWN_SUBNET
-    if not decrement_ttl(ip):
+    if not decrement_ttl(ip[0]):
         return TTL_EXPIRED
     return KEEP
 
 
+cdef inline bint may_not_pass(
+    Datapath *dp, const Packet *packet, const Ipv4Header *ip, uint32_t n_bytes
+) noexcept nogil:
+    """Whether datagrams of `n_bytes` are too big for the path and must not be fragmented (RFC 1191 section 5)."""
+    return exceeds_path_mtu(dp, packet.next_hop, n_bytes) and ntohs(ip.frag) & DONT_FRAGMENT
+
+
+cdef inline void make_room(Datapath *dp, uint32_t n_bytes) noexcept nogil:
+    if not queue_has_room(&dp.send_queue, n_bytes):
+        transmit(dp)
+
+
+cdef inline DropReason enqueue(
+    Datapath *dp, const VirtioNetHeader *vnet, Packet *packet, const Ipv4Header *ip
+) noexcept nogil:
+    """Step 5: queue the packet, or the segments of a super-packet."""
+    cdef Split split
+    cdef DropReason reason = KEEP
+    cdef uint32_t n_bytes, i
+    cdef unsigned char tos = outer_tos(ip, dp.dscp)
+    if vnet.gso_type == VNET_GSO_NONE:
+        if may_not_pass(dp, packet, ip, packet.len):
+            return TOO_BIG
+        if vnet.flags & VNET_NEEDS_CSUM:
+            reason = complete_checksum(vnet, packet)
+            if reason != KEEP:
+                return reason
+        make_room(dp, packet.len)
+        memcpy(queue_end(&dp.send_queue), packet.data, packet.len)
+        queue_commit(&dp.send_queue, packet.len, packet.next_hop, tos)
+        return KEEP
+    reason = plan_split(&split, vnet, packet, ip)
+    if reason != KEEP:
+        return reason
+    if may_not_pass(dp, packet, ip, split.header_len + split.segment_payload):
+        return TOO_BIG
+    for i in range(split.n):
+        make_room(dp, split.header_len + split.segment_payload)
+        n_bytes = write_segment(&split, packet, i, queue_end(&dp.send_queue))
+        queue_commit(&dp.send_queue, n_bytes, packet.next_hop, tos)
+    return KEEP
+
+
 cdef uint32_t outbound_batch(Datapath *dp) noexcept nogil:
-    cdef Batch *batch = &dp.outbound
+    cdef VirtioNetHeader vnet
+    cdef Packet packet
+    cdef Ipv4Header *ip = NULL
     cdef DropReason reason
-    cdef uint32_t n_read, i
-    cdef uint32_t kept = 0
-    tun_read(dp, batch)
-    n_read = batch.n
-    for i in range(n_read):
-        reason = forward(dp, &batch.packets[i])
+    cdef uint32_t n_read = 0
+    while n_read < READS_MAX and dp.send_queue.used < SEND_FLUSH_BYTES and tun_read(dp, &vnet, &packet):
+        n_read += 1
+        reason = route(dp, &packet, &ip)
         if reason == KEEP:
-            batch_keep(batch, kept, i)
-            kept += 1
-        else:
-            count_drop(&dp.out_counters, reason)
-            answer_sender(dp, &batch.packets[i], reason)
-    batch.n = kept
-    encapsulate_udp(dp.table, batch)
-    udp_send(dp, batch)
+            reason = enqueue(dp, &vnet, &packet, ip)
+        if reason != KEEP:
+            count_drops(&dp.out_counters, reason, 1)
+            answer_sender(dp, &packet, reason)
+    transmit(dp)
     return n_read

@@ -160,9 +160,10 @@ cdef int build_hash(Table *table) noexcept nogil:
 cdef class RouteTable:
     """An immutable table: overlay prefix to next hop, and underlay address to peer index.
 
-    `networks`, `prefix_lens` and `next_hops` hold one element a route (networks in host order). `peer_addresses[hop]` is
-    a peer's underlay address (host order), 0 for a hop that is no peer; hops 0 (no route) and 1 (our own subnet) never
-    are. `own_address` (host order) is where ICMP answers come from; without it none are sent. Raises ValueError for arguments that are no such table, MemoryError.
+    `networks`, `prefix_lens` and `next_hops` hold one element a route (networks in host order). `peer_addresses[hop]`
+    is a peer's underlay address (host order), 0 for a hop that is no peer; hops 0 (no route) and 1 (our own subnet)
+    never are. `own_address` (host order) is where ICMP answers come from; without it none are sent. Raises ValueError
+    for arguments that are no such table, MemoryError.
     """
 
     def __cinit__(

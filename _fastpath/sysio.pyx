@@ -1,84 +1,61 @@
 """Every system call of the packet path."""
 
 from libc cimport errno
-from libc.stdint cimport uint16_t
-from libc.string cimport memset
+from libc.stdint cimport uint16_t, uint32_t
+from libc.string cimport memcpy, memset
 
-from flannel_udp._fastpath.datapath cimport PeerCounters, counters_of
-from flannel_udp._fastpath.drops cimport DEVICE_DOWN, count_drop, count_forwarded, reason_of_errno
-from flannel_udp._fastpath.packet cimport BATCH_MAX, Packet, packet_push, packet_reset
+from flannel_udp._fastpath.coalesce cimport (
+    NONE_YET,
+    WRITE_SEGMENTS_MAX,
+    Write,
+    finish_super_packet,
+    write_queue_clear,
+)
+from flannel_udp._fastpath.datapath cimport RECEIVE_BYTES, RECEIVE_MAX, Bundle, PeerState, state_of
+from flannel_udp._fastpath.drops cimport count_drops, count_forwarded, reason_of_errno
 from flannel_udp._fastpath.routes cimport FIRST_PEER
-from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, be16
-
-cdef extern from "<sys/types.h>" nogil:
-    ctypedef long ssize_t
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t read(int fd, void *buffer, size_t n_bytes)
-    ssize_t write(int fd, const void *buffer, size_t n_bytes)
-
-cdef extern from "<sys/uio.h>" nogil:
-    cdef struct iovec:
-        void *iov_base
-        size_t iov_len
-
-cdef extern from "<netinet/in.h>" nogil:
-    cdef enum:
-        AF_INET
-    cdef struct in_addr:
-        be32 s_addr
-    cdef struct sockaddr_in:
-        uint16_t sin_family
-        be16 sin_port
-        in_addr sin_addr
-    cdef struct sockaddr:
-        pass
-
-cdef extern from "<sys/socket.h>" nogil:
-    cdef enum:
-        MSG_DONTWAIT
-    cdef struct msghdr:
-        void *msg_name
-        uint32_t msg_namelen
-        iovec *msg_iov
-        size_t msg_iovlen
-    cdef struct mmsghdr:
-        msghdr msg_hdr
-        unsigned int msg_len
-    struct timespec:
-        pass
-    int recvmmsg(int fd, mmsghdr *messages, unsigned int n, int flags, timespec *timeout)
-    int sendmmsg(int fd, mmsghdr *messages, unsigned int n, int flags)
-    ssize_t sendto(int fd, const void *buffer, size_t n_bytes, int flags, const sockaddr *to, uint32_t to_bytes)
-
-cdef extern from "<poll.h>" nogil:
-    cdef enum:
-        POLLOUT
-    cdef struct pollfd:
-        int fd
-        short events
-    int poll(pollfd *fds, unsigned long n, int timeout_ms)
+from flannel_udp._fastpath.sockets cimport (
+    AF_INET,
+    CMSG_DATA,
+    CMSG_FIRSTHDR,
+    CMSG_NXTHDR,
+    IP_MTU,
+    IP_MTU_DISCOVER,
+    IP_TOS,
+    IPPROTO_IP,
+    MSG_DONTWAIT,
+    POLLOUT,
+    SOCK_CLOEXEC,
+    SOCK_DGRAM,
+    SOL_UDP,
+    UDP_GRO,
+    Envelope,
+    close,
+    cmsghdr,
+    connect,
+    fill_in,
+    getsockopt,
+    iovec,
+    msghdr,
+    poll,
+    pollfd,
+    readv,
+    recvmmsg,
+    sendmmsg,
+    sendto,
+    setsockopt,
+    sockaddr,
+    sockaddr_in,
+    socket,
+    ssize_t,
+    writev,
+)
+from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, htons
 
 cdef enum:
     FULL_QUEUE_WAIT_MS = 1
+    DISCARD_PORT = 9            # RFC 863
     READ_ERRORS_MAX = 16        # that many in a row and the TUN counts as broken
-
-
-cdef struct Messages:
-    # One datagram a message, one piece a datagram.
-    mmsghdr headers[BATCH_MAX]
-    iovec pieces[BATCH_MAX]
-    sockaddr_in addresses[BATCH_MAX]
-
-
-cdef inline void set_message(Messages *messages, uint32_t i, void *data, size_t n_bytes) noexcept nogil:
-    memset(&messages.headers[i], 0, sizeof(mmsghdr))
-    messages.pieces[i].iov_base = data
-    messages.pieces[i].iov_len = n_bytes
-    messages.headers[i].msg_hdr.msg_name = &messages.addresses[i]
-    messages.headers[i].msg_hdr.msg_namelen = sizeof(sockaddr_in)
-    messages.headers[i].msg_hdr.msg_iov = &messages.pieces[i]
-    messages.headers[i].msg_hdr.msg_iovlen = 1
 
 
 cdef bint wait_until_writable(int fd) noexcept nogil:
@@ -89,20 +66,20 @@ cdef bint wait_until_writable(int fd) noexcept nogil:
     return poll(&watched, 1, FULL_QUEUE_WAIT_MS) > 0
 
 
-cdef void tun_read(Datapath *dp, Batch *batch) noexcept nogil:
-    cdef Packet *packet
+cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept nogil:
+    cdef iovec pieces[2]
+    cdef uint32_t skipped = 0 if dp.vnet_bytes else 1
     cdef ssize_t got
-    batch.n = 0
-    while batch.n < BATCH_MAX:
-        packet = &batch.packets[batch.n]
-        packet_reset(packet)
-        packet_push(packet, dp.vnet_bytes)
-        got = read(dp.tun_fd, packet.data, dp.vnet_bytes + IPV4_MAX_BYTES)
+    memset(vnet, 0, sizeof(VirtioNetHeader))
+    pieces[0].iov_base = vnet
+    pieces[0].iov_len = dp.vnet_bytes
+    pieces[1].iov_base = dp.tun_buffer
+    pieces[1].iov_len = IPV4_MAX_BYTES
+    while True:
+        got = readv(dp.tun_fd, &pieces[skipped], <int> (2 - skipped))
+        dp.calls.tun_reads += 1
         if got > 0:
-            packet.len = <uint32_t> got
-            batch.n += 1
-            dp.read_errors = 0
-            continue
+            break
         if got < 0 and errno.errno == errno.EINTR:
             continue
         if got < 0 and errno.errno != errno.EAGAIN:
@@ -110,80 +87,124 @@ cdef void tun_read(Datapath *dp, Batch *batch) noexcept nogil:
             dp.read_errors += 1
             if errno.errno == errno.EBADFD or dp.read_errors >= READ_ERRORS_MAX:
                 dp.tun_errno = errno.errno
-        break
+        return False
+    dp.read_errors = 0
+    packet.data = dp.tun_buffer
+    packet.len = <uint32_t> got - dp.vnet_bytes if <uint32_t> got >= dp.vnet_bytes else 0
+    return True
 
 
-cdef void tun_write(Datapath *dp, Batch *batch) noexcept nogil:
-    cdef Packet *packet
-    cdef PeerCounters *peer
-    cdef uint8_t *header
-    cdef ssize_t put
-    cdef uint32_t i, inner_len
-    for i in range(batch.n):
-        packet = &batch.packets[i]
-        inner_len = packet.len
-        header = packet_push(packet, dp.vnet_bytes)
-        memset(header, 0, dp.vnet_bytes)    # one whole packet, checksums already right
-        put = write(dp.tun_fd, packet.data, packet.len)
-        if put < 0 and errno.errno == errno.EAGAIN and wait_until_writable(dp.tun_fd):
-            put = write(dp.tun_fd, packet.data, packet.len)
-        if put < 0:
-            count_drop(&dp.in_counters, reason_of_errno(errno.errno))
-            continue
-        count_forwarded(&dp.in_counters, inner_len)
-        if packet.next_hop >= FIRST_PEER:
-            peer = counters_of(dp, packet.next_hop)
-            peer.packets_in += 1
-            peer.bytes_in += inner_len
+cdef int send_messages(Datapath *dp, mmsghdr *messages, uint32_t n) noexcept nogil:
+    cdef int put = sendmmsg(dp.udp_fd, messages, n, MSG_DONTWAIT)
+    dp.calls.udp_sends += 1
+    while put < 0 and errno.errno == errno.EINTR:
+        put = sendmmsg(dp.udp_fd, messages, n, MSG_DONTWAIT)
+    if put < 0 and errno.errno == errno.EAGAIN and wait_until_writable(dp.udp_fd):
+        put = sendmmsg(dp.udp_fd, messages, n, MSG_DONTWAIT)
+        dp.calls.udp_sends += 1
+    return put
 
 
-cdef void udp_receive(Datapath *dp, Batch *batch) noexcept nogil:
-    cdef Messages messages
+cdef void set_path_mtu_discovery(Datapath *dp, int mode) noexcept nogil:
+    setsockopt(dp.udp_fd, IPPROTO_IP, IP_MTU_DISCOVER, &mode, sizeof(mode))
+
+
+cdef uint32_t query_path_mtu(be32 addr) noexcept nogil:
+    """Ask by way of a socket that is connected to the peer: only for those the kernel answers (ip(7), IP_MTU)."""
+    cdef sockaddr_in peer
+    cdef int mtu = 0
+    cdef uint32_t size = sizeof(mtu)
+    cdef int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
+    if fd < 0:
+        return 0
+    memset(&peer, 0, sizeof(peer))
+    peer.sin_family = AF_INET
+    peer.sin_port = htons(DISCARD_PORT)     # nothing is sent
+    peer.sin_addr.s_addr = addr
+    if connect(fd, <sockaddr *> &peer, sizeof(peer)) < 0 or getsockopt(fd, IPPROTO_IP, IP_MTU, &mtu, &size) < 0:
+        mtu = 0
+    close(fd)
+    return <uint32_t> mtu if mtu > 0 else 0
+
+
+cdef void udp_receive(Datapath *dp) noexcept nogil:
+    cdef mmsghdr messages[RECEIVE_MAX]
+    cdef Envelope envelopes[RECEIVE_MAX]
     cdef uint32_t i
     cdef int got
-    for i in range(<uint32_t> BATCH_MAX):
-        packet_reset(&batch.packets[i])
-        set_message(&messages, i, batch.packets[i].data, IPV4_MAX_BYTES)
-    got = recvmmsg(dp.udp_fd, messages.headers, BATCH_MAX, MSG_DONTWAIT, NULL)
-    batch.n = <uint32_t> got if got > 0 else 0
-    for i in range(batch.n):
-        batch.packets[i].len = messages.headers[i].msg_len
-        batch.packets[i].outer_addr = messages.addresses[i].sin_addr.s_addr
+    for i in range(<uint32_t> RECEIVE_MAX):
+        fill_in(&messages[i], &envelopes[i], dp.receive_arena + i * <uint32_t> RECEIVE_BYTES, RECEIVE_BYTES)
+    got = recvmmsg(dp.udp_fd, messages, RECEIVE_MAX, MSG_DONTWAIT, NULL)
+    dp.calls.udp_receives += 1
+    dp.n_bundles = <uint32_t> max(got, 0)
+    for i in range(dp.n_bundles):
+        dp.bundles[i].data = dp.receive_arena + i * <uint32_t> RECEIVE_BYTES
+        dp.bundles[i].len = messages[i].msg_len
+        dp.bundles[i].segment_len = messages[i].msg_len
+        dp.bundles[i].outer_addr = envelopes[i].address.sin_addr.s_addr
+        dp.bundles[i].outer_tos = 0
+        read_controls(&messages[i].msg_hdr, &dp.bundles[i])
 
 
-cdef void udp_send(Datapath *dp, Batch *batch) noexcept nogil:
-    cdef Messages messages
-    cdef PeerCounters *peer
-    cdef Packet *packet
+cdef inline void read_controls(msghdr *header, Bundle *bundle) noexcept nogil:
+    cdef cmsghdr *control = CMSG_FIRSTHDR(header)
+    cdef int segment_len = 0
+    while control != NULL:
+        if control.cmsg_level == SOL_UDP and control.cmsg_type == UDP_GRO:
+            memcpy(&segment_len, CMSG_DATA(control), sizeof(int))
+            if 0 < segment_len < <int> bundle.len:
+                bundle.segment_len = <uint32_t> segment_len
+        elif control.cmsg_level == IPPROTO_IP and control.cmsg_type == IP_TOS:
+            bundle.outer_tos = CMSG_DATA(control)[0]
+        control = CMSG_NXTHDR(header, control)
+
+
+cdef void tun_write(Datapath *dp) noexcept nogil:
+    cdef iovec pieces[2 + WRITE_SEGMENTS_MAX]
+    cdef VirtioNetHeader vnet
+    cdef Write *write
+    cdef ssize_t put
     cdef uint32_t i
-    cdef uint32_t done = 0
-    cdef int put
-    cdef bint waited = False
-    for i in range(batch.n):
-        packet = &batch.packets[i]
-        set_message(&messages, i, packet.data, packet.len)
-        messages.addresses[i].sin_family = AF_INET
-        messages.addresses[i].sin_port = dp.port
-        messages.addresses[i].sin_addr.s_addr = packet.outer_addr
-    while done < batch.n:
-        put = sendmmsg(dp.udp_fd, &messages.headers[done], batch.n - done, MSG_DONTWAIT)
-        if put <= 0:
-            # The error is the first unsent packet's: it is lost, the others are not.
-            if errno.errno == errno.EINTR:
-                continue
-            if errno.errno == errno.EAGAIN and not waited and wait_until_writable(dp.udp_fd):
-                waited = True
-                continue
-            count_drop(&dp.out_counters, reason_of_errno(errno.errno))
-            done += 1
-            continue
-        for i in range(done, done + <uint32_t> put):
-            packet = &batch.packets[i]
-            count_forwarded(&dp.out_counters, packet.len)
-            peer = counters_of(dp, packet.next_hop)
-            peer.packets_out += 1
-            peer.bytes_out += packet.len
-        done += <uint32_t> put
+    cdef int n
+    cdef uint16_t piece
+    for i in range(dp.write_queue.n):
+        write = &dp.write_queue.writes[i]
+        memset(&vnet, 0, sizeof(vnet))      # one whole packet, checksums already in it
+        if write.n > 1:
+            finish_super_packet(write, &vnet)
+        pieces[0].iov_base = &vnet
+        pieces[0].iov_len = dp.vnet_bytes
+        pieces[1].iov_base = write.packet.data
+        pieces[1].iov_len = write.packet.len
+        n = 2
+        piece = write.first_piece
+        while piece != NONE_YET:
+            pieces[n].iov_base = dp.write_queue.pieces[piece].data
+            pieces[n].iov_len = dp.write_queue.pieces[piece].len
+            n += 1
+            piece = dp.write_queue.pieces[piece].next
+        put = writev(dp.tun_fd, pieces, n)
+        dp.calls.tun_writes += 1
+        if put < 0 and errno.errno == errno.EAGAIN and wait_until_writable(dp.tun_fd):
+            put = writev(dp.tun_fd, pieces, n)
+            dp.calls.tun_writes += 1
+        if put < 0:
+            count_drops(&dp.in_counters, reason_of_errno(errno.errno), write.n)
+        else:
+            count_written(dp, write)
+    write_queue_clear(&dp.write_queue)
+
+
+cdef inline void count_written(Datapath *dp, const Write *write) noexcept nogil:
+    cdef uint32_t n_bytes = write.packet.len
+    cdef PeerState *peer
+    if write.n > 1:
+        n_bytes = write.n * write.header_len + write.payload_len
+    count_forwarded(&dp.in_counters, write.n, n_bytes)
+    if write.packet.next_hop >= FIRST_PEER:
+        peer = state_of(dp, write.packet.next_hop)
+        peer.packets_in += write.n
+        peer.bytes_in += n_bytes
 
 
 cdef void icmp_send(Datapath *dp, const uint8_t *packet, uint32_t n_bytes, be32 dst) noexcept nogil:

@@ -1,4 +1,4 @@
-"""Header layouts and kernel ABI constants. Multi-byte fields are in network order (be16, be32) unless said otherwise."""
+"""Header layouts and kernel ABI constants. be16 and be32 are in network order, plain integers in the host's."""
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -54,6 +54,33 @@ cdef packed struct IcmpHeader:
     be16 unused
     be16 next_hop_mtu
 
+# TCP header, RFC 9293 section 3.1
+#
+#   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+#   |          Source Port          |       Destination Port        |
+#   |                        Sequence Number                        |
+#   |                    Acknowledgment Number                      |
+#   | Offset| Rsrvd |C E U A P R S F|            Window             |
+#   |           Checksum            |         Urgent Pointer        |
+#   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+cdef packed struct TcpHeader:
+    be16 src_port
+    be16 dst_port
+    be32 seq
+    be32 ack
+    uint8_t data_offset     # header length in 32-bit words << 4
+    uint8_t flags           # CWR 0x80 … FIN 0x01
+    be16 window
+    be16 checksum           # pseudo-header, header, payload
+    be16 urgent
+
+# UDP header, RFC 768
+cdef packed struct UdpHeader:
+    be16 src_port
+    be16 dst_port
+    be16 len                # header included
+    be16 checksum           # 0: the sender made none; a sum of 0 goes out as 0xffff
+
 # In front of each packet on a TUN with IFF_VNET_HDR; native byte order (linux/virtio_net.h, struct virtio_net_hdr)
 cdef packed struct VirtioNetHeader:
     uint8_t flags
@@ -73,10 +100,33 @@ cdef inline void check_sizes() noexcept nogil:
     """Fail the C compiler, not the program, when a layout above is off."""
     wire_size_is(sizeof(Ipv4Header), 20)
     wire_size_is(sizeof(IcmpHeader), 8)
+    wire_size_is(sizeof(TcpHeader), 20)
+    wire_size_is(sizeof(UdpHeader), 8)
     wire_size_is(sizeof(VirtioNetHeader), 10)
 
 cdef enum:
     IPV4_HEADER_BYTES = 20      # without options
     IPV4_MAX_BYTES = 65535      # total_len is 16 bits wide
+    DONT_FRAGMENT = 0x4000
+    MORE_FRAGMENTS = 0x2000
     FRAG_OFFSET_MASK = 0x1fff
     PROTOCOL_ICMP = 1           # RFC 790
+    PROTOCOL_TCP = 6
+    PROTOCOL_UDP = 17
+    TCP_HEADER_BYTES = 20       # without options
+    TCP_FIN = 0x01
+    TCP_PSH = 0x08
+    TCP_ACK = 0x10
+    TCP_CWR = 0x80
+    TCP_CHECKSUM_OFFSET = 16    # bytes into the header
+    UDP_HEADER_BYTES = 8
+    UDP_CHECKSUM_OFFSET = 6
+    UDP_PAYLOAD_MAX_BYTES = 65507  # 65535 less IPv4 and UDP headers
+
+# linux/virtio_net.h
+cdef enum:
+    VNET_NEEDS_CSUM = 1         # flags: fill in the checksum at csum_start + csum_offset, over csum_start to the end
+    VNET_GSO_NONE = 0
+    VNET_GSO_TCPV4 = 1
+    VNET_GSO_UDP_L4 = 5
+    VNET_GSO_ECN = 0x80         # with TCPV4: CWR is set

@@ -90,7 +90,7 @@ def _show(given: Values, document: Result, for_people: Callable[[Result, TextIO]
 
 
 def _read(name: str) -> bytes:
-    from flannel_udp.config import MAX_CONFIG_BYTES
+    from flannel_udp.config_json import MAX_CONFIG_BYTES
 
     try:
         with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:

@@ -20,6 +20,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 import uvloop
@@ -27,12 +28,12 @@ import uvloop
 from flannel_udp.admin import notify
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.health import health_server
-from flannel_udp.config import NetworkConfig
+from flannel_udp.config import MTU_MAX_BYTES, MTU_MIN_BYTES, NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
-from flannel_udp.dataplane.dataplane import Dataplane
+from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host import interface, netlink, subnet_env
 from flannel_udp.host.privileges import check_privileges
@@ -44,8 +45,6 @@ from flannel_udp.view import AgentView
 logger = logging.getLogger(__name__)
 
 OUTER_HEADER_BYTES = 28  # IPv4 20 + UDP 8
-MTU_MIN_BYTES = 68  # RFC 791 section 3.1: every link must carry this much
-TX_QUEUE_PACKETS = 1000
 RELEASE_TIMEOUT_S = 0.7  # SIGTERM must end the agent within 2 s, whatever the registry does
 
 
@@ -87,6 +86,7 @@ class Gate:
 
     def __init__(self, dataplane: Dataplane) -> None:
         self._dataplane = dataplane
+        self.tunnel = dataplane.tunnel.name
         self._open_for: IPv4Network | None = None
         self._one_at_a_time = asyncio.Lock()
         self.published = asyncio.Event()
@@ -111,6 +111,15 @@ class Gate:
             await self._dataplane.publish(None, ())
 
 
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """What the configuration and the interface come to; ``mtu`` in bytes."""
+
+    config: NetworkConfig
+    network: IPv4Network
+    mtu: int
+
+
 class Agent:
     """One run of the agent."""
 
@@ -125,18 +134,19 @@ class Agent:
         external = interface.choose(options.interface, facts)
         logger.info("using interface %s, address %s, public IP %s", external.name, external.address, external.public_ip)
         self._view.interface = external
-        mtu = tunnel_mtu(external)
+        tunnel_mtu(external)  # no configuration can help an interface that is too narrow: say so at once
         async with AsyncExitStack() as stack:
             stack.callback(notify.notify_stopping)
             await stack.enter_async_context(control_server(options.control_socket, self._view))
             await stack.enter_async_context(
-                health_server(options.healthz_ip, options.healthz_port, lambda: self._view.ready)
+                health_server(options.healthz_ip, options.healthz_port, lambda: self._view.ready, self._view)
             )
             registry = open_registry(options)
             stack.push_async_callback(registry.close)
             self._enter("waiting for configuration")
             parsed = await wait_for_config(registry)
             network = check_runnable(parsed.config)
+            overlay = Overlay(parsed.config, network, tunnel_mtu(external, parsed.config.backend.mtu))
             self._view.config = parsed.config
 
             lost_tunnel: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -155,70 +165,63 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(sync.run(), name="synchronise")
                 tasks.create_task(_fail_without_tunnel(lost_tunnel, dataplane.tunnel.name), name="watch the tunnel")
-                await self._hold_lease(keeper, sync, gate, parsed.config, mtu, dataplane)
+                while True:
+                    await self._hold_lease(keeper, sync, gate, overlay)
+                    if (await wait_for_config(registry)).config != overlay.config:
+                        raise FlannelError("the network configuration has changed: start the agent again")
 
     def _open_dataplane(
         self, external: Interface, config: NetworkConfig, lost_tunnel: asyncio.Future[int], stack: AsyncExitStack
     ) -> Dataplane:
         loop = asyncio.get_running_loop()
 
-        def on_fault(number: int) -> None:  # in the data thread, at most once
-            loop.call_soon_threadsafe(lost_tunnel.set_result, number)
+        def on_fault(number: int) -> None:  # in a data thread, once for each
+            loop.call_soon_threadsafe(_set_once, lost_tunnel, number)
 
-        dataplane = Dataplane(external.address, config.backend.port, self._options.source_check, on_fault)
+        dscp = DSCP_INHERIT if config.backend.dscp is None else config.backend.dscp
+        dataplane = Dataplane(external.address, config.backend.port, self._options.dataplane, on_fault, dscp)
         stack.push_async_callback(_close, dataplane)
         dataplane.start()
         self._view.dataplane = dataplane
         logger.info("opened %s and UDP %s:%d", dataplane.tunnel.name, external.address, config.backend.port)
+        logger.info(
+            "offloads in use: %s; workers: %d; socket buffers: receive %d, send %d bytes",
+            ", ".join(dataplane.offload.names()) or "none",
+            dataplane.workers,
+            *dataplane.socket_buffers,
+        )
         return dataplane
 
-    async def _hold_lease(
-        self,
-        keeper: LeaseKeeper,
-        sync: Synchroniser,
-        gate: Gate,
-        config: NetworkConfig,
-        mtu: int,
-        dataplane: Dataplane,
-    ) -> None:
-        while True:
-            self._enter("waiting for a lease")
-            lease = await keeper.acquire(config)
-            await self._set_up_host(lease, config, mtu, dataplane)
-            gate.open(lease.subnet.v4)
-            self._enter("waiting for the peers")
-            await sync.set_own(lease)
-            await gate.published.wait()
-            self._write_subnet_env(lease, config, mtu)
-            self._view.ready = True
-            self._enter("running")
-            notify.notify_ready()
-
-            lost = await keeper.keep()
-            self._view.ready = False
-            await gate.shut()
-            await sync.set_own(None)
-            loss = f"lost our subnet {lease.subnet}: {lost}; forwarding stopped"
-            if self._options.on_lease_loss == "exit":
-                raise FlannelError(loss)
-            logger.error("%s", loss)
-
-    async def _set_up_host(self, lease: Lease, config: NetworkConfig, mtu: int, dataplane: Dataplane) -> None:
-        network = check_runnable(config)
-        await asyncio.to_thread(
-            netlink.configure_tunnel,
-            dataplane.tunnel.name,
-            lease.subnet.v4.network_address,
-            network,
-            mtu,
-            TX_QUEUE_PACKETS,
-        )
-        self._view.tunnel_mtu = mtu
-
-    def _write_subnet_env(self, lease: Lease, config: NetworkConfig, mtu: int) -> None:
-        env = subnet_env.SubnetEnv(check_runnable(config), lease.subnet, mtu, ip_masq=False)
+    async def _hold_lease(self, keeper: LeaseKeeper, sync: Synchroniser, gate: Gate, overlay: Overlay) -> None:
+        """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped."""
+        self._enter("waiting for a lease")
+        lease = await keeper.acquire(overlay.config)
+        await self._set_up_tunnel(lease, overlay, gate.tunnel)
+        gate.open(lease.subnet.v4)
+        self._enter("waiting for the peers")
+        await sync.set_own(lease)
+        await gate.published.wait()
+        env = subnet_env.SubnetEnv(overlay.network, lease.subnet, overlay.mtu, ip_masq=False)
         subnet_env.write(self._options.subnet_file, env)
         logger.info("wrote %s", self._options.subnet_file)
+        self._view.ready = True
+        self._enter("running")
+        notify.notify_ready()
+
+        lost = await keeper.keep()
+        self._view.ready = False
+        await gate.shut()
+        await sync.set_own(None)
+        loss = f"lost our subnet {lease.subnet}: {lost}; forwarding stopped"
+        if self._options.on_lease_loss == "exit":
+            raise FlannelError(loss)
+        logger.error("%s", loss)
+
+    async def _set_up_tunnel(self, lease: Lease, overlay: Overlay, name: str) -> None:
+        address = lease.subnet.v4.network_address
+        queue_packets = self._options.dataplane.tx_queue_packets
+        await asyncio.to_thread(netlink.configure_tunnel, name, address, overlay.network, overlay.mtu, queue_packets)
+        self._view.tunnel_mtu = overlay.mtu
 
     def _enter(self, state: str) -> None:
         self._view.state = state
@@ -239,13 +242,19 @@ def check_runnable(config: NetworkConfig) -> IPv4Network:
     return config.v4.network
 
 
-def tunnel_mtu(external: Interface) -> int:
-    """Return flannel0's MTU in bytes: what fits into the interface's after the outer headers. Raises FlannelError."""
-    mtu = external.mtu - OUTER_HEADER_BYTES
-    if mtu < MTU_MIN_BYTES:
+def tunnel_mtu(external: Interface, wanted: int | None = None) -> int:
+    """Return flannel0's MTU in bytes: Backend.MTU if `wanted`, else what the interface's leaves of a packet.
+
+    Raises ConfigError if the one does not fit into the other, FlannelError if the interface leaves no room at all.
+    """
+    # A UDP datagram has its bound too, whatever the interface (lo: 65,536) allows.
+    largest = min(external.mtu - OUTER_HEADER_BYTES, MTU_MAX_BYTES)
+    if largest < MTU_MIN_BYTES:
         raise FlannelError(f"the MTU of {external.name}, {external.mtu}, leaves no room for a tunnel: raise it")
-    # A UDP datagram holds at most 65,507 bytes, whatever the interface (lo: 65,536) allows.
-    return min(mtu, 65_507)
+    if wanted is not None and wanted > largest:
+        room = f"the MTU of {external.name}, {external.mtu}, leaves room for {largest}"
+        raise ConfigError([f"Backend.MTU is {wanted}: {room}: lower the one or raise the other"])
+    return largest if wanted is None else wanted
 
 
 def _previous_subnet(options: Options) -> Subnet | None:
@@ -255,6 +264,11 @@ def _previous_subnet(options: Options) -> Subnet | None:
         logger.warning("%s; going on without the subnet we had", unreadable)
         return None
     return None if env is None else env.subnet
+
+
+def _set_once(future: asyncio.Future[int], value: int) -> None:
+    if not future.done():
+        future.set_result(value)
 
 
 async def _fail_without_tunnel(lost_tunnel: asyncio.Future[int], name: str) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flannel_udp.options import Options
+from flannel_udp.options import NO_OFFLOAD, Offload, Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,22 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
         raise ValueError(f"{text!r} is not a whole number {span}")
 
     return parse
+
+
+def parse_offload(text: str) -> Offload:
+    """Return the offloads that ``auto``, ``off`` or a comma list of rungs asks for."""
+    if text in ("auto", "off"):
+        return Offload() if text == "auto" else NO_OFFLOAD
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in Offload().names()]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not auto, off or one of {', '.join(Offload().names())}")
+    return replace(NO_OFFLOAD, **{name.replace("-", "_"): True for name in names})
+
+
+def parse_workers(text: str) -> int:
+    """Return a number of workers, 0 for ``auto``."""
+    return 0 if text == "auto" else whole(1, 256)(text)
 
 
 def choice(*words: str) -> Callable[[str], str]:
@@ -280,7 +296,31 @@ DATAPLANE_FLAGS = (
         "how strictly the sender of a packet is checked (ours)",
         "strict|loose|off",
         choice("strict", "loose", "off"),
-        "source_check",
+        "dataplane.source_check",
+    ),
+    Flag(
+        "offload",
+        "what to use where the kernel grants it: auto (all), off, or some of "
+        + ", ".join(Offload().names())
+        + " (ours)",
+        "auto|off|LIST",
+        parse_offload,
+        "dataplane.offload",
+    ),
+    Flag("workers", "data threads; auto means one a core (ours)", "N|auto", parse_workers, "dataplane.workers"),
+    Flag(
+        "busy-poll-us",
+        "how long a data thread polls on before it sleeps, in microseconds (ours)",
+        "N",
+        whole(0, 1_000_000),
+        "dataplane.busy_poll_us",
+    ),
+    Flag(
+        "tx-queue-len",
+        "packets that wait at flannel0 at most (ours)",
+        "N",
+        whole(1, 1_000_000),
+        "dataplane.tx_queue_packets",
     ),
 )
 

@@ -6,7 +6,7 @@ fills it in; everything else only reads it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -39,6 +39,51 @@ class InterfaceOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Offload:
+    """One switch for each rung of the fallback ladder, all on by default; the flag spells them with dashes."""
+
+    tso: bool = True
+    """The TUN hands over TCP super-packets and partial checksums."""
+    uso: bool = True
+    """The TUN hands over UDP super-packets."""
+    udp_segment: bool = True
+    """Datagrams of one size leave in one call, and the kernel (or the card) cuts them."""
+    udp_gro: bool = True
+    """Datagrams of one size arrive in one piece."""
+    join_tcp: bool = True
+    """TCP segments are joined into super-packets before they are written to the TUN."""
+    join_udp: bool = True
+    """UDP datagrams likewise."""
+
+    def names(self) -> list[str]:
+        """Return the rungs that are on, as the command line spells them."""
+        return [name.replace("_", "-") for name, on in asdict(self).items() if on]
+
+    def __str__(self) -> str:
+        """Return the flag's text: ``auto``, ``off`` or a list."""
+        return "auto" if self == Offload() else ",".join(self.names()) or "off"
+
+
+NO_OFFLOAD = Offload(**dict.fromkeys((field.name for field in fields(Offload)), False))
+
+
+@dataclass(frozen=True, slots=True)
+class DataplaneOptions:
+    """How packets are moved."""
+
+    source_check: str = "strict"
+    """``strict``, ``loose`` or ``off``: see docs/architecture.md, trust."""
+    offload: Offload = Offload()
+    """What to use where the kernel grants it."""
+    workers: int = 1
+    """Data threads, each with a TUN queue, a socket and an engine; 0: as many as the process may use cores."""
+    busy_poll_us: int = 0
+    """Microseconds for which a data thread goes on polling before it sleeps."""
+    tx_queue_packets: int = 1000
+    """flannel0's transmit queue."""
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """Everything one run of the agent was told."""
 
@@ -52,8 +97,7 @@ class Options:
     release_on_exit: bool = False
     on_lease_loss: str = "reacquire"
     """``reacquire`` or ``exit`` (flanneld's way)."""
-    source_check: str = "strict"
-    """``strict``, ``loose`` or ``off``: see docs/architecture.md, trust."""
+    dataplane: DataplaneOptions = DataplaneOptions()
     healthz_ip: str = "0.0.0.0"  # noqa: S104 - flanneld's default; nothing listens before a port is given
     healthz_port: int = 0
     """0 turns the health server off."""

@@ -7,11 +7,12 @@ import time
 from ipaddress import IPv4Address
 
 from flannel_udp import __version__
-from flannel_udp.admin.shapes import Counters, LeaseFacts, NetDevice, PeerRow, Route, Status
+from flannel_udp.admin.shapes import Counters, LeaseFacts, NetDevice, PeerRow, Route, SocketBuffers, Status
 from flannel_udp.config import NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import Dataplane
+from flannel_udp.dataplane.drops import DROP_REASONS
 from flannel_udp.model import Interface
 from flannel_udp.options import Options
 
@@ -30,6 +31,11 @@ class AgentView:
         self.tunnel_mtu: int | None = None
         self.keeper: LeaseKeeper | None = None
         self.sync: Synchroniser | None = None
+
+    @property
+    def drop_reasons(self) -> tuple[str, ...]:
+        """Every reason that the counters may name."""
+        return DROP_REASONS
 
     def status(self) -> Status:
         """Return the agent's state at this moment."""
@@ -51,6 +57,9 @@ class AgentView:
             lease=self._lease(),
             peers=self.sync.status.peers if self.sync else 0,
             revision=self.sync.status.revision if self.sync else None,
+            offload=self.dataplane.offload.names() if self.dataplane else None,
+            workers=self.dataplane.workers if self.dataplane else None,
+            socket_buffers=self._socket_buffers(),
             counters=self._counters(),
         )
 
@@ -126,8 +135,19 @@ class AgentView:
             "reserved": lease.entry.reserved,
         }
 
+    def _socket_buffers(self) -> SocketBuffers | None:
+        if self.dataplane is None:
+            return None
+        buffers = self.dataplane.socket_buffers
+        return {"receive_bytes": buffers.receive_bytes, "send_bytes": buffers.send_bytes}
+
     def _counters(self) -> Counters | None:
         if self.dataplane is None:
             return None
         counters = self.dataplane.counters()
-        return {"out": counters["out"], "in": counters["in"]}
+        return {
+            "out": counters["out"],
+            "in": counters["in"],
+            "icmp": counters["icmp"],
+            "system_calls": counters["system_calls"],
+        }

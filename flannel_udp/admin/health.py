@@ -1,4 +1,4 @@
-"""``/healthz`` and ``/readyz`` for probes, such as Kubernetes' and load balancers'."""
+"""``/healthz`` and ``/readyz`` for probes, such as Kubernetes' and load balancers', and ``/metrics`` for Prometheus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from flannel_udp.admin.metrics import MetricsSource, metrics_registry
 from flannel_udp.errors import FlannelError, UsageError
 
 _SHUTDOWN_TIMEOUT_S = 0.2
@@ -17,8 +19,8 @@ _SHUTDOWN_TIMEOUT_S = 0.2
 
 
 @asynccontextmanager
-async def health_server(ip: str, port: int, is_ready: Callable[[], bool]) -> AsyncIterator[None]:
-    """Serve ``GET /healthz`` (200 while the process lives) and ``GET /readyz`` (200 or 503, as `is_ready` says).
+async def health_server(ip: str, port: int, is_ready: Callable[[], bool], source: MetricsSource) -> AsyncIterator[None]:
+    """Serve ``/healthz`` (200 while the process lives), ``/readyz`` (200 or 503, as `is_ready` says) and ``/metrics``.
 
     Port 0 means off: nothing listens. Raises `UsageError` for an `ip` or `port` that cannot be one, `FlannelError` when
     it cannot be listened on.
@@ -34,8 +36,13 @@ async def health_server(ip: str, port: int, is_ready: Callable[[], bool]) -> Asy
     async def readyz(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n") if is_ready() else web.Response(status=503, text="not ready\n")
 
+    registry = metrics_registry(source)
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
     app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:

@@ -42,14 +42,26 @@ class DirectionCounters(TypedDict):
 
 
 # "in" is a keyword, so this one cannot be written as a class.
-Counters = TypedDict("Counters", {"out": DirectionCounters, "in": DirectionCounters})
+Counters = TypedDict(
+    "Counters",
+    {"out": DirectionCounters, "in": DirectionCounters, "icmp": dict[str, int], "system_calls": dict[str, int]},
+)
+"""Both directions; ICMP answers to dropped packets, by what became of them; system calls of the packet path."""
+
+
+class SocketBuffers(TypedDict):
+    """What the kernel granted each worker's UDP socket."""
+
+    receive_bytes: int
+    send_bytes: int
 
 
 class Status(TypedDict):
     """The agent at one moment; what it does not know yet is ``None``.
 
     ``state`` is a phrase ("waiting for configuration", "waiting for a lease", "running"); ``ready`` is what /readyz
-    says; ``revision`` is the registry's that the peers are at.
+    says; ``revision`` is the registry's that the peers are at; ``offload`` names the offloads in use; ``workers``
+    counts the data threads.
     """
 
     version: str
@@ -67,6 +79,9 @@ class Status(TypedDict):
     lease: LeaseFacts | None
     peers: int
     revision: int | None
+    offload: list[str] | None
+    workers: int | None
+    socket_buffers: SocketBuffers | None
     counters: Counters | None
 
 

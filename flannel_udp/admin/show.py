@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from flannel_udp.admin.shapes import Counters, LeaseFacts, NetDevice, PeerRow, Route, Status
+from flannel_udp.admin.shapes import Counters, LeaseFacts, NetDevice, PeerRow, Route, SocketBuffers, Status
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,6 +86,12 @@ def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
         if fact:
             yield name, fact
     yield "peers", str(status["peers"])
+    if status["offload"] is not None:
+        yield "offload", ", ".join(status["offload"]) or "none"
+    if status["workers"] is not None:
+        yield "workers", str(status["workers"])
+    if status["socket_buffers"]:
+        yield "buffers", _buffers(status["socket_buffers"])
     if status["counters"]:
         yield from _counter_lines(status["counters"])
 
@@ -96,10 +102,16 @@ def _counter_lines(counters: Counters) -> Iterator[tuple[str, str]]:
         for reason, count in direction["drops"].items():
             if count:
                 yield "", f"{_number(count)} dropped: {reason}"
+    for name, counts in (("icmp", counters["icmp"]), ("calls", counters["system_calls"])):
+        yield name, ", ".join(f"{_number(count)} {what.replace('_', ' ')}" for what, count in counts.items())
 
 
 def _device(device: NetDevice | None) -> str | None:
     return device and f"{device['name']}, address {device['address']}, mtu {device['mtu']}"
+
+
+def _buffers(buffers: SocketBuffers) -> str:
+    return f"receive {_number(buffers['receive_bytes'])} bytes, send {_number(buffers['send_bytes'])} bytes"
 
 
 def _lease(lease: LeaseFacts | None) -> str | None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
 from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, RouteTable
+from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
 from flannel_udp.dataplane.table import TableBuilder
-from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, Tunnel, open_tunnel
-from flannel_udp.dataplane.underlay import open_icmp, open_underlay
+from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, open_tunnel
+from flannel_udp.dataplane.underlay import SocketBuffers, granted_buffers, open_icmp, open_underlay
 from flannel_udp.dataplane.worker import Worker
 from flannel_udp.model import Peer
+from flannel_udp.options import DataplaneOptions, Offload
 
 QUIET_POINT_POLL_S = 0.01
+DSCP_INHERIT = -1
 
 
 class PeerTraffic(NamedTuple):
@@ -41,38 +46,59 @@ class RouteAnswer:
 
 
 class Dataplane:
-    """flannel0, the underlay socket and the engine between them.
+    """flannel0, the underlay sockets and the engines between them, one of each a worker.
 
-    `on_fault(errno)` is called in the data thread when flannel0 is lost. Raises FlannelError where something cannot be
-    opened; nothing stays open then.
+    `dscp` is the outer header's, -1 for the inner one's. `on_fault(errno)` is called in a data thread when flannel0 is
+    lost. Raises FlannelError where something cannot be opened; nothing stays open then.
     """
 
-    def __init__(self, address: IPv4Address, port: int, source_check: str, on_fault: Callable[[int], None]) -> None:
-        self.tunnel: Tunnel = open_tunnel()
-        try:
-            self._udp = open_underlay(address, port)
-            try:
-                self._icmp = open_icmp()
-            except BaseException:
-                self._udp.close()
-                raise
-        except BaseException:
-            self.tunnel.close()
-            raise
-        self._engine = Engine(
-            self.tunnel.fileno(), self._udp.fileno(), self._icmp.fileno(), port, source_check, VNET_HEADER_BYTES
-        )
-        self._worker = Worker(self._engine, on_fault)
+    def __init__(
+        self,
+        address: IPv4Address,
+        port: int,
+        options: DataplaneOptions,
+        on_fault: Callable[[int], None],
+        dscp: int = DSCP_INHERIT,
+    ) -> None:
+        n_workers = options.workers or len(os.sched_getaffinity(0))
+        with ExitStack() as opened:
+            self.tunnel = open_tunnel(n_workers)
+            opened.callback(self.tunnel.close)
+            granted = enable_on_tunnel(self.tunnel.filenos()[0], options.offload)
+            icmp = opened.enter_context(open_icmp())
+            self._engines: list[Engine] = []
+            self._workers: list[Worker] = []
+            for queue in self.tunnel.filenos():
+                udp = opened.enter_context(open_underlay(address, port, shared=n_workers > 1))
+                granted = enable_on_socket(udp, granted)
+                self.socket_buffers: SocketBuffers = granted_buffers(udp)  # the same for every worker
+                engine = Engine(
+                    queue,
+                    udp.fileno(),
+                    icmp.fileno(),
+                    port,
+                    source_check=options.source_check,
+                    vnet_bytes=VNET_HEADER_BYTES,
+                    dscp=dscp,
+                    segment=granted.udp_segment,
+                    join_tcp=granted.join_tcp,
+                    join_udp=granted.join_udp,
+                )
+                opened.callback(engine.close)
+                self._engines.append(engine)
+                self._workers.append(Worker(engine, options.busy_poll_us, on_fault))
+            self._opened = opened.pop_all()
+        self._granted = granted
         self._builder = TableBuilder()
         self._baseline: dict[IPv4Address, PeerTraffic] = {}
         self._table: RouteTable | None = None
         self._peers: dict[IPv4Network, Peer] = {}
-        self._started = False
 
     def start(self) -> None:
         """Start to move packets; until a table is published all are dropped, and counted."""
-        self._worker.start()
-        self._started = True
+        for worker in self._workers:
+            worker.start()
+            self._opened.callback(worker.stop)
 
     async def publish(self, own: IPv4Network | None, peers: Sequence[Peer]) -> None:
         """Put a table for our subnet and these peers in force, and return once the old one is let go.
@@ -82,15 +108,29 @@ class Dataplane:
         table, fresh = await asyncio.to_thread(self._builder.build, own, peers)
         for public_ip in fresh:
             self._baseline[public_ip] = self._raw_traffic(public_ip)
-        self._engine.publish(table)
+        for engine in self._engines:
+            engine.publish(table)
         self._table = table
         self._peers = {peer.subnet: peer for peer in peers}
-        while self._engine.reclaim():
+        while sum(engine.reclaim() for engine in self._engines):
             await asyncio.sleep(QUIET_POINT_POLL_S)
 
+    @property
+    def offload(self) -> Offload:
+        """The offloads in use: granted at start, and not lost since."""
+        return replace(self._granted, udp_segment=all(engine.segments for engine in self._engines))
+
+    @property
+    def workers(self) -> int:
+        """How many data threads there are."""
+        return len(self._workers)
+
     def counters(self) -> dict[str, Any]:
-        """Return the engine's counters by direction: packets, bytes and drops by reason."""
-        return self._engine.counters()
+        """Return the counters of all engines together, as `Engine.counters` does."""
+        total: dict[str, Any] = {}
+        for engine in self._engines:
+            _add(total, engine.counters())
+        return total
 
     def peer_traffic(self) -> list[tuple[Peer, PeerTraffic]]:
         """Return every route with its peer's traffic since the peer appeared."""
@@ -111,14 +151,19 @@ class Dataplane:
         return RouteAnswer(peer=None, own=False)
 
     def close(self) -> None:
-        """Stop the data thread and close everything; the kernel removes flannel0."""
-        if self._started:
-            self._worker.stop()
-        self._engine.close()
-        self._icmp.close()
-        self._udp.close()
-        self.tunnel.close()
+        """Stop the data threads and close everything; the kernel removes flannel0."""
+        self._opened.close()
 
     def _raw_traffic(self, public_ip: IPv4Address) -> PeerTraffic:
         index = self._builder.index_of(public_ip)
-        return PeerTraffic(*(self._engine.peer_counters(index) if index is not None else (0, 0, 0, 0)))
+        if index is None:
+            return PeerTraffic(0, 0, 0, 0)
+        return PeerTraffic(*map(sum, zip(*(engine.peer_counters(index) for engine in self._engines), strict=True)))
+
+
+def _add(total: dict[str, Any], more: dict[str, Any]) -> None:
+    for name, value in more.items():
+        if isinstance(value, dict):
+            _add(total.setdefault(name, {}), value)
+        else:
+            total[name] = total.get(name, 0) + value

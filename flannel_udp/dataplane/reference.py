@@ -6,8 +6,10 @@ Drop reasons are named as the engine's counters name them.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from typing import ClassVar
 
 HEADER_BYTES = 20
 ICMP_ERROR_MAX_BYTES = 576  # RFC 1812 section 4.3.2.3
@@ -120,7 +122,7 @@ def with_ttl(packet: bytes, ttl: int) -> bytes:
     return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + packet[header_len:]
 
 
-def icmp_answer(packet: bytes, reason: str, own_address: IPv4Address | None) -> bytes | None:
+def icmp_answer(packet: bytes, reason: str, own_address: IPv4Address | None, mtu: int = 0) -> bytes | None:
     """Return the ICMP error about a well-formed packet, or None where none may be sent (RFC 1812 section 4.3.2.7)."""
     header_len = (packet[0] & 15) * 4
     source, destination = IPv4Address(packet[12:16]), IPv4Address(packet[16:20])
@@ -131,7 +133,8 @@ def icmp_answer(packet: bytes, reason: str, own_address: IPv4Address | None) -> 
         return None
     quoted = packet[: ICMP_ERROR_MAX_BYTES - HEADER_BYTES - 8]
     kind = 11 if reason == "ttl_expired" else 3
-    message = bytes([kind, 0, 0, 0, 0, 0, 0, 0]) + quoted
+    code = 4 if reason == "too_big" else 0
+    message = bytes([kind, code, 0, 0, 0, 0]) + mtu.to_bytes(2, "big") + quoted
     message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
     header = (
         bytes([0x45, (packet[1] & 0x1E) | 0xC0])
@@ -141,3 +144,81 @@ def icmp_answer(packet: bytes, reason: str, own_address: IPv4Address | None) -> 
         + packet[12:16]
     )
     return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + message
+
+
+@dataclass(frozen=True)
+class VnetHeader:
+    """The virtio-net header in front of a packet on the TUN (native byte order; 10 bytes)."""
+
+    flags: int = 0
+    gso_type: int = 0
+    hdr_len: int = 0
+    gso_size: int = 0
+    csum_start: int = 0
+    csum_offset: int = 0
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=BBHHHH")
+
+    def pack(self) -> bytes:
+        """Return the header's bytes."""
+        return self.LAYOUT.pack(
+            self.flags, self.gso_type, self.hdr_len, self.gso_size, self.csum_start, self.csum_offset
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> VnetHeader:
+        """Read a header from the start of `data`."""
+        return cls(*cls.LAYOUT.unpack_from(data))
+
+
+def expand(vnet: VnetHeader, packet: bytes) -> list[bytes] | None:
+    """Return the packets that a (super-)packet of the TUN stands for, or None where the header cannot be right.
+
+    Linux, Documentation/networking/segmentation-offloads.rst.
+    """
+    if vnet.gso_type == 0:
+        if not vnet.flags & 1:
+            return [packet]
+        place = vnet.csum_start + vnet.csum_offset
+        if place + 2 > len(packet) or vnet.csum_start < (packet[0] & 15) * 4:
+            return None
+        field_ = checksum(packet[vnet.csum_start :])  # the pseudo-header's sum is in the field already
+        if field_ == 0 and packet[9] == 17:
+            field_ = 0xFFFF
+        return [packet[:place] + field_.to_bytes(2, "big") + packet[place + 2 :]]
+    ip_len = (packet[0] & 15) * 4
+    protocol = {1: 6, 5: 17}.get(vnet.gso_type & 0x7F)
+    l4_len = {6: (packet[ip_len + 12] >> 4) * 4 if len(packet) >= ip_len + 20 else 0, 17: 8}.get(packet[9], 0)
+    payload = packet[ip_len + l4_len :]
+    is_fragment = int.from_bytes(packet[6:8], "big") & 0x3FFF
+    if protocol != packet[9] or l4_len < (20 if protocol == 6 else 8) or not payload or not vnet.gso_size:
+        return None
+    if is_fragment or ip_len + l4_len + vnet.gso_size > 65_507:
+        return None
+    starts = range(0, len(payload), vnet.gso_size)
+    return [
+        _segment(packet, (ip_len, l4_len), start, payload[start : start + vnet.gso_size], i)
+        for i, start in enumerate(starts)
+    ]
+
+
+def _segment(packet: bytes, lens: tuple[int, int], start: int, payload: bytes, i: int) -> bytes:
+    ip_len, l4_len = lens
+    ip, l4 = bytearray(packet[:ip_len]), bytearray(packet[ip_len : ip_len + l4_len])
+    is_last = ip_len + l4_len + start + len(payload) == len(packet)
+    ip[2:4] = (ip_len + l4_len + len(payload)).to_bytes(2, "big")
+    ip[4:6] = ((int.from_bytes(ip[4:6], "big") + i) % 2**16).to_bytes(2, "big")
+    ip[10:12] = b"\0\0"
+    ip[10:12] = checksum(bytes(ip)).to_bytes(2, "big")
+    if packet[9] == 6:
+        l4[4:8] = ((int.from_bytes(l4[4:8], "big") + start) % 2**32).to_bytes(4, "big")
+        l4[13] &= 0xFF if is_last else ~0x09 & 0xFF  # FIN and PSH on the last only
+        l4[13] &= 0xFF if i == 0 else ~0x80 & 0xFF  # CWR on the first only
+    else:
+        l4[4:6] = (8 + len(payload)).to_bytes(2, "big")
+    place = 16 if packet[9] == 6 else 6
+    l4[place : place + 2] = b"\0\0"
+    pseudo = bytes(ip[12:20]) + bytes([0, packet[9]]) + (l4_len + len(payload)).to_bytes(2, "big")
+    field_ = checksum(pseudo + bytes(l4) + payload)
+    l4[place : place + 2] = (0xFFFF if field_ == 0 and packet[9] == 17 else field_).to_bytes(2, "big")
+    return bytes(ip) + bytes(l4) + payload

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Self
+from collections.abc import Sequence
 
 import pytun
 
 from flannel_udp.errors import FlannelError
 
-IFF_VNET_HDR = 0x4000  # linux/if_tun.h; pytun does not name it
+IFF_VNET_HDR, IFF_MULTI_QUEUE = 0x4000, 0x0100  # linux/if_tun.h; pytun does not name the first
 VNET_HEADER_BYTES = 10  # struct virtio_net_hdr, what a TUN with IFF_VNET_HDR uses until told otherwise
 DEVICES_MAX = 256
 
@@ -18,46 +18,52 @@ DEVICES_MAX = 256
 class Tunnel:
     """An open TUN device without a packet-information header, each packet behind a virtio-net header.
 
-    The kernel removes the device, with its address and route, when the descriptor is closed.
+    It has one queue a worker; the kernel keeps a flow on one queue. It removes the device, with its address and route,
+    when the last descriptor is closed.
     """
 
-    def __init__(self, device: pytun.TunTapDevice) -> None:
-        self._device = device
-        self.name: str = device.name
-        os.set_inheritable(device.fileno(), False)
-        os.set_blocking(device.fileno(), False)
+    def __init__(self, queues: Sequence[pytun.TunTapDevice]) -> None:
+        self._queues = tuple(queues)
+        self.name: str = queues[0].name
+        for queue in queues:
+            os.set_inheritable(queue.fileno(), False)
+            os.set_blocking(queue.fileno(), False)
 
-    def fileno(self) -> int:
-        """Return the device's descriptor, non-blocking."""
-        fd: int = self._device.fileno()
-        return fd
+    def filenos(self) -> list[int]:
+        """Return the queues' descriptors, non-blocking."""
+        return [queue.fileno() for queue in self._queues]
 
     def close(self) -> None:
-        """Close the descriptor and so remove the device."""
-        self._device.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        """Close the descriptors and so remove the device."""
+        for queue in self._queues:
+            queue.close()
 
 
-def open_tunnel() -> Tunnel:
+def open_tunnel(n_queues: int) -> Tunnel:
     """Open flannel0 or, where that is taken, the next free name (flanneld's way).
 
     A persistent flannel0 that a killed run left behind is free and so is taken over.
     Raises FlannelError.
     """
     for number in range(DEVICES_MAX):
+        queues: list[pytun.TunTapDevice] = []
         try:
-            return Tunnel(pytun.TunTapDevice(f"flannel{number}", flags=pytun.IFF_TUN | pytun.IFF_NO_PI | IFF_VNET_HDR))
+            for _ in range(n_queues):
+                queues.append(_open_queue(f"flannel{number}", n_queues > 1))
+            return Tunnel(queues)
         except (pytun.Error, OSError) as failed:
+            for queue in queues:
+                queue.close()
             code = failed.args[0] if failed.args else None
-            # EBUSY: another process has it open. EINVAL: a device of this name is no plain TUN.
+            # EBUSY: another process has it open. EINVAL: a device of this name is no TUN, or not with as many queues.
             if code not in (errno.EBUSY, errno.EINVAL):
                 raise FlannelError(_explain(code, failed)) from failed
     raise FlannelError(f"flannel0 to flannel{DEVICES_MAX - 1} are all taken: remove some with 'ip link del NAME'")
+
+
+def _open_queue(name: str, several: bool) -> pytun.TunTapDevice:
+    flags = pytun.IFF_TUN | pytun.IFF_NO_PI | IFF_VNET_HDR
+    return pytun.TunTapDevice(name, flags=flags | IFF_MULTI_QUEUE if several else flags)
 
 
 def _explain(code: object, failed: Exception) -> str:

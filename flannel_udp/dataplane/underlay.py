@@ -5,19 +5,35 @@ from __future__ import annotations
 import errno
 import socket
 from ipaddress import IPv4Address
+from typing import NamedTuple
 
 from flannel_udp.errors import FlannelError
 
 BUFFER_BYTES = 4 << 20  # the default of 208 KiB holds some 100 datagrams: a burst of one TCP window
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h; beyond net.core.wmem_max, needs CAP_NET_ADMIN
 SO_RCVBUFFORCE = 33
+IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  # linux/in.h; the socket module names them on newer Pythons only
 
 
-def open_underlay(address: IPv4Address, port: int) -> socket.socket:
-    """Open the tunnel's UDP socket, bound to the external interface's address. Raises FlannelError."""
+class SocketBuffers(NamedTuple):
+    """The buffers of a UDP socket of the tunnel, in bytes."""
+
+    receive_bytes: int
+    send_bytes: int
+
+
+def open_underlay(address: IPv4Address, port: int, shared: bool) -> socket.socket:
+    """Open a UDP socket of the tunnel, bound to the external interface's address. Raises FlannelError.
+
+    With `shared`, several workers' sockets have the port; the kernel gives each one the datagrams of whole peers.
+    """
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     _grow(udp, SO_RCVBUFFORCE, socket.SO_RCVBUF)
     _grow(udp, SO_SNDBUFFORCE, socket.SO_SNDBUF)
+    # Never let the kernel fragment behind our back: the engine learns the path's MTU from EMSGSIZE.
+    udp.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+    if shared:
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         udp.bind((str(address), port))
     except OSError as failed:
@@ -34,6 +50,12 @@ def open_icmp() -> socket.socket:
         )
     except PermissionError as failed:
         raise FlannelError("cannot open a raw socket for ICMP answers: needs CAP_NET_RAW; run as root") from failed
+
+
+def granted_buffers(udp: socket.socket) -> SocketBuffers:
+    """Return the buffers that the kernel granted; it reports double, its own bookkeeping included (socket(7))."""
+    receive, send = (udp.getsockopt(socket.SOL_SOCKET, name) // 2 for name in (socket.SO_RCVBUF, socket.SO_SNDBUF))
+    return SocketBuffers(receive, send)
 
 
 def _grow(udp: socket.socket, force: int, plain: int) -> None:

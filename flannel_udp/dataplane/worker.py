@@ -15,10 +15,14 @@ BUDGET = 16_384
 
 
 class Worker:
-    """Runs `engine` until `stop`. `on_fault(errno)` is called once, from the data thread, when the TUN is lost."""
+    """Runs `engine` until `stop`, polling `busy_poll_us` microseconds longer than there are packets.
 
-    def __init__(self, engine: Engine, on_fault: Callable[[int], None]) -> None:
+    `on_fault(errno)` is called once, from the data thread, when the TUN is lost.
+    """
+
+    def __init__(self, engine: Engine, busy_poll_us: int, on_fault: Callable[[int], None]) -> None:
         self._engine = engine
+        self._busy_poll_us = busy_poll_us
         self._on_fault = on_fault
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="flannel-data", daemon=True)
@@ -42,6 +46,6 @@ class Worker:
 
     def _poll(self) -> None:
         faulty = self._engine.tun_errno
-        self._engine.poll(BUDGET)
+        self._engine.poll(BUDGET, self._busy_poll_us)
         if self._engine.tun_errno and not faulty:
             self._on_fault(self._engine.tun_errno)

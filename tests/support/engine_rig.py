@@ -13,12 +13,15 @@ from typing import Any, Self
 
 from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, PEERS_FROM, RouteTable
+from flannel_udp.dataplane.offload import enable_on_socket
 from flannel_udp.dataplane.reference import OWN as REFERENCE_OWN
-from flannel_udp.dataplane.reference import ReferenceTable
+from flannel_udp.dataplane.reference import ReferenceTable, VnetHeader
+from flannel_udp.options import NO_OFFLOAD, Offload
 
 AGENT = IPv4Address("127.0.0.1")
 BUFFER_BYTES = 4 << 20
 PACKET_MAX = 65_535
+VNET_HEADER_BYTES = 10
 
 
 def compile_table(reference: ReferenceTable) -> RouteTable:
@@ -55,6 +58,7 @@ class EngineRig:
         peers: Sequence[str] = ("127.0.0.2", "127.0.0.3"),
         source_check: str = "strict",
         vnet_bytes: int = 10,
+        offload: Offload = NO_OFFLOAD,
     ) -> None:
         self.vnet_bytes = vnet_bytes
         self._near, self.tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -69,9 +73,21 @@ class EngineRig:
         for address in peers:
             peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.peers[address] = peer
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
             peer.bind((address, self.port))
             peer.setblocking(False)
-        self.engine = Engine(self._near.fileno(), self._udp.fileno(), -1, self.port, source_check, vnet_bytes)
+        granted = enable_on_socket(self._udp, offload)
+        self.engine = Engine(
+            self._near.fileno(),
+            self._udp.fileno(),
+            -1,
+            self.port,
+            source_check=source_check,
+            vnet_bytes=vnet_bytes,
+            segment=granted.udp_segment,
+            join_tcp=granted.join_tcp,
+            join_udp=granted.join_udp,
+        )
         self.engine.publish(compile_table(table))
 
     def from_tun(self, packet: bytes) -> None:
@@ -89,6 +105,10 @@ class EngineRig:
     def to_tun(self) -> list[bytes]:
         """Return the packets that the engine wrote to the tunnel device, in order."""
         return [packet[self.vnet_bytes :] for packet in _drain(self.tun)]
+
+    def to_tun_raw(self) -> list[tuple[VnetHeader, bytes]]:
+        """Return what the engine wrote to the tunnel device, super-packets whole."""
+        return [(VnetHeader.unpack(data), data[VNET_HEADER_BYTES:]) for data in _drain(self.tun)]
 
     def to_peer(self, address: str) -> list[bytes]:
         """Return the datagrams that a peer received, in order."""

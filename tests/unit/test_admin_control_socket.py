@@ -40,6 +40,9 @@ STATUS: Status = {
     "lease": None,
     "peers": 1,
     "revision": 7,
+    "offload": None,
+    "workers": None,
+    "socket_buffers": None,
     "counters": None,
 }
 PEERS: list[PeerRow] = [

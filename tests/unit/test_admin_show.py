@@ -10,46 +10,10 @@ from typing import TextIO
 
 import pytest
 
-from flannel_udp.admin.shapes import PeerRow, Route, Status
+from flannel_udp.admin.shapes import PeerRow, Route
 from flannel_udp.admin.show import show_json, show_peers, show_route, show_status
+from tests.support.status import RUNNING, WAITING
 
-RUNNING: Status = {
-    "version": "0.1.0",
-    "pid": 4711,
-    "uptime_s": 90_061.9,
-    "state": "running",
-    "ready": True,
-    "registry": "etcd",
-    "network": "10.1.0.0/16",
-    "subnet": "10.1.15.0/24",
-    "public_ip": "192.0.2.1",
-    "interface": {"name": "eth0", "address": "192.0.2.1", "mtu": 1500},
-    "tunnel": {"name": "flannel0", "address": "10.1.15.0", "mtu": 1472},
-    "backend": {"type": "udp", "port": 8285},
-    "lease": {"key": "10.1.15.0-24", "expires_in_s": 86_399.5, "reserved": False},
-    "peers": 2,
-    "revision": 42,
-    "counters": {
-        "out": {"packets": 1_234_567, "bytes": 1_500_000_000, "drops": {"no route [x]": 3, "too short": 0}},
-        "in": {"packets": 0, "bytes": 0, "drops": {}},
-    },
-}
-WAITING: Status = {
-    **RUNNING,
-    "uptime_s": 5.0,
-    "state": "waiting for configuration",
-    "ready": False,
-    "network": None,
-    "subnet": None,
-    "public_ip": None,
-    "interface": None,
-    "tunnel": None,
-    "backend": None,
-    "lease": None,
-    "peers": 0,
-    "revision": None,
-    "counters": None,
-}
 PEER: PeerRow = {
     "subnet": "10.1.16.0/24",
     "public_ip": "192.0.2.2",
@@ -75,9 +39,14 @@ def test_a_running_agent_is_one_page() -> None:
         "backend    udp, port 8285\n"
         "lease      10.1.15.0-24, expires in 23 h 59 min\n"
         "peers      2\n"
+        "offload    tso, udp-gro\n"
+        "workers    2\n"
+        "buffers    receive 4,194,304 bytes, send 212,992 bytes\n"
         "out        1,234,567 packets, 1,500,000,000 bytes\n"
-        "           3 dropped: no route [x]\n"
+        "           3 dropped: no_route\n"
         "in         0 packets, 0 bytes\n"
+        "icmp       1 sent, 2 rate limited, 0 failed\n"
+        "calls      1,000 tun reads, 7 udp sends\n"
     )
 
 
@@ -90,6 +59,18 @@ def test_what_is_not_known_yet_is_left_out() -> None:
         "registry   etcd\n"
         "peers      0\n"
     )
+
+
+def test_square_brackets_are_no_markup() -> None:
+    stream = io.StringIO()
+    show_status({**WAITING, "registry": "file:/a[b]"}, stream)
+    assert "registry   file:/a[b]\n" in stream.getvalue()
+
+
+def test_no_offload_is_said() -> None:
+    stream = io.StringIO()
+    show_status({**RUNNING, "offload": []}, stream)
+    assert "offload    none\n" in stream.getvalue()
 
 
 def test_a_reservation_never_expires() -> None:

@@ -28,6 +28,9 @@ STATUS: Status = {
     "lease": {"key": "10.1.15.0-24", "expires_in_s": 86000.0, "reserved": False},
     "peers": 1,
     "revision": 7,
+    "offload": None,
+    "workers": None,
+    "socket_buffers": None,
     "counters": None,
 }
 PEER: PeerRow = {

@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.config import (
-    MAX_CONFIG_BYTES,
-    MAX_NESTING,
-    Backend,
-    NetworkConfig,
-    SubnetRange,
-    parse_network_config,
-)
+from flannel_udp.config import Backend, NetworkConfig, SubnetRange, parse_network_config
+from flannel_udp.config_json import MAX_CONFIG_BYTES, MAX_NESTING
 from flannel_udp.errors import ConfigError
 from flannel_udp.model import Subnet
 
@@ -58,7 +52,7 @@ def test_only_network_is_needed_and_everything_else_has_flannels_default() -> No
         v4=SubnetRange(network, IPv4Network("10.1.1.0/24"), IPv4Network("10.1.255.0/24")),
         v6=None,
         enable_nftables=False,
-        backend=Backend("udp", {"Port": 8285}),
+        backend=Backend("udp", {"Port": 8285, "DSCP": "inherit"}),
     )
 
 
@@ -105,6 +99,24 @@ def test_an_absent_empty_or_null_backend_is_udp_on_port_8285(backend: Any) -> No
 
 def test_udp_port_can_be_chosen() -> None:
     assert [parse(Network="10.1.0.0/16", Backend={"port": port}).backend.port for port in (1, 65535)] == [1, 65535]
+
+
+@pytest.mark.parametrize("dscp", [0, 46, 63])
+def test_udp_dscp_can_be_a_number(dscp: int) -> None:
+    assert parse(Network="10.1.0.0/16", Backend={"dscp": dscp}).backend.dscp == dscp
+
+
+@pytest.mark.parametrize("backend", [{}, {"DSCP": None}, {"dScP": "inherit"}, {"DSCP": "INHERIT"}])
+def test_udp_dscp_is_the_inner_packets_unless_said(backend: Any) -> None:
+    config = parse(Network="10.1.0.0/16", Backend=backend).backend
+    assert (config.dscp, config.options["DSCP"]) == (None, "inherit")
+
+
+def test_udp_mtu_is_as_large_as_the_interface_allows_unless_said() -> None:
+    mtus = [parse(Network="10.1.0.0/16", Backend={"mtu": mtu}).backend.mtu for mtu in (68, 1400, 65507)]
+    assert mtus == [68, 1400, 65507]
+    for backend in ({}, {"MTU": None}):
+        assert parse(Network="10.1.0.0/16", Backend=backend).backend.mtu is None
 
 
 def test_another_backend_keeps_its_options_unchecked_and_its_type_in_lower_case() -> None:
@@ -234,6 +246,16 @@ V6 = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00::/48"}
         ({**V4, "Backend": {"Type": 1}}, "Backend.Type is 1: expected a string"),
         ({**V4, "Backend": {"Port": 0}}, "Backend.Port is 0: expected 1 to 65535"),
         ({**V4, "Backend": {"Port": 65536}}, "Backend.Port is 65536: expected 1 to 65535"),
+        ({**V4, "Backend": {"DSCP": 64}}, 'Backend.DSCP is 64: expected "inherit" or 0 to 63'),
+        ({**V4, "Backend": {"DSCP": -1}}, 'Backend.DSCP is -1: expected "inherit" or 0 to 63'),
+        ({**V4, "Backend": {"DSCP": "46"}}, 'Backend.DSCP is "46": expected "inherit" or 0 to 63'),
+        ({**V4, "Backend": {"DSCP": "ef"}}, 'Backend.DSCP is "ef": expected "inherit" or 0 to 63'),
+        ({**V4, "Backend": {"DSCP": True}}, 'Backend.DSCP is true: expected "inherit" or 0 to 63'),
+        ({**V4, "Backend": {"DSCP": 46.0}}, 'Backend.DSCP is 46.0: expected "inherit" or 0 to 63'),
+        ({**V4, "Backend": {"MTU": 67}}, "Backend.MTU is 67: expected 68 to 65507"),
+        ({**V4, "Backend": {"MTU": 65_508}}, "Backend.MTU is 65508: expected 68 to 65507"),
+        ({**V4, "Backend": {"MTU": 0}}, "Backend.MTU is 0: expected 68 to 65507"),
+        ({**V4, "Backend": {"MTU": "1400"}}, 'Backend.MTU is "1400": expected a whole number'),
         ({**V4, "Backend": {"Port": "8285"}}, 'Backend.Port is "8285": expected a whole number'),
         ({**V4, "Backend": {"Port": True}}, "Backend.Port is true: expected a whole number"),
         ({"Network": "x" * 99}, f'Network is "{"x" * 56}...: expected a network such as "10.1.0.0/16"'),
@@ -318,6 +340,13 @@ def test_any_values_under_known_keys_are_parsed_or_refused(document: dict[str, A
 # --- Normalised form ----------------------------------------------------------------------------------------------
 
 
+UDP_OPTIONS = {
+    "Port": st.integers(1, 65_535),
+    "DSCP": st.integers(0, 63) | st.sampled_from(["inherit", "Inherit", None]),
+    "MTU": st.integers(68, 65_507) | st.none(),
+}
+
+
 @st.composite
 def documents(draw: st.DrawFn) -> dict[str, Any]:
     """Good configurations with any subset of their keys written out."""
@@ -341,7 +370,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
                 document[prefix + name] = str(network[index << (bits - subnet_len)])
     options = st.dictionaries(st.text(max_size=8).filter(lambda key: key.casefold() != "type"), JSON_VALUES, max_size=3)
     document["Backend"] = draw(
-        st.fixed_dictionaries({}, optional={"Port": st.integers(1, 65_535)})
+        st.fixed_dictionaries({}, optional=UDP_OPTIONS)
         | options.map(lambda more: {**more, "Type": "vxlan"})
         | st.none()
     )
@@ -369,7 +398,8 @@ def test_the_normalised_form_is_readable_and_complete() -> None:
         '  "SubnetMax": "10.1.255.0",\n'
         '  "Backend": {\n'
         '    "Type": "udp",\n'
-        '    "Port": 8285\n'
+        '    "Port": 8285,\n'
+        '    "DSCP": "inherit"\n'
         "  }\n"
         "}"
     )

@@ -10,6 +10,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.packet import Raw
 
 from flannel_udp._fastpath.drops import SENTENCES, DropReason
+from flannel_udp.dataplane.reference import ReferenceTable
 from tests.support.engine_rig import EngineRig, small_table
 
 
@@ -172,15 +173,6 @@ def test_every_version_and_header_length_is_checked(version: int, words: int) ->
             assert len(rig.to_tun()) == 1
 
 
-def test_a_super_packet_that_nobody_asked_for_is_dropped() -> None:
-    with EngineRig(small_table()) as rig:
-        gso_tcpv4 = bytes([1, 1, 40, 0, 100, 0, 20, 0, 16, 0])
-        rig.tun.send(gso_tcpv4 + bytes(IP(src="10.1.1.5", dst="10.1.2.1") / TCP() / bytes(300)))
-        rig.tun.send(bytes(5))
-        rig.poll()
-        assert rig.drops("out") == {"unsplit": 1, "too_short": 1}
-
-
 def test_the_largest_datagram_passes() -> None:
     with EngineRig(small_table()) as rig:
         largest = bytes(IP(src="10.1.2.1", dst="10.1.1.5") / Raw(bytes(65_507 - 20)))
@@ -195,8 +187,6 @@ def test_the_largest_datagram_passes() -> None:
 
 
 def test_before_a_table_is_published_everything_is_dropped_and_counted() -> None:
-    from tests.support.engine_rig import ReferenceTable
-
     with EngineRig(ReferenceTable()) as rig:
         rig.from_tun(PING_OUT)
         rig.from_peer("127.0.0.2", PING_OUT)

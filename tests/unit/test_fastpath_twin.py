@@ -90,12 +90,13 @@ def test_inbound_decides_like_the_twin(batch: list[tuple[bytes, str]], source_ch
         assert rig.drops("in") == drops
 
 
-@given(packets(), st.sampled_from(["no_route", "own_subnet", "ttl_expired"]))
+@given(packets(), st.sampled_from(["no_route", "own_subnet", "ttl_expired", "too_big"]))
 @settings(max_examples=1000, deadline=None)
 def test_icmp_answers_are_the_twins(packet: bytes, reason: str) -> None:
     own = IPv4Address("10.1.1.0")
-    expected = None if reference.fault_of(packet) else reference.icmp_answer(packet, reason, own)
-    assert icmp.answer(packet, DropReason[reason.upper()], int(own)) == (expected or b"")
+    mtu = 1_272 if reason == "too_big" else 0
+    expected = None if reference.fault_of(packet) else reference.icmp_answer(packet, reason, own, mtu)
+    assert icmp.answer(packet, DropReason[reason.upper()], int(own), mtu) == (expected or b"")
 
 
 def test_a_long_packet_is_quoted_up_to_576_bytes() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flannel_udp.cli import agent_options
 from flannel_udp.errors import UsageError
 from flannel_udp.flags import AGENT_FLAGS, GO_BOOLS, IGNORED_FLAGS, Flag
-from flannel_udp.options import EtcdOptions, InterfaceOptions, Options
+from flannel_udp.options import NO_OFFLOAD, DataplaneOptions, EtcdOptions, InterfaceOptions, Offload, Options
 
 FLAGS = {flag.name: flag for flag in AGENT_FLAGS}
 
@@ -54,6 +54,10 @@ OURS = {
     "release-on-exit": "",
     "on-lease-loss": "reacquire",
     "source-check": "strict",
+    "offload": "auto",
+    "workers": "1",
+    "busy-poll-us": "0",
+    "tx-queue-len": "1000",
     "control-socket": "/run/flannel/flannel-udp.sock",
 }
 
@@ -94,8 +98,15 @@ VALUES: list[tuple[str, str, str, Any]] = [
     ("healthz-ip", "::1", "healthz_ip", "::1"),
     ("healthz-port", "65535", "healthz_port", 65535),
     ("v", "10", "verbosity", 10),
-    ("source-check", "loose", "source_check", "loose"),
-    ("source-check", "off", "source_check", "off"),
+    ("source-check", "loose", "dataplane.source_check", "loose"),
+    ("source-check", "off", "dataplane.source_check", "off"),
+    ("workers", "2", "dataplane.workers", 2),
+    ("workers", "auto", "dataplane.workers", 0),
+    ("busy-poll-us", "50", "dataplane.busy_poll_us", 50),
+    ("tx-queue-len", "10", "dataplane.tx_queue_packets", 10),
+    ("offload", "auto", "dataplane.offload", Offload()),
+    ("offload", "off", "dataplane.offload", NO_OFFLOAD),
+    ("offload", "tso,udp-gro", "dataplane.offload", replace(NO_OFFLOAD, tso=True, udp_gro=True)),
 ]
 ACCEPTED_WITHOUT_EFFECT = [
     ("kube-annotation-prefix", "example.org/x"),
@@ -137,6 +148,7 @@ FAULTY = [
     ("v", "info", "'info' is not a whole number of at least 0"),
     ("iptables-resync", "0", "'0' is not a whole number of at least 1"),
     ("on-lease-loss", "restart", "'restart' is not one of reacquire, exit"),
+    ("offload", "tso,warp", "'warp' is not auto, off or one of tso, uso, "),
     ("source-check", "", "'' is not one of strict, loose, off"),
     ("release-on-exit", "yes", "'yes' is neither true nor false"),
     ("ip-masq", "tRUE", "'tRUE' is neither true nor false"),
@@ -197,9 +209,10 @@ def test_nothing_given_means_the_defaults() -> None:
 
 def test_every_field_of_the_options_is_set_by_exactly_one_flag() -> None:
     fields = [flag.field for flag in AGENT_FLAGS if flag.field]
-    expected = {name for name in Options.__slots__ if name not in ("etcd", "interface")}
+    expected = {name for name in Options.__slots__ if name not in ("etcd", "interface", "dataplane")}
     expected |= {f"etcd.{name}" for name in EtcdOptions.__slots__}
     expected |= {f"interface.{name}" for name in InterfaceOptions.__slots__}
+    expected |= {f"dataplane.{name}" for name in DataplaneOptions.__slots__}
     assert sorted(fields) == sorted(expected - {"interface.public_ipv6"})  # IPv6 does not exist yet
 
 

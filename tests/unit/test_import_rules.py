@@ -25,7 +25,8 @@ RULES: Mapping[str, list[str]] = {
     "errors": [],
     "model": ["errors"],
     "options": ["errors", "model"],
-    "config": ["errors", "model"],
+    "config": ["errors", "model", "config_json"],
+    "config_json": ["errors"],
     "registry.keys": ["errors", "model"],
     "_fastpath*": ["errors", "model", "_fastpath*"],
     # `registry` alone is the protocol, without any store.
@@ -36,7 +37,7 @@ RULES: Mapping[str, list[str]] = {
     "daemon": [*VALUES, "view", *(f"{room}*" for room in ROOMS)],
     "flags": ["errors", "options"],
     "arguments": ["errors", "options", "flags"],
-    "commands": [*VALUES, "arguments", "flags", "admin*", "registry*"],
+    "commands": [*VALUES, "config_json", "arguments", "flags", "admin*", "registry*"],
     "cli": [*VALUES, *COMMAND_LINE, "daemon", "lab*"],
     "__main__": ["cli"],
 }

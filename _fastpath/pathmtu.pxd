@@ -1,0 +1,25 @@
+"""How large an inner packet may be on the way to a peer, once the underlay said that the interface's MTU is too much.
+
+The socket sends with "don't fragment" (IP_PMTUDISC_DO): the kernel keeps what routers tell (RFC 1191) and answers
+EMSGSIZE. The limit is asked from it then, kept with the peer for as long as the kernel keeps it, and told to senders by
+ICMP. What may be fragmented is sent without the bit.
+"""
+
+from libc.stdint cimport uint32_t
+
+from flannel_udp._fastpath.clock cimport now_ns
+from flannel_udp._fastpath.datapath cimport Datapath, PeerState, state_of
+
+
+cdef inline bint exceeds_path_mtu(Datapath *dp, uint32_t peer, uint32_t n_bytes) noexcept nogil:
+    """Whether an inner packet of `n_bytes` is known not to reach the peer in one piece."""
+    cdef PeerState *state = state_of(dp, peer)
+    if state.inner_mtu == 0 or n_bytes <= state.inner_mtu:
+        return False
+    if now_ns() < state.inner_mtu_until_ns:
+        return True
+    state.inner_mtu = 0         # the path may have become better: try
+    return False
+
+# Ask the kernel for the path MTU to the peer and keep it.
+cdef void learn_path_mtu(Datapath *dp, uint32_t peer) noexcept nogil

@@ -1,0 +1,101 @@
+"""What the C library and the kernel call things: declarations for the modules that make system calls."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from flannel_udp._fastpath.wire cimport be16, be32
+
+cdef extern from "<sys/types.h>" nogil:
+    ctypedef long ssize_t
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t readv(int fd, const iovec *pieces, int n)
+    ssize_t writev(int fd, const iovec *pieces, int n)
+
+cdef extern from "<netinet/in.h>" nogil:
+    cdef enum:
+        AF_INET
+        IPPROTO_IP
+        IP_TOS
+        IP_MTU
+        IP_MTU_DISCOVER
+        IP_PMTUDISC_DONT
+        IP_PMTUDISC_DO
+    cdef struct in_addr:
+        be32 s_addr
+    cdef struct sockaddr_in:
+        uint16_t sin_family
+        be16 sin_port
+        in_addr sin_addr
+    cdef struct sockaddr:
+        pass
+
+cdef extern from "<sys/socket.h>" nogil:
+    cdef enum:
+        MSG_DONTWAIT
+        SOCK_DGRAM
+        SOCK_CLOEXEC
+    cdef struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    cdef struct msghdr:
+        void *msg_name
+        uint32_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+    cdef struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    struct timespec:
+        pass
+    cmsghdr *CMSG_FIRSTHDR(msghdr *message)
+    cmsghdr *CMSG_NXTHDR(msghdr *message, cmsghdr *control)
+    unsigned char *CMSG_DATA(cmsghdr *control)
+    size_t CMSG_SPACE(size_t n_bytes)
+    size_t CMSG_LEN(size_t n_bytes)
+    int socket(int domain, int kind, int protocol)
+    int connect(int fd, const sockaddr *to, uint32_t to_bytes)
+    int getsockopt(int fd, int level, int option, void *value, uint32_t *n_bytes)
+    int setsockopt(int fd, int level, int option, const void *value, uint32_t n_bytes)
+    int recvmmsg(int fd, mmsghdr *messages, unsigned int n, int flags, timespec *timeout)
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int n, int flags)
+    ssize_t sendto(int fd, const void *buffer, size_t n_bytes, int flags, const sockaddr *to, uint32_t to_bytes)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+
+cdef extern from "<poll.h>" nogil:
+    cdef enum:
+        POLLOUT
+    cdef struct pollfd:
+        int fd
+        short events
+    int poll(pollfd *fds, unsigned long n, int timeout_ms)
+
+cdef enum:
+    SOL_UDP = 17
+    UDP_SEGMENT = 103           # linux/udp.h: the control message is a u16, the bytes of each datagram
+    UDP_GRO = 104               # the control message is an int, likewise
+    CONTROL_WORDS = 8           # room for two control messages of one word each
+
+# One message: one address, one piece of memory, its control messages.
+cdef struct Envelope:
+    sockaddr_in address
+    iovec piece
+    uint64_t control[CONTROL_WORDS]     # words, for the alignment that cmsg(3) asks for
+
+
+cdef inline void fill_in(mmsghdr *message, Envelope *envelope, void *data, size_t n_bytes) noexcept nogil:
+    envelope.piece.iov_base = data
+    envelope.piece.iov_len = n_bytes
+    message.msg_hdr.msg_name = &envelope.address
+    message.msg_hdr.msg_namelen = sizeof(sockaddr_in)
+    message.msg_hdr.msg_iov = &envelope.piece
+    message.msg_hdr.msg_iovlen = 1
+    message.msg_hdr.msg_control = envelope.control
+    message.msg_hdr.msg_controllen = CONTROL_WORDS * sizeof(uint64_t)

@@ -1,0 +1,123 @@
+"""Split super-packets into inner packets that are right in every byte.
+
+The kernel hands over what a network card with segmentation offload would get: one header, up to 64 KiB of payload, and
+in the checksum field the sum of the pseudo-header only (Linux: Documentation/networking/segmentation-offloads.rst).
+"""
+
+from libc.stdint cimport uint16_t
+from libc.string cimport memcpy
+
+from flannel_udp._fastpath.checksum cimport finish, sum_bytes, sum_header, sum_pseudo_header
+from flannel_udp._fastpath.drops cimport BAD_OFFLOAD, KEEP
+from flannel_udp._fastpath.ipv4 cimport header_len
+from flannel_udp._fastpath.packet cimport packet_at
+from flannel_udp._fastpath.wire cimport (
+    PROTOCOL_TCP,
+    PROTOCOL_UDP,
+    TCP_CWR,
+    TCP_FIN,
+    TCP_HEADER_BYTES,
+    TCP_PSH,
+    UDP_HEADER_BYTES,
+    UDP_PAYLOAD_MAX_BYTES,
+    VNET_GSO_ECN,
+    VNET_GSO_TCPV4,
+    VNET_GSO_UDP_L4,
+    TcpHeader,
+    UdpHeader,
+    be16,
+    htonl,
+    htons,
+    ntohl,
+    ntohs,
+)
+
+
+cdef DropReason plan_split(
+    Split *split, const VirtioNetHeader *vnet, const Packet *packet, const Ipv4Header *ip
+) noexcept nogil:
+    cdef const TcpHeader *tcp
+    cdef uint32_t kind = vnet.gso_type & ~<uint32_t> VNET_GSO_ECN
+    split.ip_len = header_len(ip)
+    if kind == VNET_GSO_TCPV4 and ip.protocol == PROTOCOL_TCP:
+        tcp = <const TcpHeader *> packet_at(packet, split.ip_len, TCP_HEADER_BYTES)
+        if tcp == NULL or tcp.data_offset >> 4 < 5:
+            return BAD_OFFLOAD
+        split.header_len = split.ip_len + <uint32_t> (tcp.data_offset >> 4) * 4
+    elif kind == VNET_GSO_UDP_L4 and ip.protocol == PROTOCOL_UDP:
+        split.header_len = split.ip_len + UDP_HEADER_BYTES
+    else:
+        return BAD_OFFLOAD
+    if packet_at(packet, 0, split.header_len) == NULL:
+        return BAD_OFFLOAD
+    split.payload_len = packet.len - split.header_len
+    split.segment_payload = vnet.gso_size
+    if (
+        vnet.gso_size == 0
+        or split.payload_len == 0
+        or split.header_len + split.segment_payload > UDP_PAYLOAD_MAX_BYTES
+        or ntohs(ip.frag) & 0x3fff      # a fragment has no whole TCP or UDP datagram to split
+    ):
+        return BAD_OFFLOAD
+    split.n = (split.payload_len + split.segment_payload - 1) // split.segment_payload
+    return KEEP
+
+
+cdef uint32_t write_segment(const Split *split, const Packet *packet, uint32_t i, uint8_t *place) noexcept nogil:
+    cdef uint32_t offset = i * split.segment_payload
+    cdef uint32_t payload = min(split.segment_payload, split.payload_len - offset)
+    cdef uint32_t n_bytes = split.header_len + payload
+    cdef bint first = i == 0
+    cdef bint last = i + 1 == split.n
+    cdef Ipv4Header *ip = <Ipv4Header *> place
+    memcpy(place, packet.data, split.header_len)
+    memcpy(place + split.header_len, packet.data + split.header_len + offset, payload)
+
+    ip.id = htons(<uint16_t> (ntohs(ip.id) + i))
+    ip.total_len = htons(<uint16_t> n_bytes)
+    ip.checksum = 0
+    ip.checksum = finish(sum_header(place, split.ip_len // 4, 0))
+    if ip.protocol == PROTOCOL_TCP:
+        finish_tcp(<TcpHeader *> (place + split.ip_len), ip, offset, n_bytes - split.ip_len, first, last)
+    else:
+        finish_udp(<UdpHeader *> (place + split.ip_len), ip, n_bytes - split.ip_len)
+    return n_bytes
+
+
+cdef inline void finish_tcp(
+    TcpHeader *tcp, const Ipv4Header *ip, uint32_t offset, uint32_t tcp_len, bint first, bint last
+) noexcept nogil:
+    tcp.seq = htonl(ntohl(tcp.seq) + offset)
+    if not last:
+        tcp.flags &= <uint8_t> ~(TCP_FIN | TCP_PSH) & 0xff
+    if not first:
+        tcp.flags &= <uint8_t> ~TCP_CWR & 0xff      # RFC 3168 section 6.1.2: CWR is said once
+    tcp.checksum = 0
+    tcp.checksum = l4_checksum(ip, <const uint8_t *> tcp, tcp_len)
+
+
+cdef inline void finish_udp(UdpHeader *udp, const Ipv4Header *ip, uint32_t udp_len) noexcept nogil:
+    udp.len = htons(<uint16_t> udp_len)
+    udp.checksum = 0
+    udp.checksum = l4_checksum(ip, <const uint8_t *> udp, udp_len)
+    if udp.checksum == 0:
+        udp.checksum = 0xffff       # RFC 768: 0 would mean that there is none
+
+
+cdef inline be16 l4_checksum(const Ipv4Header *ip, const uint8_t *l4, uint32_t l4_len) noexcept nogil:
+    return finish(sum_bytes(l4, l4_len, sum_pseudo_header(ip.src, ip.dst, ip.protocol, l4_len)))
+
+
+cdef DropReason complete_checksum(const VirtioNetHeader *vnet, Packet *packet) noexcept nogil:
+    cdef uint32_t start = vnet.csum_start
+    cdef uint8_t *field = packet_at(packet, start + vnet.csum_offset, 2)
+    cdef const Ipv4Header *ip = <const Ipv4Header *> packet.data
+    cdef be16 checksum
+    if field == NULL or start < header_len(ip):
+        return BAD_OFFLOAD
+    # The field holds the pseudo-header's sum, so that summing over it adds what is missing.
+    checksum = finish(sum_bytes(packet.data + start, packet.len - start, 0))
+    if checksum == 0 and ip.protocol == PROTOCOL_UDP:
+        checksum = 0xffff
+    memcpy(field, &checksum, 2)
+    return KEEP

@@ -1,0 +1,136 @@
+"""The agent's figures for Prometheus, taken at each scrape from what ``status`` prints, in base units.
+
+No address, key or password is among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from flannel_udp.admin.shapes import Counters, LeaseFacts, Status
+from flannel_udp.options import Offload
+
+_NOTHING_YET: Counters = {
+    "out": {"packets": 0, "bytes": 0, "drops": {}},
+    "in": {"packets": 0, "bytes": 0, "drops": {}},
+    "icmp": {},
+    "system_calls": {},
+}
+_RUNGS = Offload().names()
+
+
+class MetricsSource(Protocol):
+    """Who knows the figures: the daemon. Called on the event loop, so it must not block."""
+
+    @property
+    def drop_reasons(self) -> Sequence[str]:
+        """Every reason that the counters may name: those that never happened are exported as 0."""
+        ...
+
+    def status(self) -> Status:
+        """Return the agent's state at this moment."""
+        ...
+
+
+def metrics_registry(source: MetricsSource) -> CollectorRegistry:
+    """Return a registry of our own with nothing in it but the agent's figures."""
+    registry = CollectorRegistry()
+    registry.register(_AgentCollector(source))
+    return registry
+
+
+class _AgentCollector(Collector):
+    def __init__(self, source: MetricsSource) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._source.status()
+        yield from self._traffic(status["counters"] or _NOTHING_YET)
+        yield from _state(status)
+
+    def _traffic(self, counters: Counters) -> Iterator[Metric]:
+        directions = (("in", counters["in"]), ("out", counters["out"]))
+        yield _counter(
+            "packets",
+            "Inner packets carried (in: from peers to pods).",
+            ("direction",),
+            (((name,), counted["packets"]) for name, counted in directions),
+        )
+        yield _counter(
+            "bytes",
+            "Bytes of the inner packets carried.",
+            ("direction",),
+            (((name,), counted["bytes"]) for name, counted in directions),
+        )
+        yield _counter(
+            "drops",
+            "Packets dropped.",
+            ("direction", "reason"),
+            (
+                ((name, reason), counted["drops"].get(reason, 0))
+                for name, counted in directions
+                for reason in self._source.drop_reasons
+            ),
+        )
+        yield _counter(
+            "icmp_answers",
+            "ICMP errors due to the senders of dropped packets, by what became of them.",
+            ("outcome",),
+            (((outcome,), count) for outcome, count in counters["icmp"].items()),
+        )
+        yield _counter(
+            "system_calls",
+            "System calls of the packet path.",
+            ("call",),
+            (((call,), count) for call, count in counters["system_calls"].items()),
+        )
+
+
+def _state(status: Status) -> Iterator[Metric]:
+    yield _gauge("peers", "Routes to peers.", status["peers"])
+    yield _gauge("ready", "1 while /readyz says so.", status["ready"])
+    in_use = status["offload"] or ()
+    yield _labelled_gauge(
+        "offload", "1 for each offload in use.", ("rung",), (((rung,), rung in in_use) for rung in _RUNGS)
+    )
+    yield _gauge("workers", "Data threads.", status["workers"] or 0)
+    if status["lease"]:
+        yield _gauge(
+            "lease_expires_seconds",
+            "Time until our lease expires unless it is renewed; +Inf for a reservation, absent without a lease.",
+            _expires_s(status["lease"]),
+        )
+    yield _labelled_gauge(
+        "build_info", "1, with the version of flannel-udp.", ("version",), [((status["version"],), 1)]
+    )
+
+
+def _expires_s(lease: LeaseFacts) -> float:
+    return math.inf if lease["expires_in_s"] is None else lease["expires_in_s"]
+
+
+Samples = Iterable[tuple[Sequence[str], float]]
+
+
+def _counter(name: str, what: str, labels: Sequence[str], samples: Samples) -> Metric:
+    family = CounterMetricFamily(f"flannel_udp_{name}", what, labels=labels)  # exported with _total at the end
+    for values, count in samples:
+        family.add_metric(values, count)
+    return family
+
+
+def _gauge(name: str, what: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"flannel_udp_{name}", what, value=value)
+
+
+def _labelled_gauge(name: str, what: str, labels: Sequence[str], samples: Samples) -> Metric:
+    family = GaugeMetricFamily(f"flannel_udp_{name}", what, labels=labels)
+    for values, value in samples:
+        family.add_metric(values, value)
+    return family

@@ -1,0 +1,69 @@
+"""The fallback ladder: which offloads are wanted, and which of them this kernel grants.
+
+Each rung is asked for on its own and simply left out where the kernel says no; traffic is the same on the wire with any
+set of them, only slower. `udp-segment` may still be lost at run time (a route's device without checksum offload).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+from dataclasses import replace
+
+from flannel_udp.options import Offload
+
+# linux/if_tun.h
+TUNSETOFFLOAD = 0x400454D0
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x08, 0x20, 0x40
+IP_RECVTOS = 13  # linux/in.h; socket.IP_RECVTOS is there on newer Pythons only
+# linux/udp.h
+SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
+
+
+def enable_on_tunnel(fd: int, wanted: Offload) -> Offload:
+    """Switch on what is wanted and possible on the TUN; return what is on."""
+    granted = wanted
+    # The kernel takes USO4 and USO6 together only, and knows them since 6.2; both ways, reading and writing.
+    if (wanted.uso or wanted.join_udp) and not _set_tunnel(fd, TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6):
+        granted = replace(granted, uso=False, join_udp=False)
+    if wanted.tso and not _set_tunnel(fd, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO_ECN):
+        granted = replace(granted, tso=False)
+    bits = (TUN_F_TSO4 | TUN_F_TSO_ECN if granted.tso else 0) | (TUN_F_USO4 | TUN_F_USO6 if granted.uso else 0)
+    if not _set_tunnel(fd, bits | TUN_F_CSUM if bits else 0):
+        granted = replace(granted, tso=False, uso=False)
+        _set_tunnel(fd, 0)
+    return granted
+
+
+def enable_on_socket(udp: socket.socket, wanted: Offload) -> Offload:
+    """Switch on what is wanted and possible on the UDP socket; return what is on.
+
+    Each datagram's TOS byte is always asked for: congestion marks must cross the tunnel (RFC 6040).
+    """
+    granted = wanted
+    udp.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
+    if wanted.udp_gro and not _set_socket(udp, UDP_GRO, 1):
+        granted = replace(granted, udp_gro=False)
+    # 0 leaves the socket as it is: the size comes with each call. Kernels before 4.18 do not know the option.
+    if wanted.udp_segment and not _set_socket(udp, UDP_SEGMENT, 0):
+        granted = replace(granted, udp_segment=False)
+    return granted
+
+
+def _set_tunnel(fd: int, features: int) -> bool:
+    try:
+        fcntl.ioctl(fd, TUNSETOFFLOAD, features)
+    except OSError as refused:
+        if refused.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
+def _set_socket(udp: socket.socket, option: int, value: int) -> bool:
+    try:
+        udp.setsockopt(SOL_UDP, option, value)
+    except OSError:
+        return False
+    return True

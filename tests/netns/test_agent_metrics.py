@@ -1,0 +1,107 @@
+"""What running agents export and say of their packet path, while pods talk."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from flannel_udp.dataplane.drops import DROP_REASONS
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
+from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.probe import ping_matrix, tcp_rate
+from tests.support.agents import command_line, log_of, subnet_of, up_with_peers
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+PORT = 9500
+DAY_S = 86_400
+NOBODY = "10.244.255.9"  # in the overlay, leased by nobody: the last subnet is not among the first 100
+Samples = Mapping[tuple[str, tuple[str, ...]], float]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(Plan(fresh_name(), hosts=2, agent_args=(f"--healthz-port={PORT}",))) as lab:
+        yield up_with_peers(lab)
+
+
+def scrape(host: Host) -> Samples:
+    """Return (name, label values by the labels' names) → figure."""
+    with host.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.settimeout(5.0)
+        sock.connect(("127.0.0.1", PORT))
+        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: sock.recv(65_536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 "), head
+    return {
+        (
+            sample.name.removeprefix("flannel_udp_"),
+            tuple(value for _, value in sorted(sample.labels.items())),
+        ): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+
+
+def test_packets_and_drops_of_pods_are_counted(lab: Lab) -> None:
+    h1 = lab.hosts[0]
+    assert not str(subnet_of(h1)).startswith("10.244.255.")
+    before = scrape(h1)
+    assert None not in ping_matrix(lab.pods()).values()
+    h1.pods[0].run(["ping", "-c1", "-W1", NOBODY], check=False)
+    after = scrape(h1)
+
+    def grown(name: str, *labels: str) -> float:
+        return after[name, labels] - before[name, labels]
+
+    assert grown("packets_total", "out") >= 2  # a request and an answer
+    assert grown("packets_total", "in") >= 2
+    assert grown("bytes_total", "out") >= 2 * 28
+    assert grown("drops_total", "out", "no_route") == 1
+    assert grown("icmp_answers_total", "sent") == 1
+    assert grown("system_calls_total", "tun_reads") >= 1
+
+
+def test_every_reason_is_there_in_both_directions(lab: Lab) -> None:
+    reasons = {labels for name, labels in scrape(lab.hosts[0]) if name == "drops_total"}
+    assert reasons == {(way, reason) for way in ("in", "out") for reason in DROP_REASONS}
+
+
+def test_the_agents_state_is_exported_as_status_has_it(lab: Lab) -> None:
+    h1 = lab.hosts[0]
+    samples, status = scrape(h1), h1.control("/v1/status")
+    assert (samples["ready", ()], samples["peers", ()], samples["workers", ()]) == (1, 1, 1)
+    assert samples["build_info", (status["version"],)] == 1
+    assert DAY_S - 600 < samples["lease_expires_seconds", ()] <= DAY_S + 1  # the file registry rounds up to seconds
+    on = {labels[0] for (name, labels), value in samples.items() if name == "offload" and value}
+    assert on == set(status["offload"]) != set()
+
+
+def test_workers_and_the_granted_buffers_are_said(lab: Lab) -> None:
+    h1 = lab.hosts[0]
+    status = h1.control("/v1/status")
+    assert status["workers"] == 1
+    assert status["socket_buffers"] == {"receive_bytes": 4 << 20, "send_bytes": 4 << 20}
+    (line,) = [line for line in log_of(h1) if line.startswith("offloads in use: ")]
+    assert line.endswith("; workers: 1; socket buffers: receive 4194304, send 4194304 bytes")
+    page = command_line(h1, "status").stdout
+    assert "\nbuffers    receive 4,194,304 bytes, send 4,194,304 bytes\n" in page
+    assert f"\noffload    {', '.join(status['offload'])}\n" in page
+
+
+def test_super_packets_of_pods_reach_the_agent_whole(lab: Lab) -> None:
+    """A gso_max_size below that of the pods' interfaces would let the kernel cut each into packets before the TUN."""
+    h1, h2 = lab.hosts
+    if "tso" not in h1.control("/v1/status")["offload"]:
+        pytest.skip("this kernel's TUN takes no TCP super-packets")
+    before = scrape(h1)
+    assert tcp_rate(h1.pods[0], h2.pods[0], h2.pods[0].ip, duration_s=1.0) > 0
+    after = scrape(h1)
+    packets = after["packets_total", ("out",)] - before["packets_total", ("out",)]
+    reads = after["system_calls_total", ("tun_reads",)] - before["system_calls_total", ("tun_reads",)]
+    assert packets > 10 * reads

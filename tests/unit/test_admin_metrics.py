@@ -1,0 +1,136 @@
+"""/metrics over real TCP on loopback, read by Prometheus' own parser."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import math
+import socket
+from collections.abc import Mapping
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from flannel_udp.admin.health import health_server
+from flannel_udp.admin.shapes import Status
+from flannel_udp.options import Offload
+from tests.support.status import RUNNING, WAITING
+
+Samples = Mapping[tuple[str, tuple[str, ...]], float]
+"""(name, label values in the order of the labels' names) → figure."""
+
+
+class Agent:
+    drop_reasons = ("no_route", "too_short", "ttl_expired")
+
+    def __init__(self, status: Status) -> None:
+        self.now = status
+
+    def status(self) -> Status:
+        return self.now
+
+
+def get(port: int) -> tuple[str, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        assert response.status == 200
+        return response.headers["Content-Type"], response.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+        return number
+
+
+async def scrape(port: int, status: Status) -> Samples:
+    async with health_server("127.0.0.1", port, lambda: status["ready"], Agent(status)):
+        _, text = await asyncio.to_thread(get, port)
+    return parse(text)
+
+
+def parse(text: str) -> Samples:
+    return {
+        (
+            sample.name.removeprefix("flannel_udp_"),
+            tuple(value for _, value in sorted(sample.labels.items())),
+        ): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_a_running_agents_figures_are_exported(port: int) -> None:
+    expected: Samples = {
+        ("packets_total", ("in",)): 0,
+        ("packets_total", ("out",)): 1_234_567,
+        ("bytes_total", ("in",)): 0,
+        ("bytes_total", ("out",)): 1_500_000_000,
+        **{("drops_total", ("in", reason)): 0 for reason in Agent.drop_reasons},
+        ("drops_total", ("out", "no_route")): 3,
+        ("drops_total", ("out", "too_short")): 0,
+        ("drops_total", ("out", "ttl_expired")): 0,
+        ("icmp_answers_total", ("sent",)): 1,
+        ("icmp_answers_total", ("rate_limited",)): 2,
+        ("icmp_answers_total", ("failed",)): 0,
+        ("system_calls_total", ("tun_reads",)): 1_000,
+        ("system_calls_total", ("udp_sends",)): 7,
+        ("peers", ()): 2,
+        ("ready", ()): 1,
+        **{("offload", (rung,)): float(rung in ("tso", "udp-gro")) for rung in Offload().names()},
+        ("workers", ()): 2,
+        ("lease_expires_seconds", ()): 86_399.5,
+        ("build_info", ("0.1.0",)): 1,
+    }
+    assert await scrape(port, RUNNING) == expected
+
+
+async def test_before_anything_is_open_every_drop_and_rung_is_there_and_0(port: int) -> None:
+    samples = await scrape(port, WAITING)
+    assert [samples[("drops_total", (way, reason))] for way in ("in", "out") for reason in Agent.drop_reasons] == [
+        0
+    ] * 6
+    assert [samples[("packets_total", (way,))] for way in ("in", "out")] == [0, 0]
+    assert {value for (name, _), value in samples.items() if name == "offload"} == {0}
+    assert (samples[("ready", ())], samples[("workers", ())], samples[("peers", ())]) == (0, 0, 0)
+    assert ("lease_expires_seconds", ()) not in samples
+
+
+async def test_a_reservation_expires_never(port: int) -> None:
+    status: Status = {**RUNNING, "lease": {"key": "10.1.15.0-24", "expires_in_s": None, "reserved": True}}
+    assert (await scrape(port, status))[("lease_expires_seconds", ())] == math.inf
+
+
+async def test_every_scrape_is_of_its_moment_and_of_this_agent_alone(port: int) -> None:
+    agent = Agent(WAITING)
+    async with health_server("127.0.0.1", port, lambda: False, agent):
+        kind, before = await asyncio.to_thread(get, port)
+        agent.now = RUNNING
+        _, after = await asyncio.to_thread(get, port)
+    assert kind.startswith("text/plain; version=")
+    assert (parse(before)[("ready", ())], parse(after)[("ready", ())]) == (0, 1)
+    assert all(line.split(" ")[2 * line.startswith("#")].startswith("flannel_udp_") for line in after.splitlines())
+
+
+async def test_counters_and_gauges_say_what_they_are(port: int) -> None:
+    async with health_server("127.0.0.1", port, lambda: True, Agent(RUNNING)):
+        _, text = await asyncio.to_thread(get, port)
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert all(family.documentation for family in families.values())
+    counters = {"packets", "bytes", "drops", "icmp_answers", "system_calls"}
+    assert {name.removeprefix("flannel_udp_") for name, f in families.items() if f.type == "counter"} == counters
+    assert {f.type for f in families.values()} == {"counter", "gauge"}
+
+
+async def test_nothing_of_the_registrys_address_is_told(port: int) -> None:
+    status: Status = {**RUNNING, "registry": "etcd https://user:secret@etcd.example:2379 /coreos.com/network"}
+    async with health_server("127.0.0.1", port, lambda: True, Agent(status)):
+        _, text = await asyncio.to_thread(get, port)
+    assert "secret" not in text
+    assert "etcd" not in text
