@@ -1,4 +1,4 @@
-"""The monotonic clock, read where a decision needs it and never once a packet."""
+"""The monotonic clock, read where a decision needs it and never for every packet."""
 
 from libc.stdint cimport uint64_t
 

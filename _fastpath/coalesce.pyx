@@ -6,8 +6,8 @@ corrupted packet goes on alone, as it came, and the receiver finds it out.
 
 from libc.string cimport memcmp, memcpy, memset
 
-from flannel_udp._fastpath.checksum cimport finish, fold, sum_bytes, sum_header, sum_pseudo_header
-from flannel_udp._fastpath.ipv4 cimport header_len
+from flannel_udp._fastpath.checksum cimport finish, fold, sum_header, sum_pseudo_header
+from flannel_udp._fastpath.ipv4 cimport header_len, transport_checksum
 from flannel_udp._fastpath.packet cimport packet_at
 from flannel_udp._fastpath.wire cimport (
     DONT_FRAGMENT,
@@ -176,12 +176,7 @@ cdef inline bint udp_may_follow(const UdpHeader *udp, uint32_t udp_len) noexcept
 cdef inline bint l4_checksum_is_right(const Packet *packet) noexcept nogil:
     """Whether the TCP or UDP checksum of a packet without IPv4 options is right."""
     cdef const Ipv4Header *ip = <const Ipv4Header *> packet.data
-    cdef uint32_t l4_len = packet.len - IPV4_HEADER_BYTES
-    return finish(
-        sum_bytes(
-            packet.data + IPV4_HEADER_BYTES, l4_len, sum_pseudo_header(ip.src, ip.dst, ip.protocol, l4_len)
-        )
-    ) == 0
+    return transport_checksum(ip, packet.data + IPV4_HEADER_BYTES, packet.len - IPV4_HEADER_BYTES) == 0
 
 
 cdef inline bint verified(Write *write, const Packet *packet) noexcept nogil:

@@ -21,6 +21,7 @@ cdef struct PeerState:
     uint64_t bytes_in
     uint64_t inner_mtu_until_ns
     uint32_t inner_mtu          # bytes an inner packet may have on the way there; 0: no limit has been met
+    be32 inner_mtu_of           # the address that was learned for: an index may change hands
 
 cdef enum:
     PEER_CHUNK_BITS = 10        # states are allocated 1,024 peers at a time and never move
@@ -34,8 +35,9 @@ cdef struct IcmpCounters:
 
 cdef enum:
     RECEIVE_MAX = 64            # datagrams, or bundles of them, a receive
-    RECEIVE_BYTES = 64 * 1024   # room for each: more than a UDP datagram can be
-    TUN_BUFFER_BYTES = 66 * 1024  # a virtio-net header and the largest IPv4 packet
+    RECEIVE_HEADROOM = 64       # in front of each: room for a virtio-net header
+    RECEIVE_BYTES = 64 * 1024 + RECEIVE_HEADROOM    # a UDP datagram is shorter than 64 KiB
+    TUN_BUFFER_BYTES = 66 * 1024    # a virtio-net header and the largest IPv4 packet
 
 # What one receive brought from one sender: a datagram, or several of one size that the kernel joined (UDP_GRO).
 cdef struct Bundle:
@@ -60,7 +62,8 @@ cdef struct Datapath:
     int32_t dscp                # of the outer header; DSCP_INHERIT: the inner one's
     SourceCheck source_check
     const Table *table          # borrowed: valid until the next quiet point
-    uint8_t *tun_buffer         # TUN_BUFFER_BYTES
+    int epoll_fd                # both descriptors, watched for reading
+    uint8_t *tun_buffer         # TUN_BUFFER_BYTES: a virtio-net header, and behind it the packet
     uint8_t *receive_arena      # RECEIVE_MAX * RECEIVE_BYTES
     SendQueue send_queue
     Bundle bundles[RECEIVE_MAX]

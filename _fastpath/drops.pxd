@@ -30,7 +30,8 @@ cpdef enum DropReason:
     SYSTEM_ERROR
     DROP_REASONS            # not a reason: how many there are
 
-# One direction's counters. Written by the engine's thread alone; others read whole 64-bit words.
+# One direction's counters. A super-packet that is dropped whole counts as one, what is lost after the split as many.
+# Written by the engine's thread alone; others read whole 64-bit words.
 cdef struct DirectionCounters:
     uint64_t packets        # forwarded
     uint64_t bytes          # inner bytes of the forwarded packets

@@ -5,7 +5,6 @@ store. The old one is let go once the polling thread has passed a quiet point: `
 reading a table, and a batch that starts after the swap loads the new pointer.
 """
 
-import errno
 import select
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -35,11 +34,13 @@ from flannel_udp._fastpath.inbound cimport inbound_batch
 from flannel_udp._fastpath.outbound cimport outbound_batch
 from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteTable, Table
 from flannel_udp._fastpath.sendqueue cimport RUN_PACKETS_MAX, SEND_ARENA_BYTES
+from flannel_udp._fastpath.sockets cimport epoll_event, epoll_wait
 from flannel_udp._fastpath.wire cimport check_sizes, htons
 
 from flannel_udp._fastpath.drops import DropReason
 
 cdef enum:
+    POLL_MAX_NS = 50000000
     ARENA_BYTES = TUN_BUFFER_BYTES + SEND_ARENA_BYTES + RECEIVE_MAX * RECEIVE_BYTES
 
 SOURCE_CHECKS = {"off": SOURCE_OFF, "loose": SOURCE_LOOSE, "strict": SOURCE_STRICT}
@@ -74,6 +75,7 @@ cdef class Engine:
     cdef uint8_t *arena
     cdef object epoll
     cdef RouteTable table           # keeps `current` alive
+    cdef bint tun_forgotten         # it is watched no more
     cdef list retired               # (table, epoch at its retirement)
 
     def __cinit__(
@@ -122,6 +124,7 @@ cdef class Engine:
         self.epoll = select.epoll()
         self.epoll.register(tun_fd, select.EPOLLIN)
         self.epoll.register(udp_fd, select.EPOLLIN)
+        self.dp.epoll_fd = self.epoll.fileno()
         self.publish(_empty_table())
 
     def __dealloc__(self):
@@ -134,47 +137,55 @@ cdef class Engine:
         """Return the descriptor that becomes readable when `poll` has work: an epoll descriptor of our own."""
         return self.epoll.fileno()
 
-    def poll(self, uint32_t budget, uint32_t busy_us=0) -> int:
-        """Move packets until none has come for `busy_us` microseconds, or about `budget` were read; return how many.
+    def poll(self, uint32_t linger_ms=0, uint32_t busy_us=0) -> int:
+        """Move packets until none has come for `linger_ms` milliseconds; return how many were read.
 
-        Belongs to the engine's thread. Runs without the GIL.
+        For the last `busy_us` microseconds of traffic it spins instead of sleeping. Returns after POLL_MAX_NS at the
+        latest, so that the loop it was called from gets its turn. Belongs to the engine's thread. Runs without the GIL:
+        while packets keep coming, no wake-up has to wait for it.
         """
         cdef uint32_t moved = 0
         cdef uint32_t got
-        cdef uint64_t last_ns = now_ns() if busy_us else 0
+        cdef uint64_t started_ns = now_ns()
+        cdef uint64_t last_ns = started_ns
+        cdef uint64_t time_ns
+        cdef int ready
+        cdef epoll_event events[2]
         with nogil:
-            while moved < budget:
-                got = self._batches()
+            while self.dp.tun_errno == 0:
+                ready = epoll_wait(self.dp.epoll_fd, events, 2, 0 if busy_us else <int> linger_ms)
+                got = self._batches(events, ready) if ready > 0 else 0
                 moved += got
-                if busy_us == 0:
-                    if got == 0:
-                        break
-                elif got:
-                    last_ns = now_ns()
-                elif now_ns() - last_ns >= <uint64_t> busy_us * 1000 or self.dp.tun_errno:
+                time_ns = now_ns()
+                if got:
+                    last_ns = time_ns
+                elif busy_us == 0 or time_ns - last_ns >= <uint64_t> busy_us * 1000:
                     break
-        if self.dp.tun_errno and not self.epoll.closed:
+                if time_ns - started_ns >= POLL_MAX_NS:
+                    break
+        if self.dp.tun_errno and not self.tun_forgotten:
             self._forget_tun()
         return moved
 
-    cdef uint32_t _batches(self) noexcept nogil:
-        """Move one batch in each direction with the table in force."""
+    cdef uint32_t _batches(self, const epoll_event *events, int n) noexcept nogil:
+        """Move a batch from each descriptor that is ready, with the table in force."""
         cdef uint32_t got = 0
+        cdef int i
         add_word(&self.epoch, 1)
         self.dp.table = load_table(&self.current)
-        if self.dp.tun_errno == 0:
-            got = outbound_batch(&self.dp)
-        got += inbound_batch(&self.dp)
+        for i in range(n):
+            if events[i].data.fd == self.dp.tun_fd:
+                got += outbound_batch(&self.dp)
+            else:
+                got += inbound_batch(&self.dp)
         add_word(&self.epoch, 1)
         return got
 
     def _forget_tun(self) -> None:
-        """Stop watching a TUN that is beyond use, or its EPOLLERR would wake us for ever."""
-        try:
-            self.epoll.unregister(self.dp.tun_fd)
-        except OSError as failed:
-            if failed.errno not in (errno.ENOENT, errno.EBADF):
-                raise
+        """Watch nothing more: a TUN that is beyond use would wake us for ever, and datagrams have nowhere to go."""
+        self.tun_forgotten = True
+        self.epoll.unregister(self.dp.tun_fd)
+        self.epoll.unregister(self.dp.udp_fd)
 
     @property
     def segments(self) -> bool:

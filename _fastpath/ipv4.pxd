@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from flannel_udp._fastpath.checksum cimport finish, patch_checksum, sum_header
+from flannel_udp._fastpath.checksum cimport finish, patch_checksum, sum_bytes, sum_header, sum_pseudo_header
 from flannel_udp._fastpath.drops cimport (
     BAD_HEADER_CHECKSUM,
     BAD_HEADER_LEN,
@@ -43,6 +43,11 @@ cdef inline DropReason parse(const Packet *packet, Ipv4Header **ip) noexcept nog
         return BAD_HEADER_CHECKSUM
     ip[0] = header
     return KEEP
+
+
+cdef inline be16 transport_checksum(const Ipv4Header *ip, const uint8_t *transport, uint32_t n_bytes) noexcept nogil:
+    """The TCP or UDP checksum over `n_bytes`, the field counted as it stands: 0 where it is right."""
+    return finish(sum_bytes(transport, n_bytes, sum_pseudo_header(ip.src, ip.dst, ip.protocol, n_bytes)))
 
 
 cdef inline bint is_unicast(uint32_t address) noexcept nogil:

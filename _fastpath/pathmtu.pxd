@@ -9,6 +9,7 @@ from libc.stdint cimport uint32_t
 
 from flannel_udp._fastpath.clock cimport now_ns
 from flannel_udp._fastpath.datapath cimport Datapath, PeerState, state_of
+from flannel_udp._fastpath.encap_udp cimport outer_address
 
 
 cdef inline bint exceeds_path_mtu(Datapath *dp, uint32_t peer, uint32_t n_bytes) noexcept nogil:
@@ -16,10 +17,10 @@ cdef inline bint exceeds_path_mtu(Datapath *dp, uint32_t peer, uint32_t n_bytes)
     cdef PeerState *state = state_of(dp, peer)
     if state.inner_mtu == 0 or n_bytes <= state.inner_mtu:
         return False
-    if now_ns() < state.inner_mtu_until_ns:
+    if state.inner_mtu_of == outer_address(dp.table, peer) and now_ns() < state.inner_mtu_until_ns:
         return True
-    state.inner_mtu = 0         # the path may have become better: try
+    state.inner_mtu = 0         # the index has another peer now, or the path may have become better: try
     return False
 
-# Ask the kernel for the path MTU to the peer and keep it.
-cdef void learn_path_mtu(Datapath *dp, uint32_t peer) noexcept nogil
+# Ask the kernel for the path MTU to the peer and keep it; False where it does not tell.
+cdef bint learn_path_mtu(Datapath *dp, uint32_t peer) noexcept nogil

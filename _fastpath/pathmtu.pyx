@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from flannel_udp._fastpath.encap_udp cimport OUTER_BYTES, outer_address
+from flannel_udp._fastpath.encap_udp cimport OUTER_BYTES
 from flannel_udp._fastpath.sysio cimport query_path_mtu
 
 cdef enum:
@@ -10,10 +10,12 @@ cdef enum:
     KEPT_S = 600                # net.ipv4.route.mtu_expires
 
 
-cdef void learn_path_mtu(Datapath *dp, uint32_t peer) noexcept nogil:
+cdef bint learn_path_mtu(Datapath *dp, uint32_t peer) noexcept nogil:
     cdef PeerState *state = state_of(dp, peer)
     cdef uint32_t outer_mtu = query_path_mtu(outer_address(dp.table, peer))
     if outer_mtu == 0:
-        return
+        return False
+    state.inner_mtu_of = outer_address(dp.table, peer)
     state.inner_mtu = outer_mtu - OUTER_BYTES if outer_mtu > INNER_MTU_MIN + OUTER_BYTES else INNER_MTU_MIN
     state.inner_mtu_until_ns = now_ns() + <uint64_t> KEPT_S * 1000000000
+    return True

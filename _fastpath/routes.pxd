@@ -10,7 +10,7 @@ Shorter prefixes are pushed down into the leaves, so the first leaf met is the l
 share are compared once and skipped.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint32_t
 
 from flannel_udp._fastpath.wire cimport be32
 
@@ -18,6 +18,7 @@ cdef enum:
     NO_ROUTE_HOP = 0            # no prefix covers the address
     OWN_HOP = 1                 # our own subnet
     FIRST_PEER = 2              # next hops from here on are peer indexes
+    HOPS_MAX = 1 << 20          # what an engine has counters for
 
 cdef extern from *:
     """

@@ -1,6 +1,6 @@
 """Build the immutable longest-prefix table of `routes.pxd`, without the GIL."""
 
-from libc.stdint cimport UINT32_MAX, int64_t
+from libc.stdint cimport UINT32_MAX, int64_t, uint8_t
 from libc.stdlib cimport calloc, free, qsort, realloc
 
 from flannel_udp._fastpath.wire cimport htonl, ntohl
@@ -180,8 +180,8 @@ cdef class RouteTable:
         cdef Route *routes = NULL
         if <size_t> prefix_lens.shape[0] != n or <size_t> next_hops.shape[0] != n:
             raise ValueError("networks, prefix_lens and next_hops differ in length")
-        if peer_addresses.shape[0] < FIRST_PEER or peer_addresses.shape[0] >= 0x7fffffff:
-            raise ValueError("peer_addresses needs the hops 0 and 1 and fewer than 2^31 in all")
+        if not FIRST_PEER <= peer_addresses.shape[0] <= HOPS_MAX:
+            raise ValueError(f"peer_addresses needs the hops 0 and 1 and at most {HOPS_MAX} in all")
         self.table.n_hops = <uint32_t> peer_addresses.shape[0]
         self.table.own_addr = htonl(own_address)
         routes = <Route *> calloc(n + 1, sizeof(Route))
@@ -201,6 +201,7 @@ cdef class RouteTable:
                     or (prefix_lens[i] < 32 and networks[i] << prefix_lens[i])
                     or next_hops[i] == NO_ROUTE_HOP
                     or next_hops[i] >= self.table.n_hops
+                    or (next_hops[i] >= FIRST_PEER and peer_addresses[next_hops[i]] == 0)
                 ):
                     failed = 2
                     break

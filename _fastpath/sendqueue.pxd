@@ -4,7 +4,7 @@ A run is consecutive packets for one peer with one outer TOS and one size (the l
 sends as single datagrams from one call with UDP_SEGMENT. Packets leave in the order in which they were queued.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from flannel_udp._fastpath.wire cimport UDP_PAYLOAD_MAX_BYTES
 

@@ -11,7 +11,6 @@ cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
         void *iov_base
         size_t iov_len
-    ssize_t readv(int fd, const iovec *pieces, int n)
     ssize_t writev(int fd, const iovec *pieces, int n)
 
 cdef extern from "<netinet/in.h>" nogil:
@@ -68,14 +67,17 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
+    ssize_t read(int fd, void *buffer, size_t n_bytes)
 
-cdef extern from "<poll.h>" nogil:
+cdef extern from "<sys/epoll.h>" nogil:
     cdef enum:
-        POLLOUT
-    cdef struct pollfd:
+        EPOLLIN
+    ctypedef union epoll_data_t:
         int fd
-        short events
-    int poll(pollfd *fds, unsigned long n, int timeout_ms)
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_wait(int fd, epoll_event *events, int n, int timeout_ms)
 
 cdef enum:
     SOL_UDP = 17

@@ -7,11 +7,13 @@ in the checksum field the sum of the pseudo-header only (Linux: Documentation/ne
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
-from flannel_udp._fastpath.checksum cimport finish, sum_bytes, sum_header, sum_pseudo_header
+from flannel_udp._fastpath.checksum cimport finish, sum_bytes, sum_header
 from flannel_udp._fastpath.drops cimport BAD_OFFLOAD, KEEP
-from flannel_udp._fastpath.ipv4 cimport header_len
+from flannel_udp._fastpath.ipv4 cimport header_len, transport_checksum
 from flannel_udp._fastpath.packet cimport packet_at
 from flannel_udp._fastpath.wire cimport (
+    FRAG_OFFSET_MASK,
+    MORE_FRAGMENTS,
     PROTOCOL_TCP,
     PROTOCOL_UDP,
     TCP_CWR,
@@ -56,7 +58,8 @@ cdef DropReason plan_split(
         vnet.gso_size == 0
         or split.payload_len == 0
         or split.header_len + split.segment_payload > UDP_PAYLOAD_MAX_BYTES
-        or ntohs(ip.frag) & 0x3fff      # a fragment has no whole TCP or UDP datagram to split
+        # a fragment has no whole TCP segment or UDP datagram to split
+        or ntohs(ip.frag) & (MORE_FRAGMENTS | FRAG_OFFSET_MASK)
     ):
         return BAD_OFFLOAD
     split.n = (split.payload_len + split.segment_payload - 1) // split.segment_payload
@@ -93,19 +96,15 @@ cdef inline void finish_tcp(
     if not first:
         tcp.flags &= <uint8_t> ~TCP_CWR & 0xff      # RFC 3168 section 6.1.2: CWR is said once
     tcp.checksum = 0
-    tcp.checksum = l4_checksum(ip, <const uint8_t *> tcp, tcp_len)
+    tcp.checksum = transport_checksum(ip, <const uint8_t *> tcp, tcp_len)
 
 
 cdef inline void finish_udp(UdpHeader *udp, const Ipv4Header *ip, uint32_t udp_len) noexcept nogil:
     udp.len = htons(<uint16_t> udp_len)
     udp.checksum = 0
-    udp.checksum = l4_checksum(ip, <const uint8_t *> udp, udp_len)
+    udp.checksum = transport_checksum(ip, <const uint8_t *> udp, udp_len)
     if udp.checksum == 0:
         udp.checksum = 0xffff       # RFC 768: 0 would mean that there is none
-
-
-cdef inline be16 l4_checksum(const Ipv4Header *ip, const uint8_t *l4, uint32_t l4_len) noexcept nogil:
-    return finish(sum_bytes(l4, l4_len, sum_pseudo_header(ip.src, ip.dst, ip.protocol, l4_len)))
 
 
 cdef DropReason complete_checksum(const VirtioNetHeader *vnet, Packet *packet) noexcept nogil:

@@ -1,4 +1,4 @@
-"""Every system call of the packet path. None of them blocks, but for one short wait where a queue is full."""
+"""Every system call of the packet path. None of them blocks: what a full queue does not take is lost and counted."""
 
 from libc.stdint cimport uint8_t, uint32_t
 
@@ -10,7 +10,7 @@ from flannel_udp._fastpath.wire cimport VirtioNetHeader, be32
 # Read one packet, or super-packet, and its virtio-net header (zero where the TUN has none); False when none waits.
 cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept nogil
 
-# Send as many messages as go, waiting once for a full socket; return how many, or -1 and errno where the first did not.
+# Send as many messages as go; return how many, or -1 and errno where the first did not.
 cdef int send_messages(Datapath *dp, mmsghdr *messages, uint32_t n) noexcept nogil
 
 # Whether the kernel may fragment what is too big for the path (IP_PMTUDISC_DONT) or must refuse it (IP_PMTUDISC_DO).

@@ -11,7 +11,7 @@ from flannel_udp._fastpath.coalesce cimport (
     finish_super_packet,
     write_queue_clear,
 )
-from flannel_udp._fastpath.datapath cimport RECEIVE_BYTES, RECEIVE_MAX, Bundle, PeerState, state_of
+from flannel_udp._fastpath.datapath cimport RECEIVE_BYTES, RECEIVE_HEADROOM, RECEIVE_MAX, Bundle, PeerState, state_of
 from flannel_udp._fastpath.drops cimport count_drops, count_forwarded, reason_of_errno
 from flannel_udp._fastpath.routes cimport FIRST_PEER
 from flannel_udp._fastpath.sockets cimport (
@@ -24,7 +24,6 @@ from flannel_udp._fastpath.sockets cimport (
     IP_TOS,
     IPPROTO_IP,
     MSG_DONTWAIT,
-    POLLOUT,
     SOCK_CLOEXEC,
     SOCK_DGRAM,
     SOL_UDP,
@@ -37,9 +36,7 @@ from flannel_udp._fastpath.sockets cimport (
     getsockopt,
     iovec,
     msghdr,
-    poll,
-    pollfd,
-    readv,
+    read,
     recvmmsg,
     sendmmsg,
     sendto,
@@ -53,30 +50,15 @@ from flannel_udp._fastpath.sockets cimport (
 from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, htons
 
 cdef enum:
-    FULL_QUEUE_WAIT_MS = 1
     DISCARD_PORT = 9            # RFC 863
     READ_ERRORS_MAX = 16        # that many in a row and the TUN counts as broken
 
 
-cdef bint wait_until_writable(int fd) noexcept nogil:
-    """Give a full queue one millisecond to drain: long enough for a driver, too short to be felt."""
-    cdef pollfd watched
-    watched.fd = fd
-    watched.events = POLLOUT
-    return poll(&watched, 1, FULL_QUEUE_WAIT_MS) > 0
-
-
 cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept nogil:
-    cdef iovec pieces[2]
-    cdef uint32_t skipped = 0 if dp.vnet_bytes else 1
     cdef ssize_t got
     memset(vnet, 0, sizeof(VirtioNetHeader))
-    pieces[0].iov_base = vnet
-    pieces[0].iov_len = dp.vnet_bytes
-    pieces[1].iov_base = dp.tun_buffer
-    pieces[1].iov_len = IPV4_MAX_BYTES
     while True:
-        got = readv(dp.tun_fd, &pieces[skipped], <int> (2 - skipped))
+        got = read(dp.tun_fd, dp.tun_buffer, dp.vnet_bytes + IPV4_MAX_BYTES)
         dp.calls.tun_reads += 1
         if got > 0:
             break
@@ -89,17 +71,16 @@ cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept
                 dp.tun_errno = errno.errno
         return False
     dp.read_errors = 0
-    packet.data = dp.tun_buffer
+    packet.data = dp.tun_buffer + dp.vnet_bytes
     packet.len = <uint32_t> got - dp.vnet_bytes if <uint32_t> got >= dp.vnet_bytes else 0
+    memcpy(vnet, dp.tun_buffer, dp.vnet_bytes)
     return True
 
 
 cdef int send_messages(Datapath *dp, mmsghdr *messages, uint32_t n) noexcept nogil:
-    cdef int put = sendmmsg(dp.udp_fd, messages, n, MSG_DONTWAIT)
-    dp.calls.udp_sends += 1
+    cdef int put = -1
+    errno.errno = errno.EINTR
     while put < 0 and errno.errno == errno.EINTR:
-        put = sendmmsg(dp.udp_fd, messages, n, MSG_DONTWAIT)
-    if put < 0 and errno.errno == errno.EAGAIN and wait_until_writable(dp.udp_fd):
         put = sendmmsg(dp.udp_fd, messages, n, MSG_DONTWAIT)
         dp.calls.udp_sends += 1
     return put
@@ -127,18 +108,22 @@ cdef uint32_t query_path_mtu(be32 addr) noexcept nogil:
     return <uint32_t> mtu if mtu > 0 else 0
 
 
+cdef inline uint8_t *receive_buffer(const Datapath *dp, uint32_t i) noexcept nogil:
+    return dp.receive_arena + i * <uint32_t> RECEIVE_BYTES + <uint32_t> RECEIVE_HEADROOM
+
+
 cdef void udp_receive(Datapath *dp) noexcept nogil:
     cdef mmsghdr messages[RECEIVE_MAX]
     cdef Envelope envelopes[RECEIVE_MAX]
     cdef uint32_t i
     cdef int got
     for i in range(<uint32_t> RECEIVE_MAX):
-        fill_in(&messages[i], &envelopes[i], dp.receive_arena + i * <uint32_t> RECEIVE_BYTES, RECEIVE_BYTES)
+        fill_in(&messages[i], &envelopes[i], receive_buffer(dp, i), RECEIVE_BYTES - RECEIVE_HEADROOM)
     got = recvmmsg(dp.udp_fd, messages, RECEIVE_MAX, MSG_DONTWAIT, NULL)
     dp.calls.udp_receives += 1
     dp.n_bundles = <uint32_t> max(got, 0)
     for i in range(dp.n_bundles):
-        dp.bundles[i].data = dp.receive_arena + i * <uint32_t> RECEIVE_BYTES
+        dp.bundles[i].data = receive_buffer(dp, i)
         dp.bundles[i].len = messages[i].msg_len
         dp.bundles[i].segment_len = messages[i].msg_len
         dp.bundles[i].outer_addr = envelopes[i].address.sin_addr.s_addr
@@ -160,39 +145,38 @@ cdef inline void read_controls(msghdr *header, Bundle *bundle) noexcept nogil:
 
 
 cdef void tun_write(Datapath *dp) noexcept nogil:
-    cdef iovec pieces[2 + WRITE_SEGMENTS_MAX]
-    cdef VirtioNetHeader vnet
-    cdef Write *write
-    cdef ssize_t put
     cdef uint32_t i
-    cdef int n
-    cdef uint16_t piece
     for i in range(dp.write_queue.n):
-        write = &dp.write_queue.writes[i]
-        memset(&vnet, 0, sizeof(vnet))      # one whole packet, checksums already in it
-        if write.n > 1:
-            finish_super_packet(write, &vnet)
-        pieces[0].iov_base = &vnet
-        pieces[0].iov_len = dp.vnet_bytes
-        pieces[1].iov_base = write.packet.data
-        pieces[1].iov_len = write.packet.len
-        n = 2
-        piece = write.first_piece
-        while piece != NONE_YET:
-            pieces[n].iov_base = dp.write_queue.pieces[piece].data
-            pieces[n].iov_len = dp.write_queue.pieces[piece].len
-            n += 1
-            piece = dp.write_queue.pieces[piece].next
-        put = writev(dp.tun_fd, pieces, n)
-        dp.calls.tun_writes += 1
-        if put < 0 and errno.errno == errno.EAGAIN and wait_until_writable(dp.tun_fd):
-            put = writev(dp.tun_fd, pieces, n)
-            dp.calls.tun_writes += 1
-        if put < 0:
-            count_drops(&dp.in_counters, reason_of_errno(errno.errno), write.n)
+        if write_one(dp, &dp.write_queue.writes[i]) < 0:
+            count_drops(&dp.in_counters, reason_of_errno(errno.errno), dp.write_queue.writes[i].n)
         else:
-            count_written(dp, write)
+            count_written(dp, &dp.write_queue.writes[i])
     write_queue_clear(&dp.write_queue)
+
+
+cdef inline ssize_t write_one(Datapath *dp, Write *write) noexcept nogil:
+    """Write a packet or super-packet.
+
+    The virtio-net header goes right in front of the packet: over the receive buffer's headroom or over the packet that
+    came before it, which was written before it, too.
+    """
+    cdef iovec pieces[1 + WRITE_SEGMENTS_MAX]
+    cdef VirtioNetHeader vnet
+    cdef int n = 1
+    cdef uint16_t piece = write.first_piece
+    memset(&vnet, 0, sizeof(vnet))          # one whole packet, checksums already in it
+    if write.n > 1:
+        finish_super_packet(write, &vnet)
+    pieces[0].iov_base = write.packet.data - dp.vnet_bytes
+    pieces[0].iov_len = write.packet.len + dp.vnet_bytes
+    memcpy(pieces[0].iov_base, &vnet, dp.vnet_bytes)
+    while piece != NONE_YET:
+        pieces[n].iov_base = dp.write_queue.pieces[piece].data
+        pieces[n].iov_len = dp.write_queue.pieces[piece].len
+        n += 1
+        piece = dp.write_queue.pieces[piece].next
+    dp.calls.tun_writes += 1
+    return writev(dp.tun_fd, pieces, n)
 
 
 cdef inline void count_written(Datapath *dp, const Write *write) noexcept nogil:

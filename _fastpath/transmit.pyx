@@ -88,37 +88,58 @@ cdef void count_sent(Datapath *dp, const Run *run, uint32_t n, uint32_t n_bytes)
 
 
 cdef void give_up_on(Datapath *dp, const Run *run) noexcept nogil:
-    """Do what can still be done for a run that the kernel refused whole, and count what was lost."""
+    """Do what can still be done for a run that the kernel refused, and count what was lost."""
     cdef int refused = errno.errno
-    cdef Packet first
-    if refused == errno.EIO and run.n > 1:
-        dp.send_queue.packets_max = 1       # the route's device cannot cut datagrams: never again
+    if run.n > 1 and (refused == errno.EIO or refused == errno.EMSGSIZE or refused == errno.EINVAL):
+        # EIO: the route's device cannot cut datagrams, and never will. The others: they are too big for the path
+        # (EINVAL before Linux 6.14), which is a matter of each packet.
+        if refused == errno.EIO:
+            dp.send_queue.packets_max = 1
         send_one_by_one(dp, run)
-        return
-    if refused == errno.EMSGSIZE:
-        learn_path_mtu(dp, run.next_hop)
-        if not ntohs((<const Ipv4Header *> run.data).frag) & DONT_FRAGMENT:
-            set_path_mtu_discovery(dp, IP_PMTUDISC_DONT)
-            send_one_by_one(dp, run)
-            set_path_mtu_discovery(dp, IP_PMTUDISC_DO)
-            return
-        first.data = run.data
-        first.len = run.segment_len
-        first.next_hop = run.next_hop
-        answer_sender(dp, &first, TOO_BIG)
-    count_drops(&dp.out_counters, reason_of_errno(refused), run.n)
+    elif run.n == 1 and refused == errno.EMSGSIZE:
+        send_too_big(dp, run, 0, run.n_bytes)
+    else:
+        count_drops(&dp.out_counters, reason_of_errno(refused), run.n)
 
 
 cdef void send_one_by_one(Datapath *dp, const Run *run) noexcept nogil:
-    cdef mmsghdr message
-    cdef Envelope envelope
     cdef uint32_t offset = 0
     cdef uint32_t n_bytes
     while offset < run.n_bytes:
         n_bytes = min(run.segment_len, run.n_bytes - offset)
-        address_message(dp, &message, &envelope, run, offset, n_bytes)
-        if send_messages(dp, &message, 1) > 0:
-            count_sent(dp, run, 1, n_bytes)
-        else:
-            count_drops(&dp.out_counters, reason_of_errno(errno.errno), 1)
+        if not send_one(dp, run, offset, n_bytes):
+            if errno.errno == errno.EMSGSIZE:
+                send_too_big(dp, run, offset, n_bytes)
+            else:
+                count_drops(&dp.out_counters, reason_of_errno(errno.errno), 1)
         offset += n_bytes
+
+
+cdef bint send_one(Datapath *dp, const Run *run, uint32_t offset, uint32_t n_bytes) noexcept nogil:
+    """Send one packet of a run and count it; False, and errno, where the kernel refuses it."""
+    cdef mmsghdr message
+    cdef Envelope envelope
+    address_message(dp, &message, &envelope, run, offset, n_bytes)
+    if send_messages(dp, &message, 1) <= 0:
+        return False
+    count_sent(dp, run, 1, n_bytes)
+    return True
+
+
+cdef void send_too_big(Datapath *dp, const Run *run, uint32_t offset, uint32_t n_bytes) noexcept nogil:
+    """Let a packet that is too big for the path be fragmented, or tell its sender what would fit (RFC 1191)."""
+    cdef Packet packet
+    cdef bint sent
+    packet.data = run.data + offset
+    packet.len = n_bytes
+    packet.next_hop = run.next_hop
+    if ntohs((<const Ipv4Header *> packet.data).frag) & DONT_FRAGMENT:
+        if learn_path_mtu(dp, run.next_hop):
+            answer_sender(dp, &packet, TOO_BIG)
+        count_drops(&dp.out_counters, TOO_BIG, 1)
+        return
+    set_path_mtu_discovery(dp, IP_PMTUDISC_DONT)
+    sent = send_one(dp, run, offset, n_bytes)
+    if not sent:
+        count_drops(&dp.out_counters, reason_of_errno(errno.errno), 1)
+    set_path_mtu_discovery(dp, IP_PMTUDISC_DO)

@@ -1,6 +1,6 @@
 """Header layouts and kernel ABI constants. be16 and be32 are in network order, plain integers in the host's."""
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 ctypedef uint16_t be16
 ctypedef uint32_t be32

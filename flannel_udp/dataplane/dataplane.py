@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -92,6 +92,7 @@ class Dataplane:
         self._builder = TableBuilder()
         self._baseline: dict[IPv4Address, PeerTraffic] = {}
         self._table: RouteTable | None = None
+        self._index: Mapping[IPv4Address, int] = {}
         self._peers: dict[IPv4Network, Peer] = {}
 
     def start(self) -> None:
@@ -105,12 +106,15 @@ class Dataplane:
 
         The table is built outside the data thread, which never waits: it finds the new pointer at its next batch.
         """
-        table, fresh = await asyncio.to_thread(self._builder.build, own, peers)
-        for public_ip in fresh:
-            self._baseline[public_ip] = self._raw_traffic(public_ip)
+        built = await asyncio.to_thread(self._builder.build, own, peers)
+        # A peer's index may have been another's: its counting starts from what is there.
+        self._baseline = {
+            public_ip: self._raw_traffic(index) if public_ip in built.fresh else self._baseline[public_ip]
+            for public_ip, index in built.indexes.items()
+        }
         for engine in self._engines:
-            engine.publish(table)
-        self._table = table
+            engine.publish(built.table)
+        self._table, self._index = built.table, built.indexes
         self._peers = {peer.subnet: peer for peer in peers}
         while sum(engine.reclaim() for engine in self._engines):
             await asyncio.sleep(QUIET_POINT_POLL_S)
@@ -135,7 +139,7 @@ class Dataplane:
     def peer_traffic(self) -> list[tuple[Peer, PeerTraffic]]:
         """Return every route with its peer's traffic since the peer appeared."""
         return [
-            (peer, self._raw_traffic(peer.public_ip).since(self._baseline[peer.public_ip]))
+            (peer, self._raw_traffic(self._index[peer.public_ip]).since(self._baseline[peer.public_ip]))
             for _, peer in sorted(self._peers.items())
         ]
 
@@ -154,10 +158,7 @@ class Dataplane:
         """Stop the data threads and close everything; the kernel removes flannel0."""
         self._opened.close()
 
-    def _raw_traffic(self, public_ip: IPv4Address) -> PeerTraffic:
-        index = self._builder.index_of(public_ip)
-        if index is None:
-            return PeerTraffic(0, 0, 0, 0)
+    def _raw_traffic(self, index: int) -> PeerTraffic:
         return PeerTraffic(*map(sum, zip(*(engine.peer_counters(index) for engine in self._engines), strict=True)))
 
 

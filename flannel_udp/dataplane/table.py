@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
 
 from flannel_udp._fastpath.routes import OWN, PEERS_FROM, RouteTable
 from flannel_udp.model import Peer
+
+
+class BuiltTable(NamedTuple):
+    """A route table, the indexes of its peers, and the peers whose index is new."""
+
+    table: RouteTable
+    indexes: Mapping[IPv4Address, int]
+    fresh: Set[IPv4Address]
 
 
 class TableBuilder:
@@ -21,12 +30,8 @@ class TableBuilder:
         self._free: list[int] = []
         self._n_hops = PEERS_FROM
 
-    def index_of(self, public_ip: IPv4Address) -> int | None:
-        """Return the index of a peer of the latest table."""
-        return self._index.get(public_ip)
-
-    def build(self, own: IPv4Network | None, peers: Sequence[Peer]) -> tuple[RouteTable, list[IPv4Address]]:
-        """Return a table for our subnet and these peers, and the peers whose index is new."""
+    def build(self, own: IPv4Network | None, peers: Sequence[Peer]) -> BuiltTable:
+        """Return a table for our subnet and these peers."""
         present = {peer.public_ip for peer in peers}
         for gone in self._index.keys() - present:
             self._free.append(self._index.pop(gone))
@@ -48,7 +53,8 @@ class TableBuilder:
             addresses[index] = int(public_ip)
         # flannel0's address is the first of our subnet.
         own_address = int(own.network_address) if own is not None else 0
-        return RouteTable(networks, prefix_lens, next_hops, addresses, own_address), fresh
+        table = RouteTable(networks, prefix_lens, next_hops, addresses, own_address)
+        return BuiltTable(table, dict(self._index), frozenset(fresh))
 
     def _take_index(self) -> int:
         if self._free:

@@ -50,6 +50,8 @@ def open_icmp() -> socket.socket:
         )
     except PermissionError as failed:
         raise FlannelError("cannot open a raw socket for ICMP answers: needs CAP_NET_RAW; run as root") from failed
+    except OSError as failed:
+        raise FlannelError(f"cannot open a raw socket for ICMP answers: {failed.strerror}") from failed
 
 
 def granted_buffers(udp: socket.socket) -> SocketBuffers:

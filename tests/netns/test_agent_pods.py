@@ -97,8 +97,10 @@ def test_the_log_of_an_ordinary_start_is_one_plain_line_a_step(lab: Lab) -> None
             f"peer added: {other.subnet} via {other.underlay}",
             f"using interface eth0, address {host.underlay}, public IP {host.underlay}",
             f"opened flannel0 and UDP {host.underlay}:8285",
-            "offloads in use: tso, uso, udp-segment, udp-gro, join-tcp, join-udp; workers: 1; "
-            "socket buffers: receive 4194304, send 4194304 bytes",
+            (
+                "offloads in use: tso, uso, udp-segment, udp-gro, join-tcp, join-udp; workers: 1; "
+                "socket buffers: receive 4194304, send 4194304 bytes"
+            ),
             f"acquired a new subnet {host.subnet}",
             f"wrote {host.subnet_file}",
         ]

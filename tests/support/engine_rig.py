@@ -16,6 +16,7 @@ from flannel_udp._fastpath.routes import OWN, PEERS_FROM, RouteTable
 from flannel_udp.dataplane.offload import enable_on_socket
 from flannel_udp.dataplane.reference import OWN as REFERENCE_OWN
 from flannel_udp.dataplane.reference import ReferenceTable, VnetHeader
+from flannel_udp.dataplane.underlay import IP_MTU_DISCOVER, IP_PMTUDISC_DO
 from flannel_udp.options import NO_OFFLOAD, Offload
 
 AGENT = IPv4Address("127.0.0.1")
@@ -76,6 +77,7 @@ class EngineRig:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
             peer.bind((address, self.port))
             peer.setblocking(False)
+        self._udp.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
         granted = enable_on_socket(self._udp, offload)
         self.engine = Engine(
             self._near.fileno(),
@@ -100,7 +102,10 @@ class EngineRig:
 
     def poll(self) -> int:
         """Run the engine until nothing waits; return how many packets it read."""
-        return self.engine.poll(1_000_000)
+        moved = 0
+        while got := self.engine.poll():
+            moved += got
+        return moved
 
     def to_tun(self) -> list[bytes]:
         """Return the packets that the engine wrote to the tunnel device, in order."""
@@ -123,6 +128,10 @@ class EngineRig:
         """Return a direction's counters."""
         counters: dict[str, Any] = self.engine.counters()[direction]
         return counters
+
+    def shrink_send_buffer(self) -> None:
+        """Leave the engine's socket room for a few packets only."""
+        self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_608)
 
     def close(self) -> None:
         """Close everything."""

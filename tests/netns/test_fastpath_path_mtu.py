@@ -1,0 +1,103 @@
+"""What a narrow path does, in a namespace whose way to 127.0.0.2 carries 1,000 bytes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+from scapy.layers.inet import IP, UDP
+
+from flannel_udp.lab.netns import call_inside
+from flannel_udp.options import NO_OFFLOAD, Offload
+from tests.support.engine_rig import EngineRig, compile_table, small_table
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+PATH_MTU = 1_000
+
+Inside = Callable[[Callable[[], None]], None]
+
+pytestmark = [
+    *NEEDS_NETNS,
+    pytest.mark.parametrize("offload", [NO_OFFLOAD, Offload()], ids=["one by one", "in runs"]),
+]
+
+
+def packet(size: int, number: int = 0, **fields: Any) -> bytes:
+    return bytes(IP(src="10.1.1.5", dst="10.1.2.7", id=number, **fields) / UDP() / bytes(size - 28))
+
+
+@pytest.fixture
+def inside() -> Iterator[Inside]:
+    """Run a function in the namespace."""
+    name = f"fu-{fresh_name()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        route = ["route", "replace", "local", "127.0.0.2", "dev", "lo", "mtu", "lock", str(PATH_MTU), "table", "local"]
+        for words in (["link", "set", "lo", "up"], route):
+            subprocess.run(["ip", "-n", name, *words], check=True)
+        yield lambda body: call_inside(name, body)
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def test_what_may_not_be_fragmented_is_dropped_and_the_rest_of_its_run_is_sent(
+    offload: Offload, inside: Inside
+) -> None:
+    @inside
+    def check() -> None:
+        with EngineRig(small_table(), offload=offload) as rig:
+            for number in range(3):
+                rig.from_tun(packet(1_400, flags="DF"))
+                rig.from_tun(packet(100, number, flags="DF"))
+            rig.poll()
+            assert [IP(datagram).id for datagram in rig.to_peer("127.0.0.2")] == [0, 1, 2]
+            assert rig.drops("out") == {"too_big": 3}
+
+
+def test_what_may_be_fragmented_arrives_whole(offload: Offload, inside: Inside) -> None:
+    @inside
+    def check() -> None:
+        with EngineRig(small_table(), offload=offload) as rig:
+            for number in range(5):
+                rig.from_tun(packet(1_400, number))
+            rig.from_tun(packet(1_400, 9, flags="DF"))
+            rig.poll()
+            assert [(IP(got).id, len(got)) for got in rig.to_peer("127.0.0.2")] == [(n, 1_400) for n in range(5)]
+            assert rig.drops("out") == {"too_big": 1}
+
+
+def test_once_the_limit_is_known_the_kernel_is_not_asked_again(offload: Offload, inside: Inside) -> None:
+    @inside
+    def check() -> None:
+        with EngineRig(small_table(), offload=offload) as rig:
+            rig.from_tun(packet(1_400, flags="DF"))
+            rig.poll()
+            before = rig.engine.counters()["system_calls"]["udp_sends"]
+            for _ in range(10):
+                rig.from_tun(packet(1_400, flags="DF"))
+                rig.from_tun(packet(PATH_MTU - 28 + 1, flags="DF"))
+            rig.poll()
+            assert rig.engine.counters()["system_calls"]["udp_sends"] == before
+            assert rig.drops("out") == {"too_big": 21}
+            rig.from_tun(packet(PATH_MTU - 28, flags="DF"))
+            rig.poll()
+            assert len(rig.to_peer("127.0.0.2")) == 1
+
+
+def test_a_peer_that_gets_a_former_peers_index_does_not_get_its_limit(offload: Offload, inside: Inside) -> None:
+    @inside
+    def check() -> None:
+        with EngineRig(small_table(), offload=offload) as rig:
+            rig.from_tun(packet(1_400, flags="DF"))
+            rig.poll()
+            moved = small_table()
+            for prefix, hop in moved.routes.items():
+                if hop == IPv4Address("127.0.0.2"):
+                    moved.routes[prefix] = IPv4Address("127.0.0.3")
+            rig.engine.publish(compile_table(moved))
+            rig.from_tun(packet(1_400, flags="DF"))
+            rig.poll()
+            assert len(rig.to_peer("127.0.0.3")) == 1

@@ -1,0 +1,73 @@
+"""What the kernel refuses costs what it must and no more. The refusals are real."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any
+
+from scapy.layers.inet import IP, UDP
+
+from flannel_udp.options import Offload
+from tests.support.engine_rig import EngineRig, small_table
+
+
+def packet(size: int, number: int = 0, **fields: Any) -> bytes:
+    return bytes(IP(src="10.1.1.5", dst="10.1.2.7", id=number, **fields) / UDP() / bytes(size - 28))
+
+
+def test_a_full_socket_costs_packets_and_a_counter_but_no_waiting() -> None:
+    with EngineRig(small_table(), peers=["127.0.0.2"]) as rig:
+        rig.shrink_send_buffer()
+        for _ in range(60):
+            rig.from_tun(packet(60_000))
+        started_s = time.monotonic()
+        rig.poll()
+        assert time.monotonic() - started_s < 1
+        counters = rig.counters("out")
+        assert counters["packets"] + sum(counters["drops"].values()) == 60
+
+
+def test_a_busy_engine_returns_while_packets_trickle_in() -> None:
+    with EngineRig(small_table()) as rig:
+        stop = threading.Event()
+
+        def trickle() -> None:
+            while not stop.wait(0.002):
+                rig.from_tun(packet(100))
+
+        feeder = threading.Thread(target=trickle)
+        feeder.start()
+        try:
+            started_s = time.monotonic()
+            rig.engine.poll(busy_us=1_000_000)
+            assert time.monotonic() - started_s < 1
+        finally:
+            stop.set()
+            feeder.join()
+
+
+def test_moving_packets_allocates_nothing() -> None:
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        burst = [packet(200, number % 65_536) for number in range(2_000)]
+        for data in burst:
+            rig.from_tun(data)
+        rig.engine.poll()
+        rig.to_peer("127.0.0.2")
+        for data in burst:
+            rig.from_tun(data)
+        before = sys.getallocatedblocks()
+        rig.engine.poll()
+        assert sys.getallocatedblocks() - before < 20
+
+
+def test_system_calls_for_a_thousand_packets() -> None:
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        for number in range(1_000):
+            rig.from_tun(packet(100, number))
+        rig.poll()
+        calls = rig.engine.counters()["system_calls"]
+        # One read a packet: a TUN without super-packets gives one at a time. One send for each 64 of them.
+        assert calls["tun_reads"] <= 1_000 + 17
+        assert calls["udp_sends"] <= 17
