@@ -11,8 +11,8 @@ from flannel_udp._fastpath.wire cimport UDP_PAYLOAD_MAX_BYTES
 cdef enum:
     RUNS_MAX = 64
     RUN_PACKETS_MAX = 64            # UDP_MAX_SEGMENTS was 64 before Linux 6.9
-    SEND_FLUSH_BYTES = 64 * 1024    # send when that much waits: it is still in the second-level cache
-    SEND_ARENA_BYTES = 3 * 64 * 1024
+    SEND_FLUSH_BYTES = 180 * 1024   # send when so much waits: three super-packets share one wake-up of the peer
+    SEND_ARENA_BYTES = SEND_FLUSH_BYTES + 2 * 64 * 1024
 
 cdef struct Run:
     uint8_t *data
