@@ -1,8 +1,8 @@
-"""What two agents say of themselves: one that runs, and one that waits and so knows little."""
+"""What two agents say of themselves, one that runs and one that waits and so knows little; and of a peer."""
 
 from __future__ import annotations
 
-from flannel_udp.admin.shapes import Status
+from flannel_udp.admin.shapes import PeerRow, Status
 
 RUNNING: Status = {
     "version": "0.1.0",
@@ -48,4 +48,12 @@ WAITING: Status = {
     "workers": None,
     "socket_buffers": None,
     "counters": None,
+}
+PEER: PeerRow = {
+    "subnet": "10.1.16.0/24",
+    "public_ip": "192.0.2.2",
+    "packets_out": 1,
+    "bytes_out": 84,
+    "packets_in": 2,
+    "bytes_in": 168,
 }

@@ -23,48 +23,17 @@ from flannel_udp.admin import client
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.shapes import PeerRow, Route, Status
 from flannel_udp.errors import FlannelError, UsageError
-
-STATUS: Status = {
-    "version": "0.1.0",
-    "pid": 4711,
-    "uptime_s": 12.5,
-    "state": "waiting for a lease",
-    "ready": False,
-    "registry": "etcd",
-    "network": "10.1.0.0/16",
-    "subnet": None,
-    "public_ip": "192.0.2.1",
-    "interface": {"name": "eth0", "address": "192.0.2.1", "mtu": 1500},
-    "tunnel": None,
-    "backend": {"type": "udp", "port": 8285},
-    "lease": None,
-    "peers": 1,
-    "revision": 7,
-    "offload": None,
-    "workers": None,
-    "socket_buffers": None,
-    "counters": None,
-}
-PEERS: list[PeerRow] = [
-    {
-        "subnet": "10.1.16.0/24",
-        "public_ip": "192.0.2.2",
-        "packets_out": 1,
-        "bytes_out": 84,
-        "packets_in": 2,
-        "bytes_in": 168,
-    }
-]
+from tests.support.status import PEER, RUNNING
 
 
 class Source:
     """Answers as a daemon would; one address fails as a daemon may, one as it must not."""
 
     def status(self) -> Status:
-        return STATUS
+        return RUNNING
 
     def peers(self) -> list[PeerRow]:
-        return PEERS
+        return [PEER]
 
     def route(self, address: IPv4Address) -> Route:
         if address == IPv4Address("10.1.0.1"):
@@ -95,8 +64,8 @@ async def ask(function: Callable[..., Any], *arguments: Any) -> Any:
 
 async def test_status_peers_and_route_arrive_as_the_daemon_gave_them(path: Path) -> None:
     async with control_server(path, Source()):
-        assert await ask(client.fetch_status, path) == STATUS
-        assert await ask(client.fetch_peers, path) == PEERS
+        assert await ask(client.fetch_status, path) == RUNNING
+        assert await ask(client.fetch_peers, path) == [PEER]
         assert (await ask(client.fetch_route, path, "10.1.9.9"))["address"] == "10.1.9.9"
 
 
@@ -183,7 +152,7 @@ async def test_a_second_agent_is_refused_by_pid_and_the_first_goes_on(path: Path
             async with control_server(path, Source()):
                 pass
         assert str(caught.value) == (f"another flannel-udp is running (pid {os.getpid()}, on {path}): stop it first")
-        assert await ask(client.fetch_status, path) == STATUS
+        assert await ask(client.fetch_status, path) == RUNNING
 
 
 def test_the_socket_of_a_killed_agent_is_taken_over(path: Path) -> None:
@@ -210,7 +179,7 @@ def test_the_socket_of_a_killed_agent_is_taken_over(path: Path) -> None:
             status: Status = await ask(client.fetch_status, path)
             return status
 
-    assert uvloop.run(second()) == STATUS  # the agent's own loop; the other tests are on asyncio's
+    assert uvloop.run(second()) == RUNNING  # the agent's own loop; the other tests are on asyncio's
     assert not path.exists()
 
 
@@ -296,7 +265,7 @@ async def test_closing_does_not_wait_for_idle_clients(path: Path) -> None:
 async def test_closing_does_not_wait_for_a_client_that_does_not_read(path: Path) -> None:
     class Large(Source):
         def peers(self) -> list[PeerRow]:
-            return PEERS * 50_000
+            return [PEER] * 50_000
 
     clock = asyncio.get_running_loop().time
     stuck = client._UnixConnection(path, 5.0)

@@ -11,43 +11,14 @@ import pytest
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.shapes import PeerRow, Route, Status
 from flannel_udp.errors import FlannelError
-
-STATUS: Status = {
-    "version": "0.1.0",
-    "pid": 4711,
-    "uptime_s": 12.5,
-    "state": "running",
-    "ready": True,
-    "registry": "etcd",
-    "network": "10.1.0.0/16",
-    "subnet": "10.1.15.0/24",
-    "public_ip": "192.0.2.1",
-    "interface": {"name": "eth0", "address": "192.0.2.1", "mtu": 1500},
-    "tunnel": {"name": "flannel0", "address": "10.1.15.0", "mtu": 1472},
-    "backend": {"type": "udp", "port": 8285},
-    "lease": {"key": "10.1.15.0-24", "expires_in_s": 86000.0, "reserved": False},
-    "peers": 1,
-    "revision": 7,
-    "offload": None,
-    "workers": None,
-    "socket_buffers": None,
-    "counters": None,
-}
-PEER: PeerRow = {
-    "subnet": "10.1.16.0/24",
-    "public_ip": "192.0.2.2",
-    "packets_out": 1,
-    "bytes_out": 84,
-    "packets_in": 2,
-    "bytes_in": 168,
-}
+from tests.support.status import PEER, RUNNING
 
 
 class Source:
     """An agent with one peer; it has no answer for 10.1.0.1."""
 
     def status(self) -> Status:
-        return STATUS
+        return RUNNING
 
     def peers(self) -> list[PeerRow]:
         return [PEER]
@@ -74,7 +45,7 @@ async def ask(directory: Path, *words: str) -> tuple[int | None, str, str]:
 @pytest.mark.parametrize(
     ("words", "document"),
     [
-        (["status"], STATUS),
+        (["status"], RUNNING),
         (["peers"], [PEER]),
         (["route", "get", "10.1.9.9"], {"address": "10.1.9.9", "verdict": "no route", "reason": "no lease covers it"}),
     ],
