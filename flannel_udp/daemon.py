@@ -278,10 +278,10 @@ async def _fail_without_tunnel(lost_tunnel: asyncio.Future[int], name: str) -> N
 
 async def _release(keeper: LeaseKeeper) -> None:
     try:
-        async with asyncio.timeout(RELEASE_TIMEOUT_S):
-            await keeper.release()
+        # Not asyncio.timeout: before Python 3.11.4 it raises no TimeoutError in a task that was cancelled, as this one.
+        await asyncio.wait_for(keeper.release(), RELEASE_TIMEOUT_S)
     except (FlannelError, TimeoutError) as failed:
-        logger.warning("the lease was not released and stays until it expires: %s", failed or "the registry is slow")
+        logger.warning("the lease was not released and stays until it expires: %s", str(failed) or "no answer")
 
 
 async def _close(dataplane: Dataplane) -> None:
