@@ -85,11 +85,11 @@ def test_fragments_out_of_order_are_forwarded_one_by_one_and_reassembled_by_the_
     whole = IP(src=str(source.ip), dst=str(target.ip), id=4711) / UDP(sport=9, dport=9) / payload
     train: list[Any] = fragment(IP(bytes(whole)), fragsize=1200)  # type: ignore[no-untyped-call]  # scapy has no types
     assert len(train) == 5
-    with receiver(target) as sock, Tap(pair.hosts[1], "eth0") as wire:
+    with receiver(target) as sock, Tap(pair.hosts[1], "flannel0") as tunnel:
         for piece in [train[3], train[0], train[4], train[2], train[1]]:
             send_raw(source, piece)
         assert sock.recv(65_535) == payload
-        inner = [IP(datagram) for datagram in wire.datagrams(8285)]
+        inner = [IP(packet) for packet in tunnel.packets()]
     assert [packet.frag for packet in inner if packet.id == 4711] == [450, 0, 600, 300, 150]  # units of 8 bytes
 
 
