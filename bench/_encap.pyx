@@ -109,7 +109,9 @@ def complete(uint8_t[::1] packet_bytes not None, uint32_t checksum_offset, uint3
     return handled
 
 
-def split(uint8_t[::1] whole not None, bint tcp, uint32_t gso_size, uint8_t[::1] bundle not None, uint32_t rounds) -> int:
+def split(
+    uint8_t[::1] whole not None, bint tcp, uint32_t gso_size, uint8_t[::1] bundle not None, uint32_t rounds
+) -> int:
     """Split a super-packet into `bundle`, which has room for all segments."""
     cdef VirtioNetHeader vnet
     cdef Packet packet

@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bench import chart, machine
 from bench.compiled import load
+from bench.console import show
 from flannel_udp._fastpath.checksum import checksum
 from flannel_udp._fastpath.routes import PEERS_FROM, RouteTable
 from flannel_udp.errors import FlannelError
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(name)s: %(message)s")
     try:
         found = measure()
-        Console().print(_table(found))
+        show(_table(found))
         if given.json:
             document = {"machine": machine.describe(), "packets_per_s": found}
             rows = {title: {size: 1e9 / rate for size, rate in found[stage].items()} for stage, title in STAGES.items()}

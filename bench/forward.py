@@ -23,10 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from bench import chart, lookup, machine, report, targets
+from bench.console import show
 from bench.contenders import CARDS, CONTENDERS, Opener, Pair, open_contender, variants
 from bench.cpu import ForeignWatch
 from bench.datagrams import build_blast
@@ -42,7 +40,6 @@ _TOOLS = {"iperf3": "iperf3", "ping": "iputils-ping", "bridge": "iproute2", "cc"
 """Command → the Debian package that has it."""
 _TRIES = 2
 """A sample that others disturbed is taken once more, not for ever: the time of a run stays bounded."""
-_TABLE_WIDTH = 130
 _WORKERS_MAX = 64
 CUBIC = "cubic"
 """Named, because the default of a machine may be BBR, which ignores the loss of a bad tunnel."""
@@ -185,8 +182,8 @@ def _compare(settings: Settings) -> None:
     openers = {**CONTENDERS, **variants(settings.workers, rungs=settings.rungs)}
     samples, mtus = run(settings, settings.underlay, dict.fromkeys(settings.measures, tuple(openers)), openers)
     title = f"underlay {settings.underlay}, {_spoken(settings)}"
-    _print(report.table(samples, tuple(openers), title))
-    _print_rejected(settings, samples)
+    show(report.table(samples, tuple(openers), title))
+    _show_rejected(settings, samples)
     if settings.json:
         document = report.document(machine.describe(), _options(settings), mtus, samples)
         chart.write(settings.json, document, [report.chart(samples, title)])
@@ -201,11 +198,11 @@ def _judge(settings: Settings) -> None:
         underlays[underlay] = report.results(mtus, samples)
         charts.append(report.chart(samples, f"underlay {underlay}, {_spoken(settings)}"))
         every += samples
-        _print(report.table(samples, tuple(CONTENDERS), f"underlay {underlay}, {_spoken(settings)}"))
+        show(report.table(samples, tuple(CONTENDERS), f"underlay {underlay}, {_spoken(settings)}"))
     found = lookup.measure()
     verdicts = targets.judge({name: of["ratios"] for name, of in underlays.items()}, lookup.judged(found))
-    _print(targets.table(verdicts, f"ours divided by the other's, {_spoken(settings)}"))
-    _print_rejected(settings, every)
+    show(targets.table(verdicts, f"ours divided by the other's, {_spoken(settings)}"))
+    _show_rejected(settings, every)
     if settings.json:
         document = {
             "machine": machine.describe(),
@@ -278,16 +275,10 @@ def _spoken(settings: Settings) -> str:
     return f"{settings.spoken_congestion_control}, {settings.rounds} rounds of {settings.seconds} s"
 
 
-def _print(table: Table) -> None:
-    width = max(_TABLE_WIDTH, Console().measure(table).minimum)
-    console = Console() if sys.stdout.isatty() else Console(width=width)
-    console.print(table)
-
-
-def _print_rejected(settings: Settings, samples: Sequence[Sample]) -> None:
+def _show_rejected(settings: Settings, samples: Sequence[Sample]) -> None:
     rejected = report.n_rejected(samples)
     if rejected:
-        Console().print(
+        show(
             f"{rejected} of {len(samples)} samples were rejected: other processes used more than "
             f"{settings.max_foreign:g} % of one core meanwhile"
         )

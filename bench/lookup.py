@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bench import chart, machine
 from bench.compiled import load
+from bench.console import show
 from flannel_udp._fastpath.routes import PEERS_FROM, RouteTable
 from flannel_udp.errors import FlannelError
 
@@ -56,7 +56,7 @@ def measure() -> list[Found]:
     """Return the cost of each size. Repetitions are interleaved: a machine that changes its speed does so for all."""
     look_up = load("_lookup").look_up
     chooser = random.Random(_SEED)  # noqa: S311 - a bench that is to be repeated, no secret
-    cases = [_case(chooser, n) for n in SIZES]
+    cases = [make_case(chooser, n) for n in SIZES]
     times_ns: list[list[float]] = [[] for _ in cases]
     for _ in range(_REPETITIONS):
         for (table, addresses), times in zip(cases, times_ns, strict=True):
@@ -69,7 +69,7 @@ def measure() -> list[Found]:
     ]
 
 
-def _case(chooser: random.Random, n: int) -> tuple[RouteTable, array[int]]:
+def make_case(chooser: random.Random, n: int) -> tuple[RouteTable, array[int]]:
     """Return a table of `n` subnets, and the addresses to look up (host order)."""
     host_bits = 32 - _SUBNET_BITS
     places = chooser.sample(range(1 << (_SUBNET_BITS - _NETWORK_BITS)), n)
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(name)s: %(message)s")
     try:
         found = measure()
-        Console().print(_table(found))
+        show(_table(found))
         if given.json:
             document = {"machine": machine.describe(), **records(found)}
             chart.write(given.json, document, charts(found))
