@@ -6,12 +6,12 @@ import sys
 
 from rich.console import Console, RenderableType
 
-_WIDTH = 130
-"""Of what goes to a file or a pipe."""
+_UNBOUNDED = 10_000
+"""Columns: more than any table needs."""
 
 
 def show(*findings: RenderableType) -> None:
-    """Print tables and lines to stdout; where that is no terminal, wide enough for all columns."""
+    """Print tables and lines to stdout; where that is no terminal, so wide that no cell is wrapped."""
     for found in findings:
-        width = None if sys.stdout.isatty() else max(_WIDTH, Console(width=10_000).measure(found).minimum)
+        width = None if sys.stdout.isatty() else Console(width=_UNBOUNDED).measure(found).maximum
         Console(width=width).print(found)

@@ -198,7 +198,7 @@ def _judge(settings: Settings) -> None:
         underlays[underlay] = report.results(mtus, samples)
         charts.append(report.chart(samples, f"underlay {underlay}, {_spoken(settings)}"))
         every += samples
-        show(report.table(samples, tuple(CONTENDERS), f"underlay {underlay}, {_spoken(settings)}"))
+        show(report.table(samples, tuple(mtus), f"underlay {underlay}, {_spoken(settings)}"))
     found = lookup.measure()
     verdicts = targets.judge({name: of["ratios"] for name, of in underlays.items()}, lookup.judged(found))
     show(targets.table(verdicts, f"ours divided by the other's, {_spoken(settings)}"))
