@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.datagrams import MAX_LOSS, SEARCH_HIGH_PPS, SEARCH_LOW_PPS, SEARCH_STEPS, Counted, Trial, search
+from bench.datagrams import SEARCH_HIGH_PPS, SEARCH_LOW_PPS, SEARCH_STEPS, Counted, Trial, best_rate, search
 
 PRECISION = (SEARCH_HIGH_PPS / SEARCH_LOW_PPS) ** (0.5**SEARCH_STEPS)
 
@@ -34,20 +34,33 @@ def trial(sent: int, delivered: int, seconds: float = 1.0) -> Trial:
     return Trial(Counted(sent, seconds), delivered)
 
 
-@pytest.mark.parametrize(
-    ("made", "holds"),
-    [
-        (trial(100_000, 100_000), True),
-        (trial(100_000, 99_500), True),
-        (trial(100_000, 99_499), False),
-        (trial(98_000, 98_000), True),
-        (trial(97_999, 97_999), False),  # nothing was lost because less was sent
-        (trial(100_000, 100_000, seconds=1.1), False),
-    ],
-)
-def test_a_rate_holds_if_it_was_offered_and_at_most_half_a_percent_was_lost(made: Trial, holds: bool) -> None:
-    assert MAX_LOSS == 0.005
-    assert made.holds(100_000) is holds
+@pytest.mark.parametrize(("delivered", "loss_free"), [(100_000, True), (99_500, True), (99_499, False)])
+def test_at_most_half_a_percent_may_be_lost(delivered: int, loss_free: bool) -> None:
+    assert trial(100_000, delivered).loss_free is loss_free
+
+
+def test_a_path_that_drops_has_the_rate_up_to_which_it_does_not() -> None:
+    best = best_rate(lambda rate: trial(round(rate), min(round(rate), 150_000)))
+    assert best / 1.005 <= 150_000 <= best * PRECISION
+
+
+def test_a_path_that_slows_its_sender_down_has_the_rate_that_the_sender_reached() -> None:
+    assert best_rate(lambda rate: trial(min(round(rate), 150_000), min(round(rate), 150_000))) == 150_000
+
+
+def test_one_hiccup_a_rate_changes_nothing() -> None:
+    seen: set[float] = set()
+
+    def take(rate: float) -> Trial:
+        hiccup = rate not in seen
+        seen.add(rate)
+        return trial(round(rate), 0 if hiccup else min(round(rate), 150_000))
+
+    assert best_rate(take) == best_rate(lambda rate: trial(round(rate), min(round(rate), 150_000)))
+
+
+def test_a_path_that_always_loses_has_no_rate() -> None:
+    assert best_rate(lambda rate: trial(round(rate), round(rate) // 2)) == 0
 
 
 def test_loss_is_the_share_of_what_was_sent() -> None:
