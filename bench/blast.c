@@ -1,12 +1,14 @@
-/* blast: small UDP datagrams as fast as one process sends them, and how many of them arrive.
+/* blast: UDP datagrams at a fixed rate or as fast as one process sends them, and how many of them arrive.
  *
- *   blast send ADDRESS PORT PAYLOAD_BYTES MILLISECONDS
+ *   blast send ADDRESS PORT PAYLOAD_BYTES MILLISECONDS PACKETS_PER_SECOND (0: as many as will go)
  *   blast receive ADDRESS PORT WARM_UP_MILLISECONDS WINDOW_MILLISECONDS
+ *   blast count ADDRESS PORT SILENCE_MILLISECONDS
  *
  * Every datagram is a message of its own to sendmmsg(2): no UDP_SEGMENT, no UDP_GRO, as an application sends them that
  * knows nothing of either. The receiver prints "ready" once it is bound, lets the warm-up pass after the first datagram,
- * and counts those that arrive within the window. Both print one JSON object: {"packets": N, "seconds": S}; the receiver
- * then stays bound, so that the sender's last datagrams meet no closed port, until it is killed.
+ * and counts those that arrive within the window; "count" counts all, from the first until nothing has come for so long.
+ * Each prints one JSON object: {"packets": N, "seconds": S}; the receiver then stays bound, so that the sender's last
+ * datagrams meet no closed port, until it is killed.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -15,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <time.h>
@@ -25,6 +28,8 @@ enum {
     MAX_PAYLOAD = 1472,
     MAX_MILLISECONDS = 600000,
     RECEIVE_BUFFER = 4 << 20, /* bytes: the receiver must not be what loses packets while it is not scheduled */
+    MAX_RATE = 10000000, /* packets a second */
+    PACE_NS = 100000, /* how long the sender sleeps when nothing is due: bursts stay small */
     FIRST_PACKET_MS = 5000,
     LINGER_S = 120, /* the longest stay of a receiver that nobody kills */
     TICK_MS = 50, /* how long a receive may block before the clock is looked at */
@@ -51,11 +56,16 @@ static long parse_number(const char *text, long low, long high)
     return number;
 }
 
-static int64_t now_ms(void)
+static int64_t now_ns(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static int64_t now_ms(void)
+{
+    return now_ns() / 1000000;
 }
 
 static struct sockaddr_in parse_end(const char *address, const char *port)
@@ -83,20 +93,32 @@ static void report(uint64_t packets, int64_t elapsed_ms)
     fflush(stdout);
 }
 
-static void send_all(int udp, const struct sockaddr_in *to, int64_t duration_ms)
+static uint64_t send_batch(int udp, unsigned int n) /* how many packets that were */
+{
+    int sent = sendmmsg(udp, messages, n, 0);
+    if (sent > 0)
+        return (uint64_t)sent;
+    if (errno != ENOBUFS)
+        die("sendmmsg");
+    return 1; /* a full queue: offered and lost, go on */
+}
+
+static void send_all(int udp, const struct sockaddr_in *to, int64_t duration_ms, int64_t rate)
 {
     uint64_t packets = 0;
-    int64_t started = now_ms(), now = started;
+    int64_t started = now_ns(), elapsed = 0;
     if (connect(udp, (const struct sockaddr *)to, sizeof *to) < 0)
         die("connect");
-    for (; now - started < duration_ms; now = now_ms()) {
-        int n = sendmmsg(udp, messages, BATCH, 0);
-        if (n > 0)
-            packets += (uint64_t)n;
-        else if (errno != ENOBUFS) /* a full queue: lost, go on */
-            die("sendmmsg");
+    if (prctl(PR_SET_TIMERSLACK, 1UL) < 0)
+        die("PR_SET_TIMERSLACK");
+    for (; elapsed < duration_ms * 1000000; elapsed = now_ns() - started) {
+        uint64_t due = rate == 0 ? packets + BATCH : (uint64_t)(elapsed / 1000 * rate / 1000000);
+        if (due > packets)
+            packets += send_batch(udp, due - packets < BATCH ? (unsigned int)(due - packets) : BATCH);
+        else
+            nanosleep(&(struct timespec){.tv_nsec = PACE_NS}, NULL);
     }
-    report(packets, now - started);
+    report(packets, elapsed / 1000000);
 }
 
 static int receive_batch(int udp) /* 0 when nothing came for TICK_MS */
@@ -107,7 +129,7 @@ static int receive_batch(int udp) /* 0 when nothing came for TICK_MS */
     return n < 0 ? 0 : n;
 }
 
-static void receive_all(int udp, const struct sockaddr_in *at, int64_t warm_up_ms, int64_t window_ms)
+static void open_receiver(int udp, const struct sockaddr_in *at)
 {
     int size = RECEIVE_BUFFER;
     struct timeval tick = {.tv_usec = TICK_MS * 1000};
@@ -119,13 +141,23 @@ static void receive_all(int udp, const struct sockaddr_in *at, int64_t warm_up_m
         die("bind");
     printf("ready\n");
     fflush(stdout);
+}
 
+static uint64_t first_packets(int udp) /* 0 when none came for FIRST_PACKET_MS */
+{
     int64_t given_up = now_ms() + FIRST_PACKET_MS;
-    while (receive_batch(udp) == 0)
-        if (now_ms() >= given_up) {
-            report(0, window_ms);
-            return;
-        }
+    int n = 0;
+    while (n == 0 && now_ms() < given_up)
+        n = receive_batch(udp);
+    return (uint64_t)n;
+}
+
+static void receive_window(int udp, int64_t warm_up_ms, int64_t window_ms)
+{
+    if (first_packets(udp) == 0) {
+        report(0, window_ms);
+        return;
+    }
     int64_t warm = now_ms() + warm_up_ms;
     while (now_ms() < warm)
         receive_batch(udp);
@@ -136,26 +168,52 @@ static void receive_all(int udp, const struct sockaddr_in *at, int64_t warm_up_m
     report(packets, now - started);
 }
 
+static void count_all(int udp, int64_t silence_ms)
+{
+    uint64_t packets = first_packets(udp);
+    int64_t started = now_ms(), last = started;
+    while (now_ms() - last < silence_ms) {
+        int n = receive_batch(udp);
+        packets += (uint64_t)n;
+        if (n > 0)
+            last = now_ms();
+    }
+    report(packets, last - started);
+}
+
+static int usage(void)
+{
+    fprintf(stderr, "usage: blast send ADDRESS PORT PAYLOAD_BYTES MS RATE | blast receive ADDRESS PORT WARM_UP_MS MS"
+                    " | blast count ADDRESS PORT SILENCE_MS\n");
+    return 2;
+}
+
 int main(int argc, char **argv)
 {
-    if (argc != 6 || (strcmp(argv[1], "send") != 0 && strcmp(argv[1], "receive") != 0)) {
-        fprintf(stderr, "usage: blast send ADDRESS PORT PAYLOAD_BYTES MS | blast receive ADDRESS PORT WARM_UP_MS MS\n");
-        return 2;
-    }
+    const char *mode = argc > 1 ? argv[1] : "";
+    int sends = strcmp(mode, "send") == 0 && argc == 7;
+    int receives = strcmp(mode, "receive") == 0 && argc == 6;
+    if (!sends && !receives && !(strcmp(mode, "count") == 0 && argc == 5))
+        return usage();
     struct sockaddr_in end = parse_end(argv[2], argv[3]);
-    int64_t duration_ms = parse_number(argv[5], 1, MAX_MILLISECONDS);
     int udp = socket(AF_INET, SOCK_DGRAM, 0);
     if (udp < 0)
         die("socket");
-    if (strcmp(argv[1], "send") == 0) {
+    if (sends) {
         prepare((size_t)parse_number(argv[4], 1, MAX_PAYLOAD));
-        send_all(udp, &end, duration_ms);
-    } else {
-        prepare(MAX_PAYLOAD);
-        receive_all(udp, &end, parse_number(argv[4], 0, MAX_MILLISECONDS), duration_ms);
-        alarm(LINGER_S);
-        pause();
+        send_all(udp, &end, parse_number(argv[5], 1, MAX_MILLISECONDS), parse_number(argv[6], 0, MAX_RATE));
+        close(udp);
+        return 0;
     }
-    close(udp);
+    prepare(MAX_PAYLOAD);
+    int64_t first = parse_number(argv[4], 0, MAX_MILLISECONDS);
+    int64_t window_ms = receives ? parse_number(argv[5], 1, MAX_MILLISECONDS) : 0;
+    open_receiver(udp, &end);
+    if (receives)
+        receive_window(udp, first, window_ms);
+    else
+        count_all(udp, first);
+    alarm(LINGER_S);
+    pause();
     return 0;
 }

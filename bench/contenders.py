@@ -9,8 +9,9 @@ The labs stay up side by side: a contender that is not being measured has nothin
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -21,7 +22,10 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
 from flannel_udp.lab.plan import UNDERLAY, Plan, parse_subnet_env
 from flannel_udp.lab.probe import ping
+from flannel_udp.options import Offload
 from tests.support.naive import NaivePeer
+
+OURS = "ours"
 
 _CUT = dict.fromkeys(ethtool.TSO + ethtool.GSO + ethtool.USO, False)
 CARDS: Mapping[str, Mapping[str, bool]] = {
@@ -117,32 +121,44 @@ def _naive(underlay: str) -> Iterator[Pair]:
 
 
 @contextmanager
-def _ours(underlay: str) -> Iterator[Pair]:
-    """Our agents with default settings and a file registry."""
-    with _two_hosts("ours", underlay) as hosts:
+def _ours(underlay: str, *, name: str = OURS, arguments: tuple[str, ...] = ()) -> Iterator[Pair]:
+    """Our agents with a file registry, and with default settings but for the arguments."""
+    with _two_hosts(name, underlay) as hosts:
         sender, receiver = hosts
         for host in hosts:
-            host.start_agent()
+            host.start_agent(*arguments)
         for host in hosts:
             host.wait_ready(AGENT_TIMEOUT_S)
         near, far = (parse_subnet_env(host.subnet_file.read_text()) for host in hosts)
         daemons = tuple(pid for host in hosts if (pid := host.agent_pid()) is not None)
-        yield Pair("ours", sender, receiver, far.subnet.network_address, near.mtu, daemons)
+        yield Pair(name, sender, receiver, far.subnet.network_address, near.mtu, daemons)
 
 
-CONTENDERS: Mapping[str, Callable[[str], AbstractContextManager[Pair]]] = {
-    "bare": _bare,
-    "vxlan": _vxlan,
-    "naive": _naive,
-    "ours": _ours,
-}
-"""By name, what opens the contender on an underlay."""
+Opener = Callable[[str], AbstractContextManager[Pair]]
+"""What opens a contender on an underlay."""
+
+CONTENDERS: Mapping[str, Opener] = {"bare": _bare, "vxlan": _vxlan, "naive": _naive, OURS: _ours}
+"""The contenders of every run, by name."""
+
+
+def variants(workers: Sequence[int] = (), *, rungs: bool = False) -> dict[str, Opener]:
+    """Return our agents with other settings, by name: numbers of workers, and each rung of the offload ladder removed.
+
+    `off` is without any rung.
+    """
+    settings = {f"{OURS}-w{n}": ("--workers", str(n)) for n in workers}
+    if rungs:
+        every = Offload().names()
+        for rung in every:
+            settings[f"{OURS}-no-{rung}"] = ("--offload", ",".join(name for name in every if name != rung))
+        settings[f"{OURS}-off"] = ("--offload", "off")
+    return {name: functools.partial(_ours, name=name, arguments=arguments) for name, arguments in settings.items()}
 
 
 @contextmanager
-def open_contender(name: str, underlay: str) -> Iterator[Pair]:
+def open_contender(name: str, opener: Opener, underlay: str) -> Iterator[Pair]:
     """Open the contender once packets pass. Raises `FlannelError` where they do not."""
-    with CONTENDERS[name](underlay) as pair:
+    with opener(underlay) as pair:
         if not any(ping(pair.sender, [pair.target], _PATH_TIMEOUT_S)[0] is not None for _ in range(_PATH_TRIES)):
             raise FlannelError(f"{name}: no ping from {pair.sender.path} to {pair.target} is answered")
         yield pair

@@ -1,64 +1,98 @@
-"""What is measured on a pair of hosts. Every measure takes some `seconds` and returns its values by metric name."""
+"""What is measured on a pair of hosts. Every measure makes some load and returns its values by metric name."""
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import math
 import re
-import shutil
 import subprocess
-import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from bench import datagrams
 from bench.contenders import Pair
 from bench.cpu import daemons_cpu_s, read_machine
+from bench.generators import GRACE_S, Load, Values, server
 from flannel_udp.errors import FlannelError
-from flannel_udp.lab.node import Node
 
-CONGESTION_CONTROL = "cubic"
-"""Named, because the default of a machine may be BBR, which ignores the loss of a bad tunnel."""
-UDP_PAYLOAD_BYTES = 64
-_BLAST_SOURCE = Path(__file__).with_name("blast.c")
-_CFLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wsign-compare", "-Werror")
-_BLAST_PORT = 5202
-_WARM_UP_MS = 200
 _PINGS_PER_S = 1000
-_GRACE_S = 15.0
-"""What a load generator may take longer than asked to before it is killed."""
-
-Values = Mapping[str, float]
-Measure = Callable[[Pair, int], Values]
+_SETTLE_S = 0.5
+"""What a TCP stream needs to saturate the path before the pings begin."""
+_DEFAULT_CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
-def tcp(pair: Pair, seconds: int, *, streams: int) -> Values:
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How a measure is taken; it lasts `spans` times the seconds asked for and some `extra_s` seconds more."""
+
+    take: Callable[[Pair, Load], Values]
+    spans: int = 1
+    extra_s: float = 0.6
+
+    def nominal_s(self, seconds: int) -> float:
+        """Return how long a sample takes."""
+        return self.spans * seconds + self.extra_s
+
+
+def default_congestion_control() -> str:
+    """Return what the machine uses where nothing is asked for; a new namespace begins with it."""
+    return _DEFAULT_CONGESTION_CONTROL.read_text().strip()
+
+
+def tcp(pair: Pair, load: Load, *, streams: int) -> Values:
     """TCP from sender to receiver: what arrived in Gbit/s, segments sent again, CPU seconds per GB (10^9 bytes)."""
-    with _server(pair.receiver, ["iperf3", "-s", "-1", "--forceflush", "-B", str(pair.target)], "Server listening"):
+    with _iperf3_server(pair):
         daemons_s, machine = daemons_cpu_s(pair.daemons), read_machine()
         done = pair.sender.run(
-            [
-                *("iperf3", "-c", str(pair.target), "-J", "-C", CONGESTION_CONTROL),
-                *("-P", str(streams), "-t", str(seconds)),
-            ],
+            _iperf3_client(pair, load, load.seconds, "-P", str(streams)),
             check=False,  # its JSON tells what went wrong
-            timeout_s=seconds + _GRACE_S,
+            timeout_s=load.seconds + GRACE_S,
         )
         daemons_s, machine_s = daemons_cpu_s(pair.daemons) - daemons_s, read_machine().busy_s - machine.busy_s
-    received_bytes, bits_per_s, retransmits = parse_iperf3(done.stdout or done.stderr)
-    gigabytes = received_bytes / 1e9
+    (transfer,) = parse_iperf3(done.stdout or done.stderr)
+    gigabytes = transfer.received_bytes / 1e9
     return {
-        f"tcp{streams}_gbit_s": bits_per_s / 1e9,
-        f"tcp{streams}_retransmits": retransmits,
+        f"tcp{streams}_gbit_s": transfer.bits_per_s / 1e9,
+        f"tcp{streams}_retransmits": transfer.retransmits,
         f"tcp{streams}_daemons_cpu_s_per_gb": daemons_s / gigabytes,
         f"tcp{streams}_machine_cpu_s_per_gb": machine_s / gigabytes,
     }
 
 
-def parse_iperf3(text: str) -> tuple[int, float, int]:
-    """Return bytes received, bits a second received, and retransmitted segments from `iperf3 -J`.
+def tcp_both_ways(pair: Pair, load: Load) -> Values:
+    """One TCP stream each way at once: what arrived in Gbit/s, there, back and in all."""
+    with _iperf3_server(pair):
+        command = _iperf3_client(pair, load, load.seconds, "--bidir")
+        done = pair.sender.run(command, check=False, timeout_s=load.seconds + GRACE_S)
+    there, back = (transfer.bits_per_s / 1e9 for transfer in parse_iperf3(done.stdout or done.stderr))
+    return {"tcp_both_gbit_s": there + back, "tcp_there_gbit_s": there, "tcp_back_gbit_s": back}
+
+
+def _iperf3_server(pair: Pair) -> AbstractContextManager[subprocess.Popen[str]]:
+    command = ["iperf3", "-s", "-1", "--forceflush", "-B", str(pair.target)]
+    return server(pair.receiver, command, "Server listening")
+
+
+def _iperf3_client(pair: Pair, load: Load, seconds: int, *further: str) -> list[str]:
+    chosen = ("-C", load.congestion_control) if load.congestion_control else ()
+    return ["iperf3", "-c", str(pair.target), "-J", "-t", str(seconds), *chosen, *further]
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What iperf3 moved in one direction."""
+
+    received_bytes: int
+    bits_per_s: float
+    retransmits: int
+
+
+def parse_iperf3(text: str) -> list[Transfer]:
+    """Return what `iperf3 -J` says was received: one transfer, with `--bidir` a second one for the way back.
 
     Warnings may come before the JSON. Raises `FlannelError` with iperf3's own complaint, or if nothing got through.
     """
@@ -68,59 +102,58 @@ def parse_iperf3(text: str) -> tuple[int, float, int]:
         raise FlannelError(f"iperf3 gave no JSON: {text.strip() or '(nothing)'}") from None
     if "error" in document:
         raise FlannelError(f"iperf3 failed: {document['error']}")
-    received, sent = document["end"]["sum_received"], document["end"]["sum_sent"]
-    if received["bytes"] == 0:
-        raise FlannelError("iperf3 connected, but nothing got through")
-    return received["bytes"], received["bits_per_second"], sent["retransmits"]
+    end = document["end"]
+    transfers = []
+    for suffix in ("", "_bidir_reverse"):
+        if f"sum_received{suffix}" not in end:
+            continue
+        received, sent = end[f"sum_received{suffix}"], end[f"sum_sent{suffix}"]
+        if received["bytes"] == 0:
+            raise FlannelError("iperf3 connected, but nothing got through")
+        transfers.append(Transfer(received["bytes"], received["bits_per_second"], sent["retransmits"]))
+    return transfers
 
 
-def udp_small(pair: Pair, seconds: int) -> Values:
-    """Datagrams of 64 bytes of payload, sent as fast as one process can: thousands a second sent and delivered."""
-    blast = str(build_blast())
-    ends = (str(pair.target), str(_BLAST_PORT))
-    window_ms = seconds * 1000
-    receive = [blast, "receive", *ends, str(_WARM_UP_MS), str(window_ms)]
-    with _server(pair.receiver, receive, "ready") as server:
-        # The sender outlasts the window, however late it starts.
-        send = [blast, "send", *ends, str(UDP_PAYLOAD_BYTES), str(window_ms + 3 * _WARM_UP_MS)]
-        sent = parse_blast(pair.sender.run(send, timeout_s=seconds + _GRACE_S).stdout)
-        received = parse_blast(server.stdout.readline() if server.stdout else "")
-    return {"udp64_sent_kpps": sent / 1e3, "udp64_kpps": received / 1e3}
-
-
-def parse_blast(text: str) -> float:
-    """Return the packets a second that blast.c reports. Raises `FlannelError` if it broke off or counted none."""
-    try:
-        counted = json.loads(text)
-    except ValueError:
-        raise FlannelError(f"blast gave no result: {text.strip() or '(nothing)'}") from None
-    if counted["packets"] == 0:
-        raise FlannelError("blast: no datagram arrived")
-    rate: float = counted["packets"] / counted["seconds"]
-    return rate
-
-
-@functools.cache
-def build_blast() -> Path:
-    """Compile the load generator once a process; the binary is removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="blast-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    binary = folder / "blast"
-    subprocess.run(["cc", *_CFLAGS, "-o", str(binary), str(_BLAST_SOURCE)], check=True, timeout=60)
-    return binary
-
-
-def round_trip(pair: Pair, seconds: int) -> Values:
+def round_trip(pair: Pair, load: Load) -> Values:
     """A ping every millisecond on an idle path: the median and the 99th percentile in microseconds."""
-    count = seconds * _PINGS_PER_S
-    command = ["ping", "-n", "-i", str(1 / _PINGS_PER_S), "-c", str(count), "-w", str(seconds + 5), str(pair.target)]
-    times_us = parse_ping(pair.sender.run(command, check=False, timeout_s=seconds + _GRACE_S).stdout)
-    if not times_us:
+    return _pings(pair, load, "rtt")
+
+
+def round_trip_under_load(pair: Pair, load: Load) -> Values:
+    """The same while one TCP stream saturates the path; and what that stream carries meanwhile, in Gbit/s."""
+    with _iperf3_server(pair), _tcp_stream(pair, load) as stream:
+        time.sleep(_SETTLE_S)
+        values = _pings(pair, load, "rtt_loaded")
+        text, _ = stream.communicate(timeout=load.seconds + GRACE_S)
+    (transfer,) = parse_iperf3(text)
+    return {**values, "rtt_loaded_tcp_gbit_s": transfer.bits_per_s / 1e9}
+
+
+@contextmanager
+def _tcp_stream(pair: Pair, load: Load) -> Iterator[subprocess.Popen[str]]:
+    """Run one TCP stream that outlasts the pings."""
+    command = _iperf3_client(pair, load, load.seconds + 2)
+    with pair.sender.popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _pings(pair: Pair, load: Load, name: str) -> Values:
+    count = load.seconds * _PINGS_PER_S
+    interval_s = str(1 / _PINGS_PER_S)
+    command = ["ping", "-n", "-i", interval_s, "-c", str(count), "-w", str(load.seconds + 1), str(pair.target)]
+    done = pair.sender.run(command, check=False, timeout_s=load.seconds + GRACE_S)
+    times_us, sent = parse_ping(done.stdout), parse_ping_sent(done.stdout)
+    if not times_us or not sent:
         raise FlannelError(f"{pair.name}: none of {count} pings was answered")
     return {
-        "rtt_p50_us": percentile(times_us, 50),
-        "rtt_p99_us": percentile(times_us, 99),
-        "rtt_lost_percent": 100 * (1 - len(times_us) / count),
+        f"{name}_p50_us": percentile(times_us, 50),
+        f"{name}_p99_us": percentile(times_us, 99),
+        f"{name}_lost_percent": 100 * (1 - len(times_us) / sent),
     }
 
 
@@ -130,33 +163,32 @@ def parse_ping(text: str) -> list[float]:
     return [float(found[1]) * 1e3 for line in lines if (found := re.search(r" time=([\d.]+) ms", line))]
 
 
+def parse_ping_sent(text: str) -> int:
+    """Return how many requests `ping` says it sent; 0 where it says nothing."""
+    found = re.search(r"^(\d+) packets transmitted", text, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return the smallest value that at least `percent` of the values do not exceed (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]
 
 
-@contextmanager
-def _server(node: Node, command: list[str], greeting: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a server inside the block, which begins once the server has printed its greeting."""
-    with node.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        try:
-            said = ""
-            for line in process.stdout or ():
-                said += line
-                if greeting in line:
-                    break
-            else:
-                raise FlannelError(f"{node.path}: `{' '.join(command)}` ended: {said.strip() or '(nothing said)'}")
-            yield process
-        finally:
-            process.kill()  # no fault if it has ended by itself
-
-
+_OFFERED_PPS = (50_000, 100_000, 200_000)
 MEASURES: Mapping[str, Measure] = {
-    "tcp1": functools.partial(tcp, streams=1),
-    "tcp4": functools.partial(tcp, streams=4),
-    "udp64": udp_small,
-    "rtt": round_trip,
+    "tcp1": Measure(functools.partial(tcp, streams=1)),
+    "tcp4": Measure(functools.partial(tcp, streams=4)),
+    "tcp-both": Measure(tcp_both_ways),
+    "udp64": Measure(functools.partial(datagrams.saturate, payload_bytes=datagrams.SMALL_BYTES), extra_s=0.9),
+    "udp1400": Measure(functools.partial(datagrams.saturate, payload_bytes=datagrams.LARGE_BYTES), extra_s=0.9),
+    "udp64-offered": Measure(
+        functools.partial(datagrams.offer, rates_pps=_OFFERED_PPS), spans=len(_OFFERED_PPS), extra_s=1.3
+    ),
+    # A rate that fails is tried twice: half as many trials again as steps.
+    "udp64-loss-free": Measure(datagrams.loss_free, spans=0, extra_s=1.5 * datagrams.SEARCH_STEPS),
+    "rtt": Measure(round_trip),
+    "rtt-loaded": Measure(round_trip_under_load, extra_s=2.3),
 }
 """By name, in the order in which a round takes them."""
+DEFAULT_MEASURES = ("tcp1", "tcp4", "udp64", "rtt")

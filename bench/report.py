@@ -10,9 +10,10 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.measure import Values
+from bench.chart import Chart
+from bench.contenders import OURS
+from bench.generators import Values
 
-OURS = "ours"
 BASELINES = ("vxlan", "naive")
 """What ours is compared with."""
 
@@ -45,9 +46,20 @@ class Metric:
 METRICS = (
     Metric("tcp1_gbit_s", "TCP, 1 stream, Gbit/s", True, 2),
     Metric("tcp4_gbit_s", "TCP, 4 streams, Gbit/s", True, 2),
+    Metric("tcp_both_gbit_s", "TCP, 1 stream each way, sum, Gbit/s", True, 2),
     Metric("udp64_kpps", "UDP 64 B delivered at saturation, kpps", True, 0),
+    Metric("udp1400_kpps", "UDP 1,400 B delivered at saturation, kpps", True, 0),
+    Metric("udp64_at_50k_delivered_kpps", "UDP 64 B delivered of 50 kpps", True, 1),
+    Metric("udp64_at_50k_lost_percent", "UDP 64 B lost of 50 kpps, %", False, 2),
+    Metric("udp64_at_100k_delivered_kpps", "UDP 64 B delivered of 100 kpps", True, 1),
+    Metric("udp64_at_100k_lost_percent", "UDP 64 B lost of 100 kpps, %", False, 2),
+    Metric("udp64_at_200k_delivered_kpps", "UDP 64 B delivered of 200 kpps", True, 1),
+    Metric("udp64_at_200k_lost_percent", "UDP 64 B lost of 200 kpps, %", False, 2),
+    Metric("udp64_loss_free_kpps", "UDP 64 B, highest rate without loss, kpps", True, 0),
     Metric("rtt_p50_us", "ping p50, µs", False, 0),
     Metric("rtt_p99_us", "ping p99, µs", False, 0),
+    Metric("rtt_loaded_p50_us", "ping p50 beside a TCP stream, µs", False, 0),
+    Metric("rtt_loaded_p99_us", "ping p99 beside a TCP stream, µs", False, 0),
     Metric("tcp1_daemons_cpu_s_per_gb", "CPU of the daemons, s per GB (TCP, 1 stream)", False, 2),
     Metric("tcp1_machine_cpu_s_per_gb", "CPU of the machine, s per GB (TCP, 1 stream)", False, 2),
 )
@@ -83,20 +95,41 @@ def n_rejected(samples: Sequence[Sample]) -> int:
     return sum(not sample.accepted for sample in samples)
 
 
-def document(
-    machine: Mapping[str, Any], options: Mapping[str, Any], mtus: Mapping[str, int], samples: Sequence[Sample]
-) -> dict[str, Any]:
-    """Return everything about a run, ready for JSON. `mtus` are the contenders' overlay MTUs in bytes."""
+def results(mtus: Mapping[str, int], samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return what a run on one underlay found, ready for JSON. `mtus` are the contenders' overlay MTUs in bytes."""
     of = medians(samples)
     return {
-        "machine": dict(machine),
-        "options": dict(options),
         "mtus": dict(mtus),
         "samples": [dataclasses.asdict(sample) for sample in samples],
         "rejected": n_rejected(samples),
         "medians": of,
         "ratios": ratios(of),
     }
+
+
+def document(
+    machine: Mapping[str, Any], options: Mapping[str, Any], mtus: Mapping[str, int], samples: Sequence[Sample]
+) -> dict[str, Any]:
+    """Return everything about a run, ready for JSON."""
+    return {"machine": dict(machine), "options": dict(options), **results(mtus, samples)}
+
+
+def _shown(samples: Sequence[Sample]) -> list[Metric]:
+    """Return the metrics that were taken, be it in rejected samples only."""
+    taken = {name for sample in samples for name in sample.values}
+    return [metric for metric in METRICS if metric.name in taken]
+
+
+def chart(samples: Sequence[Sample], title: str) -> Chart:
+    """Return bars that say how many times better ours is than each baseline: above 1 is better, times and CPU too."""
+    against = ratios(medians(samples))
+    rows: dict[str, dict[str, float]] = {}
+    for metric in _shown(samples):
+        for baseline, ratio in against.get(metric.name, {}).items():
+            if ratio:
+                better = ratio if metric.higher_is_better else 1 / ratio
+                rows.setdefault(metric.title, {})[f"to {baseline}"] = better
+    return Chart(f"{OURS}, times better: {title}", rows, logarithmic=True)
 
 
 def table(samples: Sequence[Sample], contenders: Sequence[str], title: str) -> Table:
@@ -112,7 +145,7 @@ def table(samples: Sequence[Sample], contenders: Sequence[str], title: str) -> T
     result.add_column("better")
     for heading in (*contenders, *(f"{OURS} / {baseline}" for baseline in BASELINES)):
         result.add_column(heading, justify="right")
-    for metric in METRICS:
+    for metric in _shown(samples):
         by_contender = of.get(metric.name, {})
         compared = against.get(metric.name, {})
         result.add_row(

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from bench.cpu import foreign_cpu_s, parse_machine, parse_process
+from bench.datagrams import parse_blast
 from bench.machine import parse_cpu_model
-from bench.measure import parse_blast, parse_iperf3, parse_ping
+from bench.measure import Transfer, parse_iperf3, parse_ping, parse_ping_sent
 from flannel_udp.errors import FlannelError
 
-IPERF3 = {
+IPERF3: dict[str, dict[str, Any]] = {
     "start": {"version": "iperf 3.12"},
     "end": {
         "sum_sent": {"bytes": 1_300_000_000, "bits_per_second": 5.2e9, "retransmits": 17},
@@ -35,12 +37,25 @@ def process_line(pid: int, parent: int, utime: int, stime: int, *, cutime: int =
 
 
 def test_iperf3_counts_what_arrived_not_what_was_sent() -> None:
-    assert parse_iperf3(json.dumps(IPERF3)) == (1_250_000_000, 5.0e9, 17)
+    assert parse_iperf3(json.dumps(IPERF3)) == [Transfer(1_250_000_000, 5.0e9, 17)]
+
+
+def both_ways(back_bytes: int) -> str:
+    end = {
+        **IPERF3["end"],
+        "sum_sent_bidir_reverse": {"bytes": 8, "bits_per_second": 4.0, "retransmits": 3},
+        "sum_received_bidir_reverse": {"bytes": back_bytes, "bits_per_second": 2.0},
+    }
+    return json.dumps({"end": end})
+
+
+def test_iperf3_both_ways_gives_a_transfer_there_and_one_back() -> None:
+    assert parse_iperf3(both_ways(4)) == [Transfer(1_250_000_000, 5.0e9, 17), Transfer(4, 2.0, 3)]
 
 
 @pytest.mark.parametrize("around", ["%s", "warning: MSS mismatch\n%s", "%s\niperf3: interrupt"])
 def test_iperf3_may_print_lines_around_its_json(around: str) -> None:
-    assert parse_iperf3(around % json.dumps(IPERF3, indent=4))[2] == 17
+    assert parse_iperf3(around % json.dumps(IPERF3, indent=4))[0].retransmits == 17
 
 
 @pytest.mark.parametrize(
@@ -51,6 +66,7 @@ def test_iperf3_may_print_lines_around_its_json(around: str) -> None:
         ('{"start": {', "no JSON"),
         ('{"end": {}, "error": "unable to connect to server"}', "unable to connect to server"),
         (json.dumps({"end": {"sum_received": {"bytes": 0}, "sum_sent": {}}}), "nothing got through"),
+        (both_ways(0), "nothing got through"),
     ],
 )
 def test_iperf3_that_measured_nothing_is_an_error(text: str, message: str) -> None:
@@ -62,12 +78,17 @@ def test_ping_times_are_in_microseconds_and_duplicates_count_once() -> None:
     assert parse_ping(PING) == pytest.approx([69, 1250, 12_000])
 
 
+def test_pings_that_were_sent_are_counted_by_ping_itself() -> None:
+    assert parse_ping_sent(PING) == 4
+    assert parse_ping_sent("PING 10.244.2.0 (10.244.2.0) 56(84) bytes of data.\n") == 0
+
+
 def test_pings_without_an_answer_give_no_times() -> None:
     assert parse_ping("PING 10.244.2.0 (10.244.2.0) 56(84) bytes of data.\nrtt min/avg/max/mdev = 0/0/0/0 ms\n") == []
 
 
 def test_blast_gives_packets_a_second() -> None:
-    assert parse_blast('{"packets": 300, "seconds": 1.5}\n') == 200
+    assert parse_blast('{"packets": 300, "seconds": 1.5}\n').pps == 200
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "no result"), ('{"packets": 0, "seconds": 1.0}', "no datagram")])

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bench import forward
+from bench.contenders import CONTENDERS, variants
 from bench.forward import main, parse_arguments
-from bench.measure import percentile
-from bench.report import Sample, document, medians, n_rejected, ratios, table
+from bench.measure import MEASURES, default_congestion_control, percentile
+from bench.report import Sample, chart, document, medians, n_rejected, ratios, table
+from flannel_udp.options import Offload
 
 
 def sample(
@@ -86,6 +88,12 @@ def test_a_percentile_is_a_value_that_enough_values_do_not_exceed(values: list[f
         (["--rounds", "0"], "--rounds from 1 to 100"),
         (["--seconds", "61"], "--seconds from 1 to 60"),
         (["--underlay", "fibre"], "invalid choice: 'fibre'"),
+        (["--measures", "tcp1,speed"], "'speed' is no measure"),
+        (["--workers", "1,0"], "'1,0' is no list of numbers from 1 to 64"),
+        (["--workers", "two"], "'two' is no list of numbers"),
+        (["--targets", "--underlay", "whole"], "--targets says by itself"),
+        (["--targets", "--rungs"], "--targets says by itself"),
+        (["--json", "forward.svg"], "another suffix"),
     ],
 )
 def test_a_wrong_argument_ends_with_one_line_and_code_2(
@@ -101,9 +109,40 @@ def test_quick_is_one_round_of_one_second() -> None:
     assert (parse_arguments(["--quick"]).rounds, parse_arguments(["--quick"]).seconds) == (1, 1)
 
 
+def test_measures_are_taken_in_their_order_whatever_order_they_are_asked_for_in() -> None:
+    assert parse_arguments(["--measures", "rtt,tcp1"]).measures == ("tcp1", "rtt")
+    assert parse_arguments(["--measures", "all"]).measures == tuple(MEASURES)
+
+
+def test_a_default_run_takes_at_most_five_minutes() -> None:
+    settings = parse_arguments([])
+    round_s = sum(MEASURES[name].nominal_s(settings.seconds) for name in settings.measures)
+    assert settings.rounds * round_s * len(CONTENDERS) <= 300
+
+
+def test_the_default_congestion_control_is_the_machines_and_is_named() -> None:
+    assert parse_arguments([]).load.congestion_control == "cubic"
+    settings = parse_arguments(["--congestion-control", "default"])
+    assert settings.load.congestion_control == ""
+    assert settings.spoken_congestion_control == f"{default_congestion_control()} (the machine's default)"
+
+
+def test_the_rungs_are_removed_one_by_one_and_all_together() -> None:
+    names = list(variants((1, 2), rungs=True))
+    assert names[:2] == ["ours-w1", "ours-w2"]
+    assert set(names[2:]) == {f"ours-no-{rung}" for rung in Offload().names()} | {"ours-off"}
+
+
+def test_the_chart_says_how_many_times_better_ours_is_also_where_less_is_better() -> None:
+    rtt = [sample("naive", 80.0, metric="rtt_p50_us"), sample("ours", 40.0, metric="rtt_p50_us")]
+    tcp = [sample("vxlan", 4.0), sample("ours", 3.0)]
+    rows = chart([*rtt, *tcp], "title").rows
+    assert rows == {"TCP, 1 stream, Gbit/s": {"to vxlan": 0.75}, "ping p50, µs": {"to naive": 2.0}}
+
+
 def test_without_root_nothing_is_started(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(forward, "run", lambda _settings: pytest.fail("started"))
+    monkeypatch.setattr(forward, "run", lambda *_: pytest.fail("started"))
     assert main(["--quick"]) == 1
     assert "root" in caplog.text
 
@@ -112,7 +151,7 @@ def test_without_root_nothing_is_started(monkeypatch: pytest.MonkeyPatch, caplog
 def test_a_json_file_that_cannot_be_written_is_refused_before_the_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(forward, "run", lambda _settings: pytest.fail("started"))
+    monkeypatch.setattr(forward, "run", lambda *_: pytest.fail("started"))
     monkeypatch.setattr("bench.forward.shutil.which", lambda tool: tool)
     assert main(["--quick", "--json", "/nonexistent/forward.json"]) == 2
     assert "/nonexistent/forward.json" in caplog.text
