@@ -15,6 +15,7 @@ HEADER_BYTES = 20
 ICMP_ERROR_MAX_BYTES = 576  # RFC 1812 section 4.3.2.3
 ICMP_ERROR_TYPES = frozenset({3, 4, 5, 11, 12})
 OWN = "own"
+NOT_UNICAST = (IPv4Network("0.0.0.0/8"), IPv4Network("127.0.0.0/8"), IPv4Network("224.0.0.0/3"))
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Dropped:
 def checksum(data: bytes) -> int:
     """Return the Internet checksum (RFC 1071)."""
     padded = data + bytes(len(data) % 2)
-    total = sum(int.from_bytes(padded[i : i + 2], "big") for i in range(0, len(padded), 2))
+    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -112,7 +113,7 @@ def fault_of(packet: bytes) -> str | None:
 
 def is_unicast(address: IPv4Address) -> bool:
     """Tell whether a single host may have this address."""
-    return not any(address in IPv4Network(block) for block in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
+    return not any(address in block for block in NOT_UNICAST)
 
 
 def with_ttl(packet: bytes, ttl: int) -> bytes:
