@@ -2,7 +2,7 @@
 
 Switches (environment):
   FLANNEL_UDP_DEBUG=1     -O0 -g3, Cython bounds checks on, C assertions on
-  FLANNEL_UDP_SANITIZE=1  -fsanitize=address,undefined and libFuzzer's coverage: with CC=clang, as `tox -e sanitize` does
+  FLANNEL_UDP_SANITIZE=1  -fsanitize=address,undefined and coverage for libFuzzer: needs CC=clang (tox -e sanitize)
   FLANNEL_UDP_WERROR=1    warnings of our own sources are errors (what the tests build with)
 They are for builds from an sdist, as tox does: an extension module that is up to date in a checkout is not built again.
 """

@@ -51,15 +51,15 @@ def _start_again_with_sanitizers(arguments: list[str]) -> int:
             "UBSAN_OPTIONS": "print_stacktrace=1",
             "PYTHONMALLOC": "malloc",
         }
-        return subprocess.run([sys.executable, str(HERE / "run.py"), *arguments], env=environment, check=False).returncode
+        command = [sys.executable, str(HERE / "run.py"), *arguments]
+        return subprocess.run(command, env=environment, check=False).returncode
 
 
 def _fuzz(arguments: list[str], library: str) -> int:
     # Last: the installed package is under test, not the checkout's.
     sys.path.append(str(HERE.parent.parent))
-    from tests.fuzz.target import run  # noqa: PLC0415 - only now that the path is right
+    from tests.fuzz.target import run
 
-    @_CALLBACK
     def one_input(data: ctypes._Pointer[ctypes.c_uint8], n_bytes: int) -> int:
         try:
             run(ctypes.string_at(data, n_bytes))
@@ -70,8 +70,9 @@ def _fuzz(arguments: list[str], library: str) -> int:
 
     argv = (ctypes.c_char_p * (len(arguments) + 2))(b"fuzz", *(argument.encode() for argument in arguments), None)
     count, vector = ctypes.c_int(len(arguments) + 1), ctypes.cast(argv, ctypes.c_void_p)
+    callback = _CALLBACK(one_input)
     driver = ctypes.CDLL(library).LLVMFuzzerRunDriver
-    return int(driver(ctypes.byref(count), ctypes.byref(vector), one_input))
+    return int(driver(ctypes.byref(count), ctypes.byref(vector), callback))
 
 
 def _options(arguments: list[str], new: str) -> list[str]:

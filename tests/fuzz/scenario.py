@@ -103,9 +103,7 @@ def repaired(packet: bytes, transport_too: bool) -> bytes:
     place = header_len + {6: 16, 17: 6}.get(packet[9], 0)
     if transport_too and place > header_len and len(packet) >= place + 2:
         if packet[9] == 17:
-            packet = (
-                packet[: header_len + 4] + (len(packet) - header_len).to_bytes(2, "big") + packet[header_len + 6 :]
-            )
+            packet = packet[: header_len + 4] + (len(packet) - header_len).to_bytes(2, "big") + packet[header_len + 6 :]
         pseudo = packet[12:20] + bytes([0, packet[9]]) + (len(packet) - header_len).to_bytes(2, "big")
         value = reference.checksum(pseudo + packet[header_len:place] + b"\0\0" + packet[place + 2 :])
         packet = packet[:place] + (value or 0xFFFF * (packet[9] == 17)).to_bytes(2, "big") + packet[place + 2 :]

@@ -15,7 +15,8 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from flannel_udp.dataplane.reference import VnetHeader
 from tests.fuzz.scenario import EXTRA, FOLLOW, FROM_PEER, PEER_SHIFT, POLL, REPAIR, REPAIR_L4
 
-_OUT, _IN = {"src": "10.1.1.5", "dst": "10.1.2.7"}, {"src": "10.1.2.7", "dst": "10.1.1.5"}
+_OUT: dict[str, Any] = {"src": "10.1.1.5", "dst": "10.1.2.7"}
+_IN: dict[str, Any] = {"src": "10.1.2.7", "dst": "10.1.1.5"}
 _TIMESTAMP = [("Timestamp", (7, 8))]
 
 

@@ -121,8 +121,8 @@ class Traffic:
         return FromTun(vnet, with_partial_checksum(packet))
 
     def _payload(self) -> bytes:
-        kind = self._random.random()
-        return self._random.randbytes(_WHOLE_MTU if kind < 0.1 else self._random.randint(0, _SMALL) if kind < 0.5 else 64)
+        sizes = [_WHOLE_MTU, *[self._random.randint(0, _SMALL)] * 4, *[64] * 5]
+        return self._random.randbytes(self._random.choice(sizes))
 
     def _flags(self) -> int:
         return self._random.choice([ACK] * 8 + [ACK | 8, ACK | 1, 2, 4])
