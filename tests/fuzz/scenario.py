@@ -3,7 +3,8 @@
 An input is a row of records, the last one possibly cut short:
 
     flags     1 byte    FROM_PEER, POLL, REPAIR, REPAIR_L4, EXTRA, FOLLOW; bits 6 and 7: the peer
-    extra     10 bytes of virtio-net header (from the TUN) or 1 byte of datagrams in one call (from a peer), with EXTRA
+    extra     with EXTRA: 10 bytes of virtio-net header (from the TUN), or how many datagrams more there are in the same
+              call and the outer TOS (from a peer)
     length    1 byte    of the header bytes that follow
     header    IPv4 header and what comes behind it
     payload   2 bytes   little endian: how many filler bytes follow; so a short input makes a long packet
@@ -54,7 +55,7 @@ def batches(data: bytes) -> Iterator[list[FromTun | FromPeer]]:
         if reader.ended:
             break
         flags = reader.take(1)[0]
-        extra = reader.take((1 if flags & FROM_PEER else VnetHeader.LAYOUT.size) if flags & EXTRA else 0)
+        extra = reader.take((2 if flags & FROM_PEER else VnetHeader.LAYOUT.size) if flags & EXTRA else 0)
         header = reader.take(reader.take(1)[0])
         payload_len = int.from_bytes(reader.take(2), "little")
         packet = (header + _FILLER[:payload_len])[:IPV4_MAX_BYTES]
@@ -89,7 +90,7 @@ def _from_peer(flags: int, extra: bytes, packet: bytes) -> FromPeer:
     wanted = extra[0] % SEGMENTS_MAX if extra else 0
     while len(datagrams) <= wanted and datagrams[0] and len(datagrams[0]) * (len(datagrams) + 1) <= 60_000:
         datagrams.append(follower(datagrams[-1]))
-    return FromPeer(address, tuple(datagrams))
+    return FromPeer(address, tuple(datagrams), extra[1] if extra else 0)
 
 
 def repaired(packet: bytes, transport_too: bool) -> bytes:

@@ -54,8 +54,8 @@ def inbound() -> Iterator[tuple[str, bytes]]:
     push[TCP].flags, urgent[TCP].urgptr, urgent[TCP].seq = "PA", 1, tcp.seq + 100
     yield "in-tcp-stream", record(tcp, 1_000, whole) + again * 8
     yield "in-udp-stream", record(udp, 64, whole) + again * 8
-    yield "in-tcp-bundle", record(tcp, 1_000, whole, b"\x28") + record(push, 1_000, whole) + again
-    yield "in-udp-bundle", record(udp, 64, whole, b"\x2f") + again + record(udp, 63, whole)
+    yield "in-tcp-bundle", record(tcp, 1_000, whole, b"\x28\0") + record(push, 1_000, whole) + again
+    yield "in-udp-bundle", record(udp, 64, whole, b"\x2f\0") + again + record(udp, 63, whole)
     yield "in-urgent-pointer", record(tcp, 100, whole) + record(urgent, 100, whole)
     yield "in-corrupted", record(tcp, 100, FROM_PEER | REPAIR) + again * 3
     yield "in-fragments", record(tcp, 80, whole) + record(IP(**_IN, flags="MF", frag=3), 80, whole) + again + again
@@ -63,7 +63,9 @@ def inbound() -> Iterator[tuple[str, bytes]]:
     yield "in-stranger", record(udp, 4, whole | 2 << PEER_SHIFT)
     yield "in-not-ours", record(IP(src="10.1.2.7", dst="10.1.3.7") / UDP(), 4, whole)
     yield "in-ttl", record(IP(**_IN, ttl=1) / UDP(), 4, whole)
-    yield "in-empty", record(b"", 0, FROM_PEER) + record(b"", 1, FROM_PEER | EXTRA, b"\x20")
+    yield "in-empty", record(b"", 0, FROM_PEER) + record(b"", 1, FROM_PEER | EXTRA, b"\x20\0")
+    yield "in-congestion-lost", record(udp, 4, whole, b"\0\3")
+    yield "in-congestion-marked", record(IP(**_IN, tos=2) / UDP(), 4, whole, b"\7\3") + record(tcp, 4, whole, b"\0\1")
     yield "in-data-offset", record(IP(**_IN) / TCP(dataofs=15, flags="A"), 4, whole) + again
     yield "both", record(udp, 64, whole) + record(IP(**_OUT) / UDP(), 64, REPAIR | POLL) + again
 

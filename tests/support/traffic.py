@@ -100,13 +100,14 @@ class Traffic:
         payload = self._payload()
         flags = [ACK] * self._random.randint(1, _BUNDLE_MAX)
         flags[-1] = self._flags()
-        packets = [flow.next(self._random.randbytes(len(payload)), each) for each in flags]
+        tos = self._random.choice([0, 2, 2, 1, 3])
+        packets = [flow.next(self._random.randbytes(len(payload)), each, tos=tos) for each in flags]
         if self._random.random() < 0.5:
             packets[-1] = flow.next(payload[: len(payload) // 2])  # out of order as well: one was left out
         if self._random.random() < _ODD_SHARE:
             i = self._random.randrange(len(packets))
             packets[i] = self._odd(packets[i])
-        return FromPeer(address, tuple(packets))
+        return FromPeer(address, tuple(packets), self._random.choice([0, 0, 0, 1, 2, 3]))
 
     def _super_packet(self, flow: Flow) -> FromTun:
         gso_size = self._random.choice([_WHOLE_MTU, _WHOLE_MTU, self._random.randint(500, 9_000)])

@@ -35,6 +35,7 @@ class FromPeer:
 
     address: str
     datagrams: tuple[bytes, ...]
+    outer_tos: int = 0
 
 
 class Difference(AssertionError):
@@ -99,16 +100,17 @@ class TwinRun:
 
     def _expect_inbound(self, step: FromPeer, expected: _Expected) -> None:
         for datagram in step.datagrams:
-            verdict = reference.inbound(datagram, IPv4Address(step.address), self._table, self._source_check)
+            sender = IPv4Address(step.address)
+            verdict = reference.inbound(datagram, sender, self._table, self._source_check, step.outer_tos)
             if isinstance(verdict, Forwarded):
                 expected.to_tun.append(verdict.packet)
             else:
                 expected.drops["in"][verdict.reason] += 1
 
     def _send_datagrams(self, step: FromPeer) -> None:
-        controls = []
+        controls = [(socket.IPPROTO_IP, socket.IP_TOS, struct.pack("=i", step.outer_tos))]
         if len(step.datagrams) > 1:
-            controls = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(step.datagrams[0])))]
+            controls.append((SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(step.datagrams[0]))))
         self._rig.peers[step.address].sendmsg(
             [b"".join(step.datagrams)], controls, socket.MSG_DONTWAIT, (str(AGENT), self._rig.port)
         )
