@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 USAGE = "usage: python tests/fuzz/run.py SECONDS | FILE... | --merge FOLDER"
 _LIBRARY = "FLANNEL_UDP_LIBFUZZER"
-_INPUT_MAX_BYTES = 4096
+_INPUT_MAX_BYTES = 1024
 _MEMORY_MAX_MB = 2048
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_uint8), ctypes.c_size_t)
 
@@ -46,10 +46,11 @@ def _start_again_with_sanitizers(arguments: list[str]) -> int:
             _LIBRARY: library,
             # libFuzzer first: ASan has empty versions of the functions that coverage is reported to, too.
             "LD_PRELOAD": f"{library} {_runtime(f'asan-{machine}.so')}",
-            # Python leaves its types behind, and its own allocator would hide reads past an object.
-            "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0:handle_abort=0",
+            # Python leaves its types behind.
+            "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0:handle_abort=0:malloc_context_size=4",
             "UBSAN_OPTIONS": "print_stacktrace=1",
-            "PYTHONMALLOC": "malloc",
+            # Much faster, and nothing is hidden: packets reach the engine through sockets, never in a Python object.
+            "PYTHONMALLOC": "default",
         }
         command = [sys.executable, str(HERE / "run.py"), *arguments]
         return subprocess.run(command, env=environment, check=False).returncode
@@ -77,7 +78,13 @@ def _fuzz(arguments: list[str], library: str) -> int:
 
 def _options(arguments: list[str], new: str) -> list[str]:
     """Return libFuzzer's arguments: what was asked for, inputs of this run going to the folder `new`."""
-    options = [f"-max_len={_INPUT_MAX_BYTES}", f"-rss_limit_mb={_MEMORY_MAX_MB}", "-timeout=30", "-print_final_stats=1"]
+    options = [
+        f"-max_len={_INPUT_MAX_BYTES}",
+        "-len_control=0",
+        f"-rss_limit_mb={_MEMORY_MAX_MB}",
+        "-timeout=30",
+        "-print_final_stats=1",
+    ]
     match arguments:
         case ["--merge", folder]:
             return [*options, "-merge=1", str(CORPUS), folder]

@@ -33,6 +33,8 @@ def outbound() -> Iterator[tuple[str, bytes]]:
     yield "out-tcp-super", record(tcp, 60_000, REPAIR, VnetHeader(1, 0x81, 52, 1_400, 20, 16).pack())
     yield "out-udp-super", record(udp, 900, REPAIR, VnetHeader(1, 5, 28, 64, 20, 6).pack())
     yield "out-partial", record(udp, 33, REPAIR, VnetHeader(1, 0, 0, 0, 20, 6).pack())
+    cut = IP(**_OUT) / TCP(dataofs=15) / bytes(39)
+    yield "out-tcp-options-cut-short", record(cut, 0, REPAIR, VnetHeader(1, 1, 80, 10, 20, 16).pack())
     yield "out-no-gso-size", record(tcp, 900, REPAIR, VnetHeader(1, 1, 52, 0, 20, 16).pack())
     yield "out-checksum-outside", record(udp, 33, REPAIR, VnetHeader(1, 0, 0, 0, 60_000, 6).pack())
     yield "out-too-big", record(udp, 65_507)
