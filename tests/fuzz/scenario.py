@@ -6,7 +6,8 @@ An input is a row of records, the last one possibly cut short:
     extra     with EXTRA: 10 bytes of virtio-net header (from the TUN), or how many datagrams more there are in the same
               call and the outer TOS (from a peer)
     length    1 byte    of the header bytes that follow
-    header    IPv4 header and what comes behind it
+    header    IPv4 header and what comes behind it; with FOLLOW it is the packet that would come next in the last one's
+              flow instead, but for the bytes that are changed here: pairs of a place and a value
     payload   2 bytes   little endian: how many filler bytes follow; so a short input makes a long packet
 
 Lengths and checksums are repaired where the flags say so: no mutation would ever find a right one.
@@ -60,8 +61,8 @@ def batches(data: bytes) -> Iterator[list[FromTun | FromPeer]]:
         payload_len = int.from_bytes(reader.take(2), "little")
         packet = (header + _FILLER[:payload_len])[:IPV4_MAX_BYTES]
         if flags & FOLLOW and last:
-            packet = follower(last)
-        elif flags & REPAIR:
+            packet = changed(follower(last), header)
+        if flags & REPAIR:
             packet = repaired(packet, bool(flags & REPAIR_L4))
         last = packet
         step = _from_peer(flags, extra, packet) if flags & FROM_PEER else _from_tun(extra, packet)
@@ -109,6 +110,14 @@ def repaired(packet: bytes, transport_too: bool) -> bytes:
         value = reference.checksum(pseudo + packet[header_len:place] + b"\0\0" + packet[place + 2 :])
         packet = packet[:place] + (value or 0xFFFF * (packet[9] == 17)).to_bytes(2, "big") + packet[place + 2 :]
     return reference.with_ttl(packet, packet[8])
+
+
+def changed(packet: bytes, changes: bytes) -> bytes:
+    """Return the packet with some bytes changed: pairs of a place and a value."""
+    for place, value in zip(changes[::2], changes[1::2], strict=False):
+        if place < len(packet):
+            packet = packet[:place] + bytes([value]) + packet[place + 1 :]
+    return packet
 
 
 def follower(packet: bytes) -> bytes:

@@ -58,6 +58,10 @@ def inbound() -> Iterator[tuple[str, bytes]]:
     yield "in-udp-stream", record(udp, 64, whole) + again * 8
     yield "in-tcp-bundle", record(tcp, 1_000, whole, b"\x28\0") + record(push, 1_000, whole) + again
     yield "in-udp-bundle", record(udp, 64, whole, b"\x2f\0") + again + record(udp, 63, whole)
+    # Places of what must be equal to be joined: TOS, TTL, a port, acknowledgement, flags, window, a timestamp.
+    for place in (1, 8, 23, 31, 33, 35, 51):
+        other = record(bytes([place, 18]), 0, whole | FOLLOW)
+        yield f"in-tcp-byte-{place}-changes", record(tcp, 100, whole) + again + other + again
     yield "in-urgent-pointer", record(tcp, 100, whole) + record(urgent, 100, whole)
     yield "in-corrupted", record(tcp, 100, FROM_PEER | REPAIR) + again * 3
     yield "in-fragments", record(tcp, 80, whole) + record(IP(**_IN, flags="MF", frag=3), 80, whole) + again + again
