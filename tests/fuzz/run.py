@@ -69,7 +69,8 @@ def _fuzz(arguments: list[str], library: str) -> int:
             os.abort()  # libFuzzer keeps the input that led here
         return 0
 
-    argv = (ctypes.c_char_p * (len(arguments) + 2))(b"fuzz", *(argument.encode() for argument in arguments), None)
+    program = f"{sys.executable} {__file__}".encode()  # what a merge starts again, by the shell
+    argv = (ctypes.c_char_p * (len(arguments) + 2))(program, *(argument.encode() for argument in arguments), None)
     count, vector = ctypes.c_int(len(arguments) + 1), ctypes.cast(argv, ctypes.c_void_p)
     callback = _CALLBACK(one_input)
     driver = ctypes.CDLL(library).LLVMFuzzerRunDriver
