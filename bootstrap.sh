@@ -73,7 +73,12 @@ need_for_lab() {
     need iputils-ping command -v ping
 }
 
+has_libfuzzer() {
+    [ -e "$(clang -print-file-name="libclang_rt.fuzzer_no_main-$(uname -m).a")" ]
+}
+
 need_for_tests() {
+    need "clang libclang-rt-dev" has_libfuzzer
     need etcd-server command -v etcd
     need etcd-client command -v etcdctl
     need openssl command -v openssl

@@ -2,7 +2,7 @@
 
 Switches (environment):
   FLANNEL_UDP_DEBUG=1     -O0 -g3, Cython bounds checks on, C assertions on
-  FLANNEL_UDP_SANITIZE=1  -fsanitize=address,undefined (run python with LD_PRELOAD=$(cc -print-file-name=libasan.so))
+  FLANNEL_UDP_SANITIZE=1  -fsanitize=address,undefined and coverage for libFuzzer: needs CC=clang (tox -e sanitize)
   FLANNEL_UDP_WERROR=1    warnings of our own sources are errors (what the tests build with)
 They are for builds from an sdist, as tox does: an extension module that is up to date in a checkout is not built again.
 """
@@ -30,7 +30,8 @@ compile_args += ["-isystem", sysconfig.get_path("include"), "-isystem", sysconfi
 link_args: list[str] = []
 compile_args += ["-O0", "-g3", "-UNDEBUG"] if debug else ["-O3"]
 if sanitize:
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+    flags = ["-fsanitize=address,undefined,fuzzer-no-link", "-fno-sanitize-recover=undefined"]
+    flags += ["-fno-omit-frame-pointer", "-g"]
     compile_args += flags
     link_args += flags
 if os.environ.get("FLANNEL_UDP_WERROR") == "1":

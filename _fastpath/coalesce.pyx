@@ -161,6 +161,7 @@ cdef inline bint tcp_may_follow(const Write *write, const uint8_t *a, const uint
         and tcp.data_offset == first.data_offset
         and tcp.flags & <uint8_t> (~TCP_PSH & 0xff) == TCP_ACK
         and tcp.window == first.window
+        and tcp.urgent == first.urgent      # without URG it means nothing, but splitting must give it back
         and memcmp(a + TCP_HEADER_BYTES, b + TCP_HEADER_BYTES, tcp_options_len(write)) == 0
     )
 

@@ -15,6 +15,9 @@ HEADER_BYTES = 20
 ICMP_ERROR_MAX_BYTES = 576  # RFC 1812 section 4.3.2.3
 ICMP_ERROR_TYPES = frozenset({3, 4, 5, 11, 12})
 OWN = "own"
+# RFC 6040 section 4.2, figure 4: inner ECN field, and outer one (Not-ECT, ECT(1), ECT(0), CE) to the new inner.
+DECAPSULATED_ECN = {0: (0, 0, 0, None), 1: (1, 1, 1, 3), 2: (2, 1, 2, 3), 3: (3, 3, 3, 3)}
+NOT_UNICAST = (IPv4Network("0.0.0.0/8"), IPv4Network("127.0.0.0/8"), IPv4Network("224.0.0.0/3"))
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Dropped:
 def checksum(data: bytes) -> int:
     """Return the Internet checksum (RFC 1071)."""
     padded = data + bytes(len(data) % 2)
-    total = sum(int.from_bytes(padded[i : i + 2], "big") for i in range(0, len(padded), 2))
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -77,21 +80,32 @@ def outbound(packet: bytes, table: ReferenceTable) -> Forwarded | Dropped:
     return Forwarded(with_ttl(packet, packet[8] - 1), next_hop)
 
 
-def inbound(datagram: bytes, sender: IPv4Address, table: ReferenceTable, source_check: str) -> Forwarded | Dropped:
-    """Decide on a datagram's payload from an underlay address."""
-    malformed = fault_of(datagram)
-    if malformed:
-        return Dropped(malformed)
-    if source_check in ("loose", "strict") and not table.is_peer(sender):
-        return Dropped("unknown_peer")
-    owner = table.lookup(IPv4Address(datagram[12:16]))
-    if source_check == "strict" and owner not in (None, sender):
-        return Dropped("spoofed_source")
-    if table.lookup(IPv4Address(datagram[16:20])) != OWN:
-        return Dropped("not_our_subnet")
+def inbound(
+    datagram: bytes, sender: IPv4Address, table: ReferenceTable, source_check: str, outer_tos: int = 0
+) -> Forwarded | Dropped:
+    """Decide on a datagram's payload from an underlay address; `outer_tos` is its IPv4 header's second byte."""
+    refused = fault_of(datagram) or refusal_of(datagram, sender, table, source_check)
+    if refused:
+        return Dropped(refused)
+    ecn = DECAPSULATED_ECN[datagram[1] & 3][outer_tos & 3]
+    if ecn is None:
+        return Dropped("congestion_lost")
+    datagram = with_ttl(datagram[:1] + bytes([datagram[1] & 0xFC | ecn]) + datagram[2:], datagram[8])
     if datagram[8] <= 1:
         return Dropped("ttl_expired", icmp_answer(datagram, "ttl_expired", table.own_address))
     return Forwarded(with_ttl(datagram, datagram[8] - 1), None)
+
+
+def refusal_of(datagram: bytes, sender: IPv4Address, table: ReferenceTable, source_check: str) -> str | None:
+    """Return why a well-formed packet from an underlay address is not for us, or None."""
+    if source_check in ("loose", "strict") and not table.is_peer(sender):
+        return "unknown_peer"
+    owner = table.lookup(IPv4Address(datagram[12:16]))
+    if source_check == "strict" and owner not in (None, sender):
+        return "spoofed_source"
+    if table.lookup(IPv4Address(datagram[16:20])) != OWN:
+        return "not_our_subnet"
+    return None
 
 
 def fault_of(packet: bytes) -> str | None:
@@ -112,7 +126,7 @@ def fault_of(packet: bytes) -> str | None:
 
 def is_unicast(address: IPv4Address) -> bool:
     """Tell whether a single host may have this address."""
-    return not any(address in IPv4Network(block) for block in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
+    return not any(address in block for block in NOT_UNICAST)
 
 
 def with_ttl(packet: bytes, ttl: int) -> bytes:

@@ -257,6 +257,7 @@ def breakers() -> dict[str, bytes]:
         "out of order": bytes(ip / TCP(flags="A", seq=12_000, **base) / bytes(1_000)),
         "other ACK number": bytes(ip / TCP(flags="A", seq=11_000, ack=1, **base) / bytes(1_000)),
         "other window": bytes(ip / TCP(flags="A", seq=11_000, window=9, **base) / bytes(1_000)),
+        "other urgent pointer": bytes(ip / TCP(flags="A", seq=11_000, urgptr=1, **base) / bytes(1_000)),
         "other timestamp": bytes(
             ip / TCP(flags="A", seq=11_000, sport=5, dport=6, options=[("Timestamp", (7, 9))]) / bytes(1_000)
         ),

@@ -1,0 +1,82 @@
+"""The inputs that the corpus was begun with: `python -m tests.fuzz.seeds FOLDER` writes them.
+
+Golden packets of every kind that the packet path treats in a way of its own; libFuzzer made the rest of the corpus.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+
+from flannel_udp.dataplane.reference import VnetHeader
+from tests.fuzz.scenario import EXTRA, FOLLOW, FROM_PEER, PEER_SHIFT, POLL, REPAIR, REPAIR_L4
+
+_OUT: dict[str, Any] = {"src": "10.1.1.5", "dst": "10.1.2.7"}
+_IN: dict[str, Any] = {"src": "10.1.2.7", "dst": "10.1.1.5"}
+_TIMESTAMP = [("Timestamp", (7, 8))]
+
+
+def record(header: Any, payload_len: int = 0, flags: int = REPAIR | REPAIR_L4, extra: bytes = b"") -> bytes:
+    """Return one record of an input."""
+    raw = bytes(header)
+    length = payload_len.to_bytes(2, "little")
+    return bytes([flags | (EXTRA if extra else 0)]) + extra + bytes([len(raw)]) + raw + length
+
+
+def outbound() -> Iterator[tuple[str, bytes]]:
+    tcp, udp = IP(**_OUT, id=9, flags="DF") / TCP(flags="PFCA", options=_TIMESTAMP), IP(**_OUT, id=65_535) / UDP()
+    yield "out-plain", record(tcp, 100) + record(udp, 100) * 3 + record(udp, 7)
+    yield "out-tcp-super", record(tcp, 60_000, REPAIR, VnetHeader(1, 0x81, 52, 1_400, 20, 16).pack())
+    yield "out-udp-super", record(udp, 900, REPAIR, VnetHeader(1, 5, 28, 64, 20, 6).pack())
+    yield "out-partial", record(udp, 33, REPAIR, VnetHeader(1, 0, 0, 0, 20, 6).pack())
+    cut = IP(**_OUT) / TCP(dataofs=15) / bytes(39)
+    yield "out-tcp-options-cut-short", record(cut, 0, REPAIR, VnetHeader(1, 1, 80, 10, 20, 16).pack())
+    yield "out-no-gso-size", record(tcp, 900, REPAIR, VnetHeader(1, 1, 52, 0, 20, 16).pack())
+    yield "out-checksum-outside", record(udp, 33, REPAIR, VnetHeader(1, 0, 0, 0, 60_000, 6).pack())
+    yield "out-too-big", record(udp, 65_507)
+    yield "out-no-route", record(IP(src="10.1.1.5", dst="10.1.9.1") / ICMP(), 40)
+    yield "out-own-subnet", record(IP(src="10.1.1.5", dst="10.1.1.9") / UDP(), 600)
+    yield "out-ttl", record(IP(**_OUT, ttl=1) / UDP(), 4)
+    yield "out-multicast", record(IP(src="10.1.1.5", dst="224.0.0.1") / UDP())
+    yield "out-options", record(IP(**_OUT, options=b"\x01\x01\x01\x00") / UDP(), 4)
+    yield "out-two-peers", (record(udp, 60) + record(IP(src="10.1.1.5", dst="10.1.3.7", tos=8) / UDP(), 60)) * 3
+    yield "out-malformed", record(b"") + record(b"\x45", flags=0) + record(bytes(tcp)[:30], flags=0) + record(b"`" * 40)
+
+
+def inbound() -> Iterator[tuple[str, bytes]]:
+    whole = FROM_PEER | REPAIR | REPAIR_L4
+    tcp = IP(**_IN, id=5, flags="DF", ttl=33) / TCP(sport=5, dport=6, seq=2**32 - 3_000, flags="A", options=_TIMESTAMP)
+    udp = IP(**_IN, id=65_530) / UDP(sport=5, dport=6)
+    again = record(b"", flags=whole | FOLLOW)
+    push, urgent = tcp.copy(), tcp.copy()
+    push[TCP].flags, urgent[TCP].urgptr, urgent[TCP].seq = "PA", 1, tcp.seq + 100
+    yield "in-tcp-stream", record(tcp, 1_000, whole) + again * 8
+    yield "in-udp-stream", record(udp, 64, whole) + again * 8
+    yield "in-tcp-bundle", record(tcp, 1_000, whole, b"\x28\0") + record(push, 1_000, whole) + again
+    yield "in-udp-bundle", record(udp, 64, whole, b"\x2f\0") + again + record(udp, 63, whole)
+    # Places of what must be equal to be joined: TOS, TTL, a port, acknowledgement, flags, window, a timestamp.
+    for place in (1, 8, 23, 31, 33, 35, 51):
+        other = record(bytes([place, 18]), 0, whole | FOLLOW)
+        yield f"in-tcp-byte-{place}-changes", record(tcp, 100, whole) + again + other + again
+    yield "in-urgent-pointer", record(tcp, 100, whole) + record(urgent, 100, whole)
+    yield "in-corrupted", record(tcp, 100, FROM_PEER | REPAIR) + again * 3
+    yield "in-fragments", record(tcp, 80, whole) + record(IP(**_IN, flags="MF", frag=3), 80, whole) + again + again
+    yield "in-spoofed", record(udp, 4, whole | 1 << PEER_SHIFT)
+    yield "in-stranger", record(udp, 4, whole | 2 << PEER_SHIFT)
+    yield "in-not-ours", record(IP(src="10.1.2.7", dst="10.1.3.7") / UDP(), 4, whole)
+    yield "in-ttl", record(IP(**_IN, ttl=1) / UDP(), 4, whole)
+    yield "in-empty", record(b"", 0, FROM_PEER) + record(b"", 1, FROM_PEER | EXTRA, b"\x20\0")
+    yield "in-congestion-lost", record(udp, 4, whole, b"\0\3")
+    yield "in-congestion-marked", record(IP(**_IN, tos=2) / UDP(), 4, whole, b"\7\3") + record(tcp, 4, whole, b"\0\1")
+    yield "in-data-offset", record(IP(**_IN) / TCP(dataofs=15, flags="A"), 4, whole) + again
+    yield "both", record(udp, 64, whole) + record(IP(**_OUT) / UDP(), 64, REPAIR | POLL) + again
+
+
+if __name__ == "__main__":
+    for setting in range(4):
+        for name, data in [*outbound(), *inbound()]:
+            Path(sys.argv[1], f"{name}-{setting}").write_bytes(bytes([setting]) + data)
