@@ -67,11 +67,14 @@ class Iptables(Applier):
         """Flush and fill our chains; the jump is moved only if there is none, or more than one."""
         script = "".join([await self._script(chain, rules) for chain in _CHAINS])
         if script:
-            _check(await run_tool(*_restore(rules.version), f"--wait={_WAIT_S}", stdin=script))
+            _check(await run_tool(*_restore(rules.version), stdin=script))
 
     async def takes(self, rules: Rules) -> bool:
         """Let iptables-restore read the rules without committing them."""
-        return (await run_tool(*_restore(rules.version), "--test", stdin=format_script(rules))).status == 0
+        tried = await run_tool(*_restore(rules.version), "--test", stdin=format_script(rules))
+        if tried.status == _RESOURCE_PROBLEM:  # the lock, or no permission: nothing was learned
+            _check(tried)
+        return tried.status == 0
 
     async def _script(self, chain: _Chain, rules: Rules) -> str:
         jumps = await self._jumps(rules.version, chain)
@@ -131,7 +134,7 @@ def _undo(jumps: list[str]) -> list[str]:
 
 
 def _restore(version: int) -> tuple[str, ...]:
-    return f"{_TOOL[version]}-restore", "--noflush"
+    return f"{_TOOL[version]}-restore", "--noflush", f"--wait={_WAIT_S}"
 
 
 async def _list_chain(version: int, table: str, chain: str) -> Finished:

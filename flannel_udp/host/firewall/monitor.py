@@ -60,6 +60,7 @@ def _open_events() -> socket.socket:
         # Lost messages must not become an error: a descriptor that reported one is not read by uvloop any more. What
         # was lost is found by the next check.
         events.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+        events.bind((0, 0))  # the kernel chooses the port id; without one nothing is delivered
         events.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
     except OSError:
         events.close()

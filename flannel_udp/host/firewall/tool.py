@@ -39,16 +39,20 @@ async def run_tool(*command: str, stdin: str = "") -> Finished:
     """
     # In English, for the sake of one-line errors; our own settings (a password may be among them) are not its business.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FLANNELD_")}
+    # A file (in memory), not a pipe: uvloop raises RuntimeError when a program ends before its pipe is written to.
+    with open(os.memfd_create("rules"), "w+b") as script:  # noqa: PTH123 - Path cannot open a descriptor
+        script.write(stdin.encode())
+        script.seek(0)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=script, stdout=PIPE, stderr=PIPE, env={**environment, "LC_ALL": "C"}
+            )
+        except FileNotFoundError:
+            raise ToolMissing(f"{command[0]} is not in PATH ({os.environ.get('PATH', '')})") from None
+        except OSError as error:
+            raise FlannelError(f"cannot run {command[0]}: {error.strerror}") from None
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env={**environment, "LC_ALL": "C"}
-        )
-    except FileNotFoundError:
-        raise ToolMissing(f"{command[0]} is not in PATH ({os.environ.get('PATH', '')})") from None
-    except OSError as error:
-        raise FlannelError(f"cannot run {command[0]}: {error.strerror}") from None
-    try:
-        output, errors = await asyncio.wait_for(process.communicate(stdin.encode()), TIME_LIMIT_S)
+        output, errors = await asyncio.wait_for(process.communicate(), TIME_LIMIT_S)
     except TimeoutError:
         raise FlannelError(f"{command[0]} did not end within {TIME_LIMIT_S:g} s and was killed") from None
     finally:
