@@ -15,6 +15,7 @@ import uvloop
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.firewall import tool
 from flannel_udp.host.firewall.iptables import Iptables
+from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.nftables import Nftables
 from flannel_udp.host.firewall.rules import rules_for
 from flannel_udp.host.firewall.tool import Finished, ToolMissing, run_tool
@@ -145,3 +146,20 @@ async def test_rules_that_another_program_changes_all_the_time_are_an_error(
     make_tool("nft", '[ "$1" != list ] || date +%N')
     with pytest.raises(FlannelError, match="another program changes our rules at the same moment"):
         await Nftables().put(RULES)
+
+
+async def test_a_keeper_ends_when_it_is_cancelled_at_any_moment(make_tool: MakeTool, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    make_tool("nft", f'if [ "$1" = list ]; then cat {kept}; elif [ "$1" = -f ]; then sed 1,2d >{kept}; fi')
+    make_tool("iptables", "exit 0")
+    for i in range(10):
+        firewall = Firewall(nftables=True, resync_s=600)
+        keeping = asyncio.create_task(firewall.run())
+        await firewall.keep(RULES)
+        await asyncio.sleep(0.03 * i)
+        # Together with an event: asyncio.wait_for of Python 3.11 would go on for ever.
+        firewall._wake.set()
+        keeping.cancel()
+        done, _ = await asyncio.wait([keeping], timeout=10)
+        assert done
+        assert keeping.cancelled()

@@ -69,8 +69,10 @@ class Firewall:
                 self._worked()
                 retry_s = _FIRST_RETRY_S
                 await asyncio.sleep(_REST_S)
+                # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with an event.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._resync_s)
+                    async with asyncio.timeout(self._resync_s):
+                        await self._wake.wait()
 
     async def remove(self) -> None:
         """Remove all rules of ours; `run` must have ended. Raises `FlannelError`."""
@@ -84,10 +86,9 @@ class Firewall:
         if wanted:
             rules = await self._applier.fit(wanted)
             if not await self._applier.stands(rules):
-                self._tell_of_change()
+                self._tell()
                 self._stand.clear()
                 await self._applier.put(rules)
-                logger.info("firewall rules put in place by %s", self._applier.name)
         else:
             await _remove(self._applier, wanted.version)
         if not self._swept:  # after ours stand, so that at no moment there are none
@@ -106,9 +107,11 @@ class Firewall:
         else:
             self._swept = True
 
-    def _tell_of_change(self) -> None:
+    def _tell(self) -> None:
         now_s = time.monotonic()
-        if self.stands and now_s >= self._quiet_until_s:
+        if not self.stands:
+            logger.info("applying firewall rules by %s", self._applier.name)
+        elif now_s >= self._quiet_until_s:
             self._quiet_until_s = now_s + _QUIET_S
             logger.warning("somebody changed our firewall rules: putting them back")
 

@@ -52,7 +52,9 @@ async def run_tool(*command: str, stdin: str = "") -> Finished:
         except OSError as error:
             raise FlannelError(f"cannot run {command[0]}: {error.strerror}") from None
     try:
-        output, errors = await asyncio.wait_for(process.communicate(), TIME_LIMIT_S)
+        # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the program's end.
+        async with asyncio.timeout(TIME_LIMIT_S):
+            output, errors = await process.communicate()
     except TimeoutError:
         raise FlannelError(f"{command[0]} did not end within {TIME_LIMIT_S:g} s and was killed") from None
     finally:
