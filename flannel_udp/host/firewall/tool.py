@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from asyncio.subprocess import PIPE
 from dataclasses import dataclass
+from subprocess import PIPE, Popen, TimeoutExpired
 
 from flannel_udp.errors import FlannelError
 
@@ -39,27 +39,35 @@ async def run_tool(*command: str, stdin: str = "") -> Finished:
     """
     # In English, for the sake of one-line errors; our own settings (a password may be among them) are not its business.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FLANNELD_")}
-    # A file (in memory), not a pipe: uvloop raises RuntimeError when a program ends before its pipe is written to.
-    with open(os.memfd_create("rules"), "w+b") as script:  # noqa: PTH123 - Path cannot open a descriptor
-        script.write(stdin.encode())
-        script.seek(0)
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=script, stdout=PIPE, stderr=PIPE, env={**environment, "LC_ALL": "C"}
-            )
-        except FileNotFoundError:
-            raise ToolMissing(f"{command[0]} is not in PATH ({os.environ.get('PATH', '')})") from None
-        except OSError as error:
-            raise FlannelError(f"cannot run {command[0]}: {error.strerror}") from None
     try:
-        # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the program's end.
-        async with asyncio.timeout(TIME_LIMIT_S):
-            output, errors = await process.communicate()
-    except TimeoutError:
+        # Not asyncio's: uvloop forks, and in the child gRPC's fork handlers start threads, which crash it (seen with
+        # gRPC 1.85). Popen uses vfork, which runs no handlers; it holds the loop up for some milliseconds at most.
+        process = Popen(
+            command,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            text=True,
+            errors="replace",
+            env={**environment, "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise ToolMissing(f"{command[0]} is not in PATH ({os.environ.get('PATH', '')})") from None
+    except OSError as error:
+        raise FlannelError(f"cannot run {command[0]}: {error.strerror}") from None
+    try:
+        output, errors = await asyncio.to_thread(_communicate, process, stdin)
+    except TimeoutExpired:
         raise FlannelError(f"{command[0]} did not end within {TIME_LIMIT_S:g} s and was killed") from None
     finally:
-        if process.returncode is None:
+        process.kill()  # without effect on one that has ended; it makes the thread of a cancelled caller end, too
+    return Finished(command[0], process.returncode, output, errors)
+
+
+def _communicate(process: Popen[str], stdin: str) -> tuple[str, str]:
+    with process:  # closes the pipes and collects the exit status
+        try:
+            return process.communicate(stdin, TIME_LIMIT_S)
+        except BaseException:
             process.kill()
-            await process.wait()
-    status = await process.wait()
-    return Finished(command[0], status, output.decode(errors="replace"), errors.decode(errors="replace"))
+            raise
