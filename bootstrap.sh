@@ -80,6 +80,8 @@ has_libfuzzer() {
 
 need_for_tests() {
     need "clang libclang-rt-dev" has_libfuzzer
+    need containernetworking-plugins test -x /usr/lib/cni/bridge
+    need iptables command -v iptables
     need etcd-server command -v etcd
     need etcd-client command -v etcdctl
     need nftables command -v nft

@@ -25,6 +25,7 @@ from ipaddress import IPv4Network
 
 import uvloop
 
+from flannel_udp import subnet_env
 from flannel_udp.admin import notify
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.health import health_server
@@ -35,7 +36,7 @@ from flannel_udp.control.retry import wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
-from flannel_udp.host import interface, netlink, subnet_env
+from flannel_udp.host import interface, netlink
 from flannel_udp.host.blackhole import keep_blackhole
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.rules import rules_for

@@ -383,6 +383,34 @@ IGNORED_FLAGS = tuple(
 
 JSON_FLAG = Flag("json", "print JSON for programs", "BOOL", parse_bool, switch=True, in_environment=False)
 
+CNI_INSTALL_FLAGS = (
+    Flag(
+        "bin-dir",
+        "where the runtime looks for plugins",
+        "DIR",
+        parse_path,
+        default="/opt/cni/bin",
+        in_environment=False,
+    ),
+    Flag(
+        "conf-dir",
+        "also write 10-flannel.conflist there unless it exists, such as /etc/cni/net.d",
+        "DIR",
+        parse_path,
+        in_environment=False,
+    ),
+    Flag("python", "the Python that runs it, 3.11 or later", "FILE", default="this one", in_environment=False),
+)
+
+DOCKER_OPTS_FLAGS = (
+    Flag("f", "flannel's file", "FILE", parse_path, default="/run/flannel/subnet.env", in_environment=False),
+    Flag("d", "the file to write", "FILE", parse_path, default="/run/docker_opts.env", in_environment=False),
+    Flag("i", "every option as a variable of its own", "BOOL", parse_bool, switch=True, in_environment=False),
+    Flag("c", "all options in one variable", "BOOL", parse_bool, switch=True, in_environment=False),
+    Flag("k", "name of that variable", "KEY", default="DOCKER_OPTS", in_environment=False),
+    Flag("m", "leave --ip-masq out, for an old Docker", "BOOL", parse_bool, switch=True, in_environment=False),
+)
+
 AGENT_GROUPS: Mapping[str, tuple[Flag, ...]] = {
     "registry": REGISTRY_FLAGS,
     "interface": INTERFACE_FLAGS,
