@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+import signal
 from collections.abc import Mapping
 
 from flannel_udp.cni.errors import DELEGATE_FAILED, INVALID_CONFIG, CniError
 from flannel_udp.cni.request import Document
+
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
+"""What Python ignores; ignored signals stay so in the programs that it starts, unless told otherwise."""
 
 
 def find(plugin: str, path: tuple[str, ...]) -> str:
@@ -32,26 +35,37 @@ def run(command: str, conf: Document, path: tuple[str, ...], environ: Mapping[st
     plugin = conf["type"]
     executable = find(plugin, path)
     try:
-        done = subprocess.run(
-            [executable],
-            input=json.dumps(conf).encode(),
-            stdout=subprocess.PIPE,
-            env={**environ, "CNI_COMMAND": command},
-            check=False,
-        )
+        code, printed = _run(executable, json.dumps(conf).encode(), {**environ, "CNI_COMMAND": command})
     except OSError as error:
         raise CniError(DELEGATE_FAILED, f"cannot run {executable}: {error.strerror}") from None
-    if done.returncode != 0:
-        raise _failure(plugin, command, done)
-    return done.stdout
+    if code != 0:
+        raise _failure(plugin, command, code, printed)
+    return printed
 
 
-def _failure(plugin: str, command: str, done: subprocess.CompletedProcess[bytes]) -> CniError:
+def _run(executable: str, stdin: bytes, environ: Mapping[str, str]) -> tuple[int, bytes]:
+    """Run it and return its exit code (negative: the signal that ended it) and what it printed. Raises `OSError`.
+
+    By hand, because to import `subprocess` is a tenth of the time that this plugin takes. A file in memory holds the
+    input: unlike a pipe it takes any length, and a plugin that does not read it does no harm.
+    """
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as output:
+        with os.fdopen(writing, "wb"), os.fdopen(os.memfd_create("stdin"), "w+b") as given:
+            given.write(stdin)
+            given.seek(0)
+            actions = [(os.POSIX_SPAWN_DUP2, given.fileno(), 0), (os.POSIX_SPAWN_DUP2, writing, 1)]
+            pid = os.posix_spawn(executable, [executable], environ, file_actions=actions, setsigdef=_IGNORED)
+        printed = output.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), printed
+
+
+def _failure(plugin: str, command: str, code: int, printed: bytes) -> CniError:
     try:
-        error = json.loads(done.stdout)
-        code, msg, details = error["code"], error["msg"], error.get("details") or ""
+        error = json.loads(printed)
+        error_code, msg, details = error["code"], error["msg"], error.get("details") or ""
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        how = f"exit code {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
-        printed = done.stdout.decode(errors="replace").strip()
-        return CniError(DELEGATE_FAILED, f"{plugin} failed in {command} ({how}) without a CNI error", printed[:1000])
-    return CniError(code if isinstance(code, int) else DELEGATE_FAILED, f"{plugin}: {msg}", str(details))
+        how = f"exit code {code}" if code > 0 else f"signal {-code}"
+        said = printed.decode(errors="replace").strip()
+        return CniError(DELEGATE_FAILED, f"{plugin} failed in {command} ({how}) without a CNI error", said[:1000])
+    return CniError(error_code if isinstance(error_code, int) else DELEGATE_FAILED, f"{plugin}: {msg}", str(details))

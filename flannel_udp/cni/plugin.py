@@ -34,6 +34,7 @@ from flannel_udp.subnet_env import read as read_subnet_env
 Environ = Mapping[str, str]
 
 VALID_ATTACHMENTS = "cni.dev/valid-attachments"
+_USUAL_IFNAME = "eth0"
 
 
 def main() -> int:
@@ -45,7 +46,8 @@ def main() -> int:
             "it, with CNI_COMMAND in the environment\n"
         )
         return 0
-    stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+    # None: whoever started us closed it.
+    stdin = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
     if command == "VERSION":
         _print({"cniVersion": _version_to_speak(stdin), "supportedVersions": VERSIONS})
         return 0
@@ -78,12 +80,14 @@ def add(request: Request, environ: Environ) -> bytes:
     """Attach the container and return the delegate's result. A failed attempt leaves nothing, or what DEL needs."""
     conf = _delegate_conf(request)
     invoke.find(conf["type"], request.path)
-    state.save(request.data_dir, state.Attachment(request.container_id, request.ifname, conf))
+    is_first = state.save(request.data_dir, state.Attachment(request.container_id, request.ifname, conf))
     try:
         result = invoke.run("ADD", conf, request.path, environ)
         _check_result(conf["type"], result)
     except CniError:
-        _undo(request, conf, environ)
+        # A second ADD fails because the first one did its work, which may be in use: DEL takes it back.
+        if is_first:
+            _undo(request, conf, environ)
         raise
     return result
 
@@ -108,15 +112,17 @@ def _undo(request: Request, conf: Document, environ: Environ) -> None:
 
 
 def delete(request: Request, environ: Environ) -> bytes:
-    """Detach the container. Nothing kept means that it is detached already."""
+    """Detach the container. Nothing kept means that it is detached already, or never was attached."""
     try:
         attachment = state.load(request.data_dir, request.container_id)
     except state.Damaged as damaged:
         sys.stderr.write(f"flannel: {damaged}: using what ADD would give the delegate now\n")
         attachment = state.Attachment(request.container_id, request.ifname, _replacement(request, damaged))
-    if attachment is not None:
-        invoke.run("DEL", _with_previous_result(attachment.conf, request), request.path, environ)
-    state.remove(request.data_dir, request.container_id)
+    # After an ADD that was refused because of another attachment comes a DEL, which must leave that one alone.
+    if attachment is None or attachment.is_of(request.conf["name"], request.ifname):
+        if attachment is not None:
+            invoke.run("DEL", _with_previous_result(attachment.conf, request), request.path, environ)
+        state.remove(request.data_dir, request.container_id)
     return b""
 
 
@@ -131,11 +137,18 @@ def _replacement(request: Request, damaged: state.Damaged) -> Document:
 def check(request: Request, environ: Environ) -> bytes:
     """Ask the delegate whether the container is still as ADD left it."""
     attachment = state.load(request.data_dir, request.container_id)
-    if attachment is None:
-        raise CniError(UNKNOWN_CONTAINER, f"container {request.container_id} has no state in {request.data_dir}")
+    if attachment is None or not attachment.is_of(request.conf["name"], request.ifname):
+        raise CniError(
+            UNKNOWN_CONTAINER,
+            f"nothing in {request.data_dir} says that container {request.container_id} was attached to network "
+            f"{request.conf['name']} as {request.ifname}",
+        )
     conf = _with_previous_result(attachment.conf, request)
-    if isinstance(conf.get("prevResult"), dict):
-        conf["prevResult"] = _with_gateways(conf["prevResult"])
+    if "prevResult" in conf:
+        try:
+            conf["prevResult"] = _with_gateways(conf["prevResult"])
+        except (AttributeError, KeyError, TypeError):
+            raise CniError(INVALID_CONFIG, "'prevResult' in the network configuration is no result of ADD") from None
     invoke.run("CHECK", conf, request.path, environ)
     return b""
 
@@ -211,7 +224,7 @@ def _collect(container_id: str, request: Request, environ: Environ) -> None:
     attachment = state.load(request.data_dir, container_id)
     if attachment is None or attachment.conf.get("name") != request.conf["name"]:
         return  # gone meanwhile, or another network's
-    whose = {"CNI_CONTAINERID": container_id, "CNI_IFNAME": attachment.ifname, "CNI_NETNS": ""}
+    whose = {"CNI_CONTAINERID": container_id, "CNI_IFNAME": attachment.ifname or _USUAL_IFNAME, "CNI_NETNS": ""}
     invoke.run("DEL", attachment.conf, request.path, {**environ, **whose})
     state.remove(request.data_dir, container_id)
 

@@ -7,6 +7,7 @@ spec's (section 2, "Parameters", and section 1, "Plugin configuration objects").
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ _REQUIRED = {
 }
 _SINCE = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
-# dev_valid_name in the kernel; at most 15 bytes (IFNAMSIZ with the closing zero is 16).
-_IFNAME = re.compile(r"(?!\.{1,2}\Z)[^/:\s]{1,15}")
+# dev_valid_name in the kernel.
+_IFNAME = re.compile(r"(?!\.{1,2}\Z)[^/:\s]+")
+_IFNAME_MAX_BYTES = 15  # IFNAMSIZ without the closing zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def parse_request(environ: Mapping[str, str], stdin: bytes) -> Request:
     if "CNI_CONTAINERID" in _REQUIRED[command]:
         # The id becomes a file name below dataDir.
         _check_name(container_id, "CNI_CONTAINERID", INVALID_ENVIRONMENT)
-        if not _IFNAME.fullmatch(ifname):
+        if not _IFNAME.fullmatch(ifname) or len(os.fsencode(ifname)) > _IFNAME_MAX_BYTES:
             raise CniError(INVALID_ENVIRONMENT, f"CNI_IFNAME {ifname[:60]!r} is no name for an interface")
     path = tuple(filter(None, environ["CNI_PATH"].split(":")))
     return Request(command, container_id, ifname, path, conf)
@@ -110,6 +112,9 @@ def _parse_conf(stdin: bytes) -> Document:
     ):
         if conf.get(key) is not None and not isinstance(conf[key], kind):
             raise CniError(INVALID_CONFIG, f"{key!r} in the network configuration is not {called}")
+    for key in ("subnetFile", "dataDir"):
+        if re.search(r"[\0\ud800-\udfff]", conf.get(key) or ""):  # JSON can say what UTF-8 and system calls cannot
+            raise CniError(INVALID_CONFIG, f"{key!r} in the network configuration is no path: {conf[key][:60]!r}")
     _check_name(conf.get("name") or "", "'name' in the network configuration", INVALID_CONFIG)
     return conf
 

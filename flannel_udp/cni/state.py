@@ -16,7 +16,6 @@ from flannel_udp.cni.request import Document
 from flannel_udp.files import draft_of, write_atomically
 
 _OURS = "flannelUdp"
-_USUAL_IFNAME = "eth0"
 
 
 class Damaged(CniError):
@@ -28,36 +27,45 @@ class Damaged(CniError):
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One container on one network: its interface, and the configuration that the delegate was given."""
+    """One container on one network: its interface, and the configuration that the delegate was given.
+
+    What flannel's own plugin kept says nothing of the interface: then it is empty.
+    """
 
     container_id: str
     ifname: str
     conf: Document
 
+    def is_of(self, network: str, ifname: str) -> bool:
+        """Tell whether this is the container's attachment to the network by that interface, as far as was kept."""
+        return self.conf.get("name") == network and self.ifname in (ifname, "")
 
-def save(data_dir: Path, attachment: Attachment) -> None:
-    """Write the file (0600). Raises `CniError`, also if the container is attached already by another name."""
+
+def save(data_dir: Path, attachment: Attachment) -> bool:
+    """Write the file (0600) and tell whether there was none. Raises `CniError`, also if it is another attachment's."""
     path = data_dir / attachment.container_id
-    _refuse_second(path, attachment)
+    is_first = _is_first(path, attachment)
     document = {**attachment.conf, _OURS: {"ifname": attachment.ifname}}
     try:
         write_atomically(path, json.dumps(document).encode(), mode=0o600, directory_mode=0o700)
     except OSError as error:
         raise CniError(IO_FAILURE, f"cannot write the state file {path}: {error.strerror}") from None
+    return is_first
 
 
-def _refuse_second(path: Path, attachment: Attachment) -> None:
+def _is_first(path: Path, attachment: Attachment) -> bool:
     """A file holds one attachment: a second network would make the first one's DEL a DEL of the second."""
     try:
         present = load(path.parent, path.name)
     except Damaged:
-        return
-    if present and (present.conf.get("name"), present.ifname) != (attachment.conf["name"], attachment.ifname):
+        return False
+    if present and not present.is_of(attachment.conf["name"], attachment.ifname):
         raise CniError(
             INVALID_CONFIG,
-            f"container {path.name} is attached to network {present.conf.get('name')} as {present.ifname}, and "
+            f"container {path.name} is attached to network {present.conf.get('name')} as {present.ifname or '?'}, and "
             f"{path.parent} holds one attachment a container: give the other network a dataDir of its own",
         )
+    return present is None
 
 
 def load(data_dir: Path, container_id: str) -> Attachment | None:
@@ -75,7 +83,7 @@ def load(data_dir: Path, container_id: str) -> Attachment | None:
         raise Damaged(path)
     ours = document.pop(_OURS, None)
     ifname = ours.get("ifname") if isinstance(ours, dict) else None
-    return Attachment(container_id, ifname if isinstance(ifname, str) else _USUAL_IFNAME, document)
+    return Attachment(container_id, ifname if isinstance(ifname, str) else "", document)
 
 
 def remove(data_dir: Path, container_id: str) -> None:

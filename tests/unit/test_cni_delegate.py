@@ -105,7 +105,10 @@ def test_what_is_kept_is_private_and_flannels_plugin_can_read_it(tmp_path: Path)
 
 def test_what_flannels_plugin_kept_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "abc").write_text(json.dumps(delegate_conf(CONF, V4)))
-    assert state.load(tmp_path, "abc") == Attachment("abc", "eth0", delegate_conf(CONF, V4))
+    kept = state.load(tmp_path, "abc")
+    assert kept == Attachment("abc", "", delegate_conf(CONF, V4))
+    assert kept.is_of("cbr0", "net1")
+    assert not kept.is_of("other", "eth0")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"type": 1}', "\0\0\0"])
@@ -120,8 +123,7 @@ def test_damage_is_seen_and_overwritten(tmp_path: Path, content: str) -> None:
 
 def test_a_second_attachment_does_not_replace_the_first(tmp_path: Path) -> None:
     first = Attachment("abc", "eth0", delegate_conf(CONF, V4))
-    state.save(tmp_path, first)
-    state.save(tmp_path, first)
+    assert [state.save(tmp_path, first), state.save(tmp_path, first)] == [True, False]
     for second in (Attachment("abc", "net1", first.conf), Attachment("abc", "eth0", {**first.conf, "name": "other"})):
         with pytest.raises(CniError, match="give the other network a dataDir of its own"):
             state.save(tmp_path, second)

@@ -49,6 +49,8 @@ def call(plugin: Path, command: str, conf: Mapping[str, Any] | str, **environ: s
         ('{"name": 7}', 7, "'name' in the network configuration is not a string"),
         ('{"name": "x", "delegate": []}', 7, "'delegate' in the network configuration is not an object"),
         ('{"name": "x", "subnetFile": 1}', 7, "'subnetFile' in the network configuration is not a string"),
+        ('{"name": "x", "dataDir": "/a\\u0000"}', 7, "'dataDir' in the network configuration is no path: '/a\\x00'"),
+        ('{"name": "x", "subnetFile": "/\\ud800"}', 7, "'subnetFile' in the network configuration is no path"),
         ('{"name": "x", "cniVersion": "9.0"}', 1, "'9.0'"),
     ],
 )
@@ -70,6 +72,7 @@ def test_broken_configurations(plugin: Path, stdin: str, code: int, part: str) -
         ({"CNI_IFNAME": "a/b"}, "CNI_IFNAME 'a/b'"),
         ({"CNI_IFNAME": ".."}, "CNI_IFNAME '..'"),
         ({"CNI_IFNAME": "sixteen-bytes-xx"}, "CNI_IFNAME 'sixteen-bytes-xx'"),
+        ({"CNI_IFNAME": "\u00fc" * 8}, "CNI_IFNAME"),  # 16 bytes
         ({"CNI_COMMAND": "UPDATE"}, "unknown CNI_COMMAND 'UPDATE'"),
     ],
 )
