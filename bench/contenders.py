@@ -15,14 +15,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab import ethtool
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
+from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node
 from flannel_udp.lab.plan import UNDERLAY, Plan, parse_subnet_env
 from flannel_udp.lab.probe import ping
 from flannel_udp.options import Offload
+from tests.support.agents import subnet_of
+from tests.support.cni import CniPod, Runtime
 from tests.support.naive import NaivePeer
 
 OURS = "ours"
@@ -55,17 +59,17 @@ class Pair:
     """
 
     name: str
-    sender: Host
-    receiver: Host
+    sender: Node
+    receiver: Node
     target: IPv4Address
     mtu: int
     daemons: tuple[int, ...] = ()
 
 
 @contextmanager
-def _two_hosts(name: str, underlay: str) -> Iterator[tuple[Host, Host]]:
+def _two_hosts(name: str, underlay: str, pods: int = 0) -> Iterator[tuple[Host, Host]]:
     """Two lab hosts without agents, and instead of the lab's bridge one cable between them."""
-    plan = Plan(f"bench{os.getpid()}-{name}", hosts=2, pods=0, agents=())
+    plan = Plan(f"bench{os.getpid()}-{name}", hosts=2, pods=pods, agents=())
     with Lab(plan) as lab:
         first, second = lab.hosts
         lab.net.configure(*(f"link del {host.name}" for host in lab.hosts))
@@ -125,13 +129,46 @@ def _ours(underlay: str, *, name: str = OURS, arguments: tuple[str, ...] = ()) -
     """Our agents with a file registry, and with default settings but for the arguments."""
     with _two_hosts(name, underlay) as hosts:
         sender, receiver = hosts
+        mtu, daemons = _start_agents(hosts, arguments)
+        yield Pair(name, sender, receiver, subnet_of(receiver).network_address, mtu, daemons)
+
+
+def _start_agents(hosts: tuple[Host, Host], arguments: tuple[str, ...]) -> tuple[int, tuple[int, ...]]:
+    """Start our agents and return the overlay's MTU in bytes and their process ids."""
+    for host in hosts:
+        host.start_agent(*arguments)
+    for host in hosts:
+        host.wait_ready(AGENT_TIMEOUT_S)
+    mtu = parse_subnet_env(hosts[0].subnet_file.read_text()).mtu
+    return mtu, tuple(pid for host in hosts if (pid := host.agent_pid()) is not None)
+
+
+@contextmanager
+def _pods_by_hand(underlay: str) -> Iterator[Pair]:
+    """Our agents, which masquerade; from pod to pod, attached as the lab does it."""
+    name = f"{OURS}-pods"
+    with _two_hosts(name, underlay, pods=1) as hosts:
+        mtu, daemons = _start_agents(hosts, ("--ip-masq",))
         for host in hosts:
-            host.start_agent(*arguments)
-        for host in hosts:
-            host.wait_ready(AGENT_TIMEOUT_S)
-        near, far = (parse_subnet_env(host.subnet_file.read_text()) for host in hosts)
-        daemons = tuple(pid for host in hosts if (pid := host.agent_pid()) is not None)
-        yield Pair(name, sender, receiver, far.subnet.network_address, near.mtu, daemons)
+            host.attach_pods()
+        near, far = (host.pods[0] for host in hosts)
+        yield Pair(name, near, far, far.ip, mtu, daemons)
+
+
+@contextmanager
+def _pods_by_plugin(underlay: str, *, name: str, arguments: tuple[str, ...]) -> Iterator[Pair]:
+    """Our agents; from pod to pod, added by our CNI plugin. The bridge masquerades if the agent does not."""
+    with _two_hosts(name, underlay) as hosts, TemporaryDirectory() as folder:
+        mtu, daemons = _start_agents(hosts, arguments)
+        near, far = (_added_pod(host, Path(folder)) for host in hosts)
+        yield Pair(name, near, far, far.ip, mtu, daemons)
+
+
+def _added_pod(host: Host, folder: Path) -> CniPod:
+    runtime = Runtime(host, folder)
+    pod = runtime.new_pod()
+    runtime.add(pod)
+    return pod
 
 
 Opener = Callable[[str], AbstractContextManager[Pair]]
@@ -141,10 +178,17 @@ CONTENDERS: Mapping[str, Opener] = {"bare": _bare, "vxlan": _vxlan, "naive": _na
 """The contenders of every run, by name."""
 
 
-def variants(workers: Sequence[int] = (), *, rungs: bool = False) -> dict[str, Opener]:
+_PODS: Mapping[str, Opener] = {
+    f"{OURS}-pods": _pods_by_hand,
+    f"{OURS}-cni": functools.partial(_pods_by_plugin, name=f"{OURS}-cni", arguments=("--ip-masq",)),
+    f"{OURS}-cni-masq": functools.partial(_pods_by_plugin, name=f"{OURS}-cni-masq", arguments=()),
+}
+
+
+def variants(workers: Sequence[int] = (), *, rungs: bool = False, pods: bool = False) -> dict[str, Opener]:
     """Return our agents with other settings, by name: numbers of workers, and each rung of the offload ladder removed.
 
-    `off` is without any rung.
+    `off` is without any rung. With `pods` also from pod to pod, attached by hand and by the CNI plugin.
     """
     settings = {f"{OURS}-w{n}": ("--workers", str(n)) for n in workers}
     if rungs:
@@ -152,7 +196,8 @@ def variants(workers: Sequence[int] = (), *, rungs: bool = False) -> dict[str, O
         for rung in every:
             settings[f"{OURS}-no-{rung}"] = ("--offload", ",".join(name for name in every if name != rung))
         settings[f"{OURS}-off"] = ("--offload", "off")
-    return {name: functools.partial(_ours, name=name, arguments=arguments) for name, arguments in settings.items()}
+    opened = {name: functools.partial(_ours, name=name, arguments=arguments) for name, arguments in settings.items()}
+    return {**opened, **(_PODS if pods else {})}
 
 
 @contextmanager

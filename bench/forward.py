@@ -2,6 +2,7 @@
 
     python -m bench.forward [--underlay whole|wire|plain] [--rounds N] [--seconds N] [--json FILE] [--quick]
                             [--measures LIST|all] [--congestion-control cubic|default] [--workers LIST] [--rungs]
+                            [--pods]
     python -m bench.forward --targets [--rounds N] [--seconds N] [--json FILE] [--quick]
 
 A round takes every measure on every contender, one contender straight after the other, so that a machine that changes
@@ -33,6 +34,7 @@ from bench.measure import DEFAULT_MEASURES, MEASURES, default_congestion_control
 from bench.report import Sample
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab import netns
+from tests.support.cni import NEEDED, plugins_are_here
 
 logger = logging.getLogger("bench")
 
@@ -58,6 +60,7 @@ class Settings:
     measures: tuple[str, ...]
     workers: tuple[int, ...]
     rungs: bool
+    pods: bool
     congestion_control: str
     targets: bool
     max_foreign: float
@@ -98,6 +101,11 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
         "--rungs", action="store_true", help="take our agents without each of the offloads, and without any, as well"
     )
     parser.add_argument(
+        "--pods",
+        action="store_true",
+        help="take our agents from pod to pod as well, attached by hand and by the CNI plugin",
+    )
+    parser.add_argument(
         "--congestion-control", choices=(CUBIC, "default"), default=CUBIC, help="of TCP (default: %(default)s)"
     )
     parser.add_argument(
@@ -119,7 +127,12 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
     if given.json and given.json.suffix == ".svg":
         parser.error("--json: the plot beside it takes the same name with .svg: give the file another suffix")
     if given.targets and (
-        given.underlay or given.measures or given.workers or given.rungs or given.congestion_control != CUBIC
+        given.underlay
+        or given.measures
+        or given.workers
+        or given.rungs
+        or given.pods
+        or given.congestion_control != CUBIC
     ):
         parser.error("--targets says by itself what is measured, and where")
     rounds, seconds = (1, 1) if given.quick else (given.rounds, given.seconds)
@@ -130,6 +143,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
         measures=given.measures or DEFAULT_MEASURES,
         workers=given.workers,
         rungs=given.rungs,
+        pods=given.pods,
         congestion_control=given.congestion_control,
         targets=given.targets,
         max_foreign=given.max_foreign,
@@ -179,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(settings: Settings) -> None:
     """Take the measures that were asked for on one underlay."""
-    openers = {**CONTENDERS, **variants(settings.workers, rungs=settings.rungs)}
+    openers = {**CONTENDERS, **variants(settings.workers, rungs=settings.rungs, pods=settings.pods)}
     samples, mtus = run(settings, settings.underlay, dict.fromkeys(settings.measures, tuple(openers)), openers)
     title = f"underlay {settings.underlay}, {_spoken(settings)}"
     show(report.table(samples, tuple(openers), title))
@@ -267,6 +281,8 @@ def _require(settings: Settings) -> None:
     if missing:
         packages = " ".join(_TOOLS[tool] for tool in missing)
         raise FlannelError(f"the bench needs {', '.join(missing)}: on Debian and Ubuntu apt-get install {packages}")
+    if settings.pods and not plugins_are_here():
+        raise FlannelError(f"--pods needs {NEEDED}")
     if settings.json and not os.access(settings.json.absolute().parent, os.W_OK):
         raise UsageError(f"--json {settings.json}: its folder is missing or not writable")
 

@@ -9,18 +9,30 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flannel_udp.cni.request import VERSIONS
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.probe import tcp_rate
 from tests.support.agents import subnet_of, up_with_peers, wait_for
-from tests.support.cni import NEEDS_PLUGINS, PLUGINS, CniPod, PluginError, Runtime, without_the_labs_bridge
+from tests.support.cni import (
+    NEEDED,
+    PLUGINS,
+    CniPod,
+    PluginError,
+    Runtime,
+    plugins_are_here,
+    without_the_labs_bridge,
+)
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
-pytestmark = [*NEEDS_NETNS, NEEDS_PLUGINS]
+pytestmark = [*NEEDS_NETNS, pytest.mark.skipif(not plugins_are_here(), reason=f"needs {NEEDED}")]
 
 OF_DEBIAN = [version for version in VERSIONS if version != "1.1.0"]
 
@@ -28,6 +40,13 @@ OF_DEBIAN = [version for version in VERSIONS if version != "1.1.0"]
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(Plan(fresh_name(), hosts=2, pods=0)) as lab:
+        yield without_the_labs_bridge(up_with_peers(lab))
+
+
+@pytest.fixture(scope="module")
+def masquerading_lab() -> Iterator[Lab]:
+    """Hosts whose agents masquerade, so that their bridges need not."""
+    with Lab(Plan(fresh_name(), hosts=2, pods=0, agent_args=("--ip-masq",))) as lab:
         yield without_the_labs_bridge(up_with_peers(lab))
 
 
@@ -72,36 +91,75 @@ def peer_seen(listener: socket.socket, client: socket.socket, address: str, port
     return str(seen)
 
 
-def test_pods_reach_each_other_across_hosts_and_the_outside_by_masquerade(lab: Lab, tmp_path: Path) -> None:
-    runtimes = [Runtime(host, tmp_path) for host in lab.hosts]
+OUTSIDE = IPv4Address("192.0.2.254")
+"""The lab's network beyond the hosts: it has no route to the overlay, so what it answers to was masqueraded."""
+
+
+@contextmanager
+def two_pods(lab: Lab, folder: Path, **delegate: Any) -> Iterator[tuple[CniPod, CniPod]]:
+    """Add a pod on each host; when the block is done they are deleted and nothing may be left of them."""
+    runtimes = [Runtime(host, folder) for host in lab.hosts]
     near, far = pods = [runtime.new_pod() for runtime in runtimes]
     for runtime, pod in zip(runtimes, pods, strict=True):
+        runtime.flannel["delegate"] |= delegate
         runtime.add(pod)
         assert pod.ip in subnet_of(runtime.host)
-    for source, target in ((near, far), (far, near)):
-        client = source.socket(socket.AF_INET, socket.SOCK_STREAM)
-        # The bridge knows its own subnet only and masquerades what goes to other hosts' pods too, as with flannel.
-        flannel0 = str(subnet_of(source.host).network_address)
-        assert peer_seen(listen(target, 7000), client, str(target.ip), 7000) == flannel0
-    # The outside has no route to the overlay: what answers there was masqueraded.
-    outside, client = listen(lab, 7001), near.socket(socket.AF_INET, socket.SOCK_STREAM)
-    assert peer_seen(outside, client, "192.0.2.254", 7001) == str(lab.hosts[0].underlay)
+    yield near, far
     for runtime, pod in zip(runtimes, pods, strict=True):
         runtime.delete(pod)
         assert runtime.remains() == []
 
 
-def test_without_the_bridges_masquerade_a_pod_sees_the_other_pods_address(lab: Lab, tmp_path: Path) -> None:
-    runtimes = [Runtime(host, tmp_path) for host in lab.hosts]
-    near, far = pods = [runtime.new_pod() for runtime in runtimes]
-    for runtime, pod in zip(runtimes, pods, strict=True):
-        runtime.flannel["delegate"]["ipMasq"] = False
-        runtime.add(pod)
-    client = near.socket(socket.AF_INET, socket.SOCK_STREAM)
-    assert peer_seen(listen(far, 7002), client, str(far.ip), 7002) == str(near.ip)
-    for runtime, pod in zip(runtimes, pods, strict=True):
-        runtime.delete(pod)
-        assert runtime.remains() == []
+def source_seen(source: CniPod, target: CniPod | Lab, address: IPv4Address) -> str:
+    """Connect from a pod and return its address as the other side sees it."""
+    return peer_seen(listen(target, 7000), source.socket(socket.AF_INET, socket.SOCK_STREAM), str(address), 7000)
+
+
+def packets_a_system_call(source: CniPod, target: CniPod) -> float:
+    """Send TCP for a moment and return how many packets the source's agent carried with one system call."""
+
+    def counted() -> tuple[int, int]:
+        counters = source.host.control("/v1/status")["counters"]
+        packets: int = counters["out"]["packets"] + counters["in"]["packets"]
+        return packets, sum(counters["system_calls"].values())
+
+    packets, calls = counted()
+    tcp_rate(source, target, target.ip, duration_s=0.5)
+    after = counted()
+    assert after[0] - packets > 5000
+    return (after[0] - packets) / (after[1] - calls)
+
+
+def test_where_the_bridge_masquerades_pods_see_hosts_and_the_outside_sees_the_host(lab: Lab, tmp_path: Path) -> None:
+    with two_pods(lab, tmp_path) as (near, far):
+        for source, target in ((near, far), (far, near)):
+            # The bridge knows its own subnet only and masquerades what goes to other hosts' pods too, as with flannel.
+            assert source_seen(source, target, target.ip) == str(subnet_of(source.host).network_address)
+        assert source_seen(near, lab, OUTSIDE) == str(near.host.underlay)
+
+
+def test_where_the_agent_masquerades_pods_see_pods_and_the_outside_sees_the_host(
+    masquerading_lab: Lab, tmp_path: Path
+) -> None:
+    with two_pods(masquerading_lab, tmp_path) as (near, far):
+        assert Runtime(near.host, tmp_path).nat_rules() == []
+        for source, target in ((near, far), (far, near)):
+            assert source_seen(source, target, target.ip) == str(source.ip)
+        assert source_seen(near, masquerading_lab, OUTSIDE) == str(near.host.underlay)
+
+
+def test_where_nobody_masquerades_pods_see_pods(lab: Lab, tmp_path: Path) -> None:
+    with two_pods(lab, tmp_path, ipMasq=False) as (near, far):
+        assert source_seen(near, far, far.ip) == str(near.ip)
+
+
+@pytest.mark.parametrize("which", ["lab", "masquerading_lab"])
+def test_tcp_between_pods_is_carried_in_super_packets(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    with two_pods(request.getfixturevalue(which), tmp_path) as (near, far):
+        # Where the pods' interfaces or the masquerading cut super-packets, it would be less than one.
+        assert packets_a_system_call(near, far) > 4
 
 
 def test_a_pod_has_flannels_mtu_routes_and_gateway(runtime: Runtime) -> None:

@@ -17,8 +17,6 @@ from ipaddress import IPv4Address, ip_interface
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from flannel_udp.cni.install import CONFLIST_TEXT, install_plugin
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import NETNS_DIR, ip_batch
@@ -27,12 +25,15 @@ from flannel_udp.lab.node import Host, Node
 PLUGINS = Path("/usr/lib/cni")
 """Where Debian's containernetworking-plugins are."""
 
-_pod_numbers = itertools.count(1)  # several runtimes serve one host, one test after the other
+NEEDED = "the packages containernetworking-plugins and iptables"
 
-NEEDS_PLUGINS = pytest.mark.skipif(
-    not (PLUGINS / "bridge").exists() or shutil.which("iptables") is None,
-    reason="needs the packages containernetworking-plugins and iptables",
-)
+
+def plugins_are_here() -> bool:
+    """Tell whether what `NEEDED` names is installed."""
+    return (PLUGINS / "bridge").exists() and shutil.which("iptables") is not None
+
+
+_pod_numbers = itertools.count(1)  # several runtimes serve one host, one test after the other
 
 
 class PluginError(Exception):

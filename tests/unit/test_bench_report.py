@@ -93,6 +93,7 @@ def test_a_percentile_is_a_value_that_enough_values_do_not_exceed(values: list[f
         (["--workers", "two"], "'two' is no list of numbers"),
         (["--targets", "--underlay", "whole"], "--targets says by itself"),
         (["--targets", "--rungs"], "--targets says by itself"),
+        (["--targets", "--pods"], "--targets says by itself"),
         (["--json", "forward.svg"], "another suffix"),
     ],
 )
@@ -131,6 +132,10 @@ def test_the_rungs_are_removed_one_by_one_and_all_together() -> None:
     names = list(variants((1, 2), rungs=True))
     assert names[:2] == ["ours-w1", "ours-w2"]
     assert set(names[2:]) == {f"ours-no-{rung}" for rung in Offload().names()} | {"ours-off"}
+
+
+def test_pods_are_attached_by_hand_and_by_the_plugin() -> None:
+    assert list(variants(pods=True)) == ["ours-pods", "ours-cni", "ours-cni-masq"]
 
 
 def test_the_chart_says_how_many_times_better_ours_is_also_where_less_is_better() -> None:
