@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -95,6 +96,14 @@ def test_the_installed_command_says_its_version(fresh: Path, wheel: list[str]) -
 def test_the_installed_compiled_package_loads(fresh: Path) -> None:
     imports = "; ".join(f"import flannel_udp._fastpath.{module}" for module in MODULES)
     run(fresh, "-I", "-c", imports)
+
+
+def test_the_installed_command_writes_a_cni_plugin_that_answers(fresh: Path, tmp_path: Path) -> None:
+    run(fresh.with_name("flannel-udp"), "cni", "install", f"--bin-dir={tmp_path}", f"--conf-dir={tmp_path}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10-flannel.conflist", "flannel"]
+    for plugin in (tmp_path / "flannel", fresh.with_name("flannel-udp-cni")):
+        done = subprocess.run([plugin], env={"CNI_COMMAND": "VERSION"}, capture_output=True, input=b"", check=True)
+        assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
 
 
 def test_the_installed_package_needs_nothing_that_it_does_not_declare(fresh: Path) -> None:

@@ -71,9 +71,9 @@ class Runtime:
         self.folder = folder / host.name
         self.state_dir = self.folder / "flannel"
         self.addresses_dir = self.folder / "networks"
-        bin_dir = self.folder / "bin"
-        install_plugin(bin_dir, os.path.realpath(shutil.which("python3") or "/usr/bin/python3"))
-        self.cni_path = ":".join(map(str, (*plugins, bin_dir, PLUGINS)))
+        self.bin_dir = self.folder / "bin"
+        install_plugin(self.bin_dir, os.path.realpath(shutil.which("python3") or "/usr/bin/python3"))
+        self.cni_path = ":".join(map(str, (*plugins, self.bin_dir, PLUGINS)))
         self.conflist = json.loads(CONFLIST_TEXT) | {"cniVersion": version}
         flannel = self.conflist["plugins"][0]
         flannel["subnetFile"], flannel["dataDir"] = str(host.subnet_file), str(self.state_dir)
