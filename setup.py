@@ -14,7 +14,7 @@ import sysconfig
 from pathlib import Path
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -97,11 +97,7 @@ class BuildFastpath(build_ext):
 
 
 setup(
-    packages=[
-        "flannel_udp",
-        PACKAGE,
-        *(f"flannel_udp.{room}" for room in ("admin", "cni", "control", "dataplane", "host", "lab", "registry")),
-    ],
+    packages=[*find_packages(include=["flannel_udp", "flannel_udp.*"]), PACKAGE],
     package_dir={PACKAGE: SOURCES},
     package_data={"flannel_udp": ["py.typed"], "flannel_udp.registry": ["*.pyi"], PACKAGE: ["*.pyi"]},
     include_package_data=False,  # or the wheel held the Cython sources, which the sdist has
