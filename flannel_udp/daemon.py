@@ -38,6 +38,7 @@ from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host import interface, netlink, subnet_env
+from flannel_udp.host.connections import abandon_connections
 from flannel_udp.host.mtu import tunnel_mtu
 from flannel_udp.host.privileges import check_privileges
 from flannel_udp.host.upkeep import Upkeep
@@ -217,6 +218,8 @@ class Agent:
         """Pass on what has become of the external interface and flannel0."""
         assert self._view.interface is not None  # noqa: S101 - it was chosen before all else
         former, self._view.interface = self._view.interface, upkeep.external
+        if upkeep.external.address != former.address:
+            abandon_connections(former.address)
         if upkeep.external.public_ip != former.public_ip:
             keeper.set_attrs(LeaseAttrs(upkeep.external.public_ip))
             await sync.set_public_ip(upkeep.external.public_ip)

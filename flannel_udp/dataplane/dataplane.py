@@ -49,7 +49,8 @@ class Dataplane:
     """flannel0, the underlay sockets and the engines between them, one of each a worker.
 
     The device and the sockets can be replaced; the engines, the table in force and the counters live on. `dscp` is the
-    outer header's, -1 for the inner one's. Raises FlannelError where something cannot be opened; nothing stays open then.
+    outer header's, -1 for the inner one's. Raises FlannelError where something cannot be opened; nothing stays open
+    then.
     """
 
     def __init__(self, address: IPv4Address, port: int, options: DataplaneOptions, dscp: int = DSCP_INHERIT) -> None:
@@ -57,9 +58,9 @@ class Dataplane:
         n_workers = options.workers or len(os.sched_getaffinity(0))
         with ExitStack() as opened:
             self.tunnel = open_tunnel(n_workers)
-            opened.callback(lambda: self.tunnel.close())
+            opened.callback(self._close_tunnel)
             self._sockets = open_sockets(address, port, n_workers)
-            opened.callback(lambda: close_sockets(self._sockets))
+            opened.callback(self._close_sockets)
             icmp = opened.enter_context(open_icmp())
             self._granted = self._enable_offload()
             self._engines: list[Engine] = []
@@ -104,6 +105,12 @@ class Dataplane:
             worker.ask_to_stop()
         for worker in self._workers:
             worker.join()
+
+    def _close_tunnel(self) -> None:
+        self.tunnel.close()
+
+    def _close_sockets(self) -> None:
+        close_sockets(self._sockets)
 
     @property
     def tunnel_lost(self) -> bool:

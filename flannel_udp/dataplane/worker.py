@@ -39,7 +39,7 @@ class Worker:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def join(self) -> None:
-        """Wait for the thread's end; the engine is then free to be changed or closed, the worker to be started again."""
+        """Wait for the thread's end; the engine is then free to be changed or closed."""
         self._thread.join()
         self._loop.close()
 

@@ -9,12 +9,12 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from flannel_udp.model import Interface
 
 REPAIRS = ("link", "address", "mtu", "route", "tunnel", "socket", "interface")
-"""What is counted: flannel0's link, address, MTU and route put right; the device made anew; the sockets bound to another
-address; the external interface usable again."""
+"""What is counted: flannel0's link, address, MTU and route put right; the device made anew; the sockets bound to
+another address; the external interface usable again."""
 
 BURST = 10
 """So many repairs within `WINDOW_S` are made at once; whoever undoes more of them fights with us."""
-WINDOW_S = 60.0
+WINDOW_S = 300.0
 LONGEST_PAUSE_S = 30.0
 
 
@@ -45,8 +45,8 @@ class TunnelShape:
 def differences(wanted: TunnelShape, link: LinkState, routed: bool) -> list[str]:
     """Return what of `REPAIRS` flannel0 needs; `routed`: its route is there. What else is on the device is not ours."""
     found = {
-        # An MTU below 68 takes the addresses along, the last address the routes, and so does a link that goes down.
         "mtu": link.mtu == wanted.mtu,
+        # The last address takes the routes along, and so does a link that goes down: route last.
         "address": IPv4Interface((wanted.address, 32)) in link.addresses,
         "link": link.up,
         "route": routed,
@@ -69,20 +69,24 @@ class Pace:
     """Says how long the next repair has to wait: not at all, unless there were many lately. Times in seconds."""
 
     def __init__(self) -> None:
-        self._made: deque[float] = deque()
+        self._made: deque[float] = deque()  # when, within the last WINDOW_S
+        self._slow = False
 
     def note(self, now_s: float) -> bool:
-        """Note a repair; return whether it is the one with which the pauses begin."""
-        slow = self.pause_s(now_s) > 0
+        """Note a repair; return whether it is the one with which pauses begin, after a time without any."""
+        self._forget(now_s)
+        self._slow &= bool(self._made)
         self._made.append(now_s)
-        return not slow and self.pause_s(now_s) > 0
+        began = len(self._made) >= BURST and not self._slow
+        self._slow |= began
+        return began
 
     def pause_s(self, now_s: float) -> float:
-        """Return how long to wait from now on: the pause doubles with every repair beyond `BURST`."""
+        """Return how long to wait from now on: the pause doubles with every repair from the `BURST`th on."""
+        self._forget(now_s)
+        beyond = len(self._made) - BURST
+        return 0.0 if beyond < 0 else max(self._made[-1] + min(2.0**beyond, LONGEST_PAUSE_S) - now_s, 0.0)
+
+    def _forget(self, now_s: float) -> None:
         while self._made and self._made[0] <= now_s - WINDOW_S:
             self._made.popleft()
-        beyond = len(self._made) - BURST
-        if beyond < 0:
-            return 0.0
-        pause_s = min(2.0**beyond, LONGEST_PAUSE_S)
-        return max(self._made[-1] + pause_s - now_s, 0.0)
