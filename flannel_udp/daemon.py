@@ -157,13 +157,13 @@ class Agent:
             if options.release_on_exit:
                 stack.push_async_callback(_release, keeper)
 
-            async def host_changed() -> None:
+            async def pass_on() -> None:
                 await self._host_changed(upkeep, keeper, sync)
 
-            upkeep = Upkeep(options, external, network, config.backend.mtu, dataplane, host_changed)
+            upkeep = Upkeep(options, external, network, dataplane, mtu_wanted=config.backend.mtu, news=pass_on)
             self._view.upkeep = upkeep
             loop = asyncio.get_running_loop()
-            dataplane.start(lambda: loop.call_soon_threadsafe(upkeep.wake))
+            dataplane.start(lambda: loop.call_soon_threadsafe(upkeep.wake))  # called in a data thread
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(sync.run(), name="synchronise")
                 tasks.create_task(upkeep.run(), name="keep the host right")

@@ -77,8 +77,9 @@ class Upkeep:
         options: Options,
         external: Interface,
         network: IPv4Network,
-        mtu_wanted: int | None,
         descriptors: Descriptors,
+        *,
+        mtu_wanted: int | None,
         news: Callable[[], Awaitable[None]],
     ) -> None:
         self.external = external
@@ -94,6 +95,7 @@ class Upkeep:
         self._descriptors = descriptors
         self._news = news
         self._external_lost = False
+        self._mtu_told = False  # that flannel0's follows is in the log already
         self._untold = False  # there is news that `news` has not been awaited for
         self._address: IPv4Address | None = None  # flannel0's, since `set_up`
         self._shaped: int | None = None  # index of the device that was given its shape
@@ -205,7 +207,7 @@ class Upkeep:
             return
         if mtu != self.mtu:
             logger.info("the MTU of %s is %d now: the tunnel's is %d", self.external.name, self.external.mtu, mtu)
-        self.mtu = mtu
+            self.mtu, self._mtu_told = mtu, True
 
     # flannel0
 
@@ -229,7 +231,10 @@ class Upkeep:
         self._untold = True
         for what in needed:
             self.repairs[what] += 1
-        logger.info("put right on %s: %s", state.tunnel.name, ", ".join(needed))
+        untold = [what for what in needed if what != "mtu" or not self._mtu_told]
+        self._mtu_told = False
+        if untold:
+            logger.info("put right on %s: %s", state.tunnel.name, ", ".join(untold))
 
     def _reopen_tunnel(self) -> None:
         former = self._descriptors.tunnel.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +14,9 @@ import pytest
 
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
-from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.plan import Plan, parse_subnet_env
 from flannel_udp.lab.probe import ping_matrix
-from tests.support.agents import Log, links_of, peers_of, subnet_of, up_with_peers, wait_for
+from tests.support.agents import Agent, Log, links_of, peers_of, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
@@ -213,3 +214,96 @@ def test_another_external_address_is_bound_and_registered_and_traffic_goes_on(re
         told = f"the external address is 192.0.2.77 on eth0 now, it was {h1.underlay} on eth0"
         assert len(log.lines(told)) == 1
         assert log.lines("lost our subnet") == []
+
+
+def test_an_interface_that_goes_down_is_waited_for(duo: Lab, h1: Host) -> None:
+    log = Log(h1)
+    h1.configure("link set eth0 down")
+    assert wait_for("not ready", lambda: not h1.is_ready()) < FOLLOW_S
+    assert h1.control("/v1/status")["state"] == "interface eth0 is down: waiting for it"
+    h1.configure("link set eth0 up")
+    assert wait_for("ready", h1.is_ready) < FOLLOW_S
+    assert_traffic(duo)
+    assert repairs_of(h1) == {"interface": 1}
+    assert log.lines() == [
+        "no traffic: interface eth0 is down: waiting for it",
+        "traffic can pass again, through eth0",
+    ]
+
+
+def test_another_external_mtu_is_followed_by_flannel0_and_subnet_env(duo: Lab, h1: Host) -> None:
+    log = Log(h1)
+    h1.configure("link set eth0 mtu 1400")
+    try:
+        assert wait_for("flannel0 follows", lambda: is_right(h1, mtu=1372)) < FOLLOW_S
+        wait_for("subnet.env follows", lambda: parse_subnet_env(h1.subnet_file.read_text()).mtu == 1372)
+        wait_for("it is counted", lambda: repairs_of(h1) == {"mtu": 1})
+        assert h1.control("/v1/status")["tunnel"]["mtu"] == 1372
+        assert_traffic(duo)
+        assert log.lines() == ["the MTU of eth0 is 1400 now: the tunnel's is 1372"]
+    finally:
+        h1.configure("link set eth0 mtu 1500")
+    wait_for("flannel0 follows back", lambda: is_right(h1))
+
+
+def test_a_forced_mtu_stays_and_that_it_does_not_fit_is_said_once() -> None:
+    config = {"Network": NETWORK, "Backend": {"Type": "udp", "MTU": 1450}}
+    with Lab(Plan(fresh_name(), hosts=1, config=config)) as lab:
+        (host,) = lab.hosts
+        log = Log(host)
+        host.configure("link set eth0 mtu 1490", "link set eth0 mtu 1400")
+        wait_for("it is said", lambda: bool(log.lines("Backend.MTU is 1450")))
+        host.configure("addr add 192.0.2.88/24 dev eth0", "addr del 192.0.2.88/24 dev eth0", "link set eth0 mtu 1480")
+        wait_for("it fits again", lambda: host.control("/v1/status")["interface"]["mtu"] == 1480)
+        assert flannel0(host)["mtu"] == 1450
+        assert parse_subnet_env(host.subnet_file.read_text()).mtu == 1450
+        misfit = "Backend.MTU is 1450: the MTU of eth0, 1400, leaves room for 1372: lower the one or raise the other"
+        assert log.lines() == [f"{misfit}; the tunnel keeps its MTU of 1450, and what is larger is lost"]
+
+
+def test_an_interface_chosen_by_its_address_is_waited_for_and_taken_where_it_appears() -> None:
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        (host,) = lab.hosts
+        address = f"{host.underlay}/24"
+        with Agent(host, iface=str(host.underlay)) as agent:
+            agent.wait_ready()
+            host.configure("addr add 192.0.2.88/24 dev eth0", f"addr del {address} dev eth0")
+            agent.wait_for_line(f"no traffic: interface eth0 has lost its address {host.underlay}: waiting for it")
+            assert not host.is_ready()
+            host.configure("link add eth9 type veth peer name far9", "link set eth9 up", f"addr add {address} dev eth9")
+            agent.wait_for_line("traffic can pass again, through eth9")
+            wait_for("ready", host.is_ready)
+            status = host.control("/v1/status")
+            assert (status["interface"]["name"], status["public_ip"]) == ("eth9", str(host.underlay))
+            assert agent.stop() == 0
+
+
+def test_a_given_public_ip_stays_when_the_address_changes() -> None:
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        (host,) = lab.hosts
+        with Agent(host, "--public-ip=203.0.113.9") as agent:
+            agent.wait_ready()
+            before = by_hand(lab).subnets()
+            host.configure(f"addr del {host.underlay}/24 dev eth0", "addr add 192.0.2.77/24 dev eth0")
+            agent.wait_for_line("the external address is 192.0.2.77 on eth0 now")
+            bound = host.run(["ss", "-Hlun", "sport", "=", ":8285"]).stdout
+            assert "192.0.2.77:8285" in bound
+            assert str(host.underlay) not in bound
+            assert host.control("/v1/status")["public_ip"] == "203.0.113.9"
+            assert by_hand(lab).subnets() == before
+
+
+def test_a_port_that_is_taken_on_the_new_address_is_waited_for() -> None:
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        (host,) = lab.hosts
+        with Agent(host) as agent, host.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            agent.wait_ready()
+            host.configure("addr add 192.0.2.77/32 dev lo")
+            other.bind(("192.0.2.77", 8285))
+            host.configure("addr del 192.0.2.77/32 dev lo")
+            host.configure(f"addr del {host.underlay}/24 dev eth0", "addr add 192.0.2.77/24 dev eth0")
+            agent.wait_for_line("no traffic: UDP port 8285 on 192.0.2.77 is in use")
+            assert not host.is_ready()
+            other.close()
+            wait_for("ready", host.is_ready)
+            assert repairs_of(host) == {"socket": 1}
