@@ -8,7 +8,7 @@ The order of a life:
 4. open                             flannel0, UDP socket, engine      → exit with one line
 5. follow the registry              control.synchroniser → dataplane
 6. the lease                        control.lease                     → waited for
-7. the host                         host.upkeep: flannel0's address, MTU and route; subnet.env; READY
+7. the host                         host.upkeep: flannel0; firewall rules; subnet.env; READY
 8. keep the lease; when it is lost stop forwarding at once and go back to 6
 
 From 4 on host.upkeep keeps flannel0 and the sockets right, whatever becomes of the host's network.
@@ -38,18 +38,26 @@ from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host import interface, netlink, subnet_env
+from flannel_udp.host.blackhole import keep_blackhole
 from flannel_udp.host.connections import abandon_connections
+from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.firewall.rules import rules_for
 from flannel_udp.host.mtu import tunnel_mtu
 from flannel_udp.host.privileges import check_privileges
 from flannel_udp.host.upkeep import Upkeep
-from flannel_udp.model import Interface, LeaseAttrs, Peer, Subnet
+from flannel_udp.model import Interface, Lease, LeaseAttrs, Peer, Subnet
 from flannel_udp.options import Options
 from flannel_udp.registry.open import open_registry
 from flannel_udp.view import AgentView
 
 logger = logging.getLogger(__name__)
 
-RELEASE_TIMEOUT_S = 0.7  # SIGTERM must end the agent within 2 s, whatever the registry does
+# SIGTERM must end the agent within 2 s, whatever the registry and the firewall's tools do.
+RELEASE_TIMEOUT_S = 0.7
+CLEAN_TIMEOUT_S = 0.7
+# What a registry's client needs to notice that its connection was shut down: the next call then makes a new one. A call
+# on the old one would fail, and be tried again only seconds later.
+NOTICE_S = 0.2
 
 
 def run(options: Options) -> int:
@@ -153,9 +161,12 @@ class Agent:
                 previous=_previous_subnet(options),
             )
             sync = Synchroniser(registry, PeerTable(network, external.public_ip), gate, keeper.observe)
-            self._view.keeper, self._view.sync = keeper, sync
+            firewall = Firewall(nftables=config.enable_nftables, resync_s=options.firewall.iptables_resync)
+            self._view.keeper, self._view.sync, self._view.firewall = keeper, sync, firewall
             if options.release_on_exit:
                 stack.push_async_callback(_release, keeper)
+            if options.firewall.clean_on_exit:
+                stack.push_async_callback(_clean, firewall, network)
 
             async def pass_on() -> None:
                 await self._host_changed(upkeep, keeper, sync)
@@ -166,9 +177,10 @@ class Agent:
             dataplane.start(lambda: loop.call_soon_threadsafe(upkeep.wake))  # called in a data thread
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(sync.run(), name="synchronise")
+                tasks.create_task(firewall.run(), name="keep the firewall rules")
                 tasks.create_task(upkeep.run(), name="keep the host right")
                 while True:
-                    await self._hold_lease(config, keeper, sync, gate, upkeep)
+                    await self._hold_lease(config, keeper, sync, gate, firewall=firewall, upkeep=upkeep)
                     if (await wait_for_config(registry)).config != config:
                         raise FlannelError("the network configuration has changed: start the agent again")
 
@@ -187,24 +199,29 @@ class Agent:
         return dataplane
 
     async def _hold_lease(
-        self, config: NetworkConfig, keeper: LeaseKeeper, sync: Synchroniser, gate: Gate, upkeep: Upkeep
+        self,
+        config: NetworkConfig,
+        keeper: LeaseKeeper,
+        sync: Synchroniser,
+        gate: Gate,
+        *,
+        firewall: Firewall,
+        upkeep: Upkeep,
     ) -> None:
         """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped."""
         self._enter("waiting for a lease")
         lease = await keeper.acquire(config)
         await upkeep.set_up(lease.subnet.v4.network_address)
+        blackhole = lease.subnet.v4 if self._options.firewall.ip_blackhole_route else None
+        await asyncio.to_thread(keep_blackhole, upkeep.network, blackhole)
         gate.open(lease.subnet.v4)
         self._enter("waiting for the peers")
         await sync.set_own(lease)
         await gate.published.wait()
-        self._env = subnet_env.SubnetEnv(upkeep.network, lease.subnet, upkeep.mtu, ip_masq=False)
-        subnet_env.write(self._options.subnet_file, self._env)
-        logger.info("wrote %s", self._options.subnet_file)
-        self._view.serving = True
-        self._enter("running")
-        notify.notify_ready()
-
-        lost = await keeper.keep()
+        async with asyncio.TaskGroup() as tasks:  # the lease is kept also while the firewall's tools fail
+            getting_ready = tasks.create_task(self._get_ready(lease, firewall, upkeep), name="get ready")
+            lost = await keeper.keep()
+            getting_ready.cancel()
         self._view.serving = False
         self._env = None
         await gate.shut()
@@ -214,12 +231,31 @@ class Agent:
             raise FlannelError(loss)
         logger.error("%s", loss)
 
+    async def _get_ready(self, lease: Lease, firewall: Firewall, upkeep: Upkeep) -> None:
+        options = self._options.firewall
+        self._enter("waiting for the firewall rules")
+        rules = rules_for(
+            upkeep.network,
+            lease.subnet.v4,
+            masquerade=options.ip_masq,
+            forward=options.iptables_forward_rules,
+            random_fully=not options.ip_masq_fully_random_disable,
+        )
+        await firewall.keep(rules)
+        self._env = subnet_env.SubnetEnv(upkeep.network, lease.subnet, upkeep.mtu, options.ip_masq)
+        subnet_env.write(self._options.subnet_file, self._env)
+        logger.info("wrote %s", self._options.subnet_file)
+        self._view.serving = True
+        self._enter("running")
+        notify.notify_ready()
+
     async def _host_changed(self, upkeep: Upkeep, keeper: LeaseKeeper, sync: Synchroniser) -> None:
         """Pass on what has become of the external interface and flannel0."""
         assert self._view.interface is not None  # noqa: S101 - it was chosen before all else
         former, self._view.interface = self._view.interface, upkeep.external
         if upkeep.external.address != former.address:
             abandon_connections(former.address)
+            await asyncio.sleep(NOTICE_S)
         if upkeep.external.public_ip != former.public_ip:
             keeper.set_attrs(LeaseAttrs(upkeep.external.public_ip))
             await sync.set_public_ip(upkeep.external.public_ip)
@@ -270,6 +306,14 @@ async def _release(keeper: LeaseKeeper) -> None:
         await asyncio.wait_for(keeper.release(), RELEASE_TIMEOUT_S)
     except (FlannelError, TimeoutError) as failed:
         logger.warning("the lease was not released and stays until it expires: %s", str(failed) or "no answer")
+
+
+async def _clean(firewall: Firewall, network: IPv4Network) -> None:
+    try:
+        await asyncio.wait_for(firewall.remove(), CLEAN_TIMEOUT_S)
+        await asyncio.to_thread(keep_blackhole, network, None)
+    except (FlannelError, TimeoutError) as failed:
+        logger.warning("the firewall rules stay: %s", str(failed) or f"removing them takes over {CLEAN_TIMEOUT_S:g} s")
 
 
 async def _close(dataplane: Dataplane) -> None:

@@ -13,6 +13,7 @@ from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import Dataplane
 from flannel_udp.dataplane.drops import DROP_REASONS
+from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.upkeep import Upkeep
 from flannel_udp.model import Interface
 from flannel_udp.options import Options
@@ -33,6 +34,7 @@ class AgentView:
         self.dataplane: Dataplane | None = None
         self.keeper: LeaseKeeper | None = None
         self.sync: Synchroniser | None = None
+        self.firewall: Firewall | None = None
 
     @property
     def obstacle(self) -> str | None:
@@ -41,8 +43,9 @@ class AgentView:
 
     @property
     def ready(self) -> bool:
-        """Whether packets of our subnet are carried."""
-        return self.serving and self.obstacle is None
+        """Whether packets of our subnet are carried, and the firewall rules that they need stand."""
+        rules_stand = self.firewall is not None and self.firewall.stands
+        return self.serving and rules_stand and self.obstacle is None
 
     @property
     def state(self) -> str:
