@@ -42,6 +42,7 @@ def test_a_running_agent_is_one_page() -> None:
         "offload    tso, udp-gro\n"
         "workers    2\n"
         "buffers    receive 4,194,304 bytes, send 212,992 bytes\n"
+        "repairs    1,000 link, 2 route\n"
         "out        1,234,567 packets, 1,500,000,000 bytes\n"
         "           3 dropped: no_route\n"
         "in         0 packets, 0 bytes\n"
