@@ -10,7 +10,6 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import Plan
 from tests.support.labs import fresh_name
 from tests.support.naive import NaivePeer
-from tests.support.peer import Peer
 from tests.support.socat import SocatPeer
 
 OURS, THEIRS = IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24")
@@ -24,10 +23,5 @@ def mixed_lab(foreign: str, cards: str, *, with_agent: bool = True) -> Iterator[
     agents = ("h1",) if with_agent else ()
     with Lab(Plan(fresh_name(), hosts=2, agents=agents, reservations=reservations, offload=cards)) as lab:
         h1, h2 = lab.hosts
-        peer: Peer
-        if foreign == "socat":
-            peer = SocatPeer(h2, THEIRS, h1.underlay)
-        else:
-            peer = NaivePeer(h2, THEIRS, {OURS: h1.underlay})
-        with peer:
+        with SocatPeer(h2, THEIRS, h1.underlay) if foreign == "socat" else NaivePeer(h2, THEIRS, {OURS: h1.underlay}):
             yield lab
