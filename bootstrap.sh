@@ -84,6 +84,7 @@ need_for_tests() {
     need openssl command -v openssl
     need procps command -v sysctl
     need socat command -v socat
+    need systemd command -v systemd-analyze
     need shellcheck command -v shellcheck
 }
 

@@ -136,6 +136,10 @@ class Dataplane:
         """How many data threads there are."""
         return len(self._workers)
 
+    async def come_round(self) -> None:
+        """Return once every data thread has answered; one that hangs never does."""
+        await asyncio.gather(*(asyncio.wrap_future(worker.probe()) for worker in self._workers))
+
     def counters(self) -> dict[str, Any]:
         """Return the counters of all engines together, as `Engine.counters` does."""
         total: dict[str, Any] = {}
