@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,7 @@ pytestmark = NEEDS_NETNS
 
 OUTER_HEADER_BYTES = 28
 SOME_BYTES = 8 << 20
+SLOW_S = 30.0  # TCP that was told of a smaller MTU begins again slowly
 N_FLOWS = 12  # as many hardly ever all fall to one of two workers
 
 
@@ -46,10 +48,10 @@ def told_mtu(source: Pod, target: Pod, size: int, port: int = 1000) -> int:
         def is_told() -> bool:
             send_raw(source, datagram(source, target, size, port))
             error = errors.next(timeout_s=0.1)
-            if error is not None:
+            # Others are of TCP, which may run beside, or late ones about an earlier flow.
+            if error is not None and (error["IP in ICMP"].proto, quoted_id(error)) == (socket.IPPROTO_UDP, port):
                 assert (error[ICMP].type, error[ICMP].code) == (3, 4)
                 assert error.src == str(subnet_of(source.host).network_address)
-                assert quoted_id(error) == port
                 told.append(error[ICMP].nexthopmtu)
             return bool(told)
 
@@ -107,7 +109,7 @@ def test_both_sides_pods_are_told_exactly_what_fits(narrow: tuple[Lab, int]) -> 
             assert told_mtu(source, target, largest, port) == inner_mtu
         before = drops_of(source.host, "out")["too_big"]
         assert told_mtu(source, target, inner_mtu + 1) == inner_mtu
-        assert drops_of(source.host, "out")["too_big"] == before + 1
+        assert drops_of(source.host, "out")["too_big"] > before
         assert arrives(source, target, datagram(source, target, inner_mtu, 3000))
 
 
@@ -118,14 +120,25 @@ def test_what_may_be_fragmented_arrives_whole(narrow: tuple[Lab, int]) -> None:
     assert arrives(one, other, datagram(one, other, inner_mtu + 1, 3001, flags=""))
 
 
+def grow(*transfers: Transfer) -> None:
+    """Wait until some more has arrived of each."""
+    wanted = [transfer.received_bytes + SOME_BYTES for transfer in transfers]
+    wait_for(
+        "all go on", lambda: all(each.received_bytes > n for each, n in zip(transfers, wanted, strict=True)), SLOW_S
+    )
+
+
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_a_path_that_shrinks_twice_while_tcp_runs_stops_nothing(n_workers: int) -> None:
     with routed_lab(9000, 9000, "--workers", str(n_workers)) as lab:
         one, other = pods_of(lab)
-        for mtu in (1500, 1400):
-            with Transfer(one, other, 8 * SOME_BYTES) as there, Transfer(other, one, 8 * SOME_BYTES) as back:
-                wait_for("both run", lambda: min(there.received_bytes, back.received_bytes) > SOME_BYTES)
+        with (
+            Transfer(one, other, SOME_BYTES, endless=True) as there,
+            Transfer(other, one, SOME_BYTES, endless=True) as back,
+        ):
+            grow(there, back)
+            for mtu in (1500, 1400):
                 set_middle_mtu(lab, mtu)
-                assert there.received_bytes < 8 * SOME_BYTES, "the transfer was over too soon to say anything"
-            for source, target in ((one, other), (other, one)):
-                assert told_mtu(source, target, mtu - OUTER_HEADER_BYTES + 1) == mtu - OUTER_HEADER_BYTES
+                grow(there, back)
+                for source, target in ((one, other), (other, one)):
+                    assert told_mtu(source, target, mtu - OUTER_HEADER_BYTES + 1) == mtu - OUTER_HEADER_BYTES

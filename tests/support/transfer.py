@@ -1,4 +1,4 @@
-"""One TCP transfer from pod to pod of a given size, and whether every byte of it arrived as it was sent."""
+"""One TCP connection from pod to pod, and whether every byte arrived as it was sent."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ _CHUNK_BYTES = 1 << 18
 
 
 class Transfer:
-    """Sends `n_bytes` while the block runs; the end of the block waits for them and compares."""
+    """Sends `n_bytes`, or with `endless` those again and again while the block runs; its end waits for all of them."""
 
-    def __init__(self, source: Pod, target: Pod, n_bytes: int) -> None:
+    def __init__(self, source: Pod, target: Pod, n_bytes: int, *, endless: bool = False) -> None:
         self._data = random.Random(n_bytes).randbytes(n_bytes)
-        self._received = bytearray()
+        self._pattern = self._data + self._data[:_CHUNK_BYTES]
+        self._over = threading.Event()
+        if not endless:
+            self._over.set()
+        self._sent_bytes = self.received_bytes = 0
+        self._first_fault: int | None = None
         self._listener = target.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._listener.settimeout(PATIENCE_S)
         self._listener.bind((str(target.ip), 0))
@@ -29,22 +34,24 @@ class Transfer:
         self._out.settimeout(3 * PATIENCE_S)
         self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
 
-    @property
-    def received_bytes(self) -> int:
-        """How much has arrived so far."""
-        return len(self._received)
-
     def _send(self) -> None:
         with closing(self._out):
             self._out.connect(self._listener.getsockname())
-            self._out.sendall(self._data)
+            while True:
+                self._out.sendall(self._data)
+                self._sent_bytes += len(self._data)
+                if self._over.is_set():
+                    return
 
     def _receive(self) -> None:
         connection, _ = self._listener.accept()
         with closing(connection):
             connection.settimeout(PATIENCE_S)
             while chunk := connection.recv(_CHUNK_BYTES):
-                self._received += chunk
+                place = self.received_bytes % len(self._data)
+                if self._first_fault is None and chunk != self._pattern[place : place + len(chunk)]:
+                    self._first_fault = self.received_bytes
+                self.received_bytes += len(chunk)
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -52,9 +59,10 @@ class Transfer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._over.set()
         for thread in self._threads:
             thread.join()
         self._listener.close()
         if error is None:
-            assert len(self._received) == len(self._data)
-            assert self._received == self._data
+            assert 0 < len(self._data) <= self._sent_bytes == self.received_bytes
+            assert self._first_fault is None, f"a byte after the first {self._first_fault} is wrong"
