@@ -76,7 +76,7 @@ def managed(lab: Lab, tmp_path: Path) -> Iterator[tuple[Agent, Manager]]:
             "NOTIFY_SOCKET": str(tmp_path / "notify"),
             "WATCHDOG_USEC": str(int(WATCHDOG_S * 1_000_000)),
         }
-        with Agent(lab.hosts[0], wrapper=confinement(), environment=environment) as agent:
+        with Agent(lab.hosts[0], "--ip-masq", wrapper=confinement(), environment=environment) as agent:
             yield agent, Manager(sock)
 
 
