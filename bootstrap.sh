@@ -89,6 +89,7 @@ need_for_tests() {
     need procps command -v sysctl
     need socat command -v socat
     need shellcheck command -v shellcheck
+    need systemd command -v systemd-analyze
 }
 
 install_missing() {

@@ -34,6 +34,7 @@ from flannel_udp.admin.health import health_server
 from flannel_udp.config import NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.peers import PeerTable
+from flannel_udp.control.reload import reload_config
 from flannel_udp.control.retry import wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
@@ -48,6 +49,7 @@ from flannel_udp.host.privileges import check_privileges
 from flannel_udp.host.upkeep import Upkeep
 from flannel_udp.model import Interface, Lease, LeaseAttrs, Peer, Subnet
 from flannel_udp.options import Options
+from flannel_udp.registry import Registry
 from flannel_udp.registry.open import open_registry
 from flannel_udp.view import AgentView
 
@@ -76,8 +78,11 @@ async def _run(options: Options) -> int:
     assert life is not None  # noqa: S101 - a coroutine that uvloop.run runs has a task
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, life.cancel)
+    agent = Agent(options)
+    loop.add_signal_handler(signal.SIGHUP, agent.reload_wanted.set)
+    watchdog = loop.create_task(notify.keep_watchdog(agent.come_round), name="watchdog")
     try:
-        await Agent(options).live()
+        await agent.live()
     except asyncio.CancelledError:
         logger.info("stopped")
         return 0
@@ -86,6 +91,8 @@ async def _run(options: Options) -> int:
         if known is None:
             raise
         raise _first(known) from None
+    finally:
+        watchdog.cancel()
     return 1
 
 
@@ -130,6 +137,13 @@ class Agent:
         self._options = options
         self._view = AgentView(options)
         self._env: subnet_env.SubnetEnv | None = None  # what subnet.env holds, while we serve
+        self.reload_wanted = asyncio.Event()
+        """Set it, and the network configuration is read again, see control.reload."""
+
+    async def come_round(self) -> None:
+        """Return when all that carries traffic has given a sign of life; before that there is nothing to ask."""
+        if self._view.ready and self._view.dataplane:
+            await self._view.dataplane.come_round()
 
     async def live(self) -> None:
         """Do everything above; ends only by an error or by being cancelled, and leaves nothing behind."""
@@ -178,6 +192,7 @@ class Agent:
             dataplane.start(lambda: loop.call_soon_threadsafe(upkeep.wake))  # called in a data thread
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(sync.run(), name="synchronise")
+                tasks.create_task(self._reload(registry, config), name="reload when asked")
                 tasks.create_task(firewall.run(), name="keep the firewall rules")
                 tasks.create_task(upkeep.run(), name="keep the host right")
                 while True:
@@ -267,6 +282,16 @@ class Agent:
             except FlannelError as failed:
                 logger.warning("%s: it still has the former MTU", failed)
         notify.notify_status(self._view.state)
+
+    async def _reload(self, registry: Registry, in_force: NetworkConfig) -> None:
+        while await self.reload_wanted.wait():
+            self.reload_wanted.clear()
+            # READY=1 ends a reload for systemd, and must not be said of an agent that is not ready.
+            if self._view.ready:
+                notify.notify_reloading()
+            await reload_config(registry, in_force)
+            if self._view.ready:
+                notify.notify_ready()
 
     def _enter(self, state: str) -> None:
         self._view.phase = state

@@ -7,7 +7,16 @@ import time
 from ipaddress import IPv4Address
 
 from flannel_udp import __version__
-from flannel_udp.admin.shapes import Counters, LeaseFacts, NetDevice, PeerRow, Route, SocketBuffers, Status
+from flannel_udp.admin.shapes import (
+    Counters,
+    LeaseFacts,
+    NetDevice,
+    PeerRow,
+    Route,
+    SocketBuffers,
+    Status,
+    WorkerPackets,
+)
 from flannel_udp.config import NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.synchroniser import Synchroniser
@@ -79,6 +88,7 @@ class AgentView:
             revision=self.sync.status.revision if self.sync else None,
             offload=self.dataplane.offload.names() if self.dataplane else None,
             workers=self.dataplane.workers if self.dataplane else None,
+            worker_packets=self._worker_packets(),
             socket_buffers=self._socket_buffers(),
             host_repairs=dict(self.upkeep.repairs) if self.upkeep else None,
             counters=self._counters(),
@@ -155,6 +165,11 @@ class AgentView:
             "expires_in_s": None if left_s is None else round(left_s, 1),
             "reserved": lease.entry.reserved,
         }
+
+    def _worker_packets(self) -> list[WorkerPackets] | None:
+        if self.dataplane is None:
+            return None
+        return [WorkerPackets(packets_out=out, packets_in=in_) for out, in_ in self.dataplane.worker_packets()]
 
     def _socket_buffers(self) -> SocketBuffers | None:
         if self.dataplane is None:

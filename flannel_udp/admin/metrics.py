@@ -107,6 +107,16 @@ def _state(status: Status) -> Iterator[Metric]:
         "offload", "1 for each offload in use.", ("rung",), (((rung,), rung in in_use) for rung in _RUNGS)
     )
     yield _gauge("workers", "Data threads.", status["workers"] or 0)
+    yield _counter(
+        "worker_packets",
+        "Inner packets that each data thread carried.",
+        ("worker", "direction"),
+        (
+            ((str(worker), direction), count)
+            for worker, carried in enumerate(status["worker_packets"] or ())
+            for direction, count in (("in", carried["packets_in"]), ("out", carried["packets_out"]))
+        ),
+    )
     if status["lease"]:
         yield _gauge(
             "lease_expires_seconds",

@@ -90,6 +90,10 @@ def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
         yield "offload", ", ".join(status["offload"]) or "none"
     if status["workers"] is not None:
         yield "workers", str(status["workers"])
+    if status["worker_packets"] and len(status["worker_packets"]) > 1:
+        for worker, carried in enumerate(status["worker_packets"]):
+            counts = f"{_number(carried['packets_out'])} packets out, {_number(carried['packets_in'])} in"
+            yield "", f"worker {worker}: {counts}"
     if status["socket_buffers"]:
         yield "buffers", _buffers(status["socket_buffers"])
     if status["host_repairs"] and (made := _made(status["host_repairs"])):

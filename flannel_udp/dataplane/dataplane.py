@@ -37,6 +37,13 @@ class PeerTraffic(NamedTuple):
         return PeerTraffic(*(now - then for now, then in zip(self, base, strict=True)))
 
 
+class WorkerPackets(NamedTuple):
+    """Inner packets that one worker carried."""
+
+    packets_out: int
+    packets_in: int
+
+
 @dataclass(frozen=True, slots=True)
 class RouteAnswer:
     """What the table in force says of an address: a peer, our own subnet, or nothing."""
@@ -179,12 +186,21 @@ class Dataplane:
         """How many data threads there are."""
         return len(self._workers)
 
+    async def come_round(self) -> None:
+        """Return once every data thread has answered; one that hangs never does."""
+        await asyncio.gather(*(asyncio.wrap_future(worker.probe()) for worker in self._workers))
+
     def counters(self) -> dict[str, Any]:
         """Return the counters of all engines together, as `Engine.counters` does."""
         total: dict[str, Any] = {}
         for engine in self._engines:
             _add(total, engine.counters())
         return total
+
+    def worker_packets(self) -> list[WorkerPackets]:
+        """Return what each worker carried. A flow stays on one worker, so a busy one shows here."""
+        counted = [engine.counters() for engine in self._engines]
+        return [WorkerPackets(counters["out"]["packets"], counters["in"]["packets"]) for counters in counted]
 
     def peer_traffic(self) -> list[tuple[Peer, PeerTraffic]]:
         """Return every route with its peer's traffic since the peer appeared."""

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 
 import uvloop
 
@@ -56,3 +58,10 @@ class Worker:
         if self._segments and not self._engine.segments:
             self._segments = False
             logger.warning("udp-segment is lost: the way to a peer leads over a device that cannot cut datagrams")
+
+    def probe(self) -> Future[None]:
+        """Return what is done as soon as the running thread has come round to it."""
+        answered: Future[None] = Future()
+        with suppress(RuntimeError):  # the loop is closed: nobody answers
+            self._loop.call_soon_threadsafe(answered.set_result, None)
+        return answered

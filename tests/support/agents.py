@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import wait_until
-from flannel_udp.lab.node import Host
+from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
 
 PATIENCE_S = 10.0
 """How long a test waits for what should take a fraction of a second: the machine may be busy with other things."""
@@ -48,6 +48,16 @@ def wait_for_peers(hosts: Sequence[Host]) -> None:
         return others.items() <= peers_of(host).items()
 
     wait_for("the agents know each other", lambda: all(knows_the_others(host) for host in hosts))
+
+
+def start_agents(hosts: Sequence[Host], *arguments: str) -> None:
+    """Start the agents of hosts where the lab started none; wait for them, attach their pods, let them meet."""
+    for host in hosts:
+        host.start_agent(*arguments)
+    for host in hosts:
+        host.wait_ready(AGENT_TIMEOUT_S)
+        host.attach_pods()
+    wait_for_peers(hosts)
 
 
 def up_with_peers(lab: Lab) -> Lab:

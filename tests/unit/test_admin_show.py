@@ -41,6 +41,8 @@ def test_a_running_agent_is_one_page() -> None:
         "peers      2\n"
         "offload    tso, udp-gro\n"
         "workers    2\n"
+        "           worker 0: 1,234,560 packets out, 0 in\n"
+        "           worker 1: 7 packets out, 0 in\n"
         "buffers    receive 4,194,304 bytes, send 212,992 bytes\n"
         "repairs    1,000 link, 2 route\n"
         "out        1,234,567 packets, 1,500,000,000 bytes\n"
