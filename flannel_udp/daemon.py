@@ -31,7 +31,7 @@ from flannel_udp.admin.health import health_server
 from flannel_udp.config import MTU_MAX_BYTES, MTU_MIN_BYTES, NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.peers import PeerTable
-from flannel_udp.control.retry import wait_for_config
+from flannel_udp.control.retry import retry, wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
@@ -39,6 +39,7 @@ from flannel_udp.host import interface, netlink, subnet_env
 from flannel_udp.host.privileges import check_privileges
 from flannel_udp.model import Interface, Lease, LeaseAttrs, Peer, Subnet
 from flannel_udp.options import Options
+from flannel_udp.registry import Registry
 from flannel_udp.registry.open import open_registry
 from flannel_udp.view import AgentView
 
@@ -166,7 +167,7 @@ class Agent:
                 tasks.create_task(sync.run(), name="synchronise")
                 tasks.create_task(_fail_without_tunnel(lost_tunnel, dataplane.tunnel.name), name="watch the tunnel")
                 while True:
-                    await self._hold_lease(keeper, sync, gate, overlay)
+                    await self._hold_lease(registry, keeper, sync, gate, overlay)
                     if (await wait_for_config(registry)).config != overlay.config:
                         raise FlannelError("the network configuration has changed: start the agent again")
 
@@ -192,7 +193,9 @@ class Agent:
         )
         return dataplane
 
-    async def _hold_lease(self, keeper: LeaseKeeper, sync: Synchroniser, gate: Gate, overlay: Overlay) -> None:
+    async def _hold_lease(
+        self, registry: Registry, keeper: LeaseKeeper, sync: Synchroniser, gate: Gate, overlay: Overlay
+    ) -> None:
         """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped."""
         self._enter("waiting for a lease")
         lease = await keeper.acquire(overlay.config)
@@ -208,7 +211,11 @@ class Agent:
         self._enter("running")
         notify.notify_ready()
 
-        lost = await keeper.keep()
+        announcing = asyncio.create_task(retry("announcing that the network is up", registry.announce_up))
+        try:
+            lost = await keeper.keep()
+        finally:
+            announcing.cancel()
         self._view.ready = False
         await gate.shut()
         await sync.set_own(None)

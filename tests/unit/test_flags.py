@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from flannel_udp.cli import agent_options
 from flannel_udp.errors import UsageError
 from flannel_udp.flags import AGENT_FLAGS, GO_BOOLS, IGNORED_FLAGS, Flag
-from flannel_udp.options import NO_OFFLOAD, DataplaneOptions, EtcdOptions, InterfaceOptions, Offload, Options
+from flannel_udp.options import (
+    NO_OFFLOAD,
+    DataplaneOptions,
+    EtcdOptions,
+    InterfaceOptions,
+    KubeOptions,
+    Offload,
+    Options,
+)
 
 FLAGS = {flag.name: flag for flag in AGENT_FLAGS}
 
@@ -107,13 +115,20 @@ VALUES: list[tuple[str, str, str, Any]] = [
     ("offload", "auto", "dataplane.offload", Offload()),
     ("offload", "off", "dataplane.offload", NO_OFFLOAD),
     ("offload", "tso,udp-gro", "dataplane.offload", replace(NO_OFFLOAD, tso=True, udp_gro=True)),
+    ("kube-subnet-mgr", "true", "kube.subnet_mgr", True),
+    ("kube-api-url", "https://api.example:6443/clusters/a", "kube.api_url", "https://api.example:6443/clusters/a"),
+    ("kube-api-url", "http://[2001:db8::1]:8080", "kube.api_url", "http://[2001:db8::1]:8080"),
+    ("kube-api-url", "", "kube.api_url", ""),
+    ("kubeconfig-file", "/etc/kube/config", "kube.kubeconfig_file", Path("/etc/kube/config")),
+    ("kubeconfig-file", "", "kube.kubeconfig_file", None),
+    ("kube-annotation-prefix", "example.org", "kube.annotation_prefix", "example.org"),
+    ("kube-annotation-prefix", "example.org/", "kube.annotation_prefix", "example.org/"),
+    ("kube-annotation-prefix", "a-1.example.org/x_y-z", "kube.annotation_prefix", "a-1.example.org/x_y-z"),
+    ("net-config-path", "/etc/net-conf.json", "kube.net_config_path", Path("/etc/net-conf.json")),
+    ("set-node-network-unavailable", "false", "kube.set_node_network_unavailable", False),
 ]
 ACCEPTED_WITHOUT_EFFECT = [
-    ("kube-annotation-prefix", "example.org/x"),
-    ("net-config-path", "/etc/net-conf.json"),
     ("iptables-resync", "30"),
-    ("kube-api-url", ""),
-    ("kubeconfig-file", ""),
     ("public-ipv6", ""),
 ]
 REFUSED = [
@@ -121,11 +136,18 @@ REFUSED = [
     ("iptables-forward-rules", "true", "the set of forwarding rules"),
     ("ip-blackhole-route", "true", "the blackhole route"),
     ("public-ipv6", "2001:db8::1", "IPv6"),
-    ("kube-subnet-mgr", "true", "the Kubernetes subnet manager"),
-    ("kube-api-url", "https://192.0.2.1", "the Kubernetes subnet manager"),
-    ("kubeconfig-file", "/etc/kube/config", "the Kubernetes subnet manager"),
 ]
 FAULTY = [
+    *[
+        ("kube-api-url", text, f"{text!r} is not a URL such as https://192.0.2.1:6443")
+        for text in ("192.0.2.1:6443", "ftp://api", "https://", "https://api:x", "https://a b", "https://[::1")
+    ],
+    ("kube-api-url", "https://root:geheim@api", "the URL holds no user and password: they belong in a kubeconfig"),
+    *[
+        ("kube-annotation-prefix", text, f"{text!r} is not a lower-case domain name")
+        for text in ("", "example", "Example.org", "example.org/a/b", "example.org/A", "/x", "example..org", "-a.org")
+    ],
+    ("net-config-path", "", "the path is empty"),
     ("registry", "consul", "'consul' is neither etcd nor file:PATH"),
     ("registry", "file:", "'file:' is neither etcd nor file:PATH"),
     ("registry", "etcd:x", "'etcd:x' is neither etcd nor file:PATH"),
@@ -209,10 +231,11 @@ def test_nothing_given_means_the_defaults() -> None:
 
 def test_every_field_of_the_options_is_set_by_exactly_one_flag() -> None:
     fields = [flag.field for flag in AGENT_FLAGS if flag.field]
-    expected = {name for name in Options.__slots__ if name not in ("etcd", "interface", "dataplane")}
+    expected = {name for name in Options.__slots__ if name not in ("etcd", "kube", "interface", "dataplane")}
     expected |= {f"etcd.{name}" for name in EtcdOptions.__slots__}
     expected |= {f"interface.{name}" for name in InterfaceOptions.__slots__}
     expected |= {f"dataplane.{name}" for name in DataplaneOptions.__slots__}
+    expected |= {f"kube.{name}" for name in KubeOptions.__slots__}
     assert sorted(fields) == sorted(expected - {"interface.public_ipv6"})  # IPv6 does not exist yet
 
 
@@ -303,7 +326,7 @@ def test_a_harmless_flag_is_accepted_without_effect(name: str, text: str) -> Non
 
 
 @pytest.mark.parametrize("text", ["true", "false"])
-@pytest.mark.parametrize("name", ["ip-masq-fully-random-disable", "set-node-network-unavailable"])
+@pytest.mark.parametrize("name", ["ip-masq-fully-random-disable"])
 def test_a_harmless_switch_is_accepted_either_way(name: str, text: str) -> None:
     assert read(f"--{name}={text}") == Options()
 
