@@ -160,22 +160,22 @@ class NodeTable:
         self.entries: dict[str, Entry] = {}
 
     def fill(self, nodes: Iterable[KubeNode]) -> None:
-        """Take in the nodes of a list."""
-        for node in nodes:
-            self.put(node)
+        """Take in the nodes of a list, all before any counts."""
+        self._settle({key for node in nodes for key in self._set(node.name, self._lease_of(node))})
 
     def put(self, node: KubeNode) -> dict[str, Entry | None]:
         """Take in a node as it is now and return the entries that changed; most of what nodes report is none."""
-        return self._set(node.name, self._lease_of(node))
+        return self._settle(self._set(node.name, self._lease_of(node)))
 
     def remove(self, name: str) -> dict[str, Entry | None]:
         """Forget a node and return the entries that changed."""
-        return self._set(name, None)
+        return self._settle(self._set(name, None))
 
-    def _set(self, name: str, lease: Lease | None) -> dict[str, Entry | None]:
+    def _set(self, name: str, lease: Lease | None) -> set[str]:
+        """Note what a node holds and return the keys that this concerns."""
         before = self._leases.get(name)
         if lease == before:
-            return {}
+            return set()
         if before is not None:
             del self._leases[name]
             self._holders[before[0]].remove(name)
@@ -185,9 +185,10 @@ class NodeTable:
             if others and (before is None or before[0] != lease[0]):
                 logger.warning("nodes %s have one podCIDR, %s", ", ".join(map(repr, sorted({*others, name}))), lease[0])
             others.add(name)
-        return self._settle({held[0] for held in (before, lease) if held is not None})
+        return {held[0] for held in (before, lease) if held is not None}
 
     def _settle(self, keys: set[str]) -> dict[str, Entry | None]:
+        """Bring the entries of these keys up to date and return those that changed."""
         changed: dict[str, Entry | None] = {}
         for key in keys:
             holders = self._holders[key]

@@ -62,7 +62,7 @@ def open_http(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT
     try:
         return client_adapter.AsyncClient(config, parameters)
     except (ConfigError, OSError, TypeError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise UsageError(f"{_source(options)}: the certificates: {_reason(error)}") from None
+        raise UsageError(f"{_source(options)}: the credentials: {_reason(error)}") from None
 
 
 def _read_config(options: KubeOptions, service_account: Path) -> SingleConfig:

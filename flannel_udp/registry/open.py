@@ -20,8 +20,9 @@ def open_registry(options: Options) -> Registry:
         try:
             from flannel_udp.registry.kube import KubeRegistry  # noqa: PLC0415 - an extra, not installed everywhere
         except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
             raise UsageError(
-                f"--kube-subnet-mgr needs the Python package {error.name}: pip install 'flannel-udp[kube]'"
+                f"--kube-subnet-mgr needs the Python package {package}: pip install 'flannel-udp[kube]'"
             ) from None
         return KubeRegistry(options.kube)
     kind, _, path = options.registry.partition(":")

@@ -8,7 +8,8 @@ import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -50,7 +51,7 @@ class Seen:
     resource: str
     parameters: Mapping[str, str]
     user: str
-    times: list[float] = field(default_factory=list)
+    at_s: float
 
 
 class ApiServer:
@@ -148,10 +149,6 @@ class ApiServer:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            fault = await self._admit(request)
-            if fault.plain:
-                return web.Response(text=fault.plain)
-            request["fault"] = fault
             return await handler(request)
         except Refused as refused:
             return web.json_response(refused.status, status=refused.code)
@@ -170,7 +167,7 @@ class ApiServer:
             if token not in self.tokens:
                 raise Refused(401, "Unauthorized", "Unauthorized")
             user = self.tokens[token]
-        self.requests.append(Seen(verb, resource, dict(request.query), user, [self._loop.time()]))
+        self.requests.append(Seen(verb, resource, dict(request.query), user, self._loop.time()))
         if self.rules is not None and not any(
             verb in rule["verbs"] and resource in rule["resources"] and "" in rule["apiGroups"] for rule in self.rules
         ):
@@ -188,14 +185,18 @@ class ApiServer:
         await asyncio.sleep(fault.wait_s)
         if fault.refuse is not None:
             raise fault.refuse
+        if fault.plain:
+            raise web.HTTPOk(text=fault.plain)
         return fault
 
     async def _get(self, request: web.Request) -> web.Response:
+        await self._admit(request)
         where = request.match_info
         resource = "pods" if "namespace" in where else "nodes"
         return web.json_response(self._store.get(resource, where.get("namespace", ""), where["name"]))
 
     async def _patch(self, request: web.Request) -> web.Response:
+        await self._admit(request)
         if request.content_type != STRATEGIC:
             raise Refused(415, "UnsupportedMediaType", f"the body of the request was in an unknown format: {STRATEGIC}")
         patch: Object = await request.json()
@@ -206,17 +207,22 @@ class ApiServer:
         return web.json_response(node)
 
     async def _nodes(self, request: web.Request) -> web.StreamResponse:
+        fault = await self._admit(request)
         if request.query.get("watch") == "true":
-            return await self._watch(request)
+            return await self._watch(request, fault)
         limit = int(request.query.get("limit", "0"))
         return web.json_response(self._store.list_nodes(limit, request.query.get("continue", "")))
 
-    async def _watch(self, request: web.Request) -> web.StreamResponse:
+    async def _watch(self, request: web.Request, fault: Fault) -> web.StreamResponse:
         version = int(request.query["resourceVersion"])
         self._store.since(version)  # a version that is too old is refused before the answer begins
-        fault: Fault = request["fault"]
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
+        with suppress(ConnectionResetError):  # the client has gone
+            await self._stream(request, response, version, fault)
+        return response
+
+    async def _stream(self, request: web.Request, response: web.StreamResponse, version: int, fault: Fault) -> None:
         loop = asyncio.get_running_loop()
         ends_s = loop.time() + float(request.query.get("timeoutSeconds", "1800"))
         bookmark_s = loop.time() + self.bookmark_s
@@ -226,20 +232,21 @@ class ApiServer:
                 events = self._store.since(version)
             except Refused as expired:  # compacted while the watch was open: told inside the stream
                 await response.write(_line("ERROR", expired.status))
-                return response
+                return
             for event in events:
                 line = _line(event.kind, event.node)
                 if fault.cut_event:
                     await response.write(line[: len(line) // 2])
-                    return _cut(request, response)
+                    _cut(request)
+                    return
                 await response.write(line)
                 version = event.version
             if fault.raw and (events or fault.end or fault.cut):
                 await response.write(fault.raw)
             if fault.cut:
-                return _cut(request, response)
-            if fault.end:
-                return response
+                _cut(request)
+            if fault.cut or fault.end:
+                return
             if loop.time() >= bookmark_s and request.query.get("allowWatchBookmarks") == "true":
                 version = self._store.version
                 metadata = {"resourceVersion": str(version), "creationTimestamp": None}
@@ -249,7 +256,6 @@ class ApiServer:
                 await asyncio.wait_for(changed.wait(), max(min(bookmark_s, ends_s) - loop.time(), 0.0))
             except TimeoutError:
                 continue
-        return response
 
     async def _discover(self, request: web.Request) -> web.Response:
         return web.json_response(discover(request.path))
@@ -259,8 +265,7 @@ def _line(kind: str, thing: Object) -> bytes:
     return json.dumps({"type": kind, "object": thing}).encode() + b"\n"
 
 
-def _cut(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+def _cut(request: web.Request) -> None:
     """Reset the connection, as a server that dies does."""
     assert request.transport is not None
     request.transport.abort()
-    return response
