@@ -121,9 +121,10 @@ class KubeRegistry:
         """See `Registry.delete`: a subnet goes with its node."""
         raise RegistryDenied(f"{self._client.name} hands out the subnets: {entry.key} cannot be given back")
 
-    async def time_left_s(self, entry: Entry) -> None:
+    async def time_left_s(self, entry: Entry) -> float | None:
         """See `Registry.time_left_s`: there is no end."""
         await self._unchanged(entry)
+        return None
 
     async def watch(self) -> AsyncGenerator[Snapshot | Change]:
         """See `Registry.watch`. After an outage the watch goes on where it was; only lost history means a snapshot."""

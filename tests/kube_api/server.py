@@ -109,6 +109,10 @@ class ApiServer:
 
         return self._call(run())
 
+    def add_node(self, name: str, pod_cidr: str | None = None, **annotations: str) -> None:
+        """See `Store.add_node`."""
+        self.do(lambda store: store.add_node(name, pod_cidr, **annotations))
+
     def order(self, verb: str, *faults: Fault) -> None:
         """Let the next requests of `verb` (get, list, watch, patch) meet these faults, in order."""
         self._faults.setdefault(verb, []).extend(faults)

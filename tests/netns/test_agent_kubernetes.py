@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def cluster(tmp_path: Path, hosts: int = 2) -> Iterator[Cluster]:
         listener.listen()
         with ApiServer(listener, rules=RULES) as api:
             for number, host in enumerate(lab.hosts):
-                api.do(lambda store, name=host.name, cidr=f"10.244.{number}.0/24": store.add_node(name, cidr))
+                api.add_node(host.name, f"10.244.{number}.0/24")
             yield Cluster(lab, api, net_conf)
 
 
@@ -79,8 +80,8 @@ def test_pods_reach_each_other_while_nodes_come_change_and_go(pair: Cluster) -> 
         assert "kept our reserved subnet 10.244.0.0/24" in agents[0].said()
         for host in pair.lab.hosts:
             agents[0].wait_for_line("told Kubernetes that the network of node h1 is available")
-            wait_for("the condition", lambda host=host: condition(pair, host)["status"] == "False")
-            assert pair.api.do(lambda store, name=host.name: store.annotations(name)) == {
+            wait_for("the condition", partial(is_available, pair, host))
+            assert annotations_of(pair, host) == {
                 "kube-subnet-manager": "true",
                 "backend-type": "",
                 "backend-data": "null",
@@ -88,14 +89,12 @@ def test_pods_reach_each_other_while_nodes_come_change_and_go(pair: Cluster) -> 
             }
         assert h1.control("/v1/status")["registry"] == "kubernetes"
 
-        pair.api.do(
-            lambda store: store.add_node("h9", "10.244.9.0/24", kube_subnet_manager="true", public_ip="192.0.2.9")
-        )
+        pair.api.add_node("h9", "10.244.9.0/24", kube_subnet_manager="true", public_ip="192.0.2.9")
         wait_for("h9 is a peer", lambda: peers_of(h1).get("10.244.9.0/24") == "192.0.2.9")
         pair.api.do(lambda store: store.annotate("h9", public_ip="192.0.2.99"))
         wait_for("h9 has moved", lambda: peers_of(h1).get("10.244.9.0/24") == "192.0.2.99")
         vxlan = {"kube_subnet_manager": "true", "public_ip": "192.0.2.8", "backend_type": "vxlan"}
-        pair.api.do(lambda store: store.add_node("h8", "10.244.8.0/24", **vxlan))
+        pair.api.add_node("h8", "10.244.8.0/24", **vxlan)
         agents[0].wait_for_line("entry '10.244.8.0-24' is ignored: its backend is 'vxlan', ours is udp")
         pair.api.do(lambda store: store.delete_node("h9"))
         wait_for("h9 is gone", lambda: "10.244.9.0/24" not in peers_of(h1))
@@ -106,15 +105,21 @@ def test_pods_reach_each_other_while_nodes_come_change_and_go(pair: Cluster) -> 
         assert None not in ping_matrix(pair.lab.pods()).values()
         pair.api.start()
         agents[0].wait_for_line("watching the subnets: works again")
-        pair.api.do(
-            lambda store: store.add_node("h7", "10.244.7.0/24", kube_subnet_manager="true", public_ip="192.0.2.7")
-        )
+        pair.api.add_node("h7", "10.244.7.0/24", kube_subnet_manager="true", public_ip="192.0.2.7")
         wait_for("h7 is a peer", lambda: "10.244.7.0/24" in peers_of(h1))
         assert None not in ping_matrix(pair.lab.pods()).values()
 
         assert [agent.stop() for agent in agents] == [0, 0]
     assert {seen.verb for seen in pair.api.requests} == {"get", "list", "watch", "patch"}
     assert "flannel0" not in remains_of(h2)
+
+
+def annotations_of(cluster: Cluster, host: Host) -> dict[str, str]:
+    return cluster.api.do(lambda store: store.annotations(host.name))
+
+
+def is_available(cluster: Cluster, host: Host) -> bool:
+    return condition(cluster, host)["status"] == "False"
 
 
 def condition(cluster: Cluster, host: Host) -> dict[str, str]:
@@ -129,7 +134,7 @@ def test_a_node_that_comes_back_with_another_subnet_takes_that(one: Cluster) -> 
         lost = agent.wait_for_line("lost our subnet 10.244.0.0/24")
         assert lost.endswith("forwarding stopped")
         agent.wait_for_line('acquiring a subnet failed: Kubernetes at http://192.0.2.254:6443: nodes "h1" not found')
-        one.api.do(lambda store: store.add_node("h1", "10.244.77.0/24"))
+        one.api.add_node("h1", "10.244.77.0/24")
         agent.wait_for_line("kept our reserved subnet 10.244.77.0/24")
         wait_for("the new subnet is in subnet.env", lambda: str(host.subnet) == "10.244.77.0/24")
         assert agent.stop() == 0
@@ -145,15 +150,15 @@ def test_a_node_that_comes_back_with_another_subnet_takes_that(one: Cluster) -> 
 def test_a_subnet_of_no_use_is_said_once_and_waited_out(cidr: str | None, line: str, one: Cluster) -> None:
     (host,) = one.lab.hosts
     one.api.do(lambda store: store.delete_node("h1"))
-    one.api.do(lambda store: store.add_node("h1", cidr))
+    one.api.add_node("h1", cidr)
     with one.agent(host) as agent:
         agent.wait_for_line(line)
         wait_for("another try", lambda: one.api.count("get") > 1)
         assert sum(line in said for said in agent.said()) == 1
         assert not host.subnet_file.exists()
-        assert condition(one, host)["status"] == "True"
+        assert not is_available(one, host)
         one.api.do(lambda store: store.delete_node("h1"))
-        one.api.do(lambda store: store.add_node("h1", "10.244.5.0/26"))  # of any length: SubnetLen means nothing here
+        one.api.add_node("h1", "10.244.5.0/26")  # of any length: SubnetLen means nothing here
         agent.wait_ready()
         assert str(host.subnet) == "10.244.5.0/26"
 

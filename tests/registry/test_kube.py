@@ -15,6 +15,7 @@ from flannel_udp.model import LEASE_TTL_S, Entry
 from flannel_udp.options import KubeOptions
 from flannel_udp.registry import kube, kube_client
 from flannel_udp.registry.kube import KubeRegistry
+from flannel_udp.registry.kube_nodes import KubeNode
 from tests.kube_api.server import ApiServer
 from tests.registry.support import Watching, watching
 
@@ -48,7 +49,7 @@ async def opened(options: KubeOptions, **environ: str) -> AsyncIterator[KubeRegi
 @pytest.fixture
 async def registry(api: ApiServer, options: KubeOptions) -> AsyncIterator[KubeRegistry]:
     """The registry as node h1 has it, which no agent has registered yet."""
-    api.do(lambda store: store.add_node("h1", "10.1.15.0/24"))
+    api.add_node("h1", "10.1.15.0/24")
     async with opened(options) as registry:
         yield registry
 
@@ -101,8 +102,8 @@ async def test_annotations_of_others_are_left_alone(api: ApiServer, registry: Ku
 async def test_annotations_have_the_prefix_that_was_asked_for(
     prefix: str, annotation: str, api: ApiServer, options: KubeOptions
 ) -> None:
-    api.do(lambda store: store.add_node("h1", "10.1.15.0/24"))
-    api.do(lambda store: store.add_node("h2", "10.1.16.0/24", **PEER))  # of another flannel
+    api.add_node("h1", "10.1.15.0/24")
+    api.add_node("h2", "10.1.16.0/24", **PEER)  # of another flannel
     async with opened(replace(options, annotation_prefix=prefix)) as registry:
         entry = await register(registry)
         assert (await registry.list()).entries == {KEY: entry}
@@ -128,7 +129,7 @@ async def test_the_administrators_public_ip_is_what_others_see(
 
 
 async def test_the_node_is_found_through_the_pod(api: ApiServer, options: KubeOptions) -> None:
-    api.do(lambda store: store.add_node("h1", "10.1.15.0/24"))
+    api.add_node("h1", "10.1.15.0/24")
     pod = {"metadata": {"name": "flannel-x"}, "spec": {"nodeName": "h1"}}
     api.do(lambda store: store.pods.update({("kube-flannel", "flannel-x"): pod}))
     async with opened(options, POD_NAMESPACE="kube-flannel", POD_NAME="flannel-x") as registry:
@@ -169,7 +170,7 @@ async def test_a_node_that_does_not_exist_is_told(options: KubeOptions) -> None:
 async def test_a_node_without_a_useful_podcidr_is_told(
     cidrs: str | None, fault: str, api: ApiServer, options: KubeOptions
 ) -> None:
-    api.do(lambda store: store.add_node("h1", cidrs))
+    api.add_node("h1", cidrs)
     async with opened(options) as registry:
         with pytest.raises(RegistryError, match=fault) as caught:
             await registry.assigned()
@@ -178,7 +179,7 @@ async def test_a_node_without_a_useful_podcidr_is_told(
 
 @pytest.mark.parametrize("cidrs", ["10.1.15.0/24,fd00:1::/64", "fd00:1::/64,10.1.15.0/24"])
 async def test_of_a_dual_stack_node_the_ipv4_subnet_is_taken(cidrs: str, api: ApiServer, options: KubeOptions) -> None:
-    api.do(lambda store: store.add_node("h1", cidrs))
+    api.add_node("h1", cidrs)
     async with opened(options) as registry:
         assert (await register(registry)).key == KEY
 
@@ -200,7 +201,7 @@ async def test_the_condition_that_keeps_pods_away_is_cleared(api: ApiServer, reg
 
 
 async def test_the_condition_is_left_alone_when_that_is_asked_for(api: ApiServer, options: KubeOptions) -> None:
-    api.do(lambda store: store.add_node("h1", "10.1.15.0/24"))
+    api.add_node("h1", "10.1.15.0/24")
     async with opened(replace(options, set_node_network_unavailable=False)) as registry:
         await registry.announce_up()
     assert api.do(lambda store: store.condition("h1"))["status"] == "True"
@@ -221,7 +222,7 @@ async def test_a_node_that_was_deleted_is_lost(api: ApiServer, registry: KubeReg
 async def test_a_node_that_came_back_with_another_subnet_is_lost(api: ApiServer, registry: KubeRegistry) -> None:
     entry = await register(registry)
     api.do(lambda store: store.delete_node("h1"))
-    api.do(lambda store: store.add_node("h1", "10.1.99.0/24"))
+    api.add_node("h1", "10.1.99.0/24")
     with pytest.raises(LeaseLost, match=r"node 'h1' has another podCIDR now, 10\.1\.99\.0/24"):
         await registry.renew(entry, VALUE, LEASE_TTL_S)
     assert (await register(registry)).key == "10.1.99.0-24"
@@ -233,9 +234,9 @@ async def test_a_node_that_is_replaced_between_look_and_write_is_not_written(
     entry = await registry.assigned()
     patch = registry._client.patch_node_status
 
-    async def replace_first(name: str, body: dict[str, object]) -> kube.KubeNode:
+    async def replace_first(name: str, body: dict[str, object]) -> KubeNode:
         api.do(lambda store: store.delete_node("h1"))
-        api.do(lambda store: store.add_node("h1", "10.1.99.0/24"))
+        api.add_node("h1", "10.1.99.0/24")
         return await patch(name, body)
 
     monkeypatch.setattr(registry._client, "patch_node_status", replace_first)
@@ -290,17 +291,17 @@ async def test_the_configuration_is_a_file_and_may_come_late(options: KubeOption
 
 
 async def test_only_nodes_with_an_agent_and_a_subnet_are_entries(api: ApiServer, registry: KubeRegistry) -> None:
-    api.do(lambda store: store.add_node("h2", "10.1.16.0/24", **PEER))
-    api.do(lambda store: store.add_node("no-agent", "10.1.17.0/24"))
-    api.do(lambda store: store.add_node("agent-gone", "10.1.18.0/24", **{**PEER, "kube_subnet_manager": "false"}))
-    api.do(lambda store: store.add_node("no-subnet", None, **PEER))
+    api.add_node("h2", "10.1.16.0/24", **PEER)
+    api.add_node("no-agent", "10.1.17.0/24")
+    api.add_node("agent-gone", "10.1.18.0/24", **{**PEER, "kube_subnet_manager": "false"})
+    api.add_node("no-subnet", None, **PEER)
     entries = (await registry.list()).entries
     assert {key: entry.value for key, entry in entries.items()} == {OTHER_KEY: OTHER_VALUE}
 
 
 async def test_leases_of_other_backends_are_told_as_such(api: ApiServer, registry: KubeRegistry) -> None:
     data = {"backend_type": "vxlan", "backend_data": '{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"}'}
-    api.do(lambda store: store.add_node("h2", "10.1.16.0/24", **{**PEER, **data, "public_ipv6": "2001:db8::2"}))
+    api.add_node("h2", "10.1.16.0/24", **{**PEER, **data, "public_ipv6": "2001:db8::2"})
     assert (await registry.list()).entries[OTHER_KEY].value == (
         b'{"PublicIP":"192.0.2.2","PublicIPv6":"2001:db8::2","BackendType":"vxlan",'
         b'"BackendData":{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"}}'
@@ -314,7 +315,7 @@ async def test_leases_of_other_backends_are_told_as_such(api: ApiServer, registr
 async def test_nonsense_is_handed_on_for_the_peer_table_to_ignore(
     annotations: dict[str, str], api: ApiServer, registry: KubeRegistry
 ) -> None:
-    api.do(lambda store: store.add_node("h2", "10.1.16.0/24", **{**PEER, **annotations}))
+    api.add_node("h2", "10.1.16.0/24", **{**PEER, **annotations})
     assert isinstance(json.loads((await registry.list()).entries[OTHER_KEY].value), dict)
 
 
@@ -323,7 +324,7 @@ async def test_of_two_nodes_with_one_subnet_the_first_counts_but_never_against_u
 ) -> None:
     ours = await register(registry)
     for name, cidr in (("a", "10.1.15.0/24"), ("n2", "10.1.16.0/24"), ("n1", "10.1.16.0/24")):
-        api.do(lambda store, name=name, cidr=cidr: store.add_node(name, cidr, **{**PEER, "public_ip": f"name {name}"}))
+        api.add_node(name, cidr, **{**PEER, "public_ip": f"name {name}"})
     entries = (await registry.list()).entries
     assert entries[KEY] == ours
     assert b"name n1" in entries[OTHER_KEY].value
@@ -336,7 +337,7 @@ async def test_of_two_nodes_with_one_subnet_the_first_counts_but_never_against_u
 async def test_a_list_comes_in_parts(api: ApiServer, registry: KubeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kube_client, "PAGE_NODES", 3)
     for i in range(10):
-        api.do(lambda store, i=i: store.add_node(f"n{i}", f"10.1.{i}.0/24", **PEER))
+        api.add_node(f"n{i}", f"10.1.{i}.0/24", **PEER)
     assert len((await registry.list()).entries) == 10
     assert api.count("list") == 4
 
@@ -346,14 +347,14 @@ async def test_a_list_comes_in_parts(api: ApiServer, registry: KubeRegistry, mon
 
 @pytest.fixture
 async def seen(api: ApiServer, registry: KubeRegistry) -> AsyncIterator[Watching]:
-    api.do(lambda store: store.add_node("h2", "10.1.16.0/24", **PEER))
+    api.add_node("h2", "10.1.16.0/24", **PEER)
     async with watching(registry) as seen:
         assert (await seen.snapshot()).entries.keys() == {OTHER_KEY}
         yield seen
 
 
 async def test_nodes_that_come_change_and_go_are_seen(api: ApiServer, seen: Watching) -> None:
-    api.do(lambda store: store.add_node("h3", "10.1.17.0/24"))  # no agent yet
+    api.add_node("h3", "10.1.17.0/24")  # no agent yet
     api.do(lambda store: store.annotate("h3", **{**PEER, "public_ip": "192.0.2.3"}))
     (entry,) = (await seen.change()).entries.values()
     assert entry is not None
@@ -371,7 +372,7 @@ async def test_nodes_that_come_change_and_go_are_seen(api: ApiServer, seen: Watc
 
 async def test_a_node_that_comes_back_with_another_subnet_is_two_changes(api: ApiServer, seen: Watching) -> None:
     api.do(lambda store: store.delete_node("h2"))
-    api.do(lambda store: store.add_node("h2", "10.1.20.0/24", **PEER))
+    api.add_node("h2", "10.1.20.0/24", **PEER)
     assert (await seen.change()).entries == {OTHER_KEY: None}
     assert (await seen.change()).entries.keys() == {"10.1.20.0-24"}
 

@@ -46,7 +46,7 @@ class Store:
         """Write an entry without a lease, as an administrator would."""
         if self._kube_api is not None:
             fields = {"kube_subnet_manager": "true", "public_ip": json.loads(value)["PublicIP"]}
-            self._kube_api.do(lambda store: store.add_node(NODE, key.replace("-", "/"), **fields))
+            self._kube_api.add_node(NODE, key.replace("-", "/"), **fields)
             return
         if self._options.registry == "etcd":
             etcd = self._options.etcd
