@@ -154,10 +154,8 @@ class KubeRegistry:
             except RegistryDenied:
                 raise
             except Expired as error:
-                logger.debug("listing the nodes again: %s", error)
-                if table is None:  # not even a list can be had
-                    await outage.wait(error)
                 table = None
+                await outage.wait(error)
             except RegistryError as error:
                 await outage.wait(error)
 

@@ -215,6 +215,15 @@ async def test_history_that_expires_within_a_stream_means_a_list(api: ApiServer,
         assert key in (await seen.snapshot()).entries
 
 
+async def test_a_server_that_never_has_any_history_is_not_hammered(api: ApiServer, registry: KubeRegistry) -> None:
+    api.order("watch", *[Fault(refuse=Refused(410, "Expired", "too old resource version"))] * 1000)
+    async with watching(registry) as seen:
+        await seen.snapshot()
+        before = api.count("list")
+        await asyncio.sleep(1.0)
+        assert 2 <= api.count("list") - before <= 20  # every 0.1 s here, every 5 s in life
+
+
 async def test_a_store_that_went_back_is_listed_again(api: ApiServer, seen: Watching) -> None:
     await seen.snapshot()
     await wait_for_requests(api, "watch", 1)
