@@ -14,7 +14,9 @@ import msgspec
 import pytest
 from lightkube import codecs
 
+from flannel_udp.arguments import add_flags, make_parser, read_arguments
 from flannel_udp.cli import agent_options
+from flannel_udp.commands import COMMANDS
 from flannel_udp.config import parse_network_config
 from flannel_udp.options import Options
 from tests.kube_api.manifest import OBJECTS, PATH, find
@@ -106,17 +108,30 @@ def test_the_agent_may_do_what_it_must(agent: dict[str, Any]) -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in agent["volumeMounts"]}
     assert mounts["tun"] == "/dev/net/tun"
     assert mounts["run"] == str(Options().subnet_file.parent) == str(Options().control_socket.parent)
+    assert mounts["xtables-lock"] == "/run/xtables.lock"  # iptables on the host and in the pod wait for each other
     assert mounts["config"] == str(Options().kube.net_config_path.parent)
 
 
 def test_the_agent_takes_its_arguments(agent: dict[str, Any]) -> None:
-    # What this version refuses is not what is looked at here: --ip-masq has tests of its own.
-    options = agent_options([argument for argument in agent["args"] if argument != "--ip-masq"], {})
+    options = agent_options(agent["args"], {})
     assert options.kube.subnet_mgr
+    assert options.firewall.ip_masq
     for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
         get = agent[probe]["httpGet"]
         assert (get["host"], get["port"], get["path"]) == (options.healthz_ip, options.healthz_port, path)
     assert {variable["name"] for variable in agent["env"]} == {"NODE_NAME", "POD_NAME", "POD_NAMESPACE"}
+
+
+def test_the_plugin_is_installed_where_the_host_has_its_plugins(pod: dict[str, Any]) -> None:
+    plugin = pod["initContainers"][0]
+    parser = make_parser("flannel-udp", "", "")
+    command = COMMANDS["cni install"]
+    (flags,) = command.flags.values()
+    add_flags(parser, "flags", flags)
+    words = plugin["command"]
+    assert words[:3] == ["flannel-udp", "cni", "install"]
+    given = read_arguments(parser, words[3:], flags, {})
+    assert str(given["bin-dir"]) == plugin["volumeMounts"][0]["mountPath"]
 
 
 def test_both_configurations_are_good() -> None:
