@@ -338,8 +338,11 @@ async def test_a_watch_that_is_forbidden_ends_and_says_so(verb: str, api: ApiSer
 # Credentials and TLS
 
 
-async def test_a_rotated_token_is_read_again(api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rotated_token_is_read_again_and_never_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The service account of a pod, with TLS: the kubelet replaces the token's file well before it expires."""
+    caplog.set_level("DEBUG")
     authority = make_authority(tmp_path, "ca")
     server = make_certificate(tmp_path, "server", authority, "IP:127.0.0.1")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -366,6 +369,7 @@ async def test_a_rotated_token_is_read_again(api: ApiServer, tmp_path: Path, mon
                 await client.get_node("h1")
         finally:
             await client.close()
+    assert not any(secret in caplog.text for secret in ("Bearer", "first", "second", "third"))
 
 
 async def test_a_certificate_of_somebody_else_is_refused(tmp_path: Path) -> None:
