@@ -35,7 +35,7 @@ from flannel_udp.config import NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.reload import reload_config
-from flannel_udp.control.retry import wait_for_config
+from flannel_udp.control.retry import retry, wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
@@ -196,7 +196,7 @@ class Agent:
                 tasks.create_task(firewall.run(), name="keep the firewall rules")
                 tasks.create_task(upkeep.run(), name="keep the host right")
                 while True:
-                    await self._hold_lease(config, keeper, sync, gate, firewall=firewall, upkeep=upkeep)
+                    await self._hold_lease(registry, config, keeper, sync, gate, firewall=firewall, upkeep=upkeep)
                     if (await wait_for_config(registry)).config != config:
                         raise FlannelError("the network configuration has changed: start the agent again")
 
@@ -216,6 +216,7 @@ class Agent:
 
     async def _hold_lease(
         self,
+        registry: Registry,
         config: NetworkConfig,
         keeper: LeaseKeeper,
         sync: Synchroniser,
@@ -235,7 +236,7 @@ class Agent:
         await sync.set_own(lease)
         await gate.published.wait()
         async with asyncio.TaskGroup() as tasks:  # the lease is kept also while the firewall's tools fail
-            getting_ready = tasks.create_task(self._get_ready(lease, firewall, upkeep), name="get ready")
+            getting_ready = tasks.create_task(self._get_ready(registry, lease, firewall, upkeep), name="get ready")
             lost = await keeper.keep()
             getting_ready.cancel()
         self._view.serving = False
@@ -247,7 +248,7 @@ class Agent:
             raise FlannelError(loss)
         logger.error("%s", loss)
 
-    async def _get_ready(self, lease: Lease, firewall: Firewall, upkeep: Upkeep) -> None:
+    async def _get_ready(self, registry: Registry, lease: Lease, firewall: Firewall, upkeep: Upkeep) -> None:
         options = self._options.firewall
         self._enter("waiting for the firewall rules")
         rules = rules_for(
@@ -264,6 +265,7 @@ class Agent:
         self._view.serving = True
         self._enter("running")
         notify.notify_ready()
+        await retry("announcing that the network is up", registry.announce_up)
 
     async def _host_changed(self, upkeep: Upkeep, keeper: LeaseKeeper, sync: Synchroniser) -> None:
         """Pass on what has become of the external interface and flannel0."""

@@ -136,6 +136,8 @@ class AgentView:
         )
 
     def _registry(self) -> str:
+        if self._options.kube.subnet_mgr:
+            return "kubernetes"
         if self._options.registry != "etcd":
             return self._options.registry
         return f"etcd {','.join(self._options.etcd.endpoints)} {self._options.etcd.prefix}"

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 
 from flannel_udp.config import NetworkConfig
-from flannel_udp.control.allocation import Decision, choose_subnet
+from flannel_udp.control.allocation import Decision, accept_assigned, choose_subnet
 from flannel_udp.control.entries import read_lease
 from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays, retry
 from flannel_udp.errors import LeaseLost, RegistryError, SubnetTaken
@@ -160,16 +160,21 @@ class LeaseKeeper:
     async def _acquire_once(self, config: NetworkConfig) -> Lease:
         """Make one attempt, which ends early only when other hosts are faster `RACES` times."""
         for _ in range(RACES):
-            snapshot = await self._registry.list()
-            # In a thread, because reading 100,000 leases takes seconds and the event loop serves others meanwhile.
-            decision = await asyncio.to_thread(
-                choose_subnet, config, snapshot, self._attrs.public_ip, self._previous, self._rng
-            )
             try:
-                return await self._carry_out(decision)
+                return await self._carry_out(await self._decide(config))
             except (SubnetTaken, LeaseLost) as error:
                 logger.info("another host was faster: %s", error)
         raise RegistryError(f"other hosts were faster {RACES} times in a row")
+
+    async def _decide(self, config: NetworkConfig) -> Decision:
+        assigned = await self._registry.assigned()
+        if assigned is not None:
+            return accept_assigned(config, assigned)
+        snapshot = await self._registry.list()
+        # In a thread, because reading 100,000 leases takes seconds and the event loop serves others meanwhile.
+        return await asyncio.to_thread(
+            choose_subnet, config, snapshot, self._attrs.public_ip, self._previous, self._rng
+        )
 
     async def _carry_out(self, decision: Decision) -> Lease:
         for unfit in decision.discard:

@@ -75,6 +75,12 @@ class FileRegistry:
 
         await self._update(change)
 
+    async def assigned(self) -> None:
+        """See `Registry.assigned`: hosts take their own subnets."""
+
+    async def announce_up(self) -> None:
+        """See `Registry.announce_up`: a lease says enough."""
+
     async def list(self) -> Snapshot:
         """See `Registry.list`."""
         document, _ = await self._read()
