@@ -37,7 +37,7 @@ from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host import interface, netlink, subnet_env
 from flannel_udp.host.privileges import check_privileges
-from flannel_udp.model import Interface, Lease, LeaseAttrs, Peer, Subnet
+from flannel_udp.model import Delta, Interface, Lease, LeaseAttrs, Subnet
 from flannel_udp.options import Options
 from flannel_udp.registry.open import open_registry
 from flannel_udp.view import AgentView
@@ -92,11 +92,11 @@ class Gate:
         self.published = asyncio.Event()
         """Set when the dataplane has got the first table for the subnet the gate is open for."""
 
-    async def publish(self, own: IPv4Network, peers: Sequence[Peer]) -> None:
+    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
         """Publish a table, unless the lease it was made for is gone meanwhile."""
         async with self._one_at_a_time:
             if own == self._open_for:
-                await self._dataplane.publish(own, peers)
+                await self._dataplane.publish(own, deltas, whole=whole)
                 self.published.set()
 
     def open(self, own: IPv4Network) -> None:
@@ -108,7 +108,7 @@ class Gate:
         """Let nothing through and stop forwarding."""
         self._open_for = None
         async with self._one_at_a_time:
-            await self._dataplane.publish(None, ())
+            await self._dataplane.publish(None, (), whole=True)
 
 
 @dataclass(frozen=True, slots=True)
