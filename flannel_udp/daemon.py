@@ -8,8 +8,10 @@ The order of a life:
 4. open                             flannel0, UDP socket, engine      → exit with one line
 5. follow the registry              control.synchroniser → dataplane
 6. the lease                        control.lease                     → waited for
-7. the host                         flannel0's address, MTU and route; subnet.env; READY
+7. the host                         host.upkeep: flannel0's address, MTU and route; subnet.env; READY
 8. keep the lease; when it is lost stop forwarding at once and go back to 6
+
+From 4 on host.upkeep keeps flannel0 and the sockets right, whatever becomes of the host's network.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from ipaddress import IPv4Network
 
 import uvloop
@@ -28,7 +30,7 @@ import uvloop
 from flannel_udp.admin import notify
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.health import health_server
-from flannel_udp.config import MTU_MAX_BYTES, MTU_MIN_BYTES, NetworkConfig
+from flannel_udp.config import NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import wait_for_config
@@ -36,15 +38,17 @@ from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host import interface, netlink, subnet_env
+from flannel_udp.host.connections import abandon_connections
+from flannel_udp.host.mtu import tunnel_mtu
 from flannel_udp.host.privileges import check_privileges
-from flannel_udp.model import Delta, Interface, Lease, LeaseAttrs, Subnet
+from flannel_udp.host.upkeep import Upkeep
+from flannel_udp.model import Delta, Interface, LeaseAttrs, Subnet
 from flannel_udp.options import Options
 from flannel_udp.registry.open import open_registry
 from flannel_udp.view import AgentView
 
 logger = logging.getLogger(__name__)
 
-OUTER_HEADER_BYTES = 28  # IPv4 20 + UDP 8
 RELEASE_TIMEOUT_S = 0.7  # SIGTERM must end the agent within 2 s, whatever the registry does
 
 
@@ -86,7 +90,6 @@ class Gate:
 
     def __init__(self, dataplane: Dataplane) -> None:
         self._dataplane = dataplane
-        self.tunnel = dataplane.tunnel.name
         self._open_for: IPv4Network | None = None
         self._one_at_a_time = asyncio.Lock()
         self.published = asyncio.Event()
@@ -111,27 +114,18 @@ class Gate:
             await self._dataplane.publish(None, (), whole=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Overlay:
-    """What the configuration and the interface come to; ``mtu`` in bytes."""
-
-    config: NetworkConfig
-    network: IPv4Network
-    mtu: int
-
-
 class Agent:
     """One run of the agent."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._view = AgentView(options)
+        self._env: subnet_env.SubnetEnv | None = None  # what subnet.env holds, while we serve
 
     async def live(self) -> None:
         """Do everything above; ends only by an error or by being cancelled, and leaves nothing behind."""
         options = self._options
-        facts = await asyncio.to_thread(interface.gather, options.interface)
-        external = interface.choose(options.interface, facts)
+        external = await _choose_interface(options)
         logger.info("using interface %s, address %s, public IP %s", external.name, external.address, external.public_ip)
         self._view.interface = external
         tunnel_mtu(external)  # no configuration can help an interface that is too narrow: say so at once
@@ -144,13 +138,13 @@ class Agent:
             registry = open_registry(options)
             stack.push_async_callback(registry.close)
             self._enter("waiting for configuration")
-            parsed = await wait_for_config(registry)
-            network = check_runnable(parsed.config)
-            overlay = Overlay(parsed.config, network, tunnel_mtu(external, parsed.config.backend.mtu))
-            self._view.config = parsed.config
+            config = (await wait_for_config(registry)).config
+            network = check_runnable(config)
+            self._view.config = config
+            self._view.interface = external = await _choose_interface(options)  # that wait may have been a long one
+            tunnel_mtu(external, config.backend.mtu)
 
-            lost_tunnel: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            dataplane = self._open_dataplane(external, parsed.config, lost_tunnel, stack)
+            dataplane = self._open_dataplane(external, config, stack)
             gate = Gate(dataplane)
             keeper = LeaseKeeper(
                 registry,
@@ -162,26 +156,26 @@ class Agent:
             self._view.keeper, self._view.sync = keeper, sync
             if options.release_on_exit:
                 stack.push_async_callback(_release, keeper)
+
+            async def pass_on() -> None:
+                await self._host_changed(upkeep, keeper, sync)
+
+            upkeep = Upkeep(options, external, network, dataplane, mtu_wanted=config.backend.mtu, news=pass_on)
+            self._view.upkeep = upkeep
+            loop = asyncio.get_running_loop()
+            dataplane.start(lambda: loop.call_soon_threadsafe(upkeep.wake))  # called in a data thread
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(sync.run(), name="synchronise")
-                tasks.create_task(_fail_without_tunnel(lost_tunnel, dataplane.tunnel.name), name="watch the tunnel")
+                tasks.create_task(upkeep.run(), name="keep the host right")
                 while True:
-                    await self._hold_lease(keeper, sync, gate, overlay)
-                    if (await wait_for_config(registry)).config != overlay.config:
+                    await self._hold_lease(config, keeper, sync, gate, upkeep)
+                    if (await wait_for_config(registry)).config != config:
                         raise FlannelError("the network configuration has changed: start the agent again")
 
-    def _open_dataplane(
-        self, external: Interface, config: NetworkConfig, lost_tunnel: asyncio.Future[int], stack: AsyncExitStack
-    ) -> Dataplane:
-        loop = asyncio.get_running_loop()
-
-        def on_fault(number: int) -> None:  # in a data thread, once for each
-            loop.call_soon_threadsafe(_set_once, lost_tunnel, number)
-
+    def _open_dataplane(self, external: Interface, config: NetworkConfig, stack: AsyncExitStack) -> Dataplane:
         dscp = DSCP_INHERIT if config.backend.dscp is None else config.backend.dscp
-        dataplane = Dataplane(external.address, config.backend.port, self._options.dataplane, on_fault, dscp)
+        dataplane = Dataplane(external.address, config.backend.port, self._options.dataplane, dscp)
         stack.push_async_callback(_close, dataplane)
-        dataplane.start()
         self._view.dataplane = dataplane
         logger.info("opened %s and UDP %s:%d", dataplane.tunnel.name, external.address, config.backend.port)
         logger.info(
@@ -192,24 +186,27 @@ class Agent:
         )
         return dataplane
 
-    async def _hold_lease(self, keeper: LeaseKeeper, sync: Synchroniser, gate: Gate, overlay: Overlay) -> None:
+    async def _hold_lease(
+        self, config: NetworkConfig, keeper: LeaseKeeper, sync: Synchroniser, gate: Gate, upkeep: Upkeep
+    ) -> None:
         """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped."""
         self._enter("waiting for a lease")
-        lease = await keeper.acquire(overlay.config)
-        await self._set_up_tunnel(lease, overlay, gate.tunnel)
+        lease = await keeper.acquire(config)
+        await upkeep.set_up(lease.subnet.v4.network_address)
         gate.open(lease.subnet.v4)
         self._enter("waiting for the peers")
         await sync.set_own(lease)
         await gate.published.wait()
-        env = subnet_env.SubnetEnv(overlay.network, lease.subnet, overlay.mtu, ip_masq=False)
-        subnet_env.write(self._options.subnet_file, env)
+        self._env = subnet_env.SubnetEnv(upkeep.network, lease.subnet, upkeep.mtu, ip_masq=False)
+        subnet_env.write(self._options.subnet_file, self._env)
         logger.info("wrote %s", self._options.subnet_file)
-        self._view.ready = True
+        self._view.serving = True
         self._enter("running")
         notify.notify_ready()
 
         lost = await keeper.keep()
-        self._view.ready = False
+        self._view.serving = False
+        self._env = None
         await gate.shut()
         await sync.set_own(None)
         loss = f"lost our subnet {lease.subnet}: {lost}; forwarding stopped"
@@ -217,15 +214,31 @@ class Agent:
             raise FlannelError(loss)
         logger.error("%s", loss)
 
-    async def _set_up_tunnel(self, lease: Lease, overlay: Overlay, name: str) -> None:
-        address = lease.subnet.v4.network_address
-        queue_packets = self._options.dataplane.tx_queue_packets
-        await asyncio.to_thread(netlink.configure_tunnel, name, address, overlay.network, overlay.mtu, queue_packets)
-        self._view.tunnel_mtu = overlay.mtu
+    async def _host_changed(self, upkeep: Upkeep, keeper: LeaseKeeper, sync: Synchroniser) -> None:
+        """Pass on what has become of the external interface and flannel0."""
+        assert self._view.interface is not None  # noqa: S101 - it was chosen before all else
+        former, self._view.interface = self._view.interface, upkeep.external
+        if upkeep.external.address != former.address:
+            abandon_connections(former.address)
+        if upkeep.external.public_ip != former.public_ip:
+            keeper.set_attrs(LeaseAttrs(upkeep.external.public_ip))
+            await sync.set_public_ip(upkeep.external.public_ip)
+        if self._env is not None and self._env.mtu != upkeep.mtu:
+            self._env = replace(self._env, mtu=upkeep.mtu)
+            try:
+                subnet_env.write(self._options.subnet_file, self._env)
+            except FlannelError as failed:
+                logger.warning("%s: it still has the former MTU", failed)
+        notify.notify_status(self._view.state)
 
     def _enter(self, state: str) -> None:
-        self._view.state = state
-        notify.notify_status(state)
+        self._view.phase = state
+        notify.notify_status(self._view.state)
+
+
+async def _choose_interface(options: Options) -> Interface:
+    facts = await asyncio.to_thread(interface.gather, options.interface)
+    return interface.choose(options.interface, facts)
 
 
 def check_runnable(config: NetworkConfig) -> IPv4Network:
@@ -242,21 +255,6 @@ def check_runnable(config: NetworkConfig) -> IPv4Network:
     return config.v4.network
 
 
-def tunnel_mtu(external: Interface, wanted: int | None = None) -> int:
-    """Return flannel0's MTU in bytes: Backend.MTU if `wanted`, else what the interface's leaves of a packet.
-
-    Raises ConfigError if the one does not fit into the other, FlannelError if the interface leaves no room at all.
-    """
-    # A UDP datagram has its bound too, whatever the interface (lo: 65,536) allows.
-    largest = min(external.mtu - OUTER_HEADER_BYTES, MTU_MAX_BYTES)
-    if largest < MTU_MIN_BYTES:
-        raise FlannelError(f"the MTU of {external.name}, {external.mtu}, leaves no room for a tunnel: raise it")
-    if wanted is not None and wanted > largest:
-        room = f"the MTU of {external.name}, {external.mtu}, leaves room for {largest}"
-        raise ConfigError([f"Backend.MTU is {wanted}: {room}: lower the one or raise the other"])
-    return largest if wanted is None else wanted
-
-
 def _previous_subnet(options: Options) -> Subnet | None:
     try:
         env = subnet_env.read(options.subnet_file)
@@ -264,16 +262,6 @@ def _previous_subnet(options: Options) -> Subnet | None:
         logger.warning("%s; going on without the subnet we had", unreadable)
         return None
     return None if env is None else env.subnet
-
-
-def _set_once(future: asyncio.Future[int], value: int) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-async def _fail_without_tunnel(lost_tunnel: asyncio.Future[int], name: str) -> None:
-    number = await lost_tunnel
-    raise FlannelError(f"{name} was deleted or broke (errno {number}): start the agent again")
 
 
 async def _release(keeper: LeaseKeeper) -> None:

@@ -13,6 +13,7 @@ from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import Dataplane
 from flannel_udp.dataplane.drops import DROP_REASONS
+from flannel_udp.host.upkeep import Upkeep
 from flannel_udp.model import Interface
 from flannel_udp.options import Options
 
@@ -23,14 +24,30 @@ class AgentView:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._started_s = time.monotonic()
-        self.state = "starting"
-        self.ready = False
+        self.phase = "starting"
+        self.serving = False
+        """We hold a lease and forward for it."""
+        self.upkeep: Upkeep | None = None
         self.interface: Interface | None = None
         self.config: NetworkConfig | None = None
         self.dataplane: Dataplane | None = None
-        self.tunnel_mtu: int | None = None
         self.keeper: LeaseKeeper | None = None
         self.sync: Synchroniser | None = None
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no traffic can pass just now, on the host's side."""
+        return self.upkeep.obstacle if self.upkeep else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether packets of our subnet are carried."""
+        return self.serving and self.obstacle is None
+
+    @property
+    def state(self) -> str:
+        """What the agent is doing, as a phrase."""
+        return self.obstacle or self.phase
 
     @property
     def drop_reasons(self) -> tuple[str, ...]:
@@ -60,6 +77,7 @@ class AgentView:
             offload=self.dataplane.offload.names() if self.dataplane else None,
             workers=self.dataplane.workers if self.dataplane else None,
             socket_buffers=self._socket_buffers(),
+            host_repairs=dict(self.upkeep.repairs) if self.upkeep else None,
             counters=self._counters(),
         )
 
@@ -116,12 +134,12 @@ class AgentView:
 
     def _tunnel(self) -> NetDevice | None:
         lease = self.keeper.lease if self.keeper else None
-        if self.dataplane is None or self.tunnel_mtu is None or lease is None:
+        if self.dataplane is None or self.upkeep is None or lease is None:
             return None
         return {
             "name": self.dataplane.tunnel.name,
             "address": f"{lease.subnet.v4.network_address}/32",
-            "mtu": self.tunnel_mtu,
+            "mtu": self.upkeep.mtu,
         }
 
     def _lease(self) -> LeaseFacts | None:

@@ -93,6 +93,13 @@ class _AgentCollector(Collector):
 
 
 def _state(status: Status) -> Iterator[Metric]:
+    repairs = status["host_repairs"] or {}
+    yield _counter(
+        "host_repairs",
+        "What was put right on the host after somebody changed it.",
+        ("what",),
+        (((what,), count) for what, count in repairs.items()),
+    )
     yield _gauge("peers", "Routes to peers.", status["peers"])
     yield _gauge("ready", "1 while /readyz says so.", status["ready"])
     in_use = status["offload"] or ()

@@ -59,9 +59,9 @@ class SocketBuffers(TypedDict):
 class Status(TypedDict):
     """The agent at one moment; what it does not know yet is ``None``.
 
-    ``state`` is a phrase ("waiting for configuration", "waiting for a lease", "running"); ``ready`` is what /readyz
-    says; ``revision`` is the registry's that the peers are at; ``offload`` names the offloads in use; ``workers``
-    counts the data threads.
+    ``state`` is a phrase ("waiting for configuration", "waiting for a lease", "running", or what is in the way of
+    traffic); ``ready`` is what /readyz says; ``revision`` is the registry's that the peers are at; ``offload`` names
+    the offloads in use; ``workers`` counts the data threads; ``host_repairs`` how often what of the host was put right.
     """
 
     version: str
@@ -82,6 +82,7 @@ class Status(TypedDict):
     offload: list[str] | None
     workers: int | None
     socket_buffers: SocketBuffers | None
+    host_repairs: dict[str, int] | None
     counters: Counters | None
 
 

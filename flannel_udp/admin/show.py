@@ -92,6 +92,8 @@ def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
         yield "workers", str(status["workers"])
     if status["socket_buffers"]:
         yield "buffers", _buffers(status["socket_buffers"])
+    if status["host_repairs"] and (made := _made(status["host_repairs"])):
+        yield "repairs", made
     if status["counters"]:
         yield from _counter_lines(status["counters"])
 
@@ -120,6 +122,10 @@ def _lease(lease: LeaseFacts | None) -> str | None:
     if lease["expires_in_s"] is None:
         return f"{lease['key']}, a reservation, never expires"
     return f"{lease['key']}, expires in {_duration(lease['expires_in_s'])}"
+
+
+def _made(repairs: dict[str, int]) -> str:
+    return ", ".join(f"{_number(count)} {what}" for what, count in repairs.items() if count)
 
 
 def _optional(template: str, value: object) -> str:

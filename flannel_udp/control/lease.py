@@ -85,6 +85,15 @@ class LeaseKeeper:
         """Seconds until the lease expires unless it is renewed; ``None`` for a reservation or without a lease."""
         return None if self._expires_s is None else self._expires_s - _now_s()
 
+    def set_attrs(self, attrs: LeaseAttrs) -> None:
+        """Tell the other hosts this from now on: a lease that is held is rewritten at once, fenced like a renewal."""
+        self._attrs = attrs
+        self._value = format_value(attrs)
+        if self._lease is not None:
+            self._doubted = True  # what the registry has is not right any more
+            self._renew_at_s = _now_s()
+            self._woken.set()
+
     async def acquire(self, config: NetworkConfig) -> Lease:
         """Return a lease, for as long as it takes to get one."""
 
@@ -193,8 +202,9 @@ class LeaseKeeper:
 
     async def _renew(self, lease: Lease) -> Lease:
         """Renew the lease. Raises `LeaseLost` if it is not ours any more."""
+        attrs, value = self._attrs, self._value
         try:
-            entry = await self._registry.renew(lease.entry, self._value, LEASE_TTL_S)
+            entry = await self._registry.renew(lease.entry, value, LEASE_TTL_S)
         except LeaseLost:
             # Somebody may have rewritten the key in our name, to make it a reservation, say: then it is still ours.
             snapshot = await self._registry.list()
@@ -202,8 +212,8 @@ class LeaseKeeper:
             loss = describe_loss(lease, seen)
             if seen is None or loss is not None:
                 raise LeaseLost(loss) from None
-            entry = await self._registry.renew(seen, self._value, LEASE_TTL_S)
-        return replace(lease, entry=entry)
+            entry = await self._registry.renew(seen, value, LEASE_TTL_S)
+        return replace(lease, attrs=attrs, entry=entry)
 
     def _live(self, left_s: float | None) -> None:
         """Note that the lease lives `left_s` seconds from now, ``None`` for ever; when doubted it stays due at once."""

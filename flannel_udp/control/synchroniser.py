@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
 from flannel_udp.control.peer_log import PeerLog
@@ -100,6 +100,14 @@ class Synchroniser:
         if lease is not None and self._synchronised:
             # The watch may have been ahead of us: what it said about our key went by unseen.
             self._observe(self._table.entry(lease.entry.key))
+
+    async def set_public_ip(self, public_ip: IPv4Address) -> None:
+        """Set the address that this host is dialled at, when it has changed."""
+        async with self._feeding:
+            delta = self._table.set_public_ip(public_ip)
+            self._log.write(delta)
+            self._unpublished.append(delta)
+            self._stale.set()
 
     async def run(self) -> None:
         """Follow the registry and publish, until cancelled."""

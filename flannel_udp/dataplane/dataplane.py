@@ -15,7 +15,7 @@ from flannel_udp._fastpath.routes import OWN, RouteTable
 from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
 from flannel_udp.dataplane.table import Route, TableBuilder
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, open_tunnel
-from flannel_udp.dataplane.underlay import SocketBuffers, granted_buffers, open_icmp, open_underlay
+from flannel_udp.dataplane.underlay import SocketBuffers, close_sockets, granted_buffers, open_icmp, open_sockets
 from flannel_udp.dataplane.worker import Worker
 from flannel_udp.model import Delta, Peer
 from flannel_udp.options import DataplaneOptions, Offload
@@ -48,30 +48,23 @@ class RouteAnswer:
 class Dataplane:
     """flannel0, the underlay sockets and the engines between them, one of each a worker.
 
-    `dscp` is the outer header's, -1 for the inner one's. `on_fault(errno)` is called in a data thread when flannel0 is
-    lost. Raises FlannelError where something cannot be opened; nothing stays open then.
+    The device and the sockets can be replaced; the engines, the table in force and the counters live on. `dscp` is the
+    outer header's, -1 for the inner one's. Raises FlannelError where something cannot be opened; nothing stays open
+    then.
     """
 
-    def __init__(
-        self,
-        address: IPv4Address,
-        port: int,
-        options: DataplaneOptions,
-        on_fault: Callable[[int], None],
-        dscp: int = DSCP_INHERIT,
-    ) -> None:
+    def __init__(self, address: IPv4Address, port: int, options: DataplaneOptions, dscp: int = DSCP_INHERIT) -> None:
+        self._options, self._port = options, port
         n_workers = options.workers or len(os.sched_getaffinity(0))
         with ExitStack() as opened:
             self.tunnel = open_tunnel(n_workers)
-            opened.callback(self.tunnel.close)
-            granted = enable_on_tunnel(self.tunnel.filenos()[0], options.offload)
+            opened.callback(self._close_tunnel)
+            self._sockets = open_sockets(address, port, n_workers)
+            opened.callback(self._close_sockets)
             icmp = opened.enter_context(open_icmp())
+            self._granted = self._enable_offload()
             self._engines: list[Engine] = []
-            self._workers: list[Worker] = []
-            for queue in self.tunnel.filenos():
-                udp = opened.enter_context(open_underlay(address, port, shared=n_workers > 1))
-                granted = enable_on_socket(udp, granted)
-                self.socket_buffers: SocketBuffers = granted_buffers(udp)  # the same for every worker
+            for queue, udp in zip(self.tunnel.filenos(), self._sockets, strict=True):
                 engine = Engine(
                     queue,
                     udp.fileno(),
@@ -80,25 +73,82 @@ class Dataplane:
                     source_check=options.source_check,
                     vnet_bytes=VNET_HEADER_BYTES,
                     dscp=dscp,
-                    segment=granted.udp_segment,
-                    join_tcp=granted.join_tcp,
-                    join_udp=granted.join_udp,
+                    segment=self._granted.udp_segment,
+                    join_tcp=self._granted.join_tcp,
+                    join_udp=self._granted.join_udp,
                 )
                 opened.callback(engine.close)
                 self._engines.append(engine)
-                self._workers.append(Worker(engine, options.busy_poll_us, on_fault))
             self._opened = opened.pop_all()
-        self._granted = granted
+        self._workers = [Worker(engine, options.busy_poll_us) for engine in self._engines]
         self._builder = TableBuilder()
         self._baseline: dict[int, PeerTraffic] = {}  # of an index that was another peer's: what that one had
         self._table: RouteTable | None = None
         self._routes: Mapping[IPv4Network, Route] = {}
 
-    def start(self) -> None:
-        """Start to move packets; until a table is published all are dropped, and counted."""
+    def start(self, on_fault: Callable[[], object]) -> None:
+        """Start to move packets; until a table is published all are dropped, and counted.
+
+        `on_fault()` is called in a data thread when flannel0 is lost.
+        """
+        self._on_fault = on_fault
+        self._start()
+        self._opened.callback(self._stop)
+
+    def _start(self) -> None:
         for worker in self._workers:
-            worker.start()
-            self._opened.callback(worker.stop)
+            worker.start(self._on_fault)
+
+    def _stop(self) -> None:
+        for worker in self._workers:
+            worker.ask_to_stop()
+        for worker in self._workers:
+            worker.join()
+
+    def _close_tunnel(self) -> None:
+        self.tunnel.close()
+
+    def _close_sockets(self) -> None:
+        close_sockets(self._sockets)
+
+    @property
+    def tunnel_lost(self) -> bool:
+        """Whether reading from flannel0 has failed for good: it was deleted, or broke."""
+        return any(engine.tun_errno for engine in self._engines)
+
+    def reopen_tunnel(self) -> None:
+        """Open a device in place of flannel0, which then carries packets again once it is configured.
+
+        Packets rest for up to 0.1 s. Raises FlannelError where none can be opened; nothing has changed then.
+        """
+        former, self.tunnel = self.tunnel, open_tunnel(self.workers)
+        self._replace(former.close)
+
+    def rebind(self, address: IPv4Address) -> None:
+        """Send from this address of the external interface, and receive at it; likewise."""
+        former, self._sockets = self._sockets, open_sockets(address, self._port, self.workers)
+        self._replace(lambda: close_sockets(former))
+
+    def _replace(self, close_former: Callable[[], None]) -> None:
+        """Have the engines work on the descriptors that there are now."""
+        self._granted = granted = self._enable_offload()
+        self._stop()
+        for engine, queue, udp in zip(self._engines, self.tunnel.filenos(), self._sockets, strict=True):
+            engine.attach(queue, udp.fileno(), granted.udp_segment, granted.join_tcp, granted.join_udp)
+        self._start()
+        close_former()
+
+    def _enable_offload(self) -> Offload:
+        """Switch on what is wanted and possible on the device and the sockets; return what is on."""
+        granted = enable_on_tunnel(self.tunnel.filenos()[0], self._options.offload)
+        for udp in self._sockets:
+            granted = enable_on_socket(udp, granted)
+        return granted
+
+    @property
+    def socket_buffers(self) -> SocketBuffers:
+        """What the kernel granted each UDP socket."""
+        return granted_buffers(self._sockets[0])
 
     async def publish(self, own: IPv4Network | None, deltas: Sequence[Delta], *, whole: bool) -> None:
         """Put a table for our subnet in force, and return once the old one is let go.

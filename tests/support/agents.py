@@ -72,6 +72,18 @@ def log_of(host: Host) -> list[str]:
     return messages(host.log_file.read_text().splitlines())
 
 
+class Log:
+    """What a host's agent says from now on."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._start = len(log_of(host))
+
+    def lines(self, part: str = "") -> list[str]:
+        """Return the lines that hold `part`."""
+        return [line for line in log_of(self._host)[self._start :] if part in line]
+
+
 def links_of(host: Host) -> list[str]:
     """Return the names of the tunnel devices of a host."""
     links = json.loads(host.run(["ip", "-json", "link"]).stdout)

@@ -23,6 +23,7 @@ RUNNING: Status = {
     "offload": ["tso", "udp-gro"],
     "workers": 2,
     "socket_buffers": {"receive_bytes": 4_194_304, "send_bytes": 212_992},
+    "host_repairs": {"link": 1_000, "route": 2, "tunnel": 0},
     "counters": {
         "out": {"packets": 1_234_567, "bytes": 1_500_000_000, "drops": {"no_route": 3, "too_short": 0}},
         "in": {"packets": 0, "bytes": 0, "drops": {}},
@@ -47,6 +48,7 @@ WAITING: Status = {
     "offload": None,
     "workers": None,
     "socket_buffers": None,
+    "host_repairs": None,
     "counters": None,
 }
 PEER: PeerRow = {
