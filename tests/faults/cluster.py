@@ -15,7 +15,7 @@ from flannel_udp.lab.etcd_server import EtcdServer, start_cluster
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import ETCD_PORT, Plan
-from tests.support.agents import peers_of
+from tests.support.agents import peers_of, wait_for_peers
 from tests.support.by_hand import PREFIX
 from tests.support.flow import Flow
 from tests.support.labs import fresh_name
@@ -55,7 +55,8 @@ class Member:
         except FlannelError:
             return False
         (status,) = json.loads(said)
-        return bool(status["Status"]["leader"] == status["Status"]["header"]["member_id"])
+        # Without a leader, during an election, the field is left out.
+        return bool(status["Status"].get("leader") == status["Status"]["header"]["member_id"])
 
     def etcdctl(self, *arguments: str, stdin: str = "") -> str:
         """Run etcd's own client against this member."""
@@ -103,6 +104,21 @@ class Cluster:
     def both_know(self, mark: str) -> bool:
         return self.knows(self.h1, mark) and self.knows(self.h2, mark)
 
+    def start_agents(self, first: Member) -> None:
+        """Start both agents, or start them again, so that they use the member `first` for as long as it answers."""
+        members = [first, *(member for member in self.members if member is not first)]
+        arguments = ["--registry=etcd", "--etcd-endpoints", ",".join(member.server.endpoint for member in members)]
+        if first.user:
+            arguments += [f"--etcd-username={first.user}", f"--etcd-password={PASSWORD}"]
+        hosts = (self.h1, self.h2)
+        for host in hosts:
+            if host.agent_pid() is not None:
+                host.stop_agent()
+            host.start_agent(*arguments)
+        for host in hosts:
+            host.wait_ready()
+        wait_for_peers(hosts)
+
     def leader(self) -> Member:
         for _ in range(100):
             for member in self.members:
@@ -120,22 +136,13 @@ def cluster(n_members: int, *arguments: str, user: str = "") -> Iterator[Cluster
         try:
             start_cluster([member.server for member in members])
             members[0].etcdctl("put", f"{PREFIX}/config", NETWORK)
-            login = []
             if user:
                 members[0].enable_auth(user)
-                login = [f"--etcd-username={user}", f"--etcd-password={PASSWORD}"]
+            made = Cluster(lab, members)
+            made.start_agents(members[0])
             for host in lab.hosts[:2]:
-                host.start_agent("--registry=etcd", "--etcd-endpoints", endpoints(members), *login)
-            for host in lab.hosts[:2]:
-                host.wait_ready()
                 host.attach_pods()
-            for host, other in (lab.hosts[:2], lab.hosts[1::-1]):
-                host.wait_peers({other.subnet} if other.subnet else set())
-            yield Cluster(lab, members)
+            yield made
         finally:
             for member in members:
                 member.server.stop()
-
-
-def endpoints(members: Sequence[Member]) -> str:
-    return ",".join(member.server.endpoint for member in members)

@@ -73,6 +73,7 @@ def test_a_member_fails(three: Cluster, record: Recorder, role: str, failure: Fa
     leader = three.leader()
     victim = leader if role == "leader" else next(each for each in three.members if each is not leader)
     other = next(each for each in three.members if each not in (leader, victim))
+    three.start_agents(victim)  # a member that the agents do not use could fail without anybody noticing
     try:
         with record.fault(
             GROUP, f"{role} {failure.what}", failure.action, *three.flows(), limit_s=failure.limit_s

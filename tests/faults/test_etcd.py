@@ -31,7 +31,7 @@ JUNK_KEYS = 10_000
 
 @pytest.fixture(scope="module")
 def one() -> Iterator[Cluster]:
-    with cluster(1, "--auth-token-ttl=2") as made:
+    with cluster(1) as made:
         yield made
 
 
