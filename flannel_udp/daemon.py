@@ -17,6 +17,7 @@ From 4 on host.upkeep keeps flannel0 and the sockets right, whatever becomes of 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -47,7 +48,7 @@ from flannel_udp.host.firewall.rules import rules_for
 from flannel_udp.host.mtu import tunnel_mtu
 from flannel_udp.host.privileges import check_privileges
 from flannel_udp.host.upkeep import Upkeep
-from flannel_udp.model import Interface, Lease, LeaseAttrs, Peer, Subnet
+from flannel_udp.model import Delta, Interface, Lease, LeaseAttrs, Subnet
 from flannel_udp.options import Options
 from flannel_udp.registry import Registry
 from flannel_udp.registry.open import open_registry
@@ -68,6 +69,8 @@ def run(options: Options) -> int:
     level = logging.DEBUG if options.verbosity > 0 else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname).1s %(asctime)s %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # Loading 100,000 peers makes a million objects that stay: do not look through them for garbage over and over.
+    gc.set_threshold(50_000)
     return uvloop.run(_run(options))
 
 
@@ -111,11 +114,14 @@ class Gate:
         self.published = asyncio.Event()
         """Set when the dataplane has got the first table for the subnet the gate is open for."""
 
-    async def publish(self, own: IPv4Network, peers: Sequence[Peer]) -> None:
+    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
         """Publish a table, unless the lease it was made for is gone meanwhile."""
         async with self._one_at_a_time:
             if own == self._open_for:
-                await self._dataplane.publish(own, peers)
+                await self._dataplane.publish(own, deltas, whole=whole)
+                if whole:
+                    # Peers are in no cycles, and looking for some among 100,000 of them holds us up for 0.2 s.
+                    gc.freeze()
                 self.published.set()
 
     def open(self, own: IPv4Network) -> None:
@@ -127,7 +133,7 @@ class Gate:
         """Let nothing through and stop forwarding."""
         self._open_for = None
         async with self._one_at_a_time:
-            await self._dataplane.publish(None, ())
+            await self._dataplane.publish(None, (), whole=True)
 
 
 class Agent:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, RouteTable
 from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
-from flannel_udp.dataplane.table import TableBuilder
+from flannel_udp.dataplane.table import Route, TableBuilder
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, open_tunnel
 from flannel_udp.dataplane.underlay import SocketBuffers, close_sockets, granted_buffers, open_icmp, open_sockets
 from flannel_udp.dataplane.worker import Worker
-from flannel_udp.model import Peer
+from flannel_udp.model import Delta, Peer
 from flannel_udp.options import DataplaneOptions, Offload
 
 QUIET_POINT_POLL_S = 0.01
@@ -89,10 +89,9 @@ class Dataplane:
             self._opened = opened.pop_all()
         self._workers = [Worker(engine, options.busy_poll_us) for engine in self._engines]
         self._builder = TableBuilder()
-        self._baseline: dict[IPv4Address, PeerTraffic] = {}
+        self._baseline: dict[int, PeerTraffic] = {}  # of an index that was another peer's: what that one had
         self._table: RouteTable | None = None
-        self._index: Mapping[IPv4Address, int] = {}
-        self._peers: dict[IPv4Network, Peer] = {}
+        self._routes: Mapping[IPv4Network, Route] = {}
 
     def start(self, on_fault: Callable[[], object]) -> None:
         """Start to move packets; until a table is published all are dropped, and counted.
@@ -158,21 +157,18 @@ class Dataplane:
         """What the kernel granted each UDP socket."""
         return granted_buffers(self._sockets[0])
 
-    async def publish(self, own: IPv4Network | None, peers: Sequence[Peer]) -> None:
-        """Put a table for our subnet and these peers in force, and return once the old one is let go.
+    async def publish(self, own: IPv4Network | None, deltas: Sequence[Delta], *, whole: bool) -> None:
+        """Put a table for our subnet in force, and return once the old one is let go.
 
-        The table is built outside the data thread, which never waits: it finds the new pointer at its next batch.
+        The peers are those of the last table after `deltas`; with `whole` there were none before. The table is built
+        outside the data thread, which never waits: it finds the new pointer at its next batch.
         """
-        built = await asyncio.to_thread(self._builder.build, own, peers)
-        # A peer's index may have been another's: its counting starts from what is there.
-        self._baseline = {
-            public_ip: self._raw_traffic(index) if public_ip in built.fresh else self._baseline[public_ip]
-            for public_ip, index in built.indexes.items()
-        }
+        built = await asyncio.to_thread(self._builder.build, own, deltas, whole=whole)
+        for index in built.reused:
+            self._baseline[index] = self._raw_traffic(index)
         for engine in self._engines:
             engine.publish(built.table)
-        self._table, self._index = built.table, built.indexes
-        self._peers = {peer.subnet: peer for peer in peers}
+        self._table, self._routes = built.table, built.routes
         while sum(engine.reclaim() for engine in self._engines):
             await asyncio.sleep(QUIET_POINT_POLL_S)
 
@@ -204,10 +200,7 @@ class Dataplane:
 
     def peer_traffic(self) -> list[tuple[Peer, PeerTraffic]]:
         """Return every route with its peer's traffic since the peer appeared."""
-        return [
-            (peer, self._raw_traffic(self._index[peer.public_ip]).since(self._baseline[peer.public_ip]))
-            for _, peer in sorted(self._peers.items())
-        ]
+        return [(peer, self._traffic(index)) for _, (peer, index) in sorted(self._routes.items())]
 
     def route(self, address: IPv4Address) -> RouteAnswer:
         """Ask the table in force for an address's next hop."""
@@ -215,14 +208,18 @@ class Dataplane:
         if hop == OWN:
             return RouteAnswer(peer=None, own=True)
         for prefix_len in range(32, 0, -1) if hop else ():
-            peer = self._peers.get(IPv4Network((address, prefix_len), strict=False))
-            if peer is not None:
-                return RouteAnswer(peer=peer, own=False)
+            route = self._routes.get(IPv4Network((address, prefix_len), strict=False))
+            if route is not None:
+                return RouteAnswer(peer=route.peer, own=False)
         return RouteAnswer(peer=None, own=False)
 
     def close(self) -> None:
         """Stop the data threads and close everything; the kernel removes flannel0."""
         self._opened.close()
+
+    def _traffic(self, index: int) -> PeerTraffic:
+        traffic = self._raw_traffic(index)
+        return traffic.since(self._baseline[index]) if index in self._baseline else traffic
 
     def _raw_traffic(self, index: int) -> PeerTraffic:
         return PeerTraffic(*map(sum, zip(*(engine.peer_counters(index) for engine in self._engines), strict=True)))
