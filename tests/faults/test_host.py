@@ -33,8 +33,8 @@ def duo() -> Iterator[Lab]:
 
 
 def flows(lab: Lab) -> tuple[Flow, Flow]:
-    there, back = lab.pods(), lab.pods()[::-1]
-    return Flow(*there, interval_s=INTERVAL_S), Flow(*back, interval_s=INTERVAL_S)
+    p1, p2 = lab.pods()
+    return Flow(p1, p2, interval_s=INTERVAL_S), Flow(p2, p1, interval_s=INTERVAL_S)
 
 
 def flannel0(host: Host) -> dict[str, Any]:
