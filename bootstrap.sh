@@ -14,6 +14,7 @@ PATH="$PATH:/usr/sbin:/sbin" # where ip lives; a plain `su` leaves them out
 log=build/bootstrap.log
 python=""
 missing=""
+optional=""
 
 say() {
     printf 'bootstrap: %s\n' "$*" >&2
@@ -89,6 +90,9 @@ need_for_tests() {
     need procps command -v sysctl
     need socat command -v socat
     need shellcheck command -v shellcheck
+    need systemd command -v systemd-analyze
+    # Its test is skipped where a release has no such package.
+    command -v kubectl >/dev/null || optional=kubernetes-client
 }
 
 install_missing() {
@@ -105,6 +109,11 @@ install_missing() {
             package=$(newest_packaged_python)
         fi
         packages="$packages $package"
+    done
+    for package in $optional; do
+        if apt-cache show "$package" >/dev/null 2>&1; then
+            packages="$packages $package"
+        fi
     done
     # shellcheck disable=SC2086 # a list of words
     step "installing with apt:$packages" apt-get install -y --no-install-recommends $packages

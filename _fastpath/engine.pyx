@@ -62,11 +62,11 @@ cdef dict direction_as_dict(const DirectionCounters *counters):
 cdef class Engine:
     """Moves packets between a TUN and a UDP socket.
 
-    `tun_fd` and `udp_fd` are non-blocking and stay the caller's; `icmp_fd` is a raw socket with IP_HDRINCL for answers
-    to dropped packets, or -1 for none. `port` is every peer's UDP port, `vnet_bytes` the size of the virtio-net header
-    on the TUN (0 or 10), `source_check` one of `SOURCE_CHECKS`, `dscp` the outer header's (-1: the inner one's).
-    `segment`: the socket takes UDP_SEGMENT; `join_tcp`, `join_udp`: the TUN takes super-packets of that kind.
-    Raises MemoryError, OSError, ValueError.
+    `tun_fd` and `udp_fd` are non-blocking and stay the caller's (see `attach`); `icmp_fd` is a raw socket with
+    IP_HDRINCL for answers to dropped packets, or -1 for none. `port` is every peer's UDP port, `vnet_bytes` the size of
+    the virtio-net header on the TUN (0 or 10), `source_check` one of `SOURCE_CHECKS`, `dscp` the outer header's (-1:
+    the inner one's). `segment`: the socket takes UDP_SEGMENT; `join_tcp`, `join_udp`: the TUN takes super-packets of
+    that kind. Raises MemoryError, OSError, ValueError.
     """
 
     cdef Datapath dp
@@ -100,8 +100,6 @@ cdef class Engine:
             raise ValueError("port is 1 to 65535")
         if not -1 <= dscp < 64:
             raise ValueError("dscp is 0 to 63, or -1 for the inner packet's")
-        if (join_tcp or join_udp) and not vnet_bytes:
-            raise ValueError("a TUN without virtio-net headers takes no super-packets")
         memset(&self.dp, 0, sizeof(self.dp))
         self.arena = <uint8_t *> calloc(1, ARENA_BYTES)
         if self.arena == NULL:
@@ -109,22 +107,14 @@ cdef class Engine:
         self.dp.tun_buffer = self.arena
         self.dp.send_queue.arena = self.dp.tun_buffer + TUN_BUFFER_BYTES
         self.dp.receive_arena = self.dp.send_queue.arena + SEND_ARENA_BYTES
-        self.dp.send_queue.packets_max = RUN_PACKETS_MAX if segment else 1
-        self.dp.write_queue.join_tcp = join_tcp
-        self.dp.write_queue.join_udp = join_udp
         write_queue_clear(&self.dp.write_queue)
         self.dp.dscp = dscp
-        self.dp.tun_fd = tun_fd
-        self.dp.udp_fd = udp_fd
         self.dp.icmp_fd = icmp_fd
         self.dp.port = htons(<unsigned short> port)
         self.dp.vnet_bytes = vnet_bytes
         self.dp.source_check = SOURCE_CHECKS[source_check]
         self.retired = []
-        self.epoll = select.epoll()
-        self.epoll.register(tun_fd, select.EPOLLIN)
-        self.epoll.register(udp_fd, select.EPOLLIN)
-        self.dp.epoll_fd = self.epoll.fileno()
+        self.attach(tun_fd, udp_fd, segment, join_tcp, join_udp)
         self.publish(_empty_table())
 
     def __dealloc__(self):
@@ -132,6 +122,29 @@ cdef class Engine:
         for i in range(<uint32_t> PEER_CHUNKS_MAX):
             free(self.dp.peer_chunks[i])
         free(self.arena)
+
+    def attach(self, int tun_fd, int udp_fd, bint segment=False, bint join_tcp=False, bint join_udp=False) -> None:
+        """Work on these descriptors from now on; the table in force and the counters stay.
+
+        The thread that polls must have stopped; `fileno` is another one afterwards. Raises OSError, ValueError.
+        """
+        if (join_tcp or join_udp) and not self.dp.vnet_bytes:
+            raise ValueError("a TUN without virtio-net headers takes no super-packets")
+        epoll = select.epoll()
+        epoll.register(tun_fd, select.EPOLLIN)
+        epoll.register(udp_fd, select.EPOLLIN)
+        if self.epoll is not None:
+            self.epoll.close()
+        self.epoll = epoll
+        self.dp.epoll_fd = epoll.fileno()
+        self.dp.tun_fd = tun_fd
+        self.dp.udp_fd = udp_fd
+        self.dp.send_queue.packets_max = RUN_PACKETS_MAX if segment else 1
+        self.dp.write_queue.join_tcp = join_tcp
+        self.dp.write_queue.join_udp = join_udp
+        self.dp.tun_errno = 0
+        self.dp.read_errors = 0
+        self.tun_forgotten = False
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when `poll` has work: an epoll descriptor of our own."""

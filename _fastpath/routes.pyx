@@ -111,8 +111,11 @@ cdef int build_trie(Table *table, Route *routes, size_t n) noexcept nogil:
     cdef Builder builder
     cdef uint32_t differing = 0
     cdef uint32_t shared = 31
-    cdef size_t i
-    qsort(routes, n, sizeof(Route), compare_routes)
+    cdef size_t i = 1
+    while i < n and compare_routes(&routes[i - 1], &routes[i]) < 0:
+        i += 1
+    if i < n:                   # a table that was made from the last one is in order already
+        qsort(routes, n, sizeof(Route), compare_routes)
     for i in range(n):
         if i and compare_routes(&routes[i - 1], &routes[i]) == 0:
             return 1

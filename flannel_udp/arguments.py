@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from flannel_udp.errors import UsageError
 from flannel_udp.flags import AGENT_FLAGS, GO_BOOLS, Flag
-from flannel_udp.options import DataplaneOptions, EtcdOptions, FirewallOptions, InterfaceOptions, Options
+from flannel_udp.options import DataplaneOptions, EtcdOptions, FirewallOptions, InterfaceOptions, KubeOptions, Options
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -151,13 +151,21 @@ def _read(flag: Flag, texts: Sequence[str], source: str) -> Any:
 
 def to_options(given: Values) -> Options:
     """Return the options of a run; what was not given has the default of `Options`."""
-    parts: dict[str, dict[str, Any]] = {"": {}, "etcd": {}, "interface": {}, "dataplane": {}, "firewall": {}}
+    parts: dict[str, dict[str, Any]] = {
+        "": {},
+        "etcd": {},
+        "kube": {},
+        "interface": {},
+        "dataplane": {},
+        "firewall": {},
+    }
     for flag in AGENT_FLAGS:
         if flag.field and flag.name in given:
             part, _, field = flag.field.rpartition(".")
             parts[part][field] = given[flag.name]
     return Options(
         etcd=EtcdOptions(**parts["etcd"]),
+        kube=KubeOptions(**parts["kube"]),
         interface=InterfaceOptions(**parts["interface"]),
         dataplane=DataplaneOptions(**parts["dataplane"]),
         firewall=FirewallOptions(**parts["firewall"]),

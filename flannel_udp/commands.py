@@ -21,6 +21,7 @@ from flannel_udp.flags import (
     CONTROL_SOCKET_FLAG,
     DOCKER_OPTS_FLAGS,
     FIREWALL_SHOW_FLAGS,
+    INTERFACE_FLAGS,
     JSON_FLAG,
     REGISTRY_FLAGS,
     SUBNET_FILE_FLAG,
@@ -89,6 +90,18 @@ def _route_get(given: Values) -> int:
 
     route = client.fetch_route(to_options(given).control_socket, given["ADDRESS"])
     _show(given, route, show.show_route)
+    return 0
+
+
+def _iface_show(given: Values) -> int:
+    from flannel_udp.host import interface, interface_why
+
+    options = to_options(given).interface
+    host = interface.gather(options)
+    choice = interface.decide(options, host)
+    (interface_why.show_json if given.get("json") else interface_why.show)(choice, host, sys.stdout)
+    if choice.interface is None:
+        raise interface.no_interface(choice, host)
     return 0
 
 
@@ -240,6 +253,14 @@ COMMANDS: Mapping[str, Command] = {
         _route_get,
         _ASK,
         ("ADDRESS", "an IPv4 address"),
+    ),
+    "iface show": Command(
+        "tell which interface the agent would take with these flags, and why each other one not",
+        "Nothing is changed, no agent needs to run, and anybody may ask. The exit code is the agent's own where there\n"
+        "is nothing to take.\n\n"
+        "example: flannel-udp iface show --iface-can-reach=192.0.2.10",
+        _iface_show,
+        {"interface": INTERFACE_FLAGS, "output": (JSON_FLAG,)},
     ),
     "firewall show": Command(
         "print the firewall rules of a host, as nft -f and iptables-restore --noflush take them",

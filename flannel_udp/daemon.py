@@ -8,19 +8,22 @@ The order of a life:
 4. open                             flannel0, UDP socket, engine      → exit with one line
 5. follow the registry              control.synchroniser → dataplane
 6. the lease                        control.lease                     → waited for
-7. the host                         flannel0's address, MTU and route; firewall rules; subnet.env; READY
+7. the host                         host.upkeep: flannel0; firewall rules; subnet.env; READY
 8. keep the lease; when it is lost stop forwarding at once and go back to 6
+
+From 4 on host.upkeep keeps flannel0 and the sockets right, whatever becomes of the host's network.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from ipaddress import IPv4Network
 
 import uvloop
@@ -29,29 +32,36 @@ from flannel_udp import subnet_env
 from flannel_udp.admin import notify
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.health import health_server
-from flannel_udp.config import MTU_MAX_BYTES, MTU_MIN_BYTES, NetworkConfig
+from flannel_udp.config import NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.peers import PeerTable
-from flannel_udp.control.retry import wait_for_config
+from flannel_udp.control.reload import reload_config
+from flannel_udp.control.retry import retry, wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host import interface, netlink
 from flannel_udp.host.blackhole import keep_blackhole
+from flannel_udp.host.connections import abandon_connections
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.rules import rules_for
+from flannel_udp.host.mtu import tunnel_mtu
 from flannel_udp.host.privileges import check_privileges
-from flannel_udp.model import Interface, Lease, LeaseAttrs, Peer, Subnet
+from flannel_udp.host.upkeep import Upkeep
+from flannel_udp.model import Delta, Interface, Lease, LeaseAttrs, Subnet
 from flannel_udp.options import Options
+from flannel_udp.registry import Registry
 from flannel_udp.registry.open import open_registry
 from flannel_udp.view import AgentView
 
 logger = logging.getLogger(__name__)
 
-OUTER_HEADER_BYTES = 28  # IPv4 20 + UDP 8
 # SIGTERM must end the agent within 2 s, whatever the registry and the firewall's tools do.
 RELEASE_TIMEOUT_S = 0.7
 CLEAN_TIMEOUT_S = 0.7
+# What a registry's client needs to notice that its connection was shut down: the next call then makes a new one. A call
+# on the old one would fail, and be tried again only seconds later.
+NOTICE_S = 0.2
 
 
 def run(options: Options) -> int:
@@ -59,6 +69,8 @@ def run(options: Options) -> int:
     level = logging.DEBUG if options.verbosity > 0 else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname).1s %(asctime)s %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # Loading 100,000 peers makes a million objects that stay: do not look through them for garbage over and over.
+    gc.set_threshold(50_000)
     return uvloop.run(_run(options))
 
 
@@ -69,8 +81,11 @@ async def _run(options: Options) -> int:
     assert life is not None  # noqa: S101 - a coroutine that uvloop.run runs has a task
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, life.cancel)
+    agent = Agent(options)
+    loop.add_signal_handler(signal.SIGHUP, agent.reload_wanted.set)
+    watchdog = loop.create_task(notify.keep_watchdog(agent.come_round), name="watchdog")
     try:
-        await Agent(options).live()
+        await agent.live()
     except asyncio.CancelledError:
         logger.info("stopped")
         return 0
@@ -79,6 +94,8 @@ async def _run(options: Options) -> int:
         if known is None:
             raise
         raise _first(known) from None
+    finally:
+        watchdog.cancel()
     return 1
 
 
@@ -92,17 +109,19 @@ class Gate:
 
     def __init__(self, dataplane: Dataplane) -> None:
         self._dataplane = dataplane
-        self.tunnel = dataplane.tunnel.name
         self._open_for: IPv4Network | None = None
         self._one_at_a_time = asyncio.Lock()
         self.published = asyncio.Event()
         """Set when the dataplane has got the first table for the subnet the gate is open for."""
 
-    async def publish(self, own: IPv4Network, peers: Sequence[Peer]) -> None:
+    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
         """Publish a table, unless the lease it was made for is gone meanwhile."""
         async with self._one_at_a_time:
             if own == self._open_for:
-                await self._dataplane.publish(own, peers)
+                await self._dataplane.publish(own, deltas, whole=whole)
+                if whole:
+                    # Peers are in no cycles, and looking for some among 100,000 of them holds us up for 0.2 s.
+                    gc.freeze()
                 self.published.set()
 
     def open(self, own: IPv4Network) -> None:
@@ -114,16 +133,7 @@ class Gate:
         """Let nothing through and stop forwarding."""
         self._open_for = None
         async with self._one_at_a_time:
-            await self._dataplane.publish(None, ())
-
-
-@dataclass(frozen=True, slots=True)
-class Overlay:
-    """What the configuration and the interface come to; ``mtu`` in bytes."""
-
-    config: NetworkConfig
-    network: IPv4Network
-    mtu: int
+            await self._dataplane.publish(None, (), whole=True)
 
 
 class Agent:
@@ -132,12 +142,19 @@ class Agent:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._view = AgentView(options)
+        self._env: subnet_env.SubnetEnv | None = None  # what subnet.env holds, while we serve
+        self.reload_wanted = asyncio.Event()
+        """Set it, and the network configuration is read again, see control.reload."""
+
+    async def come_round(self) -> None:
+        """Return when all that carries traffic has given a sign of life; before that there is nothing to ask."""
+        if self._view.ready and self._view.dataplane:
+            await self._view.dataplane.come_round()
 
     async def live(self) -> None:
         """Do everything above; ends only by an error or by being cancelled, and leaves nothing behind."""
         options = self._options
-        facts = await asyncio.to_thread(interface.gather, options.interface)
-        external = interface.choose(options.interface, facts)
+        external = await _choose_interface(options)
         logger.info("using interface %s, address %s, public IP %s", external.name, external.address, external.public_ip)
         self._view.interface = external
         tunnel_mtu(external)  # no configuration can help an interface that is too narrow: say so at once
@@ -150,13 +167,13 @@ class Agent:
             registry = open_registry(options)
             stack.push_async_callback(registry.close)
             self._enter("waiting for configuration")
-            parsed = await wait_for_config(registry)
-            network = check_runnable(parsed.config)
-            overlay = Overlay(parsed.config, network, tunnel_mtu(external, parsed.config.backend.mtu))
-            self._view.config = parsed.config
+            config = (await wait_for_config(registry)).config
+            network = check_runnable(config)
+            self._view.config = config
+            self._view.interface = external = await _choose_interface(options)  # that wait may have been a long one
+            tunnel_mtu(external, config.backend.mtu)
 
-            lost_tunnel: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            dataplane = self._open_dataplane(external, parsed.config, lost_tunnel, stack)
+            dataplane = self._open_dataplane(external, config, stack)
             gate = Gate(dataplane)
             keeper = LeaseKeeper(
                 registry,
@@ -165,33 +182,34 @@ class Agent:
                 previous=_previous_subnet(options),
             )
             sync = Synchroniser(registry, PeerTable(network, external.public_ip), gate, keeper.observe)
-            firewall = Firewall(nftables=parsed.config.enable_nftables, resync_s=options.firewall.iptables_resync)
+            firewall = Firewall(nftables=config.enable_nftables, resync_s=options.firewall.iptables_resync)
             self._view.keeper, self._view.sync, self._view.firewall = keeper, sync, firewall
             if options.release_on_exit:
                 stack.push_async_callback(_release, keeper)
             if options.firewall.clean_on_exit:
                 stack.push_async_callback(_clean, firewall, network)
+
+            async def pass_on() -> None:
+                await self._host_changed(upkeep, keeper, sync)
+
+            upkeep = Upkeep(options, external, network, dataplane, mtu_wanted=config.backend.mtu, news=pass_on)
+            self._view.upkeep = upkeep
+            loop = asyncio.get_running_loop()
+            dataplane.start(lambda: loop.call_soon_threadsafe(upkeep.wake))  # called in a data thread
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(sync.run(), name="synchronise")
+                tasks.create_task(self._reload(registry, config), name="reload when asked")
                 tasks.create_task(firewall.run(), name="keep the firewall rules")
-                tasks.create_task(_fail_without_tunnel(lost_tunnel, dataplane.tunnel.name), name="watch the tunnel")
+                tasks.create_task(upkeep.run(), name="keep the host right")
                 while True:
-                    await self._hold_lease(keeper, sync, gate, firewall, overlay)
-                    if (await wait_for_config(registry)).config != overlay.config:
+                    await self._hold_lease(registry, config, keeper, sync, gate, firewall=firewall, upkeep=upkeep)
+                    if (await wait_for_config(registry)).config != config:
                         raise FlannelError("the network configuration has changed: start the agent again")
 
-    def _open_dataplane(
-        self, external: Interface, config: NetworkConfig, lost_tunnel: asyncio.Future[int], stack: AsyncExitStack
-    ) -> Dataplane:
-        loop = asyncio.get_running_loop()
-
-        def on_fault(number: int) -> None:  # in a data thread, once for each
-            loop.call_soon_threadsafe(_set_once, lost_tunnel, number)
-
+    def _open_dataplane(self, external: Interface, config: NetworkConfig, stack: AsyncExitStack) -> Dataplane:
         dscp = DSCP_INHERIT if config.backend.dscp is None else config.backend.dscp
-        dataplane = Dataplane(external.address, config.backend.port, self._options.dataplane, on_fault, dscp)
+        dataplane = Dataplane(external.address, config.backend.port, self._options.dataplane, dscp)
         stack.push_async_callback(_close, dataplane)
-        dataplane.start()
         self._view.dataplane = dataplane
         logger.info("opened %s and UDP %s:%d", dataplane.tunnel.name, external.address, config.backend.port)
         logger.info(
@@ -203,21 +221,32 @@ class Agent:
         return dataplane
 
     async def _hold_lease(
-        self, keeper: LeaseKeeper, sync: Synchroniser, gate: Gate, firewall: Firewall, overlay: Overlay
+        self,
+        registry: Registry,
+        config: NetworkConfig,
+        keeper: LeaseKeeper,
+        sync: Synchroniser,
+        gate: Gate,
+        *,
+        firewall: Firewall,
+        upkeep: Upkeep,
     ) -> None:
         """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped."""
         self._enter("waiting for a lease")
-        lease = await keeper.acquire(overlay.config)
-        await self._set_up_tunnel(lease, overlay, gate.tunnel)
+        lease = await keeper.acquire(config)
+        await upkeep.set_up(lease.subnet.v4.network_address)
+        blackhole = lease.subnet.v4 if self._options.firewall.ip_blackhole_route else None
+        await asyncio.to_thread(keep_blackhole, upkeep.network, blackhole)
         gate.open(lease.subnet.v4)
         self._enter("waiting for the peers")
         await sync.set_own(lease)
         await gate.published.wait()
         async with asyncio.TaskGroup() as tasks:  # the lease is kept also while the firewall's tools fail
-            getting_ready = tasks.create_task(self._get_ready(lease, firewall, overlay), name="get ready")
+            getting_ready = tasks.create_task(self._get_ready(registry, lease, firewall, upkeep), name="get ready")
             lost = await keeper.keep()
             getting_ready.cancel()
-        self._view.ready = False
+        self._view.serving = False
+        self._env = None
         await gate.shut()
         await sync.set_own(None)
         loss = f"lost our subnet {lease.subnet}: {lost}; forwarding stopped"
@@ -225,35 +254,61 @@ class Agent:
             raise FlannelError(loss)
         logger.error("%s", loss)
 
-    async def _get_ready(self, lease: Lease, firewall: Firewall, overlay: Overlay) -> None:
+    async def _get_ready(self, registry: Registry, lease: Lease, firewall: Firewall, upkeep: Upkeep) -> None:
         options = self._options.firewall
         self._enter("waiting for the firewall rules")
         rules = rules_for(
-            overlay.network,
+            upkeep.network,
             lease.subnet.v4,
             masquerade=options.ip_masq,
             forward=options.iptables_forward_rules,
             random_fully=not options.ip_masq_fully_random_disable,
         )
         await firewall.keep(rules)
-        env = subnet_env.SubnetEnv(overlay.network, lease.subnet, overlay.mtu, options.ip_masq)
-        subnet_env.write(self._options.subnet_file, env)
+        self._env = subnet_env.SubnetEnv(upkeep.network, lease.subnet, upkeep.mtu, options.ip_masq)
+        subnet_env.write(self._options.subnet_file, self._env)
         logger.info("wrote %s", self._options.subnet_file)
-        self._view.ready = True
+        self._view.serving = True
         self._enter("running")
         notify.notify_ready()
+        await retry("announcing that the network is up", registry.announce_up)
 
-    async def _set_up_tunnel(self, lease: Lease, overlay: Overlay, name: str) -> None:
-        address = lease.subnet.v4.network_address
-        queue_packets = self._options.dataplane.tx_queue_packets
-        await asyncio.to_thread(netlink.configure_tunnel, name, address, overlay.network, overlay.mtu, queue_packets)
-        blackhole = lease.subnet.v4 if self._options.firewall.ip_blackhole_route else None
-        await asyncio.to_thread(keep_blackhole, overlay.network, blackhole)
-        self._view.tunnel_mtu = overlay.mtu
+    async def _host_changed(self, upkeep: Upkeep, keeper: LeaseKeeper, sync: Synchroniser) -> None:
+        """Pass on what has become of the external interface and flannel0."""
+        assert self._view.interface is not None  # noqa: S101 - it was chosen before all else
+        former, self._view.interface = self._view.interface, upkeep.external
+        if upkeep.external.address != former.address:
+            abandon_connections(former.address)
+            await asyncio.sleep(NOTICE_S)
+        if upkeep.external.public_ip != former.public_ip:
+            keeper.set_attrs(LeaseAttrs(upkeep.external.public_ip))
+            await sync.set_public_ip(upkeep.external.public_ip)
+        if self._env is not None and self._env.mtu != upkeep.mtu:
+            self._env = replace(self._env, mtu=upkeep.mtu)
+            try:
+                subnet_env.write(self._options.subnet_file, self._env)
+            except FlannelError as failed:
+                logger.warning("%s: it still has the former MTU", failed)
+        notify.notify_status(self._view.state)
+
+    async def _reload(self, registry: Registry, in_force: NetworkConfig) -> None:
+        while await self.reload_wanted.wait():
+            self.reload_wanted.clear()
+            # READY=1 ends a reload for systemd, and must not be said of an agent that is not ready.
+            if self._view.ready:
+                notify.notify_reloading()
+            await reload_config(registry, in_force)
+            if self._view.ready:
+                notify.notify_ready()
 
     def _enter(self, state: str) -> None:
-        self._view.state = state
-        notify.notify_status(state)
+        self._view.phase = state
+        notify.notify_status(self._view.state)
+
+
+async def _choose_interface(options: Options) -> Interface:
+    facts = await asyncio.to_thread(interface.gather, options.interface)
+    return interface.choose(options.interface, facts)
 
 
 def check_runnable(config: NetworkConfig) -> IPv4Network:
@@ -270,21 +325,6 @@ def check_runnable(config: NetworkConfig) -> IPv4Network:
     return config.v4.network
 
 
-def tunnel_mtu(external: Interface, wanted: int | None = None) -> int:
-    """Return flannel0's MTU in bytes: Backend.MTU if `wanted`, else what the interface's leaves of a packet.
-
-    Raises ConfigError if the one does not fit into the other, FlannelError if the interface leaves no room at all.
-    """
-    # A UDP datagram has its bound too, whatever the interface (lo: 65,536) allows.
-    largest = min(external.mtu - OUTER_HEADER_BYTES, MTU_MAX_BYTES)
-    if largest < MTU_MIN_BYTES:
-        raise FlannelError(f"the MTU of {external.name}, {external.mtu}, leaves no room for a tunnel: raise it")
-    if wanted is not None and wanted > largest:
-        room = f"the MTU of {external.name}, {external.mtu}, leaves room for {largest}"
-        raise ConfigError([f"Backend.MTU is {wanted}: {room}: lower the one or raise the other"])
-    return largest if wanted is None else wanted
-
-
 def _previous_subnet(options: Options) -> Subnet | None:
     try:
         env = subnet_env.read(options.subnet_file)
@@ -292,16 +332,6 @@ def _previous_subnet(options: Options) -> Subnet | None:
         logger.warning("%s; going on without the subnet we had", unreadable)
         return None
     return None if env is None else env.subnet
-
-
-def _set_once(future: asyncio.Future[int], value: int) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-async def _fail_without_tunnel(lost_tunnel: asyncio.Future[int], name: str) -> None:
-    number = await lost_tunnel
-    raise FlannelError(f"{name} was deleted or broke (errno {number}): start the agent again")
 
 
 async def _release(keeper: LeaseKeeper) -> None:

@@ -190,6 +190,30 @@ def parse_endpoints(text: str) -> tuple[str, ...]:
     return tuple(endpoints)
 
 
+def parse_api_url(text: str) -> str:
+    """Check the URL of a Kubernetes API server, which may have a path, and return it as it is; empty means none."""
+    if "@" in text:
+        raise ValueError("the URL holds no user and password: they belong in a kubeconfig")
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if text and (not valid or re.search(r"\s", text)):
+        raise ValueError(f"{text!r} is not a URL such as https://192.0.2.1:6443")
+    return text
+
+
+_LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+
+
+def parse_annotation_prefix(text: str) -> str:
+    """Check a prefix of annotations, `example.org` or `example.org/name`, and return it as it is."""
+    if not re.fullmatch(rf"({_LABEL}\.)+{_LABEL}(/[a-z0-9_-]*)?", text):
+        raise ValueError(f"{text!r} is not a lower-case domain name such as example.org, or example.org/name")
+    return text
+
+
 def _is_endpoint(url: str) -> bool:
     try:
         parts = urlsplit(url)
@@ -361,15 +385,29 @@ DATAPLANE_FLAGS = (
     ),
 )
 
-_KUBERNETES = "the Kubernetes subnet manager"
-
 KUBERNETES_FLAGS = (
-    _switch("kube-subnet-mgr", "take subnets from Kubernetes instead of etcd", missing=_KUBERNETES),
-    Flag("kube-api-url", "URL of the API server", "URL", missing=_KUBERNETES),
-    Flag("kubeconfig-file", "how to reach the API server", "FILE", missing=_KUBERNETES),
-    Flag("kube-annotation-prefix", "prefix of the node's annotations", default="flannel.alpha.coreos.com"),
-    Flag("net-config-path", "the network configuration", "FILE", default="/etc/kube-flannel/net-conf.json"),
-    _switch("set-node-network-unavailable", "clear the node's condition NetworkUnavailable", default="true"),
+    _switch("kube-subnet-mgr", "take subnets from Kubernetes instead of etcd", "kube.subnet_mgr"),
+    Flag("kube-api-url", "URL of the API server", "URL", parse_api_url, "kube.api_url"),
+    Flag(
+        "kubeconfig-file",
+        "how to reach the API server; without it and the URL, the pod's service account",
+        "FILE",
+        parse_optional_path,
+        "kube.kubeconfig_file",
+    ),
+    Flag(
+        "kube-annotation-prefix",
+        "prefix of the node's annotations",
+        "NAME",
+        parse_annotation_prefix,
+        "kube.annotation_prefix",
+    ),
+    Flag("net-config-path", "the network configuration", "FILE", parse_path, "kube.net_config_path"),
+    _switch(
+        "set-node-network-unavailable",
+        "clear the node's condition NetworkUnavailable",
+        "kube.set_node_network_unavailable",
+    ),
 )
 
 IGNORED_FLAGS = tuple(

@@ -28,6 +28,20 @@ class EtcdOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class KubeOptions:
+    """Whether Kubernetes hands out the subnets, and how to reach its API server."""
+
+    subnet_mgr: bool = False
+    """True: Kubernetes is the registry, whatever `Options.registry` says."""
+    api_url: str = ""
+    kubeconfig_file: Path | None = None
+    annotation_prefix: str = "flannel.alpha.coreos.com"
+    net_config_path: Path = Path("/etc/kube-flannel/net-conf.json")
+    set_node_network_unavailable: bool = True
+    """Clear the node's condition NetworkUnavailable once it carries traffic."""
+
+
+@dataclass(frozen=True, slots=True)
 class InterfaceOptions:
     """How to choose the external interface, in flannel's order; all empty means the default route's."""
 
@@ -104,6 +118,7 @@ class Options:
     registry: str = "etcd"
     """``etcd`` or ``file:PATH``."""
     etcd: EtcdOptions = EtcdOptions()
+    kube: KubeOptions = KubeOptions()
     interface: InterfaceOptions = InterfaceOptions()
     subnet_file: Path = DEFAULT_SUBNET_FILE
     subnet_lease_renew_margin: int = 60

@@ -7,13 +7,23 @@ import time
 from ipaddress import IPv4Address
 
 from flannel_udp import __version__
-from flannel_udp.admin.shapes import Counters, LeaseFacts, NetDevice, PeerRow, Route, SocketBuffers, Status
+from flannel_udp.admin.shapes import (
+    Counters,
+    LeaseFacts,
+    NetDevice,
+    PeerRow,
+    Route,
+    SocketBuffers,
+    Status,
+    WorkerPackets,
+)
 from flannel_udp.config import NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import Dataplane
 from flannel_udp.dataplane.drops import DROP_REASONS
 from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.upkeep import Upkeep
 from flannel_udp.model import Interface
 from flannel_udp.options import Options
 
@@ -24,24 +34,32 @@ class AgentView:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._started_s = time.monotonic()
-        self.state = "starting"
-        self._carries = False
+        self.phase = "starting"
+        self.serving = False
+        """We hold a lease and forward for it."""
+        self.upkeep: Upkeep | None = None
         self.interface: Interface | None = None
         self.config: NetworkConfig | None = None
         self.dataplane: Dataplane | None = None
-        self.tunnel_mtu: int | None = None
         self.keeper: LeaseKeeper | None = None
         self.sync: Synchroniser | None = None
         self.firewall: Firewall | None = None
 
     @property
-    def ready(self) -> bool:
-        """Whether traffic is carried, and the firewall rules that it needs stand."""
-        return self._carries and self.firewall is not None and self.firewall.stands
+    def obstacle(self) -> str | None:
+        """Why no traffic can pass just now, on the host's side."""
+        return self.upkeep.obstacle if self.upkeep else None
 
-    @ready.setter
-    def ready(self, carries: bool) -> None:
-        self._carries = carries
+    @property
+    def ready(self) -> bool:
+        """Whether packets of our subnet are carried, and the firewall rules that they need stand."""
+        rules_stand = self.firewall is not None and self.firewall.stands
+        return self.serving and rules_stand and self.obstacle is None
+
+    @property
+    def state(self) -> str:
+        """What the agent is doing, as a phrase."""
+        return self.obstacle or self.phase
 
     @property
     def drop_reasons(self) -> tuple[str, ...]:
@@ -70,7 +88,9 @@ class AgentView:
             revision=self.sync.status.revision if self.sync else None,
             offload=self.dataplane.offload.names() if self.dataplane else None,
             workers=self.dataplane.workers if self.dataplane else None,
+            worker_packets=self._worker_packets(),
             socket_buffers=self._socket_buffers(),
+            host_repairs=dict(self.upkeep.repairs) if self.upkeep else None,
             counters=self._counters(),
         )
 
@@ -116,6 +136,8 @@ class AgentView:
         )
 
     def _registry(self) -> str:
+        if self._options.kube.subnet_mgr:
+            return "kubernetes"
         if self._options.registry != "etcd":
             return self._options.registry
         return f"etcd {','.join(self._options.etcd.endpoints)} {self._options.etcd.prefix}"
@@ -127,12 +149,12 @@ class AgentView:
 
     def _tunnel(self) -> NetDevice | None:
         lease = self.keeper.lease if self.keeper else None
-        if self.dataplane is None or self.tunnel_mtu is None or lease is None:
+        if self.dataplane is None or self.upkeep is None or lease is None:
             return None
         return {
             "name": self.dataplane.tunnel.name,
             "address": f"{lease.subnet.v4.network_address}/32",
-            "mtu": self.tunnel_mtu,
+            "mtu": self.upkeep.mtu,
         }
 
     def _lease(self) -> LeaseFacts | None:
@@ -145,6 +167,11 @@ class AgentView:
             "expires_in_s": None if left_s is None else round(left_s, 1),
             "reserved": lease.entry.reserved,
         }
+
+    def _worker_packets(self) -> list[WorkerPackets] | None:
+        if self.dataplane is None:
+            return None
+        return [WorkerPackets(packets_out=out, packets_in=in_) for out, in_ in self.dataplane.worker_packets()]
 
     def _socket_buffers(self) -> SocketBuffers | None:
         if self.dataplane is None:

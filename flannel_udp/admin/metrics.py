@@ -93,6 +93,13 @@ class _AgentCollector(Collector):
 
 
 def _state(status: Status) -> Iterator[Metric]:
+    repairs = status["host_repairs"] or {}
+    yield _counter(
+        "host_repairs",
+        "What was put right on the host after somebody changed it.",
+        ("what",),
+        (((what,), count) for what, count in repairs.items()),
+    )
     yield _gauge("peers", "Routes to peers.", status["peers"])
     yield _gauge("ready", "1 while /readyz says so.", status["ready"])
     in_use = status["offload"] or ()
@@ -100,6 +107,16 @@ def _state(status: Status) -> Iterator[Metric]:
         "offload", "1 for each offload in use.", ("rung",), (((rung,), rung in in_use) for rung in _RUNGS)
     )
     yield _gauge("workers", "Data threads.", status["workers"] or 0)
+    yield _counter(
+        "worker_packets",
+        "Inner packets that each data thread carried.",
+        ("worker", "direction"),
+        (
+            ((str(worker), direction), count)
+            for worker, carried in enumerate(status["worker_packets"] or ())
+            for direction, count in (("in", carried["packets_in"]), ("out", carried["packets_out"]))
+        ),
+    )
     if status["lease"]:
         yield _gauge(
             "lease_expires_seconds",

@@ -56,12 +56,20 @@ class SocketBuffers(TypedDict):
     send_bytes: int
 
 
+class WorkerPackets(TypedDict):
+    """Inner packets that one data thread carried."""
+
+    packets_out: int
+    packets_in: int
+
+
 class Status(TypedDict):
     """The agent at one moment; what it does not know yet is ``None``.
 
-    ``state`` is a phrase ("waiting for configuration", "waiting for a lease", "running"); ``ready`` is what /readyz
-    says; ``revision`` is the registry's that the peers are at; ``offload`` names the offloads in use; ``workers``
-    counts the data threads.
+    ``state`` is a phrase ("waiting for configuration", "waiting for a lease", "running", or what is in the way of
+    traffic); ``ready`` is what /readyz says; ``revision`` is the registry's that the peers are at; ``offload`` names
+    the offloads in use; ``workers`` counts the data threads, ``worker_packets`` has one entry for each;
+    ``host_repairs`` says how often what of the host was put right.
     """
 
     version: str
@@ -81,7 +89,9 @@ class Status(TypedDict):
     revision: int | None
     offload: list[str] | None
     workers: int | None
+    worker_packets: list[WorkerPackets] | None
     socket_buffers: SocketBuffers | None
+    host_repairs: dict[str, int] | None
     counters: Counters | None
 
 

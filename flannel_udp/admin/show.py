@@ -90,8 +90,14 @@ def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
         yield "offload", ", ".join(status["offload"]) or "none"
     if status["workers"] is not None:
         yield "workers", str(status["workers"])
+    if status["worker_packets"] and len(status["worker_packets"]) > 1:
+        for worker, carried in enumerate(status["worker_packets"]):
+            counts = f"{_number(carried['packets_out'])} packets out, {_number(carried['packets_in'])} in"
+            yield "", f"worker {worker}: {counts}"
     if status["socket_buffers"]:
         yield "buffers", _buffers(status["socket_buffers"])
+    if status["host_repairs"] and (made := _made(status["host_repairs"])):
+        yield "repairs", made
     if status["counters"]:
         yield from _counter_lines(status["counters"])
 
@@ -120,6 +126,10 @@ def _lease(lease: LeaseFacts | None) -> str | None:
     if lease["expires_in_s"] is None:
         return f"{lease['key']}, a reservation, never expires"
     return f"{lease['key']}, expires in {_duration(lease['expires_in_s'])}"
+
+
+def _made(repairs: dict[str, int]) -> str:
+    return ", ".join(f"{_number(count)} {what}" for what, count in repairs.items() if count)
 
 
 def _optional(template: str, value: object) -> str:

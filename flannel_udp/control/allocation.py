@@ -10,9 +10,9 @@ from itertools import islice
 
 from flannel_udp.config import NetworkConfig, SubnetRange
 from flannel_udp.control.entries import check_prefix, read_lease
-from flannel_udp.errors import NoFreeSubnet
+from flannel_udp.errors import NoFreeSubnet, RegistryError
 from flannel_udp.model import Entry, Lease, Snapshot, Subnet
-from flannel_udp.registry.keys import format_key
+from flannel_udp.registry.keys import format_key, parse_key
 
 CANDIDATES = 100
 """flannel picks among this many free subnets, so that hosts starting together rarely race for the same one."""
@@ -65,6 +65,21 @@ def choose_subnet(
             "delete stale leases or widen the network configuration"
         )
     return Decision(rng.choice(free), discard=discard)
+
+
+def accept_assigned(config: NetworkConfig, entry: Entry) -> Decision:
+    """Decide to take the subnet that the registry assigned to this host; its length may be any.
+
+    `config` has IPv4 on. Raises `RegistryError` when the subnet is no part of the overlay network.
+    """
+    if config.v4 is None:
+        raise ValueError("accept_assigned needs a configuration with IPv4")
+    try:
+        subnet = parse_key(entry.key)
+        check_prefix(subnet.v4, config.v4.network)
+    except ValueError as error:
+        raise RegistryError(f"the subnet assigned to this host is of no use: {error}: make the two agree") from None
+    return Decision(subnet, reuse=entry)
 
 
 def free_subnets(

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 
 from flannel_udp.config import NetworkConfig
-from flannel_udp.control.allocation import Decision, choose_subnet
+from flannel_udp.control.allocation import Decision, accept_assigned, choose_subnet
 from flannel_udp.control.entries import read_lease
 from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays, retry
 from flannel_udp.errors import LeaseLost, RegistryError, SubnetTaken
@@ -85,6 +85,15 @@ class LeaseKeeper:
         """Seconds until the lease expires unless it is renewed; ``None`` for a reservation or without a lease."""
         return None if self._expires_s is None else self._expires_s - _now_s()
 
+    def set_attrs(self, attrs: LeaseAttrs) -> None:
+        """Tell the other hosts this from now on: a lease that is held is rewritten at once, fenced like a renewal."""
+        self._attrs = attrs
+        self._value = format_value(attrs)
+        if self._lease is not None:
+            self._doubted = True  # what the registry has is not right any more
+            self._renew_at_s = _now_s()
+            self._woken.set()
+
     async def acquire(self, config: NetworkConfig) -> Lease:
         """Return a lease, for as long as it takes to get one."""
 
@@ -151,16 +160,21 @@ class LeaseKeeper:
     async def _acquire_once(self, config: NetworkConfig) -> Lease:
         """Make one attempt, which ends early only when other hosts are faster `RACES` times."""
         for _ in range(RACES):
-            snapshot = await self._registry.list()
-            # In a thread, because reading 100,000 leases takes seconds and the event loop serves others meanwhile.
-            decision = await asyncio.to_thread(
-                choose_subnet, config, snapshot, self._attrs.public_ip, self._previous, self._rng
-            )
             try:
-                return await self._carry_out(decision)
+                return await self._carry_out(await self._decide(config))
             except (SubnetTaken, LeaseLost) as error:
                 logger.info("another host was faster: %s", error)
         raise RegistryError(f"other hosts were faster {RACES} times in a row")
+
+    async def _decide(self, config: NetworkConfig) -> Decision:
+        assigned = await self._registry.assigned()
+        if assigned is not None:
+            return accept_assigned(config, assigned)
+        snapshot = await self._registry.list()
+        # In a thread, because reading 100,000 leases takes seconds and the event loop serves others meanwhile.
+        return await asyncio.to_thread(
+            choose_subnet, config, snapshot, self._attrs.public_ip, self._previous, self._rng
+        )
 
     async def _carry_out(self, decision: Decision) -> Lease:
         for unfit in decision.discard:
@@ -193,8 +207,9 @@ class LeaseKeeper:
 
     async def _renew(self, lease: Lease) -> Lease:
         """Renew the lease. Raises `LeaseLost` if it is not ours any more."""
+        attrs, value = self._attrs, self._value
         try:
-            entry = await self._registry.renew(lease.entry, self._value, LEASE_TTL_S)
+            entry = await self._registry.renew(lease.entry, value, LEASE_TTL_S)
         except LeaseLost:
             # Somebody may have rewritten the key in our name, to make it a reservation, say: then it is still ours.
             snapshot = await self._registry.list()
@@ -202,8 +217,8 @@ class LeaseKeeper:
             loss = describe_loss(lease, seen)
             if seen is None or loss is not None:
                 raise LeaseLost(loss) from None
-            entry = await self._registry.renew(seen, self._value, LEASE_TTL_S)
-        return replace(lease, entry=entry)
+            entry = await self._registry.renew(seen, value, LEASE_TTL_S)
+        return replace(lease, attrs=attrs, entry=entry)
 
     def _live(self, left_s: float | None) -> None:
         """Note that the lease lives `left_s` seconds from now, ``None`` for ever; when doubted it stays due at once."""

@@ -100,6 +100,15 @@ class PeerTable:
             self._check_ours(key)
         return self.take_delta()
 
+    def set_public_ip(self, public_ip: IPv4Address) -> Delta:
+        """Set the address that this host is dialled at, whose entries are no peers, and return what that did."""
+        former, self._public_ip = self._public_ip, public_ip
+        for key, record in tuple(self._records.items()):
+            if record.ours or (record.peer is not None and record.peer.public_ip in (former, public_ip)):
+                self._drop(key, record)
+                self._take(key, record.entry)
+        return self.take_delta()
+
     def take_delta(self) -> Delta:
         """Return everything that happened since the last delta."""
         added, changed, removed = [], [], []

@@ -58,7 +58,7 @@ class Complaints:
             logger.info("%s: works now", self._what)
 
 
-async def retry(what: str, call: Callable[[], Awaitable[T]], delays: Delays) -> T:
+async def retry(what: str, call: Callable[[], Awaitable[T]], delays: Delays = DEFAULT_DELAYS) -> T:
     """Return what `call` returns, as soon as it no longer raises a `FlannelError`; `what` opens the log lines."""
     complaints = Complaints(what)
     delay_s = delays.first_retry_s

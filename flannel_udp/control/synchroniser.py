@@ -1,7 +1,7 @@
 """Keeps the data path's peers as the registry says: watch, peer table, publish.
 
-Two tasks: one follows the watch and keeps the table, the other publishes. While a publish runs, further changes gather
-in the table and go out in the next one.
+Two tasks: one follows the watch and keeps the table, the other publishes. While a publish runs, and for a moment after
+it, further changes gather and go out together in the next one.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
+from flannel_udp.control.peer_log import PeerLog
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays
 from flannel_udp.errors import RegistryError
-from flannel_udp.model import Change, Delta, Entry, Lease, Peer, Snapshot
+from flannel_udp.model import Change, Delta, Entry, Lease, Snapshot
 from flannel_udp.registry import Registry
 
 logger = logging.getLogger(__name__)
 
-MAX_LINES = 10
-"""More peers or warnings than this at once are logged as a summary."""
+PAUSE_S = 0.02
+"""Between two publishes. A thousand changes a second make at most 50 tables so, and each is on average 10 ms later."""
 
 Observe = Callable[[Entry | None], None]
 """Told what the watch shows under our own key, ``None`` for nothing: `LeaseKeeper.observe`."""
@@ -33,8 +34,12 @@ Observe = Callable[[Entry | None], None]
 class Publisher(Protocol):
     """Where the peers go: the data path."""
 
-    async def publish(self, own: IPv4Network, peers: Sequence[Peer]) -> None:
-        """Replace all routes: `own` is this host's subnet, `peers` all the others in no particular order."""
+    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
+        """Put routes in force: `own` is this host's subnet, the peers are the last ones after `deltas`.
+
+        With `whole` there were none before. A publisher that lets a publish pass undone gets a whole one next, as only
+        a lease that is lost makes it do so.
+        """
         ...
 
 
@@ -69,11 +74,14 @@ class Synchroniser:
         self._delays = delays
         self._lease: Lease | None = None
         self._synchronised = False  # a snapshot was taken in
+        self._unpublished: list[Delta] = []
+        self._whole = True  # the data path is to forget what it has
         self._stale = asyncio.Event()  # the data path does not have what the table has
         self._feeding = asyncio.Lock()  # the table is between two states of the registry
         self._revision = 0
         self._last_event_s: float | None = None
         self._published = 0
+        self._log = PeerLog(lambda: table.count)
         self.first_published = asyncio.Event()
         """Set when the data path has got its first set of peers."""
 
@@ -86,11 +94,20 @@ class Synchroniser:
         """Set the lease that this host holds; without one nothing is published."""
         async with self._feeding:
             self._lease = lease
-            self._report(self._table.set_own(None if lease is None else lease.subnet.v4))
+            self._log.write(self._table.set_own(None if lease is None else lease.subnet.v4))
+            self._whole = True
             self._stale.set()
         if lease is not None and self._synchronised:
             # The watch may have been ahead of us: what it said about our key went by unseen.
             self._observe(self._table.entry(lease.entry.key))
+
+    async def set_public_ip(self, public_ip: IPv4Address) -> None:
+        """Set the address that this host is dialled at, when it has changed."""
+        async with self._feeding:
+            delta = self._table.set_public_ip(public_ip)
+            self._log.write(delta)
+            self._unpublished.append(delta)
+            self._stale.set()
 
     async def run(self) -> None:
         """Follow the registry and publish, until cancelled."""
@@ -125,9 +142,10 @@ class Synchroniser:
             delta = self._table.take_delta()
             self._revision = event.revision
             self._last_event_s = time.time()
-            self._report(delta)
+            self._log.write(delta)
             if delta or not self._synchronised:
                 self._synchronised = True
+                self._unpublished.append(delta)
                 self._stale.set()
 
     async def _publish(self) -> None:
@@ -136,23 +154,13 @@ class Synchroniser:
             async with self._feeding:
                 self._stale.clear()
                 own = None if self._lease is None else self._lease.subnet.v4
-                peers = self._table.peers()
-            if own is None or not self._synchronised:
-                continue  # set_own or the first snapshot raises the flag again
-            await self._publisher.publish(own, peers)
+                deltas, self._unpublished = self._unpublished, []
+                if own is None or not self._synchronised:
+                    continue  # set_own or the first snapshot raises the flag again, for a whole publish
+                whole, self._whole = self._whole, False
+                if whole:
+                    deltas = [Delta(added=self._table.peers())]
+            await self._publisher.publish(own, deltas, whole=whole)
             self._published += 1
             self.first_published.set()
-
-    def _report(self, delta: Delta) -> None:
-        for warning in delta.warnings[:MAX_LINES]:
-            logger.warning("%s", warning)
-        if len(delta.warnings) > MAX_LINES:
-            logger.warning("... and %d more warnings like these", len(delta.warnings) - MAX_LINES)
-        lists = {"added": delta.added, "changed": delta.changed, "removed": delta.removed}
-        if sum(map(len, lists.values())) > MAX_LINES:
-            counts = ", ".join(f"{len(peers)} {what}" for what, peers in lists.items() if peers)
-            logger.info("peers: %s, now %d", counts, self._table.count)
-            return
-        for what, peers in lists.items():
-            for peer in peers:
-                logger.info("peer %s: %s via %s", what, peer.subnet, peer.public_ip)
+            await asyncio.sleep(PAUSE_S)

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, RouteTable
 from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
-from flannel_udp.dataplane.table import TableBuilder
+from flannel_udp.dataplane.table import Route, TableBuilder
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, open_tunnel
-from flannel_udp.dataplane.underlay import SocketBuffers, granted_buffers, open_icmp, open_underlay
+from flannel_udp.dataplane.underlay import SocketBuffers, close_sockets, granted_buffers, open_icmp, open_sockets
 from flannel_udp.dataplane.worker import Worker
-from flannel_udp.model import Peer
+from flannel_udp.model import Delta, Peer
 from flannel_udp.options import DataplaneOptions, Offload
 
 QUIET_POINT_POLL_S = 0.01
@@ -37,6 +37,13 @@ class PeerTraffic(NamedTuple):
         return PeerTraffic(*(now - then for now, then in zip(self, base, strict=True)))
 
 
+class WorkerPackets(NamedTuple):
+    """Inner packets that one worker carried."""
+
+    packets_out: int
+    packets_in: int
+
+
 @dataclass(frozen=True, slots=True)
 class RouteAnswer:
     """What the table in force says of an address: a peer, our own subnet, or nothing."""
@@ -48,30 +55,23 @@ class RouteAnswer:
 class Dataplane:
     """flannel0, the underlay sockets and the engines between them, one of each a worker.
 
-    `dscp` is the outer header's, -1 for the inner one's. `on_fault(errno)` is called in a data thread when flannel0 is
-    lost. Raises FlannelError where something cannot be opened; nothing stays open then.
+    The device and the sockets can be replaced; the engines, the table in force and the counters live on. `dscp` is the
+    outer header's, -1 for the inner one's. Raises FlannelError where something cannot be opened; nothing stays open
+    then.
     """
 
-    def __init__(
-        self,
-        address: IPv4Address,
-        port: int,
-        options: DataplaneOptions,
-        on_fault: Callable[[int], None],
-        dscp: int = DSCP_INHERIT,
-    ) -> None:
+    def __init__(self, address: IPv4Address, port: int, options: DataplaneOptions, dscp: int = DSCP_INHERIT) -> None:
+        self._options, self._port = options, port
         n_workers = options.workers or len(os.sched_getaffinity(0))
         with ExitStack() as opened:
             self.tunnel = open_tunnel(n_workers)
-            opened.callback(self.tunnel.close)
-            granted = enable_on_tunnel(self.tunnel.filenos()[0], options.offload)
+            opened.callback(self._close_tunnel)
+            self._sockets = open_sockets(address, port, n_workers)
+            opened.callback(self._close_sockets)
             icmp = opened.enter_context(open_icmp())
+            self._granted = self._enable_offload()
             self._engines: list[Engine] = []
-            self._workers: list[Worker] = []
-            for queue in self.tunnel.filenos():
-                udp = opened.enter_context(open_underlay(address, port, shared=n_workers > 1))
-                granted = enable_on_socket(udp, granted)
-                self.socket_buffers: SocketBuffers = granted_buffers(udp)  # the same for every worker
+            for queue, udp in zip(self.tunnel.filenos(), self._sockets, strict=True):
                 engine = Engine(
                     queue,
                     udp.fileno(),
@@ -80,42 +80,95 @@ class Dataplane:
                     source_check=options.source_check,
                     vnet_bytes=VNET_HEADER_BYTES,
                     dscp=dscp,
-                    segment=granted.udp_segment,
-                    join_tcp=granted.join_tcp,
-                    join_udp=granted.join_udp,
+                    segment=self._granted.udp_segment,
+                    join_tcp=self._granted.join_tcp,
+                    join_udp=self._granted.join_udp,
                 )
                 opened.callback(engine.close)
                 self._engines.append(engine)
-                self._workers.append(Worker(engine, options.busy_poll_us, on_fault))
             self._opened = opened.pop_all()
-        self._granted = granted
+        self._workers = [Worker(engine, options.busy_poll_us) for engine in self._engines]
         self._builder = TableBuilder()
-        self._baseline: dict[IPv4Address, PeerTraffic] = {}
+        self._baseline: dict[int, PeerTraffic] = {}  # of an index that was another peer's: what that one had
         self._table: RouteTable | None = None
-        self._index: Mapping[IPv4Address, int] = {}
-        self._peers: dict[IPv4Network, Peer] = {}
+        self._routes: Mapping[IPv4Network, Route] = {}
 
-    def start(self) -> None:
-        """Start to move packets; until a table is published all are dropped, and counted."""
-        for worker in self._workers:
-            worker.start()
-            self._opened.callback(worker.stop)
+    def start(self, on_fault: Callable[[], object]) -> None:
+        """Start to move packets; until a table is published all are dropped, and counted.
 
-    async def publish(self, own: IPv4Network | None, peers: Sequence[Peer]) -> None:
-        """Put a table for our subnet and these peers in force, and return once the old one is let go.
-
-        The table is built outside the data thread, which never waits: it finds the new pointer at its next batch.
+        `on_fault()` is called in a data thread when flannel0 is lost.
         """
-        built = await asyncio.to_thread(self._builder.build, own, peers)
-        # A peer's index may have been another's: its counting starts from what is there.
-        self._baseline = {
-            public_ip: self._raw_traffic(index) if public_ip in built.fresh else self._baseline[public_ip]
-            for public_ip, index in built.indexes.items()
-        }
+        self._on_fault = on_fault
+        self._start()
+        self._opened.callback(self._stop)
+
+    def _start(self) -> None:
+        for worker in self._workers:
+            worker.start(self._on_fault)
+
+    def _stop(self) -> None:
+        for worker in self._workers:
+            worker.ask_to_stop()
+        for worker in self._workers:
+            worker.join()
+
+    def _close_tunnel(self) -> None:
+        self.tunnel.close()
+
+    def _close_sockets(self) -> None:
+        close_sockets(self._sockets)
+
+    @property
+    def tunnel_lost(self) -> bool:
+        """Whether reading from flannel0 has failed for good: it was deleted, or broke."""
+        return any(engine.tun_errno for engine in self._engines)
+
+    def reopen_tunnel(self) -> None:
+        """Open a device in place of flannel0, which then carries packets again once it is configured.
+
+        Packets rest for up to 0.1 s. Raises FlannelError where none can be opened; nothing has changed then.
+        """
+        former, self.tunnel = self.tunnel, open_tunnel(self.workers)
+        self._replace(former.close)
+
+    def rebind(self, address: IPv4Address) -> None:
+        """Send from this address of the external interface, and receive at it; likewise."""
+        former, self._sockets = self._sockets, open_sockets(address, self._port, self.workers)
+        self._replace(lambda: close_sockets(former))
+
+    def _replace(self, close_former: Callable[[], None]) -> None:
+        """Have the engines work on the descriptors that there are now."""
+        self._granted = granted = self._enable_offload()
+        self._stop()
+        for engine, queue, udp in zip(self._engines, self.tunnel.filenos(), self._sockets, strict=True):
+            engine.attach(queue, udp.fileno(), granted.udp_segment, granted.join_tcp, granted.join_udp)
+        self._start()
+        close_former()
+
+    def _enable_offload(self) -> Offload:
+        """Switch on what is wanted and possible on the device and the sockets; return what is on."""
+        granted = enable_on_tunnel(self.tunnel.filenos()[0], self._options.offload)
+        for udp in self._sockets:
+            granted = enable_on_socket(udp, granted)
+        return granted
+
+    @property
+    def socket_buffers(self) -> SocketBuffers:
+        """What the kernel granted each UDP socket."""
+        return granted_buffers(self._sockets[0])
+
+    async def publish(self, own: IPv4Network | None, deltas: Sequence[Delta], *, whole: bool) -> None:
+        """Put a table for our subnet in force, and return once the old one is let go.
+
+        The peers are those of the last table after `deltas`; with `whole` there were none before. The table is built
+        outside the data thread, which never waits: it finds the new pointer at its next batch.
+        """
+        built = await asyncio.to_thread(self._builder.build, own, deltas, whole=whole)
+        for index in built.reused:
+            self._baseline[index] = self._raw_traffic(index)
         for engine in self._engines:
             engine.publish(built.table)
-        self._table, self._index = built.table, built.indexes
-        self._peers = {peer.subnet: peer for peer in peers}
+        self._table, self._routes = built.table, built.routes
         while sum(engine.reclaim() for engine in self._engines):
             await asyncio.sleep(QUIET_POINT_POLL_S)
 
@@ -129,6 +182,10 @@ class Dataplane:
         """How many data threads there are."""
         return len(self._workers)
 
+    async def come_round(self) -> None:
+        """Return once every data thread has answered; one that hangs never does."""
+        await asyncio.gather(*(asyncio.wrap_future(worker.probe()) for worker in self._workers))
+
     def counters(self) -> dict[str, Any]:
         """Return the counters of all engines together, as `Engine.counters` does."""
         total: dict[str, Any] = {}
@@ -136,12 +193,14 @@ class Dataplane:
             _add(total, engine.counters())
         return total
 
+    def worker_packets(self) -> list[WorkerPackets]:
+        """Return what each worker carried. A flow stays on one worker, so a busy one shows here."""
+        counted = [engine.counters() for engine in self._engines]
+        return [WorkerPackets(counters["out"]["packets"], counters["in"]["packets"]) for counters in counted]
+
     def peer_traffic(self) -> list[tuple[Peer, PeerTraffic]]:
         """Return every route with its peer's traffic since the peer appeared."""
-        return [
-            (peer, self._raw_traffic(self._index[peer.public_ip]).since(self._baseline[peer.public_ip]))
-            for _, peer in sorted(self._peers.items())
-        ]
+        return [(peer, self._traffic(index)) for _, (peer, index) in sorted(self._routes.items())]
 
     def route(self, address: IPv4Address) -> RouteAnswer:
         """Ask the table in force for an address's next hop."""
@@ -149,14 +208,18 @@ class Dataplane:
         if hop == OWN:
             return RouteAnswer(peer=None, own=True)
         for prefix_len in range(32, 0, -1) if hop else ():
-            peer = self._peers.get(IPv4Network((address, prefix_len), strict=False))
-            if peer is not None:
-                return RouteAnswer(peer=peer, own=False)
+            route = self._routes.get(IPv4Network((address, prefix_len), strict=False))
+            if route is not None:
+                return RouteAnswer(peer=route.peer, own=False)
         return RouteAnswer(peer=None, own=False)
 
     def close(self) -> None:
         """Stop the data threads and close everything; the kernel removes flannel0."""
         self._opened.close()
+
+    def _traffic(self, index: int) -> PeerTraffic:
+        traffic = self._raw_traffic(index)
+        return traffic.since(self._baseline[index]) if index in self._baseline else traffic
 
     def _raw_traffic(self, index: int) -> PeerTraffic:
         return PeerTraffic(*map(sum, zip(*(engine.peer_counters(index) for engine in self._engines), strict=True)))

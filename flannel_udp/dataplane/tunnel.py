@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Sequence
 
 import pytun
@@ -25,6 +26,8 @@ class Tunnel:
     def __init__(self, queues: Sequence[pytun.TunTapDevice]) -> None:
         self._queues = tuple(queues)
         self.name: str = queues[0].name
+        self.index = socket.if_nametoindex(self.name)
+        """The device's interface index, which no other device gets while this machine is up (in one namespace)."""
         for queue in queues:
             os.set_inheritable(queue.fileno(), False)
             os.set_blocking(queue.fileno(), False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
@@ -20,6 +21,24 @@ class SocketBuffers(NamedTuple):
 
     receive_bytes: int
     send_bytes: int
+
+
+def open_sockets(address: IPv4Address, port: int, n: int) -> list[socket.socket]:
+    """Open `n` UDP sockets of the tunnel, one a worker. Raises FlannelError; none stays open then."""
+    sockets: list[socket.socket] = []
+    try:
+        for _ in range(n):
+            sockets.append(open_underlay(address, port, shared=n > 1))
+    except FlannelError:
+        close_sockets(sockets)
+        raise
+    return sockets
+
+
+def close_sockets(sockets: Sequence[socket.socket]) -> None:
+    """Close them all."""
+    for udp in sockets:
+        udp.close()
 
 
 def open_underlay(address: IPv4Address, port: int, shared: bool) -> socket.socket:

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 
 import uvloop
 
@@ -19,27 +21,27 @@ LINGER_MS = 20
 
 
 class Worker:
-    """Runs `engine` until `stop`, polling `busy_poll_us` microseconds longer than there are packets.
+    """Runs `engine` until it is asked to stop, polling `busy_poll_us` microseconds longer than there are packets."""
 
-    `on_fault(errno)` is called once, from the data thread, when the TUN is lost.
-    """
-
-    def __init__(self, engine: Engine, busy_poll_us: int, on_fault: Callable[[int], None]) -> None:
+    def __init__(self, engine: Engine, busy_poll_us: int) -> None:
         self._engine = engine
         self._busy_poll_us = busy_poll_us
-        self._on_fault = on_fault
-        self._segments = engine.segments
-        self._thread = threading.Thread(target=self._run, name="flannel-data", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, on_fault: Callable[[], object]) -> None:
+        """Start the thread, which calls `on_fault()` once when the TUN is lost (the engine's `tun_errno` says why)."""
+        self._on_fault = on_fault
+        self._segments = self._engine.segments
+        self._thread = threading.Thread(target=self._run, name="flannel-data", daemon=True)
         self._loop = uvloop.new_event_loop()
         self._loop.add_reader(self._engine.fileno(), self._poll)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stop the thread and wait for it; the engine is then free to be closed."""
+    def ask_to_stop(self) -> None:
+        """Let the thread end, within 50 ms."""
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def join(self) -> None:
+        """Wait for the thread's end; the engine is then free to be changed or closed."""
         self._thread.join()
         self._loop.close()
 
@@ -52,7 +54,14 @@ class Worker:
         faulty = self._engine.tun_errno
         self._engine.poll(LINGER_MS, self._busy_poll_us)
         if self._engine.tun_errno and not faulty:
-            self._on_fault(self._engine.tun_errno)
+            self._on_fault()
         if self._segments and not self._engine.segments:
             self._segments = False
             logger.warning("udp-segment is lost: the way to a peer leads over a device that cannot cut datagrams")
+
+    def probe(self) -> Future[None]:
+        """Return what is done as soon as the running thread has come round to it."""
+        answered: Future[None] = Future()
+        with suppress(RuntimeError):  # the loop is closed: nobody answers
+            self._loop.call_soon_threadsafe(answered.set_result, None)
+        return answered

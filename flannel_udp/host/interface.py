@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import AddressValueError, IPv4Address
 from socket import AF_INET
-from typing import Any
+from typing import Any, Literal
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -49,6 +49,10 @@ class Address:
     permanent: bool = True
     deprecated: bool = False
 
+    def rank(self) -> tuple[int, bool, bool]:
+        """Return what the smaller of goes first."""
+        return self.scope, self.deprecated, not self.permanent
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
@@ -63,8 +67,7 @@ class Link:
 
     def ranked(self) -> list[IPv4Address]:
         """Return the addresses, best first: widest scope, not deprecated, permanent, and then the kernel's order."""
-        best_first = sorted(self.addresses, key=lambda a: (a.scope, a.deprecated, not a.permanent))
-        return [item.address for item in best_first]
+        return [item.address for item in sorted(self.addresses, key=Address.rank)]
 
     def why_unusable(self) -> str | None:
         """Return one clause saying why no outer packet can leave here, ``None`` if one can."""
@@ -112,37 +115,71 @@ class _NoMatchError(Exception):
     """One option led nowhere; the text says why in one clause."""
 
 
+Rule = Literal["iface", "iface-regex", "iface-can-reach", "default route"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One step of the choice: an option with its text (none for the default route), and how it is looked for."""
+
+    rule: Rule
+    text: str
+    find: Callable[[HostNetwork], tuple[Link, IPv4Address]]
+
+    def __str__(self) -> str:
+        return self.rule if self.rule == "default route" else f"--{self.rule}={self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What came of the attempts: the last one made, what it found, and what the ones before it (or all) said."""
+
+    made: Attempt
+    interface: Interface | None
+    refusals: tuple[str, ...]
+    """One clause an attempt that led nowhere, "OPTION: why"."""
+
+
+def decide(options: InterfaceOptions, host: HostNetwork) -> Choice:
+    """Make the attempts in their order until one finds an interface. Raises `UsageError` for a broken regex."""
+    attempts = [Attempt("iface", text, partial(_by_name_or_address, text)) for text in options.iface]
+    attempts += [Attempt("iface-regex", text, partial(_by_pattern, _compile(text))) for text in options.iface_regex]
+    if options.iface_can_reach:
+        attempts.append(Attempt("iface-can-reach", options.iface_can_reach, _by_reach))
+    refusals: list[str] = []
+    for attempt in attempts or [Attempt("default route", "", _by_default_route)]:
+        made = attempt
+        try:
+            link, address = attempt.find(host)
+        except _NoMatchError as error:
+            refusals.append(f"{attempt}: {error}")
+            continue
+        interface = Interface(link.name, link.index, link.mtu, address, options.public_ip or address)
+        return Choice(made, interface, tuple(refusals))
+    return Choice(made, None, tuple(refusals))
+
+
 def choose(options: InterfaceOptions, host: HostNetwork) -> Interface:
     """Choose the external interface and the address to bind.
 
     Raises `UsageError` for a broken regex and when options were given and none of them matched, `FlannelError` when
     none was given and the host has no usable default route.
     """
-    attempts: list[tuple[str, Callable[[HostNetwork], tuple[Link, IPv4Address]]]] = []
-    attempts += [(f"--iface={text}", partial(_by_name_or_address, text)) for text in options.iface]
-    attempts += [(f"--iface-regex={text}", partial(_by_pattern, _compile(text))) for text in options.iface_regex]
-    if options.iface_can_reach:
-        attempts.append((f"--iface-can-reach={options.iface_can_reach}", _by_reach))
-    given = bool(attempts)
-    if not given:
-        attempts.append(("default route", _by_default_route))
+    choice = decide(options, host)
+    if choice.interface is None:
+        raise no_interface(choice, host)
+    for refusal in choice.refusals:
+        logger.warning("%s; going on with %s", refusal, choice.made)
+    return choice.interface
 
-    reasons = []
-    for option, attempt in attempts:
-        try:
-            link, address = attempt(host)
-        except _NoMatchError as error:
-            reasons.append(f"{option}: {error}")
-            continue
-        for reason in reasons:
-            logger.warning("%s; going on with %s", reason, option)
-        return Interface(link.name, link.index, link.mtu, address, options.public_ip or address)
 
+def no_interface(choice: Choice, host: HostNetwork) -> FlannelError:
+    """Return the error of a choice that found nothing."""
     existing = ", ".join(f"{link.name} ({' '.join(map(str, link.ranked()))})" for link in host.usable_links())
     tail = f"interfaces that are up with an IPv4 address: {existing or 'none'}"
-    if given:
-        raise UsageError(f"no interface matches: {'; '.join(reasons)}; {tail}")
-    raise FlannelError(f"no interface to use: {reasons[0]}; name one with --iface; {tail}")
+    if choice.made.rule != "default route":
+        return UsageError(f"no interface matches: {'; '.join(choice.refusals)}; {tail}")
+    return FlannelError(f"no interface to use: {choice.refusals[0]}; name one with --iface; {tail}")
 
 
 def _compile(text: str) -> re.Pattern[str]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from socket import AF_INET
 from typing import Any
 
@@ -21,6 +21,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.host.repair import LinkState, TunnelShape
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +32,18 @@ RTN_UNICAST = 1
 RTPROT_KERNEL = 2
 RTPROT_BOOT = 3
 IFF_UP = 0x1
+RTM_F_FIB_MATCH = 0x2000
 IN6_ADDR_GEN_MODE_NONE = 1
 
 
 @dataclass(frozen=True, slots=True)
-class LinkState:
-    """What the kernel knows of one network device; ``mtu`` in bytes, ``up`` means administratively up."""
+class HostState:
+    """What is to be kept right, as found at one moment; a device that is gone is ``None``."""
 
-    name: str
-    index: int
-    mtu: int
-    up: bool
-    addresses: tuple[IPv4Address, ...]
+    tunnel: LinkState | None
+    routed: bool
+    """The overlay's route leads to the tunnel device."""
+    external: LinkState | None
 
 
 @contextmanager
@@ -103,19 +104,59 @@ def unconfigure(name: str) -> None:
         ip.link("set", index=link["index"], state="down")
 
 
-def link_state(name: str) -> LinkState | None:
-    """Return what the kernel knows of the device, ``None`` when there is none. Raises `FlannelError`."""
-    with open_netlink(f"looking at {name}") as ip:
-        link = _find_link(ip, name)
-        if link is None:
+def host_state(tunnel: int, network: IPv4Network, external: int) -> HostState:
+    """Ask the kernel for the state of two devices, by their indexes, and of the overlay's route.
+
+    Takes a millisecond or two however many devices and routes there are. Raises `FlannelError`.
+    """
+    with open_netlink("looking at the host's network") as ip:
+        return HostState(_link_state(ip, tunnel), _leads_to(ip, tunnel, network), _link_state(ip, external))
+
+
+def repair_tunnel(index: int, shape: TunnelShape, repairs: Collection[str]) -> None:
+    """Put right what of the device's link, address, MTU and route is named, and touch nothing else of it.
+
+    Raises `FlannelError`.
+    """
+    with open_netlink("repairing the tunnel device") as ip:
+        if "mtu" in repairs:
+            ip.link("set", index=index, mtu=shape.mtu)
+        if "address" in repairs:
+            ip.addr("replace", index=index, address=str(shape.address), prefixlen=32)
+        if "link" in repairs:
+            ip.link("set", index=index, state="up")
+        if "route" in repairs:
+            _refuse_connected_network(ip, index, shape.network)
+            _put_route(ip, index, shape.network)
+
+
+def _link_state(ip: IPRoute, index: int) -> LinkState | None:
+    try:
+        (link,) = ip.link("get", index=index)
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
             return None
-        return LinkState(
-            name=name,
-            index=link["index"],
-            mtu=link.get_attr("IFLA_MTU"),
-            up=bool(link["flags"] & IFF_UP),
-            addresses=tuple(address_of(message) for message in _addresses(ip, link["index"])),
-        )
+        raise
+    return LinkState(
+        name=link.get_attr("IFLA_IFNAME"),
+        index=index,
+        mtu=link.get_attr("IFLA_MTU"),
+        up=bool(link["flags"] & IFF_UP),
+        addresses=tuple(IPv4Interface((address_of(item), item["prefixlen"])) for item in _addresses(ip, index)),
+    )
+
+
+def _leads_to(ip: IPRoute, index: int, network: IPv4Network) -> bool:
+    """Tell whether the route to `network`, as we make it, leads to the device."""
+    try:
+        # What entry would be used? That is ours, unless a longer prefix covers this address.
+        found = list(ip.route("get", dst=str(network.network_address), flags=RTM_F_FIB_MATCH))
+    except NetlinkError:
+        found = []  # none, or one that refuses: ours may stand behind it
+    ours = [message for message in found if message.get_attr("RTA_TABLE") == RT_TABLE_MAIN]
+    if not any(_is_route_for(message, network) for message in ours):
+        ours = _main_routes(ip)
+    return any(message.get_attr("RTA_OIF") == index and _is_route_for(message, network) for message in ours)
 
 
 def address_of(message: Any) -> IPv4Address:
@@ -203,6 +244,10 @@ def _keep_only_route(ip: IPRoute, index: int, network: IPv4Network) -> None:
         if message.get_attr("RTA_OIF") != index and _is_route_for(message, network):
             device = _link_name(ip, message.get_attr("RTA_OIF"))
             logger.warning("taking over the route %s, which led to %s", network, device)
+    _put_route(ip, index, network)
+
+
+def _put_route(ip: IPRoute, index: int, network: IPv4Network) -> None:
     # Scope and protocol as flanneld's: `ip route` shows plainly "10.1.0.0/16 dev flannel0".
     ip.route(
         "replace",

@@ -1,4 +1,4 @@
-"""Where the table of subnets lives: one protocol, several stores (etcd, file).
+"""Where the table of subnets lives: one protocol, several stores (etcd, file, Kubernetes).
 
 A registry is a small fenced key-value store. It never interprets a subnet entry: parsing is `registry.keys`, policy
 (poisoned keys, overlaps, which subnet to take) is the room `control`. So one bad key can never cost another.
@@ -25,6 +25,17 @@ class Registry(Protocol):
 
     async def write_config(self, raw: bytes) -> None:
         """Replace the network configuration. The caller validated it."""
+        ...
+
+    async def assigned(self) -> Entry | None:
+        """Return this host's entry where the store hands out the subnets itself; ``None`` where hosts take their own.
+
+        The entry may not be written yet; `renew` writes it. Raises `RegistryError` while no subnet is assigned.
+        """
+        ...
+
+    async def announce_up(self) -> None:
+        """Tell the store that this host carries traffic now; a store that does not want to know ignores it."""
         ...
 
     async def list(self) -> Snapshot:

@@ -47,6 +47,12 @@ class EtcdRegistry:
         """See `Registry.write_config`."""
         await self._client.put(pb.PutRequest(key=self._config_key, value=raw))
 
+    async def assigned(self) -> None:
+        """See `Registry.assigned`: hosts take their own subnets."""
+
+    async def announce_up(self) -> None:
+        """See `Registry.announce_up`: a lease says enough."""
+
     async def list(self) -> Snapshot:
         """See `Registry.list`."""
         entries: dict[str, Entry] = {}

@@ -19,6 +19,7 @@ from flannel_udp.model import Change, Entry, Snapshot
 from flannel_udp.registry.file_document import (
     Document,
     entries_of,
+    entry_of,
     expiry_s,
     format_config,
     next_expiry_s,
@@ -74,6 +75,12 @@ class FileRegistry:
             document["config"] = parse_json(raw)
 
         await self._update(change)
+
+    async def assigned(self) -> None:
+        """See `Registry.assigned`: hosts take their own subnets."""
+
+    async def announce_up(self) -> None:
+        """See `Registry.announce_up`: a lease says enough."""
 
     async def list(self) -> Snapshot:
         """See `Registry.list`."""
@@ -199,7 +206,7 @@ class FileRegistry:
         return before if before is not None and _alike(entry, before) else replace(entry, revision=self._revision)
 
     def _require_unchanged(self, document: Document, entry: Entry) -> None:
-        current = entries_of(document, time.time()).get(entry.key)
+        current = entry_of(document, entry.key, time.time())
         if current is None or not _alike(entry, current):
             fate = "is gone" if current is None else "was written by somebody else"
             raise LeaseLost(f"registry file {self._store.path}: {entry.key} {fate}")

@@ -81,11 +81,13 @@ def parse_json(raw: bytes) -> object:
 
 def entries_of(document: Document, now_s: float) -> dict[str, Entry]:
     """Return the entries that have not expired at `now_s` (seconds since 1970)."""
-    return {
-        key: _entry(key, fields)
-        for key, fields in document["subnets"].items()
-        if (expiry_s(fields) or math.inf) > now_s
-    }
+    return {key: _entry(key, fields) for key, fields in document["subnets"].items() if _is_alive(fields, now_s)}
+
+
+def entry_of(document: Document, key: str, now_s: float) -> Entry | None:
+    """Return the entry of one key, ``None`` if there is none or it has expired at `now_s`."""
+    subnets = document["subnets"]
+    return _entry(key, subnets[key]) if key in subnets and _is_alive(subnets[key], now_s) else None
 
 
 def next_expiry_s(document: Document, now_s: float) -> float:
@@ -96,8 +98,7 @@ def next_expiry_s(document: Document, now_s: float) -> float:
 
 def purge_expired(document: Document, now_s: float) -> None:
     """Remove the entries that have expired at `now_s`."""
-    alive = entries_of(document, now_s)
-    document["subnets"] = {key: fields for key, fields in document["subnets"].items() if key in alive}
+    document["subnets"] = {key: fields for key, fields in document["subnets"].items() if _is_alive(fields, now_s)}
 
 
 def expiry_s(fields: object) -> float | None:
@@ -112,6 +113,10 @@ def expiry_s(fields: object) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return moment.timestamp()
+
+
+def _is_alive(fields: object, now_s: float) -> bool:
+    return (expiry_s(fields) or math.inf) > now_s
 
 
 def put_entry(document: Document, key: str, value: bytes, expires_s: float | None) -> Entry:

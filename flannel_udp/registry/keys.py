@@ -50,17 +50,17 @@ def parse_key(key: str) -> Subnet:
 def _parse_network(kind: type[_Network], key: str, address: str, prefix_len: int) -> _Network:
     """Build the network from its two halves; `key` is only for the message."""
     try:
-        host = kind(address)  # a bare address is a network of one
+        host = int(IPv4Address(address) if kind is IPv4Network else IPv6Address(address))
     except ValueError:
         raise ValueError(f"subnet key {key!r}: {address!r} is no {_version(kind)} address") from None
-    if not 1 <= prefix_len <= host.max_prefixlen:
-        raise ValueError(
-            f"subnet key {key!r}: prefix length {prefix_len} is outside 1 to {host.max_prefixlen} ({_version(kind)})"
-        )
-    network = kind((int(host.network_address), prefix_len), strict=False)
-    if network.network_address != host.network_address:
-        raise ValueError(f"subnet key {key!r}: host bits are set, the subnet would be {network}")
-    return network
+    bits = 32 if kind is IPv4Network else 128
+    if not 1 <= prefix_len <= bits:
+        raise ValueError(f"subnet key {key!r}: prefix length {prefix_len} is outside 1 to {bits} ({_version(kind)})")
+    try:
+        return kind((host, prefix_len))
+    except ValueError:
+        network = kind((host, prefix_len), strict=False)
+        raise ValueError(f"subnet key {key!r}: host bits are set, the subnet would be {network}") from None
 
 
 def _version(kind: type[IPv4Address | IPv6Address | IPv4Network | IPv6Network]) -> str:
@@ -112,7 +112,7 @@ def _parse_object(value: bytes) -> dict[str, Any]:
     if value.count(b"{") + value.count(b"[") > MAX_CONTAINERS:
         raise ValueError(f"lease value holds more than {MAX_CONTAINERS} objects and arrays")
     try:
-        document = json.loads(value.decode(), parse_constant=_refuse_constant)
+        document = _JSON.decode(value.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"lease value is not JSON: byte {error.start} is not UTF-8") from None
     except ValueError as error:  # JSONDecodeError, a refused constant, an integer of thousands of digits
@@ -135,6 +135,10 @@ def _parse_address(kind: type[_Address], name: str, field: object) -> _Address:
 def _refuse_constant(name: str) -> NoReturn:
     """Python's reader knows NaN and Infinity; JSON does not."""
     raise ValueError(f"{name} is no JSON value")
+
+
+# Made once: json.loads makes one for every call that has an argument of its own.
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _short(field: object) -> str:

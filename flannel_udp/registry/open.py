@@ -1,4 +1,4 @@
-"""From the flag ``--registry`` to a registry."""
+"""From the flags ``--registry`` and ``--kube-subnet-mgr`` to a registry."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ def open_registry(options: Options) -> Registry:
     Call it inside the event loop that will use it. Raises `UsageError` for a flag, an endpoint or a certificate file
     that is wrong.
     """
+    if options.kube.subnet_mgr:
+        try:
+            from flannel_udp.registry.kube import KubeRegistry  # noqa: PLC0415 - an extra, not installed everywhere
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            raise UsageError(
+                f"--kube-subnet-mgr needs the Python package {package}: pip install 'flannel-udp[kube]'"
+            ) from None
+        return KubeRegistry(options.kube)
     kind, _, path = options.registry.partition(":")
     # What fails is raised, with its cause: gRPC's own lines on stderr would only come between ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

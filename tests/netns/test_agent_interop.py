@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
-from ipaddress import IPv4Network
 
 import pytest
 from scapy.layers.inet import IP
 
 from flannel_udp.dataplane.reference import fault_of
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix, tcp_rate
 from tests.support.agents import peers_of
 from tests.support.flow import Flow
-from tests.support.labs import NEEDS_NETNS, fresh_name
-from tests.support.naive import NaivePeer
-from tests.support.peer import Peer
-from tests.support.socat import SocatPeer
+from tests.support.labs import NEEDS_NETNS
+from tests.support.mixed import FOREIGN_PEERS, OURS, THEIRS, mixed_lab
 from tests.support.taps import Tap
 
 pytestmark = NEEDS_NETNS
 
-OURS, THEIRS = IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24")
 PORT = 8285
 
 
-@pytest.fixture(scope="module", params=["naive peer", "socat"])
+@pytest.fixture(scope="module", params=FOREIGN_PEERS)
 def mixed(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """h1 runs our agent, h2 the foreign peer. No card keeps datagrams joined: a capture shows the wire."""
-    reservations = {str(OURS): "192.0.2.1", str(THEIRS): "192.0.2.2"}
-    with (
-        Lab(Plan(fresh_name(), hosts=2, agents=("h1",), reservations=reservations, offload="plain")) as lab,
-        ExitStack() as stack,
-    ):
-        h1, h2 = lab.hosts
-        peer: Peer
-        if request.param == "socat":
-            peer = SocatPeer(h2, THEIRS, h1.underlay)
-        else:
-            peer = NaivePeer(h2, THEIRS, {OURS: h1.underlay})
-        stack.enter_context(peer)
+    with mixed_lab(request.param, "plain") as lab:
         yield lab
 
 

@@ -11,7 +11,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping
-from tests.support.agents import Agent, log_of, remains_of, subnet_of, up_with_peers, wait_for, wait_for_peers
+from tests.support.agents import Agent, Log, remains_of, subnet_of, up_with_peers, wait_for, wait_for_peers
 from tests.support.by_hand import ByHand, by_hand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -37,20 +37,9 @@ def key_of(host: Host) -> str:
     return str(subnet_of(host)).replace("/", "-")
 
 
-class Log:
-    """What a host's agent says from now on."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._start = len(log_of(host))
-
-    def lines(self, part: str) -> list[str]:
-        """Return the lines that hold `part`."""
-        return [line for line in log_of(self._host)[self._start :] if part in line]
-
-    def losses(self) -> list[str]:
-        """Return the lines about lost subnets."""
-        return self.lines("lost our subnet")
+def losses(log: Log) -> list[str]:
+    """Return the lines about lost subnets."""
+    return log.lines("lost our subnet")
 
 
 def is_held(hand: ByHand, host: Host) -> bool:
@@ -65,7 +54,7 @@ def test_a_deleted_key_is_noticed_and_the_subnet_taken_again(two_subnets: Lab) -
     with Flow(h1.pods[0], h2.pods[0]) as there, Flow(h2.pods[0], h1.pods[0]) as back:
         there.wait_for_one_sent_from_now()
         hand.delete(key_of(h1))
-        assert wait_for("the loss is noticed", lambda: bool(log.losses())) < NOTICE_S
+        assert wait_for("the loss is noticed", lambda: bool(losses(log))) < NOTICE_S
         wait_for("the subnet is held again", lambda: is_held(hand, h1))
         wait_for("ready again", h1.is_ready)
         wait_for_peers([h1, h2])
@@ -73,10 +62,10 @@ def test_a_deleted_key_is_noticed_and_the_subnet_taken_again(two_subnets: Lab) -
         back.wait_for_one_sent_from_now()
     assert subnet_of(h1) == subnet
     key = key_of(h1)
-    assert log.losses() == [
+    assert losses(log) == [
         f"lost our subnet {subnet}: {key} was deleted from the registry or expired; forwarding stopped"
     ]
-    assert others_log.losses() == []
+    assert losses(others_log) == []
 
 
 def test_forwarding_stops_while_another_holds_our_subnet_and_returns_with_it(two_subnets: Lab) -> None:
@@ -84,7 +73,7 @@ def test_forwarding_stops_while_another_holds_our_subnet_and_returns_with_it(two
     hand = by_hand(two_subnets)
     key, subnet, log = key_of(h1), subnet_of(h1), Log(h1)
     hand.put(key, STRANGER)
-    assert wait_for("the loss is noticed", lambda: bool(log.losses())) < NOTICE_S
+    assert wait_for("the loss is noticed", lambda: bool(losses(log))) < NOTICE_S
     wait_for("not ready any more", lambda: h1.control("/v1/status")["ready"] is False)
     before = h1.control("/v1/status")["counters"]
     # Nothing of ours goes out, and what still comes in is not delivered.
@@ -93,7 +82,7 @@ def test_forwarding_stops_while_another_holds_our_subnet_and_returns_with_it(two
     assert after["out"]["packets"] == before["out"]["packets"]
     assert after["in"]["packets"] == before["in"]["packets"]
     assert after["out"]["drops"]["no_route"] > before["out"]["drops"].get("no_route", 0)
-    assert log.losses() == [f"lost our subnet {subnet}: {key} was taken by 192.0.2.99; forwarding stopped"]
+    assert losses(log) == [f"lost our subnet {subnet}: {key} was taken by 192.0.2.99; forwarding stopped"]
     wait_for("that no subnet is free is said", lambda: bool(log.lines("are taken")))
     status = h1.control("/v1/status")
     assert (status["state"], status["subnet"], status["lease"]) == ("waiting for a lease", None, None)

@@ -25,8 +25,8 @@ pytestmark = [
 ]
 
 
-def packet(size: int, number: int = 0, **fields: Any) -> bytes:
-    return bytes(IP(src="10.1.1.5", dst="10.1.2.7", id=number, **fields) / UDP() / bytes(size - 28))
+def packet(size: int, number: int = 0, dst: str = "10.1.2.7", **fields: Any) -> bytes:
+    return bytes(IP(src="10.1.1.5", dst=dst, id=number, **fields) / UDP() / bytes(size - 28))
 
 
 @pytest.fixture
@@ -85,6 +85,19 @@ def test_once_the_limit_is_known_the_kernel_is_not_asked_again(offload: Offload,
             rig.from_tun(packet(PATH_MTU - 28, flags="DF"))
             rig.poll()
             assert len(rig.to_peer("127.0.0.2")) == 1
+
+
+def test_one_peers_limit_is_not_anothers(offload: Offload, inside: Inside) -> None:
+    @inside
+    def check() -> None:
+        with EngineRig(small_table(), offload=offload) as rig:
+            for number in range(2):
+                rig.from_tun(packet(1_400, number, flags="DF"))
+                rig.from_tun(packet(1_400, number, dst="10.1.3.7", flags="DF"))
+                rig.poll()
+            assert [IP(datagram).id for datagram in rig.to_peer("127.0.0.3")] == [0, 1]
+            assert rig.to_peer("127.0.0.2") == []
+            assert rig.drops("out") == {"too_big": 2}
 
 
 def test_a_peer_that_gets_a_former_peers_index_does_not_get_its_limit(offload: Offload, inside: Inside) -> None:

@@ -7,13 +7,14 @@ import fcntl
 import json
 import logging
 import os
+import socket
 import struct
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, TypeVar
 
 import pytest
@@ -22,7 +23,8 @@ from pyroute2 import netns
 
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.host.interface import choose, gather
-from flannel_udp.host.netlink import configure_tunnel, link_state, unconfigure
+from flannel_udp.host.netlink import HostState, configure_tunnel, host_state, unconfigure
+from flannel_udp.host.repair import LinkState
 from flannel_udp.model import Interface
 from flannel_udp.options import InterfaceOptions
 
@@ -33,6 +35,7 @@ pytestmark = [
 
 ADDRESS = IPv4Address("10.1.15.0")
 NETWORK = IPv4Network("10.1.0.0/16")
+NO_SUCH_INDEX = 999_999
 T = TypeVar("T")
 
 
@@ -117,6 +120,22 @@ def configure(namespace: Namespace, address: IPv4Address = ADDRESS, network: IPv
     namespace.call(configure_tunnel, "flannel0", address, network, 1472, 1000)
 
 
+def state_of(namespace: Namespace) -> HostState:
+    """Return the state of flannel0 and of eth0, as far as there are any."""
+
+    def ask() -> HostState:
+        return host_state(*(index_of("flannel0"), NETWORK, index_of("eth0")))
+
+    return namespace.call(ask)
+
+
+def index_of(device: str) -> int:
+    try:
+        return socket.if_nametoindex(device)
+    except OSError:
+        return NO_SUCH_INDEX
+
+
 def find(namespace: Namespace, options: InterfaceOptions) -> Interface:
     return choose(options, namespace.call(gather, options))
 
@@ -144,7 +163,7 @@ def test_fresh_device_gets_flannels_shape_and_takes_it_along_when_closed(namespa
     assert link["txqlen"] == 1000
     assert "UP" in link["flags"]
     assert [(a["family"], a["local"], a["prefixlen"]) for a in link["addr_info"]] == [("inet", "10.1.15.0", 32)]
-    assert namespace.call(link_state, "flannel0") is None
+    assert state_of(namespace).tunnel is None
     assert namespace.routes() == []
     namespace.call(unconfigure, "flannel0")
 
@@ -158,16 +177,32 @@ def test_beside_a_running_uvloop_it_works_in_a_thread(tun: Namespace) -> None:
     assert tun.addresses("flannel0") == ["10.1.15.0/32"]
 
 
-def test_state_of_the_device_can_be_asked(tun: Namespace) -> None:
-    assert tun.call(link_state, "nothing0") is None
-    before = tun.call(link_state, "flannel0")
-    assert before is not None
-    assert (before.up, before.addresses) == (False, ())
+def test_state_of_the_host_can_be_asked(tun: Namespace) -> None:
+    before = state_of(tun)
+    assert before.tunnel is not None
+    assert (before.tunnel.name, before.tunnel.up, before.tunnel.addresses) == ("flannel0", False, ())
+    assert (before.routed, before.external) == (False, None)
     configure(tun)
-    after = tun.call(link_state, "flannel0")
-    assert after is not None
-    assert (after.name, after.index, after.mtu, after.up) == ("flannel0", before.index, 1472, True)
-    assert after.addresses == (ADDRESS,)
+    after = state_of(tun)
+    assert after.tunnel == LinkState("flannel0", before.tunnel.index, 1472, True, (IPv4Interface((ADDRESS, 32)),))
+    assert after.routed
+
+
+@pytest.mark.parametrize(
+    ("other", "routed"),
+    [
+        ("ip route add 10.1.0.0/17 dev lo", True),  # longer: it covers 10.1.0.0 and leaves ours as it is
+        ("ip rule add to 10.1.0.0/16 table 100", True),
+        ("ip route add 10.1.0.0/16 dev lo metric 5", True),
+        ("ip route replace 10.1.0.0/16 dev lo", False),
+        ("ip route replace blackhole 10.1.0.0/16", False),
+        ("ip route del 10.1.0.0/16", False),
+    ],
+)
+def test_only_the_overlays_own_route_counts(tun: Namespace, other: str, routed: bool) -> None:
+    configure(tun)
+    tun.run(other)
+    assert state_of(tun).routed is routed
 
 
 def test_configuring_twice_is_the_same_as_once(tun: Namespace) -> None:
@@ -265,7 +300,7 @@ def test_unconfigure_leaves_a_foreign_device_clean(tun: Namespace) -> None:
     tun.call(unconfigure, "flannel0")
     assert tun.addresses("flannel0") == []
     assert tun.routes() == []
-    state = tun.call(link_state, "flannel0")
+    state = state_of(tun).tunnel
     assert state is not None
     assert not state.up
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 
@@ -12,12 +12,14 @@ import pytest
 
 from flannel_udp.errors import ConfigMissing, LeaseLost, SubnetTaken
 from flannel_udp.model import LEASE_TTL_S, Entry, Snapshot
-from flannel_udp.options import EtcdOptions, Options
+from flannel_udp.options import EtcdOptions, KubeOptions, Options
 from flannel_udp.registry import Registry
 from flannel_udp.registry.open import open_registry
+from tests.kube_api.server import ApiServer
 from tests.registry.support import etcdctl, watching
 
 KEY = "10.1.15.0-24"
+NODE = "h1"
 OTHER_KEY = "10.1.16.0-24"
 VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
 OTHER_VALUE = b'{"PublicIP":"192.0.2.2","PublicIPv6":null}'
@@ -26,8 +28,9 @@ OTHER_VALUE = b'{"PublicIP":"192.0.2.2","PublicIPv6":null}'
 class Store:
     """One store, reached through as many registries as there are hosts, and by hand."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, kube_api: ApiServer | None) -> None:
         self._options = options
+        self._kube_api = kube_api
         self._opened: list[Registry] = []
 
     def open(self) -> Registry:
@@ -41,6 +44,10 @@ class Store:
 
     def put_by_hand(self, key: str, value: bytes) -> None:
         """Write an entry without a lease, as an administrator would."""
+        if self._kube_api is not None:
+            fields = {"kube_subnet_manager": "true", "public_ip": json.loads(value)["PublicIP"]}
+            self._kube_api.add_node(NODE, key.replace("-", "/"), **fields)
+            return
         if self._options.registry == "etcd":
             etcd = self._options.etcd
             etcdctl(etcd.endpoints[0], "put", f"{etcd.prefix}/subnets/{key}", value.decode())
@@ -51,17 +58,31 @@ class Store:
         path.write_text(json.dumps(document))
 
 
+WITH_KUBERNETES = pytest.mark.parametrize("options", ["etcd", "file", "kube"], indirect=True)
+"""For what is promised where the store hands out the subnets, too."""
+
+
+@pytest.fixture
+def kube_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    monkeypatch.setenv("NODE_NAME", NODE)
+    with ApiServer() as api:
+        yield api
+
+
 @pytest.fixture(params=["etcd", "file"])
 def options(request: pytest.FixtureRequest, tmp_path: Path) -> Options:
     if request.param == "file":
         return Options(registry=f"file:{tmp_path / 'registry.json'}")
+    if request.param == "kube":
+        api: ApiServer = request.getfixturevalue("kube_api")
+        return Options(kube=KubeOptions(subnet_mgr=True, api_url=api.url))
     etcd: EtcdOptions = request.getfixturevalue("etcd_options")
     return Options(registry="etcd", etcd=etcd)
 
 
 @pytest.fixture
-async def store(options: Options) -> AsyncIterator[Store]:
-    store = Store(options)
+async def store(options: Options, request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    store = Store(options, request.getfixturevalue("kube_api") if options.kube.subnet_mgr else None)
     yield store
     await store.close()
 
@@ -104,6 +125,7 @@ async def test_writing_the_configuration_leaves_the_subnets_alone(registry: Regi
 # Creating
 
 
+@WITH_KUBERNETES
 async def test_an_empty_store_lists_nothing(registry: Registry) -> None:
     assert (await registry.list()).entries == {}
 
@@ -223,6 +245,7 @@ async def test_a_key_that_went_to_another_host_is_lost(registry: Registry, other
 # Reservations
 
 
+@WITH_KUBERNETES
 async def test_a_reservation_has_no_end(store: Store, registry: Registry) -> None:
     store.put_by_hand(KEY, VALUE)
     entry = (await registry.list()).entries[KEY]
@@ -230,6 +253,7 @@ async def test_a_reservation_has_no_end(store: Store, registry: Registry) -> Non
     assert await registry.time_left_s(entry) is None
 
 
+@WITH_KUBERNETES
 @pytest.mark.parametrize("value", [VALUE, OTHER_VALUE], ids=["same value", "other value"])
 async def test_a_reservation_that_is_renewed_stays_one(store: Store, registry: Registry, value: bytes) -> None:
     store.put_by_hand(KEY, VALUE)
@@ -296,6 +320,7 @@ async def test_entries_that_make_no_sense_are_handed_on_untouched(store: Store, 
     assert {key: entry.value for key, entry in entries.items()} == {"no subnet": b'{"x":[1]}', KEY: b'"no object"'}
 
 
+@WITH_KUBERNETES
 async def test_a_watch_ends_at_once_when_its_task_is_cancelled(registry: Registry) -> None:
     async with asyncio.timeout(2):
         async with watching(registry) as seen:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import wait_until
-from flannel_udp.lab.node import Host
+from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
 
 PATIENCE_S = 10.0
 """How long a test waits for what should take a fraction of a second: the machine may be busy with other things."""
@@ -50,6 +50,16 @@ def wait_for_peers(hosts: Sequence[Host]) -> None:
     wait_for("the agents know each other", lambda: all(knows_the_others(host) for host in hosts))
 
 
+def start_agents(hosts: Sequence[Host], *arguments: str) -> None:
+    """Start the agents of hosts where the lab started none; wait for them, attach their pods, let them meet."""
+    for host in hosts:
+        host.start_agent(*arguments)
+    for host in hosts:
+        host.wait_ready(AGENT_TIMEOUT_S)
+        host.attach_pods()
+    wait_for_peers(hosts)
+
+
 def up_with_peers(lab: Lab) -> Lab:
     """Wait until the agents of a fresh lab know each other, so that the first packet already arrives."""
     wait_for_peers([host for host in lab.hosts if host.runs_agent])
@@ -70,6 +80,18 @@ def messages(lines: Iterable[str]) -> list[str]:
 def log_of(host: Host) -> list[str]:
     """Return what the agent of a lab said so far."""
     return messages(host.log_file.read_text().splitlines())
+
+
+class Log:
+    """What a host's agent says from now on."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._start = len(log_of(host))
+
+    def lines(self, part: str = "") -> list[str]:
+        """Return the lines that hold `part`."""
+        return [line for line in log_of(self._host)[self._start :] if part in line]
 
 
 def links_of(host: Host) -> list[str]:

@@ -1,6 +1,7 @@
 """An engine between a datagram socket pair in the TUN's place and real UDP sockets on loopback: no root needed.
 
-The engine listens on 127.0.0.1; each peer is a socket on another loopback address, all on one free port.
+The engine listens on 127.0.0.1, unless told otherwise; each peer is a socket on another loopback address, all on one
+free port.
 """
 
 from __future__ import annotations
@@ -60,11 +61,14 @@ class EngineRig:
         source_check: str = "strict",
         vnet_bytes: int = 10,
         offload: Offload = NO_OFFLOAD,
+        *,
+        agent: IPv4Address = AGENT,
     ) -> None:
+        self._agent = str(agent)
         self.vnet_bytes = vnet_bytes
         self._near, self.tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind((str(AGENT), 0))
+        self._udp.bind((self._agent, 0))
         self.port: int = self._udp.getsockname()[1]
         self.peers: dict[str, socket.socket] = {}
         for end in (self._near, self.tun, self._udp):
@@ -98,7 +102,7 @@ class EngineRig:
 
     def from_peer(self, address: str, datagram: bytes) -> None:
         """Let a peer send a datagram."""
-        self.peers[address].sendto(datagram, (str(AGENT), self.port))
+        self.peers[address].sendto(datagram, (self._agent, self.port))
 
     def poll(self) -> int:
         """Run the engine until nothing waits; return how many packets it read."""

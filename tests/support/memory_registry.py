@@ -27,6 +27,8 @@ class MemoryRegistry:
         self.granted_s = 86_400.0
         """What `time_left_s` answers for a lease."""
         self.ttls_s: set[int] = set()
+        self.given: Entry | None = None
+        """What `assigned` answers: set by the test of a store that hands out the subnets."""
         self._watchers: list[asyncio.Queue[Snapshot | Change | RegistryError]] = []
 
     # What a test does.
@@ -71,6 +73,12 @@ class MemoryRegistry:
 
     async def write_config(self, raw: bytes) -> None:
         self.config = raw
+
+    async def assigned(self) -> Entry | None:
+        return self.given
+
+    async def announce_up(self) -> None:
+        self._begin("announce_up")
 
     async def list(self) -> Snapshot:
         self._begin("list")

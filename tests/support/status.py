@@ -22,7 +22,9 @@ RUNNING: Status = {
     "revision": 42,
     "offload": ["tso", "udp-gro"],
     "workers": 2,
+    "worker_packets": [{"packets_out": 1_234_560, "packets_in": 0}, {"packets_out": 7, "packets_in": 0}],
     "socket_buffers": {"receive_bytes": 4_194_304, "send_bytes": 212_992},
+    "host_repairs": {"link": 1_000, "route": 2, "tunnel": 0},
     "counters": {
         "out": {"packets": 1_234_567, "bytes": 1_500_000_000, "drops": {"no_route": 3, "too_short": 0}},
         "in": {"packets": 0, "bytes": 0, "drops": {}},
@@ -46,7 +48,9 @@ WAITING: Status = {
     "revision": None,
     "offload": None,
     "workers": None,
+    "worker_packets": None,
     "socket_buffers": None,
+    "host_repairs": None,
     "counters": None,
 }
 PEER: PeerRow = {

@@ -16,6 +16,7 @@ from tests.support.agents import PATIENCE_S
 
 _ETH_P_IP, _ETH_P_ALL = 0x0800, 0x0003
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+_IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3  # linux/in.h
 _BUFFER_BYTES = 16 << 20
 _ERROR_TYPES = (3, 11)  # RFC 792: destination unreachable, time exceeded
 
@@ -84,8 +85,9 @@ class IcmpErrors(_Listener):
 
 
 def send_raw(node: Node, packet: Any) -> None:
-    """Let a node send an IPv4 packet of our making; its kernel routes it."""
+    """Let a node send an IPv4 packet of our making; its kernel routes it, whatever it learned of the path's MTU."""
     with node.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
         sock.sendto(bytes(packet), (packet.dst, 0))
 
 

@@ -81,10 +81,17 @@ async def test_a_running_agents_figures_are_exported(port: int) -> None:
         ("icmp_answers_total", ("failed",)): 0,
         ("system_calls_total", ("tun_reads",)): 1_000,
         ("system_calls_total", ("udp_sends",)): 7,
+        ("host_repairs_total", ("link",)): 1_000,
+        ("host_repairs_total", ("route",)): 2,
+        ("host_repairs_total", ("tunnel",)): 0,
         ("peers", ()): 2,
         ("ready", ()): 1,
         **{("offload", (rung,)): float(rung in ("tso", "udp-gro")) for rung in Offload().names()},
         ("workers", ()): 2,
+        ("worker_packets_total", ("in", "0")): 0,
+        ("worker_packets_total", ("out", "0")): 1_234_560,
+        ("worker_packets_total", ("in", "1")): 0,
+        ("worker_packets_total", ("out", "1")): 7,
         ("lease_expires_seconds", ()): 86_399.5,
         ("build_info", ("0.1.0",)): 1,
     }
@@ -123,7 +130,7 @@ async def test_counters_and_gauges_say_what_they_are(port: int) -> None:
         _, text = await asyncio.to_thread(get, port)
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert all(family.documentation for family in families.values())
-    counters = {"packets", "bytes", "drops", "icmp_answers", "system_calls"}
+    counters = {"packets", "bytes", "drops", "icmp_answers", "system_calls", "host_repairs", "worker_packets"}
     assert {name.removeprefix("flannel_udp_") for name, f in families.items() if f.type == "counter"} == counters
     assert {f.type for f in families.values()} == {"counter", "gauge"}
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import socket
 import uuid
 from pathlib import Path
 
 import pytest
 
-from flannel_udp.admin.notify import notify_ready, notify_status, notify_stopping
+from flannel_udp.admin.notify import (
+    keep_watchdog,
+    notify_ready,
+    notify_reloading,
+    notify_status,
+    notify_stopping,
+    watchdog_s,
+)
 
 
 def test_the_three_messages_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +61,79 @@ def test_a_supervisor_that_does_not_read_cannot_block_us(tmp_path: Path, monkeyp
             notify_status("still here")
         systemd.settimeout(5)
         assert systemd.recv(1000) == b"STATUS=still here"
+
+
+def test_a_reload_has_its_time_in_the_same_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        notify_reloading()
+        first, second = systemd.recv(1000).decode().split("\n")
+        assert first == "RELOADING=1"
+        assert second.removeprefix("MONOTONIC_USEC=").isdecimal()
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "seconds"),
+    [
+        ("30000000", None, 30.0),
+        ("500000", str(os.getpid()), 0.5),
+        ("30000000", "1", None),  # meant for another process, which left us its environment
+        ("0", None, None),
+        ("", None, None),
+        ("soon", None, None),
+        ("-5", None, None),
+    ],
+)
+def test_the_watchdogs_time_is_read_as_sd_watchdog_enabled_does(
+    usec: str, pid: str | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    if pid is None:
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    else:
+        monkeypatch.setenv("WATCHDOG_PID", pid)
+    assert watchdog_s() == seconds
+
+
+async def test_pings_stop_while_something_does_not_come_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns = asyncio.Event()
+    turns.set()
+
+    async def come_round() -> None:
+        await turns.wait()
+
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        loop = asyncio.get_running_loop()
+        watchdog = asyncio.create_task(keep_watchdog(come_round))
+        try:
+            for _ in range(2):
+                assert await asyncio.wait_for(loop.sock_recv(systemd, 1000), 10) == b"WATCHDOG=1"
+            turns.clear()
+            with caplog.at_level(logging.ERROR), pytest.raises(TimeoutError):
+                while True:  # one may be on its way
+                    await asyncio.wait_for(loop.sock_recv(systemd, 1000), 0.5)
+            assert {record.getMessage() for record in caplog.records} == {
+                "a data thread does not answer: if that lasts, systemd starts the agent again"
+            }
+            turns.set()
+            assert await asyncio.wait_for(loop.sock_recv(systemd, 1000), 10) == b"WATCHDOG=1"
+        finally:
+            watchdog.cancel()
+
+
+async def test_without_a_watchdog_the_task_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
+
+    async def never() -> None:
+        raise AssertionError("nobody asked")
+
+    await asyncio.wait_for(keep_watchdog(never), 10)

@@ -125,8 +125,8 @@ def test_help_of_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFi
         ),
         (["--healthz-port=http"], "--healthz-port: 'http' is not a whole number from 0 to 65535"),
         (
-            ["--kube-subnet-mgr"],
-            "--kube-subnet-mgr: the Kubernetes subnet manager is not available yet; leave the flag out",
+            ["--public-ipv6=2001:db8::1"],
+            "--public-ipv6: IPv6 is not available yet; leave the flag out",
         ),
     ],
 )

@@ -20,6 +20,7 @@ from flannel_udp.options import (
     EtcdOptions,
     FirewallOptions,
     InterfaceOptions,
+    KubeOptions,
     Offload,
     Options,
 )
@@ -122,21 +123,35 @@ VALUES: list[tuple[str, str, str, Any]] = [
     ("offload", "auto", "dataplane.offload", Offload()),
     ("offload", "off", "dataplane.offload", NO_OFFLOAD),
     ("offload", "tso,udp-gro", "dataplane.offload", replace(NO_OFFLOAD, tso=True, udp_gro=True)),
+    ("kube-subnet-mgr", "true", "kube.subnet_mgr", True),
+    ("kube-api-url", "https://api.example:6443/clusters/a", "kube.api_url", "https://api.example:6443/clusters/a"),
+    ("kube-api-url", "http://[2001:db8::1]:8080", "kube.api_url", "http://[2001:db8::1]:8080"),
+    ("kube-api-url", "", "kube.api_url", ""),
+    ("kubeconfig-file", "/etc/kube/config", "kube.kubeconfig_file", Path("/etc/kube/config")),
+    ("kubeconfig-file", "", "kube.kubeconfig_file", None),
+    ("kube-annotation-prefix", "example.org", "kube.annotation_prefix", "example.org"),
+    ("kube-annotation-prefix", "example.org/", "kube.annotation_prefix", "example.org/"),
+    ("kube-annotation-prefix", "a-1.example.org/x_y-z", "kube.annotation_prefix", "a-1.example.org/x_y-z"),
+    ("net-config-path", "/etc/net-conf.json", "kube.net_config_path", Path("/etc/net-conf.json")),
+    ("set-node-network-unavailable", "false", "kube.set_node_network_unavailable", False),
 ]
 ACCEPTED_WITHOUT_EFFECT = [
-    ("kube-annotation-prefix", "example.org/x"),
-    ("net-config-path", "/etc/net-conf.json"),
-    ("kube-api-url", ""),
-    ("kubeconfig-file", ""),
     ("public-ipv6", ""),
 ]
 REFUSED = [
     ("public-ipv6", "2001:db8::1", "IPv6"),
-    ("kube-subnet-mgr", "true", "the Kubernetes subnet manager"),
-    ("kube-api-url", "https://192.0.2.1", "the Kubernetes subnet manager"),
-    ("kubeconfig-file", "/etc/kube/config", "the Kubernetes subnet manager"),
 ]
 FAULTY = [
+    *[
+        ("kube-api-url", text, f"{text!r} is not a URL such as https://192.0.2.1:6443")
+        for text in ("192.0.2.1:6443", "ftp://api", "https://", "https://api:x", "https://a b", "https://[::1")
+    ],
+    ("kube-api-url", "https://root:geheim@api", "the URL holds no user and password: they belong in a kubeconfig"),
+    *[
+        ("kube-annotation-prefix", text, f"{text!r} is not a lower-case domain name")
+        for text in ("", "example", "Example.org", "example.org/a/b", "example.org/A", "/x", "example..org", "-a.org")
+    ],
+    ("net-config-path", "", "the path is empty"),
     ("registry", "consul", "'consul' is neither etcd nor file:PATH"),
     ("registry", "file:", "'file:' is neither etcd nor file:PATH"),
     ("registry", "etcd:x", "'etcd:x' is neither etcd nor file:PATH"),
@@ -220,11 +235,14 @@ def test_nothing_given_means_the_defaults() -> None:
 
 def test_every_field_of_the_options_is_set_by_exactly_one_flag() -> None:
     fields = [flag.field for flag in AGENT_FLAGS if flag.field]
-    expected = {name for name in Options.__slots__ if name not in ("etcd", "interface", "dataplane", "firewall")}
+    expected = {
+        name for name in Options.__slots__ if name not in ("etcd", "kube", "interface", "dataplane", "firewall")
+    }
     expected |= {f"etcd.{name}" for name in EtcdOptions.__slots__}
     expected |= {f"interface.{name}" for name in InterfaceOptions.__slots__}
     expected |= {f"dataplane.{name}" for name in DataplaneOptions.__slots__}
     expected |= {f"firewall.{name}" for name in FirewallOptions.__slots__}
+    expected |= {f"kube.{name}" for name in KubeOptions.__slots__}
     assert sorted(fields) == sorted(expected - {"interface.public_ipv6"})  # IPv6 does not exist yet
 
 
@@ -312,11 +330,6 @@ def test_a_harmless_flag_is_accepted_without_effect(name: str, text: str) -> Non
     for words in spellings(FLAGS[name], text):
         assert read(*words) == Options()
     assert read(**{FLAGS[name].variable: text}) == Options()
-
-
-@pytest.mark.parametrize("text", ["true", "false"])
-def test_a_harmless_switch_is_accepted_either_way(text: str) -> None:
-    assert read(f"--set-node-network-unavailable={text}") == Options()
 
 
 @pytest.mark.parametrize("flag", IGNORED_FLAGS, ids=lambda flag: flag.name)

@@ -379,6 +379,35 @@ async def test_a_lease_that_a_person_turns_into_a_reservation_is_kept_without_a_
         assert (registry.entries[key].value, keeper.lease.entry.reserved, keeper.left_s) == (OUR_VALUE, True, None)
 
 
+async def test_another_public_ip_is_registered_at_once_under_the_same_subnet() -> None:
+    registry = MemoryRegistry()
+    keeper = keeper_of(registry)
+    before = await soon(keeper.acquire(CONFIG))
+    key = before.entry.key
+    async with kept(keeper) as task:
+        keeper.set_attrs(LeaseAttrs(IPv4Address("192.0.2.9")))
+        await eventually(registry, "renew", 1)
+        await asyncio.sleep(0.02)
+        assert not task.done()
+        assert (registry.entries[key].value, registry.entries[key].lease_id) == (OTHER_VALUE, before.entry.lease_id)
+        assert keeper.lease is not None
+        assert (keeper.lease.subnet, keeper.lease.attrs.public_ip) == (before.subnet, IPv4Address("192.0.2.9"))
+        registry.put(key, OUR_VALUE)  # under our former address it would be another host's
+        keeper.observe(registry.entries[key])
+        assert await soon(task) == f"{key} was taken by {OUR_IP}"
+
+
+async def test_another_public_ip_never_overwrites_a_key_that_was_lost() -> None:
+    registry = MemoryRegistry()
+    keeper = keeper_of(registry)
+    key = (await soon(keeper.acquire(CONFIG))).entry.key
+    registry.put(key, b'{"PublicIP":"192.0.2.77"}')
+    async with kept(keeper) as task:
+        keeper.set_attrs(LeaseAttrs(IPv4Address("192.0.2.9")))
+        assert await soon(task) == f"{key} was taken by 192.0.2.77"
+    assert registry.entries[key].value == b'{"PublicIP":"192.0.2.77"}'
+
+
 async def test_after_a_loss_the_same_subnet_is_taken_again_if_it_is_free() -> None:
     registry = MemoryRegistry()
     keeper = keeper_of(registry)

@@ -152,6 +152,20 @@ def test_our_own_subnet_is_never_a_peer_whoever_holds_it() -> None:
     assert table.set_own(OWN) == Delta(removed=(peer("10.1.15.0/24", "192.0.2.9"),))
 
 
+def test_when_our_public_ip_changes_nobody_under_the_new_one_is_a_peer_any_more() -> None:
+    table = new_table()
+    entries = (entry("10.1.15.0-24", OUR_IP), entry("10.1.16.0-24", "192.0.2.9"), entry("10.1.17.0-24", OUR_IP))
+    assert table.apply(snapshot(*entries)).added == (peer("10.1.16.0/24", "192.0.2.9"),)
+    delta = table.set_public_ip(IPv4Address("192.0.2.9"))
+    assert delta.removed == (peer("10.1.16.0/24", "192.0.2.9"),)
+    assert delta.added == (peer("10.1.17.0/24", OUR_IP),)  # what the registry says: that address is not ours now
+    assert table.apply(change(entry("10.1.15.0-24", "192.0.2.9", 2))) == Delta()
+    fresh = PeerTable(NETWORK, IPv4Address("192.0.2.9"))
+    fresh.set_own(OWN)
+    fresh.apply(snapshot(entry("10.1.15.0-24", "192.0.2.9", 2), *entries[1:]))
+    assert set(table.peers()) == set(fresh.peers())
+
+
 def test_keys_under_our_public_ip_are_no_matter_before_we_hold_a_subnet_and_warned_about_once_after() -> None:
     table = PeerTable(NETWORK, IPv4Address(OUR_IP))
     assert table.apply(snapshot(entry("10.1.15.0-24", OUR_IP), entry("10.1.20.0-24", OUR_IP))) == Delta()

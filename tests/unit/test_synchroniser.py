@@ -16,7 +16,7 @@ from flannel_udp.control.peers import PART_SIZE, PeerTable
 from flannel_udp.control.retry import Delays
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.errors import RegistryDenied
-from flannel_udp.model import Change, Entry, Lease, LeaseAttrs, Peer, Snapshot, Subnet
+from flannel_udp.model import Change, Delta, Entry, Lease, LeaseAttrs, Peer, Snapshot, Subnet
 from flannel_udp.registry import Registry
 from flannel_udp.registry.file import FileRegistry
 from tests.support.memory_registry import MemoryRegistry
@@ -46,12 +46,18 @@ class Recorder:
 
     def __init__(self) -> None:
         self.published: list[tuple[IPv4Network, frozenset[Peer]]] = []
+        self._routes: dict[IPv4Network, Peer] = {}
         self.may_finish = asyncio.Event()
         self.may_finish.set()
 
-    async def publish(self, own: IPv4Network, peers: Sequence[Peer]) -> None:
-        assert len(set(peers)) == len(peers)
-        self.published.append((own, frozenset(peers)))
+    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
+        if whole:
+            self._routes.clear()
+        for delta in deltas:
+            for peer in delta.removed:
+                del self._routes[peer.subnet]
+            self._routes |= {peer.subnet: peer for peer in (*delta.added, *delta.changed)}
+        self.published.append((own, frozenset(self._routes.values())))
         await self.may_finish.wait()
 
     async def has(self, *peers: Peer) -> None:
@@ -197,8 +203,8 @@ async def test_a_snapshot_in_many_parts_is_published_as_a_whole() -> None:
 
 async def test_an_error_of_the_data_path_ends_run() -> None:
     class Broken(Recorder):
-        async def publish(self, own: IPv4Network, peers: Sequence[Peer]) -> None:
-            await super().publish(own, peers)
+        async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
+            await super().publish(own, deltas, whole=whole)
             raise OSError("flannel0 is gone")
 
     registry = MemoryRegistry()

@@ -1,0 +1,148 @@
+"""A lab of two hosts with our agent and an etcd of one or three members, each on a machine of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from flannel_udp.errors import FlannelError
+from flannel_udp.lab.etcd_server import EtcdServer, start_cluster
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
+from flannel_udp.lab.plan import ETCD_PORT, Plan
+from tests.support.agents import peers_of, wait_for_peers
+from tests.support.by_hand import PREFIX
+from tests.support.flow import Flow
+from tests.support.labs import fresh_name
+
+NETWORK = '{"Network":"10.244.0.0/16"}'
+PASSWORD = "a-secret-of-the-test"  # noqa: S105 - of an etcd that lives for seconds
+INTERVAL_S = 0.002
+"""Between two packets of a flow: 500 a second each way."""
+
+
+class Member:
+    """One member of the cluster: an etcd on a host of the lab."""
+
+    def __init__(self, host: Host, *arguments: str) -> None:
+        self.host = host
+        self.user = ""
+        self.server = EtcdServer(
+            host.state / "etcd",
+            name=host.name,
+            address=str(host.underlay),
+            client_port=ETCD_PORT,
+            peer_port=ETCD_PORT + 1,
+            command=("ip", "netns", "exec", host.namespace, "etcd"),
+            arguments=arguments,
+        )
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.server.pid, number)
+
+    def wipe(self) -> None:
+        """Remove its data: what an operator does who sets up a new disk."""
+        shutil.rmtree(self.host.state / "etcd" / self.server.name)
+
+    def is_leader(self) -> bool:
+        try:
+            said = self.etcdctl("endpoint", "status", "-w", "json")
+        except FlannelError:
+            return False
+        (status,) = json.loads(said)
+        # Without a leader, during an election, the field is left out.
+        return bool(status["Status"].get("leader") == status["Status"]["header"]["member_id"])
+
+    def etcdctl(self, *arguments: str, stdin: str = "") -> str:
+        """Run etcd's own client against this member."""
+        ends = [
+            f"--endpoints={self.server.endpoint}",
+            "--command-timeout=1s",
+            *([f"--user={self.user}:{PASSWORD}"] if self.user else []),
+        ]
+        return self.host.run(["env", "ETCDCTL_API=3", "etcdctl", *ends, *arguments], stdin=stdin).stdout
+
+    def enable_auth(self, user: str) -> None:
+        """Let only `user` in from now on."""
+        self.etcdctl("user", "add", f"{user}:{PASSWORD}")
+        self.etcdctl("user", "grant-role", user, "root")
+        self.etcdctl("auth", "enable")
+        self.user = user
+
+
+class Cluster:
+    """The lab, its two hosts with agents, and the members."""
+
+    def __init__(self, lab: Lab, members: Sequence[Member]) -> None:
+        self.lab = lab
+        self.members = list(members)
+        self.h1, self.h2 = lab.hosts[:2]
+        self._marks = 0
+
+    def flows(self) -> tuple[Flow, Flow]:
+        """Return traffic there and back between the pods of h1 and h2."""
+        there, back = (self.h1.pods[0], self.h2.pods[0]), (self.h2.pods[0], self.h1.pods[0])
+        return Flow(*there, interval_s=INTERVAL_S), Flow(*back, interval_s=INTERVAL_S)
+
+    def mark(self, member: Member) -> str:
+        """Write a peer that nobody has yet, and return its subnet: whoever knows it has converged."""
+        self._marks += 1
+        subnet = f"10.244.{200 + self._marks % 50}.0"
+        address = f"192.0.2.{100 + self._marks % 100}"
+        member.etcdctl("put", f"{PREFIX}/subnets/{subnet}-24", f'{{"PublicIP":"{address}"}}')
+        return f"{subnet}/24 {address}"
+
+    def knows(self, host: Host, mark: str) -> bool:
+        subnet, address = mark.split()
+        return peers_of(host).get(subnet) == address
+
+    def both_know(self, mark: str) -> bool:
+        return self.knows(self.h1, mark) and self.knows(self.h2, mark)
+
+    def start_agents(self, first: Member) -> None:
+        """Start both agents, or start them again, so that they use the member `first` for as long as it answers."""
+        members = [first, *(member for member in self.members if member is not first)]
+        arguments = ["--registry=etcd", "--etcd-endpoints", ",".join(member.server.endpoint for member in members)]
+        if first.user:
+            arguments += [f"--etcd-username={first.user}", f"--etcd-password={PASSWORD}"]
+        hosts = (self.h1, self.h2)
+        for host in hosts:
+            if host.agent_pid() is not None:
+                host.stop_agent()
+            host.start_agent(*arguments)
+        for host in hosts:
+            host.wait_ready()
+        wait_for_peers(hosts)
+
+    def leader(self) -> Member:
+        for _ in range(100):
+            for member in self.members:
+                if member.is_leader():
+                    return member
+            time.sleep(0.1)
+        raise AssertionError("the cluster has no leader")
+
+
+@contextmanager
+def cluster(n_members: int, *arguments: str, user: str = "") -> Iterator[Cluster]:
+    """Bring up h1 and h2 with agents and pods, and etcd on the hosts after them; with a `user`, for that one only."""
+    with Lab(Plan(fresh_name(), hosts=2 + n_members, agents=())) as lab:
+        members = [Member(host, *arguments) for host in lab.hosts[2:]]
+        try:
+            start_cluster([member.server for member in members])
+            members[0].etcdctl("put", f"{PREFIX}/config", NETWORK)
+            if user:
+                members[0].enable_auth(user)
+            made = Cluster(lab, members)
+            made.start_agents(members[0])
+            for host in lab.hosts[:2]:
+                host.attach_pods()
+            yield made
+        finally:
+            for member in members:
+                member.server.stop()

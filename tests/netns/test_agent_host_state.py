@@ -1,0 +1,309 @@
+"""Somebody changes flannel0 or the external interface under a running agent: it is put right, and traffic goes on."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
+from flannel_udp.lab.plan import Plan, parse_subnet_env
+from flannel_udp.lab.probe import ping_matrix
+from tests.support.agents import Agent, Log, links_of, peers_of, subnet_of, up_with_peers, wait_for
+from tests.support.by_hand import by_hand
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+REPAIR_S = 1.0
+FOLLOW_S = 3.0
+"""How soon flannel0 must be right again, and a changed external interface be followed."""
+NETWORK = "10.244.0.0/16"
+
+
+@pytest.fixture(scope="module")
+def duo() -> Iterator[Lab]:
+    """Two hosts whose tests end as they began; see `Host.restart` for why some start the agent afresh."""
+    with Lab(Plan(fresh_name(), hosts=2)) as lab:
+        yield up_with_peers(lab)
+
+
+@pytest.fixture
+def h1(duo: Lab) -> Host:
+    """The host that is disturbed, with an agent that has made no repair yet."""
+    host, other = duo.hosts
+    host.stop_agent()
+    host.start_agent()
+    host.wait_ready()
+    host.wait_peers({subnet_of(other)})
+    return host
+
+
+def flannel0(host: Host, name: str = "flannel0") -> dict[str, Any]:
+    """Return what `ip` says of the device, empty if there is none."""
+    done = host.run(["ip", "-json", "-4", "address", "show", "dev", name], check=False)
+    (link,) = json.loads(done.stdout or "[{}]") or [{}]
+    return {key: link.get(key) for key in ("mtu", "txqlen", "flags")} | {
+        "addresses": [(item["local"], item["prefixlen"]) for item in link.get("addr_info", [])]
+    }
+
+
+def routes_of(host: Host) -> list[str]:
+    lines = host.run(["ip", "route", "show", "table", "all"]).stdout.splitlines()
+    return [line.strip() for line in lines if NETWORK in line]
+
+
+def is_right(host: Host, mtu: int = 1472) -> bool:
+    """Tell whether flannel0 is as the agent made it."""
+    link = flannel0(host)
+    address = (str(subnet_of(host).network_address), 32)
+    up = "UP" in (link["flags"] or ())
+    return up and link["mtu"] == mtu and address in link["addresses"] and f"{NETWORK} dev flannel0" in routes_of(host)
+
+
+def repairs_of(host: Host) -> dict[str, int]:
+    """Return what was put right, and how often."""
+    repairs: dict[str, int] = host.control("/v1/status")["host_repairs"]
+    return {what: count for what, count in repairs.items() if count}
+
+
+def assert_traffic(lab: Lab) -> None:
+    """Every pod reaches every other one: what is lost in the first moments is asked again."""
+    wait_for("traffic", lambda: None not in ping_matrix(lab.pods(), timeout_s=0.5).values())
+
+
+# flannel0
+
+
+@pytest.mark.parametrize(
+    ("doing", "repairs"),
+    [
+        ("link set flannel0 down", {"link": 1, "route": 1}),
+        ("addr flush dev flannel0", {"address": 1, "route": 1}),
+        ("link set flannel0 mtu 1300", {"mtu": 1}),
+        (f"route del {NETWORK}", {"route": 1}),
+        (f"route replace {NETWORK} dev eth0", {"route": 1}),
+    ],
+)
+def test_a_changed_flannel0_is_put_right_within_a_second(
+    duo: Lab, h1: Host, doing: str, repairs: dict[str, int]
+) -> None:
+    log = Log(h1)
+    assert is_right(h1)
+    h1.configure(doing)
+    assert wait_for("it is put right", lambda: repairs_of(h1) == repairs) < REPAIR_S
+    assert is_right(h1)
+    assert_traffic(duo)
+    assert repairs_of(h1) == repairs
+    needed = [what for what in ("mtu", "address", "link", "route") if what in repairs]
+    assert log.lines() == [f"put right on flannel0: {', '.join(needed)}"]
+
+
+def test_what_others_add_to_flannel0_stays(duo: Lab, h1: Host) -> None:
+    extra = [f"{NETWORK} dev flannel0 metric 7", f"{NETWORK} dev flannel0 table 100"]
+    h1.configure(
+        "addr add 198.51.100.7/32 dev flannel0",
+        "addr add fe80::7/64 dev flannel0",
+        *(f"route add {route.replace('table', 'scope link table')}" for route in extra),
+    )
+    h1.configure("link set flannel0 mtu 1300")
+    wait_for("the MTU is right again", lambda: is_right(h1))
+    assert ("198.51.100.7", 32) in flannel0(h1)["addresses"]
+    assert "fe80::7/64" in h1.run(["ip", "-6", "addr", "show", "dev", "flannel0"]).stdout
+    assert len(routes_of(h1)) == 3, routes_of(h1)
+    assert_traffic(duo)
+    assert repairs_of(h1) == {"mtu": 1}
+
+
+def test_a_deleted_flannel0_is_made_anew_and_the_counters_go_on(duo: Lab, h1: Host) -> None:
+    assert_traffic(duo)
+    log, before = Log(h1), h1.control("/v1/status")
+    peers_before = h1.control("/v1/peers")
+    h1.configure("link del flannel0")
+    assert wait_for("it is there again", lambda: is_right(h1)) < REPAIR_S
+    assert flannel0(h1)["txqlen"] == 1000
+    assert_traffic(duo)
+    after = h1.control("/v1/status")
+    assert after["counters"]["out"]["packets"] > before["counters"]["out"]["packets"] > 0
+    assert h1.control("/v1/peers")[0]["packets_out"] > peers_before[0]["packets_out"] > 0
+    assert after["offload"] == before["offload"]
+    assert repairs_of(h1) == {"tunnel": 1}
+    assert log.lines() == ["flannel0 was deleted or broke: made it anew"]
+
+
+def test_a_flannel0_that_somebody_else_was_faster_to_make_gets_the_next_name(duo: Lab, h1: Host) -> None:
+    log = Log(h1)
+    faster = (
+        "import fcntl, os, struct, subprocess, sys\n"
+        "subprocess.run(['ip', 'link', 'set', 'flannel0', 'name', 'stolen'], check=True)\n"
+        "tun = os.open('/dev/net/tun', os.O_RDWR)\n"
+        "fcntl.ioctl(tun, 0x400454CA, struct.pack('16sH22x', b'flannel0', 0x1001))\n"
+        "subprocess.run(['ip', 'link', 'del', 'stolen'], check=True)\n"
+        "print('done', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    stranger = h1.popen([sys.executable, "-c", faster], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert stranger.stdout is not None
+        assert stranger.stdout.readline() == "done\n"
+        wait_for("another device", lambda: h1.control("/v1/status")["tunnel"]["name"] == "flannel1")
+        wait_for("its route", lambda: f"{NETWORK} dev flannel1" in routes_of(h1))
+        assert_traffic(duo)
+        assert log.lines()[-1].endswith("was deleted or broke: made flannel1 anew"), log.lines()
+    finally:
+        stranger.kill()
+        stranger.communicate()
+    assert links_of(h1) == ["flannel1"]
+
+
+def test_with_several_workers_a_deleted_flannel0_has_all_its_queues_again(duo: Lab, h1: Host) -> None:
+    h1.stop_agent()
+    h1.start_agent("--workers", "2")
+    h1.wait_ready()
+    h1.wait_peers({subnet_of(duo.hosts[1])})
+    h1.configure("link del flannel0")
+    assert wait_for("it is there again", lambda: is_right(h1)) < REPAIR_S
+    assert_traffic(duo)
+    (link,) = json.loads(h1.run(["ip", "-json", "-detail", "link", "show", "dev", "flannel0"]).stdout)
+    assert link["linkinfo"]["info_data"]["numqueues"] == 2
+
+
+def test_who_fights_with_us_is_told_once_and_costs_little(h1: Host) -> None:
+    log = Log(h1)
+    ends_s = time.monotonic() + 8.0
+    while time.monotonic() < ends_s:
+        h1.configure("link set flannel0 mtu 1300")
+        time.sleep(0.05)
+    fought = repairs_of(h1)["mtu"]
+    assert 10 <= fought <= 15, fought
+    (warning,) = log.lines("again and again")
+    assert warning == "somebody undoes our repairs again and again: they become rarer from now on"
+    assert len(log.lines()) == fought + 1
+    wait_for("in the end we win", lambda: is_right(h1), timeout_s=20.0)
+
+
+# The external interface
+
+
+def test_another_external_address_is_bound_and_registered_and_traffic_goes_on(registry: str) -> None:
+    with Lab(Plan(fresh_name(), hosts=2, registry=registry)) as lab:
+        h1, h2 = up_with_peers(lab).hosts
+        subnet, log = subnet_of(h1), Log(h1)
+        assert_traffic(lab)
+        h1.configure("addr add 192.0.2.77/24 dev eth0", f"addr del {h1.underlay}/24 dev eth0")
+        h1.configure("addr replace 192.0.2.77/24 dev eth0")  # it went as the secondary address of the other one
+
+        def registered() -> bool:
+            return peers_of(h2).get(str(subnet)) == "192.0.2.77"
+
+        assert wait_for("the other host knows", registered) < FOLLOW_S
+        assert_traffic(lab)
+        assert subnet_of(h1) == subnet
+        entry = json.loads(by_hand(lab).subnets()[str(subnet).replace("/", "-")])
+        assert entry["PublicIP"] == "192.0.2.77"
+        status = h1.control("/v1/status")
+        assert (status["ready"], status["public_ip"]) == (True, "192.0.2.77")
+        assert repairs_of(h1) == {"socket": 1}
+        told = f"the external address is 192.0.2.77 on eth0 now, it was {h1.underlay} on eth0"
+        assert len(log.lines(told)) == 1
+        assert log.lines("lost our subnet") == []
+
+
+def test_an_interface_that_goes_down_is_waited_for(duo: Lab, h1: Host) -> None:
+    log = Log(h1)
+    h1.configure("link set eth0 down")
+    assert wait_for("not ready", lambda: not h1.is_ready()) < FOLLOW_S
+    assert h1.control("/v1/status")["state"] == "interface eth0 is down: waiting for it"
+    h1.configure("link set eth0 up")
+    assert wait_for("ready", h1.is_ready) < FOLLOW_S
+    assert_traffic(duo)
+    assert repairs_of(h1) == {"interface": 1}
+    assert log.lines() == [
+        "no traffic: interface eth0 is down: waiting for it",
+        "traffic can pass again, through eth0",
+    ]
+
+
+def test_another_external_mtu_is_followed_by_flannel0_and_subnet_env(duo: Lab, h1: Host) -> None:
+    log = Log(h1)
+    h1.configure("link set eth0 mtu 1400")
+    try:
+        assert wait_for("flannel0 follows", lambda: is_right(h1, mtu=1372)) < FOLLOW_S
+        wait_for("subnet.env follows", lambda: parse_subnet_env(h1.subnet_file.read_text()).mtu == 1372)
+        wait_for("it is counted", lambda: repairs_of(h1) == {"mtu": 1})
+        assert h1.control("/v1/status")["tunnel"]["mtu"] == 1372
+        assert_traffic(duo)
+        assert log.lines() == ["the MTU of eth0 is 1400 now: the tunnel's is 1372"]
+    finally:
+        h1.configure("link set eth0 mtu 1500")
+    wait_for("flannel0 follows back", lambda: is_right(h1))
+
+
+def test_a_forced_mtu_stays_and_that_it_does_not_fit_is_said_once() -> None:
+    config = {"Network": NETWORK, "Backend": {"Type": "udp", "MTU": 1450}}
+    with Lab(Plan(fresh_name(), hosts=1, config=config)) as lab:
+        (host,) = lab.hosts
+        log = Log(host)
+        host.configure("link set eth0 mtu 1490", "link set eth0 mtu 1400")
+        wait_for("it is said", lambda: bool(log.lines("Backend.MTU is 1450")))
+        host.configure("addr add 192.0.2.88/24 dev eth0", "addr del 192.0.2.88/24 dev eth0", "link set eth0 mtu 1480")
+        wait_for("it fits again", lambda: host.control("/v1/status")["interface"]["mtu"] == 1480)
+        assert flannel0(host)["mtu"] == 1450
+        assert parse_subnet_env(host.subnet_file.read_text()).mtu == 1450
+        misfit = "Backend.MTU is 1450: the MTU of eth0, 1400, leaves room for 1372: lower the one or raise the other"
+        assert log.lines() == [f"{misfit}; the tunnel keeps its MTU of 1450, and what is larger is lost"]
+
+
+def test_an_interface_chosen_by_its_address_is_waited_for_and_taken_where_it_appears() -> None:
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        (host,) = lab.hosts
+        address = f"{host.underlay}/24"
+        with Agent(host, iface=str(host.underlay)) as agent:
+            agent.wait_ready()
+            host.configure("addr add 192.0.2.88/24 dev eth0", f"addr del {address} dev eth0")
+            agent.wait_for_line(f"no traffic: interface eth0 has lost its address {host.underlay}: waiting for it")
+            assert not host.is_ready()
+            host.configure("link add eth9 type veth peer name far9", "link set eth9 up", f"addr add {address} dev eth9")
+            agent.wait_for_line("traffic can pass again, through eth9")
+            wait_for("ready", host.is_ready)
+            status = host.control("/v1/status")
+            assert (status["interface"]["name"], status["public_ip"]) == ("eth9", str(host.underlay))
+            assert agent.stop() == 0
+
+
+def test_a_given_public_ip_stays_when_the_address_changes() -> None:
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        (host,) = lab.hosts
+        with Agent(host, "--public-ip=203.0.113.9") as agent:
+            agent.wait_ready()
+            before = by_hand(lab).subnets()
+            host.configure(f"addr del {host.underlay}/24 dev eth0", "addr add 192.0.2.77/24 dev eth0")
+            agent.wait_for_line("the external address is 192.0.2.77 on eth0 now")
+            bound = host.run(["ss", "-Hlun", "sport", "=", ":8285"]).stdout
+            assert "192.0.2.77:8285" in bound
+            assert str(host.underlay) not in bound
+            assert host.control("/v1/status")["public_ip"] == "203.0.113.9"
+            assert by_hand(lab).subnets() == before
+
+
+def test_a_port_that_is_taken_on_the_new_address_is_waited_for() -> None:
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        (host,) = lab.hosts
+        with Agent(host) as agent, host.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            agent.wait_ready()
+            host.configure("addr add 192.0.2.77/32 dev lo")
+            other.bind(("192.0.2.77", 8285))
+            host.configure("addr del 192.0.2.77/32 dev lo")
+            host.configure(f"addr del {host.underlay}/24 dev eth0", "addr add 192.0.2.77/24 dev eth0")
+            agent.wait_for_line("no traffic: UDP port 8285 on 192.0.2.77 is in use")
+            assert not host.is_ready()
+            other.close()
+            wait_for("ready", host.is_ready)
+            assert repairs_of(host) == {"socket": 1}

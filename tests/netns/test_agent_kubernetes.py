@@ -1,0 +1,216 @@
+"""Agents whose registry is Kubernetes: pods talk, nodes come, change and go, and what is wrong is said."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
+from flannel_udp.lab.plan import UNDERLAY_GATEWAY, Plan
+from flannel_udp.lab.probe import ping_matrix
+from tests.kube_api.manifest import RULES
+from tests.kube_api.server import ApiServer
+from tests.support.agents import Agent, peers_of, remains_of, subnet_of, wait_for, wait_for_peers
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+PORT = 6443
+STREAM = (socket.AF_INET, socket.SOCK_STREAM)
+
+
+class Cluster:
+    """A lab without agents, and the API server on its underlay, with the rights that our manifest gives."""
+
+    def __init__(self, lab: Lab, api: ApiServer, net_conf: Path) -> None:
+        self.lab = lab
+        self.api = api
+        self._net_conf = net_conf
+
+    def agent(self, host: Host, *arguments: str, **environment: str) -> Agent:
+        """Start the agent as node HOST would."""
+        flags = ("--kube-subnet-mgr", "--kube-api-url", self.api.url, "--net-config-path", str(self._net_conf))
+        return Agent(host, *flags, *arguments, environment={"NODE_NAME": host.name, **environment})
+
+
+@contextmanager
+def cluster(tmp_path: Path, hosts: int = 2) -> Iterator[Cluster]:
+    net_conf = tmp_path / "net-conf.json"
+    net_conf.write_text(json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}))
+    with Lab(Plan(fresh_name(), hosts=hosts, agents=())) as lab, lab.net.socket(*STREAM) as listener:
+        listener.bind((str(UNDERLAY_GATEWAY), PORT))
+        listener.listen()
+        with ApiServer(listener, rules=RULES) as api:
+            for number, host in enumerate(lab.hosts):
+                api.add_node(host.name, f"10.244.{number}.0/24")
+            yield Cluster(lab, api, net_conf)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Cluster]:
+    with cluster(tmp_path) as pair:
+        yield pair
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Iterator[Cluster]:
+    with cluster(tmp_path, hosts=1) as one:
+        yield one
+
+
+def test_pods_reach_each_other_while_nodes_come_change_and_go(pair: Cluster) -> None:
+    h1, h2 = pair.lab.hosts
+    with ExitStack() as running:
+        agents = [running.enter_context(pair.agent(host)) for host in pair.lab.hosts]
+        for agent in agents:
+            agent.wait_ready()
+            agent.host.attach_pods()
+        wait_for_peers(pair.lab.hosts)
+        assert None not in ping_matrix(pair.lab.pods()).values()
+
+        # The first subnet of the network too, which flannel never picks by itself: Kubernetes may.
+        assert [str(subnet_of(host)) for host in pair.lab.hosts] == ["10.244.0.0/24", "10.244.1.0/24"]
+        assert "kept our reserved subnet 10.244.0.0/24" in agents[0].said()
+        for host in pair.lab.hosts:
+            agents[0].wait_for_line("told Kubernetes that the network of node h1 is available")
+            wait_for("the condition", partial(is_available, pair, host))
+            assert annotations_of(pair, host) == {
+                "kube-subnet-manager": "true",
+                "backend-type": "",
+                "backend-data": "null",
+                "public-ip": str(host.underlay),
+            }
+        assert h1.control("/v1/status")["registry"] == "kubernetes"
+
+        pair.api.add_node("h9", "10.244.9.0/24", kube_subnet_manager="true", public_ip="192.0.2.9")
+        wait_for("h9 is a peer", lambda: peers_of(h1).get("10.244.9.0/24") == "192.0.2.9")
+        pair.api.do(lambda store: store.annotate("h9", public_ip="192.0.2.99"))
+        wait_for("h9 has moved", lambda: peers_of(h1).get("10.244.9.0/24") == "192.0.2.99")
+        vxlan = {"kube_subnet_manager": "true", "public_ip": "192.0.2.8", "backend_type": "vxlan"}
+        pair.api.add_node("h8", "10.244.8.0/24", **vxlan)
+        agents[0].wait_for_line("entry '10.244.8.0-24' is ignored: its backend is 'vxlan', ours is udp")
+        pair.api.do(lambda store: store.delete_node("h9"))
+        wait_for("h9 is gone", lambda: "10.244.9.0/24" not in peers_of(h1))
+
+        # The API server goes and comes back without its history; traffic never stops.
+        pair.api.stop()
+        pair.api.do(lambda store: store.forget())
+        assert None not in ping_matrix(pair.lab.pods()).values()
+        pair.api.start()
+        agents[0].wait_for_line("watching the subnets: works again")
+        pair.api.add_node("h7", "10.244.7.0/24", kube_subnet_manager="true", public_ip="192.0.2.7")
+        wait_for("h7 is a peer", lambda: "10.244.7.0/24" in peers_of(h1))
+        assert None not in ping_matrix(pair.lab.pods()).values()
+
+        assert [agent.stop() for agent in agents] == [0, 0]
+    assert {seen.verb for seen in pair.api.requests} == {"get", "list", "watch", "patch"}
+    assert "flannel0" not in remains_of(h2)
+
+
+def annotations_of(cluster: Cluster, host: Host) -> dict[str, str]:
+    return cluster.api.do(lambda store: store.annotations(host.name))
+
+
+def is_available(cluster: Cluster, host: Host) -> bool:
+    return condition(cluster, host)["status"] == "False"
+
+
+def condition(cluster: Cluster, host: Host) -> dict[str, str]:
+    return cluster.api.do(lambda store: store.condition(host.name))
+
+
+def test_a_node_that_comes_back_with_another_subnet_takes_that(one: Cluster) -> None:
+    (host,) = one.lab.hosts
+    with one.agent(host) as agent:
+        agent.wait_ready()
+        one.api.do(lambda store: store.delete_node("h1"))
+        lost = agent.wait_for_line("lost our subnet 10.244.0.0/24")
+        assert lost.endswith("forwarding stopped")
+        agent.wait_for_line('acquiring a subnet failed: Kubernetes at http://192.0.2.254:6443: nodes "h1" not found')
+        one.api.add_node("h1", "10.244.77.0/24")
+        agent.wait_for_line("kept our reserved subnet 10.244.77.0/24")
+        wait_for("the new subnet is in subnet.env", lambda: str(host.subnet) == "10.244.77.0/24")
+        assert agent.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("cidr", "line"),
+    [
+        (None, "node 'h1' has no IPv4 podCIDR: run kube-controller-manager with --allocate-node-cidrs"),
+        ("10.9.1.0/24", "10.9.1.0/24 is outside the overlay network 10.244.0.0/16"),
+    ],
+)
+def test_a_subnet_of_no_use_is_said_once_and_waited_out(cidr: str | None, line: str, one: Cluster) -> None:
+    (host,) = one.lab.hosts
+    one.api.do(lambda store: store.delete_node("h1"))
+    one.api.add_node("h1", cidr)
+    with one.agent(host) as agent:
+        agent.wait_for_line(line)
+        wait_for("another try", lambda: one.api.count("get") > 1)
+        assert sum(line in said for said in agent.said()) == 1
+        assert not host.subnet_file.exists()
+        assert not is_available(one, host)
+        one.api.do(lambda store: store.delete_node("h1"))
+        one.api.add_node("h1", "10.244.5.0/26")  # of any length: SubnetLen means nothing here
+        agent.wait_ready()
+        assert str(host.subnet) == "10.244.5.0/26"
+
+
+def test_what_rbac_forbids_is_said_and_waited_out(one: Cluster) -> None:
+    (host,) = one.lab.hosts
+    one.api.rules = []
+    with one.agent(host) as agent:
+        agent.wait_for_line(
+            'acquiring a subnet failed: Kubernetes at http://192.0.2.254:6443: forbidden (nodes "h1" is f'
+        )
+        agent.wait_for_line(
+            "watching the subnets failed: Kubernetes at http://192.0.2.254:6443: forbidden (nodes is forb"
+        )
+        one.api.rules = RULES
+        agent.wait_ready()
+
+
+def test_a_net_conf_that_is_not_there_is_waited_for(one: Cluster, tmp_path: Path) -> None:
+    (host,) = one.lab.hosts
+    path = tmp_path / "net-conf.json"
+    content = path.read_text()
+    path.unlink()
+    with one.agent(host) as agent:
+        agent.wait_for_line(f"--net-config-path {path}: there is no such file; mount the ConfigMap there")
+        path.write_text(content)
+        agent.wait_ready()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "line"),
+    [
+        ((), {"NODE_NAME": ""}, "--kube-subnet-mgr: which node is this? Set NODE_NAME"),
+        (
+            ("--kubeconfig-file", "/nonexistent"),
+            {},
+            "--kubeconfig-file /nonexistent: Configuration file /nonexistent not",
+        ),
+        (("--kube-api-url=api:6443",), {}, "--kube-api-url: 'api:6443' is not a URL"),
+        (
+            ("--kube-annotation-prefix=Flannel",),
+            {},
+            "--kube-annotation-prefix: 'Flannel' is not a lower-case domain name",
+        ),
+    ],
+)
+def test_wrong_use_ends_with_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], environment: dict[str, str], line: str, one: Cluster
+) -> None:
+    (host,) = one.lab.hosts
+    with one.agent(host, *arguments, **environment) as agent:
+        assert agent.exit_code() == 2
+        assert sum(line in said for said in agent.said()) == 1
+        assert not any("Traceback" in said for said in agent.said())
+    assert "flannel0" not in remains_of(host)

@@ -1,0 +1,113 @@
+"""`iface show` beside real interfaces, without any capability."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+HOST = """
+link add eth0 type veth peer name far0
+link add eth1 mtu 9000 type veth peer name far1
+link add eth2 type veth peer name far2
+link add eth3 type veth peer name far3
+link set eth0 up
+link set eth1 up
+link set eth3 up
+addr add 169.254.7.1/16 dev eth0
+addr add 192.0.2.5/24 dev eth0 valid_lft 3000 preferred_lft 0
+addr add 192.0.2.4/24 dev eth0 valid_lft 3000 preferred_lft 3000
+addr add 192.0.2.2/24 dev eth0
+addr add 198.51.100.2/24 dev eth1
+addr add 203.0.113.2/24 dev eth2
+route add default via 198.51.100.1 dev eth1 metric 200
+route add default via 192.0.2.1 dev eth0 metric 100
+route add 192.0.2.128/25 via 198.51.100.9 dev eth1
+"""
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[str]:
+    """Four interfaces: two with routes, one down, one bare; the best address of eth0 was added last."""
+    name = f"fu-{fresh_name()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run(["ip", "-n", name, "-batch", "-"], input=HOST, text=True, check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def run(host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    command = ["ip", "netns", "exec", host, *bare, sys.executable, "-m", "flannel_udp", "iface", "show", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def document(host: str, *arguments: str) -> Any:
+    done = run(host, "--json", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def test_the_default_route_and_the_kinds_of_addresses(host: str) -> None:
+    shown = document(host)
+    assert shown["chosen"] == {
+        "interface": "eth0",
+        "address": "192.0.2.2",
+        "public_ip": "192.0.2.2",
+        "mtu": 1500,
+        "by": "default route",
+    }
+    reasons = {each["address"] or each["interface"]: each["reason"] for each in shown["candidates"]}
+    assert reasons == {
+        "192.0.2.2": "the default route leads over it, with metric 100",
+        "192.0.2.4": "it is temporary, 192.0.2.2 is permanent",
+        "192.0.2.5": "it is deprecated, 192.0.2.2 is not",
+        "169.254.7.1": "its scope is narrower than that of 192.0.2.2: a global address goes before a link-local one",
+        "198.51.100.2": "its default route has metric 200, and that over eth0 goes first",
+        "203.0.113.2": "eth2 is down",
+        "eth3": "eth3 has no IPv4 address",
+        **{name: f"{name} is down" for name in ("lo", "far0", "far1", "far2", "far3")},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "interface", "address"),
+    [
+        (["--iface=eth1"], "eth1", "198.51.100.2"),
+        (["-iface", "169.254.7.1"], "eth0", "169.254.7.1"),
+        (["--iface=eth9", "--iface-regex=^198"], "eth1", "198.51.100.2"),
+        (["--iface-can-reach=192.0.2.200"], "eth1", "198.51.100.2"),
+        # The kernel's own source on that route, of whatever kind it is: what every other program would bind to.
+        (["--iface-can-reach=192.0.2.100"], "eth0", "192.0.2.5"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_each_kind_of_option(host: str, arguments: list[str], interface: str, address: str) -> None:
+    chosen = document(host, *arguments)["chosen"]
+    assert (chosen["interface"], chosen["address"]) == (interface, address)
+
+
+def test_behind_nat_another_address_is_dialled(host: str) -> None:
+    done = run(host, "--iface=eth1", "--public-ip=203.0.113.77")
+    assert done.stdout.splitlines()[-1] == (
+        "the agent binds to 198.51.100.2 of eth1, MTU 9000; other hosts dial 203.0.113.77 (--public-ip)"
+    )
+
+
+def test_what_leads_nowhere_is_explained_and_fails_as_the_agent_would(host: str) -> None:
+    done = run(host, "--iface=eth2", "--iface=eth3")
+    assert done.returncode == 2
+    assert "eth2  203.0.113.2      not     eth2 is down\n" in done.stdout
+    assert done.stderr.startswith(
+        "flannel-udp: no interface matches: --iface=eth2: eth2 is down; --iface=eth3: eth3 has no IPv4 address; "
+    )

@@ -1,0 +1,172 @@
+"""Wrong flags, files and environment of the Kubernetes subnet manager: one line, before anything is asked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_udp.errors import UsageError
+from flannel_udp.options import KubeOptions
+from flannel_udp.registry.kube_options import Identity, open_http, read_identity
+
+GOOD: dict[str, Any] = {
+    "current-context": "c",
+    "clusters": [{"name": "k", "cluster": {"server": "https://192.0.2.1:6443"}}],
+    "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+    "users": [{"name": "u", "user": {"token": "geheim"}}],
+}
+
+
+def opened(options: KubeOptions, service_account: Path = Path("/nonexistent")) -> str:
+    return str(open_http(options, service_account).base_url)
+
+
+def fault_of(tmp_path: Path, content: str | bytes) -> str:
+    path = tmp_path / "kubeconfig"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UsageError) as caught:
+        opened(KubeOptions(kubeconfig_file=path))
+    message = str(caught.value)
+    assert message.startswith(f"--kubeconfig-file {path}: ")
+    assert "\n" not in message
+    assert "geheim" not in message
+    return message.removeprefix(f"--kubeconfig-file {path}: ")
+
+
+# Where the API server is
+
+
+def test_the_kubeconfig_says_where_the_server_is_unless_the_url_does(tmp_path: Path) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps(GOOD))
+    assert opened(KubeOptions(kubeconfig_file=path)) == "https://192.0.2.1:6443"
+    assert opened(KubeOptions(kubeconfig_file=path, api_url="https://192.0.2.9")) == "https://192.0.2.9"
+
+
+def test_the_url_alone_is_enough() -> None:
+    assert opened(KubeOptions(api_url="http://192.0.2.9:8080")) == "http://192.0.2.9:8080"
+
+
+def test_a_kubeconfig_without_a_user_is_anonymous(tmp_path: Path) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps(GOOD | {"contexts": [{"name": "c", "context": {"cluster": "k"}}]}))
+    assert opened(KubeOptions(kubeconfig_file=path)) == "https://192.0.2.1:6443"
+
+
+def test_outside_a_pod_and_without_flags_both_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"the pod's service account: .*token.*give --kubeconfig-file or --kube-api-url"
+    ):
+        opened(KubeOptions())
+    for name in ("token", "namespace"):
+        (tmp_path / name).write_text("geheim")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(UsageError, match="'KUBERNETES_SERVICE_HOST' is not there; outside a pod give"):
+        opened(KubeOptions(), tmp_path)
+
+
+# Kubeconfigs
+
+
+def test_a_kubeconfig_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--kubeconfig-file {tmp_path}/none: Configuration file .* not found"):
+        opened(KubeOptions(kubeconfig_file=tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", "not what a kubeconfig looks like"),
+        ("[geheim]", "not what a kubeconfig looks like"),
+        ("users:\n- token: 'geheim\n", "no YAML: line 3"),
+        ("a: b: geheim", "no YAML: line 1"),
+        (b"\xff\xfe\x00geheim", "not what a kubeconfig looks like"),
+        (b"token: geheim\x00", "not what a kubeconfig looks like"),
+        ("users: []", "'clusters' is not there"),
+        (json.dumps(GOOD | {"current-context": None}), "No current context set"),
+        (json.dumps(GOOD | {"current-context": "d"}), "Context 'd' not found"),
+        (json.dumps(GOOD | {"clusters": []}), "'k' is not there"),
+        (json.dumps(GOOD | {"users": []}), "'u' is not there"),
+        (
+            json.dumps(GOOD | {"users": [{"name": "u", "user": {"token": ["geheim"]}}]}),
+            "Expected `str | null`, got `array`",
+        ),
+        (json.dumps(GOOD | {"users": [{"name": "u"}]}), "'user' is not there"),
+    ],
+)
+def test_a_kubeconfig_that_is_wrong_is_named_without_its_secrets(
+    content: str | bytes, fault: str, tmp_path: Path
+) -> None:
+    assert fault in fault_of(tmp_path, content)
+
+
+@pytest.mark.parametrize("server", ["192.0.2.1:6443", "ftp://api", "https://", ""])
+def test_a_server_that_is_no_url_is_named(server: str, tmp_path: Path) -> None:
+    content = json.dumps(GOOD | {"clusters": [{"name": "k", "cluster": {"server": server}}]})
+    assert fault_of(tmp_path, content) == f"the server {server!r} is no http or https URL"
+
+
+def test_certificates_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    cluster = {"server": "https://192.0.2.1", "certificate-authority": "/nonexistent/ca.pem"}
+    fault = fault_of(tmp_path, json.dumps(GOOD | {"clusters": [{"name": "k", "cluster": cluster}]}))
+    assert fault.startswith("the credentials: ")
+    assert "No such file or directory" in fault
+    cluster = {"server": "https://192.0.2.1", "certificate-authority-data": "Z2VoZWlt"}
+    fault = fault_of(tmp_path, json.dumps(GOOD | {"clusters": [{"name": "k", "cluster": cluster}]}))
+    assert fault.startswith("the credentials: not PEM")
+    user = {"client-certificate-data": "Z2VoZWlt", "client-key-data": "Z2VoZWlt"}
+    fault = fault_of(tmp_path, json.dumps(GOOD | {"users": [{"name": "u", "user": user}]}))
+    assert fault.startswith("the credentials: not PEM")
+    fault = fault_of(tmp_path, json.dumps(GOOD | {"users": [{"name": "u", "user": {"auth-provider": {"name": "x"}}}]}))
+    assert fault == "the credentials: auth-provider not supported"
+
+
+# Which node
+
+
+def test_the_node_is_named_or_found_through_the_pod() -> None:
+    assert read_identity({"NODE_NAME": "h1"}) == Identity("h1")
+    assert read_identity({"POD_NAMESPACE": "n", "POD_NAME": "p"}) == Identity("", "n", "p")
+
+
+@pytest.mark.parametrize("environ", [{}, {"NODE_NAME": ""}, {"POD_NAME": "p"}, {"POD_NAMESPACE": "n", "POD_NAME": ""}])
+def test_without_a_node_it_says_what_to_set(environ: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=r"which node is this\? Set NODE_NAME .*POD_NAMESPACE and POD_NAME"):
+        read_identity(environ)
+
+
+# The extra
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    script = """
+import sys
+sys.modules["lightkube"] = None
+from flannel_udp.errors import UsageError
+from flannel_udp.options import KubeOptions, Options
+from flannel_udp.registry.open import open_registry
+try:
+    open_registry(Options(kube=KubeOptions(subnet_mgr=True)))
+except UsageError as error:
+    print(error, error.exit_code)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "--kube-subnet-mgr needs the Python package lightkube: pip install 'flannel-udp[kube]' 2\n"
+
+
+def test_without_kubernetes_none_of_its_packages_is_loaded() -> None:
+    script = """
+import sys
+from pathlib import Path
+from flannel_udp.options import Options
+from flannel_udp.registry.open import open_registry
+open_registry(Options(registry="file:/nonexistent"))
+print({"lightkube", "httpx2", "yaml"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,65 @@
+"""Which messages of the kernel are worth a look."""
+
+from __future__ import annotations
+
+import struct
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flannel_udp.host.monitor import Interest, concerns
+
+INTEREST = Interest(frozenset({2, 7}), 16)
+
+
+def message(kind: int, body: bytes) -> bytes:
+    padding = bytes(-len(body) % 4)
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body + padding
+
+
+def link(index: int, kind: int = 16) -> bytes:
+    return message(kind, struct.pack("=BxHiII", 0, 1, index, 0, 0) + b"\x05\0\x03\0x\0\0\0")
+
+
+def address(index: int, kind: int = 20) -> bytes:
+    return message(kind, struct.pack("=BBBBI", 2, 24, 0, 0, index))
+
+
+def route(prefix_len: int, kind: int = 24) -> bytes:
+    return message(kind, struct.pack("=BBBBBBBBI", 2, prefix_len, 0, 0, 254, 3, 0, 1, 0))
+
+
+def test_links_and_addresses_of_our_devices_count_both_new_and_gone() -> None:
+    for make, kinds in ((link, (16, 17)), (address, (20, 21))):
+        for kind in kinds:
+            assert concerns(make(7, kind), INTEREST)
+            assert concerns(make(2, kind), INTEREST)
+            assert not concerns(make(3, kind), INTEREST)
+
+
+def test_routes_count_that_are_as_long_as_the_overlays() -> None:
+    assert concerns(route(16), INTEREST)
+    assert concerns(route(16, kind=25), INTEREST)
+    assert not concerns(route(24), INTEREST)
+
+
+def test_other_kinds_do_not_count() -> None:
+    assert not concerns(message(28, bytes(12)), INTEREST)  # RTM_NEWNEIGH
+
+
+def test_one_message_of_many_is_enough() -> None:
+    others = link(3) + address(4) + route(24)
+    assert not concerns(others, INTEREST)
+    assert concerns(others + link(7), INTEREST)
+    assert concerns(link(7) + others, INTEREST)
+
+
+def test_without_an_interest_everything_counts() -> None:
+    assert concerns(link(3), None)
+
+
+@given(st.binary(max_size=64))
+def test_nonsense_is_no_fault_and_too_short_bodies_count(nonsense: bytes) -> None:
+    concerns(nonsense, INTEREST)
+    assert concerns(message(16, b""), INTEREST)
+    assert concerns(struct.pack("=IHHII", 3, 16, 0, 0, 0), INTEREST)
