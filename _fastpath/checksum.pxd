@@ -8,6 +8,7 @@ from flannel_udp._fastpath.wire cimport be16, be32, htons
 
 cdef extern from "checksum.h" nogil:
     uint64_t sum_words32(const uint8_t *data, size_t n_words, uint64_t total)
+    uint64_t copy_words32(uint8_t *place, const uint8_t *data, size_t n_words, uint64_t total)
 
 
 cdef inline uint64_t sum_bytes(const uint8_t *data, size_t n_bytes, uint64_t total) noexcept nogil:
@@ -16,6 +17,18 @@ cdef inline uint64_t sum_bytes(const uint8_t *data, size_t n_bytes, uint64_t tot
     total = sum_words32(data, n_bytes // 4, total)
     if n_bytes % 4:
         memcpy(&word, data + (n_bytes - n_bytes % 4), n_bytes % 4)
+        total += word
+    return total
+
+
+cdef inline uint64_t copy_bytes(uint8_t *place, const uint8_t *data, size_t n_bytes, uint64_t total) noexcept nogil:
+    """Copy `data` to `place`, and add it to `total` as `sum_bytes` does."""
+    cdef uint32_t word = 0
+    cdef size_t whole = n_bytes - n_bytes % 4
+    total = copy_words32(place, data, n_bytes // 4, total)
+    if n_bytes % 4:
+        memcpy(&word, data + whole, n_bytes % 4)
+        memcpy(place + whole, &word, n_bytes % 4)
         total += word
     return total
 

@@ -4,12 +4,12 @@ The kernel hands over what a network card with segmentation offload would get: o
 in the checksum field the sum of the pseudo-header only (Linux: Documentation/networking/segmentation-offloads.rst).
 """
 
-from libc.stdint cimport uint16_t
+from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcpy
 
-from flannel_udp._fastpath.checksum cimport finish, sum_bytes, sum_header
+from flannel_udp._fastpath.checksum cimport copy_bytes, finish, sum_bytes, sum_header, sum_pseudo_header
 from flannel_udp._fastpath.drops cimport BAD_OFFLOAD, KEEP
-from flannel_udp._fastpath.ipv4 cimport header_len, transport_checksum
+from flannel_udp._fastpath.ipv4 cimport header_len
 from flannel_udp._fastpath.packet cimport packet_at
 from flannel_udp._fastpath.wire cimport (
     FRAG_OFFSET_MASK,
@@ -69,40 +69,40 @@ cdef DropReason plan_split(
 cdef uint32_t write_segment(const Split *split, const Packet *packet, uint32_t i, uint8_t *place) noexcept nogil:
     cdef uint32_t offset = i * split.segment_payload
     cdef uint32_t payload = min(split.segment_payload, split.payload_len - offset)
-    cdef uint32_t n_bytes = split.header_len + payload
-    cdef bint first = i == 0
-    cdef bint last = i + 1 == split.n
+    cdef uint32_t l4_len = split.header_len - split.ip_len + payload
     cdef Ipv4Header *ip = <Ipv4Header *> place
+    cdef uint64_t total
     memcpy(place, packet.data, split.header_len)
-    memcpy(place + split.header_len, packet.data + split.header_len + offset, payload)
+    total = copy_bytes(place + split.header_len, packet.data + split.header_len + offset, payload, 0)
+    total += sum_pseudo_header(ip.src, ip.dst, ip.protocol, l4_len)
 
     ip.id = htons(<uint16_t> (ntohs(ip.id) + i))
-    ip.total_len = htons(<uint16_t> n_bytes)
+    ip.total_len = htons(<uint16_t> (split.ip_len + l4_len))
     ip.checksum = 0
     ip.checksum = finish(sum_header(place, split.ip_len // 4, 0))
     if ip.protocol == PROTOCOL_TCP:
-        finish_tcp(<TcpHeader *> (place + split.ip_len), ip, offset, n_bytes - split.ip_len, first, last)
+        finish_tcp(<TcpHeader *> (place + split.ip_len), offset, total, i == 0, i + 1 == split.n)
     else:
-        finish_udp(<UdpHeader *> (place + split.ip_len), ip, n_bytes - split.ip_len)
-    return n_bytes
+        finish_udp(<UdpHeader *> (place + split.ip_len), l4_len, total)
+    return split.ip_len + l4_len
 
 
-cdef inline void finish_tcp(
-    TcpHeader *tcp, const Ipv4Header *ip, uint32_t offset, uint32_t tcp_len, bint first, bint last
-) noexcept nogil:
+cdef inline void finish_tcp(TcpHeader *tcp, uint32_t offset, uint64_t total, bint first, bint last) noexcept nogil:
+    """Complete a segment's header; `total` is the sum of the pseudo-header and the payload."""
     tcp.seq = htonl(ntohl(tcp.seq) + offset)
     if not last:
         tcp.flags &= <uint8_t> ~(TCP_FIN | TCP_PSH) & 0xff
     if not first:
         tcp.flags &= <uint8_t> ~TCP_CWR & 0xff      # RFC 3168 section 6.1.2: CWR is said once
     tcp.checksum = 0
-    tcp.checksum = transport_checksum(ip, <const uint8_t *> tcp, tcp_len)
+    tcp.checksum = finish(sum_header(<const uint8_t *> tcp, tcp.data_offset >> 4, total))
 
 
-cdef inline void finish_udp(UdpHeader *udp, const Ipv4Header *ip, uint32_t udp_len) noexcept nogil:
+cdef inline void finish_udp(UdpHeader *udp, uint32_t udp_len, uint64_t total) noexcept nogil:
+    """Likewise for a datagram."""
     udp.len = htons(<uint16_t> udp_len)
     udp.checksum = 0
-    udp.checksum = transport_checksum(ip, <const uint8_t *> udp, udp_len)
+    udp.checksum = finish(sum_header(<const uint8_t *> udp, UDP_HEADER_BYTES // 4, total))
     if udp.checksum == 0:
         udp.checksum = 0xffff       # RFC 768: 0 would mean that there is none
 
