@@ -140,10 +140,10 @@ cdef int build_trie(Table *table, Route *routes, size_t n) noexcept nogil:
 
 
 cdef int build_hash(Table *table) noexcept nogil:
-    """Index the peers by underlay address, at most half full; return 0, or -1 without memory."""
+    """Index the peers by underlay address, at most three quarters full; return 0, or -1 without memory."""
     cdef uint32_t size = 4
     cdef uint32_t i, hop
-    while size < 2 * table.n_hops:
+    while 3 * size < 4 * table.n_hops:
         size *= 2
     table.by_addr = <AddressSlot *> calloc(size, sizeof(AddressSlot))
     if table.by_addr == NULL:
