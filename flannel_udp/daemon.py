@@ -35,7 +35,7 @@ from flannel_udp.control.retry import wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
-from flannel_udp.host import interface, netlink, subnet_env
+from flannel_udp.host import interface, netlink, own_networks, subnet_env
 from flannel_udp.host.privileges import check_privileges
 from flannel_udp.model import Interface, Lease, LeaseAttrs, Peer, Subnet
 from flannel_udp.options import Options
@@ -126,6 +126,7 @@ class Agent:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._view = AgentView(options)
+        self._subnet: Subnet | None = None  # what subnet.env says: the pods that run have their addresses from it
 
     async def live(self) -> None:
         """Do everything above; ends only by an error or by being cancelled, and leaves nothing behind."""
@@ -146,17 +147,20 @@ class Agent:
             self._enter("waiting for configuration")
             parsed = await wait_for_config(registry)
             network = check_runnable(parsed.config)
+            own = await asyncio.to_thread(own_networks.read_own_networks)
+            own_networks.refuse_own_network(network, external.name, own)
             overlay = Overlay(parsed.config, network, tunnel_mtu(external, parsed.config.backend.mtu))
             self._view.config = parsed.config
 
             lost_tunnel: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             dataplane = self._open_dataplane(external, parsed.config, lost_tunnel, stack)
             gate = Gate(dataplane)
+            self._subnet = _previous_subnet(options)
             keeper = LeaseKeeper(
                 registry,
                 LeaseAttrs(external.public_ip),
                 options.subnet_lease_renew_margin * 60.0,
-                previous=_previous_subnet(options),
+                previous=self._subnet,
             )
             sync = Synchroniser(registry, PeerTable(network, external.public_ip), gate, keeper.observe)
             self._view.keeper, self._view.sync = keeper, sync
@@ -196,7 +200,38 @@ class Agent:
         """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped."""
         self._enter("waiting for a lease")
         lease = await keeper.acquire(overlay.config)
-        await self._set_up_tunnel(lease, overlay, gate.tunnel)
+        # From now on it may be lost at any moment, also while the host is set up and the first peers are waited for.
+        keeping = asyncio.create_task(keeper.keep(), name="keep the lease")
+        try:
+            await self._set_up_tunnel(lease, overlay, gate.tunnel)
+            lost = await self._forward_until(keeping, lease, sync, gate, overlay)
+        finally:
+            keeping.cancel()
+            await asyncio.wait((keeping,))
+        self._view.ready = False
+        await gate.shut()
+        loss = f"lost our subnet {lease.subnet}: {lost}; forwarding stopped"
+        if self._options.on_lease_loss == "exit":
+            raise FlannelError(loss)
+        logger.error("%s", loss)
+        self._enter("waiting for a lease", loss)
+        await sync.set_own(None)
+
+    async def _forward_until(
+        self, keeping: asyncio.Task[str], lease: Lease, sync: Synchroniser, gate: Gate, overlay: Overlay
+    ) -> str:
+        """Begin to forward; return why the lease was lost as soon as it is, begun or not."""
+        starting = asyncio.create_task(self._start_forwarding(lease, sync, gate, overlay), name="start forwarding")
+        try:
+            await asyncio.wait((keeping, starting), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()  # raises what went wrong
+            return await keeping
+        finally:
+            starting.cancel()
+            await asyncio.wait((starting,))
+
+    async def _start_forwarding(self, lease: Lease, sync: Synchroniser, gate: Gate, overlay: Overlay) -> None:
         gate.open(lease.subnet.v4)
         self._enter("waiting for the peers")
         await sync.set_own(lease)
@@ -204,18 +239,15 @@ class Agent:
         env = subnet_env.SubnetEnv(overlay.network, lease.subnet, overlay.mtu, ip_masq=False)
         subnet_env.write(self._options.subnet_file, env)
         logger.info("wrote %s", self._options.subnet_file)
+        if self._subnet not in (None, lease.subnet):
+            logger.warning(
+                "our subnet is %s now and was %s: pods with an address of the old one are cut off: start them anew",
+                *(lease.subnet, self._subnet),
+            )
+        self._subnet = lease.subnet
         self._view.ready = True
-        self._enter("running")
+        self._enter("running", f"running with subnet {lease.subnet}")
         notify.notify_ready()
-
-        lost = await keeper.keep()
-        self._view.ready = False
-        await gate.shut()
-        await sync.set_own(None)
-        loss = f"lost our subnet {lease.subnet}: {lost}; forwarding stopped"
-        if self._options.on_lease_loss == "exit":
-            raise FlannelError(loss)
-        logger.error("%s", loss)
 
     async def _set_up_tunnel(self, lease: Lease, overlay: Overlay, name: str) -> None:
         address = lease.subnet.v4.network_address
@@ -223,9 +255,9 @@ class Agent:
         await asyncio.to_thread(netlink.configure_tunnel, name, address, overlay.network, overlay.mtu, queue_packets)
         self._view.tunnel_mtu = overlay.mtu
 
-    def _enter(self, state: str) -> None:
+    def _enter(self, state: str, details: str | None = None) -> None:
         self._view.state = state
-        notify.notify_status(state)
+        notify.notify_status(details or state)
 
 
 def check_runnable(config: NetworkConfig) -> IPv4Network:

@@ -110,7 +110,7 @@ def test_an_overwritten_key_means_another_subnet_when_one_is_free(registry: str)
     with Lab(Plan(fresh_name(), hosts=2, registry=registry)) as lab:
         h1, h2 = up_with_peers(lab).hosts
         hand = by_hand(lab)
-        former = subnet_of(h1)
+        former, log = subnet_of(h1), Log(h1)
         hand.put(key_of(h1), STRANGER)
         wait_for("another subnet", lambda: h1.is_ready() and subnet_of(h1) != former)
         wait_for_peers([h1, h2])
@@ -119,6 +119,10 @@ def test_an_overwritten_key_means_another_subnet_when_one_is_free(registry: str)
         assert json.loads(hand.subnets()[str(former).replace("/", "-")]) == json.loads(STRANGER)
         routes = h1.run(["ip", "-o", "addr", "show", "dev", "flannel0"]).stdout
         assert str(former.network_address) not in routes
+        assert log.lines("start them anew") == [
+            f"our subnet is {subnet_of(h1)} now and was {former}: "
+            "pods with an address of the old one are cut off: start them anew"
+        ]
 
 
 def test_with_on_lease_loss_exit_the_agent_ends(registry: str) -> None:

@@ -15,7 +15,9 @@ from typing import TypeVar
 import pytest
 
 from flannel_udp.config import parse_network_config
-from flannel_udp.control.lease import RACES, LeaseKeeper, renew_delay_s
+from flannel_udp.control.boottime import now_s
+from flannel_udp.control.lease import LeaseKeeper
+from flannel_udp.control.lease_machine import RACES, renew_delay_s
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import RegistryDenied, RegistryError
 from flannel_udp.model import LEASE_TTL_S, LeaseAttrs, Subnet
@@ -232,6 +234,7 @@ async def test_while_the_registry_is_away_the_reason_is_said_once_for_each_chang
     [
         (86_400, 3600, 82_800),  # flannel's defaults
         (86_400, 1439 * 60, 60),  # the widest margin
+        (86_400, 60, 86_400 - 2 * 96.4),  # the narrowest one: we would have stopped before it
         (300, 3600, 60),  # granted for less than the margin
         (3600.5, 3600, 60),  # hardly more than the margin
         (10, 3600, 5),
@@ -269,12 +272,15 @@ async def test_a_lease_far_from_its_margin_and_a_reservation_are_left_alone() ->
 async def test_a_failed_renewal_is_tried_again_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     registry = MemoryRegistry()
-    registry.granted_s = 0.1
-    keeper = keeper_of(registry, margin_s=0.09)
+    registry.granted_s = 0.2
+    keeper = keeper_of(registry, margin_s=MARGIN_S)
     await soon(keeper.acquire(CONFIG))
-    registry.failure = RegistryError("etcd does not answer")
     async with kept(keeper) as task:
-        await eventually(registry, "renew", 6)  # also when its time is over: peers keep their routes until it is gone
+        await eventually(registry, "renew", 2)
+        registry.granted_s = 30.0
+        await eventually(registry, "renew", 4)
+        registry.failure = RegistryError("etcd does not answer")
+        await eventually(registry, "renew", 6)
         registry.failure = None
         await eventually(registry, "renew", 8)
         assert not task.done()
@@ -286,6 +292,30 @@ async def test_a_failed_renewal_is_tried_again_and_said_once(caplog: pytest.LogC
 
 
 # --- Loss ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_lease_that_cannot_be_renewed_is_given_up_before_it_ends() -> None:
+    registry = MemoryRegistry()
+    registry.granted_s = 1.0
+    began_s = now_s()
+    keeper = keeper_of(registry)
+    lease = await soon(keeper.acquire(CONFIG))
+    registry.failure = RegistryError("etcd does not answer")
+    async with kept(keeper) as task:
+        reason = await soon(task)
+    assert reason == f"{lease.entry.key} could not be renewed in time: the registry may soon give it to another host"
+    assert 0.5 < now_s() - began_s < 1.0
+    assert (keeper.lease, keeper.left_s) == (None, None)
+
+
+async def test_a_renewal_that_hangs_does_not_put_off_the_end() -> None:
+    registry = MemoryRegistry()
+    registry.granted_s = 1.0
+    keeper = keeper_of(registry)
+    await soon(keeper.acquire(CONFIG))
+    registry.hang = True
+    async with kept(keeper) as task:
+        assert "could not be renewed in time" in await soon(task)
 
 
 async def test_a_lease_found_lost_at_its_renewal_ends_keep_and_the_rival_keeps_the_subnet() -> None:
@@ -352,7 +382,7 @@ async def test_a_doubt_that_comes_up_during_a_renewal_is_checked_after_it() -> N
 
 async def test_a_doubted_lease_is_checked_again_within_seconds_until_the_registry_answers() -> None:
     registry = MemoryRegistry()
-    delays = Delays(last_retry_s=0.02, renew_retry_s=60)
+    delays = Delays(first_retry_s=0.01, last_retry_s=0.02, renew_retry_s=60)
     keeper = LeaseKeeper(registry, LeaseAttrs(IPv4Address(OUR_IP)), MARGIN_S, delays=delays)
     key = (await soon(keeper.acquire(CONFIG))).entry.key
     registry.failure = RegistryError("etcd does not answer")
