@@ -119,10 +119,8 @@ def test_an_overwritten_key_means_another_subnet_when_one_is_free(registry: str)
         assert json.loads(hand.subnets()[str(former).replace("/", "-")]) == json.loads(STRANGER)
         routes = h1.run(["ip", "-o", "addr", "show", "dev", "flannel0"]).stdout
         assert str(former.network_address) not in routes
-        assert log.lines("start them anew") == [
-            f"our subnet is {subnet_of(h1)} now and was {former}: "
-            "pods with an address of the old one are cut off: start them anew"
-        ]
+        cut_off = "pods with an address of the old one are cut off: start them anew"
+        assert log.lines(cut_off) == [f"our subnet is {subnet_of(h1)} now and was {former}: {cut_off}"]
 
 
 def test_with_on_lease_loss_exit_the_agent_ends(registry: str) -> None:
