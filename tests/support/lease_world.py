@@ -213,18 +213,22 @@ class Host:
         if wake_s is None:
             return
         self._wake_number += 1
-        number = self._wake_number
+        life, number = self.life, self._wake_number
 
-        def go_off() -> list[Action]:
-            return self.machine.tick(self.clock_s()) if number == self._wake_number else []
+        def go_off() -> None:
+            if number == self._wake_number:  # it was not set to another time since
+                self.deliver(life, lambda: self.machine.tick(self.clock_s()))
 
         # A microsecond more than it takes, or rounding would let it go off before its time, over and over.
         delay_s = max((wake_s - self.clock_s()) / self._rate, 0) + 1e-6
-        self._world.later(delay_s + self._world.lateness_s(), self.life, self, go_off)
+        self._world.at(self._world.now_s + delay_s + self._world.lateness_s(), go_off)
 
 
 class World:
-    """`hosts` agents, the first `tables` of them with peers, and a store. `make_machine` and `store` may be faulty ones: the checks must find that out."""
+    """`hosts` agents, the first `tables` of them with peers, and a store.
+
+    `machine` and `store` may be faulty ones: the checks must find that out.
+    """
 
     def __init__(
         self,
@@ -280,7 +284,7 @@ class World:
     # Time.
 
     def later(self, delay_s: float, life: int, host: Host, event: Callable[[], list[Action]]) -> None:
-        self._at(self.now_s + delay_s, lambda: host.deliver(life, event))
+        self.at(self.now_s + delay_s, lambda: host.deliver(life, event))
 
     def run(self, seconds: float) -> None:
         """Let time pass."""
@@ -300,7 +304,7 @@ class World:
     def lateness_s(self) -> float:
         return self.random.uniform(0, MAX_LATENESS_S) if self.random.random() < 0.3 else 0.0
 
-    def _at(self, time_s: float, event: Callable[[], None]) -> None:
+    def at(self, time_s: float, event: Callable[[], None]) -> None:
         heapq.heappush(self._agenda, (time_s, next(self._numbers), event))
 
     def _touch_store(self) -> Store:
@@ -321,7 +325,7 @@ class World:
             if self.random.random() < 0.02:
                 return  # only the answer is lost
             for _ in range(1 + (self.random.random() < 0.05)):
-                self._at(self.now_s + self._way_s(), lambda: answer(outcome))
+                self.at(self.now_s + self._way_s(), lambda: answer(outcome))
 
         def answer(outcome: Result | FlannelError) -> None:
             if host.connected:
@@ -334,7 +338,7 @@ class World:
 
         if self.random.random() > 0.02:
             for _ in range(1 + (self.random.random() < 0.05)):
-                self._at(self.now_s + self._way_s(), arrive)
+                self.at(self.now_s + self._way_s(), arrive)
         self.later(CALL_S, life, host, lambda: settle(RegistryError("no answer in time")))
 
     def _way_s(self) -> float:
@@ -382,7 +386,7 @@ class World:
             if host.connected and host.stream == stream:
                 host.deliver(life, lambda: host.take(event))
 
-        self._at(arrival_s, arrive)
+        self.at(arrival_s, arrive)
 
     # What must hold.
 
