@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 MAX_LINES = 10
 """More peers or warnings than this at once are logged as a summary."""
+FLOOD_S = 10.0
+"""So long after a warning no more than `MAX_LINES` of them are said one by one, however they are spread over events."""
 
 Observe = Callable[[Entry | None], None]
 """Told what the watch shows under our own key, ``None`` for nothing: `LeaseKeeper.observe`."""
@@ -74,6 +76,9 @@ class Synchroniser:
         self._revision = 0
         self._last_event_s: float | None = None
         self._published = 0
+        self._lines_left = MAX_LINES
+        self._unsaid = 0
+        self._flood: asyncio.TimerHandle | None = None
         self.first_published = asyncio.Event()
         """Set when the data path has got its first set of peers."""
 
@@ -144,10 +149,7 @@ class Synchroniser:
             self.first_published.set()
 
     def _report(self, delta: Delta) -> None:
-        for warning in delta.warnings[:MAX_LINES]:
-            logger.warning("%s", warning)
-        if len(delta.warnings) > MAX_LINES:
-            logger.warning("... and %d more warnings like these", len(delta.warnings) - MAX_LINES)
+        self._warn(delta.warnings)
         lists = {"added": delta.added, "changed": delta.changed, "removed": delta.removed}
         if sum(map(len, lists.values())) > MAX_LINES:
             counts = ", ".join(f"{len(peers)} {what}" for what, peers in lists.items() if peers)
@@ -156,3 +158,20 @@ class Synchroniser:
         for what, peers in lists.items():
             for peer in peers:
                 logger.info("peer %s: %s via %s", what, peer.subnet, peer.public_ip)
+
+    def _warn(self, warnings: Sequence[str]) -> None:
+        said, rest = warnings[: self._lines_left], warnings[self._lines_left :]
+        for warning in said:
+            logger.warning("%s", warning)
+        self._lines_left -= len(said)
+        if said and rest:
+            logger.warning("... and %d more warnings like these", len(rest))
+        elif rest:
+            self._unsaid += len(rest)
+        if warnings and self._flood is None:
+            self._flood = asyncio.get_running_loop().call_later(FLOOD_S, self._flood_is_over)
+
+    def _flood_is_over(self) -> None:
+        if self._unsaid:
+            logger.warning("... and %d more warnings like these within %g s", self._unsaid, FLOOD_S)
+        self._flood, self._unsaid, self._lines_left = None, 0, MAX_LINES

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from flannel_udp.control import synchroniser
 from flannel_udp.control.peers import PART_SIZE, PeerTable
 from flannel_udp.control.retry import Delays
-from flannel_udp.control.synchroniser import Synchroniser
+from flannel_udp.control.synchroniser import MAX_LINES, Synchroniser
 from flannel_udp.errors import RegistryDenied
 from flannel_udp.model import Change, Entry, Lease, LeaseAttrs, Peer, Snapshot, Subnet
 from flannel_udp.registry import Registry
@@ -270,6 +271,26 @@ async def test_a_flood_of_bad_entries_does_not_flood_the_log(caplog: pytest.LogC
         await rig.recorder.has()
     assert len(caplog.messages) == 11
     assert caplog.messages[-1] == "... and 990 more warnings like these"
+
+
+async def test_a_flood_of_bad_entries_one_by_one_does_not_flood_the_log_either(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synchroniser, "FLOOD_S", 0.5)
+    registry = MemoryRegistry()
+    async with running(registry, lease_of(registry.put(OUR_KEY, OUR_VALUE))) as rig:
+        await rig.recorder.has()
+        for n in range(100):
+            registry.put(f"bad{n}", b"?")
+            await settle()
+        assert len(caplog.messages) == MAX_LINES
+        async with asyncio.timeout(5):
+            while len(caplog.messages) == MAX_LINES:
+                await asyncio.sleep(0.01)
+        registry.put("bad again", b"?")
+        await settle()
+    assert caplog.messages[MAX_LINES] == "... and 90 more warnings like these within 0.5 s"
+    assert "bad again" in caplog.messages[MAX_LINES + 1]
 
 
 async def test_a_registry_that_refuses_us_is_asked_again_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
