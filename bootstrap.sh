@@ -71,6 +71,7 @@ need_for_building() {
 need_for_lab() {
     need iproute2 command -v ip
     need iputils-ping command -v ping
+    need iptables command -v iptables-restore
 }
 
 has_libfuzzer() {
@@ -81,6 +82,7 @@ need_for_tests() {
     need "clang libclang-rt-dev" has_libfuzzer
     need etcd-server command -v etcd
     need etcd-client command -v etcdctl
+    need nftables command -v nft
     need openssl command -v openssl
     need procps command -v sysctl
     need socat command -v socat

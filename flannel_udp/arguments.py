@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from flannel_udp.errors import UsageError
 from flannel_udp.flags import AGENT_FLAGS, GO_BOOLS, Flag
-from flannel_udp.options import DataplaneOptions, EtcdOptions, InterfaceOptions, Options
+from flannel_udp.options import DataplaneOptions, EtcdOptions, FirewallOptions, InterfaceOptions, Options
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -151,7 +151,7 @@ def _read(flag: Flag, texts: Sequence[str], source: str) -> Any:
 
 def to_options(given: Values) -> Options:
     """Return the options of a run; what was not given has the default of `Options`."""
-    parts: dict[str, dict[str, Any]] = {"": {}, "etcd": {}, "interface": {}, "dataplane": {}}
+    parts: dict[str, dict[str, Any]] = {"": {}, "etcd": {}, "interface": {}, "dataplane": {}, "firewall": {}}
     for flag in AGENT_FLAGS:
         if flag.field and flag.name in given:
             part, _, field = flag.field.rpartition(".")
@@ -160,5 +160,6 @@ def to_options(given: Values) -> Options:
         etcd=EtcdOptions(**parts["etcd"]),
         interface=InterfaceOptions(**parts["interface"]),
         dataplane=DataplaneOptions(**parts["dataplane"]),
+        firewall=FirewallOptions(**parts["firewall"]),
         **parts[""],
     )

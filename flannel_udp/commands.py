@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from flannel_udp.arguments import Values, to_options
 from flannel_udp.errors import ConfigError, UsageError
-from flannel_udp.flags import CONTROL_SOCKET_FLAG, JSON_FLAG, REGISTRY_FLAGS, Flag
+from flannel_udp.flags import (
+    CONTROL_SOCKET_FLAG,
+    FIREWALL_SHOW_FLAGS,
+    JSON_FLAG,
+    REGISTRY_FLAGS,
+    SUBNET_FILE_FLAG,
+    Flag,
+)
 
 if TYPE_CHECKING:
     from flannel_udp.config import ParsedConfig
+    from flannel_udp.host.firewall.rules import Network, Rules
     from flannel_udp.registry import Registry
 
 Result = TypeVar("Result")
@@ -78,6 +86,39 @@ def _route_get(given: Values) -> int:
     route = client.fetch_route(to_options(given).control_socket, given["ADDRESS"])
     _show(given, route, show.show_route)
     return 0
+
+
+def _firewall_show(given: Values) -> int:
+    from flannel_udp.admin.show import show_json
+    from flannel_udp.host.firewall.show import show_document, show_text
+
+    rules, dialect = _rules(given), given.get("dialect", "")
+    if given.get("json"):
+        show_json(show_document(rules, dialect), sys.stdout)
+    else:
+        sys.stdout.write(show_text(rules, dialect))
+    return 0
+
+
+def _rules(given: Values) -> Rules:
+    from flannel_udp.host import subnet_env
+    from flannel_udp.host.firewall.rules import rules_for
+
+    options = to_options(given)
+    file, masquerade = options.subnet_file, options.firewall.ip_masq
+    network: Network | None = given.get("network")
+    subnet: Network | None = given.get("subnet")
+    if network is None and subnet is None:
+        env = subnet_env.read(file)
+        if env is None:
+            raise UsageError(f"there is no {file}: name another --subnet-file, or --network and --subnet")
+        network, subnet, masquerade = env.network, env.subnet.v4, given.get("ip-masq", env.ip_masq)
+    if network is None or subnet is None:
+        raise UsageError("--network and --subnet come together, or neither: then the subnet file says both")
+    if subnet.network_address not in network or subnet.prefixlen < network.prefixlen:
+        raise UsageError(f"the subnet {subnet} is not inside the network {network}")
+    forward, plain = options.firewall.iptables_forward_rules, options.firewall.ip_masq_fully_random_disable
+    return rules_for(network, subnet, masquerade=masquerade, forward=forward, random_fully=not plain)
 
 
 def _show(given: Values, document: Result, for_people: Callable[[Result, TextIO], None]) -> None:
@@ -171,5 +212,13 @@ COMMANDS: Mapping[str, Command] = {
         _route_get,
         _ASK,
         ("ADDRESS", "an IPv4 address"),
+    ),
+    "firewall show": Command(
+        "print the firewall rules of a host, as nft -f and iptables-restore --noflush take them",
+        "Nothing is asked of the kernel and nothing is changed; root is not needed. Network, subnet and whether to\n"
+        "masquerade are read from the subnet file unless they are given.\n\n"
+        "example: flannel-udp firewall show --network=10.1.0.0/16 --subnet=10.1.15.0/24 --ip-masq --dialect=nftables",
+        _firewall_show,
+        {"rules": (*FIREWALL_SHOW_FLAGS, SUBNET_FILE_FLAG), "output": (JSON_FLAG,)},
     ),
 }

@@ -8,7 +8,7 @@ The order of a life:
 4. open                             flannel0, UDP socket, engine      → exit with one line
 5. follow the registry              control.synchroniser → dataplane
 6. the lease                        control.lease                     → waited for
-7. the host                         flannel0's address, MTU and route; subnet.env; READY
+7. the host                         flannel0's address, MTU and route; firewall rules; subnet.env; READY
 8. keep the lease; when it is lost stop forwarding at once and go back to 6
 """
 
@@ -36,6 +36,9 @@ from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host import interface, netlink, own_networks, subnet_env
+from flannel_udp.host.blackhole import keep_blackhole
+from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.firewall.rules import rules_for
 from flannel_udp.host.privileges import check_privileges
 from flannel_udp.model import Interface, Lease, LeaseAttrs, Peer, Subnet
 from flannel_udp.options import Options
@@ -45,7 +48,9 @@ from flannel_udp.view import AgentView
 logger = logging.getLogger(__name__)
 
 OUTER_HEADER_BYTES = 28  # IPv4 20 + UDP 8
-RELEASE_TIMEOUT_S = 0.7  # SIGTERM must end the agent within 2 s, whatever the registry does
+# SIGTERM must end the agent within 2 s, whatever the registry and the firewall's tools do.
+RELEASE_TIMEOUT_S = 0.7
+CLEAN_TIMEOUT_S = 0.7
 
 
 def run(options: Options) -> int:
@@ -163,14 +168,18 @@ class Agent:
                 previous=self._subnet,
             )
             sync = Synchroniser(registry, PeerTable(network, external.public_ip), gate, keeper.observe)
-            self._view.keeper, self._view.sync = keeper, sync
+            firewall = Firewall(nftables=parsed.config.enable_nftables, resync_s=options.firewall.iptables_resync)
+            self._view.keeper, self._view.sync, self._view.firewall = keeper, sync, firewall
             if options.release_on_exit:
                 stack.push_async_callback(_release, keeper)
+            if options.firewall.clean_on_exit:
+                stack.push_async_callback(_clean, firewall, network)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(sync.run(), name="synchronise")
+                tasks.create_task(firewall.run(), name="keep the firewall rules")
                 tasks.create_task(_fail_without_tunnel(lost_tunnel, dataplane.tunnel.name), name="watch the tunnel")
                 while True:
-                    await self._hold_lease(keeper, sync, gate, overlay)
+                    await self._hold_lease(keeper, sync, gate, firewall, overlay)
                     if (await wait_for_config(registry)).config != overlay.config:
                         raise FlannelError("the network configuration has changed: start the agent again")
 
@@ -196,7 +205,9 @@ class Agent:
         )
         return dataplane
 
-    async def _hold_lease(self, keeper: LeaseKeeper, sync: Synchroniser, gate: Gate, overlay: Overlay) -> None:
+    async def _hold_lease(
+        self, keeper: LeaseKeeper, sync: Synchroniser, gate: Gate, firewall: Firewall, overlay: Overlay
+    ) -> None:
         """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped."""
         self._enter("waiting for a lease")
         lease = await keeper.acquire(overlay.config)
@@ -204,12 +215,11 @@ class Agent:
         keeping = asyncio.create_task(keeper.keep(), name="keep the lease")
         try:
             await self._set_up_tunnel(lease, overlay, gate.tunnel)
-            lost = await self._forward_until(keeping, lease, sync, gate, overlay)
+            start = self._start_forwarding(lease, sync, gate, firewall, overlay)
+            lost = await self._forward_until(keeping, asyncio.create_task(start, name="start forwarding"), gate)
         finally:
             keeping.cancel()
             await asyncio.wait((keeping,))
-        self._view.ready = False
-        await gate.shut()
         loss = f"lost our subnet {lease.subnet}: {lost}; forwarding stopped"
         if self._options.on_lease_loss == "exit":
             raise FlannelError(loss)
@@ -217,26 +227,41 @@ class Agent:
         self._enter("waiting for a lease", loss)
         await sync.set_own(None)
 
-    async def _forward_until(
-        self, keeping: asyncio.Task[str], lease: Lease, sync: Synchroniser, gate: Gate, overlay: Overlay
-    ) -> str:
-        """Begin to forward; return why the lease was lost as soon as it is, begun or not."""
-        starting = asyncio.create_task(self._start_forwarding(lease, sync, gate, overlay), name="start forwarding")
+    async def _forward_until(self, keeping: asyncio.Task[str], starting: asyncio.Task[None], gate: Gate) -> str:
+        """Let forwarding begin; when the lease is lost, begun or not, stop at once and return why."""
         try:
             await asyncio.wait((keeping, starting), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()  # raises what went wrong
             return await keeping
         finally:
-            starting.cancel()
+            starting.cancel()  # first, or it might open the gate again
+            if keeping.done():
+                self._view.ready = False
+                await gate.shut()
             await asyncio.wait((starting,))
 
-    async def _start_forwarding(self, lease: Lease, sync: Synchroniser, gate: Gate, overlay: Overlay) -> None:
+    async def _start_forwarding(
+        self, lease: Lease, sync: Synchroniser, gate: Gate, firewall: Firewall, overlay: Overlay
+    ) -> None:
         gate.open(lease.subnet.v4)
         self._enter("waiting for the peers")
         await sync.set_own(lease)
         await gate.published.wait()
-        env = subnet_env.SubnetEnv(overlay.network, lease.subnet, overlay.mtu, ip_masq=False)
+        await self._get_ready(lease, firewall, overlay)
+
+    async def _get_ready(self, lease: Lease, firewall: Firewall, overlay: Overlay) -> None:
+        options = self._options.firewall
+        self._enter("waiting for the firewall rules")
+        rules = rules_for(
+            overlay.network,
+            lease.subnet.v4,
+            masquerade=options.ip_masq,
+            forward=options.iptables_forward_rules,
+            random_fully=not options.ip_masq_fully_random_disable,
+        )
+        await firewall.keep(rules)
+        env = subnet_env.SubnetEnv(overlay.network, lease.subnet, overlay.mtu, options.ip_masq)
         subnet_env.write(self._options.subnet_file, env)
         logger.info("wrote %s", self._options.subnet_file)
         if self._subnet not in (None, lease.subnet):
@@ -253,6 +278,8 @@ class Agent:
         address = lease.subnet.v4.network_address
         queue_packets = self._options.dataplane.tx_queue_packets
         await asyncio.to_thread(netlink.configure_tunnel, name, address, overlay.network, overlay.mtu, queue_packets)
+        blackhole = lease.subnet.v4 if self._options.firewall.ip_blackhole_route else None
+        await asyncio.to_thread(keep_blackhole, overlay.network, blackhole)
         self._view.tunnel_mtu = overlay.mtu
 
     def _enter(self, state: str, details: str | None = None) -> None:
@@ -314,6 +341,14 @@ async def _release(keeper: LeaseKeeper) -> None:
         await asyncio.wait_for(keeper.release(), RELEASE_TIMEOUT_S)
     except (FlannelError, TimeoutError) as failed:
         logger.warning("the lease was not released and stays until it expires: %s", str(failed) or "no answer")
+
+
+async def _clean(firewall: Firewall, network: IPv4Network) -> None:
+    try:
+        await asyncio.wait_for(firewall.remove(), CLEAN_TIMEOUT_S)
+        await asyncio.to_thread(keep_blackhole, network, None)
+    except (FlannelError, TimeoutError) as failed:
+        logger.warning("the firewall rules stay: %s", str(failed) or f"removing them takes over {CLEAN_TIMEOUT_S:g} s")
 
 
 async def _close(dataplane: Dataplane) -> None:

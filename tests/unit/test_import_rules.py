@@ -37,7 +37,7 @@ RULES: Mapping[str, list[str]] = {
     "daemon": [*VALUES, "view", *(f"{room}*" for room in ROOMS)],
     "flags": ["errors", "options"],
     "arguments": ["errors", "options", "flags"],
-    "commands": [*VALUES, "config_json", "arguments", "flags", "admin*", "registry*"],
+    "commands": [*VALUES, "config_json", "arguments", "flags", "admin*", "host*", "registry*"],
     "cli": [*VALUES, *COMMAND_LINE, "daemon", "lab*"],
     "__main__": ["cli"],
 }
