@@ -11,6 +11,8 @@ The order of a life:
 7. the host                         host.upkeep: flannel0; firewall rules; subnet.env; READY
 8. keep the lease; when it is lost stop forwarding at once and go back to 6
 
+6 to 8 are in `forwarding`.
+
 From 4 on host.upkeep keeps flannel0 and the sockets right, whatever becomes of the host's network.
 """
 
@@ -21,9 +23,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
 from ipaddress import IPv4Network
 
 import uvloop
@@ -36,19 +36,18 @@ from flannel_udp.config import NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.reload import reload_config
-from flannel_udp.control.retry import retry, wait_for_config
+from flannel_udp.control.retry import wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
-from flannel_udp.host import interface, netlink
+from flannel_udp.forwarding import Forwarding, Gate
+from flannel_udp.host import interface, netlink, own_networks
 from flannel_udp.host.blackhole import keep_blackhole
-from flannel_udp.host.connections import abandon_connections
 from flannel_udp.host.firewall.keeper import Firewall
-from flannel_udp.host.firewall.rules import rules_for
 from flannel_udp.host.mtu import tunnel_mtu
 from flannel_udp.host.privileges import check_privileges
 from flannel_udp.host.upkeep import Upkeep
-from flannel_udp.model import Delta, Interface, Lease, LeaseAttrs, Subnet
+from flannel_udp.model import Interface, LeaseAttrs, Subnet
 from flannel_udp.options import Options
 from flannel_udp.registry import Registry
 from flannel_udp.registry.open import open_registry
@@ -59,9 +58,6 @@ logger = logging.getLogger(__name__)
 # SIGTERM must end the agent within 2 s, whatever the registry and the firewall's tools do.
 RELEASE_TIMEOUT_S = 0.7
 CLEAN_TIMEOUT_S = 0.7
-# What a registry's client needs to notice that its connection was shut down: the next call then makes a new one. A call
-# on the old one would fail, and be tried again only seconds later.
-NOTICE_S = 0.2
 
 
 def run(options: Options) -> int:
@@ -104,45 +100,12 @@ def _first(failures: BaseExceptionGroup[FlannelError]) -> FlannelError:
     return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure
 
 
-class Gate:
-    """Lets tables through to the dataplane only while their subnet is ours."""
-
-    def __init__(self, dataplane: Dataplane) -> None:
-        self._dataplane = dataplane
-        self._open_for: IPv4Network | None = None
-        self._one_at_a_time = asyncio.Lock()
-        self.published = asyncio.Event()
-        """Set when the dataplane has got the first table for the subnet the gate is open for."""
-
-    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
-        """Publish a table, unless the lease it was made for is gone meanwhile."""
-        async with self._one_at_a_time:
-            if own == self._open_for:
-                await self._dataplane.publish(own, deltas, whole=whole)
-                if whole:
-                    # Peers are in no cycles, and looking for some among 100,000 of them holds us up for 0.2 s.
-                    gc.freeze()
-                self.published.set()
-
-    def open(self, own: IPv4Network) -> None:
-        """Let tables for this subnet through."""
-        self._open_for = own
-        self.published.clear()
-
-    async def shut(self) -> None:
-        """Let nothing through and stop forwarding."""
-        self._open_for = None
-        async with self._one_at_a_time:
-            await self._dataplane.publish(None, (), whole=True)
-
-
 class Agent:
     """One run of the agent."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._view = AgentView(options)
-        self._env: subnet_env.SubnetEnv | None = None  # what subnet.env holds, while we serve
         self.reload_wanted = asyncio.Event()
         """Set it, and the network configuration is read again, see control.reload."""
 
@@ -166,21 +129,20 @@ class Agent:
             )
             registry = open_registry(options)
             stack.push_async_callback(registry.close)
-            self._enter("waiting for configuration")
+            self._view.enter("waiting for configuration")
             config = (await wait_for_config(registry)).config
             network = check_runnable(config)
+            own = await asyncio.to_thread(own_networks.read_own_networks)
             self._view.config = config
             self._view.interface = external = await _choose_interface(options)  # that wait may have been a long one
+            own_networks.refuse_own_network(network, external.name, own)
             tunnel_mtu(external, config.backend.mtu)
 
             dataplane = self._open_dataplane(external, config, stack)
             gate = Gate(dataplane)
-            keeper = LeaseKeeper(
-                registry,
-                LeaseAttrs(external.public_ip),
-                options.subnet_lease_renew_margin * 60.0,
-                previous=_previous_subnet(options),
-            )
+            previous = _previous_subnet(options)
+            margin_s = options.subnet_lease_renew_margin * 60.0
+            keeper = LeaseKeeper(registry, LeaseAttrs(external.public_ip), margin_s, previous=previous)
             sync = Synchroniser(registry, PeerTable(network, external.public_ip), gate, keeper.observe)
             firewall = Firewall(nftables=config.enable_nftables, resync_s=options.firewall.iptables_resync)
             self._view.keeper, self._view.sync, self._view.firewall = keeper, sync, firewall
@@ -190,10 +152,21 @@ class Agent:
                 stack.push_async_callback(_clean, firewall, network)
 
             async def pass_on() -> None:
-                await self._host_changed(upkeep, keeper, sync)
+                await forwarding.host_changed()
 
             upkeep = Upkeep(options, external, network, dataplane, mtu_wanted=config.backend.mtu, news=pass_on)
             self._view.upkeep = upkeep
+            forwarding = Forwarding(
+                options,
+                self._view,
+                registry,
+                keeper=keeper,
+                sync=sync,
+                gate=gate,
+                firewall=firewall,
+                upkeep=upkeep,
+                previous=previous,
+            )
             loop = asyncio.get_running_loop()
             dataplane.start(lambda: loop.call_soon_threadsafe(upkeep.wake))  # called in a data thread
             async with asyncio.TaskGroup() as tasks:
@@ -202,7 +175,7 @@ class Agent:
                 tasks.create_task(firewall.run(), name="keep the firewall rules")
                 tasks.create_task(upkeep.run(), name="keep the host right")
                 while True:
-                    await self._hold_lease(registry, config, keeper, sync, gate, firewall=firewall, upkeep=upkeep)
+                    await forwarding.hold_lease(config)
                     if (await wait_for_config(registry)).config != config:
                         raise FlannelError("the network configuration has changed: start the agent again")
 
@@ -220,77 +193,6 @@ class Agent:
         )
         return dataplane
 
-    async def _hold_lease(
-        self,
-        registry: Registry,
-        config: NetworkConfig,
-        keeper: LeaseKeeper,
-        sync: Synchroniser,
-        gate: Gate,
-        *,
-        firewall: Firewall,
-        upkeep: Upkeep,
-    ) -> None:
-        """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped."""
-        self._enter("waiting for a lease")
-        lease = await keeper.acquire(config)
-        await upkeep.set_up(lease.subnet.v4.network_address)
-        blackhole = lease.subnet.v4 if self._options.firewall.ip_blackhole_route else None
-        await asyncio.to_thread(keep_blackhole, upkeep.network, blackhole)
-        gate.open(lease.subnet.v4)
-        self._enter("waiting for the peers")
-        await sync.set_own(lease)
-        await gate.published.wait()
-        async with asyncio.TaskGroup() as tasks:  # the lease is kept also while the firewall's tools fail
-            getting_ready = tasks.create_task(self._get_ready(registry, lease, firewall, upkeep), name="get ready")
-            lost = await keeper.keep()
-            getting_ready.cancel()
-        self._view.serving = False
-        self._env = None
-        await gate.shut()
-        await sync.set_own(None)
-        loss = f"lost our subnet {lease.subnet}: {lost}; forwarding stopped"
-        if self._options.on_lease_loss == "exit":
-            raise FlannelError(loss)
-        logger.error("%s", loss)
-
-    async def _get_ready(self, registry: Registry, lease: Lease, firewall: Firewall, upkeep: Upkeep) -> None:
-        options = self._options.firewall
-        self._enter("waiting for the firewall rules")
-        rules = rules_for(
-            upkeep.network,
-            lease.subnet.v4,
-            masquerade=options.ip_masq,
-            forward=options.iptables_forward_rules,
-            random_fully=not options.ip_masq_fully_random_disable,
-        )
-        await firewall.keep(rules)
-        self._env = subnet_env.SubnetEnv(upkeep.network, lease.subnet, upkeep.mtu, options.ip_masq)
-        subnet_env.write(self._options.subnet_file, self._env)
-        logger.info("wrote %s", self._options.subnet_file)
-        self._view.serving = True
-        self._enter("running")
-        notify.notify_ready()
-        await retry("announcing that the network is up", registry.announce_up)
-
-    async def _host_changed(self, upkeep: Upkeep, keeper: LeaseKeeper, sync: Synchroniser) -> None:
-        """Pass on what has become of the external interface and flannel0."""
-        assert self._view.interface is not None  # noqa: S101 - it was chosen before all else
-        former, self._view.interface = self._view.interface, upkeep.external
-        if upkeep.external.address != former.address:
-            abandon_connections(former.address)
-            await asyncio.sleep(NOTICE_S)
-        if upkeep.external.public_ip != former.public_ip:
-            keeper.set_attrs(LeaseAttrs(upkeep.external.public_ip))
-            await sync.set_public_ip(upkeep.external.public_ip)
-        if self._env is not None and self._env.mtu != upkeep.mtu:
-            self._env = replace(self._env, mtu=upkeep.mtu)
-            try:
-                subnet_env.write(self._options.subnet_file, self._env)
-            except FlannelError as failed:
-                logger.warning("%s: it still has the former MTU", failed)
-        notify.notify_status(self._view.state)
-
     async def _reload(self, registry: Registry, in_force: NetworkConfig) -> None:
         while await self.reload_wanted.wait():
             self.reload_wanted.clear()
@@ -300,10 +202,6 @@ class Agent:
             await reload_config(registry, in_force)
             if self._view.ready:
                 notify.notify_ready()
-
-    def _enter(self, state: str) -> None:
-        self._view.phase = state
-        notify.notify_status(self._view.state)
 
 
 async def _choose_interface(options: Options) -> Interface:

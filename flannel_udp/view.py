@@ -7,6 +7,7 @@ import time
 from ipaddress import IPv4Address
 
 from flannel_udp import __version__
+from flannel_udp.admin import notify
 from flannel_udp.admin.shapes import (
     Counters,
     LeaseFacts,
@@ -60,6 +61,11 @@ class AgentView:
     def state(self) -> str:
         """What the agent is doing, as a phrase."""
         return self.obstacle or self.phase
+
+    def enter(self, phase: str, details: str | None = None) -> None:
+        """Note what the agent does from now on; systemd is told the same, or `details`."""
+        self.phase = phase
+        notify.notify_status(details or self.state)
 
     @property
     def drop_reasons(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What became of the peers, for the log: a line each, unless there are more of them a second than anybody reads."""
+"""What became of the peers, for the log: a line each, unless there are more of them than anybody reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 MAX_LINES = 10
 """More peers or warnings than this at once are logged as a summary."""
-SPAN_S = 1.0
+SPAN_S = 10.0
 SPAN_LINES = 3 * MAX_LINES
 """What is logged within a span; what comes after that is summarised at its end."""
 
@@ -54,7 +54,7 @@ class PeerLog:
         self._span, self._room = None, SPAN_LINES
         if self._held:
             self._summarise()
-            self._room = 0
+            self._room = MAX_LINES  # a flood that goes on gets less room
             self._span = asyncio.get_running_loop().call_later(SPAN_S, self._end_span)
 
     def _summarise(self) -> None:

@@ -145,9 +145,7 @@ class EtcdRegistry:
 
     async def _changes(self, revision: int, outage: Outage) -> AsyncGenerator[Change]:
         """Yield what changes after `revision`, one `Change` an answer; raise `RegistryError` if it must begin anew."""
-        request = pb.WatchCreateRequest(
-            key=self._subnets, range_end=self._subnets_end, start_revision=revision + 1, progress_notify=True
-        )
+        request = pb.WatchCreateRequest(key=self._subnets, range_end=self._subnets_end, start_revision=revision + 1)
         async with contextlib.aclosing(self._client.watch(request)) as responses:
             async for response in responses:
                 if response.compact_revision:
@@ -158,7 +156,9 @@ class EtcdRegistry:
                     raise RegistryError(
                         f"{self._client.name}: watch cancelled: {response.cancel_reason or 'no reason given'}"
                     )
-                if response.header.revision < revision:
+                # Not those with events: etcd 3.4 may answer a probe before it sends the events up to the revision that
+                # the answer names.
+                if not response.events and response.header.revision < revision:
                     raise RegistryError(
                         f"{self._client.name}: revision went back from {revision}: restored from a backup?"
                     )
@@ -166,7 +166,7 @@ class EtcdRegistry:
                     outage.over()
                 if response.events:
                     yield Change(dict(map(self._event, response.events)), response.header.revision)
-                revision = response.header.revision
+                revision = max(revision, response.header.revision)
 
     def _event(self, event: pb.Event) -> tuple[str, Entry | None]:
         entry = self._entry(event.kv)

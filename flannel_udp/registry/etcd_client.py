@@ -20,10 +20,10 @@ from flannel_udp.errors import RegistryDenied, RegistryError
 from flannel_udp.registry import etcd_pb2 as pb
 from flannel_udp.registry.etcd_faults import LeaseNotFound, is_answer, is_stale_token, is_tls, reason_of
 from flannel_udp.registry.etcd_options import Endpoint
+from flannel_udp.registry.etcd_watch import Watch, read_message
 
 CALL_S = 9.0
 """Deadline of one call over all endpoints: an endpoint that hangs gets its share of it."""
-
 _CHANNEL_OPTIONS: list[tuple[str, int]] = [
     # A server that hangs or a cable that is cut is noticed after 6 + 3 s. etcd hangs up on whoever pings more often
     # than every 5 s. A quiet watch sends no data for hours: 0 lifts gRPC's limit on pings without data.
@@ -31,10 +31,10 @@ _CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.http2.ping_timeout_ms", 3_000),  # newer gRPC goes by this one, a minute unless set
     ("grpc.http2.max_pings_without_data", 0),
-    # A server that is back is found within 2 s; gRPC would let the pause grow to two minutes.
+    # A server that is back is found within a second; gRPC would let the pause grow to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 3_000),  # despite its name also the time one connection attempt may take
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     # etcd bounds a single value (1.5 MiB), and listings are read in pages: no further limit on an answer.
     ("grpc.max_receive_message_length", -1),
     # The registry is part of the cluster: a proxy that the environment names for downloads is not the way to it.
@@ -131,7 +131,7 @@ class EtcdClient:
             stream = to.stream(path, pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse)
             try:
                 await stream.write(pb.LeaseKeepAliveRequest(id=lease_id))
-                return (await _read(stream, pb.LeaseKeepAliveResponse)).ttl
+                return (await read_message(stream, pb.LeaseKeepAliveResponse)).ttl
             finally:
                 stream.cancel()
 
@@ -140,25 +140,32 @@ class EtcdClient:
     async def watch(self, request: pb.WatchCreateRequest) -> AsyncGenerator[pb.WatchResponse]:
         """Yield what the server sends, beginning with ``created``, for as long as it does; then raise `RegistryError`.
 
-        Without a deadline: a dead server is noticed by the keep-alive pings. It uses the endpoint that answered last,
-        with the token of that answer: call `range` first.
+        Without a deadline: a dead server is noticed by its silence. It uses the endpoint that answered last, with the
+        token of that answer: call `range` first. After a failure the next call begins with another endpoint.
         """
-        endpoint = self._endpoints[self._preferred]
-        to = _Try(self._channels[self._preferred], self._metadata(), timeout_s=None)
-        stream = to.stream("/etcdserverpb.Watch/Watch", pb.WatchRequest, pb.WatchResponse)
+        index = self._preferred
+        url = self._endpoints[index].url
+        to = _Try(self._channels[index], self._metadata(), timeout_s=None)
+        watch = Watch(to.stream("/etcdserverpb.Watch/Watch", pb.WatchRequest, pb.WatchResponse))
         try:
-            async with asyncio.timeout(CALL_S):
-                await stream.write(pb.WatchRequest(create=request))
-                response = await _read(stream, pb.WatchResponse)
-            while True:
-                yield response
-                response = await _read(stream, pb.WatchResponse)
+            async with asyncio.timeout(CALL_S / len(self._endpoints)):
+                response = await watch.begin(request)
+            async with watch.probed():
+                while True:
+                    yield response
+                    response = await watch.read()
         except TimeoutError:
-            raise RegistryError(f"etcd at {endpoint.url}: no answer to a watch for {CALL_S:g} s") from None
+            self._avoid(index)
+            raise RegistryError(f"etcd at {url}: no answer to a watch in time") from None
         except grpc.aio.AioRpcError as error:
-            raise RegistryError(f"etcd at {endpoint.url}: {reason_of(error)}") from None
+            self._avoid(index)
+            raise RegistryError(f"etcd at {url}: {reason_of(error)}") from None
         finally:
-            stream.cancel()
+            watch.cancel()
+
+    def _avoid(self, index: int) -> None:
+        if self._preferred == index:
+            self._preferred = (index + 1) % len(self._endpoints)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -241,13 +248,3 @@ def _open_channel(target: str, credentials: grpc.ChannelCredentials | None) -> g
     if credentials is None:
         return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
     return grpc.aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
-
-
-async def _read(stream: grpc.aio.StreamStreamCall[Any, Any], response: type[_Response]) -> _Response:
-    """Return the next message of a stream. Raises `grpc.aio.AioRpcError`, also for an end that no error explains."""
-    message = await stream.read()
-    if isinstance(message, response):
-        return message
-    raise grpc.aio.AioRpcError(
-        grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "the server ended the stream"
-    )

@@ -1,11 +1,8 @@
-from collections.abc import Iterable as _Iterable
-from collections.abc import Mapping as _Mapping
-from typing import ClassVar as _ClassVar
-
-from google.protobuf import descriptor as _descriptor
-from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -15,13 +12,13 @@ class AuthenticateRequest(_message.Message):
     PASSWORD_FIELD_NUMBER: _ClassVar[int]
     name: str
     password: str
-    def __init__(self, name: str | None = ..., password: str | None = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., password: _Optional[str] = ...) -> None: ...
 
 class AuthenticateResponse(_message.Message):
     __slots__ = ["token"]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     token: str
-    def __init__(self, token: str | None = ...) -> None: ...
+    def __init__(self, token: _Optional[str] = ...) -> None: ...
 
 class Compare(_message.Message):
     __slots__ = ["key", "mod_revision", "result", "target", "version"]
@@ -42,19 +39,19 @@ class Compare(_message.Message):
     result: Compare.Result
     target: Compare.Target
     version: int
-    def __init__(self, result: Compare.Result | str | None = ..., target: Compare.Target | str | None = ..., key: bytes | None = ..., version: int | None = ..., mod_revision: int | None = ...) -> None: ...
+    def __init__(self, result: _Optional[_Union[Compare.Result, str]] = ..., target: _Optional[_Union[Compare.Target, str]] = ..., key: _Optional[bytes] = ..., version: _Optional[int] = ..., mod_revision: _Optional[int] = ...) -> None: ...
 
 class DeleteRangeRequest(_message.Message):
     __slots__ = ["key"]
     KEY_FIELD_NUMBER: _ClassVar[int]
     key: bytes
-    def __init__(self, key: bytes | None = ...) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ...) -> None: ...
 
 class DeleteRangeResponse(_message.Message):
     __slots__ = ["header"]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     header: ResponseHeader
-    def __init__(self, header: ResponseHeader | _Mapping[str, object] | None = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping[str, object]]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ["kv", "type"]
@@ -66,7 +63,7 @@ class Event(_message.Message):
     TYPE_FIELD_NUMBER: _ClassVar[int]
     kv: KeyValue
     type: Event.Type
-    def __init__(self, type: Event.Type | str | None = ..., kv: KeyValue | _Mapping[str, object] | None = ...) -> None: ...
+    def __init__(self, type: _Optional[_Union[Event.Type, str]] = ..., kv: _Optional[_Union[KeyValue, _Mapping[str, object]]] = ...) -> None: ...
 
 class KeyValue(_message.Message):
     __slots__ = ["key", "lease", "mod_revision", "value"]
@@ -78,37 +75,37 @@ class KeyValue(_message.Message):
     lease: int
     mod_revision: int
     value: bytes
-    def __init__(self, key: bytes | None = ..., mod_revision: int | None = ..., value: bytes | None = ..., lease: int | None = ...) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., mod_revision: _Optional[int] = ..., value: _Optional[bytes] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class LeaseGrantRequest(_message.Message):
     __slots__ = ["ttl"]
     TTL_FIELD_NUMBER: _ClassVar[int]
     ttl: int
-    def __init__(self, ttl: int | None = ...) -> None: ...
+    def __init__(self, ttl: _Optional[int] = ...) -> None: ...
 
 class LeaseGrantResponse(_message.Message):
     __slots__ = ["id"]
     ID_FIELD_NUMBER: _ClassVar[int]
     id: int
-    def __init__(self, id: int | None = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ...) -> None: ...
 
 class LeaseKeepAliveRequest(_message.Message):
     __slots__ = ["id"]
     ID_FIELD_NUMBER: _ClassVar[int]
     id: int
-    def __init__(self, id: int | None = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ...) -> None: ...
 
 class LeaseKeepAliveResponse(_message.Message):
     __slots__ = ["ttl"]
     TTL_FIELD_NUMBER: _ClassVar[int]
     ttl: int
-    def __init__(self, ttl: int | None = ...) -> None: ...
+    def __init__(self, ttl: _Optional[int] = ...) -> None: ...
 
 class LeaseRevokeRequest(_message.Message):
     __slots__ = ["id"]
     ID_FIELD_NUMBER: _ClassVar[int]
     id: int
-    def __init__(self, id: int | None = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ...) -> None: ...
 
 class LeaseRevokeResponse(_message.Message):
     __slots__: list[str] = []
@@ -118,13 +115,13 @@ class LeaseTimeToLiveRequest(_message.Message):
     __slots__ = ["id"]
     ID_FIELD_NUMBER: _ClassVar[int]
     id: int
-    def __init__(self, id: int | None = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ...) -> None: ...
 
 class LeaseTimeToLiveResponse(_message.Message):
     __slots__ = ["ttl"]
     TTL_FIELD_NUMBER: _ClassVar[int]
     ttl: int
-    def __init__(self, ttl: int | None = ...) -> None: ...
+    def __init__(self, ttl: _Optional[int] = ...) -> None: ...
 
 class PutRequest(_message.Message):
     __slots__ = ["key", "lease", "value"]
@@ -134,13 +131,13 @@ class PutRequest(_message.Message):
     key: bytes
     lease: int
     value: bytes
-    def __init__(self, key: bytes | None = ..., value: bytes | None = ..., lease: int | None = ...) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class PutResponse(_message.Message):
     __slots__ = ["header"]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     header: ResponseHeader
-    def __init__(self, header: ResponseHeader | _Mapping[str, object] | None = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping[str, object]]] = ...) -> None: ...
 
 class RangeRequest(_message.Message):
     __slots__ = ["key", "limit", "range_end", "revision"]
@@ -152,7 +149,7 @@ class RangeRequest(_message.Message):
     limit: int
     range_end: bytes
     revision: int
-    def __init__(self, key: bytes | None = ..., range_end: bytes | None = ..., limit: int | None = ..., revision: int | None = ...) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., limit: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class RangeResponse(_message.Message):
     __slots__ = ["header", "kvs", "more"]
@@ -162,7 +159,7 @@ class RangeResponse(_message.Message):
     header: ResponseHeader
     kvs: _containers.RepeatedCompositeFieldContainer[KeyValue]
     more: bool
-    def __init__(self, header: ResponseHeader | _Mapping[str, object] | None = ..., kvs: _Iterable[KeyValue | _Mapping[str, object]] | None = ..., more: bool = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping[str, object]]] = ..., kvs: _Optional[_Iterable[_Union[KeyValue, _Mapping[str, object]]]] = ..., more: bool = ...) -> None: ...
 
 class RequestOp(_message.Message):
     __slots__ = ["delete_range", "put", "range"]
@@ -172,13 +169,13 @@ class RequestOp(_message.Message):
     delete_range: DeleteRangeRequest
     put: PutRequest
     range: RangeRequest
-    def __init__(self, range: RangeRequest | _Mapping[str, object] | None = ..., put: PutRequest | _Mapping[str, object] | None = ..., delete_range: DeleteRangeRequest | _Mapping[str, object] | None = ...) -> None: ...
+    def __init__(self, range: _Optional[_Union[RangeRequest, _Mapping[str, object]]] = ..., put: _Optional[_Union[PutRequest, _Mapping[str, object]]] = ..., delete_range: _Optional[_Union[DeleteRangeRequest, _Mapping[str, object]]] = ...) -> None: ...
 
 class ResponseHeader(_message.Message):
     __slots__ = ["revision"]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     revision: int
-    def __init__(self, revision: int | None = ...) -> None: ...
+    def __init__(self, revision: _Optional[int] = ...) -> None: ...
 
 class ResponseOp(_message.Message):
     __slots__ = ["delete_range", "put", "range"]
@@ -188,7 +185,7 @@ class ResponseOp(_message.Message):
     delete_range: DeleteRangeResponse
     put: PutResponse
     range: RangeResponse
-    def __init__(self, range: RangeResponse | _Mapping[str, object] | None = ..., put: PutResponse | _Mapping[str, object] | None = ..., delete_range: DeleteRangeResponse | _Mapping[str, object] | None = ...) -> None: ...
+    def __init__(self, range: _Optional[_Union[RangeResponse, _Mapping[str, object]]] = ..., put: _Optional[_Union[PutResponse, _Mapping[str, object]]] = ..., delete_range: _Optional[_Union[DeleteRangeResponse, _Mapping[str, object]]] = ...) -> None: ...
 
 class TxnRequest(_message.Message):
     __slots__ = ["compare", "failure", "success"]
@@ -198,7 +195,7 @@ class TxnRequest(_message.Message):
     compare: _containers.RepeatedCompositeFieldContainer[Compare]
     failure: _containers.RepeatedCompositeFieldContainer[RequestOp]
     success: _containers.RepeatedCompositeFieldContainer[RequestOp]
-    def __init__(self, compare: _Iterable[Compare | _Mapping[str, object]] | None = ..., success: _Iterable[RequestOp | _Mapping[str, object]] | None = ..., failure: _Iterable[RequestOp | _Mapping[str, object]] | None = ...) -> None: ...
+    def __init__(self, compare: _Optional[_Iterable[_Union[Compare, _Mapping[str, object]]]] = ..., success: _Optional[_Iterable[_Union[RequestOp, _Mapping[str, object]]]] = ..., failure: _Optional[_Iterable[_Union[RequestOp, _Mapping[str, object]]]] = ...) -> None: ...
 
 class TxnResponse(_message.Message):
     __slots__ = ["header", "responses", "succeeded"]
@@ -208,25 +205,29 @@ class TxnResponse(_message.Message):
     header: ResponseHeader
     responses: _containers.RepeatedCompositeFieldContainer[ResponseOp]
     succeeded: bool
-    def __init__(self, header: ResponseHeader | _Mapping[str, object] | None = ..., succeeded: bool = ..., responses: _Iterable[ResponseOp | _Mapping[str, object]] | None = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping[str, object]]] = ..., succeeded: bool = ..., responses: _Optional[_Iterable[_Union[ResponseOp, _Mapping[str, object]]]] = ...) -> None: ...
 
 class WatchCreateRequest(_message.Message):
-    __slots__ = ["key", "progress_notify", "range_end", "start_revision"]
+    __slots__ = ["key", "range_end", "start_revision"]
     KEY_FIELD_NUMBER: _ClassVar[int]
-    PROGRESS_NOTIFY_FIELD_NUMBER: _ClassVar[int]
     RANGE_END_FIELD_NUMBER: _ClassVar[int]
     START_REVISION_FIELD_NUMBER: _ClassVar[int]
     key: bytes
-    progress_notify: bool
     range_end: bytes
     start_revision: int
-    def __init__(self, key: bytes | None = ..., range_end: bytes | None = ..., start_revision: int | None = ..., progress_notify: bool = ...) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., start_revision: _Optional[int] = ...) -> None: ...
+
+class WatchProgressRequest(_message.Message):
+    __slots__: list[str] = []
+    def __init__(self) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ["create"]
+    __slots__ = ["create", "progress"]
     CREATE_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     create: WatchCreateRequest
-    def __init__(self, create: WatchCreateRequest | _Mapping[str, object] | None = ...) -> None: ...
+    progress: WatchProgressRequest
+    def __init__(self, create: _Optional[_Union[WatchCreateRequest, _Mapping[str, object]]] = ..., progress: _Optional[_Union[WatchProgressRequest, _Mapping[str, object]]] = ...) -> None: ...
 
 class WatchResponse(_message.Message):
     __slots__ = ["cancel_reason", "canceled", "compact_revision", "created", "events", "header"]
@@ -242,4 +243,4 @@ class WatchResponse(_message.Message):
     created: bool
     events: _containers.RepeatedCompositeFieldContainer[Event]
     header: ResponseHeader
-    def __init__(self, header: ResponseHeader | _Mapping[str, object] | None = ..., created: bool = ..., canceled: bool = ..., compact_revision: int | None = ..., cancel_reason: str | None = ..., events: _Iterable[Event | _Mapping[str, object]] | None = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping[str, object]]] = ..., created: bool = ..., canceled: bool = ..., compact_revision: _Optional[int] = ..., cancel_reason: _Optional[str] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping[str, object]]]] = ...) -> None: ...

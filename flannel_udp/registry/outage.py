@@ -9,7 +9,7 @@ import time
 from flannel_udp.errors import RegistryError
 
 FIRST_DELAY_S = 0.1
-LAST_DELAY_S = 5.0
+LAST_DELAY_S = 2.0
 
 
 class Outage:
@@ -22,7 +22,7 @@ class Outage:
         self._delay_s = FIRST_DELAY_S
 
     async def wait(self, reason: RegistryError) -> None:
-        """Note a failure and sleep before the next try: 0.1 s at first, doubling to 5 s."""
+        """Note a failure and sleep before the next try: 0.1 s at first, doubling to 2 s."""
         if self._began_s is None:
             self._began_s = time.monotonic()
             self._logger.warning("watching the subnets: %s; trying again until it works", reason)

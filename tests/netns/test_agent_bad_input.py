@@ -220,6 +220,7 @@ def test_the_hosts_own_network_as_overlay_is_refused(bare: Host) -> None:
                 "choose another Network, or remove that address from eth0"
             )
         assert remains_of(bare) == set()
+        assert json.loads(registry.read_bytes()).get("subnets", {}) == {}  # refused before a lease was taken
         routes = bare.run(["ip", "route", "show", "dev", "eth0"]).stdout
         assert str(IPv4Address("192.0.2.0")) in routes
     finally:

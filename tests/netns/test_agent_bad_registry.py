@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -210,3 +214,66 @@ def test_a_wrong_etcd_password_is_told_once_never_shown_and_tried_again(host: Ho
         said = agent.said()
         assert said.count(line) == 1
     assert not any("secret" in line for line in said)
+
+
+def test_a_lease_that_cannot_be_renewed_is_given_up_before_etcd_gives_it_away(host: Host, etcd: EtcdServer) -> None:
+    etcd.start()
+    hand = EtcdByHand(Lab.attach(host.plan.name))
+    hand.etcdctl("put", f"{PREFIX}/config", '{"Network":"10.244.0.0/16"}')
+    # A lease of 16 s, which the agent keeps alive because it has the host's address: it stops 4 s before its end.
+    lease = hand.etcdctl("lease", "grant", "16").split()[1]
+    hand.etcdctl("put", f"--lease={lease}", f"{PREFIX}/subnets/10.244.7.0-24", f'{{"PublicIP":"{host.underlay}"}}')
+    with Agent(host, *USE_ETCD) as agent:
+        agent.wait_ready()
+        assert str(subnet_of(host)) == "10.244.7.0/24"
+        os.kill(etcd.pid, signal.SIGSTOP)
+        stopped_s, used_s = time.monotonic(), cpu_s(agent)
+        line = agent.wait_for_line("lost our subnet", 16)
+        assert time.monotonic() - stopped_s < 13  # 12 s after the last renewal was sent
+        key = "10.244.7.0-24 could not be renewed in time: the registry may soon give it to another host"
+        assert line == f"lost our subnet 10.244.7.0/24: {key}; forwarding stopped"
+        assert host.control("/v1/status")["ready"] is False
+        os.kill(etcd.pid, signal.SIGCONT)
+        wait_for("the subnet is held again", host.is_ready, RETRY_S)
+        assert str(subnet_of(host)) == "10.244.7.0/24"
+        cpu = (cpu_s(agent) - used_s) / (time.monotonic() - stopped_s)
+        print(f"CPU while etcd hung: {cpu:.1%}; {len(agent.said())} lines")  # noqa: T201 - pytest -s shows it
+        assert len(agent.said()) < 30
+
+
+def cpu_s(agent: Agent) -> float:
+    """Return how much processor time the agent has used."""
+    fields = Path(f"/proc/{agent.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_poisoned_store_costs_no_good_peer_and_few_lines(host: Host, etcd: EtcdServer) -> None:
+    etcd.start()
+    hand = EtcdByHand(Lab.attach(host.plan.name))
+    hand.etcdctl("put", f"{PREFIX}/config", '{"Network":"10.244.0.0/16"}')
+    good = {f"10.244.{i}.0/24": f"192.0.2.{i}" for i in range(101, 104)}
+    for subnet, address in good.items():
+        hand.put(subnet.replace("/", "-"), f'{{"PublicIP":"{address}"}}')
+    with Agent(host, *USE_ETCD) as agent:
+        agent.wait_ready()
+        wait_for("the good peers", lambda: peers_of(host) == good)
+        before = len(agent.said())
+        own = f'{{"PublicIP":"{host.underlay}"}}'
+        for key, value in {
+            "no subnet": "?",
+            "10.244.110.0-24": "{",
+            "0.0.0.0-0": '{"PublicIP":"192.0.2.110"}',
+            "10.244.111.0-24": own,
+        }.items():
+            hand.put(key, value)
+        hand.etcdctl("put", f"{PREFIX}/subnets/10.244.112.0-24", stdin="x" * 1024 * 1024)
+        for part in range(100):  # 100 puts a transaction are fewer than etcd's bound of 128
+            puts = "".join(f"put {PREFIX}/subnets/junk{part}x{n} ?\n" for n in range(100))
+            hand.etcdctl("txn", stdin=f"\n{puts}\n\n")
+        hand.put("10.244.104.0-24", '{"PublicIP":"192.0.2.104"}')
+        wait_for("the peer after them", lambda: "10.244.104.0/24" in peers_of(host), RETRY_S)
+        assert peers_of(host) == good | {"10.244.104.0/24": "192.0.2.104"}
+        lines = agent.said()[before:]
+        print(f"{len(lines)} lines for 10,005 bad keys")  # noqa: T201 - pytest -s shows it
+        assert len(lines) <= 30
+        assert all(sum(f"'{key}'" in line for line in lines) == 1 for key in ("no subnet", "0.0.0.0-0"))

@@ -99,7 +99,7 @@ def test_an_overwritten_key_means_another_subnet_when_one_is_free(registry: str)
     with Lab(Plan(fresh_name(), hosts=2, registry=registry)) as lab:
         h1, h2 = up_with_peers(lab).hosts
         hand = by_hand(lab)
-        former = subnet_of(h1)
+        former, log = subnet_of(h1), Log(h1)
         hand.put(key_of(h1), STRANGER)
         wait_for("another subnet", lambda: h1.is_ready() and subnet_of(h1) != former)
         wait_for_peers([h1, h2])
@@ -108,6 +108,8 @@ def test_an_overwritten_key_means_another_subnet_when_one_is_free(registry: str)
         assert json.loads(hand.subnets()[str(former).replace("/", "-")]) == json.loads(STRANGER)
         routes = h1.run(["ip", "-o", "addr", "show", "dev", "flannel0"]).stdout
         assert str(former.network_address) not in routes
+        cut_off = "pods with an address of the old one are cut off: start them anew"
+        assert log.lines(cut_off) == [f"our subnet is {subnet_of(h1)} now and was {former}: {cut_off}"]
 
 
 def test_with_on_lease_loss_exit_the_agent_ends(registry: str) -> None:

@@ -239,7 +239,7 @@ async def test_a_watch_waits_for_an_etcd_that_is_not_there_yet(opened: Opened, e
             server.stop()
 
 
-async def test_a_server_that_hangs_is_noticed_by_the_watch_within_ten_seconds(
+async def test_a_server_that_hangs_is_noticed_by_the_watch_within_five_seconds(
     opened: Opened, own_etcd: EtcdServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = opened(EtcdOptions(endpoints=(own_etcd.endpoint,)))
@@ -249,12 +249,12 @@ async def test_a_server_that_hangs_is_noticed_by_the_watch_within_ten_seconds(
         await registry.create("10.1.16.0-24", VALUE, LEASE_TTL_S)
         await seen.entry("10.1.16.0-24", VALUE)  # at the latest this one came by the watch: it stands
         os.kill(own_etcd.pid, signal.SIGSTOP)
-        async with asyncio.timeout(11):
+        async with asyncio.timeout(5):
             while not caplog.records:
                 await asyncio.sleep(0.1)
         os.kill(own_etcd.pid, signal.SIGCONT)
         await seen.snapshot()
-    assert "ping timeout" in caplog.text
+    assert "no answer to a watch in time" in caplog.text
 
 
 async def test_history_compacted_while_the_consumer_was_busy_ends_in_a_fresh_snapshot(

@@ -22,6 +22,8 @@ class MemoryRegistry:
         self.calls: list[str] = []
         self.failure: RegistryError | None = None
         """Raised by every call while set."""
+        self.hang = False
+        """While set, no renewal is ever answered."""
         self.before: Callable[[str], None] = lambda _call: None
         """Called with the name of each call before it does anything: the place for another host's doings."""
         self.granted_s = 86_400.0
@@ -93,6 +95,8 @@ class MemoryRegistry:
 
     async def renew(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
         self._begin("renew")
+        if self.hang:
+            await asyncio.Event().wait()
         self.ttls_s.add(ttl_s)
         self._check(entry)
         return entry if value == entry.value else self.put(entry.key, value, entry.lease_id)

@@ -5,63 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from flannel_udp.config import parse_network_config
-from flannel_udp.control.lease import RACES, LeaseKeeper, renew_delay_s
+from flannel_udp.control.boottime import now_s
+from flannel_udp.control.lease import LeaseKeeper
+from flannel_udp.control.lease_machine import RACES, renew_delay_s
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import RegistryDenied, RegistryError
-from flannel_udp.model import LEASE_TTL_S, LeaseAttrs, Subnet
-from flannel_udp.registry import Registry
+from flannel_udp.model import LEASE_TTL_S, LeaseAttrs
 from flannel_udp.registry.file import FileRegistry
+from tests.support.keepers import (
+    CONFIG,
+    MARGIN_S,
+    OTHER_VALUE,
+    OUR_IP,
+    OUR_VALUE,
+    QUICK,
+    eventually,
+    keeper_of,
+    kept,
+    soon,
+)
 from tests.support.memory_registry import MemoryRegistry
 
-T = TypeVar("T")
-
-OUR_IP = "192.0.2.1"
-OUR_VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
-OTHER_VALUE = b'{"PublicIP":"192.0.2.9","PublicIPv6":null}'
-CONFIG = parse_network_config('{"Network": "10.1.0.0/16"}').config
 NARROW = parse_network_config('{"Network": "10.1.0.0/16", "SubnetMin": "10.1.5.0", "SubnetMax": "10.1.6.0"}').config
-MARGIN_S = 3600.0
-QUICK = Delays(first_retry_s=0.01, last_retry_s=0.02, renew_retry_s=0.03)
-
-
-def keeper_of(
-    registry: Registry, public_ip: str = OUR_IP, previous: str | None = None, margin_s: float = MARGIN_S
-) -> LeaseKeeper:
-    wanted = None if previous is None else Subnet(IPv4Network(previous))
-    attrs = LeaseAttrs(IPv4Address(public_ip))
-    return LeaseKeeper(registry, attrs, margin_s, previous=wanted, delays=QUICK, rng=random.Random(1))
-
-
-async def soon(promise: Awaitable[T]) -> T:
-    """Await something that has to come true; a test that hangs instead fails."""
-    return await asyncio.wait_for(promise, 5)
-
-
-async def eventually(registry: MemoryRegistry, call: str, times: int) -> None:
-    """Wait until `call` was made `times` times."""
-    async with asyncio.timeout(5):
-        while registry.calls.count(call) < times:
-            await asyncio.sleep(0.001)
-
-
-@asynccontextmanager
-async def kept(keeper: LeaseKeeper) -> AsyncIterator[asyncio.Task[str]]:
-    task = asyncio.create_task(keeper.keep())
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 @pytest.fixture
@@ -232,6 +203,7 @@ async def test_while_the_registry_is_away_the_reason_is_said_once_for_each_chang
     [
         (86_400, 3600, 82_800),  # flannel's defaults
         (86_400, 1439 * 60, 60),  # the widest margin
+        (86_400, 60, 86_400 - 2 * 96.4),  # the narrowest one: we would have stopped before it
         (300, 3600, 60),  # granted for less than the margin
         (3600.5, 3600, 60),  # hardly more than the margin
         (10, 3600, 5),
@@ -269,12 +241,15 @@ async def test_a_lease_far_from_its_margin_and_a_reservation_are_left_alone() ->
 async def test_a_failed_renewal_is_tried_again_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     registry = MemoryRegistry()
-    registry.granted_s = 0.1
-    keeper = keeper_of(registry, margin_s=0.09)
+    registry.granted_s = 0.2
+    keeper = keeper_of(registry, margin_s=MARGIN_S)
     await soon(keeper.acquire(CONFIG))
-    registry.failure = RegistryError("etcd does not answer")
     async with kept(keeper) as task:
-        await eventually(registry, "renew", 6)  # also when its time is over: peers keep their routes until it is gone
+        await eventually(registry, "renew", 2)
+        registry.granted_s = 30.0
+        await eventually(registry, "renew", 4)
+        registry.failure = RegistryError("etcd does not answer")
+        await eventually(registry, "renew", 6)
         registry.failure = None
         await eventually(registry, "renew", 8)
         assert not task.done()
@@ -286,6 +261,30 @@ async def test_a_failed_renewal_is_tried_again_and_said_once(caplog: pytest.LogC
 
 
 # --- Loss ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_lease_that_cannot_be_renewed_is_given_up_before_it_ends() -> None:
+    registry = MemoryRegistry()
+    registry.granted_s = 1.0
+    began_s = now_s()
+    keeper = keeper_of(registry)
+    lease = await soon(keeper.acquire(CONFIG))
+    registry.failure = RegistryError("etcd does not answer")
+    async with kept(keeper) as task:
+        reason = await soon(task)
+    assert reason == f"{lease.entry.key} could not be renewed in time: the registry may soon give it to another host"
+    assert 0.5 < now_s() - began_s < 1.0
+    assert (keeper.lease, keeper.left_s) == (None, None)
+
+
+async def test_a_renewal_that_hangs_does_not_put_off_the_end() -> None:
+    registry = MemoryRegistry()
+    registry.granted_s = 1.0
+    keeper = keeper_of(registry)
+    await soon(keeper.acquire(CONFIG))
+    registry.hang = True
+    async with kept(keeper) as task:
+        assert "could not be renewed in time" in await soon(task)
 
 
 async def test_a_lease_found_lost_at_its_renewal_ends_keep_and_the_rival_keeps_the_subnet() -> None:
@@ -352,7 +351,7 @@ async def test_a_doubt_that_comes_up_during_a_renewal_is_checked_after_it() -> N
 
 async def test_a_doubted_lease_is_checked_again_within_seconds_until_the_registry_answers() -> None:
     registry = MemoryRegistry()
-    delays = Delays(last_retry_s=0.02, renew_retry_s=60)
+    delays = Delays(first_retry_s=0.01, last_retry_s=0.02, renew_retry_s=60)
     keeper = LeaseKeeper(registry, LeaseAttrs(IPv4Address(OUR_IP)), MARGIN_S, delays=delays)
     key = (await soon(keeper.acquire(CONFIG))).entry.key
     registry.failure = RegistryError("etcd does not answer")
@@ -377,35 +376,6 @@ async def test_a_lease_that_a_person_turns_into_a_reservation_is_kept_without_a_
         assert keeper.lease is not None
         assert keeper.lease.entry == registry.entries[key]
         assert (registry.entries[key].value, keeper.lease.entry.reserved, keeper.left_s) == (OUR_VALUE, True, None)
-
-
-async def test_another_public_ip_is_registered_at_once_under_the_same_subnet() -> None:
-    registry = MemoryRegistry()
-    keeper = keeper_of(registry)
-    before = await soon(keeper.acquire(CONFIG))
-    key = before.entry.key
-    async with kept(keeper) as task:
-        keeper.set_attrs(LeaseAttrs(IPv4Address("192.0.2.9")))
-        await eventually(registry, "renew", 1)
-        await asyncio.sleep(0.02)
-        assert not task.done()
-        assert (registry.entries[key].value, registry.entries[key].lease_id) == (OTHER_VALUE, before.entry.lease_id)
-        assert keeper.lease is not None
-        assert (keeper.lease.subnet, keeper.lease.attrs.public_ip) == (before.subnet, IPv4Address("192.0.2.9"))
-        registry.put(key, OUR_VALUE)  # under our former address it would be another host's
-        keeper.observe(registry.entries[key])
-        assert await soon(task) == f"{key} was taken by {OUR_IP}"
-
-
-async def test_another_public_ip_never_overwrites_a_key_that_was_lost() -> None:
-    registry = MemoryRegistry()
-    keeper = keeper_of(registry)
-    key = (await soon(keeper.acquire(CONFIG))).entry.key
-    registry.put(key, b'{"PublicIP":"192.0.2.77"}')
-    async with kept(keeper) as task:
-        keeper.set_attrs(LeaseAttrs(IPv4Address("192.0.2.9")))
-        assert await soon(task) == f"{key} was taken by 192.0.2.77"
-    assert registry.entries[key].value == b'{"PublicIP":"192.0.2.77"}'
 
 
 async def test_after_a_loss_the_same_subnet_is_taken_again_if_it_is_free() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from flannel_udp.control import peer_log
+from flannel_udp.control.peer_log import SPAN_LINES
 from flannel_udp.control.peers import PART_SIZE, PeerTable
 from flannel_udp.control.retry import Delays
 from flannel_udp.control.synchroniser import Synchroniser
@@ -276,6 +278,26 @@ async def test_a_flood_of_bad_entries_does_not_flood_the_log(caplog: pytest.LogC
         await rig.recorder.has()
     assert len(caplog.messages) == 11
     assert caplog.messages[-1] == "... and 990 more warnings like these"
+
+
+async def test_a_flood_of_bad_entries_one_by_one_does_not_flood_the_log_either(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_log, "SPAN_S", 0.5)
+    registry = MemoryRegistry()
+    async with running(registry, lease_of(registry.put(OUR_KEY, OUR_VALUE))) as rig:
+        await rig.recorder.has()
+        for n in range(100):
+            registry.put(f"bad{n}", b"?")
+            await settle()
+        assert len(caplog.messages) == SPAN_LINES
+        async with asyncio.timeout(5):
+            while len(caplog.messages) == SPAN_LINES:
+                await asyncio.sleep(0.01)
+        registry.put("bad again", b"?")
+        await settle()
+    assert caplog.messages[SPAN_LINES] == f"... and {100 - SPAN_LINES} more warnings like these"
+    assert "bad again" in caplog.messages[SPAN_LINES + 1]
 
 
 async def test_a_registry_that_refuses_us_is_asked_again_with_one_line(caplog: pytest.LogCaptureFixture) -> None:

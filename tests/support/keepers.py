@@ -1,0 +1,56 @@
+"""A lease keeper with short delays, and how a test waits for what it does."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv4Network
+from typing import TypeVar
+
+from flannel_udp.config import parse_network_config
+from flannel_udp.control.lease import LeaseKeeper
+from flannel_udp.control.retry import Delays
+from flannel_udp.model import LeaseAttrs, Subnet
+from flannel_udp.registry import Registry
+from tests.support.memory_registry import MemoryRegistry
+
+T = TypeVar("T")
+
+OUR_IP = "192.0.2.1"
+OUR_VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
+OTHER_VALUE = b'{"PublicIP":"192.0.2.9","PublicIPv6":null}'
+CONFIG = parse_network_config('{"Network": "10.1.0.0/16"}').config
+MARGIN_S = 3600.0
+QUICK = Delays(first_retry_s=0.01, last_retry_s=0.02, renew_retry_s=0.03)
+
+
+def keeper_of(
+    registry: Registry, public_ip: str = OUR_IP, previous: str | None = None, margin_s: float = MARGIN_S
+) -> LeaseKeeper:
+    wanted = None if previous is None else Subnet(IPv4Network(previous))
+    attrs = LeaseAttrs(IPv4Address(public_ip))
+    return LeaseKeeper(registry, attrs, margin_s, previous=wanted, delays=QUICK, rng=random.Random(1))
+
+
+async def soon(promise: Awaitable[T]) -> T:
+    """Await something that has to come true; a test that hangs instead fails."""
+    return await asyncio.wait_for(promise, 5)
+
+
+async def eventually(registry: MemoryRegistry, call: str, times: int) -> None:
+    """Wait until `call` was made `times` times."""
+    async with asyncio.timeout(5):
+        while registry.calls.count(call) < times:
+            await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def kept(keeper: LeaseKeeper) -> AsyncIterator[asyncio.Task[str]]:
+    task = asyncio.create_task(keeper.keep())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})

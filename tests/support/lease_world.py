@@ -1,0 +1,411 @@
+"""A simulated cluster: real lease machines and peer tables, a store with leases, a network and clocks that misbehave.
+
+Everything runs on one virtual clock and one seeded random generator, so a run can be repeated exactly. The store keeps
+its promise (a lease lives for its time by the store's own clock); requests and answers are delayed, lost, doubled and
+overtaken; hosts are cut off, suspended, killed and rebooted; every clock has its own rate, within what Linux allows.
+
+`World` checks at every moment that no two hosts forward for one subnet and raises `TwoOwnersError` if they do.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network
+
+from flannel_udp.config import NetworkConfig
+from flannel_udp.control.allocation import choose_subnet
+from flannel_udp.control.lease_machine import (
+    Action,
+    Ask,
+    Create,
+    Discard,
+    Held,
+    Inspect,
+    LeaseMachine,
+    Lost,
+    Measure,
+    Renew,
+    Request,
+    Result,
+    Survey,
+)
+from flannel_udp.control.peers import PeerTable
+from flannel_udp.control.retry import DEFAULT_DELAYS, Delays
+from flannel_udp.errors import FlannelError, LeaseLost, RegistryError, SubnetTaken
+from flannel_udp.model import Change, Entry, Lease, LeaseAttrs, Snapshot, Subnet
+from flannel_udp.registry.keys import format_key, format_value
+
+TTL_S = 600.0
+MARGIN_S = 120.0
+CALL_S = 9.0
+"""After this long the client gives up a request, which may still take effect."""
+MAX_RATE_ERROR = 500e-6
+MAX_LATENESS_S = 5.0
+"""How late a busy host runs its timers."""
+
+
+class TwoOwnersError(AssertionError):
+    """Two hosts forward for one subnet."""
+
+
+class Store:
+    """What etcd does: fenced keys under leases. Every method takes effect at one moment of the store's clock."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.entries: dict[str, Entry] = {}
+        self.revision = 1
+        self.writes = 0
+        self.changed: Callable[[Change], None] = lambda _change: None
+        self._ends_s: dict[int, float] = {}
+
+    def put(self, key: str, value: bytes, lease_id: int) -> Entry:
+        self.revision += 1
+        self.writes += 1
+        self.entries[key] = entry = Entry(key, value, self.revision, lease_id)
+        self.changed(Change({key: entry}, self.revision))
+        return entry
+
+    def remove(self, key: str) -> None:
+        self.revision += 1
+        del self.entries[key]
+        self.changed(Change({key: None}, self.revision))
+
+    def expire(self) -> None:
+        gone = {lease_id for lease_id, end_s in self._ends_s.items() if end_s <= self.now_s}
+        for lease_id in gone:
+            del self._ends_s[lease_id]
+        for key in [key for key, entry in self.entries.items() if entry.lease_id in gone]:
+            self.remove(key)
+
+    def next_end_s(self) -> float | None:
+        return min(self._ends_s.values(), default=None)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(dict(self.entries), self.revision)
+
+    def create(self, key: str, value: bytes, lease_id: int) -> Entry:
+        current = self.entries.get(key)
+        if current is not None and current.lease_id != lease_id:
+            raise SubnetTaken(f"{key} is taken")
+        if current is not None:
+            return current  # the request came twice
+        self._ends_s[lease_id] = self.now_s + TTL_S
+        return self.put(key, value, lease_id)
+
+    def renew(self, entry: Entry, value: bytes) -> Entry:
+        # As in etcd: the lease is kept alive first, then the key is compared.
+        if not entry.reserved:
+            if entry.lease_id not in self._ends_s:
+                raise LeaseLost("the lease has expired")
+            self._ends_s[entry.lease_id] = self.now_s + TTL_S
+        self.check(entry)
+        return entry if entry.value == value else self.put(entry.key, value, entry.lease_id)
+
+    def check(self, entry: Entry) -> None:
+        if self.entries.get(entry.key) != entry:
+            raise LeaseLost(f"{entry.key} is not as you wrote it")
+
+    def time_left_s(self, entry: Entry) -> float | None:
+        self.check(entry)
+        return None if entry.reserved else self._ends_s[entry.lease_id] - self.now_s
+
+
+class Host:
+    """One agent: its machine, its peer table, its clock, and what has befallen it."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self._world = world
+        self.attrs = LeaseAttrs(IPv4Address("192.0.2.0") + number)
+        self.value = format_value(self.attrs)
+        self.previous: Subnet | None = None
+        self.holds: Lease | None = None
+        self.connected = True
+        self.awake = True
+        self.life = 0
+        """Counts up at every start: what was meant for an earlier life reaches nobody."""
+        self.stream = 0
+        """Counts up at every new watch: what is on its way in an earlier one is lost."""
+        self._inbox: list[Callable[[], None]] = []
+        self._wake_number = 0
+        self._booted_s = 0.0
+        self._rate = 1.0
+        self.machine = world.make_machine(self.attrs)
+        self.has_table = number <= world.tables
+        self.table = PeerTable(world.network, self.attrs.public_ip)
+
+    def boot(self) -> None:
+        """Start with a new clock: CLOCK_BOOTTIME begins at 0."""
+        self._booted_s = self._world.now_s
+        self._rate = 1 + self._world.random.uniform(-MAX_RATE_ERROR, MAX_RATE_ERROR)
+        self.start()
+
+    def start(self) -> None:
+        """Start the agent, after a kill too."""
+        self.life += 1
+        self.holds, self.awake, self._inbox = None, True, []
+        self.machine = self._world.make_machine(self.attrs)
+        self.table = PeerTable(self._world.network, self.attrs.public_ip)
+        self.seek()
+        if self.connected:
+            self._world.watch(self)
+
+    def seek(self) -> None:
+        self._do(self.machine.seek(self.clock_s()))
+
+    def clock_s(self) -> float:
+        return (self._world.now_s - self._booted_s) * self._rate
+
+    def deliver(self, life: int, event: Callable[[], list[Action]]) -> None:
+        """Let something happen to this life of the agent: now, or when it is awake again."""
+        if life != self.life:
+            return
+        if not self.awake:
+            self._inbox.append(lambda: self.deliver(life, event))
+            return
+        self._do(event())
+
+    def resume(self) -> None:
+        self.awake = True
+        self._do(self.machine.tick(self.clock_s()))  # the alarm went off during the suspension: it comes first
+        inbox, self._inbox = self._inbox, []
+        for deliver in inbox:
+            deliver()
+
+    def take(self, event: Snapshot | Change) -> list[Action]:
+        """Do as the synchroniser does."""
+        actions: list[Action] = []
+        lease = self.machine.lease
+        if lease is not None and (isinstance(event, Snapshot) or lease.entry.key in event.entries):
+            actions = self.machine.observe(self.clock_s(), event.entries.get(lease.entry.key))
+        if self.has_table:
+            self.table.apply(event)
+        return actions
+
+    def _do(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Ask():
+                    self._world.send(self, action)
+                case Held():
+                    self.holds, self.previous = action.lease, action.lease.subnet
+                    self.table.set_own(action.lease.subnet.v4)
+                    self._world.check_owners(self)
+                    if self.has_table:
+                        seen = self.table.entry(action.lease.entry.key)
+                        self._world.later(0.0, self.life, self, partial(self._observe, seen))
+                case Lost():
+                    self.holds = None
+                    self.table.set_own(None)
+                    self._world.losses += 1
+                    self._world.later(0.01, self.life, self, lambda: self.machine.seek(self.clock_s()))
+        self._set_alarm()
+
+    def _observe(self, seen: Entry | None) -> list[Action]:
+        return self.machine.observe(self.clock_s(), seen)
+
+    def _set_alarm(self) -> None:
+        wake_s = self.machine.wake_s
+        if wake_s is None:
+            return
+        self._wake_number += 1
+        life, number = self.life, self._wake_number
+
+        def go_off() -> None:
+            if number == self._wake_number:  # it was not set to another time since
+                self.deliver(life, lambda: self.machine.tick(self.clock_s()))
+
+        # A microsecond more than it takes, or rounding would let it go off before its time, over and over.
+        delay_s = max((wake_s - self.clock_s()) / self._rate, 0) + 1e-6
+        self._world.at(self._world.now_s + delay_s + self._world.lateness_s(), go_off)
+
+
+class World:
+    """`hosts` agents, the first `tables` of them with peers, and a store.
+
+    `machine` and `store` may be faulty ones: the checks must find that out.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        hosts: int,
+        seed: int,
+        *,
+        delays: Delays = DEFAULT_DELAYS,
+        tables: int | None = None,
+        store: Store | None = None,
+        machine: type[LeaseMachine] = LeaseMachine,
+    ) -> None:
+        assert config.v4 is not None
+        self.config = config
+        self.network: IPv4Network = config.v4.network
+        self.random = random.Random(seed)
+        self.tables = hosts if tables is None else tables
+        self.now_s = 0.0
+        self.losses = 0
+        self.grants = 0
+        self._store_rate = 1 + self.random.uniform(-MAX_RATE_ERROR, MAX_RATE_ERROR)
+        self._delays, self._machine = delays, machine
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count(1)
+        self._watchers: dict[Host, float] = {}  # when the last event on its way arrives
+        self.store = store or Store()
+        self.store.changed = self._tell
+        self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
+
+    def make_machine(self, attrs: LeaseAttrs) -> LeaseMachine:
+        return self._machine(attrs, MARGIN_S, self._delays)
+
+    def start(self) -> None:
+        for host in self.hosts:
+            host.boot()
+
+    # What befalls the hosts.
+
+    def cut_off(self, host: Host) -> None:
+        host.connected = False
+        host.stream += 1
+        self._watchers.pop(host, None)
+
+    def heal(self, host: Host) -> None:
+        host.connected = True
+        self.watch(host)
+
+    def compact(self, host: Host) -> None:
+        """Make the host's watch begin anew."""
+        if host.connected:
+            self.watch(host)
+
+    # Time.
+
+    def later(self, delay_s: float, life: int, host: Host, event: Callable[[], list[Action]]) -> None:
+        self.at(self.now_s + delay_s, lambda: host.deliver(life, event))
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        end_s = self.now_s + seconds
+        while True:
+            expiry_s = self.store.next_end_s()
+            ends_s = end_s if expiry_s is None else min(end_s, expiry_s / self._store_rate)
+            if self._agenda and self._agenda[0][0] <= ends_s:
+                self.now_s, _, event = heapq.heappop(self._agenda)
+                event()
+                continue
+            self.now_s = max(ends_s, self.now_s)
+            self._touch_store()
+            if self.now_s >= end_s:
+                return
+
+    def lateness_s(self) -> float:
+        return self.random.uniform(0, MAX_LATENESS_S) if self.random.random() < 0.3 else 0.0
+
+    def at(self, time_s: float, event: Callable[[], None]) -> None:
+        heapq.heappush(self._agenda, (time_s, next(self._numbers), event))
+
+    def _touch_store(self) -> Store:
+        self.store.now_s = self.now_s * self._store_rate
+        self.store.expire()
+        return self.store
+
+    # The network.
+
+    def send(self, host: Host, ask: Ask) -> None:
+        """Carry a request there and its answer back, if nothing prevents it."""
+        life, lease_id = host.life, next(self._numbers)
+
+        def arrive() -> None:
+            if not host.connected:
+                return
+            outcome = self._execute(host, ask.request, lease_id)
+            if self.random.random() < 0.02:
+                return  # only the answer is lost
+            for _ in range(1 + (self.random.random() < 0.05)):
+                self.at(self.now_s + self._way_s(), lambda: answer(outcome))
+
+        def answer(outcome: Result | FlannelError) -> None:
+            if host.connected:
+                host.deliver(life, lambda: settle(outcome))
+
+        def settle(outcome: Result | FlannelError) -> list[Action]:
+            if isinstance(outcome, FlannelError):
+                return host.machine.fail(host.clock_s(), ask.number, outcome)
+            return host.machine.answer(host.clock_s(), ask.number, outcome)
+
+        if self.random.random() > 0.02:
+            for _ in range(1 + (self.random.random() < 0.05)):
+                self.at(self.now_s + self._way_s(), arrive)
+        self.later(CALL_S, life, host, lambda: settle(RegistryError("no answer in time")))
+
+    def _way_s(self) -> float:
+        return self.random.uniform(0, 20.0) if self.random.random() < 0.05 else self.random.uniform(0.001, 0.05)
+
+    def _execute(self, host: Host, request: Request, lease_id: int) -> Result | FlannelError:
+        store = self._touch_store()
+        result: Result = None
+        try:
+            match request:
+                case Survey():
+                    address = request.attrs.public_ip
+                    result = choose_subnet(self.config, store.snapshot(), address, host.previous, self.random)
+                case Discard():
+                    store.check(request.entry)
+                    store.remove(request.entry.key)
+                case Create():
+                    result = store.create(format_key(request.subnet), format_value(request.attrs), lease_id)
+                case Renew():
+                    result = store.renew(request.entry, format_value(request.attrs))
+                case Measure():
+                    result = store.time_left_s(request.entry)
+                case Inspect():
+                    result = store.entries.get(request.key)
+        except FlannelError as error:
+            return error
+        return result
+
+    def watch(self, host: Host) -> None:
+        """Begin the host's watch anew, with a snapshot that is some time on its way."""
+        host.stream += 1
+        self._watchers[host] = self.now_s
+        self._send_event(host, self._touch_store().snapshot())
+
+    def _tell(self, change: Change) -> None:
+        for host in self._watchers:
+            self._send_event(host, change)
+
+    def _send_event(self, host: Host, event: Snapshot | Change) -> None:
+        arrival_s = max(self._watchers[host], self.now_s + self._way_s())  # one stream: events stay in order
+        self._watchers[host] = arrival_s
+        life, stream = host.life, host.stream
+
+        def arrive() -> None:
+            if host.connected and host.stream == stream:
+                host.deliver(life, lambda: host.take(event))
+
+        self.at(arrival_s, arrive)
+
+    # What must hold.
+
+    def check_owners(self, new: Host) -> None:
+        """Raise `TwoOwnersError` if another host forwards for the subnet that `new` holds from now on."""
+        self.grants += 1
+        assert new.holds is not None
+        for host in self.hosts:
+            if host is not new and host.awake and host.holds is not None:
+                both = (new.holds.subnet, host.holds.subnet)
+                if both[0].v4.overlaps(both[1].v4):
+                    owners = f"{new.attrs.public_ip} and {host.attrs.public_ip}"
+                    raise TwoOwnersError(f"{owners} forward for {both[0]} at {self.now_s:.3f} s")
+
+    def check_converged(self) -> None:
+        """Assert that every table says what a listing of the store says."""
+        snapshot = self._touch_store().snapshot()
+        for host in self.hosts[: self.tables]:
+            fresh = PeerTable(self.network, host.attrs.public_ip)
+            fresh.set_own(None if host.holds is None else host.holds.subnet.v4)
+            fresh.apply(snapshot)
+            assert set(host.table.peers()) == set(fresh.peers()), host.attrs.public_ip
