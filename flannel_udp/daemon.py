@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import uvloop
 
@@ -36,7 +38,8 @@ from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host import interface, netlink, subnet_env
-from flannel_udp.host.privileges import check_privileges
+from flannel_udp.host.capabilities import FileAccess, Kept, drop_capabilities
+from flannel_udp.host.privileges import check_privileges, shows_password
 from flannel_udp.model import Interface, Lease, LeaseAttrs, Peer, Subnet
 from flannel_udp.options import Options
 from flannel_udp.registry.open import open_registry
@@ -53,18 +56,38 @@ def run(options: Options) -> int:
     level = logging.DEBUG if options.verbosity > 0 else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname).1s %(asctime)s %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    return uvloop.run(_run(options))
-
-
-async def _run(options: Options) -> int:
+    if shows_password(options.etcd.password):
+        logger.warning(
+            "every user can read the password in /proc/%d/cmdline: "
+            "use --etcd-password-file or the variable FLANNELD_ETCD_PASSWORD",
+            os.getpid(),
+        )
     check_privileges()
+    kept = drop_capabilities(_files(options))  # now, for no other thread runs yet
+    return uvloop.run(_run(options, kept))
+
+
+def _files(options: Options) -> list[FileAccess]:
+    """Return what the agent will read and write by name."""
+    etcd = options.etcd
+    kind, _, registry = options.registry.partition(":")
+    read = [path for path in (etcd.cafile, etcd.certfile, etcd.keyfile) if path is not None and kind == "etcd"]
+    written = [options.subnet_file, options.control_socket]
+    if kind == "file":
+        read, written = [Path(registry)], [*written, Path(registry)]
+    return [FileAccess(path, os.R_OK) for path in read] + [
+        FileAccess(path.parent, os.R_OK | os.W_OK | os.X_OK) for path in written
+    ]
+
+
+async def _run(options: Options, kept: Kept) -> int:
     loop = asyncio.get_running_loop()
     life = asyncio.current_task()
     assert life is not None  # noqa: S101 - a coroutine that uvloop.run runs has a task
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, life.cancel)
     try:
-        await Agent(options).live()
+        await Agent(options, kept).live()
     except asyncio.CancelledError:
         logger.info("stopped")
         return 0
@@ -123,9 +146,10 @@ class Overlay:
 class Agent:
     """One run of the agent."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, kept: Kept) -> None:
         self._options = options
-        self._view = AgentView(options)
+        self._kept = kept
+        self._view = AgentView(options, kept)
 
     async def live(self) -> None:
         """Do everything above; ends only by an error or by being cancelled, and leaves nothing behind."""
@@ -183,6 +207,7 @@ class Agent:
         stack.push_async_callback(_close, dataplane)
         dataplane.start()
         self._view.dataplane = dataplane
+        logger.info("%s", self._kept)
         logger.info("opened %s and UDP %s:%d", dataplane.tunnel.name, external.address, config.backend.port)
         logger.info(
             "offloads in use: %s; workers: %d; socket buffers: receive %d, send %d bytes",

@@ -13,6 +13,7 @@ from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import Dataplane
 from flannel_udp.dataplane.drops import DROP_REASONS
+from flannel_udp.host.capabilities import Kept
 from flannel_udp.model import Interface
 from flannel_udp.options import Options
 
@@ -20,8 +21,9 @@ from flannel_udp.options import Options
 class AgentView:
     """Holds what exists so far, as the daemon brings it to life, and answers for it."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, kept: Kept) -> None:
         self._options = options
+        self._kept = kept
         self._started_s = time.monotonic()
         self.state = "starting"
         self.ready = False
@@ -60,6 +62,7 @@ class AgentView:
             offload=self.dataplane.offload.names() if self.dataplane else None,
             workers=self.dataplane.workers if self.dataplane else None,
             socket_buffers=self._socket_buffers(),
+            capabilities=self._kept.names,
             counters=self._counters(),
         )
 

@@ -61,7 +61,7 @@ class Status(TypedDict):
 
     ``state`` is a phrase ("waiting for configuration", "waiting for a lease", "running"); ``ready`` is what /readyz
     says; ``revision`` is the registry's that the peers are at; ``offload`` names the offloads in use; ``workers``
-    counts the data threads.
+    counts the data threads; ``capabilities`` are the ones that were kept.
     """
 
     version: str
@@ -82,6 +82,7 @@ class Status(TypedDict):
     offload: list[str] | None
     workers: int | None
     socket_buffers: SocketBuffers | None
+    capabilities: list[str]
     counters: Counters | None
 
 

@@ -92,6 +92,7 @@ def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
         yield "workers", str(status["workers"])
     if status["socket_buffers"]:
         yield "buffers", _buffers(status["socket_buffers"])
+    yield "rights", ", ".join(status["capabilities"])
     if status["counters"]:
         yield from _counter_lines(status["counters"])
 

@@ -245,7 +245,7 @@ def test_a_flannel0_that_is_deleted_ends_the_agent_with_one_clear_line(host: Hos
         agent.wait_ready()
         host.configure("link del flannel0")
         assert agent.exit_code() == 1
-        (line,) = agent.said()[5:]
+        (line,) = agent.said()[6:]
         assert line == "flannel-udp: flannel0 was deleted or broke (errno 77): start the agent again"
     assert remains_of(host) == {"subnet.env"}
 

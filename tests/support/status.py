@@ -23,6 +23,7 @@ RUNNING: Status = {
     "offload": ["tso", "udp-gro"],
     "workers": 2,
     "socket_buffers": {"receive_bytes": 4_194_304, "send_bytes": 212_992},
+    "capabilities": ["CAP_NET_ADMIN", "CAP_NET_RAW"],
     "counters": {
         "out": {"packets": 1_234_567, "bytes": 1_500_000_000, "drops": {"no_route": 3, "too_short": 0}},
         "in": {"packets": 0, "bytes": 0, "drops": {}},
