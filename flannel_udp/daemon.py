@@ -29,13 +29,14 @@ import uvloop
 
 from flannel_udp.admin import notify
 from flannel_udp.admin.control_socket import control_server
+from flannel_udp.admin.handover import serve_handover
 from flannel_udp.admin.health import health_server
 from flannel_udp.config import MTU_MAX_BYTES, MTU_MIN_BYTES, NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
-from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane
+from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Adopted, Dataplane, count_workers
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host import interface, netlink, subnet_env
 from flannel_udp.host.capabilities import FileAccess, Kept, drop_capabilities
@@ -43,6 +44,17 @@ from flannel_udp.host.privileges import check_privileges, shows_password
 from flannel_udp.model import Interface, Lease, LeaseAttrs, Peer, Subnet
 from flannel_udp.options import Options
 from flannel_udp.registry.open import open_registry
+from flannel_udp.takeover import (
+    Doors,
+    HandedOver,
+    Running,
+    Succession,
+    ask_succession,
+    descriptor_names,
+    open_doors,
+    open_or_resume,
+    terms_of,
+)
 from flannel_udp.view import AgentView
 
 logger = logging.getLogger(__name__)
@@ -92,6 +104,9 @@ async def _run(options: Options, kept: Kept) -> int:
         logger.info("stopped")
         return 0
     except BaseExceptionGroup as failures:
+        if (successor := failures.subgroup(HandedOver)) is not None:
+            logger.info("%s", successor.exceptions[0])
+            return 0
         known = failures.subgroup(FlannelError)
         if known is None:
             raise
@@ -127,6 +142,10 @@ class Gate:
         self._open_for = own
         self.published.clear()
 
+    def start(self) -> None:
+        """Let the workers run, if they do not already."""
+        self._dataplane.start()
+
     async def shut(self) -> None:
         """Let nothing through and stop forwarding."""
         self._open_for = None
@@ -150,6 +169,7 @@ class Agent:
         self._options = options
         self._kept = kept
         self._view = AgentView(options, kept)
+        self._handed_over = False
 
     async def live(self) -> None:
         """Do everything above; ends only by an error or by being cancelled, and leaves nothing behind."""
@@ -160,21 +180,31 @@ class Agent:
         self._view.interface = external
         tunnel_mtu(external)  # no configuration can help an interface that is too narrow: say so at once
         async with AsyncExitStack() as stack:
-            stack.callback(notify.notify_stopping)
-            await stack.enter_async_context(control_server(options.control_socket, self._view))
-            await stack.enter_async_context(
-                health_server(options.healthz_ip, options.healthz_port, lambda: self._view.ready, self._view)
-            )
+            stack.callback(self._say_stopping)
+            servers = await stack.enter_async_context(AsyncExitStack())  # closed last
+            stored = notify.take_stored_descriptors()
+            succession = await ask_succession(options, external) if options.takeover else None
+            if succession is None:
+                doors = await self._answer(servers, open_doors(options))
             registry = open_registry(options)
             stack.push_async_callback(registry.close)
             self._enter("waiting for configuration")
-            parsed = await wait_for_config(registry)
-            network = check_runnable(parsed.config)
-            overlay = Overlay(parsed.config, network, tunnel_mtu(external, parsed.config.backend.mtu))
-            self._view.config = parsed.config
+            config = (await wait_for_config(registry)).config if succession is None else succession.config
+            network = check_runnable(config)
+            overlay = Overlay(config, network, tunnel_mtu(external, config.backend.mtu))
+            self._view.config = config
 
             lost_tunnel: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            dataplane = self._open_dataplane(external, parsed.config, lost_tunnel, stack)
+
+            def open_dataplane(adopted: Adopted | None) -> Dataplane:
+                return self._open_dataplane(external, config, lost_tunnel, adopted)
+
+            if succession is not None:
+                dataplane = open_dataplane(succession.adopted)
+            else:
+                dataplane = open_or_resume(stored, count_workers(options.dataplane), open_dataplane)
+            stack.push_async_callback(self._close, dataplane)
+            self._present(dataplane, external, config)
             gate = Gate(dataplane)
             keeper = LeaseKeeper(
                 registry,
@@ -185,17 +215,60 @@ class Agent:
             sync = Synchroniser(registry, PeerTable(network, external.public_ip), gate, keeper.observe)
             self._view.keeper, self._view.sync = keeper, sync
             if options.release_on_exit:
-                stack.push_async_callback(_release, keeper)
+                stack.push_async_callback(self._release, keeper)
+            adopted_lease = None if succession is None else await self._prepare(succession, keeper, gate)
+            if succession is not None:
+                doors = await self._answer(servers, await succession.take(dataplane, options))
+            elif not stored:
+                dataplane.start()  # else what waits there would be dropped before there is a table
+            running = Running(
+                terms_of(options, external),
+                config=config,
+                dataplane=dataplane,
+                keeper=keeper,
+                doors=doors,
+                is_ready=lambda: self._view.ready,
+            )
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(sync.run(), name="synchronise")
+                tasks.create_task(self._hand_over(running, doors), name="wait for a successor")
                 tasks.create_task(_fail_without_tunnel(lost_tunnel, dataplane.tunnel.name), name="watch the tunnel")
                 while True:
-                    await self._hold_lease(keeper, sync, gate, overlay)
+                    await self._hold_lease(keeper, sync, gate, overlay, adopted_lease)
+                    adopted_lease = None
                     if (await wait_for_config(registry)).config != overlay.config:
                         raise FlannelError("the network configuration has changed: start the agent again")
 
+    async def _answer(self, servers: AsyncExitStack, doors: Doors) -> Doors:
+        """Answer at the doors until `servers` is closed."""
+        servers.callback(doors.close)
+        await servers.enter_async_context(control_server(doors.control, self._view))
+        await servers.enter_async_context(health_server(doors.health, lambda: self._view.ready, self._view))
+        return doors
+
+    async def _prepare(self, succession: Succession, keeper: LeaseKeeper, gate: Gate) -> Lease:
+        """Have the lease, and the table in force, that the old agent had; nothing waits for the registry."""
+        try:
+            lease = keeper.adopt(succession.entry, succession.expires_s)
+        except ValueError as error:
+            raise FlannelError(f"cannot take over, the old agent goes on: {error}") from error
+        gate.open(lease.subnet.v4)
+        await gate.publish(lease.subnet.v4, succession.peers)
+        return lease
+
+    async def _hand_over(self, running: Running, doors: Doors) -> None:
+        """Wait for a successor; once it forwards end, and take nothing down."""
+        pid = await serve_handover(doors.handover.listener, running)
+        self._handed_over = True
+        doors.leave()
+        raise HandedOver(pid)
+
     def _open_dataplane(
-        self, external: Interface, config: NetworkConfig, lost_tunnel: asyncio.Future[int], stack: AsyncExitStack
+        self,
+        external: Interface,
+        config: NetworkConfig,
+        lost_tunnel: asyncio.Future[int],
+        adopted: Adopted | None,
     ) -> Dataplane:
         loop = asyncio.get_running_loop()
 
@@ -203,9 +276,13 @@ class Agent:
             loop.call_soon_threadsafe(_set_once, lost_tunnel, number)
 
         dscp = DSCP_INHERIT if config.backend.dscp is None else config.backend.dscp
-        dataplane = Dataplane(external.address, config.backend.port, self._options.dataplane, on_fault, dscp)
-        stack.push_async_callback(_close, dataplane)
-        dataplane.start()
+        return Dataplane(
+            external.address, config.backend.port, self._options.dataplane, on_fault, dscp=dscp, adopted=adopted
+        )
+
+    def _present(self, dataplane: Dataplane, external: Interface, config: NetworkConfig) -> None:
+        """Let everybody know the dataplane: the log, `status`, systemd."""
+        notify.store_descriptors(descriptor_names(dataplane.descriptors()))
         self._view.dataplane = dataplane
         logger.info("%s", self._kept)
         logger.info("opened %s and UDP %s:%d", dataplane.tunnel.name, external.address, config.backend.port)
@@ -215,17 +292,24 @@ class Agent:
             dataplane.workers,
             *dataplane.socket_buffers,
         )
-        return dataplane
 
-    async def _hold_lease(self, keeper: LeaseKeeper, sync: Synchroniser, gate: Gate, overlay: Overlay) -> None:
-        """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped."""
-        self._enter("waiting for a lease")
-        lease = await keeper.acquire(overlay.config)
+    async def _hold_lease(
+        self, keeper: LeaseKeeper, sync: Synchroniser, gate: Gate, overlay: Overlay, adopted: Lease | None
+    ) -> None:
+        """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped.
+
+        An `adopted` lease is held already, and its table in force.
+        """
+        if adopted is None:
+            self._enter("waiting for a lease")
+        lease = adopted or await keeper.acquire(overlay.config)
         await self._set_up_tunnel(lease, overlay, gate.tunnel)
-        gate.open(lease.subnet.v4)
+        if adopted is None:
+            gate.open(lease.subnet.v4)
         self._enter("waiting for the peers")
         await sync.set_own(lease)
         await gate.published.wait()
+        gate.start()
         env = subnet_env.SubnetEnv(overlay.network, lease.subnet, overlay.mtu, ip_masq=False)
         subnet_env.write(self._options.subnet_file, env)
         logger.info("wrote %s", self._options.subnet_file)
@@ -247,6 +331,26 @@ class Agent:
         queue_packets = self._options.dataplane.tx_queue_packets
         await asyncio.to_thread(netlink.configure_tunnel, name, address, overlay.network, overlay.mtu, queue_packets)
         self._view.tunnel_mtu = overlay.mtu
+
+    def _say_stopping(self) -> None:
+        if not self._handed_over:
+            notify.notify_stopping()
+
+    async def _release(self, keeper: LeaseKeeper) -> None:
+        if self._handed_over:
+            return
+        try:
+            # Not asyncio.timeout: before Python 3.11.4 it raises no TimeoutError in a task that was cancelled, as this.
+            await asyncio.wait_for(keeper.release(), RELEASE_TIMEOUT_S)
+        except (FlannelError, TimeoutError) as failed:
+            logger.warning("the lease was not released and stays until it expires: %s", str(failed) or "no answer")
+
+    async def _close(self, dataplane: Dataplane) -> None:
+        name, persistent = dataplane.tunnel.name, dataplane.tunnel.persistent
+        dataplane.close()
+        if persistent and not self._handed_over:  # somebody else made it, so it stays, with nothing of ours on it
+            with suppress(FlannelError):
+                await asyncio.to_thread(netlink.unconfigure, name)  # never on this loop: pyroute2 runs one of its own
 
     def _enter(self, state: str) -> None:
         self._view.state = state
@@ -299,18 +403,3 @@ def _set_once(future: asyncio.Future[int], value: int) -> None:
 async def _fail_without_tunnel(lost_tunnel: asyncio.Future[int], name: str) -> None:
     number = await lost_tunnel
     raise FlannelError(f"{name} was deleted or broke (errno {number}): start the agent again")
-
-
-async def _release(keeper: LeaseKeeper) -> None:
-    try:
-        # Not asyncio.timeout: before Python 3.11.4 it raises no TimeoutError in a task that was cancelled, as this one.
-        await asyncio.wait_for(keeper.release(), RELEASE_TIMEOUT_S)
-    except (FlannelError, TimeoutError) as failed:
-        logger.warning("the lease was not released and stays until it expires: %s", str(failed) or "no answer")
-
-
-async def _close(dataplane: Dataplane) -> None:
-    name = dataplane.tunnel.name
-    dataplane.close()
-    with suppress(FlannelError):  # it is gone, as it should be; only a persistent one of somebody else's is still there
-        await asyncio.to_thread(netlink.unconfigure, name)  # never on this loop: pyroute2 runs one of its own

@@ -288,6 +288,7 @@ CONTROL_SOCKET_FLAG = Flag(
 HOST_FLAGS = (
     Flag("subnet-file", "where subnet and MTU are written for container runtimes", "FILE", parse_path, "subnet_file"),
     CONTROL_SOCKET_FLAG,
+    _switch("takeover", "take over from the agent that runs here, without losing a packet (ours)", "takeover"),
     _switch("ip-masq", "masquerade what leaves the overlay", missing="masquerade"),
     _switch("ip-masq-fully-random-disable", "masquerade with predictable source ports"),
     _switch(

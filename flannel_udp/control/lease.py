@@ -85,6 +85,11 @@ class LeaseKeeper:
         """Seconds until the lease expires unless it is renewed; ``None`` for a reservation or without a lease."""
         return None if self._expires_s is None else self._expires_s - _now_s()
 
+    @property
+    def expires_s(self) -> float | None:
+        """When the lease ends, by CLOCK_BOOTTIME; ``None`` as for `left_s`."""
+        return self._expires_s
+
     async def acquire(self, config: NetworkConfig) -> Lease:
         """Return a lease, for as long as it takes to get one."""
 
@@ -92,6 +97,19 @@ class LeaseKeeper:
             return await self._acquire_once(config)
 
         return await retry("acquiring a subnet", attempt, self._delays)
+
+    def adopt(self, entry: Entry, expires_s: float | None) -> Lease:
+        """Go on with a lease that another process of this host held until now; `keep` it at once.
+
+        `expires_s` is its end by CLOCK_BOOTTIME, ``None`` for a reservation. Raises `ValueError` for an entry that is
+        not ours.
+        """
+        lease = read_lease(entry)
+        if lease.attrs.public_ip != self._attrs.public_ip:
+            raise ValueError(f"{entry.key} belongs to {lease.attrs.public_ip}")
+        self._lease = lease
+        self._live(None if expires_s is None else expires_s - _now_s())
+        return lease
 
     async def keep(self) -> str:
         """Renew the lease that was acquired, until it is lost; return why it was lost."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,14 +15,25 @@ from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, RouteTable
 from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
 from flannel_udp.dataplane.table import TableBuilder
-from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, open_tunnel
-from flannel_udp.dataplane.underlay import SocketBuffers, granted_buffers, open_icmp, open_underlay
+from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, adopt_tunnel, open_tunnel
+from flannel_udp.dataplane.underlay import (
+    SocketBuffers,
+    check_underlay,
+    granted_buffers,
+    open_icmp,
+    open_underlay,
+)
 from flannel_udp.dataplane.worker import Worker
 from flannel_udp.model import Peer
 from flannel_udp.options import DataplaneOptions, Offload
 
 QUIET_POINT_POLL_S = 0.01
 DSCP_INHERIT = -1
+
+
+def count_workers(options: DataplaneOptions) -> int:
+    """Return how many workers the options mean."""
+    return options.workers or len(os.sched_getaffinity(0))
 
 
 class PeerTraffic(NamedTuple):
@@ -45,11 +57,25 @@ class RouteAnswer:
     own: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """The descriptors of a dataplane that another process has opened, and the offloads that are on there.
+
+    ``None`` for the offloads means that this is not known; nobody else may use the descriptors then.
+    """
+
+    queues: Sequence[int]
+    sockets: Sequence[int]
+    icmp: int
+    granted: Offload | None = None
+
+
 class Dataplane:
     """flannel0, the underlay sockets and the engines between them, one of each a worker.
 
-    `dscp` is the outer header's, -1 for the inner one's. `on_fault(errno)` is called in a data thread when flannel0 is
-    lost. Raises FlannelError where something cannot be opened; nothing stays open then.
+    With `adopted` nothing is opened: those descriptors are used, and are the dataplane's from now on. `dscp` is the
+    outer header's, -1 for the inner one's. `on_fault(errno)` is called in a data thread when flannel0 is lost. Raises
+    FlannelError where something cannot be opened; nothing stays open then.
     """
 
     def __init__(
@@ -58,24 +84,37 @@ class Dataplane:
         port: int,
         options: DataplaneOptions,
         on_fault: Callable[[int], None],
+        *,
         dscp: int = DSCP_INHERIT,
+        adopted: Adopted | None = None,
     ) -> None:
-        n_workers = options.workers or len(os.sched_getaffinity(0))
+        n_workers = count_workers(options)
         with ExitStack() as opened:
-            self.tunnel = open_tunnel(n_workers)
-            opened.callback(self.tunnel.close)
-            granted = enable_on_tunnel(self.tunnel.filenos()[0], options.offload)
-            icmp = opened.enter_context(open_icmp())
+            if adopted is None:
+                self.tunnel = open_tunnel(n_workers)
+                opened.callback(self.tunnel.close)
+                self._icmp = opened.enter_context(open_icmp())
+                self._sockets = [
+                    opened.enter_context(open_underlay(address, port, shared=n_workers > 1)) for _ in range(n_workers)
+                ]
+            else:
+                # All of them are ours before the first one is looked at, so that none is left open.
+                self._icmp = opened.enter_context(socket.socket(fileno=adopted.icmp))
+                self._sockets = [opened.enter_context(socket.socket(fileno=fd)) for fd in adopted.sockets]
+                self.tunnel = adopt_tunnel(adopted.queues)
+                opened.callback(self.tunnel.close)
+                check_underlay(self._sockets, address, port)
+            known = adopted.granted if adopted else None
+            granted = known or enable_on_tunnel(self.tunnel.filenos()[0], options.offload)
             self._engines: list[Engine] = []
             self._workers: list[Worker] = []
-            for queue in self.tunnel.filenos():
-                udp = opened.enter_context(open_underlay(address, port, shared=n_workers > 1))
-                granted = enable_on_socket(udp, granted)
+            for queue, udp in zip(self.tunnel.filenos(), self._sockets, strict=True):
+                granted = known or enable_on_socket(udp, granted)
                 self.socket_buffers: SocketBuffers = granted_buffers(udp)  # the same for every worker
                 engine = Engine(
                     queue,
                     udp.fileno(),
-                    icmp.fileno(),
+                    self._icmp.fileno(),
                     port,
                     source_check=options.source_check,
                     vnet_bytes=VNET_HEADER_BYTES,
@@ -94,12 +133,37 @@ class Dataplane:
         self._table: RouteTable | None = None
         self._index: Mapping[IPv4Address, int] = {}
         self._peers: dict[IPv4Network, Peer] = {}
+        self._running: set[int] = set()
+        self._opened.callback(self.stop)
 
     def start(self) -> None:
-        """Start to move packets; until a table is published all are dropped, and counted."""
-        for worker in self._workers:
-            worker.start()
-            self._opened.callback(worker.stop)
+        """Start to move packets; until a table is published all are dropped, and counted. Running workers run on."""
+        for number in range(self.workers):
+            self.start_worker(number)
+
+    def stop(self) -> None:
+        """Stop moving packets, and return once all that were read are sent."""
+        for number in range(self.workers):
+            self.stop_worker(number)
+
+    def start_worker(self, number: int) -> None:
+        """Start one worker, unless it runs."""
+        if number not in self._running:
+            self._running.add(number)
+            self._workers[number].start()
+
+    def stop_worker(self, number: int) -> None:
+        """Stop one worker if it runs, and return once all that it had read is sent; packets wait in the kernel."""
+        if number in self._running:
+            self._workers[number].ask_to_stop()
+            self._workers[number].join()
+            self._running.remove(number)
+
+    def descriptors(self) -> Adopted:
+        """Return what another process would adopt; the descriptors stay ours."""
+        return Adopted(
+            self.tunnel.filenos(), [udp.fileno() for udp in self._sockets], self._icmp.fileno(), self.offload
+        )
 
     async def publish(self, own: IPv4Network | None, peers: Sequence[Peer]) -> None:
         """Put a table for our subnet and these peers in force, and return once the old one is let go.
@@ -153,6 +217,10 @@ class Dataplane:
             if peer is not None:
                 return RouteAnswer(peer=peer, own=False)
         return RouteAnswer(peer=None, own=False)
+
+    def peers(self) -> list[Peer]:
+        """Return the peers of the table in force."""
+        return list(self._peers.values())
 
     def close(self) -> None:
         """Stop the data threads and close everything; the kernel removes flannel0."""

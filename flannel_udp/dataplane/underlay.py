@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
@@ -40,6 +41,15 @@ def open_underlay(address: IPv4Address, port: int, shared: bool) -> socket.socke
         udp.close()
         raise FlannelError(_explain(address, port, failed)) from failed
     return udp
+
+
+def check_underlay(sockets: Sequence[socket.socket], address: IPv4Address, port: int) -> None:
+    """Raise FlannelError unless these sockets, which another process has opened, are bound like ours."""
+    for udp in sockets:
+        if udp.type != socket.SOCK_DGRAM or udp.getsockname() != (str(address), port):
+            raise FlannelError(
+                f"a UDP socket that was handed over is bound to {udp.getsockname()}, not {address}:{port}"
+            )
 
 
 def open_icmp() -> socket.socket:

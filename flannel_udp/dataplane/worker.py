@@ -19,7 +19,7 @@ LINGER_MS = 20
 
 
 class Worker:
-    """Runs `engine` until `stop`, polling `busy_poll_us` microseconds longer than there are packets.
+    """Runs `engine` until it is asked to stop, polling `busy_poll_us` microseconds longer than there are packets.
 
     `on_fault(errno)` is called once, from the data thread, when the TUN is lost.
     """
@@ -28,18 +28,21 @@ class Worker:
         self._engine = engine
         self._busy_poll_us = busy_poll_us
         self._on_fault = on_fault
-        self._segments = engine.segments
-        self._thread = threading.Thread(target=self._run, name="flannel-data", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
+        self._segments = self._engine.segments
+        self._thread = threading.Thread(target=self._run, name="flannel-data", daemon=True)
         self._loop = uvloop.new_event_loop()
         self._loop.add_reader(self._engine.fileno(), self._poll)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stop the thread and wait for it; the engine is then free to be closed."""
+    def ask_to_stop(self) -> None:
+        """Let the thread end, within 50 ms."""
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def join(self) -> None:
+        """Wait for the thread's end; then the engine may be changed or closed, or the worker started again."""
         self._thread.join()
         self._loop.close()
 

@@ -53,6 +53,7 @@ OURS = {
     "registry": "etcd",
     "etcd-password-file": "",
     "release-on-exit": "",
+    "takeover": "",
     "on-lease-loss": "reacquire",
     "source-check": "strict",
     "offload": "auto",
