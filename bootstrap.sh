@@ -71,6 +71,7 @@ need_for_building() {
 need_for_lab() {
     need iproute2 command -v ip
     need iputils-ping command -v ping
+    need iptables command -v iptables-restore
 }
 
 has_libfuzzer() {
@@ -79,8 +80,11 @@ has_libfuzzer() {
 
 need_for_tests() {
     need "clang libclang-rt-dev" has_libfuzzer
+    need containernetworking-plugins test -x /usr/lib/cni/bridge
+    need iptables command -v iptables
     need etcd-server command -v etcd
     need etcd-client command -v etcdctl
+    need nftables command -v nft
     need openssl command -v openssl
     need procps command -v sysctl
     need socat command -v socat

@@ -100,7 +100,7 @@ setup(
     packages=[
         "flannel_udp",
         PACKAGE,
-        *(f"flannel_udp.{room}" for room in ("admin", "control", "dataplane", "host", "lab", "registry")),
+        *(f"flannel_udp.{room}" for room in ("admin", "cni", "control", "dataplane", "host", "lab", "registry")),
     ],
     package_dir={PACKAGE: SOURCES},
     package_data={"flannel_udp": ["py.typed"], "flannel_udp.registry": ["*.pyi"], PACKAGE: ["*.pyi"]},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from flannel_udp.errors import UsageError
 from flannel_udp.flags import AGENT_FLAGS, GO_BOOLS, Flag
-from flannel_udp.options import DataplaneOptions, EtcdOptions, InterfaceOptions, Options
+from flannel_udp.options import DataplaneOptions, EtcdOptions, FirewallOptions, InterfaceOptions, Options
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -153,7 +153,7 @@ def to_options(given: Values) -> Options:
     """Return the options of a run; what was not given has the default of `Options`. Raises `UsageError`."""
     if "etcd-password" in given and "etcd-password-file" in given:
         raise UsageError("--etcd-password and --etcd-password-file are both given (or their variables): give one")
-    parts: dict[str, dict[str, Any]] = {"": {}, "etcd": {}, "interface": {}, "dataplane": {}}
+    parts: dict[str, dict[str, Any]] = {"": {}, "etcd": {}, "interface": {}, "dataplane": {}, "firewall": {}}
     for flag in AGENT_FLAGS:
         if flag.field and flag.name in given:
             part, _, field = flag.field.rpartition(".")
@@ -162,5 +162,6 @@ def to_options(given: Values) -> Options:
         etcd=EtcdOptions(**parts["etcd"]),
         interface=InterfaceOptions(**parts["interface"]),
         dataplane=DataplaneOptions(**parts["dataplane"]),
+        firewall=FirewallOptions(**parts["firewall"]),
         **parts[""],
     )

@@ -7,17 +7,29 @@ What a command needs is imported when it runs.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from flannel_udp.arguments import Values, to_options
 from flannel_udp.errors import ConfigError, UsageError
-from flannel_udp.flags import CONTROL_SOCKET_FLAG, JSON_FLAG, REGISTRY_FLAGS, Flag
+from flannel_udp.flags import (
+    CNI_INSTALL_FLAGS,
+    CONTROL_SOCKET_FLAG,
+    DOCKER_OPTS_FLAGS,
+    FIREWALL_SHOW_FLAGS,
+    JSON_FLAG,
+    REGISTRY_FLAGS,
+    SUBNET_FILE_FLAG,
+    Flag,
+)
 
 if TYPE_CHECKING:
     from flannel_udp.config import ParsedConfig
+    from flannel_udp.host.firewall.rules import Network, Rules
     from flannel_udp.registry import Registry
 
 Result = TypeVar("Result")
@@ -80,6 +92,39 @@ def _route_get(given: Values) -> int:
     return 0
 
 
+def _firewall_show(given: Values) -> int:
+    from flannel_udp.admin.show import show_json
+    from flannel_udp.host.firewall.show import show_document, show_text
+
+    rules, dialect = _rules(given), given.get("dialect", "")
+    if given.get("json"):
+        show_json(show_document(rules, dialect), sys.stdout)
+    else:
+        sys.stdout.write(show_text(rules, dialect))
+    return 0
+
+
+def _rules(given: Values) -> Rules:
+    from flannel_udp import subnet_env
+    from flannel_udp.host.firewall.rules import rules_for
+
+    options = to_options(given)
+    file, masquerade = options.subnet_file, options.firewall.ip_masq
+    network: Network | None = given.get("network")
+    subnet: Network | None = given.get("subnet")
+    if network is None and subnet is None:
+        env = subnet_env.read(file)
+        if env is None:
+            raise UsageError(f"there is no {file}: name another --subnet-file, or --network and --subnet")
+        network, subnet, masquerade = env.network, env.subnet.v4, given.get("ip-masq", env.ip_masq)
+    if network is None or subnet is None:
+        raise UsageError("--network and --subnet come together, or neither: then the subnet file says both")
+    if subnet.network_address not in network or subnet.prefixlen < network.prefixlen:
+        raise UsageError(f"the subnet {subnet} is not inside the network {network}")
+    forward, plain = options.firewall.iptables_forward_rules, options.firewall.ip_masq_fully_random_disable
+    return rules_for(network, subnet, masquerade=masquerade, forward=forward, random_fully=not plain)
+
+
 def _show(given: Values, document: Result, for_people: Callable[[Result, TextIO], None]) -> None:
     from flannel_udp.admin.show import show_json
 
@@ -87,6 +132,30 @@ def _show(given: Values, document: Result, for_people: Callable[[Result, TextIO]
         show_json(document, sys.stdout)
     else:
         for_people(document, sys.stdout)
+
+
+def _cni_install(given: Values) -> int:
+    from flannel_udp.cni import install
+
+    written = [install.install_plugin(given.get("bin-dir", Path("/opt/cni/bin")), given.get("python", sys.executable))]
+    if "conf-dir" in given and (path := install.install_conflist(given["conf-dir"])):
+        written.append(path)
+    sys.stdout.write("".join(f"wrote {path}\n" for path in written))
+    return 0
+
+
+def _docker_opts(given: Values) -> int:
+    from flannel_udp.host.docker_opts import DockerOpts, write_docker_opts
+
+    wanted = DockerOpts(
+        individual=given.get("i", False),
+        combined=given.get("c", False),
+        key=given.get("k", "DOCKER_OPTS"),
+        ip_masq=not given.get("m", False),
+    )
+    subnet_file, output = given.get("f", Path("/run/flannel/subnet.env")), given.get("d", Path("/run/docker_opts.env"))
+    write_docker_opts(subnet_file, output, wanted, os.environ)
+    return 0
 
 
 def _read(name: str) -> bytes:
@@ -171,5 +240,27 @@ COMMANDS: Mapping[str, Command] = {
         _route_get,
         _ASK,
         ("ADDRESS", "an IPv4 address"),
+    ),
+    "firewall show": Command(
+        "print the firewall rules of a host, as nft -f and iptables-restore --noflush take them",
+        "Nothing is asked of the kernel and nothing is changed; root is not needed. Network, subnet and whether to\n"
+        "masquerade are read from the subnet file unless they are given.\n\n"
+        "example: flannel-udp firewall show --network=10.1.0.0/16 --subnet=10.1.15.0/24 --ip-masq --dialect=nftables",
+        _firewall_show,
+        {"rules": (*FIREWALL_SHOW_FLAGS, SUBNET_FILE_FLAG), "output": (JSON_FLAG,)},
+    ),
+    "cni install": Command(
+        "put the CNI plugin `flannel` where container runtimes look for it",
+        "It is one file, which needs Python and nothing else; it may be copied to other hosts.\n\n"
+        "example: flannel-udp cni install --conf-dir=/etc/cni/net.d",
+        _cni_install,
+        {"where": CNI_INSTALL_FLAGS},
+    ),
+    "docker-opts": Command(
+        "write the Docker daemon's options for this host's subnet",
+        "As flannel's mk-docker-opts.sh does; with neither -i nor -c both forms are written.\n\n"
+        "example: flannel-udp docker-opts -k DOCKER_NETWORK_OPTIONS -d /run/flannel/docker",
+        _docker_opts,
+        {"options": DOCKER_OPTS_FLAGS},
     ),
 }

@@ -8,7 +8,7 @@ The order of a life:
 4. open                             flannel0, UDP socket, engine      → exit with one line
 5. follow the registry              control.synchroniser → dataplane
 6. the lease                        control.lease                     → waited for
-7. the host                         flannel0's address, MTU and route; subnet.env; READY
+7. the host                         flannel0's address, MTU and route; firewall rules; subnet.env; READY
 8. keep the lease; when it is lost stop forwarding at once and go back to 6
 """
 
@@ -27,6 +27,7 @@ from pathlib import Path
 
 import uvloop
 
+from flannel_udp import subnet_env
 from flannel_udp.admin import notify
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.handover import serve_handover
@@ -38,8 +39,11 @@ from flannel_udp.control.retry import wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Adopted, Dataplane, count_workers
 from flannel_udp.errors import ConfigError, FlannelError
-from flannel_udp.host import interface, netlink, subnet_env
+from flannel_udp.host import interface, netlink
+from flannel_udp.host.blackhole import keep_blackhole
 from flannel_udp.host.capabilities import FileAccess, Kept, drop_capabilities
+from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.firewall.rules import rules_for
 from flannel_udp.host.privileges import check_privileges, shows_password
 from flannel_udp.model import Interface, Lease, LeaseAttrs, Peer, Subnet
 from flannel_udp.options import Options
@@ -60,7 +64,9 @@ from flannel_udp.view import AgentView
 logger = logging.getLogger(__name__)
 
 OUTER_HEADER_BYTES = 28  # IPv4 20 + UDP 8
-RELEASE_TIMEOUT_S = 0.7  # SIGTERM must end the agent within 2 s, whatever the registry does
+# SIGTERM must end the agent within 2 s, whatever the registry and the firewall's tools do.
+RELEASE_TIMEOUT_S = 0.7
+CLEAN_TIMEOUT_S = 0.7
 
 
 def run(options: Options) -> int:
@@ -174,11 +180,7 @@ class Agent:
     async def live(self) -> None:
         """Do everything above; ends only by an error or by being cancelled, and leaves nothing behind."""
         options = self._options
-        facts = await asyncio.to_thread(interface.gather, options.interface)
-        external = interface.choose(options.interface, facts)
-        logger.info("using interface %s, address %s, public IP %s", external.name, external.address, external.public_ip)
-        self._view.interface = external
-        tunnel_mtu(external)  # no configuration can help an interface that is too narrow: say so at once
+        external = await self._choose_interface()
         async with AsyncExitStack() as stack:
             stack.callback(self._say_stopping)
             servers = await stack.enter_async_context(AsyncExitStack())  # closed last
@@ -213,9 +215,14 @@ class Agent:
                 previous=_previous_subnet(options),
             )
             sync = Synchroniser(registry, PeerTable(network, external.public_ip), gate, keeper.observe)
-            self._view.keeper, self._view.sync = keeper, sync
+            self._firewall = firewall = Firewall(
+                nftables=config.enable_nftables, resync_s=options.firewall.iptables_resync
+            )
+            self._view.keeper, self._view.sync, self._view.firewall = keeper, sync, firewall
             if options.release_on_exit:
                 stack.push_async_callback(self._release, keeper)
+            if options.firewall.clean_on_exit:
+                stack.push_async_callback(self._clean, firewall, network)
             adopted_lease = None if succession is None else await self._prepare(succession, keeper, gate)
             if succession is not None:
                 doors = await self._answer(servers, await succession.take(dataplane, options))
@@ -232,12 +239,21 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(sync.run(), name="synchronise")
                 tasks.create_task(self._hand_over(running, doors), name="wait for a successor")
+                tasks.create_task(firewall.run(), name="keep the firewall rules")
                 tasks.create_task(_fail_without_tunnel(lost_tunnel, dataplane.tunnel.name), name="watch the tunnel")
                 while True:
                     await self._hold_lease(keeper, sync, gate, overlay, adopted_lease)
                     adopted_lease = None
                     if (await wait_for_config(registry)).config != overlay.config:
                         raise FlannelError("the network configuration has changed: start the agent again")
+
+    async def _choose_interface(self) -> Interface:
+        facts = await asyncio.to_thread(interface.gather, self._options.interface)
+        external = interface.choose(self._options.interface, facts)
+        logger.info("using interface %s, address %s, public IP %s", external.name, external.address, external.public_ip)
+        self._view.interface = external
+        tunnel_mtu(external)  # no configuration can help an interface that is too narrow: say so at once
+        return external
 
     async def _answer(self, servers: AsyncExitStack, doors: Doors) -> Doors:
         """Answer at the doors until `servers` is closed."""
@@ -294,7 +310,12 @@ class Agent:
         )
 
     async def _hold_lease(
-        self, keeper: LeaseKeeper, sync: Synchroniser, gate: Gate, overlay: Overlay, adopted: Lease | None
+        self,
+        keeper: LeaseKeeper,
+        sync: Synchroniser,
+        gate: Gate,
+        overlay: Overlay,
+        adopted: Lease | None,
     ) -> None:
         """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped.
 
@@ -310,14 +331,10 @@ class Agent:
         await sync.set_own(lease)
         await gate.published.wait()
         gate.start()
-        env = subnet_env.SubnetEnv(overlay.network, lease.subnet, overlay.mtu, ip_masq=False)
-        subnet_env.write(self._options.subnet_file, env)
-        logger.info("wrote %s", self._options.subnet_file)
-        self._view.ready = True
-        self._enter("running")
-        notify.notify_ready()
-
-        lost = await keeper.keep()
+        async with asyncio.TaskGroup() as tasks:  # the lease is kept also while the firewall's tools fail
+            getting_ready = tasks.create_task(self._get_ready(lease, self._firewall, overlay), name="get ready")
+            lost = await keeper.keep()
+            getting_ready.cancel()
         self._view.ready = False
         await gate.shut()
         await sync.set_own(None)
@@ -326,10 +343,30 @@ class Agent:
             raise FlannelError(loss)
         logger.error("%s", loss)
 
+    async def _get_ready(self, lease: Lease, firewall: Firewall, overlay: Overlay) -> None:
+        options = self._options.firewall
+        self._enter("waiting for the firewall rules")
+        rules = rules_for(
+            overlay.network,
+            lease.subnet.v4,
+            masquerade=options.ip_masq,
+            forward=options.iptables_forward_rules,
+            random_fully=not options.ip_masq_fully_random_disable,
+        )
+        await firewall.keep(rules)
+        env = subnet_env.SubnetEnv(overlay.network, lease.subnet, overlay.mtu, options.ip_masq)
+        subnet_env.write(self._options.subnet_file, env)
+        logger.info("wrote %s", self._options.subnet_file)
+        self._view.ready = True
+        self._enter("running")
+        notify.notify_ready()
+
     async def _set_up_tunnel(self, lease: Lease, overlay: Overlay, name: str) -> None:
         address = lease.subnet.v4.network_address
         queue_packets = self._options.dataplane.tx_queue_packets
         await asyncio.to_thread(netlink.configure_tunnel, name, address, overlay.network, overlay.mtu, queue_packets)
+        blackhole = lease.subnet.v4 if self._options.firewall.ip_blackhole_route else None
+        await asyncio.to_thread(keep_blackhole, overlay.network, blackhole)
         self._view.tunnel_mtu = overlay.mtu
 
     def _say_stopping(self) -> None:
@@ -344,6 +381,16 @@ class Agent:
             await asyncio.wait_for(keeper.release(), RELEASE_TIMEOUT_S)
         except (FlannelError, TimeoutError) as failed:
             logger.warning("the lease was not released and stays until it expires: %s", str(failed) or "no answer")
+
+    async def _clean(self, firewall: Firewall, network: IPv4Network) -> None:
+        if self._handed_over:
+            return
+        try:
+            await asyncio.wait_for(firewall.remove(), CLEAN_TIMEOUT_S)
+            await asyncio.to_thread(keep_blackhole, network, None)
+        except (FlannelError, TimeoutError) as failed:
+            reason = str(failed) or f"removing them takes over {CLEAN_TIMEOUT_S:g} s"
+            logger.warning("the firewall rules stay: %s", reason)
 
     async def _close(self, dataplane: Dataplane) -> None:
         name, persistent = dataplane.tunnel.name, dataplane.tunnel.persistent

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,9 @@ class Flag:
         value = attrgetter(self.field)(Options()) if self.field else self.default
         if isinstance(value, tuple):
             return ",".join(value)
-        return "" if value is None or value is False else str(value)
+        if isinstance(value, bool):
+            return "true" if value else ""
+        return "" if value is None else str(value)
 
 
 GO_BOOLS = {
@@ -166,6 +168,14 @@ def parse_optional_ipv4(text: str) -> IPv4Address | None:
         return IPv4Address(text) if text else None
     except ValueError:
         raise ValueError(f"{text!r} is not an IPv4 address such as 192.0.2.1") from None
+
+
+def parse_network(text: str) -> IPv4Network | IPv6Network:
+    """Read a network without host bits."""
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a network such as 10.1.0.0/16") from None
 
 
 def parse_reachable(text: str) -> str:
@@ -285,20 +295,57 @@ CONTROL_SOCKET_FLAG = Flag(
     "control-socket", "socket that status, peers and route ask (ours)", "FILE", parse_path, "control_socket"
 )
 
+SUBNET_FILE_FLAG = Flag(
+    "subnet-file", "where subnet and MTU are written for container runtimes", "FILE", parse_path, "subnet_file"
+)
+
 HOST_FLAGS = (
-    Flag("subnet-file", "where subnet and MTU are written for container runtimes", "FILE", parse_path, "subnet_file"),
+    SUBNET_FILE_FLAG,
     CONTROL_SOCKET_FLAG,
-    _switch("takeover", "take over from the agent that runs here, without losing a packet (ours)", "takeover"),
-    _switch("ip-masq", "masquerade what leaves the overlay", missing="masquerade"),
-    _switch("ip-masq-fully-random-disable", "masquerade with predictable source ports"),
-    _switch(
-        "iptables-forward-rules",
-        "accept forwarded overlay traffic; false until this feature exists, then true",
-        default="false",
-        missing="the set of forwarding rules",
+    Flag(
+        "takeover",
+        "take over from the agent that runs here, without losing a packet (ours)",
+        "BOOL",
+        parse_bool,
+        "takeover",
+        switch=True,
     ),
-    Flag("iptables-resync", "seconds between two checks of those rules", "SECONDS", whole(1), default="5"),
-    _switch("ip-blackhole-route", "drop what no pod of this host's subnet takes", missing="the blackhole route"),
+)
+
+_RULES_FLAGS = (
+    _switch("ip-masq", "masquerade what leaves the overlay", "firewall.ip_masq"),
+    _switch(
+        "ip-masq-fully-random-disable",
+        "masquerade with predictable source ports",
+        "firewall.ip_masq_fully_random_disable",
+    ),
+    _switch("iptables-forward-rules", "accept forwarded overlay traffic", "firewall.iptables_forward_rules"),
+)
+
+FIREWALL_FLAGS = (
+    *_RULES_FLAGS,
+    Flag(
+        "iptables-resync",
+        "seconds between two checks of those rules, in either dialect",
+        "SECONDS",
+        whole(1),
+        "firewall.iptables_resync",
+    ),
+    _switch("ip-blackhole-route", "drop what no pod of this host's subnet takes", "firewall.ip_blackhole_route"),
+    _switch("clean-on-exit", "remove these rules and that route when the agent stops (ours)", "firewall.clean_on_exit"),
+)
+
+FIREWALL_SHOW_FLAGS = (
+    *_RULES_FLAGS,
+    Flag("network", "the overlay network", "CIDR", parse_network, in_environment=False),
+    Flag("subnet", "the host's subnet of it", "CIDR", parse_network, in_environment=False),
+    Flag(
+        "dialect",
+        "only this one",
+        "nftables|iptables",
+        choice("nftables", "iptables"),
+        in_environment=False,
+    ),
 )
 
 HEALTH_FLAGS = (
@@ -363,11 +410,40 @@ IGNORED_FLAGS = tuple(
 
 JSON_FLAG = Flag("json", "print JSON for programs", "BOOL", parse_bool, switch=True, in_environment=False)
 
+CNI_INSTALL_FLAGS = (
+    Flag(
+        "bin-dir",
+        "where the runtime looks for plugins",
+        "DIR",
+        parse_path,
+        default="/opt/cni/bin",
+        in_environment=False,
+    ),
+    Flag(
+        "conf-dir",
+        "also write 10-flannel.conflist there unless it exists, such as /etc/cni/net.d",
+        "DIR",
+        parse_path,
+        in_environment=False,
+    ),
+    Flag("python", "the Python that runs it, 3.11 or later", "FILE", default="this one", in_environment=False),
+)
+
+DOCKER_OPTS_FLAGS = (
+    Flag("f", "flannel's file", "FILE", parse_path, default="/run/flannel/subnet.env", in_environment=False),
+    Flag("d", "the file to write", "FILE", parse_path, default="/run/docker_opts.env", in_environment=False),
+    Flag("i", "every option as a variable of its own", "BOOL", parse_bool, switch=True, in_environment=False),
+    Flag("c", "all options in one variable", "BOOL", parse_bool, switch=True, in_environment=False),
+    Flag("k", "name of that variable", "KEY", default="DOCKER_OPTS", in_environment=False),
+    Flag("m", "leave --ip-masq out, for an old Docker", "BOOL", parse_bool, switch=True, in_environment=False),
+)
+
 AGENT_GROUPS: Mapping[str, tuple[Flag, ...]] = {
     "registry": REGISTRY_FLAGS,
     "interface": INTERFACE_FLAGS,
     "lease": LEASE_FLAGS,
     "host": HOST_FLAGS,
+    "firewall": FIREWALL_FLAGS,
     "health and logs": HEALTH_FLAGS,
     "dataplane": DATAPLANE_FLAGS,
     "Kubernetes": KUBERNETES_FLAGS,

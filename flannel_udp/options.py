@@ -84,6 +84,20 @@ class DataplaneOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class FirewallOptions:
+    """Which rules the agent puts into the host's firewall, and how long they stay."""
+
+    ip_masq: bool = False
+    ip_masq_fully_random_disable: bool = False
+    iptables_forward_rules: bool = True
+    iptables_resync: int = 5
+    """Seconds between two checks of the rules."""
+    ip_blackhole_route: bool = False
+    clean_on_exit: bool = False
+    """Remove rules and blackhole route when the agent stops; otherwise they stay for the next run."""
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """Everything one run of the agent was told."""
 
@@ -98,6 +112,7 @@ class Options:
     on_lease_loss: str = "reacquire"
     """``reacquire`` or ``exit`` (flanneld's way)."""
     dataplane: DataplaneOptions = DataplaneOptions()
+    firewall: FirewallOptions = FirewallOptions()
     healthz_ip: str = "0.0.0.0"  # noqa: S104 - flanneld's default; nothing listens before a port is given
     healthz_port: int = 0
     """0 turns the health server off."""

@@ -14,6 +14,7 @@ from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import Dataplane
 from flannel_udp.dataplane.drops import DROP_REASONS
 from flannel_udp.host.capabilities import Kept
+from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.model import Interface
 from flannel_udp.options import Options
 
@@ -26,13 +27,23 @@ class AgentView:
         self._kept = kept
         self._started_s = time.monotonic()
         self.state = "starting"
-        self.ready = False
+        self._carries = False
         self.interface: Interface | None = None
         self.config: NetworkConfig | None = None
         self.dataplane: Dataplane | None = None
         self.tunnel_mtu: int | None = None
         self.keeper: LeaseKeeper | None = None
         self.sync: Synchroniser | None = None
+        self.firewall: Firewall | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether traffic is carried, and the firewall rules that it needs stand."""
+        return self._carries and self.firewall is not None and self.firewall.stands
+
+    @ready.setter
+    def ready(self, carries: bool) -> None:
+        self._carries = carries
 
     @property
     def drop_reasons(self) -> tuple[str, ...]:

@@ -124,7 +124,10 @@ def test_help_of_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFi
             "unexpected argument 'true': a switch takes its value after '=' (see: flannel-udp --help)",
         ),
         (["--healthz-port=http"], "--healthz-port: 'http' is not a whole number from 0 to 65535"),
-        (["--ip-masq"], "--ip-masq: masquerade is not available yet; leave the flag out"),
+        (
+            ["--kube-subnet-mgr"],
+            "--kube-subnet-mgr: the Kubernetes subnet manager is not available yet; leave the flag out",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(

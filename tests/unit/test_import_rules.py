@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "flannel_udp"
 
 VALUES = ["errors", "model", "options", "config"]
+FILES = ["files", "subnet_env"]
 COMMAND_LINE = ["cli", "commands", "arguments", "flags"]
-ROOMS = ["admin", "control", "dataplane", "host", "lab", "registry"]
+ROOMS = ["admin", "cni", "control", "dataplane", "host", "lab", "registry"]
 
 # Module (below flannel_udp) → what it may import of ours; the first line that fits counts. * stands for anything.
 # Everyone may import the package itself, which holds the version.
@@ -27,18 +28,21 @@ RULES: Mapping[str, list[str]] = {
     "options": ["errors", "model"],
     "config": ["errors", "model", "config_json"],
     "config_json": ["errors"],
+    "files": [],
+    "subnet_env": ["errors", "files", "model"],
     "registry.keys": ["errors", "model"],
     "_fastpath*": ["errors", "model", "_fastpath*"],
     # `registry` alone is the protocol, without any store.
     "control*": [*VALUES, "control*", "registry", "registry.keys"],
     "dataplane*": [*VALUES, "dataplane*", "_fastpath*"],
-    **{f"{room}*": [*VALUES, f"{room}*"] for room in ("admin", "host", "lab", "registry")},
+    **{f"{room}*": [*VALUES, f"{room}*"] for room in ("admin", "lab", "registry")},
+    **{f"{room}*": [*VALUES, *FILES, f"{room}*"] for room in ("cni", "host")},
     "view": [*VALUES, *(f"{room}*" for room in ROOMS)],
     "takeover": [*VALUES, *(f"{room}*" for room in ROOMS)],
-    "daemon": [*VALUES, "view", "takeover", *(f"{room}*" for room in ROOMS)],
+    "daemon": [*VALUES, *FILES, "view", "takeover", *(f"{room}*" for room in ROOMS)],
     "flags": ["errors", "options"],
     "arguments": ["errors", "options", "flags"],
-    "commands": [*VALUES, "config_json", "arguments", "flags", "admin*", "registry*"],
+    "commands": [*VALUES, *FILES, "config_json", "arguments", "flags", "admin*", "cni*", "host*", "registry*"],
     "cli": [*VALUES, *COMMAND_LINE, "daemon", "lab*"],
     "__main__": ["cli"],
 }

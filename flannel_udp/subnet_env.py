@@ -6,7 +6,6 @@ which is started for every pod: so this module imports nothing heavy.
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.files import write_atomically
 from flannel_udp.model import Subnet
 
 _ASSIGNMENT = re.compile(
@@ -36,6 +36,11 @@ class SubnetEnv:
     mtu: int
     ip_masq: bool
     ipv6_network: IPv6Network | None = None
+
+    @property
+    def gateway(self) -> str:
+        """The subnet's first host address with its prefix length: what FLANNEL_SUBNET holds."""
+        return f"{self.subnet.v4.network_address + 1}/{self.subnet.v4.prefixlen}"
 
 
 class SubnetEnvError(FlannelError):
@@ -123,7 +128,7 @@ def format_env(env: SubnetEnv) -> str:
     """Return the file's text in flannel's order; the subnet is written as its first host address."""
     lines = [
         f"FLANNEL_NETWORK={env.network}",
-        f"FLANNEL_SUBNET={env.subnet.v4.network_address + 1}/{env.subnet.v4.prefixlen}",
+        f"FLANNEL_SUBNET={env.gateway}",
     ]
     if env.subnet.v6 is not None:
         lines += [
@@ -135,47 +140,11 @@ def format_env(env: SubnetEnv) -> str:
 
 
 def write(path: Path, env: SubnetEnv) -> None:
-    """Replace the file (mode 0644) atomically, making its directory (0755) if need be.
+    """Replace the file (mode 0644) atomically, making its directory (0755) if need be: the runtime may not be root.
 
-    Readers see the old file or the new one, never half of one, and a failed attempt leaves the old one and nothing
-    else. Raises `FlannelError`.
+    A failed attempt leaves the old one and nothing else. Raises `FlannelError`.
     """
-    # One fixed name, so that what a killed run left is overwritten by the next.
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        _make_directory(path.parent)
-        try:
-            _write_durably(temporary, format_env(env).encode("ascii"))
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
+        write_atomically(path, format_env(env).encode("ascii"), mode=0o644, directory_mode=0o755)
     except OSError as error:
         raise FlannelError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _make_directory(directory: Path) -> None:
-    """Make the directory and its parents, each 0755 whatever the umask: the runtime may not be root."""
-    if not directory.exists():
-        _make_directory(directory.parent)
-        directory.mkdir(exist_ok=True)
-        directory.chmod(0o755)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    # O_NOFOLLOW: where others may write the directory, a planted link must not send our bytes elsewhere.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o644), "wb") as file:  # noqa: PTH123 - Path cannot open a descriptor
-        os.fchmod(file.fileno(), 0o644)  # whatever the umask
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # or a crash may leave the new name with an empty file
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,149 @@
+"""The iptables dialect: two chains of ours, filled by `iptables-restore --noflush`, and one jump to each.
+
+Which iptables (nft-backed or legacy) is whatever the name means on this host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flannel_udp.errors import FlannelError
+from flannel_udp.host.firewall.applier import Applier
+from flannel_udp.host.firewall.rules import Rule, Rules, Verdict
+from flannel_udp.host.firewall.tool import Finished, run_tool
+
+_WAIT_S = 5  # for the lock that the programs of iptables-legacy share, below tool.TIME_LIMIT_S
+_TOOL = {4: "iptables", 6: "ip6tables"}
+_NO_SUCH_CHAIN = 1  # exit statuses of iptables(8): 1 other errors, 4 resource problems
+_RESOURCE_PROBLEM = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """One of our chains, the built-in chain that jumps to it, and the comment on all its rules."""
+
+    table: str
+    name: str
+    base: str
+    comment: str
+
+    @property
+    def jump(self) -> str:
+        """The jump as iptables prints it. It is appended, as flanneld does: what an admin put before it goes first."""
+        return f"-A {self.base} {self.comment_match} -j {self.name}"
+
+    @property
+    def comment_match(self) -> str:
+        """The comment as a match."""
+        return f'-m comment --comment "{self.comment}"'
+
+
+_FORWARD = _Chain("filter", "FLANNEL-FWD", "FORWARD", "flanneld forward")
+_MASQUERADE = _Chain("nat", "FLANNEL-POSTRTG", "POSTROUTING", "flanneld masq")
+_CHAINS = (_FORWARD, _MASQUERADE)
+
+
+class Iptables(Applier):
+    """The chains ``FLANNEL-FWD`` and ``FLANNEL-POSTRTG``."""
+
+    name = "iptables"
+    # A message about a jump that was removed names the chain that it was in, and not always where it led.
+    watched = (b"FLANNEL-", b"POSTROUTING\0", b"FORWARD\0")
+
+    def listing_of(self, rules: Rules) -> str:
+        """Return, for each chain that is wanted, the jump to it and its rules."""
+        lines = (line for chain in _CHAINS if _wanted(chain, rules) for line in _lines(chain, rules))
+        return "".join(f"{line}\n" for line in lines)
+
+    async def listing(self, version: int) -> str:
+        """Return the jumps to our chains and the rules in them."""
+        return "".join([await self._listing_of_chain(version, chain) for chain in _CHAINS])
+
+    async def _listing_of_chain(self, version: int, chain: _Chain) -> str:
+        lines = await self._jumps(version, chain) + (await self._rules(version, chain) or [])
+        return "".join(f"{line}\n" for line in lines)
+
+    async def apply(self, rules: Rules) -> None:
+        """Flush and fill our chains; the jump is moved only if there is none, or more than one."""
+        script = "".join([await self._script(chain, rules) for chain in _CHAINS])
+        if script:
+            _check(await run_tool(*_restore(rules.version), stdin=script))
+
+    async def takes(self, rules: Rules) -> bool:
+        """Let iptables-restore read the rules without committing them."""
+        tried = await run_tool(*_restore(rules.version), "--test", stdin=format_script(rules))
+        if tried.status == _RESOURCE_PROBLEM:  # the lock, or no permission: nothing was learned
+            _check(tried)
+        return tried.status == 0
+
+    async def _script(self, chain: _Chain, rules: Rules) -> str:
+        jumps = await self._jumps(rules.version, chain)
+        if not _wanted(chain, rules):
+            if not jumps and await self._rules(rules.version, chain) is None:
+                return ""
+            return _format_table(chain, [*_undo(jumps), f"-X {chain.name}"])
+        new_jump, *lines = _lines(chain, rules)
+        return _format_table(chain, lines if len(jumps) == 1 else [*_undo(jumps), new_jump, *lines])
+
+    async def _jumps(self, version: int, chain: _Chain) -> list[str]:
+        found = _check(await _list_chain(version, chain.table, chain.base))
+        return [line for line in found.output.splitlines() if line.endswith(f"-j {chain.name}")]
+
+    async def _rules(self, version: int, chain: _Chain) -> list[str] | None:
+        """Return the rules in our chain, ``None`` if it does not exist."""
+        found = await _list_chain(version, chain.table, chain.name)
+        if found.status == _NO_SUCH_CHAIN:
+            return None
+        return [line for line in _check(found).output.splitlines() if line.startswith("-A ")]
+
+
+def format_script(rules: Rules) -> str:
+    """Return what makes `iptables-restore --noflush` set these rules up where nothing of ours is there yet."""
+    return "".join(_format_table(chain, _lines(chain, rules)) for chain in _CHAINS if _wanted(chain, rules))
+
+
+def _wanted(chain: _Chain, rules: Rules) -> tuple[Rule, ...]:
+    return rules.forward if chain is _FORWARD else rules.masquerade
+
+
+def _lines(chain: _Chain, rules: Rules) -> list[str]:
+    """Return the jump to a chain and the rules in it, as iptables prints them."""
+    return [chain.jump, *(_format_rule(chain, rule, rules.random_fully) for rule in _wanted(chain, rules))]
+
+
+def _format_table(chain: _Chain, lines: list[str]) -> str:
+    # Naming the chain makes it, or flushes it if it exists.
+    return "\n".join([f"*{chain.table}", f":{chain.name} - [0:0]", *lines, "COMMIT", ""])
+
+
+def _format_rule(chain: _Chain, rule: Rule, random_fully: bool) -> str:
+    words = [f"-A {chain.name}"]
+    for flag, side in (("-s", rule.source), ("-d", rule.destination)):
+        if side:
+            words.append(f"{'! ' if side.outside else ''}{flag} {side.network}")
+    if rule.mark:
+        words.append(f"-m mark --mark {rule.mark:#x}/{rule.mark:#x}")
+    words += [chain.comment_match, f"-j {rule.verdict.name}"]
+    if random_fully and rule.verdict is Verdict.MASQUERADE:
+        words.append("--random-fully")
+    return " ".join(words)
+
+
+def _undo(jumps: list[str]) -> list[str]:
+    return [line.replace("-A ", "-D ", 1) for line in jumps]
+
+
+def _restore(version: int) -> tuple[str, ...]:
+    return f"{_TOOL[version]}-restore", "--noflush", f"--wait={_WAIT_S}"
+
+
+async def _list_chain(version: int, table: str, chain: str) -> Finished:
+    return await run_tool(_TOOL[version], "--wait", str(_WAIT_S), "--table", table, "--list-rules", chain)
+
+
+def _check(done: Finished) -> Finished:
+    if done.status == _RESOURCE_PROBLEM and "xtables lock" in done.errors:
+        raise FlannelError(f"{done.command}: another program holds the xtables lock for more than {_WAIT_S} s")
+    if done.status != 0:
+        raise done.failure()
+    return done

@@ -1,0 +1,133 @@
+"""Class `Firewall`: the wanted rules stand, whatever happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+
+from flannel_udp.errors import FlannelError
+from flannel_udp.host.firewall.applier import Applier
+from flannel_udp.host.firewall.iptables import Iptables
+from flannel_udp.host.firewall.monitor import on_change
+from flannel_udp.host.firewall.nftables import Nftables
+from flannel_udp.host.firewall.rules import Rules
+from flannel_udp.host.firewall.tool import ToolMissing
+
+logger = logging.getLogger(__name__)
+
+_FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 5.0
+_REST_S = 0.2  # after a check: however often the rules change, they are looked at five times a second at most
+_QUIET_S = 60.0  # between two lines of log about rules that somebody keeps changing
+
+
+class Firewall:
+    """Keeps rules in one dialect; `run` does the work, `keep` says which.
+
+    Rules are looked at when the kernel reports a change of them and every `resync_s` seconds, and applied only if they
+    are not as wanted. What the other dialect holds of ours, from an earlier run, is removed.
+    """
+
+    def __init__(self, *, nftables: bool, resync_s: float) -> None:
+        self._applier: Applier = Nftables() if nftables else Iptables()
+        self._other: Applier = Iptables() if nftables else Nftables()
+        self._resync_s = resync_s
+        self._wanted: Rules | None = None
+        self._wake = asyncio.Event()
+        self._stand = asyncio.Event()
+        self._swept = False
+        self._fault = ""
+        self._sweep_fault = ""
+        self._quiet_until_s = 0.0
+
+    @property
+    def stands(self) -> bool:
+        """Whether the rules that were asked for last stand, as far as is known."""
+        return self._stand.is_set()
+
+    async def keep(self, rules: Rules) -> None:
+        """Keep these rules from now on, instead of earlier ones; return when they stand."""
+        self._stand.clear()
+        self._wanted = rules
+        self._wake.set()
+        await self._stand.wait()
+
+    async def run(self) -> None:
+        """Put and keep right what is wanted, for ever. What goes wrong is said once and tried again."""
+        retry_s = _FIRST_RETRY_S
+        with on_change(self._applier.watched, self._wake.set):
+            while True:
+                self._wake.clear()
+                try:
+                    await self._put_right()
+                except FlannelError as error:
+                    self._failed(str(error))
+                    await asyncio.sleep(retry_s)
+                    retry_s = min(2 * retry_s, _LAST_RETRY_S)
+                    continue
+                self._worked()
+                retry_s = _FIRST_RETRY_S
+                await asyncio.sleep(_REST_S)
+                # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with an event.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._resync_s):
+                        await self._wake.wait()
+
+    async def remove(self) -> None:
+        """Remove all rules of ours; `run` must have ended. Raises `FlannelError`."""
+        if self._wanted is not None:
+            await _remove(self._applier, self._wanted.version)
+
+    async def _put_right(self) -> None:
+        wanted = self._wanted
+        if wanted is None:
+            return
+        if wanted:
+            rules = await self._applier.fit(wanted)
+            if not await self._applier.stands(rules):
+                self._tell()
+                self._stand.clear()
+                await self._applier.put(rules)
+        else:
+            await _remove(self._applier, wanted.version)
+        if not self._swept:  # after ours stand, so that at no moment there are none
+            await self._sweep(wanted.version)
+        if wanted is self._wanted:
+            self._stand.set()
+
+    async def _sweep(self, version: int) -> None:
+        """Remove what the other dialect holds of ours. A host where that tool does not work can do without."""
+        try:
+            await _remove(self._other, version)
+        except FlannelError as error:
+            if str(error) != self._sweep_fault:
+                self._sweep_fault = str(error)
+                logger.warning("cannot tell whether %s holds rules of an earlier run: %s", self._other.name, error)
+        else:
+            self._swept = True
+
+    def _tell(self) -> None:
+        now_s = time.monotonic()
+        if not self.stands:
+            logger.info("applying firewall rules by %s", self._applier.name)
+        elif now_s >= self._quiet_until_s:
+            self._quiet_until_s = now_s + _QUIET_S
+            logger.warning("somebody changed our firewall rules: putting them back")
+
+    def _failed(self, fault: str) -> None:
+        if fault != self._fault:
+            self._fault = fault
+            logger.error("firewall rules: %s (trying again every %g to %g s)", fault, _FIRST_RETRY_S, _LAST_RETRY_S)
+
+    def _worked(self) -> None:
+        if self._fault:
+            self._fault = ""
+            logger.info("firewall rules: works now")
+
+
+async def _remove(applier: Applier, version: int) -> None:
+    """Remove what the applier's dialect holds of ours; where its tool is missing, that is nothing."""
+    with suppress(ToolMissing):
+        if await applier.listing(version):
+            await applier.put(Rules(version))

@@ -1,0 +1,73 @@
+"""Running nft and iptables: never blocking the loop, with a time limit, and with one line when it goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from subprocess import PIPE, Popen, TimeoutExpired
+
+from flannel_udp.errors import FlannelError
+
+TIME_LIMIT_S = 10.0
+_SHOWN_CHARS = 300
+
+
+class ToolMissing(FlannelError):
+    """The program is not installed, or not in PATH."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a program left: its exit status and its words."""
+
+    command: str
+    status: int
+    output: str
+    errors: str
+
+    def failure(self) -> FlannelError:
+        """Return the error that says what it complained of."""
+        said = " ".join(line.strip() for line in self.errors.splitlines() if line.strip())
+        return FlannelError(f"{self.command} failed (exit {self.status}): {said[:_SHOWN_CHARS] or 'it said nothing'}")
+
+
+async def run_tool(*command: str, stdin: str = "") -> Finished:
+    """Run a program to its end, at most `TIME_LIMIT_S`; then, and when the caller is cancelled, it is killed.
+
+    Raises `ToolMissing` if there is none, `FlannelError` if it cannot be run or takes too long.
+    """
+    # In English, for the sake of one-line errors; our own settings (a password may be among them) are not its business.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("FLANNELD_")}
+    try:
+        # Not asyncio's: uvloop forks, and in the child gRPC's fork handlers start threads, which crash it (seen with
+        # gRPC 1.85). Popen uses vfork, which runs no handlers; it holds the loop up for some milliseconds at most.
+        process = Popen(
+            command,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            text=True,
+            errors="replace",
+            env={**environment, "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise ToolMissing(f"{command[0]} is not in PATH ({os.environ.get('PATH', '')})") from None
+    except OSError as error:
+        raise FlannelError(f"cannot run {command[0]}: {error.strerror}") from None
+    try:
+        output, errors = await asyncio.to_thread(_communicate, process, stdin)
+    except TimeoutExpired:
+        raise FlannelError(f"{command[0]} did not end within {TIME_LIMIT_S:g} s and was killed") from None
+    finally:
+        process.kill()  # without effect on one that has ended; it makes the thread of a cancelled caller end, too
+    return Finished(command[0], process.returncode, output, errors)
+
+
+def _communicate(process: Popen[str], stdin: str) -> tuple[str, str]:
+    with process:  # closes the pipes and collects the exit status
+        try:
+            return process.communicate(stdin, TIME_LIMIT_S)
+        except BaseException:
+            process.kill()
+            raise

@@ -1,0 +1,167 @@
+"""Programs that are missing, fail, hang: real processes, one line each."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from flannel_udp.errors import FlannelError
+from flannel_udp.host.firewall import tool
+from flannel_udp.host.firewall.iptables import Iptables
+from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.firewall.nftables import Nftables
+from flannel_udp.host.firewall.rules import rules_for
+from flannel_udp.host.firewall.tool import Finished, ToolMissing, run_tool
+
+RULES = rules_for(
+    IPv4Network("10.1.0.0/16"), IPv4Network("10.1.15.0/24"), masquerade=True, forward=True, random_fully=True
+)
+
+MakeTool = Callable[[str, str], None]
+
+
+@pytest.fixture
+def make_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeTool:
+    """Puts shell scripts into a folder that PATH begins with; the shell itself is found behind it."""
+
+    def make(name: str, body: str) -> None:
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return make
+
+
+async def test_a_program_reads_writes_and_ends(make_tool: MakeTool) -> None:
+    make_tool("nft", "cat; echo oops >&2; exit 3")
+    done = await run_tool("nft", "-f", "-", stdin="rules\n")
+    assert (done.status, done.output, done.errors) == (3, "rules\n", "oops\n")
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])  # the tests' loop and the agent's
+def test_an_input_that_nobody_reads_is_no_fault(run: Callable[..., list[Finished]], make_tool: MakeTool) -> None:
+    make_tool("nft", "exec <&-; exit 0")
+
+    async def several() -> list[Finished]:
+        return [await run_tool("nft", stdin="x" * 1_000_000) for _ in range(5)]
+
+    assert [done.status for done in run(several())] == [0] * 5
+
+
+async def test_a_missing_program_is_named_with_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ToolMissing, match=r"^nft is not in PATH \(/nowhere\)$"):
+        await run_tool("nft")
+
+
+async def test_a_program_that_cannot_be_run_is_named(make_tool: MakeTool, tmp_path: Path) -> None:
+    make_tool("nft", "")
+    (tmp_path / "nft").write_bytes(b"\x7fELF")
+    with pytest.raises(FlannelError, match=r"^cannot run nft: Exec format error$"):
+        await run_tool("nft")
+
+
+async def test_a_program_that_hangs_is_killed(
+    make_tool: MakeTool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "TIME_LIMIT_S", 0.2)
+    make_tool("nft", f"echo $$ >{tmp_path}/pid; exec sleep 60")
+    with pytest.raises(FlannelError, match=r"^nft did not end within 0\.2 s and was killed$"):
+        await run_tool("nft")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+async def test_whoever_is_cancelled_leaves_no_program_behind(make_tool: MakeTool, tmp_path: Path) -> None:
+    make_tool("nft", f"echo $$ >{tmp_path}/pid; exec sleep 60")
+    running = asyncio.create_task(run_tool("nft"))
+    deadline_s = time.monotonic() + 10
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    process = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}")
+    while process.exists():  # killed; a thread collects it
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.01)
+
+
+async def test_our_secrets_are_not_handed_on(make_tool: MakeTool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", "hunter2")
+    make_tool("nft", "env")
+    output = (await run_tool("nft")).output
+    assert "LC_ALL=C\n" in output
+    assert "FLANNELD" not in output
+
+
+async def test_what_nft_complains_of_is_one_line(make_tool: MakeTool) -> None:
+    make_tool("nft", "printf 'Error: syntax\\n  ^^^\\n' >&2; exit 1")
+    with pytest.raises(FlannelError, match=r"^nft failed \(exit 1\): Error: syntax \^\^\^$"):
+        await Nftables().put(RULES)
+
+
+async def test_a_lock_that_another_program_holds_is_named(make_tool: MakeTool) -> None:
+    said = "Another app is currently holding the xtables lock; still 4s 0us time ahead to have a chance"
+    make_tool("iptables", f"echo '{said}' >&2; exit 4")
+    expected = r"^iptables: another program holds the xtables lock for more than 5 s$"
+    with pytest.raises(FlannelError, match=expected):
+        await Iptables().put(RULES)
+
+
+async def test_random_source_ports_are_given_up_only_where_just_they_are_unknown(make_tool: MakeTool) -> None:
+    make_tool("nft", "! grep -q fully-random")
+    fitted = await Nftables().fit(RULES)
+    assert (fitted.masquerade, fitted.random_fully) == (RULES.masquerade, False)
+    make_tool("iptables-restore", "! grep -q random-fully")
+    assert (await Iptables().fit(RULES)).random_fully is False
+    make_tool("nft", "exit 1")
+    assert await Nftables().fit(RULES) == RULES
+    make_tool("nft", "exit 0")
+    assert await Nftables().fit(RULES) == RULES
+
+
+async def test_a_tool_that_prints_rules_in_other_words_is_believed_when_it_does_so_twice(
+    make_tool: MakeTool, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    make_tool("nft", f'if [ "$1" = list ]; then sed "s/0x0000/0x/g" {kept}; else cat >{kept}; fi')
+    applier = Nftables()
+    await applier.put(RULES)
+    assert await applier.stands(RULES)
+    kept.write_text(kept.read_text().replace("return", "accept", 1))
+    assert not await applier.stands(RULES)
+
+
+async def test_rules_that_another_program_changes_all_the_time_are_an_error(
+    make_tool: MakeTool, tmp_path: Path
+) -> None:
+    make_tool("nft", '[ "$1" != list ] || date +%N')
+    with pytest.raises(FlannelError, match="another program changes our rules at the same moment"):
+        await Nftables().put(RULES)
+
+
+async def test_a_keeper_ends_when_it_is_cancelled_at_any_moment(make_tool: MakeTool, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    make_tool("nft", f'if [ "$1" = list ]; then cat {kept}; elif [ "$1" = -f ]; then sed 1,2d >{kept}; fi')
+    make_tool("iptables", "exit 0")
+    for i in range(10):
+        firewall = Firewall(nftables=True, resync_s=600)
+        keeping = asyncio.create_task(firewall.run())
+        await firewall.keep(RULES)
+        await asyncio.sleep(0.03 * i)
+        # Together with an event: asyncio.wait_for of Python 3.11 would go on for ever.
+        firewall._wake.set()
+        keeping.cancel()
+        done, _ = await asyncio.wait([keeping], timeout=10)
+        assert done
+        assert keeping.cancelled()
