@@ -7,7 +7,8 @@
  * Every datagram is a message of its own to sendmmsg(2): no UDP_SEGMENT, no UDP_GRO, as an application sends them that
  * knows nothing of either. The receiver prints "ready" once it is bound, lets the warm-up pass after the first datagram,
  * and counts those that arrive within the window; "count" counts all, from the first until nothing has come for so long.
- * Each prints one JSON object: {"packets": N, "seconds": S}; the receiver then stays bound, so that the sender's last
+ * Each prints one JSON object: {"packets": N, "seconds": S, "reordered": R}; R counts the datagrams that came after a
+ * later one (they are numbered where they have 8 bytes or more). The receiver then stays bound, so that the sender's last
  * datagrams meet no closed port, until it is killed.
  */
 #define _GNU_SOURCE
@@ -87,14 +88,19 @@ static void prepare(size_t payload_len)
     }
 }
 
+static uint64_t next_number, reordered;
+
 static void report(uint64_t packets, int64_t elapsed_ms)
 {
-    printf("{\"packets\": %llu, \"seconds\": %.3f}\n", (unsigned long long)packets, (double)elapsed_ms / 1000);
+    printf("{\"packets\": %llu, \"seconds\": %.3f, \"reordered\": %llu}\n", (unsigned long long)packets,
+           (double)elapsed_ms / 1000, (unsigned long long)reordered);
     fflush(stdout);
 }
 
-static uint64_t send_batch(int udp, unsigned int n) /* how many packets that were */
+static uint64_t send_batch(int udp, unsigned int n, uint64_t number) /* how many packets that were */
 {
+    for (unsigned int i = 0; i < n; i++, number++)
+        memcpy(payloads[i], &number, sizeof number);
     int sent = sendmmsg(udp, messages, n, 0);
     if (sent > 0)
         return (uint64_t)sent;
@@ -114,7 +120,7 @@ static void send_all(int udp, const struct sockaddr_in *to, int64_t duration_ms,
     for (; elapsed < duration_ms * 1000000; elapsed = now_ns() - started) {
         uint64_t due = rate == 0 ? packets + BATCH : (uint64_t)(elapsed / 1000 * rate / 1000000);
         if (due > packets)
-            packets += send_batch(udp, due - packets < BATCH ? (unsigned int)(due - packets) : BATCH);
+            packets += send_batch(udp, due - packets < BATCH ? (unsigned int)(due - packets) : BATCH, packets);
         else
             nanosleep(&(struct timespec){.tv_nsec = PACE_NS}, NULL);
     }
@@ -126,6 +132,16 @@ static int receive_batch(int udp) /* 0 when nothing came for TICK_MS */
     int n = recvmmsg(udp, messages, BATCH, MSG_WAITFORONE, NULL);
     if (n < 0 && errno != EAGAIN && errno != EINTR)
         die("recvmmsg");
+    for (int i = 0; i < n; i++) {
+        uint64_t number;
+        memcpy(&number, payloads[i], sizeof number);
+        if (messages[i].msg_len < sizeof number)
+            continue;
+        if (number < next_number)
+            reordered++;
+        else
+            next_number = number + 1;
+    }
     return n < 0 ? 0 : n;
 }
 

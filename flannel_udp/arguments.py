@@ -150,7 +150,9 @@ def _read(flag: Flag, texts: Sequence[str], source: str) -> Any:
 
 
 def to_options(given: Values) -> Options:
-    """Return the options of a run; what was not given has the default of `Options`."""
+    """Return the options of a run; what was not given has the default of `Options`. Raises `UsageError`."""
+    if "etcd-password" in given and "etcd-password-file" in given:
+        raise UsageError("--etcd-password and --etcd-password-file are both given (or their variables): give one")
     parts: dict[str, dict[str, Any]] = {
         "": {},
         "etcd": {},

@@ -129,6 +129,21 @@ def parse_optional_path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
+def parse_secret_file(text: str) -> str:
+    """Return the secret that a file holds, without the newline at its end; an empty name means none."""
+    if not text:
+        return ""
+    try:
+        secret = Path(text).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ValueError(f"{text} is not UTF-8 text") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise ValueError(f"cannot read {text!r}: {getattr(error, 'strerror', None) or error}") from None
+    if not secret or not secret.isprintable():
+        raise ValueError(f"{text} holds no password: it must be one line")
+    return secret
+
+
 def parse_regex(text: str) -> str:
     """Check a regular expression and return it as it is."""
     try:
@@ -241,11 +256,12 @@ REGISTRY_FLAGS = (
     Flag("etcd-username", "user of etcd", "USER", field="etcd.username"),
     Flag(
         "etcd-password",
-        "password of that user; the variable FLANNELD_ETCD_PASSWORD keeps it out of `ps`",
+        "password of that user; everybody sees it in `ps`: better --etcd-password-file or FLANNELD_ETCD_PASSWORD",
         "SECRET",
         field="etcd.password",
         secret=True,
     ),
+    Flag("etcd-password-file", "a file with that password (ours)", "FILE", parse_secret_file, "etcd.password"),
 )
 
 INTERFACE_FLAGS = (
@@ -307,7 +323,18 @@ SUBNET_FILE_FLAG = Flag(
     "subnet-file", "where subnet and MTU are written for container runtimes", "FILE", parse_path, "subnet_file"
 )
 
-HOST_FLAGS = (SUBNET_FILE_FLAG, CONTROL_SOCKET_FLAG)
+HOST_FLAGS = (
+    SUBNET_FILE_FLAG,
+    CONTROL_SOCKET_FLAG,
+    Flag(
+        "takeover",
+        "take over from the agent that runs here, without losing a packet (ours)",
+        "BOOL",
+        parse_bool,
+        "takeover",
+        switch=True,
+    ),
+)
 
 _RULES_FLAGS = (
     _switch("ip-masq", "masquerade what leaves the overlay", "firewall.ip_masq"),

@@ -63,6 +63,10 @@ class Gate:
         self._open_for = own
         self.published.clear()
 
+    def start(self) -> None:
+        """Let the workers run, if they do not already."""
+        self._dataplane.start()
+
     async def shut(self) -> None:
         """Let nothing through and stop forwarding."""
         self._open_for = None
@@ -100,17 +104,21 @@ class Forwarding:
         self._subnet = previous  # what subnet.env said last: the pods that run have their addresses from it
         self._env: subnet_env.SubnetEnv | None = None  # what subnet.env holds, while we serve
 
-    async def hold_lease(self, config: NetworkConfig) -> None:
+    async def hold_lease(self, config: NetworkConfig, adopted: Lease | None = None) -> None:
         """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped.
 
-        Raises `FlannelError` when the host cannot be set up, or for the loss itself if the options say so.
+        An `adopted` lease is held already, and its table in force. Raises `FlannelError` when the host cannot be set
+        up, or for the loss itself if the options say so.
         """
-        self._view.enter("waiting for a lease")
-        lease = await self._keeper.acquire(config)
+        if adopted is None:
+            self._view.enter("waiting for a lease")
+        lease = adopted or await self._keeper.acquire(config)
         # From now on it may be lost at any moment, also while the host is set up and the first peers are waited for.
         keeping = asyncio.create_task(self._keeper.keep(), name="keep the lease")
         try:
             await self._set_up_host(lease)
+            if adopted is None:
+                self._gate.open(lease.subnet.v4)
             starting = asyncio.create_task(self._start_forwarding(lease), name="start forwarding")
             lost = await self._forward_until(keeping, starting)
         finally:
@@ -134,7 +142,10 @@ class Forwarding:
             await asyncio.wait((keeping, starting), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()  # raises what went wrong
-            return await keeping
+            # Not `await keeping`, which would end it when we are cancelled, as if the lease were lost: on the way out,
+            # packets are carried until the workers stop.
+            await asyncio.wait((keeping,))
+            return keeping.result()
         finally:
             starting.cancel()  # first, or it might open the gate again
             if keeping.done():
@@ -144,10 +155,10 @@ class Forwarding:
             await asyncio.wait((starting,))
 
     async def _start_forwarding(self, lease: Lease) -> None:
-        self._gate.open(lease.subnet.v4)
         self._view.enter("waiting for the peers")
         await self._sync.set_own(lease)
         await self._gate.published.wait()
+        self._gate.start()
         await self._get_ready(lease)
 
     async def _get_ready(self, lease: Lease) -> None:
@@ -192,4 +203,4 @@ class Forwarding:
                 subnet_env.write(self._options.subnet_file, self._env)
             except FlannelError as failed:
                 logger.warning("%s: it still has the former MTU", failed)
-        notify.notify_status(self._view.state)
+        self._view.tell()

@@ -132,4 +132,6 @@ class Options:
     healthz_port: int = 0
     """0 turns the health server off."""
     control_socket: Path = DEFAULT_CONTROL_SOCKET
+    takeover: bool = False
+    """Take over from the agent that runs on the control socket."""
     verbosity: int = 0

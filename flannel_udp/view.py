@@ -23,6 +23,7 @@ from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import Dataplane
 from flannel_udp.dataplane.drops import DROP_REASONS
+from flannel_udp.host.capabilities import Kept
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.upkeep import Upkeep
 from flannel_udp.model import Interface
@@ -32,10 +33,11 @@ from flannel_udp.options import Options
 class AgentView:
     """Holds what exists so far, as the daemon brings it to life, and answers for it."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, kept: Kept) -> None:
         self._options = options
+        self._kept = kept
         self._started_s = time.monotonic()
-        self.phase = "starting"
+        self.phase = self._details = "starting"
         self.serving = False
         """We hold a lease and forward for it."""
         self.upkeep: Upkeep | None = None
@@ -64,8 +66,12 @@ class AgentView:
 
     def enter(self, phase: str, details: str | None = None) -> None:
         """Note what the agent does from now on; systemd is told the same, or `details`."""
-        self.phase = phase
-        notify.notify_status(details or self.state)
+        self.phase, self._details = phase, details or phase
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell systemd what the agent is doing, or what is in the way."""
+        notify.notify_status(self.obstacle or self._details)
 
     @property
     def drop_reasons(self) -> tuple[str, ...]:
@@ -97,6 +103,7 @@ class AgentView:
             worker_packets=self._worker_packets(),
             socket_buffers=self._socket_buffers(),
             host_repairs=dict(self.upkeep.repairs) if self.upkeep else None,
+            capabilities=self._kept.names,
             counters=self._counters(),
         )
 

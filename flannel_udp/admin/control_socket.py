@@ -49,27 +49,45 @@ class StatusSource(Protocol):
         ...
 
 
-@asynccontextmanager
-async def control_server(path: Path, source: StatusSource) -> AsyncIterator[None]:
-    """Answer on the unix socket `path` (mode 0600); what a killed run left there is taken over.
+class Door:
+    """A unix socket that listens at `path`, mode 0600; the file goes with it unless it was `left` to another process.
 
-    Raises `FlannelError` when another agent answers there or the socket cannot be made, `UsageError` for a path that
-    no unix socket can have.
+    `adopted` is a descriptor that another process has listened on there. Otherwise what a killed run left is taken
+    over. Raises `FlannelError` when another agent answers there or the socket cannot be made, `UsageError` for a path
+    that no unix socket can have.
     """
-    listener, made = _listen(path)
+
+    def __init__(self, path: Path, kind: int = socket.SOCK_STREAM, adopted: int | None = None) -> None:
+        self._path = path
+        self.left = False
+        if adopted is None:
+            self.listener, self._made = _listen(path, kind)
+        else:
+            self.listener, self._made = socket.socket(fileno=adopted), path.lstat()
+            self.listener.listen(_BACKLOG)  # once more, so that SO_PEERCRED tells our pid
+
+    def close(self) -> None:
+        """Listen no more."""
+        self.listener.close()
+        if not self.left:
+            _remove(self._path, self._made)
+
+
+@asynccontextmanager
+async def control_server(door: Door, source: StatusSource) -> AsyncIterator[None]:
+    """Answer at the door, which is closed at the end."""
     try:
         runner = web.AppRunner(
             _application(source), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_TIMEOUT_S
         )
         await runner.setup()
         try:
-            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+            await web.SockSite(runner, door.listener, backlog=_BACKLOG).start()
             yield
         finally:
             await runner.cleanup()
     finally:
-        listener.close()
-        _remove(path, made)
+        door.close()
 
 
 def _application(source: StatusSource) -> web.Application:
@@ -109,13 +127,13 @@ def _error(status: int, message: str) -> web.Response:
     return web.json_response({"error": message}, status=status)
 
 
-def _listen(path: Path) -> tuple[socket.socket, os.stat_result]:
+def _listen(path: Path, kind: int) -> tuple[socket.socket, os.stat_result]:
     """Return a socket that listens on `path`, mode 0600 from its first moment, and which file that is."""
     try:
         _make_directory(path.parent)
         with _locked(path.parent):
-            _remove_stale(path)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            _remove_stale(path, kind)
+            listener = socket.socket(socket.AF_UNIX, kind)
             try:
                 # Linux gives the file the mode of the socket it is bound from: no window as with a chmod afterwards.
                 os.fchmod(listener.fileno(), 0o600)
@@ -151,7 +169,7 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, kind: int) -> None:
     """Remove the socket of a killed run. Raises `FlannelError` if somebody listens, or if it is not a socket at all."""
     try:
         mode = path.lstat().st_mode
@@ -159,7 +177,7 @@ def _remove_stale(path: Path) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise FlannelError(f"{path} exists and is not a socket: remove it or choose another --control-socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.settimeout(_CONNECT_TIMEOUT_S)
         try:
             probe.connect(str(path))

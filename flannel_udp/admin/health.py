@@ -19,14 +19,14 @@ _SHUTDOWN_TIMEOUT_S = 0.2
 
 
 @asynccontextmanager
-async def health_server(ip: str, port: int, is_ready: Callable[[], bool], source: MetricsSource) -> AsyncIterator[None]:
+async def health_server(
+    listener: socket.socket | None, is_ready: Callable[[], bool], source: MetricsSource
+) -> AsyncIterator[None]:
     """Serve ``/healthz`` (200 while the process lives), ``/readyz`` (200 or 503, as `is_ready` says) and ``/metrics``.
 
-    Port 0 means off: nothing listens. Raises `UsageError` for an `ip` or `port` that cannot be one, `FlannelError` when
-    it cannot be listened on.
+    `listener` is closed at the end; without one nothing is served.
     """
-    _check(ip, port)
-    if port == 0:
+    if listener is None:
         yield
         return
 
@@ -46,10 +46,25 @@ async def health_server(ip: str, port: int, is_ready: Callable[[], bool], source
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
-        await _listen(runner, ip, port)
+        await web.SockSite(runner, listener).start()
         yield
     finally:
         await runner.cleanup()
+
+
+def open_health_listener(ip: str, port: int, adopted: int | None = None) -> socket.socket | None:
+    """Return a socket that listens on `ip` and `port`, ``None`` for port 0, which means off.
+
+    `adopted` is a descriptor that another process has listened on: used if it fits, closed if not. Raises `UsageError`
+    for an `ip` or `port` that cannot be one, `FlannelError` when it cannot be listened on.
+    """
+    _check(ip, port)
+    if adopted is not None:
+        listener = socket.socket(fileno=adopted)
+        if listener.getsockname()[:2] == (ip, port):
+            return listener
+        listener.close()
+    return _listen(ip, port) if port else None
 
 
 def _check(ip: str, port: int) -> None:
@@ -61,14 +76,13 @@ def _check(ip: str, port: int) -> None:
         raise UsageError(f"--healthz-port={port}: not a port, 0 (off) to 65535")
 
 
-async def _listen(runner: web.AppRunner, ip: str, port: int) -> None:
+def _listen(ip: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     try:
         # A socket of our own: what asyncio makes of the kernel's answer differs from version to version.
-        listener = socket.create_server((ip, port), family=family)
+        return socket.create_server((ip, port), family=family)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise FlannelError(
             f"cannot serve health on {ip} port {port}: {reason}: choose another --healthz-ip or --healthz-port"
         ) from error
-    await web.SockSite(runner, listener).start()

@@ -7,9 +7,12 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from array import array
+from collections.abc import Awaitable, Callable, Mapping
 
 logger = logging.getLogger(__name__)
+
+_LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
 
 
 def notify_ready() -> None:
@@ -58,7 +61,28 @@ async def keep_watchdog(come_round: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(limit_s / 2)
 
 
-def _send(message: str) -> None:
+def store_descriptors(descriptors: Mapping[str, int]) -> None:
+    """Let systemd keep descriptors by name over a restart, in place of those it has (FileDescriptorStoreMax=)."""
+    for name, fd in descriptors.items():
+        _send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        # FDPOLL=0: a socket that reports an error, as after an ICMP answer, is as good as before.
+        _send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
+
+
+def take_stored_descriptors() -> dict[str, int]:
+    """Return the descriptors that systemd kept for us, by name, as sd_listen_fds_with_names(3); they are ours now."""
+    environ = os.environ
+    listen = {name: environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
+    names = listen["LISTEN_FDNAMES"].split(":")
+    if listen["LISTEN_PID"] != str(os.getpid()) or listen["LISTEN_FDS"] != str(len(names)):
+        return {}
+    found = dict(zip(names, range(_LISTEN_FDS_START, _LISTEN_FDS_START + len(names)), strict=True))
+    for fd in found.values():
+        os.set_inheritable(fd, False)
+    return found
+
+
+def _send(message: str, *fds: int) -> None:
     """Send one datagram to systemd; without NOTIFY_SOCKET, or if nobody takes it, do nothing.
 
     The agent must never fail or wait because its supervisor does not listen.
@@ -71,6 +95,8 @@ def _send(message: str) -> None:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
-            sender.sendto(message.encode(), address)
+            # Not socket.send_fds, which forgets the address (before Python 3.13).
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+            sender.sendmsg([message.encode()], rights, 0, address)
     except OSError as error:
         logger.debug("NOTIFY_SOCKET %s does not take %r: %s", name, message, error)

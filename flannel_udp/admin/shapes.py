@@ -69,7 +69,7 @@ class Status(TypedDict):
     ``state`` is a phrase ("waiting for configuration", "waiting for a lease", "running", or what is in the way of
     traffic); ``ready`` is what /readyz says; ``revision`` is the registry's that the peers are at; ``offload`` names
     the offloads in use; ``workers`` counts the data threads, ``worker_packets`` has one entry for each;
-    ``host_repairs`` says how often what of the host was put right.
+    ``host_repairs`` says how often what of the host was put right; ``capabilities`` are the ones that were kept.
     """
 
     version: str
@@ -92,6 +92,7 @@ class Status(TypedDict):
     worker_packets: list[WorkerPackets] | None
     socket_buffers: SocketBuffers | None
     host_repairs: dict[str, int] | None
+    capabilities: list[str]
     counters: Counters | None
 
 

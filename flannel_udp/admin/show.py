@@ -98,6 +98,7 @@ def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
         yield "buffers", _buffers(status["socket_buffers"])
     if status["host_repairs"] and (made := _made(status["host_repairs"])):
         yield "repairs", made
+    yield "rights", ", ".join(status["capabilities"])
     if status["counters"]:
         yield from _counter_lines(status["counters"])
 

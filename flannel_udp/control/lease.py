@@ -15,6 +15,7 @@ from functools import partial
 from flannel_udp.config import NetworkConfig
 from flannel_udp.control.allocation import Decision, accept_assigned, choose_subnet
 from flannel_udp.control.boottime import Alarm, now_s
+from flannel_udp.control.entries import read_lease
 from flannel_udp.control.lease_machine import (
     Action,
     Ask,
@@ -84,6 +85,11 @@ class LeaseKeeper:
         self._todo.append(lambda: self._machine.set_attrs(now_s(), attrs))
         self._woken.set()
 
+    @property
+    def expires_s(self) -> float | None:
+        """When the lease ends, by CLOCK_BOOTTIME; ``None`` as for `left_s`."""
+        return self._machine.expires_s
+
     async def acquire(self, config: NetworkConfig) -> Lease:
         """Return a lease, for as long as it takes to get one; `keep` it at once: its time is running."""
         self._config = config
@@ -93,6 +99,16 @@ class LeaseKeeper:
         lease = outcome.lease
         what = "acquired a new" if outcome.new else "kept our reserved" if lease.entry.reserved else "kept our"
         logger.info("%s subnet %s", what, lease.subnet)
+        return lease
+
+    def adopt(self, entry: Entry, expires_s: float | None) -> Lease:
+        """Go on with a lease that another process of this host held until now; `keep` it at once.
+
+        `expires_s` is its end by CLOCK_BOOTTIME, ``None`` for a reservation. Raises `ValueError` for an entry that is
+        not ours.
+        """
+        lease = read_lease(entry)
+        self._machine.adopt(now_s(), lease, expires_s)
         return lease
 
     async def keep(self) -> str:

@@ -21,7 +21,7 @@ from flannel_udp.control.allocation import Decision
 from flannel_udp.control.entries import read_lease
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import FlannelError, LeaseLost, RegistryError, SubnetTaken
-from flannel_udp.model import Entry, Lease, LeaseAttrs, Subnet
+from flannel_udp.model import LEASE_TTL_S, Entry, Lease, LeaseAttrs, Subnet
 
 RACES = 10
 """How many times in a row another host may be faster before it counts as a failure."""
@@ -165,7 +165,9 @@ Action = Ask | Held | Lost | Complain | Recovered | Say
 
 
 class LeaseMachine:
-    """`seek`, then `answer` or `fail` for every `Ask`, `tick` when `wake_s` has come; `observe`, `set_attrs` any time.
+    """`seek` or `adopt`, then `answer` or `fail` for every `Ask`, and `tick` when `wake_s` has come.
+
+    `observe` and `set_attrs` at any time.
 
     All times are seconds of one clock that never goes back and never stands still. `margin_s` is the life left at
     which the lease is renewed.
@@ -209,6 +211,22 @@ class LeaseMachine:
         self._races, self._retry_s = 0, self._delays.first_retry_s
         self._due_s = now_s
         return self.tick(now_s)
+
+    def adopt(self, now_s: float, lease: Lease, expires_s: float | None) -> None:
+        """Go on with a lease that another machine held until now; it is renewed at once.
+
+        Raises `ValueError` for one of another host.
+        """
+        if lease.attrs.public_ip != self._attrs.public_ip:
+            raise ValueError(f"{lease.entry.key} belongs to {lease.attrs.public_ip}")
+        self.let_go()
+        self.lease, self._written, self._ours = lease, lease.attrs, {lease.attrs.public_ip}
+        self._granted_s = now_s
+        self._live(now_s, None if expires_s is None else expires_s - now_s)
+        if expires_s is not None:
+            # How long our clock has run away from the registry's is not known: until the renewal, take the longest.
+            self._stop_s = expires_s - min(safety_s(LEASE_TTL_S), (expires_s - now_s) / 4)
+        self._due_s = now_s
 
     def tick(self, now_s: float) -> list[Action]:
         """Time has passed."""

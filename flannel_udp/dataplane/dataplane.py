@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -14,14 +15,27 @@ from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, RouteTable
 from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
 from flannel_udp.dataplane.table import Route, TableBuilder
-from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, open_tunnel
-from flannel_udp.dataplane.underlay import SocketBuffers, close_sockets, granted_buffers, open_icmp, open_sockets
+from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, adopt_tunnel, open_tunnel
+from flannel_udp.dataplane.underlay import (
+    SocketBuffers,
+    check_underlay,
+    close_sockets,
+    granted_buffers,
+    open_icmp,
+    open_sockets,
+)
 from flannel_udp.dataplane.worker import Worker
+from flannel_udp.errors import FlannelError
 from flannel_udp.model import Delta, Peer
 from flannel_udp.options import DataplaneOptions, Offload
 
 QUIET_POINT_POLL_S = 0.01
 DSCP_INHERIT = -1
+
+
+def count_workers(options: DataplaneOptions) -> int:
+    """Return how many workers the options mean."""
+    return options.workers or len(os.sched_getaffinity(0))
 
 
 class PeerTraffic(NamedTuple):
@@ -52,30 +66,54 @@ class RouteAnswer:
     own: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """The descriptors of a dataplane that another process has opened, and the offloads that are on there.
+
+    ``None`` for the offloads means that this is not known; nobody else may use the descriptors then.
+    """
+
+    queues: Sequence[int]
+    sockets: Sequence[int]
+    icmp: int
+    granted: Offload | None = None
+
+
 class Dataplane:
     """flannel0, the underlay sockets and the engines between them, one of each a worker.
 
-    The device and the sockets can be replaced; the engines, the table in force and the counters live on. `dscp` is the
-    outer header's, -1 for the inner one's. Raises FlannelError where something cannot be opened; nothing stays open
-    then.
+    The device and the sockets can be replaced; the engines, the table in force and the counters live on. With `adopted`
+    nothing is opened: those descriptors are used, and are the dataplane's from now on. `dscp` is the outer header's, -1
+    for the inner one's. `on_fault()` is called in a data thread when flannel0 is lost. Raises FlannelError where
+    something cannot be opened; nothing stays open then.
     """
 
-    def __init__(self, address: IPv4Address, port: int, options: DataplaneOptions, dscp: int = DSCP_INHERIT) -> None:
-        self._options, self._port = options, port
-        n_workers = options.workers or len(os.sched_getaffinity(0))
+    def __init__(
+        self,
+        address: IPv4Address,
+        port: int,
+        options: DataplaneOptions,
+        on_fault: Callable[[], object],
+        *,
+        dscp: int = DSCP_INHERIT,
+        adopted: Adopted | None = None,
+    ) -> None:
+        self._options, self._port, self._on_fault = options, port, on_fault
+        self.lent = False
+        """Whether the descriptors are offered to another process: then they must stay the ones they are."""
         with ExitStack() as opened:
-            self.tunnel = open_tunnel(n_workers)
-            opened.callback(self._close_tunnel)
-            self._sockets = open_sockets(address, port, n_workers)
-            opened.callback(self._close_sockets)
-            icmp = opened.enter_context(open_icmp())
-            self._granted = self._enable_offload()
+            if adopted is None:
+                self._open(address, opened)
+            else:
+                self._adopt(adopted, address, opened)
+            # Nothing is switched while another process uses the descriptors.
+            self._granted = adopted.granted if adopted and adopted.granted else self._enable_offload()
             self._engines: list[Engine] = []
             for queue, udp in zip(self.tunnel.filenos(), self._sockets, strict=True):
                 engine = Engine(
                     queue,
                     udp.fileno(),
-                    icmp.fileno(),
+                    self._icmp.fileno(),
                     port,
                     source_check=options.source_check,
                     vnet_bytes=VNET_HEADER_BYTES,
@@ -92,25 +130,60 @@ class Dataplane:
         self._baseline: dict[int, PeerTraffic] = {}  # of an index that was another peer's: what that one had
         self._table: RouteTable | None = None
         self._routes: Mapping[IPv4Network, Route] = {}
+        self._running: set[int] = set()
+        self._opened.callback(self.stop)
 
-    def start(self, on_fault: Callable[[], object]) -> None:
-        """Start to move packets; until a table is published all are dropped, and counted.
+    def _open(self, address: IPv4Address, opened: ExitStack) -> None:
+        n_workers = count_workers(self._options)
+        self.tunnel = open_tunnel(n_workers)
+        opened.callback(self._close_tunnel)
+        self._sockets = open_sockets(address, self._port, n_workers)
+        opened.callback(self._close_sockets)
+        self._icmp = opened.enter_context(open_icmp())
 
-        `on_fault()` is called in a data thread when flannel0 is lost.
-        """
-        self._on_fault = on_fault
-        self._start()
-        self._opened.callback(self._stop)
+    def _adopt(self, adopted: Adopted, address: IPv4Address, opened: ExitStack) -> None:
+        # All of them are ours before the first one is looked at, so that none is left open.
+        self._icmp = opened.enter_context(socket.socket(fileno=adopted.icmp))
+        self._sockets = [socket.socket(fileno=fd) for fd in adopted.sockets]
+        opened.callback(self._close_sockets)
+        self.tunnel = adopt_tunnel(adopted.queues)
+        opened.callback(self._close_tunnel)
+        check_underlay(self._sockets, address, self._port)
 
-    def _start(self) -> None:
-        for worker in self._workers:
-            worker.start(self._on_fault)
+    def start(self) -> None:
+        """Start to move packets; until a table is published all are dropped, and counted. Running workers run on."""
+        for number in range(self.workers):
+            self.start_worker(number)
 
-    def _stop(self) -> None:
-        for worker in self._workers:
-            worker.ask_to_stop()
-        for worker in self._workers:
-            worker.join()
+    def stop(self) -> None:
+        """Stop moving packets, and return once all that were read are sent."""
+        self._stop(range(self.workers))
+
+    def start_worker(self, number: int) -> None:
+        """Start one worker, unless it runs."""
+        if number not in self._running:
+            self._workers[number].start(self._on_fault)
+            self._running.add(number)
+
+    def stop_worker(self, number: int) -> None:
+        """Stop one worker if it runs, and return once all that it had read is sent; packets wait in the kernel."""
+        self._stop([number])
+
+    def _stop(self, numbers: Iterable[int]) -> list[int]:
+        """Stop the workers that run among these, and return which they were."""
+        stopping = [number for number in numbers if number in self._running]
+        self._running.difference_update(stopping)  # first: nobody probes a worker that will not answer
+        for number in stopping:
+            self._workers[number].ask_to_stop()
+        for number in stopping:
+            self._workers[number].join()
+        return stopping
+
+    def descriptors(self) -> Adopted:
+        """Return what another process would adopt; the descriptors stay ours."""
+        return Adopted(
+            self.tunnel.filenos(), [udp.fileno() for udp in self._sockets], self._icmp.fileno(), self.offload
+        )
 
     def _close_tunnel(self) -> None:
         self.tunnel.close()
@@ -128,22 +201,29 @@ class Dataplane:
 
         Packets rest for up to 0.1 s. Raises FlannelError where none can be opened; nothing has changed then.
         """
+        self._refuse_if_lent()
         former, self.tunnel = self.tunnel, open_tunnel(self.workers)
         self._replace(former.close)
 
     def rebind(self, address: IPv4Address) -> None:
         """Send from this address of the external interface, and receive at it; likewise."""
+        self._refuse_if_lent()
         former, self._sockets = self._sockets, open_sockets(address, self._port, self.workers)
         self._replace(lambda: close_sockets(former))
 
     def _replace(self, close_former: Callable[[], None]) -> None:
         """Have the engines work on the descriptors that there are now."""
         self._granted = granted = self._enable_offload()
-        self._stop()
+        stopped = self._stop(range(self.workers))
         for engine, queue, udp in zip(self._engines, self.tunnel.filenos(), self._sockets, strict=True):
             engine.attach(queue, udp.fileno(), granted.udp_segment, granted.join_tcp, granted.join_udp)
-        self._start()
+        for number in stopped:
+            self.start_worker(number)
         close_former()
+
+    def _refuse_if_lent(self) -> None:
+        if self.lent:
+            raise FlannelError(f"another agent is about to take over {self.tunnel.name}: nothing is opened anew now")
 
     def _enable_offload(self) -> Offload:
         """Switch on what is wanted and possible on the device and the sockets; return what is on."""
@@ -183,8 +263,9 @@ class Dataplane:
         return len(self._workers)
 
     async def come_round(self) -> None:
-        """Return once every data thread has answered; one that hangs never does."""
-        await asyncio.gather(*(asyncio.wrap_future(worker.probe()) for worker in self._workers))
+        """Return once every data thread that is to run has answered; one that hangs never does."""
+        probes = [self._workers[number].probe() for number in list(self._running)]
+        await asyncio.gather(*map(asyncio.wrap_future, probes))
 
     def counters(self) -> dict[str, Any]:
         """Return the counters of all engines together, as `Engine.counters` does."""
@@ -212,6 +293,10 @@ class Dataplane:
             if route is not None:
                 return RouteAnswer(peer=route.peer, own=False)
         return RouteAnswer(peer=None, own=False)
+
+    def peers(self) -> list[Peer]:
+        """Return the peers of the table in force."""
+        return [route.peer for route in self._routes.values()]
 
     def close(self) -> None:
         """Stop the data threads and close everything; the kernel removes flannel0."""

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
+import struct
 from collections.abc import Sequence
+from typing import Protocol
 
 import pytun
 
 from flannel_udp.errors import FlannelError
 
-IFF_VNET_HDR, IFF_MULTI_QUEUE = 0x4000, 0x0100  # linux/if_tun.h; pytun does not name the first
+# linux/if_tun.h; pytun does not name them all
+IFF_VNET_HDR, IFF_MULTI_QUEUE, IFF_PERSIST = 0x4000, 0x0100, 0x0800
+TUNGETIFF = 0x800454D2
+_IFREQ = struct.Struct("=16sH22x")  # struct ifreq of netdevice(7), with ifr_flags
 VNET_HEADER_BYTES = 10  # struct virtio_net_hdr, what a TUN with IFF_VNET_HDR uses until told otherwise
 DEVICES_MAX = 256
+
+
+class Queue(Protocol):
+    """One queue of the device."""
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        ...
+
+    def close(self) -> None:
+        """Close it."""
+        ...
 
 
 class Tunnel:
@@ -23,11 +41,13 @@ class Tunnel:
     when the last descriptor is closed.
     """
 
-    def __init__(self, queues: Sequence[pytun.TunTapDevice]) -> None:
+    def __init__(self, queues: Sequence[Queue]) -> None:
         self._queues = tuple(queues)
-        self.name: str = queues[0].name
+        self.name, flags = _facts(queues[0].fileno())
         self.index = socket.if_nametoindex(self.name)
         """The device's interface index, which no other device gets while this machine is up (in one namespace)."""
+        self.persistent = bool(flags & IFF_PERSIST)
+        """Whether the device stays when it is closed: then somebody else made it."""
         for queue in queues:
             os.set_inheritable(queue.fileno(), False)
             os.set_blocking(queue.fileno(), False)
@@ -62,6 +82,47 @@ def open_tunnel(n_queues: int) -> Tunnel:
             if code not in (errno.EBUSY, errno.EINVAL):
                 raise FlannelError(_explain(code, failed)) from failed
     raise FlannelError(f"flannel0 to flannel{DEVICES_MAX - 1} are all taken: remove some with 'ip link del NAME'")
+
+
+class _AdoptedQueue:
+    """A queue that was opened by another process."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def adopt_tunnel(queues: Sequence[int]) -> Tunnel:
+    """Return the open device that these descriptors are all the queues of; they are the tunnel's from now on.
+
+    Raises FlannelError, and closes them, for anything but a live device that this agent could have made.
+    """
+    wanted = pytun.IFF_TUN | pytun.IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if len(queues) > 1 else 0)
+    try:
+        facts = {_facts(fd) for fd in queues}
+        if len(facts) != 1 or any(flags & ~IFF_PERSIST != wanted for _, flags in facts):
+            raise FlannelError("the descriptors that were handed over are not the queues of one tunnel device of ours")
+        return Tunnel([_AdoptedQueue(fd) for fd in queues])
+    except (FlannelError, OSError) as unfit:
+        for fd in queues:
+            os.close(fd)
+        if isinstance(unfit, OSError):  # deleted, or moved to another namespace
+            raise FlannelError(f"the tunnel device that was handed over is of no use: {unfit.strerror}") from unfit
+        raise
+
+
+def _facts(fd: int) -> tuple[str, int]:
+    """Return the name and the flags of an open device. Raises FlannelError if it is none, or was deleted."""
+    try:
+        name, flags = _IFREQ.unpack(fcntl.ioctl(fd, TUNGETIFF, bytes(_IFREQ.size)))
+    except OSError as error:
+        raise FlannelError(f"a descriptor of the tunnel device is of no use: {error.strerror}") from error
+    return name.rstrip(b"\0").decode(), flags
 
 
 def _open_queue(name: str, several: bool) -> pytun.TunTapDevice:

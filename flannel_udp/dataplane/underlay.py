@@ -61,6 +61,15 @@ def open_underlay(address: IPv4Address, port: int, shared: bool) -> socket.socke
     return udp
 
 
+def check_underlay(sockets: Sequence[socket.socket], address: IPv4Address, port: int) -> None:
+    """Raise FlannelError unless these sockets, which another process has opened, are bound like ours."""
+    for udp in sockets:
+        if udp.type != socket.SOCK_DGRAM or udp.getsockname() != (str(address), port):
+            raise FlannelError(
+                f"a UDP socket that was handed over is bound to {udp.getsockname()}, not {address}:{port}"
+            )
+
+
 def open_icmp() -> socket.socket:
     """Open the raw socket for ICMP answers: send-only (IPPROTO_RAW), headers included. Raises FlannelError."""
     try:

@@ -41,7 +41,7 @@ class Worker:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def join(self) -> None:
-        """Wait for the thread's end; the engine is then free to be changed or closed."""
+        """Wait for the thread's end; then the engine may be changed or closed, or the worker started again."""
         self._thread.join()
         self._loop.close()
 

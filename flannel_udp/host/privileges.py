@@ -18,6 +18,13 @@ _NEEDED = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
 _NS_GET_USERNS = 0xB701  # linux/nsfs.h: _IO(0xb7, 0x1)
 
 
+def shows_password(password: str) -> bool:
+    """Whether the command line, which every user of the machine may read in /proc/PID/cmdline, holds the password."""
+    words = os.fsencode(password)
+    arguments = Path("/proc/self/cmdline").read_bytes().split(b"\0")
+    return bool(words) and any(word == words or word.endswith(b"=" + words) for word in arguments)
+
+
 def check_privileges() -> None:
     """Raise `FlannelError`, saying what to do, unless the capabilities and /dev/net/tun are there."""
     missing = missing_capabilities(Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))

@@ -96,6 +96,10 @@ def test_the_log_of_an_ordinary_start_is_one_plain_line_a_step(lab: Lab) -> None
         assert said == [
             f"peer added: {other.subnet} via {other.underlay}",
             f"using interface eth0, address {host.underlay}, public IP {host.underlay}",
+            (
+                "kept CAP_NET_ADMIN, CAP_NET_RAW, CAP_NET_BIND_SERVICE and gave up all other capabilities; "
+                "no_new_privs is set"
+            ),
             f"opened flannel0 and UDP {host.underlay}:8285",
             (
                 "offloads in use: tso, uso, udp-segment, udp-gro, join-tcp, join-udp; workers: 1; "

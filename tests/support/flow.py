@@ -71,8 +71,12 @@ class Flow:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.end()
+        self._out.close()
+        self._in.close()
+
+    def end(self) -> None:
+        """Send no more, and wait for what is on its way; `lost` and `reordered` are final then."""
         self._ending.set()
         for thread in self._threads:
             thread.join()
-        self._out.close()
-        self._in.close()

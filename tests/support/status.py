@@ -25,6 +25,7 @@ RUNNING: Status = {
     "worker_packets": [{"packets_out": 1_234_560, "packets_in": 0}, {"packets_out": 7, "packets_in": 0}],
     "socket_buffers": {"receive_bytes": 4_194_304, "send_bytes": 212_992},
     "host_repairs": {"link": 1_000, "route": 2, "tunnel": 0},
+    "capabilities": ["CAP_NET_ADMIN", "CAP_NET_RAW"],
     "counters": {
         "out": {"packets": 1_234_567, "bytes": 1_500_000_000, "drops": {"no_route": 3, "too_short": 0}},
         "in": {"packets": 0, "bytes": 0, "drops": {}},

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from flannel_udp.admin.health import health_server
+from flannel_udp.admin.health import health_server, open_health_listener
 from flannel_udp.admin.shapes import Status
 from flannel_udp.errors import FlannelError, UsageError
 from tests.support.status import WAITING
@@ -47,7 +47,7 @@ def get(port: int, target: str, method: str = "GET", ip: str = "127.0.0.1") -> i
 async def test_healthy_at_once_and_ready_when_ready(port: int, caplog: pytest.LogCaptureFixture) -> None:
     ready = False
     with caplog.at_level(logging.INFO):
-        async with health_server("127.0.0.1", port, lambda: ready, AGENT):
+        async with health_server(open_health_listener("127.0.0.1", port), lambda: ready, AGENT):
             assert await asyncio.to_thread(get, port, "/healthz") == 200
             assert await asyncio.to_thread(get, port, "/readyz") == 503
             ready = True
@@ -60,7 +60,7 @@ async def test_healthy_at_once_and_ready_when_ready(port: int, caplog: pytest.Lo
 
 async def test_afterwards_the_port_is_free_again(port: int) -> None:
     for _ in range(2):
-        async with health_server("127.0.0.1", port, lambda: True, AGENT):
+        async with health_server(open_health_listener("127.0.0.1", port), lambda: True, AGENT):
             assert await asyncio.to_thread(get, port, "/healthz") == 200
     with pytest.raises(ConnectionRefusedError):
         await asyncio.to_thread(get, port, "/healthz")
@@ -70,7 +70,7 @@ async def test_closing_does_not_wait_for_idle_clients(port: int) -> None:
     clock = asyncio.get_running_loop().time
     idle = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        async with health_server("127.0.0.1", port, lambda: True, AGENT):
+        async with health_server(open_health_listener("127.0.0.1", port), lambda: True, AGENT):
             await asyncio.to_thread(idle.request, "GET", "/healthz")
             await asyncio.to_thread(lambda: idle.getresponse().read())
             began = clock()
@@ -85,13 +85,13 @@ async def test_port_zero_listens_nowhere() -> None:
         return sorted(str(link.readlink()) for link in links if link.is_symlink() and link.is_socket())
 
     before = sockets()
-    async with health_server("127.0.0.1", 0, lambda: True, AGENT):
+    async with health_server(open_health_listener("127.0.0.1", 0), lambda: True, AGENT):
         assert sockets() == before
 
 
 def test_it_serves_on_the_agents_own_loop(port: int) -> None:
     async def serve() -> int:
-        async with health_server("127.0.0.1", port, lambda: True, AGENT):
+        async with health_server(open_health_listener("127.0.0.1", port), lambda: True, AGENT):
             return await asyncio.to_thread(get, port, "/readyz")
 
     assert uvloop.run(serve()) == 200
@@ -100,7 +100,7 @@ def test_it_serves_on_the_agents_own_loop(port: int) -> None:
 async def test_ipv6_works_too(port: int) -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 on this host")
-    async with health_server("::1", port, lambda: True, AGENT):
+    async with health_server(open_health_listener("::1", port), lambda: True, AGENT):
         assert await asyncio.to_thread(get, port, "/healthz", "GET", "::1") == 200
 
 
@@ -110,7 +110,7 @@ async def test_a_port_in_use_is_one_clear_line() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(FlannelError) as caught:
-            async with health_server("127.0.0.1", port, lambda: True, AGENT):
+            async with health_server(open_health_listener("127.0.0.1", port), lambda: True, AGENT):
                 pass
     assert str(caught.value) == (
         f"cannot serve health on 127.0.0.1 port {port}: Address already in use: "
@@ -121,7 +121,7 @@ async def test_a_port_in_use_is_one_clear_line() -> None:
 
 async def test_an_address_of_another_host_is_one_clear_line(port: int) -> None:
     with pytest.raises(FlannelError, match="Cannot assign requested address: choose another --healthz-ip"):
-        async with health_server("203.0.113.1", port, lambda: True, AGENT):
+        async with health_server(open_health_listener("203.0.113.1", port), lambda: True, AGENT):
             pass
 
 
@@ -137,6 +137,6 @@ async def test_an_address_of_another_host_is_one_clear_line(port: int) -> None:
 )
 async def test_what_can_be_no_address_or_port_is_wrong_usage(ip: str, number: int, named: str) -> None:
     with pytest.raises(UsageError) as caught:
-        async with health_server(ip, number, lambda: True, AGENT):
+        async with health_server(open_health_listener(ip, number), lambda: True, AGENT):
             pass
     assert str(caught.value).startswith(named)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flannel_udp.admin.health import health_server
+from flannel_udp.admin.health import health_server, open_health_listener
 from flannel_udp.admin.shapes import Status
 from flannel_udp.options import Offload
 from tests.support.status import RUNNING, WAITING
@@ -50,7 +50,7 @@ def port() -> int:
 
 
 async def scrape(port: int, status: Status) -> Samples:
-    async with health_server("127.0.0.1", port, lambda: status["ready"], Agent(status)):
+    async with health_server(open_health_listener("127.0.0.1", port), lambda: status["ready"], Agent(status)):
         _, text = await asyncio.to_thread(get, port)
     return parse(text)
 
@@ -116,7 +116,7 @@ async def test_a_reservation_expires_never(port: int) -> None:
 
 async def test_every_scrape_is_of_its_moment_and_of_this_agent_alone(port: int) -> None:
     agent = Agent(WAITING)
-    async with health_server("127.0.0.1", port, lambda: False, agent):
+    async with health_server(open_health_listener("127.0.0.1", port), lambda: False, agent):
         kind, before = await asyncio.to_thread(get, port)
         agent.now = RUNNING
         _, after = await asyncio.to_thread(get, port)
@@ -126,7 +126,7 @@ async def test_every_scrape_is_of_its_moment_and_of_this_agent_alone(port: int) 
 
 
 async def test_counters_and_gauges_say_what_they_are(port: int) -> None:
-    async with health_server("127.0.0.1", port, lambda: True, Agent(RUNNING)):
+    async with health_server(open_health_listener("127.0.0.1", port), lambda: True, Agent(RUNNING)):
         _, text = await asyncio.to_thread(get, port)
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert all(family.documentation for family in families.values())
@@ -137,7 +137,7 @@ async def test_counters_and_gauges_say_what_they_are(port: int) -> None:
 
 async def test_nothing_of_the_registrys_address_is_told(port: int) -> None:
     status: Status = {**RUNNING, "registry": "etcd https://user:secret@etcd.example:2379 /coreos.com/network"}
-    async with health_server("127.0.0.1", port, lambda: True, Agent(status)):
+    async with health_server(open_health_listener("127.0.0.1", port), lambda: True, Agent(status)):
         _, text = await asyncio.to_thread(get, port)
     assert "secret" not in text
     assert "etcd" not in text

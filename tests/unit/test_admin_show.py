@@ -45,6 +45,7 @@ def test_a_running_agent_is_one_page() -> None:
         "           worker 1: 7 packets out, 0 in\n"
         "buffers    receive 4,194,304 bytes, send 212,992 bytes\n"
         "repairs    1,000 link, 2 route\n"
+        "rights     CAP_NET_ADMIN, CAP_NET_RAW\n"
         "out        1,234,567 packets, 1,500,000,000 bytes\n"
         "           3 dropped: no_route\n"
         "in         0 packets, 0 bytes\n"
@@ -61,6 +62,7 @@ def test_what_is_not_known_yet_is_left_out() -> None:
         "agent      flannel-udp 0.1.0, pid 4711, up 5 s\n"
         "registry   etcd\n"
         "peers      0\n"
+        "rights     CAP_NET_ADMIN, CAP_NET_RAW\n"
     )
 
 

@@ -60,7 +60,9 @@ FLANNELD = {
 }
 OURS = {
     "registry": "etcd",
+    "etcd-password-file": "",
     "release-on-exit": "",
+    "takeover": "",
     "clean-on-exit": "",
     "on-lease-loss": "reacquire",
     "source-check": "strict",
@@ -233,7 +235,7 @@ def test_nothing_given_means_the_defaults() -> None:
     assert read() == Options()
 
 
-def test_every_field_of_the_options_is_set_by_exactly_one_flag() -> None:
+def test_every_field_of_the_options_is_set_by_one_flag() -> None:
     fields = [flag.field for flag in AGENT_FLAGS if flag.field]
     expected = {
         name for name in Options.__slots__ if name not in ("etcd", "kube", "interface", "dataplane", "firewall")
@@ -243,13 +245,15 @@ def test_every_field_of_the_options_is_set_by_exactly_one_flag() -> None:
     expected |= {f"dataplane.{name}" for name in DataplaneOptions.__slots__}
     expected |= {f"firewall.{name}" for name in FirewallOptions.__slots__}
     expected |= {f"kube.{name}" for name in KubeOptions.__slots__}
-    assert sorted(fields) == sorted(expected - {"interface.public_ipv6"})  # IPv6 does not exist yet
+    expected -= {"interface.public_ipv6"}  # IPv6 does not exist yet
+    assert sorted(fields) == sorted([*expected, "etcd.password"])  # which has a flag for a file, too
 
 
 def test_the_table_below_covers_every_flag() -> None:
     switches = {flag.name for flag in AGENT_FLAGS if flag.switch}
     tables = [*VALUES, *ACCEPTED_WITHOUT_EFFECT, *REFUSED]
-    assert {row[0] for row in tables} | switches | {flag.name for flag in IGNORED_FLAGS} == set(FLAGS)
+    files = {"etcd-password-file"}  # its text is no value, but the name of a file with one
+    assert {row[0] for row in tables} | files | switches | {flag.name for flag in IGNORED_FLAGS} == set(FLAGS)
 
 
 @pytest.mark.parametrize(("name", "text", "field", "value"), VALUES)
@@ -422,6 +426,36 @@ def test_a_password_is_in_no_error(words: list[str]) -> None:
 
 def test_a_password_in_the_environment_is_in_no_error() -> None:
     assert SPOKEN not in usage_error("stray", "--public-ip=x", FLANNELD_ETCD_PASSWORD=SPOKEN)
+
+
+def test_a_password_file_is_the_password_without_its_newline(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    for text in (SPOKEN, f"{SPOKEN}\n", f"{SPOKEN}\r\n"):
+        file.write_text(text, newline="")
+        for options in (read(f"--etcd-password-file={file}"), read(FLANNELD_ETCD_PASSWORD_FILE=str(file))):
+            assert options.etcd.password == SPOKEN
+            assert SPOKEN not in repr(options)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n", b"hunter2\nhunter2\n", b"\xffhunter2", b"hunter2\0"])
+def test_a_password_file_that_is_no_line_is_refused_and_not_told(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    error = usage_error(f"--etcd-password-file={file}")
+    assert error.startswith("--etcd-password-file: ")
+    assert str(file) in error
+    assert SPOKEN not in error
+
+
+def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text(SPOKEN)
+    for error in (
+        usage_error("--etcd-password=x", f"--etcd-password-file={file}"),
+        usage_error(f"--etcd-password-file={file}", FLANNELD_ETCD_PASSWORD=SPOKEN),
+    ):
+        assert error.startswith("--etcd-password and --etcd-password-file are both given")
 
 
 WORDS = st.one_of(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flannel_udp.flags import AGENT_FLAGS
+from flannel_udp.host.capabilities import KEPT
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 UNIT = EXAMPLES / "flannel-udp.service"
@@ -54,6 +55,10 @@ def test_what_the_agent_and_the_unit_agree_on() -> None:
     assert "RuntimeDirectory=flannel" in lines  # /run/flannel
     assert "RestartPreventExitStatus=2" in lines  # wrong usage or configuration
     assert "TimeoutStartSec=infinity" in lines  # ready comes with the lease
+    assert "NotifyAccess=main" in lines  # no other process may store descriptors
+    assert "FileDescriptorStoreMax=1024" in lines  # 2 x 256 workers + 1, and some
+    (kept,) = (line.partition("=")[2].split() for line in lines if line.startswith("CapabilityBoundingSet="))
+    assert sorted(kept) == sorted(KEPT.values())
 
 
 def test_every_variable_of_the_environment_file_is_a_flags() -> None:

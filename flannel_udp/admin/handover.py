@@ -1,0 +1,320 @@
+"""From one agent to the next without a packet lost: the conversation, on a unix socket beside the control socket.
+
+    new                                         old
+    hello: who I am and what I want       ─▶
+                                          ◀─    refused: why; or the estate, and the descriptors (SCM_RIGHTS)
+    [opens nothing, builds everything]
+    ready                                 ─▶
+                                          ◀─    go N: worker N has stopped, all that it had read is sent
+    [starts worker N at once]                   ... for each worker
+    started                               ─▶
+                                          ◀─    yours                            [ends; the new one is the agent]
+
+Both sides have every descriptor open, and never read from one at the same time: a packet that comes between two
+workers waits in the kernel, in its order. Whenever the new one ends, gives up or is silent for too long, the old one
+says "taken back" (if anybody still listens) and goes on. Whenever the old one ends without a word, the new one goes on.
+
+Each message is one JSON object in one record of SOCK_SEQPACKET. The estate may be megabytes, so it is a memory file of
+its own among the descriptors. See docs/decisions/0009.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from flannel_udp.admin.estate import Estate, Terms
+from flannel_udp.errors import FlannelError
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL = 1
+"""Grows with every change of the messages or of `Estate`; agents that differ in it do not talk."""
+ESTATE = "estate"
+"""The name among the descriptors of the memory file with the estate."""
+
+_OFFER_TIMEOUT_S = 5.0
+"""For answers that take no work."""
+_READY_TIMEOUT_S = 15.0
+"""For the new agent's preparations, a table of 100,000 routes among them; the old one forwards meanwhile."""
+_START_TIMEOUT_S = 2.0
+"""For the moment in which nobody forwards."""
+_END_TIMEOUT_S = 0.2
+_MESSAGE_BYTES = 64 * 1024
+_DESCRIPTORS_MAX = 200
+"""A message; the kernel takes 253 (SCM_MAX_FD)."""
+_ESTATE_BYTES_MAX = 64 * 1024 * 1024
+_UCRED = struct.Struct("=iII")  # struct ucred of unix(7): pid, uid, gid
+
+
+class Holder(Protocol):
+    """What hands over: the agent that runs."""
+
+    def offer(self, terms: Terms) -> tuple[Estate, Mapping[str, int]]:
+        """Return the estate and the descriptors by name. Raises `FlannelError` for what is not to be had."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are."""
+        ...
+
+    def pause(self, worker: int) -> None:
+        """Stop a worker and return once all that it had read is sent. Called in a thread, may block."""
+        ...
+
+    def resume(self) -> None:
+        """Go on: start all workers that were stopped, and take nothing as offered any more. Likewise."""
+        ...
+
+
+class HandoverFailed(FlannelError):
+    """The other agent ended, was silent for too long, refused, or talked nonsense."""
+
+
+class Connection:
+    """One end of the conversation. Blocking, so for a thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    @property
+    def peer_pid(self) -> int:
+        """The process at the other end; 0 if it lives in a pid namespace that we do not see."""
+        return self._credentials()[0]
+
+    def check_peer(self) -> None:
+        """Raise `HandoverFailed` unless the other end is root or runs as our own user."""
+        _, uid, _ = self._credentials()
+        if uid not in (0, os.geteuid()):
+            raise HandoverFailed(f"user {uid} may not take part in a hand-over: only root and the agent's own user may")
+
+    def send(self, say: str, descriptors: Mapping[str, int] | None = None, **more: Any) -> None:
+        """Send a message. Raises `HandoverFailed`."""
+        given = descriptors or {}
+        message = json.dumps({"say": say, "names": list(given), **more}).encode()
+        try:
+            self._sock.settimeout(_OFFER_TIMEOUT_S)
+            socket.send_fds(self._sock, [message], list(given.values()))
+        except OSError as error:
+            raise HandoverFailed(f"the other agent has gone: {error.strerror or error}") from error
+
+    def receive(self, timeout_s: float, descriptors: dict[str, int] | None = None) -> dict[str, Any]:
+        """Return the next message; descriptors that come with it are put into `descriptors`, or closed.
+
+        The word "gone" stands for the other end's end. Raises `HandoverFailed`.
+        """
+        fds: list[int] = []
+        try:
+            self._sock.settimeout(timeout_s)
+            raw, fds, _, _ = socket.recv_fds(self._sock, _MESSAGE_BYTES, _DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC)
+            message = json.loads(raw) if raw else {"say": "gone", "names": []}
+            names = message["names"]
+            if not isinstance(message["say"], str) or len(names) != len(fds):
+                raise ValueError("a message without a word, or descriptors without names")
+            if descriptors is not None:
+                descriptors.update(zip(names, fds, strict=True))
+                fds = []
+        except TimeoutError:
+            raise HandoverFailed(f"the other agent said nothing for {timeout_s:g} s") from None
+        except ConnectionError:
+            return {"say": "gone", "names": []}
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise HandoverFailed(f"what the other agent said makes no sense: {error}") from error
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return dict(message)
+
+    def close(self) -> None:
+        """Close this end."""
+        self._sock.close()
+
+    def _credentials(self) -> tuple[int, int, int]:
+        pid, uid, gid = _UCRED.unpack(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return pid, uid, gid
+
+
+def handover_path(control_socket: Path) -> Path:
+    """Return where the agent of a control socket can be taken over."""
+    return control_socket.with_name(f"{control_socket.name}.handover")
+
+
+# The old agent
+
+
+async def serve_handover(listener: socket.socket, holder: Holder) -> int:
+    """Answer on `listener` until the packet path is handed over; return the pid of the process that has it now."""
+    loop = asyncio.get_running_loop()
+    listener.setblocking(False)
+    while True:
+        sock, _ = await loop.sock_accept(listener)
+        connection = Connection(sock)
+        try:
+            pid = connection.peer_pid
+            await asyncio.to_thread(connection.check_peer)
+            hello = await asyncio.to_thread(connection.receive, _OFFER_TIMEOUT_S)
+            estate, descriptors = _offer(hello, holder)  # on the loop, where what it looks at stands still
+            logger.info("process %d takes over", pid)
+            try:
+                await asyncio.to_thread(_hand_over, connection, holder, estate, descriptors)
+            except FlannelError:
+                await asyncio.to_thread(holder.resume)
+                raise
+            return pid
+        except FlannelError as failed:
+            logger.warning("the take-over by process %d failed, this agent goes on: %s", pid, failed)
+            with contextlib.suppress(HandoverFailed):
+                connection.send("refused", why=str(failed))
+        finally:
+            connection.close()
+
+
+def _offer(hello: Mapping[str, Any], holder: Holder) -> tuple[Estate, Mapping[str, int]]:
+    if hello["say"] != "hello":
+        raise HandoverFailed("it did not say hello")
+    if hello.get("protocol") != PROTOCOL:
+        raise HandoverFailed(
+            f"it speaks version {hello.get('protocol')!r} of the hand-over, this agent version {PROTOCOL}: "
+            "stop this agent and start the other one plainly"
+        )
+    return holder.offer(Terms.parse(hello.get("terms")))
+
+
+def _hand_over(connection: Connection, holder: Holder, estate: Estate, descriptors: Mapping[str, int]) -> None:
+    """Lead the conversation from the offer on. Raises `HandoverFailed`; the new agent's workers are stopped then."""
+    memory = os.memfd_create("flannel-udp estate", os.MFD_CLOEXEC)
+    try:
+        with open(memory, "wb", closefd=False) as file:
+            file.write(estate.format())
+        names = [*descriptors]
+        for start in range(0, len(names), _DESCRIPTORS_MAX):
+            part = {name: descriptors[name] for name in names[start : start + _DESCRIPTORS_MAX]}
+            connection.send("descriptors", part)
+        connection.send("estate", {ESTATE: memory})
+    finally:
+        os.close(memory)
+    _expect(connection.receive(_READY_TIMEOUT_S), "ready")
+    try:
+        for worker in range(holder.workers):
+            holder.pause(worker)
+            connection.send("go", worker=worker, since_s=time.monotonic())
+        _expect(connection.receive(_START_TIMEOUT_S), "started")
+    except BaseException:
+        with contextlib.suppress(HandoverFailed):
+            connection.send("taken back")
+            connection.receive(_END_TIMEOUT_S)  # until it has stopped what it may have started, and hangs up
+        raise
+    with contextlib.suppress(HandoverFailed):  # it forwards: what becomes of it is not ours to judge any more
+        connection.send("yours")
+
+
+def _expect(message: Mapping[str, Any], word: str) -> None:
+    if message["say"] != word:
+        raise HandoverFailed(f"it said {message['say']!r} instead of {word!r}")
+
+
+# The new agent
+
+
+class Offered:
+    """What a running agent offers; `descriptors` stay the caller's. Blocking, so for a thread."""
+
+    def __init__(self, connection: Connection, estate: Estate, descriptors: dict[str, int]) -> None:
+        self._connection = connection
+        self.estate = estate
+        self.descriptors = descriptors
+        self.pid = connection.peer_pid
+
+    def take(self, workers: int, start: Callable[[int], None], stop: Callable[[], None]) -> float:
+        """Have the old agent stop worker after worker, and `start` ours in its place; `stop` stops all of ours.
+
+        Returns for how many seconds packets waited at most. Raises `HandoverFailed`; ours are stopped then, and the old
+        agent goes on.
+        """
+        started, waited_s = 0, 0.0
+        try:
+            with contextlib.suppress(HandoverFailed):  # gone: what it said before is still to be read
+                self._connection.send("ready")
+            while started < workers:
+                message = self._connection.receive(_OFFER_TIMEOUT_S)
+                if message["say"] == "gone":  # without "taken back": it has died, and what it had is ours
+                    for worker in range(started, workers):
+                        start(worker)
+                    return waited_s
+                _expect(message, "go")
+                start(started)
+                waited_s = max(waited_s, time.monotonic() - float(message["since_s"]))
+                started += 1
+            with contextlib.suppress(HandoverFailed):  # gone: as above
+                self._connection.send("started")
+            if (message := self._connection.receive(_OFFER_TIMEOUT_S))["say"] not in ("yours", "gone"):
+                _expect(message, "yours")
+            return waited_s
+        except BaseException:
+            stop()
+            raise
+        finally:
+            self._connection.close()
+
+    def decline(self) -> None:
+        """Take nothing: the old agent goes on."""
+        self._connection.close()
+
+
+def ask_handover(control_socket: Path, terms: Terms) -> Offered | None:
+    """Ask the agent that runs for what it has; ``None`` if none is there.
+
+    Raises `HandoverFailed` when it refuses, or what answers is no agent of this version.
+    """
+    path = handover_path(control_socket)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.settimeout(_OFFER_TIMEOUT_S)
+    try:
+        sock.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        return None
+    except OSError as error:
+        sock.close()
+        raise HandoverFailed(f"cannot reach the agent on {path}: {error.strerror or error}") from error
+    connection = Connection(sock)
+    descriptors: dict[str, int] = {}
+    try:
+        connection.check_peer()
+        connection.send("hello", protocol=PROTOCOL, terms=terms.document())
+        while ESTATE not in descriptors:
+            message = connection.receive(_OFFER_TIMEOUT_S, descriptors)
+            if message["say"] == "refused":
+                raise HandoverFailed(str(message.get("why")))
+            if message["say"] not in ("descriptors", "estate"):
+                raise HandoverFailed(f"it said {message['say']!r} instead of what it has")
+        return Offered(connection, _read_estate(descriptors.pop(ESTATE)), descriptors)
+    except BaseException as failed:
+        for fd in descriptors.values():
+            os.close(fd)
+        connection.close()
+        if isinstance(failed, HandoverFailed):
+            raise HandoverFailed(
+                f"cannot take over from the agent on {control_socket}, which goes on: {failed}"
+            ) from None
+        raise
+
+
+def _read_estate(memory: int) -> Estate:
+    with open(memory, "rb") as file:
+        file.seek(0)  # the position is the writer's, too
+        raw = file.read(_ESTATE_BYTES_MAX)
+    try:
+        return Estate.parse(raw)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise HandoverFailed(f"its estate makes no sense: {error}") from error

@@ -1,0 +1,253 @@
+"""One agent takes over from another while traffic flows; what is lost when it ends otherwise, and when etcd does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.takeover import Successors, pass_datagrams
+from flannel_udp.admin.estate import Terms
+from flannel_udp.admin.handover import PROTOCOL, Connection, handover_path
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
+from flannel_udp.lab.plan import Plan
+from tests.support.agents import Agent, command_line, log_of, remains_of, subnet_of, up_with_peers, wait_for
+from tests.support.flow import Flow
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+RATE_PPS = 5_000
+"""What passes on a busy machine; `python -m bench.takeover` takes more."""
+GAP_S = 2.0
+TERMS = Terms("", "192.0.2.1", "192.0.2.1", 1, "auto")
+
+
+@pytest.fixture(scope="module", params=["file", "etcd"])
+def shared_duo(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    if request.param == "etcd":
+        request.getfixturevalue("needs_etcd")
+    with Lab(Plan(fresh_name(), hosts=2, registry=request.param)) as lab:
+        yield lab
+
+
+@pytest.fixture
+def duo(shared_duo: Lab) -> Lab:
+    """Two hosts whose agents run and know each other, whatever the test before did to them."""
+    for host in shared_duo.hosts:
+        if host.agent_pid() is None:
+            host.start_agent()
+        host.wait_ready()
+    return up_with_peers(shared_duo)
+
+
+def pid_of(host: Host) -> int:
+    pid: int = host.control("/v1/status")["pid"]
+    return pid
+
+
+# It succeeds
+
+
+def test_a_take_over_loses_nothing_and_leaves_one_agent(duo: Lab) -> None:
+    h1, h2 = duo.hosts
+    subnet, old = subnet_of(h1), h1.agent_pid()
+    with Flow(h1.pods[0], h2.pods[0]) as out, Flow(h2.pods[0], h1.pods[0]) as back:
+        out.wait_for_one_sent_from_now()
+        with Agent(h1, "--takeover") as agent:
+            agent.wait_for_line(f"took over from process {old}, which ran flannel-udp ")
+            wait_for("the old one has ended", lambda: h1.agent_pid() is None)
+            agent.wait_ready()
+            assert pid_of(h1) == agent.process.pid
+            back.wait_for_one_sent_from_now()
+            out.wait_for_one_sent_from_now()
+            out.end()
+            back.end()
+            assert subnet_of(h1) == subnet
+            assert log_of(h1)[-1] != "stopped"
+            assert f"handed over to process {agent.process.pid}; stopped" in log_of(h1)
+            assert agent.stop() == 0
+            assert remains_of(h1) == {"subnet.env"}
+    assert (out.lost, back.lost) == (0, 0)
+
+
+def test_small_packets_at_a_rate_keep_their_order_and_number(duo: Lab) -> None:
+    h1, h2 = duo.hosts
+    for host in (h1, h2):
+        with Successors(host) as successors:
+            for _ in range(2):
+                passage = pass_datagrams(h1, h2, RATE_PPS, 6, successors.next)
+                assert (passage.lost, passage.reordered) == (0, 0), passage
+        host.start_agent()  # what the killed one left is taken over
+        host.wait_ready()
+        up_with_peers(duo)
+
+
+def test_without_an_agent_it_starts_afresh(duo: Lab) -> None:
+    h1 = duo.hosts[0]
+    h1.stop_agent()
+    with Agent(h1, "--takeover") as agent:
+        agent.wait_for_line(f"no agent to take over from on {h1.control_socket}: starting afresh")
+        agent.wait_ready()
+        assert agent.stop() == 0
+
+
+# It fails, and the old one goes on
+
+
+@pytest.mark.parametrize(
+    ("flag", "why"),
+    [
+        ("--workers=2", "its workers is 2, ours 1"),
+        ("--offload=off", "its offload is off, ours auto"),
+        ("--public-ip=192.0.2.99", "its public IP is 192.0.2.99, ours 192.0.2.1"),
+        ("--healthz-ip=192.0.2.77", "cannot serve health on 192.0.2.77 port 8080"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_changes_nothing(duo: Lab, flag: str, why: str) -> None:
+    h1, h2 = duo.hosts
+    old = h1.agent_pid()
+    with Flow(h1.pods[0], h2.pods[0]) as flow:
+        with Agent(h1, "--takeover", flag, *(["--healthz-port=8080"] if "healthz" in flag else [])) as agent:
+            assert agent.exit_code() == 1
+            assert any(why in line for line in agent.said() if line.startswith("flannel-udp: ")), agent.said()
+        flow.wait_for_one_sent_from_now()
+        flow.end()
+    assert flow.lost == 0
+    assert pid_of(h1) == old
+    assert command_line(h1, "status").returncode == 0
+
+
+@pytest.mark.parametrize("last", ["(connected)", "hello", "ready", "go"])
+def test_a_new_agent_that_is_killed_at_any_step_leaves_the_old_one_forwarding(duo: Lab, last: str) -> None:
+    h1, h2 = duo.hosts
+    registry = "etcd /coreos.com/network" if duo.plan.registry == "etcd" else f"file:{duo.plan.registry_file}"
+    terms = {**TERMS.document(), "registry": registry}
+    with Flow(h1.pods[0], h2.pods[0], interval_s=0.002) as flow:
+        flow.wait_for_one_sent_from_now()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.connect(str(handover_path(h1.control_socket)))
+            connection = Connection(sock)
+            if last != "(connected)":
+                connection.send("hello", protocol=PROTOCOL, terms=terms)
+            if last in ("ready", "go"):
+                assert connection.receive(5.0)["say"] == "descriptors"
+                assert connection.receive(5.0)["say"] == "estate"
+                connection.send("ready")
+            if last == "go":
+                assert connection.receive(5.0)["say"] == "go"
+        flow.wait_for_one_sent_from_now()
+        flow.end()
+    assert flow.lost == 0
+    wait_for("it says so", lambda: any("this agent goes on" in line for line in log_of(h1)[-3:]))
+    with Agent(h1, "--takeover") as agent:  # and the next one is served
+        agent.wait_for_line("took over from process")
+        wait_for("the old one has ended", lambda: h1.agent_pid() is None)
+        assert agent.stop() == 0
+
+
+# Without a take-over
+
+
+def test_after_kill_9_and_a_plain_start_traffic_is_back_within_two_seconds(duo: Lab) -> None:
+    h1, h2 = duo.hosts
+    subnet = subnet_of(h1)
+    with Flow(h1.pods[0], h2.pods[0]) as flow:
+        flow.wait_for_one_sent_from_now()
+        h1.kill_agent()
+        killed_s = time.monotonic()
+        h1.start_agent()
+        flow.wait_for_one_sent_from_now()
+        gap_s = time.monotonic() - killed_s
+    assert gap_s < GAP_S
+    assert subnet_of(h1) == subnet
+
+
+LISTEN = """
+import os, socket, sys
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.connect(sys.argv[1])
+    names, fds, _, _ = socket.recv_fds(sock, 4096, 16)
+high = [os.dup2(fd, 200 + number) for number, fd in enumerate(fds)]
+for number, fd in enumerate(high):
+    os.dup2(fd, 3 + number)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=names.decode())
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""Starts a program with descriptors as systemd does: from 3 on, their names in the environment."""
+
+
+def ready_with_store(systemd: socket.socket) -> dict[str, int]:
+    """Read what an agent tells systemd until it is ready; return the descriptors that it stored."""
+    stored: dict[str, int] = {}
+    while True:
+        message, fds, _, _ = socket.recv_fds(systemd, 4096, 4)
+        fields = dict(line.split("=", 1) for line in message.decode().splitlines())
+        if "FDSTORE" in fields:
+            (stored[fields["FDNAME"]],) = fds
+        if "READY" in fields:
+            return stored
+
+
+def test_systemds_descriptor_store_carries_flannel0_over_a_restart(duo: Lab, tmp_path: Path) -> None:
+    h1, h2 = duo.hosts
+    h1.stop_agent()
+    notify, hand = str(tmp_path / "notify"), str(tmp_path / "hand")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, socket.socket(socket.AF_UNIX) as giver:
+        systemd.bind(notify)
+        systemd.settimeout(10)
+        giver.bind(hand)
+        giver.listen()
+        giver.settimeout(10)
+        environment = {"NOTIFY_SOCKET": notify}
+        with Agent(h1, environment=environment) as agent:
+            stored = ready_with_store(systemd)
+            assert sorted(stored) == ["icmp", "tun-0", "udp-0"]
+            with Flow(h1.pods[0], h2.pods[0], interval_s=0.01) as flow:
+                flow.wait_for_one_sent_from_now()
+                assert agent.stop() == 0
+                index = (h1.run(["cat", "/sys/class/net/flannel0/ifindex"])).stdout
+                with Agent(h1, wrapper=(sys.executable, "-c", LISTEN, hand), environment=environment) as next_agent:
+                    connection, _ = giver.accept()
+                    with connection:
+                        socket.send_fds(connection, [":".join(stored).encode()], list(stored.values()))
+                    for fd in stored.values():
+                        os.close(fd)
+                    for fd in ready_with_store(systemd).values():  # stored anew
+                        os.close(fd)
+                    next_agent.wait_for_line("going on with flannel0 as the last run left it")
+                    flow.wait_for_one_sent_from_now()
+                    flow.end()
+                    assert flow.lost == 0
+                    assert h1.run(["cat", "/sys/class/net/flannel0/ifindex"]).stdout == index
+                    assert next_agent.stop() == 0
+    assert remains_of(h1) == {"subnet.env"}
+
+
+@pytest.mark.parametrize("shared_duo", ["etcd"], indirect=True)
+def test_an_etcd_that_stands_still_disturbs_no_traffic(duo: Lab) -> None:
+    h1, h2 = duo.hosts
+    (etcd,) = [pid for pid in pids_in(duo.net.namespace) if Path(f"/proc/{pid}/comm").read_text() == "etcd\n"]
+
+    def stand_still() -> None:
+        os.kill(etcd, signal.SIGSTOP)
+        try:
+            time.sleep(3)
+        finally:
+            os.kill(etcd, signal.SIGCONT)
+
+    passage = pass_datagrams(h1, h2, RATE_PPS, 5, stand_still)
+    assert (passage.lost, passage.reordered) == (0, 0)
+
+
+def pids_in(namespace: str) -> list[int]:
+    done = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=True)
+    return [int(pid) for pid in done.stdout.split()]

@@ -1,0 +1,228 @@
+"""The hand-over: both sides' parts over a real socket, with every end that either of them may come to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_udp.admin import handover
+from flannel_udp.admin.control_socket import Door
+from flannel_udp.admin.estate import Estate, Terms
+from flannel_udp.admin.handover import Connection, HandoverFailed, Offered, ask_handover, handover_path, serve_handover
+from flannel_udp.errors import FlannelError
+from flannel_udp.model import Entry, Peer
+
+TERMS = Terms("file:/r.json", "192.0.2.1", "192.0.2.1", 3, "auto")
+ESTATE = Estate(
+    version="0.1.0",
+    port=8285,
+    granted=["tso", "udp-gro"],
+    config='{"Network": "10.1.0.0/16"}',
+    entry=Entry("10.1.15.0-24", b'{"PublicIP":"192.0.2.1"}', 7, 4711),
+    expires_s=1e6,
+    peers=[Peer(IPv4Network(f"10.1.{i}.0/24"), IPv4Address(f"192.0.2.{i}")) for i in range(2, 200)],
+)
+
+
+class Agent:
+    """Holds a pipe instead of flannel0, and notes which of its workers run."""
+
+    workers = 3
+
+    def __init__(self, descriptors: Mapping[str, int]) -> None:
+        self._descriptors = descriptors
+        self.running = set(range(self.workers))
+        self.resumed = threading.Event()
+
+    def offer(self, terms: Terms) -> tuple[Estate, Mapping[str, int]]:
+        if differences := TERMS.differences(terms):
+            raise FlannelError("; ".join(differences))
+        return ESTATE, self._descriptors
+
+    def pause(self, worker: int) -> None:
+        self.running.remove(worker)
+
+    def resume(self) -> None:
+        self.running = set(range(self.workers))
+        self.resumed.set()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "agent.sock"
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        os.close(fd)
+
+
+@pytest.fixture
+def old(pipe: tuple[int, int]) -> Agent:
+    return Agent({"tun-0": pipe[0]} | {f"udp-{i}": pipe[0] for i in range(450)})  # more than fit one message
+
+
+class Served:
+    """The old agent's server, on the loop of the test."""
+
+    def __init__(self, path: Path, old: Agent) -> None:
+        self._door = Door(handover_path(path), socket.SOCK_SEQPACKET)
+        self._old = old
+
+    async def __aenter__(self) -> asyncio.Task[int]:
+        self.task = asyncio.create_task(serve_handover(self._door.listener, self._old))
+        return self.task
+
+    async def __aexit__(self, *_: object) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        self._door.close()
+
+
+async def ask(path: Path, terms: Terms = TERMS) -> Offered:
+    offered = await asyncio.to_thread(ask_handover, path, terms)
+    assert offered is not None
+    return offered
+
+
+def close_all(descriptors: Mapping[str, int]) -> None:
+    for fd in descriptors.values():
+        os.close(fd)
+
+
+async def test_each_worker_starts_when_its_predecessor_has_stopped(path: Path, old: Agent) -> None:
+    started: list[int] = []
+
+    def start(worker: int) -> None:
+        assert worker not in old.running
+        started.append(worker)
+
+    async with Served(path, old) as served:
+        offered = await ask(path)
+        assert offered.estate == ESTATE
+        assert len(offered.descriptors) == 451
+        assert await asyncio.to_thread(offered.take, 3, start, started.clear) < 1
+        assert await served == os.getpid() == offered.pid
+    assert (started, old.running) == ([0, 1, 2], set())
+    close_all(offered.descriptors)
+
+
+def test_nobody_there_is_none(path: Path) -> None:
+    assert ask_handover(path, TERMS) is None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
+        dead.bind(str(handover_path(path)))
+        assert ask_handover(path, TERMS) is None
+
+
+async def test_who_wants_something_else_is_told_what(path: Path, old: Agent) -> None:
+    async with Served(path, old):
+        with pytest.raises(HandoverFailed, match="which goes on: its workers is 2, ours 3"):
+            await ask(path, replace(TERMS, workers=2))
+        offered = await ask(path)  # and others are served after it
+        offered.decline()
+        close_all(offered.descriptors)
+    assert old.running == {0, 1, 2}
+
+
+@pytest.mark.parametrize("last_words", [[], ["hello"], ["nonsense"], ["hello", "nonsense"], ["hello", "ready"]])
+async def test_whatever_becomes_of_the_new_one_the_old_one_goes_on(
+    path: Path, old: Agent, last_words: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Served(path, old) as served:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.connect(str(handover_path(path)))
+            connection = Connection(sock)
+            for word in last_words:
+                connection.send(word, protocol=handover.PROTOCOL, terms=TERMS.document())
+            if "ready" in last_words:
+                while (await asyncio.to_thread(connection.receive, 5.0))["say"] != "go":
+                    pass
+                assert old.running != {0, 1, 2}
+        offered = await ask(path)
+        assert old.running == {0, 1, 2}
+        offered.decline()
+        close_all(offered.descriptors)
+        assert not served.done()
+    assert "this agent goes on" in caplog.text
+
+
+async def test_a_new_one_that_is_silent_loses_what_it_was_given(
+    path: Path, old: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "_START_TIMEOUT_S", 0.1)
+    ours: set[int] = set()
+
+    def start(worker: int) -> None:
+        ours.add(worker)
+        if worker == 2:
+            old.resumed.wait(5)
+
+    async with Served(path, old) as served:
+        offered = await ask(path)
+        with pytest.raises(HandoverFailed, match="'taken back'"):
+            await asyncio.to_thread(offered.take, 3, start, ours.clear)
+        assert not served.done()
+    assert (ours, old.running) == (set(), {0, 1, 2})
+    close_all(offered.descriptors)
+
+
+@pytest.mark.parametrize("n_go", [0, 1, 3])
+def test_an_old_one_that_is_killed_leaves_all_to_the_new_one(n_go: int) -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    started: list[int] = []
+    dying = Connection(far)
+    for worker in range(n_go):
+        dying.send("go", worker=worker, since_s=0.0)
+    dying.close()
+    Offered(Connection(near), ESTATE, {}).take(3, started.append, started.clear)
+    assert started == [0, 1, 2]
+
+
+def test_a_start_that_fails_stops_all_and_hangs_up() -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    stopped: list[bool] = []
+
+    def start(worker: int) -> None:
+        raise FlannelError("no thread")
+
+    Connection(far).send("go", worker=0, since_s=0.0)
+    with pytest.raises(FlannelError, match="no thread"):
+        Offered(Connection(near), ESTATE, {}).take(3, start, lambda: stopped.append(True))
+    assert stopped == [True]
+    assert Connection(far).receive(1.0)["say"] == "ready"
+    assert Connection(far).receive(1.0)["say"] == "gone"
+    far.close()
+
+
+@pytest.mark.parametrize(
+    "raw", [b"{", b"[]", b'{"say": 1, "names": []}', b'{"say": "x"}', b'{"say": "x", "names": ["a"]}']
+)
+def test_nonsense_is_one_error(raw: bytes) -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near, far:
+        far.send(raw)
+        with pytest.raises(HandoverFailed, match="makes no sense"):
+            Connection(near).receive(1.0)
+
+
+def test_an_estate_is_the_same_after_its_way() -> None:
+    assert Estate.parse(ESTATE.format()) == ESTATE
+    reserved = replace(ESTATE, expires_s=None, entry=replace(ESTATE.entry, lease_id=0, value=b"\xff"))
+    assert Estate.parse(reserved.format()) == reserved
+
+
+@pytest.mark.parametrize("document", [None, 3, [], {}, {"workers": "3"}])
+def test_terms_that_make_no_sense_equal_nothing(document: Any) -> None:
+    assert len(TERMS.differences(Terms.parse(document))) == 5
