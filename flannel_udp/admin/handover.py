@@ -116,7 +116,10 @@ class Connection:
         fds: list[int] = []
         try:
             self._sock.settimeout(timeout_s)
-            raw, fds, _, _ = socket.recv_fds(self._sock, _MESSAGE_BYTES, _DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC)
+            try:
+                raw, fds, _, _ = self._next()
+            except ConnectionResetError:  # it left without reading our last word: what it said before is still here
+                raw, fds, _, _ = self._next()
             message = json.loads(raw) if raw else {"say": "gone", "names": []}
             names = message["names"]
             if not isinstance(message["say"], str) or len(names) != len(fds):
@@ -134,6 +137,9 @@ class Connection:
             for fd in fds:
                 os.close(fd)
         return dict(message)
+
+    def _next(self) -> tuple[bytes, list[int], int, Any]:
+        return socket.recv_fds(self._sock, _MESSAGE_BYTES, _DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC)
 
     def close(self) -> None:
         """Close this end."""

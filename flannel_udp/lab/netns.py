@@ -80,6 +80,13 @@ def holds(namespace: str, pid: int) -> bool:
     return inside is not None and inside == identity(NETNS_DIR / namespace)
 
 
+def is_readable(fd: int, timeout_s: float) -> bool:
+    """Wait until the descriptor is readable, whatever its number is: select(2) takes none beyond 1023."""
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    return bool(waiting.poll(timeout_s * 1000))
+
+
 def end_process(namespace: str, pid: int, number: signal.Signals, timeout_s: float = 0.0) -> bool:
     """Signal process `pid` and return whether it has ended `timeout_s` later, with all its files closed.
 
@@ -96,7 +103,7 @@ def end_process(namespace: str, pid: int, number: signal.Signals, timeout_s: flo
         elif inside is not None:
             return True
         # A process leaves its namespace before it closes its files, and only then the descriptor becomes readable.
-        return bool(select.select([pidfd], [], [], timeout_s)[0])
+        return is_readable(pidfd, timeout_s)
     except ProcessLookupError:
         return True
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import struct
 import threading
@@ -13,6 +12,7 @@ from contextlib import closing, suppress
 from ipaddress import IPv4Address
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.lab import netns
 from flannel_udp.lab.node import Node, Pod
 
 ECHO_REPLY, ECHO_REQUEST = 0, 8  # RFC 792
@@ -52,7 +52,7 @@ def ping(source: Node, targets: Sequence[IPv4Address], timeout_s: float = 2.0) -
                 sock.sendto(echo_request(ident, sequence), (str(target), 0))
         deadline = time.monotonic() + timeout_s
         while None in replies and (left_s := deadline - time.monotonic()) > 0:
-            if not select.select([sock], [], [], left_s)[0]:
+            if not netns.is_readable(sock.fileno(), left_s):
                 break
             packet, (sender, _) = sock.recvfrom(2048)
             reply = packet[(packet[0] & 0x0F) * 4 :]

@@ -59,7 +59,7 @@ def test_a_broken_file_is_told_once_and_waited_for(host: Host, text: str, said: 
         line = agent.wait_for_line(said.format(file=f"registry file {registry}"))
         assert line.startswith("reading the network configuration failed: ")
         assert line.endswith("(trying again every 1 to 5 s)")
-        assert remains_of(host) == {"flannel-udp.sock"}
+        assert remains_of(host) == {"flannel-udp.sock", "flannel-udp.sock.handover"}
         assert registry.read_text() == text
         registry.write_text(GOOD)
         wait_for("it works", host.is_ready, RETRY_S)
@@ -164,7 +164,7 @@ def test_an_absent_etcd_is_told_once_and_waited_for(host: Host, etcd: EtcdServer
     with Agent(host, *USE_ETCD) as agent:
         line = agent.wait_for_line("reading the network configuration failed")
         assert "192.0.2.254:2379" in line
-        assert remains_of(host) == {"flannel-udp.sock"}
+        assert remains_of(host) == {"flannel-udp.sock", "flannel-udp.sock.handover"}
         etcd.start()
         absent = agent.wait_for_line("no network configuration", RETRY_S)  # the next of what is missing
         assert "config put" in absent
@@ -207,7 +207,7 @@ def test_a_wrong_etcd_password_is_told_once_never_shown_and_tried_again(host: Ho
     with Agent(host, *USE_ETCD, "--etcd-username=root", environment=environment) as agent:
         line = agent.wait_for_line("reading the network configuration failed")
         assert "password" in line
-        assert remains_of(host) == {"flannel-udp.sock"}
+        assert remains_of(host) == {"flannel-udp.sock", "flannel-udp.sock.handover"}
         # The operator gives etcd the password that the agents have.
         etcdctl(host, f"--user=root:{PASSWORD}", "user", "passwd", "root", "--interactive=false", stdin=WRONG_PASSWORD)
         wait_for("it works", host.is_ready, RETRY_S)

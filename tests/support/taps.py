@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import time
 from ipaddress import IPv4Address
@@ -11,6 +10,7 @@ from typing import Any, Self
 
 from scapy.layers.inet import ICMP, IP
 
+from flannel_udp.lab import netns
 from flannel_udp.lab.node import Node
 from tests.support.agents import PATIENCE_S
 
@@ -30,7 +30,7 @@ class _Listener:
         sock.setblocking(False)
 
     def _next(self, timeout_s: float) -> tuple[bytes, Any] | None:
-        if not select.select([self._socket], [], [], max(timeout_s, 0.0))[0]:
+        if not netns.is_readable(self._socket.fileno(), max(timeout_s, 0.0)):
             return None
         return self._socket.recvfrom(65_535)
 

@@ -178,6 +178,16 @@ async def test_a_new_one_that_is_silent_loses_what_it_was_given(
     close_all(offered.descriptors)
 
 
+def test_what_an_old_one_said_counts_though_it_left_without_reading_our_answer() -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    old, new = Connection(far), Connection(near)
+    old.send("taken back")
+    new.send("started")
+    old.close()
+    assert [new.receive(1.0)["say"] for _ in range(2)] == ["taken back", "gone"]
+    new.close()
+
+
 @pytest.mark.parametrize("n_go", [0, 1, 3])
 def test_an_old_one_that_is_killed_leaves_all_to_the_new_one(n_go: int) -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
