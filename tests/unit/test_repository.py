@@ -54,7 +54,7 @@ def test_every_flag_in_the_readme_exists() -> None:
     known |= {flag.spelling for command in COMMANDS.values() for flags in command.flags.values() for flag in flags}
     of_the_lab = {"--hosts", "--pods", "--registry", "--name"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "README.md").read_text()))
-    of_others = {"--now", "--underlay", "--rounds"}  # systemctl's and bench.forward's
+    of_others = {"--now", "--targets"}  # systemctl's and bench.forward's
     assert named - known - of_the_lab - of_others == set()
 
 
