@@ -3,8 +3,8 @@
     python -m bench.takeover [--rate PPS] [--seconds N] [--times N]
 
 Needs root. Each is done as often without a take-over: what is lost then, the machine loses. How long packets waited is
-the new agent's own figure; "queues full" counts what the kernel dropped at flannel0 and at the agents' UDP sockets. Lost
-of a TCP stream is what was sent again and the receiver did not have already, as it says itself (DSACK, RFC 2883).
+the new agent's own figure; "queues full" counts what the kernel dropped at flannel0 and at the agents' UDP sockets.
+Lost of a TCP stream is what was sent again and the receiver had not yet, as it says itself (DSACK, RFC 2883).
 """
 
 from __future__ import annotations
