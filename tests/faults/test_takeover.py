@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -124,13 +125,17 @@ def test_a_new_agent_that_is_killed_at_any_moment_disturbs_nothing(duo: Lab, rec
                 continue
             killed_s = time.monotonic()
             killed += 1
-            asked += bool(log.lines(f"process {agent.process.pid} takes over"))
+            asked += has_asked(agent, log)
             there.wait_for_one_sent_from_now()
             back.wait_for_one_sent_from_now()
             longest_s = max(longest_s, time.monotonic() - killed_s)
             assert pid_of(h1) == old
         fault.took_s = longest_s
         fault.also = [f"in {asked} of them the hand-over had begun"]
+
+
+def has_asked(agent: Agent, log: Log) -> bool:
+    return bool(log.lines(f"process {agent.process.pid} takes over"))
 
 
 def take_over(host: Host, agents: ExitStack) -> float:
@@ -170,8 +175,7 @@ def test_an_old_agent_that_is_killed_leaves_all_to_the_new_one(duo: Lab, record:
         for _ in range(KILLS):
             old, log = pid_of(h1), Log(h1)
             agent = agents.enter_context(Agent(h1, "--takeover"))
-            asked = f"process {agent.process.pid} takes over"
-            wait_for("the old one is asked", lambda log=log, asked=asked: bool(log.lines(asked)))
+            wait_for("the old one is asked", partial(has_asked, agent, log))
             os.kill(old, signal.SIGKILL)
             killed_s = time.monotonic()
             there.wait_for_one_sent_from_now()
