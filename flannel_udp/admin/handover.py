@@ -27,12 +27,12 @@ import json
 import logging
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from flannel_udp.admin.control_socket import peer_credentials
 from flannel_udp.admin.estate import Estate, Terms
 from flannel_udp.errors import FlannelError
 
@@ -54,7 +54,6 @@ _MESSAGE_BYTES = 64 * 1024
 _DESCRIPTORS_MAX = 200
 """A message; the kernel takes 253 (SCM_MAX_FD)."""
 _ESTATE_BYTES_MAX = 64 * 1024 * 1024
-_UCRED = struct.Struct("=iII")  # struct ucred of unix(7): pid, uid, gid
 
 
 class Holder(Protocol):
@@ -91,15 +90,11 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-
-    @property
-    def peer_pid(self) -> int:
-        """The process at the other end; 0 if it lives in a pid namespace that we do not see."""
-        return self._credentials()[0]
+        self.peer_pid, self._peer_uid = peer_credentials(sock)
 
     def check_peer(self) -> None:
         """Raise `HandoverFailed` unless the other end is root or runs as our own user."""
-        _, uid, _ = self._credentials()
+        uid = self._peer_uid
         if uid not in (0, os.geteuid()):
             raise HandoverFailed(f"user {uid} may not take part in a hand-over: only root and the agent's own user may")
 
@@ -150,10 +145,6 @@ class Connection:
         """Close this end."""
         self._sock.close()
 
-    def _credentials(self) -> tuple[int, int, int]:
-        pid, uid, gid = _UCRED.unpack(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        return pid, uid, gid
-
 
 def handover_path(control_socket: Path) -> Path:
     """Return where the agent of a control socket can be taken over."""
@@ -172,7 +163,7 @@ async def serve_handover(listener: socket.socket, holder: Holder) -> int:
         connection = Connection(sock)
         try:
             pid = connection.peer_pid
-            await asyncio.to_thread(connection.check_peer)
+            connection.check_peer()
             hello = await asyncio.to_thread(connection.receive, _OFFER_TIMEOUT_S)
             estate, descriptors = _offer(hello, holder)  # on the loop, where what it looks at stands still
             logger.info("process %d takes over", pid)
