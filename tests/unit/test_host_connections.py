@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,5 +43,14 @@ def test_listeners_and_datagram_sockets_stay() -> None:
         udp.connect(udp.getsockname())
         assert abandon_connections(IPv4Address(address)) == 0
         udp.send(b"x")
-        with socket.create_connection(listener.getsockname(), timeout=5.0):
-            assert listener.accept()
+        with socket.create_connection(listener.getsockname(), timeout=5.0), listener.accept()[0]:
+            pass
+
+
+def test_no_descriptor_is_kept() -> None:
+    # Whatever a process may have open, not only sockets: a copy of the tunnel device would keep it alive for ever.
+    reader, writer = os.pipe()
+    with open(reader), open(writer, "w"), select.epoll(), connected("127.0.0.80"):
+        before = os.listdir("/proc/self/fd")
+        assert abandon_connections(IPv4Address("127.0.0.80")) == 1
+        assert os.listdir("/proc/self/fd") == before
