@@ -12,7 +12,7 @@ import pytest
 # At the end of the path, where the checkout cannot hide the installed flannel_udp.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from tests.support import remains  # noqa: E402 (found by the path above)
+from tests.support import remains
 
 _before: set[str] = set()
 """What was there before the present module, and what belongs to the whole session."""

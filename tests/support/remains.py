@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Set
+from contextlib import suppress
 from pathlib import Path
 
 PATIENCE_S = 3.0
@@ -37,11 +38,9 @@ def left_since(before: Set[str]) -> list[str]:
 def _descriptors() -> set[str]:
     """What is open, by number: the same file under another number is one more."""
     found = set()
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            found.add(f"descriptor {number}: {os.readlink(f'/proc/self/fd/{number}')}")
-        except FileNotFoundError:  # closed meanwhile, as the one that listed the folder
-            continue
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile, as the one that lists the folder
+            found.add(f"descriptor {entry.name}: {entry.readlink()}")
     return found
 
 
@@ -67,5 +66,4 @@ def _children() -> set[str]:
 
 def _namespaces() -> set[str]:
     """The namespaces whose names `tests.support.labs.fresh_name` made in this process."""
-    names = os.listdir(_NETNS_DIR) if _NETNS_DIR.is_dir() else []
-    return {f"namespace {name}" for name in names if f"test{os.getpid()}-" in name}
+    return {f"namespace {path.name}" for path in _NETNS_DIR.glob(f"*test{os.getpid()}-*")}
