@@ -252,6 +252,15 @@ class Dataplane:
         while sum(engine.reclaim() for engine in self._engines):
             await asyncio.sleep(QUIET_POINT_POLL_S)
 
+    def forward_until(self, boottime_s: float | None) -> None:
+        """Forward nothing from that time of CLOCK_BOOTTIME on, ``None``: there is no such time.
+
+        The data threads keep to it by themselves, whatever becomes of the control plane.
+        """
+        boottime_ns = None if boottime_s is None else round(boottime_s * 1e9)
+        for engine in self._engines:
+            engine.forward_until(boottime_ns)
+
     @property
     def offload(self) -> Offload:
         """The offloads in use: granted at start, and not lost since."""
