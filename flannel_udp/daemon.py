@@ -184,7 +184,9 @@ class Agent:
             gate = Gate(dataplane)
             previous = _previous_subnet(options)
             margin_s = options.subnet_lease_renew_margin * 60.0
-            keeper = LeaseKeeper(registry, LeaseAttrs(external.public_ip), margin_s, previous=previous)
+            keeper = LeaseKeeper(
+                registry, LeaseAttrs(external.public_ip), margin_s, dataplane.forward_until, previous=previous
+            )
             sync = Synchroniser(registry, PeerTable(network, external.public_ip), gate, keeper.observe)
             firewall = Firewall(nftables=config.enable_nftables, resync_s=options.firewall.iptables_resync)
             self._view.keeper, self._view.sync, self._view.firewall = keeper, sync, firewall

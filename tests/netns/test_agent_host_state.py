@@ -58,7 +58,7 @@ def flannel0(host: Host, name: str = "flannel0") -> dict[str, Any]:
 
 def routes_of(host: Host) -> list[str]:
     lines = host.run(["ip", "route", "show", "table", "all"]).stdout.splitlines()
-    return [line.strip() for line in lines if NETWORK in line]
+    return [line.strip() for line in lines if NETWORK in line or line.startswith("blackhole")]
 
 
 def is_right(host: Host, mtu: int = 1472) -> bool:
@@ -105,6 +105,21 @@ def test_a_changed_flannel0_is_put_right_within_a_second(
     assert repairs_of(h1) == repairs
     needed = [what for what in ("mtu", "address", "link", "route") if what in repairs]
     assert log.lines() == [f"put right on flannel0: {', '.join(needed)}"]
+
+
+def test_a_deleted_blackhole_route_is_put_back_within_a_second(duo: Lab, h1: Host) -> None:
+    h1.stop_agent()
+    h1.start_agent("--ip-blackhole-route")
+    h1.wait_ready()
+    h1.wait_peers({subnet_of(duo.hosts[1])})
+    log, route = Log(h1), f"blackhole {subnet_of(h1)} metric 4294967295"
+    assert route in routes_of(h1)
+    h1.configure(f"route del {route}")
+    assert wait_for("it is there again", lambda: route in routes_of(h1)) < REPAIR_S
+    wait_for("it is counted", lambda: repairs_of(h1) == {"blackhole": 1})
+    assert_traffic(duo)
+    assert repairs_of(h1) == {"blackhole": 1}
+    assert log.lines() == [f"put right: the blackhole route for {subnet_of(h1)}"]
 
 
 def test_what_others_add_to_flannel0_stays(duo: Lab, h1: Host) -> None:
