@@ -33,7 +33,7 @@ from flannel_udp._fastpath.drops cimport DROP_REASONS, DirectionCounters
 from flannel_udp._fastpath.ecn cimport DSCP_INHERIT
 from flannel_udp._fastpath.inbound cimport inbound_batch
 from flannel_udp._fastpath.outbound cimport outbound_batch
-from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteTable, Table
+from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteList, RouteTable, Table
 from flannel_udp._fastpath.sendqueue cimport RUN_PACKETS_MAX, SEND_ARENA_BYTES
 from flannel_udp._fastpath.sockets cimport epoll_event, epoll_wait
 from flannel_udp._fastpath.wire cimport check_sizes, htons
@@ -238,6 +238,7 @@ cdef class Engine:
         """Put a table in force, from any thread but only one at a time; batches that start from now on use it."""
         self._make_room(table.table.n_hops)
         old = self.table
+        table.n_engines += 1            # first: from now on it must not be written
         store_table(&self.current, &table.table)
         self.table = table
         if old is not None:
@@ -254,8 +255,15 @@ cdef class Engine:
     def reclaim(self) -> int:
         """Let go of retired tables that no batch can be reading any more; return how many are left."""
         cdef uint64_t now = load_word(&self.epoch)
-        self.retired = [(table, seen) for table, seen in self.retired if seen % 2 and seen == now]
-        return len(self.retired)
+        cdef RouteTable table
+        held = []
+        for table, seen in self.retired:
+            if seen % 2 and seen == now:
+                held.append((table, seen))
+            else:
+                table.n_engines -= 1
+        self.retired = held
+        return len(held)
 
     def counters(self) -> dict:
         """Return what was forwarded and dropped in both directions, ICMP answers given and system calls made."""
@@ -303,5 +311,4 @@ cdef class Engine:
 def _empty_table() -> RouteTable:
     from array import array
 
-    nothing = array("I")
-    return RouteTable(nothing, array("B"), nothing, array("I", [0, 0]))
+    return RouteTable(RouteList(), array("I", [0, 0]))

@@ -198,7 +198,7 @@ class Agent:
                 network,
                 dataplane,
                 mtu_wanted=config.backend.mtu,
-                news=lambda: self._host_changed(dataplane, upkeep, forwarding),
+                news=lambda: self._host_changed(dataplane, forwarding),
             )
             self._view.upkeep = upkeep
             forwarding = Forwarding(
@@ -263,7 +263,7 @@ class Agent:
             if self._view.upkeep:
                 self._view.upkeep.wake()
 
-        def on_fault() -> None:  # in a data thread
+        def on_fault() -> None:  # in any thread
             loop.call_soon_threadsafe(wake_upkeep)
 
         dscp = DSCP_INHERIT if config.backend.dscp is None else config.backend.dscp
@@ -288,10 +288,9 @@ class Agent:
         )
         return dataplane
 
-    async def _host_changed(self, dataplane: Dataplane, upkeep: Upkeep, forwarding: Forwarding) -> None:
-        replaced = upkeep.repairs["tunnel"] + upkeep.repairs["socket"]
-        if replaced != self._replaced:  # systemd has descriptors that are closed here
-            self._replaced = replaced
+    async def _host_changed(self, dataplane: Dataplane, forwarding: Forwarding) -> None:
+        if dataplane.replaced != self._replaced:  # systemd has descriptors that are closed here
+            self._replaced = dataplane.replaced
             notify.store_descriptors(descriptor_names(dataplane.descriptors()))
         await forwarding.host_changed()
 

@@ -113,7 +113,10 @@ class Upkeep:
         """Set the host up for this subnet, and keep it so. Raises `FlannelError`."""
         async with self._one_at_a_time:
             self._subnet, self._shaped = subnet, None
-            if self._descriptors.tunnel_lost:
+            # It may be gone without a data thread having met that: before the first one runs, or in another agent.
+            index = self._descriptors.tunnel.index
+            state = await asyncio.to_thread(netlink.host_state, index, self.network, self.external.index)
+            if state.tunnel is None or self._descriptors.tunnel_lost:
                 self._reopen_tunnel()
             await self._shape(subnet)
             await asyncio.to_thread(keep_blackhole, self.network, self._blackhole)

@@ -78,7 +78,8 @@ class Recorder:
                 yield fault
                 for flow in flows:
                     flow.wait_for_one_sent_from_now()
-            fault.sent, fault.lost = sum(flow.sent for flow in flows), sum(flow.lost for flow in flows)
+            fault.sent += sum(flow.sent for flow in flows)
+            fault.lost += sum(flow.lost for flow in flows)
             self._faults.append(fault)
             fault.check()
         except AssertionError:

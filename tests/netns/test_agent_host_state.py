@@ -16,6 +16,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan, parse_subnet_env
 from flannel_udp.lab.probe import ping_matrix
+from flannel_udp.options import DataplaneOptions
 from tests.support.agents import Agent, Log, links_of, peers_of, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -143,7 +144,7 @@ def test_a_deleted_flannel0_is_made_anew_and_the_counters_go_on(duo: Lab, h1: Ho
     peers_before = h1.control("/v1/peers")
     h1.configure("link del flannel0")
     assert wait_for("it is there again", lambda: is_right(h1)) < REPAIR_S
-    assert flannel0(h1)["txqlen"] == 1000
+    assert flannel0(h1)["txqlen"] == DataplaneOptions().tx_queue_packets
     assert_traffic(duo)
     after = h1.control("/v1/status")
     assert after["counters"]["out"]["packets"] > before["counters"]["out"]["packets"] > 0

@@ -97,6 +97,19 @@ async def test_a_revoked_lease_is_lost(opened: Opened, etcd_options: EtcdOptions
             await use
 
 
+async def test_a_release_by_the_run_before_that_arrives_late_deletes_nothing(
+    opened: Opened, etcd_options: EtcdOptions
+) -> None:
+    # A host that is cut off ends with --release-on-exit: its kernel may deliver the request after the next start.
+    former, ours = opened(etcd_options), opened(etcd_options)
+    entry = await former.create(KEY, VALUE, LEASE_TTL_S)
+    renewed = await ours.renew((await ours.list()).entries[KEY], VALUE, LEASE_TTL_S)
+    with pytest.raises(LeaseLost):
+        await former.delete(entry)
+    assert (await ours.list()).entries == {KEY: renewed}
+    assert await ours.renew(renewed, VALUE, LEASE_TTL_S) == renewed
+
+
 async def test_a_renewal_whose_answer_was_lost_can_be_repeated(opened: Opened, etcd_options: EtcdOptions) -> None:
     registry = opened(etcd_options)
     entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
