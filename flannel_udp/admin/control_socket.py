@@ -7,6 +7,7 @@ answers ``{"error": "one line"}`` and a status of 400 or more.
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import socket
@@ -40,8 +41,8 @@ class StatusSource(Protocol):
         """Return the agent's state at this moment."""
         ...
 
-    def peers(self) -> list[PeerRow]:
-        """Return one row a peer, in the order of their subnets."""
+    def peers(self) -> AsyncIterator[list[PeerRow]]:
+        """Yield one row a peer, in the order of their subnets, in parts, none of them empty."""
         ...
 
     def route(self, address: IPv4Address) -> Route:
@@ -94,8 +95,16 @@ def _application(source: StatusSource) -> web.Application:
     async def status(_request: web.Request) -> web.Response:
         return web.json_response(source.status())
 
-    async def peers(_request: web.Request) -> web.Response:
-        return web.json_response(source.peers())
+    async def peers(request: web.Request) -> web.StreamResponse:
+        parts = source.peers()
+        first = await anext(parts, [])  # what goes wrong here can still be answered with an error
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        await response.write(b"[" + _rows(first))
+        async for rows in parts:
+            await response.write(b"," + _rows(rows))
+        await response.write_eof(b"]")
+        return response
 
     async def route(request: web.Request) -> web.Response:
         text = request.query.get("address", "")
@@ -108,6 +117,10 @@ def _application(source: StatusSource) -> web.Application:
     app = web.Application(middlewares=[_errors_as_json])
     app.add_routes([web.get("/v1/status", status), web.get("/v1/peers", peers), web.get("/v1/route", route)])
     return app
+
+
+def _rows(rows: list[PeerRow]) -> bytes:
+    return json.dumps(rows)[1:-1].encode()
 
 
 @web.middleware

@@ -5,8 +5,9 @@
                                           ◀─    refused: why; or the estate, and the descriptors (SCM_RIGHTS)
     [opens nothing, builds everything]
     ready                                 ─▶
+                                          ◀─    refused: what has changed since the offer; or, for each worker,
                                           ◀─    go N: worker N has stopped, all that it had read is sent
-    [starts worker N at once]                   ... for each worker
+    [starts worker N at once]
     started                               ─▶
                                           ◀─    yours                            [ends; the new one is the agent]
 
@@ -66,6 +67,10 @@ class Holder(Protocol):
     @property
     def workers(self) -> int:
         """How many workers there are."""
+        ...
+
+    def commit(self) -> None:
+        """Keep what was offered as it is until `resume`. Raises `FlannelError` if it has changed since the offer."""
         ...
 
     def pause(self, worker: int) -> None:
@@ -172,7 +177,9 @@ async def serve_handover(listener: socket.socket, holder: Holder) -> int:
             estate, descriptors = _offer(hello, holder)  # on the loop, where what it looks at stands still
             logger.info("process %d takes over", pid)
             try:
-                await asyncio.to_thread(_hand_over, connection, holder, estate, descriptors)
+                await asyncio.to_thread(_give, connection, estate, descriptors)
+                holder.commit()  # on the loop, likewise
+                await asyncio.to_thread(_step_aside, connection, holder)
             except FlannelError:
                 await asyncio.to_thread(holder.resume)
                 raise
@@ -196,8 +203,8 @@ def _offer(hello: Mapping[str, Any], holder: Holder) -> tuple[Estate, Mapping[st
     return holder.offer(Terms.parse(hello.get("terms")))
 
 
-def _hand_over(connection: Connection, holder: Holder, estate: Estate, descriptors: Mapping[str, int]) -> None:
-    """Lead the conversation from the offer on. Raises `HandoverFailed`; the new agent's workers are stopped then."""
+def _give(connection: Connection, estate: Estate, descriptors: Mapping[str, int]) -> None:
+    """Send all that the new agent needs, and return once it has prepared itself. Raises `HandoverFailed`."""
     memory = os.memfd_create("flannel-udp estate", os.MFD_CLOEXEC)
     try:
         with open(memory, "wb", closefd=False) as file:
@@ -210,6 +217,10 @@ def _hand_over(connection: Connection, holder: Holder, estate: Estate, descripto
     finally:
         os.close(memory)
     _expect(connection.receive(_READY_TIMEOUT_S), "ready")
+
+
+def _step_aside(connection: Connection, holder: Holder) -> None:
+    """Let the new agent's workers take the place of ours. Raises `HandoverFailed`; its workers are stopped then."""
     try:
         for worker in range(holder.workers):
             holder.pause(worker)
@@ -225,6 +236,8 @@ def _hand_over(connection: Connection, holder: Holder, estate: Estate, descripto
 
 
 def _expect(message: Mapping[str, Any], word: str) -> None:
+    if message["say"] == "refused":
+        raise HandoverFailed(str(message.get("why")))
     if message["say"] != word:
         raise HandoverFailed(f"it said {message['say']!r} instead of {word!r}")
 
@@ -300,10 +313,8 @@ def ask_handover(control_socket: Path, terms: Terms) -> Offered | None:
         connection.send("hello", protocol=PROTOCOL, terms=terms.document())
         while ESTATE not in descriptors:
             message = connection.receive(_OFFER_TIMEOUT_S, descriptors)
-            if message["say"] == "refused":
-                raise HandoverFailed(str(message.get("why")))
-            if message["say"] not in ("descriptors", "estate"):
-                raise HandoverFailed(f"it said {message['say']!r} instead of what it has")
+            if message["say"] != "descriptors":
+                _expect(message, "estate")
         return Offered(connection, _read_estate(descriptors.pop(ESTATE)), descriptors)
     except BaseException as failed:
         for fd in descriptors.values():
