@@ -37,12 +37,15 @@ def grpc_stays() -> Iterator[None]:
     """
 
     async def call() -> None:
+        grpc.aio.init_grpc_aio()
         async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+            ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/nobody/answers")
             with suppress(grpc.aio.AioRpcError):
-                await channel.unary_unary("/nobody/answers")(b"")
+                await ask(b"")
 
-    grpc.aio.init_grpc_aio()
-    asyncio.run(call())
+    loop = asyncio.new_event_loop()  # asyncio.run would also unset the thread's own
+    loop.run_until_complete(call())
+    loop.close()
     yield
     grpc.aio.shutdown_grpc_aio()
 

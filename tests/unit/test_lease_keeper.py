@@ -268,7 +268,7 @@ async def test_a_failed_renewal_is_tried_again_and_said_once(caplog: pytest.LogC
 
 async def test_a_lease_that_cannot_be_renewed_is_given_up_before_it_ends() -> None:
     registry = MemoryRegistry()
-    registry.granted_s = 1.0
+    registry.granted_s = 2.0
     began_s = now_s()
     keeper = keeper_of(registry)
     lease = await soon(keeper.acquire(CONFIG))
@@ -276,7 +276,7 @@ async def test_a_lease_that_cannot_be_renewed_is_given_up_before_it_ends() -> No
     async with kept(keeper) as task:
         reason = await soon(task)
     assert reason == f"{lease.entry.key} could not be renewed in time: the registry may soon give it to another host"
-    assert 0.5 < now_s() - began_s < 1.0
+    assert 1.0 < now_s() - began_s < 2.0
     assert (keeper.lease, keeper.left_s) == (None, None)
 
 
