@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from flannel_udp.model import Entry, Lease, LeaseAttrs, Peer
 from flannel_udp.registry.keys import parse_key, parse_value
 
-# By the first byte of the address: "this network", never a destination (RFC 1122 section 3.2.1.3); multicast (RFC 5771).
+# First bytes of addresses: "this network", never a destination (RFC 1122 section 3.2.1.3), and multicast (RFC 5771).
 _NO_HOSTS = frozenset((0, *range(224, 240)))
 _BROADCAST = IPv4Address("255.255.255.255")
 

@@ -185,6 +185,6 @@ def test_what_is_no_table_is_refused(
 def test_a_refused_change_leaves_the_list_as_it_was() -> None:
     kept = Kept(CROWD, [1])
     for networks, lengths in (([0x0A010001], [24]), ([0x0A010000], [33]), ([0x0A010000] * 2, [24, 24])):
-        with pytest.raises(ValueError, match="host bits|twice"):
+        with pytest.raises(ValueError, match=r"host bits|twice"):
             kept.list.change(array("I", networks), array("B", lengths), array("I", [2] * len(networks)))
         assert len(kept.list) == len(CROWD)

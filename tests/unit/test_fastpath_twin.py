@@ -197,7 +197,8 @@ def test_a_table_that_is_none_is_refused(
     networks: list[int], prefix_lens: list[int], next_hops: list[int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        RouteTable(RouteList(array("I", networks), array("B", prefix_lens), array("I", next_hops)), array("I", [0, 0, 1]))
+        routes = RouteList(array("I", networks), array("B", prefix_lens), array("I", next_hops))
+        RouteTable(routes, array("I", [0, 0, 1]))
 
 
 def test_the_twin_answers_only_what_may_be_answered() -> None:
