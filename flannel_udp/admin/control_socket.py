@@ -106,7 +106,7 @@ def _application(source: StatusSource) -> web.Application:
 
     async def peers(request: web.Request) -> web.StreamResponse:
         parts = source.peers()
-        first = await anext(parts, [])  # what goes wrong here can still be answered with an error
+        first: list[PeerRow] = await anext(parts, [])  # what goes wrong here can still be answered with an error
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
         await response.write(b"[" + _rows(first))

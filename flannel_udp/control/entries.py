@@ -10,7 +10,8 @@ from ipaddress import IPv4Address, IPv4Network
 from flannel_udp.model import Entry, Lease, LeaseAttrs, Peer
 from flannel_udp.registry.keys import parse_key, parse_value
 
-_NOWHERE = IPv4Network("0.0.0.0/8")  # "this network": never a destination (RFC 1122 section 3.2.1.3)
+# First bytes of addresses: "this network", never a destination (RFC 1122 section 3.2.1.3), and multicast (RFC 5771).
+_NO_HOSTS = frozenset((0, *range(224, 240)))
 _BROADCAST = IPv4Address("255.255.255.255")
 
 
@@ -35,6 +36,6 @@ def read_peer(subnet: IPv4Network, attrs: LeaseAttrs) -> Peer:
     backend, address = attrs.backend_type, attrs.public_ip
     if backend.lower() not in ("", "udp"):
         raise ValueError(f"its backend is {backend[:20]!r}, ours is udp")
-    if address in _NOWHERE or address.is_multicast or address == _BROADCAST:
+    if int(address) >> 24 in _NO_HOSTS or address == _BROADCAST:
         raise ValueError(f"PublicIP {address} is no address of one host")
     return Peer(subnet, address)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
 
 from flannel_udp._fastpath.routes import NO_ROUTE, OWN, PEERS_FROM, RouteList, RouteTable
 from flannel_udp.model import Delta, Peer
@@ -16,12 +16,12 @@ TWO_FROM = 4096
 """Routes from which on there are two tables: a smaller one is built anew within a millisecond."""
 
 
-@dataclass(slots=True)
-class _Touched:
-    """Where a table differs from the one before it."""
+class _Places(NamedTuple):
+    """Where a table may differ from the one before it."""
 
-    subnets: set[IPv4Network] = field(default_factory=set)
-    indexes: set[int] = field(default_factory=set)
+    networks: array[int]
+    prefix_lens: array[int]
+    indexes: array[int]
 
 
 class TableBuilder:
@@ -53,7 +53,7 @@ class TableBuilder:
         self._routes = RouteList()
         self._table: RouteTable | None = None
         self._spare: RouteTable | None = None  # the table before it, which lacks what `_missed` says
-        self._missed = _Touched()
+        self._missed = _Places(array("I"), array("B"), array("I"))
 
     @property
     def peers(self) -> dict[IPv4Network, Peer]:
@@ -78,47 +78,52 @@ class TableBuilder:
         with self._one_at_a_time:
             if whole:
                 self._forget()
-            touched = self._take(deltas)
+            subnets: set[IPv4Network] = set()
+            indexes: set[int] = set()
+            self._take(deltas, subnets, indexes)
             if own != self._own:
-                touched.subnets.update(subnet for subnet in (self._own, own) if subnet is not None)
+                subnets.update(subnet for subnet in (self._own, own) if subnet is not None)
                 self._own = own
                 self._table = self._spare = None  # the address in them is the former subnet's
             last, spare = self._table, self._spare
             self._table = self._spare = None  # if the following fails, nothing is built on what it leaves
-            self._change_routes(touched.subnets)
-            table = self._new_table() if spare is None else self._updated(spare, touched)
+            changed = self._change_routes(subnets, indexes)
+            if spare is None:
+                table = RouteTable(self._routes, self._addresses, _first_address(own))
+            else:
+                table = spare
+                both = _Places(*(here + missed for here, missed in zip(changed, self._missed, strict=True)))
+                table.update(self._routes, self._addresses, *both)
             if len(self._routes) >= TWO_FROM:
-                self._spare, self._missed = last, touched
+                self._spare, self._missed = last, changed
             self._table = table
             return table
 
-    def _take(self, deltas: Sequence[Delta]) -> _Touched:
-        """Take in what became of the peers."""
-        touched = _Touched()
+    def _take(self, deltas: Sequence[Delta], subnets: set[IPv4Network], indexes: set[int]) -> None:
+        """Take in what became of the peers; note for which subnets, and which indexes changed hands."""
         left: set[IPv4Address] = set()
         for delta in deltas:
             for peer in delta.removed:
                 self._leave(self._peers.pop(peer.subnet, None), left)
-                touched.subnets.add(peer.subnet)
+                subnets.add(peer.subnet)
             for peer in (*delta.added, *delta.changed):
                 self._leave(self._peers.get(peer.subnet), left)
-                self._arrive(peer, touched)
-                touched.subnets.add(peer.subnet)
+                self._arrive(peer, indexes)
+                subnets.add(peer.subnet)
         for address in left:  # only now: a peer that moved to another subnet keeps its index
             if not self._users[address]:
                 del self._users[address]
                 index = self._index.pop(address)
                 self._addresses[index] = 0
                 self._free.append(index)
-                touched.indexes.add(index)
-        return touched
+                indexes.add(index)
 
-    def _arrive(self, peer: Peer, touched: _Touched) -> None:
+    def _arrive(self, peer: Peer, indexes: set[int]) -> None:
         address = peer.public_ip
         if address not in self._index:
             self._index[address] = index = self._take_index()
             self._addresses[index] = int(address)
-            touched.indexes.add(index)
+            indexes.add(index)
         self._users[address] += 1
         self._peers[peer.subnet] = peer
 
@@ -135,31 +140,22 @@ class TableBuilder:
         self._on_reuse(index)
         return index
 
-    def _change_routes(self, subnets: Iterable[IPv4Network]) -> None:
-        """Bring the list up to date at these subnets."""
-        networks, prefix_lens, next_hops = array("I"), array("B"), array("I")
+    def _change_routes(self, subnets: set[IPv4Network], indexes: set[int]) -> _Places:
+        """Bring the list up to date at these subnets; return what a table has to bring up to date."""
+        changed = _Places(array("I"), array("B"), array("I", indexes))
+        next_hops = array("I")
         for subnet in subnets:
+            changed.networks.append(int(subnet.network_address))
+            changed.prefix_lens.append(subnet.prefixlen)
             peer = self._peers.get(subnet)
-            networks.append(int(subnet.network_address))
-            prefix_lens.append(subnet.prefixlen)
             if subnet == self._own:
                 next_hops.append(OWN)
             else:
                 next_hops.append(NO_ROUTE if peer is None else self._index[peer.public_ip])
-        self._routes.change(networks, prefix_lens, next_hops)
+        self._routes.change(changed.networks, changed.prefix_lens, next_hops)
+        return changed
 
-    def _new_table(self) -> RouteTable:
-        own_address = 0 if self._own is None else int(self._own.network_address)  # flannel0's: our subnet's first
-        return RouteTable(self._routes, self._addresses, own_address)
 
-    def _updated(self, spare: RouteTable, touched: _Touched) -> RouteTable:
-        """Return the spare table, as it should be now."""
-        subnets = touched.subnets | self._missed.subnets
-        spare.update(
-            self._routes,
-            self._addresses,
-            array("I", [int(subnet.network_address) for subnet in subnets]),
-            array("B", [subnet.prefixlen for subnet in subnets]),
-            array("I", touched.indexes | self._missed.indexes),
-        )
-        return spare
+def _first_address(own: IPv4Network | None) -> int:
+    """Return flannel0's address, which is our subnet's first, or 0."""
+    return 0 if own is None else int(own.network_address)

@@ -161,17 +161,16 @@ class EtcdRegistry:
                     raise RegistryError(
                         f"{self._client.name}: watch cancelled: {response.cancel_reason or 'no reason given'}"
                     )
-                # Not those with events: etcd 3.4 may answer a probe before it sends the events up to the revision that
-                # the answer names.
-                if not response.events and response.header.revision < revision:
-                    raise RegistryError(
-                        f"{self._client.name}: revision went back from {revision}: restored from a backup?"
-                    )
                 if response.created:
+                    # Only this answer tells: one to a probe may be overtaken by events of later revisions, and while a
+                    # stream lasts, it is the same server with the same data.
+                    if response.header.revision < revision:
+                        raise RegistryError(
+                            f"{self._client.name}: revision went back from {revision}: restored from a backup?"
+                        )
                     outage.over()
                 if response.events:
                     yield Change(dict(map(self._event, response.events)), response.header.revision)
-                revision = max(revision, response.header.revision)
 
     def _event(self, event: pb.Event) -> tuple[str, Entry | None]:
         entry = self._entry(event.kv)

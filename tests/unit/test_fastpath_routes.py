@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 from array import array
@@ -140,7 +141,10 @@ def test_a_hundred_thousand_changes_cost_no_memory() -> None:
     patched += churn(400)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     patched += churn(1_600)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 4_096
+    if "asan" not in os.environ.get(
+        "LD_PRELOAD", ""
+    ):  # which keeps what is freed for a while, to see who still uses it
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 4_096
     assert 1_900 < patched < 2_000  # waste was collected, and seldom
     anew = kept.anew()
     assert kept.table.memory_bytes <= 1.5 * anew.memory_bytes
