@@ -1,4 +1,4 @@
-"""The monotonic clock, read where a decision needs it and never for every packet."""
+"""The monotonic clock, read where a decision needs it and never for every packet; a pause where nothing else helps."""
 
 from libc.stdint cimport uint64_t
 
@@ -9,9 +9,18 @@ cdef extern from "<time.h>" nogil:
         long tv_sec
         long tv_nsec
     int clock_gettime(int clock, timespec *now)
+    int nanosleep(const timespec *duration, timespec *left)
 
 
 cdef inline uint64_t now_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec
+
+
+cdef inline void pause_ns(long duration_ns) noexcept nogil:
+    """Sleep for less than a second."""
+    cdef timespec duration
+    duration.tv_sec = 0
+    duration.tv_nsec = duration_ns
+    nanosleep(&duration, NULL)
