@@ -50,10 +50,9 @@ cdef inline uint64_t sum_pseudo_header(be32 src, be32 dst, uint8_t protocol, uin
 
 cdef inline uint16_t fold(uint64_t total) noexcept nogil:
     """Fold the carries back in until 16 bits are left (RFC 1071 section 1)."""
+    total = <uint32_t> total + (total >> 32)    # at most 33 bits, and then 32
     total = <uint32_t> total + (total >> 32)
-    total = <uint32_t> total + (total >> 32)
-    total = <uint16_t> total + (total >> 16)
-    total = <uint16_t> total + (total >> 16)
+    total = <uint16_t> total + (total >> 16)    # at most 17 bits
     return <uint16_t> (<uint16_t> total + (total >> 16))
 
 

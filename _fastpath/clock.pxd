@@ -1,4 +1,4 @@
-"""The clocks, read where a decision needs one and never for every packet.
+"""The clocks, read where a decision needs one and never for every packet; a pause where nothing else helps.
 
 Intervals are measured by CLOCK_MONOTONIC. CLOCK_BOOTTIME goes on while the machine is suspended: leases end by it.
 """
@@ -13,6 +13,7 @@ cdef extern from "<time.h>" nogil:
         long tv_sec
         long tv_nsec
     int clock_gettime(int clock, timespec *now)
+    int nanosleep(const timespec *duration, timespec *left)
 
 
 cdef inline uint64_t read_ns(int clock) noexcept nogil:
@@ -27,3 +28,11 @@ cdef inline uint64_t now_ns() noexcept nogil:
 
 cdef inline uint64_t boottime_ns() noexcept nogil:
     return read_ns(CLOCK_BOOTTIME)
+
+
+cdef inline void pause_ns(long duration_ns) noexcept nogil:
+    """Sleep for less than a second."""
+    cdef timespec duration
+    duration.tv_sec = 0
+    duration.tv_nsec = duration_ns
+    nanosleep(&duration, NULL)

@@ -54,6 +54,7 @@ cdef struct SystemCalls:
     uint64_t tun_writes
     uint64_t udp_sends
     uint64_t udp_receives
+    uint64_t udp_receive_errors     # of those; what waited stayed where it was
 
 cdef enum:
     FOR_EVER = 0xffffffffffffffff

@@ -280,6 +280,7 @@ cdef class Engine:
                 "tun_writes": self.dp.calls.tun_writes,
                 "udp_sends": self.dp.calls.udp_sends,
                 "udp_receives": self.dp.calls.udp_receives,
+                "udp_receive_errors": self.dp.calls.udp_receive_errors,
             },
         }
 

@@ -1,4 +1,4 @@
-"""Every system call of the packet path. None of them blocks: what a full queue does not take is lost and counted."""
+"""Every system call of the packet path. None of them waits: what a full queue does not take is lost and counted."""
 
 from libc.stdint cimport uint8_t, uint32_t
 
@@ -16,7 +16,7 @@ cdef int send_messages(Datapath *dp, mmsghdr *messages, uint32_t n) noexcept nog
 # Whether the kernel may fragment what is too big for the path (IP_PMTUDISC_DONT) or must refuse it (IP_PMTUDISC_DO).
 cdef void set_path_mtu_discovery(Datapath *dp, int mode) noexcept nogil
 
-# Fill dp.bundles with what waits at the socket.
+# Fill dp.bundles with what waits at the socket. Where the kernel refuses to give it, a pause of a millisecond is made.
 cdef void udp_receive(Datapath *dp) noexcept nogil
 
 # Write the queue to the TUN, a system call a write, and clear it; count what was taken and what was not.

@@ -4,6 +4,7 @@ from libc cimport errno
 from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
+from flannel_udp._fastpath.clock cimport pause_ns
 from flannel_udp._fastpath.coalesce cimport (
     NONE_YET,
     WRITE_SEGMENTS_MAX,
@@ -60,6 +61,7 @@ from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, htons
 cdef enum:
     DISCARD_PORT = 9            # RFC 863
     READ_ERRORS_MAX = 16        # that many in a row and the TUN counts as broken
+    RECEIVE_PAUSE_NS = 1000000
 
 
 cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept nogil:
@@ -129,6 +131,10 @@ cdef void udp_receive(Datapath *dp) noexcept nogil:
         fill_in(&messages[i], &envelopes[i], receive_buffer(dp, i), RECEIVE_BYTES - RECEIVE_HEADROOM)
     got = recvmmsg(dp.udp_fd, messages, RECEIVE_MAX, MSG_DONTWAIT, NULL)
     dp.calls.udp_receives += 1
+    if got < 0 and errno.errno != errno.EAGAIN and errno.errno != errno.EINTR:
+        # What waits there wakes us again at once: without memory, or forbidden to receive, we would spin.
+        dp.calls.udp_receive_errors += 1
+        pause_ns(RECEIVE_PAUSE_NS)
     dp.n_bundles = <uint32_t> max(got, 0)
     for i in range(dp.n_bundles):
         dp.bundles[i].data = receive_buffer(dp, i)

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, PEERS_FROM, RouteList, RouteTable
+from flannel_udp.dataplane.dataplane import DSCP_INHERIT
 from flannel_udp.dataplane.offload import enable_on_socket
 from flannel_udp.dataplane.reference import OWN as REFERENCE_OWN
 from flannel_udp.dataplane.reference import ReferenceTable, VnetHeader
@@ -62,6 +63,8 @@ class EngineRig:
         offload: Offload = NO_OFFLOAD,
         *,
         agent: IPv4Address = AGENT,
+        icmp_fd: int = -1,
+        dscp: int = DSCP_INHERIT,
     ) -> None:
         self._agent = str(agent)
         self.vnet_bytes = vnet_bytes
@@ -85,10 +88,11 @@ class EngineRig:
         self.engine = Engine(
             self._near.fileno(),
             self._udp.fileno(),
-            -1,
+            icmp_fd,
             self.port,
             source_check=source_check,
             vnet_bytes=vnet_bytes,
+            dscp=dscp,
             segment=granted.udp_segment,
             join_tcp=granted.join_tcp,
             join_udp=granted.join_udp,
@@ -131,6 +135,16 @@ class EngineRig:
         """Return a direction's counters."""
         counters: dict[str, Any] = self.engine.counters()[direction]
         return counters
+
+    @property
+    def tun_fd(self) -> int:
+        """The engine's end of the tunnel device."""
+        return self._near.fileno()
+
+    @property
+    def udp_fd(self) -> int:
+        """The engine's socket."""
+        return self._udp.fileno()
 
     def shrink_send_buffer(self) -> None:
         """Leave the engine's socket room for a few packets only."""

@@ -1,0 +1,265 @@
+"""Every system call of the packet path fails, with every error: one drop reason each, no spin, the rest delivered."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from typing import Any
+
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+
+from flannel_udp.dataplane.reference import VnetHeader
+from flannel_udp.options import NO_OFFLOAD, Offload
+from tests.support.engine_rig import EngineRig, small_table
+from tests.support.refusals import Refusal, refused
+
+REASONS = {
+    errno.EAGAIN: "queue_full",
+    errno.EMSGSIZE: "too_big",
+    errno.ENETUNREACH: "unreachable",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.EPERM: "refused",
+    errno.EACCES: "refused",
+    errno.ENOBUFS: "no_memory",
+    errno.ENOMEM: "no_memory",
+    errno.EIO: "device_down",
+    errno.EBADFD: "device_down",
+    errno.ENETDOWN: "device_down",
+    errno.ENODEV: "device_down",
+    errno.EINVAL: "system_error",
+    errno.EFAULT: "system_error",
+}
+EVERY_ERROR = pytest.mark.parametrize(
+    ("error", "reason"), REASONS.items(), ids=lambda value: errno.errorcode.get(value, value)
+)
+RETRIED_ONE_BY_ONE = {errno.EIO, errno.EMSGSIZE, errno.EINVAL}
+N_READS_TRIED = 16
+VLEN, IOVCNT = 2, 2  # arguments of sendmmsg and of writev
+RECEIVE_PAUSE_S = 0.001
+
+
+def outbound(number: int, peer: int = 2, size: int = 100, **fields: Any) -> bytes:
+    payload = UDP() / bytes(size - 28)
+    return bytes(IP(src="10.1.1.5", dst=f"10.1.{peer}.7", id=number, flags="DF", **fields) / payload)
+
+
+def ids(packets: list[bytes]) -> list[int]:
+    return [IP(packet).id for packet in packets]
+
+
+# sendmmsg
+
+
+@EVERY_ERROR
+def test_a_packet_that_cannot_be_sent_costs_itself_and_the_batchs_others_are(error: int, reason: str) -> None:
+    with EngineRig(small_table(), offload=NO_OFFLOAD) as rig:
+        for number in range(10):
+            rig.from_tun(outbound(number))
+        # The first of the ten messages fails; the call for the nine that are left does not.
+        refused([Refusal("sendmmsg", error, {VLEN: 10})], rig.poll)
+        assert ids(rig.to_peer("127.0.0.2")) == list(range(1, 10))
+        assert rig.counters("out") == {"packets": 9, "bytes": 900, "drops": {reason: 1}}
+        assert rig.engine.counters()["system_calls"]["udp_sends"] == 2
+
+
+@EVERY_ERROR
+@pytest.mark.parametrize("offload", [NO_OFFLOAD, Offload()], ids=["one by one", "in runs"])
+def test_a_socket_that_takes_nothing_costs_every_packet_once_and_no_spinning(
+    error: int, reason: str, offload: Offload
+) -> None:
+    with EngineRig(small_table(), offload=offload) as rig:
+        for number in range(10):
+            rig.from_tun(outbound(number))
+        refused([Refusal("sendmmsg", error)], rig.poll)
+        assert rig.counters("out") == {"packets": 0, "bytes": 0, "drops": {reason: 10}}
+        in_one_run = offload.udp_segment
+        sends = (11 if error in RETRIED_ONE_BY_ONE else 1) if in_one_run else 10
+        assert rig.engine.counters()["system_calls"]["udp_sends"] == sends
+        rig.from_tun(outbound(10))
+        rig.poll()
+        assert ids(rig.to_peer("127.0.0.2")) == [10]
+
+
+@EVERY_ERROR
+def test_a_run_that_cannot_be_sent_whole_costs_no_other_run_a_packet(error: int, reason: str) -> None:
+    """Two runs: the message of the first is refused, what is sent afterwards is not."""
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        for number in range(10):
+            rig.from_tun(outbound(number, peer=2 + number // 5))
+        refused([Refusal("sendmmsg", error, {VLEN: 2})], rig.poll)
+        assert ids(rig.to_peer("127.0.0.3")) == [5, 6, 7, 8, 9]
+        if error in RETRIED_ONE_BY_ONE:
+            assert ids(rig.to_peer("127.0.0.2")) == [0, 1, 2, 3, 4]
+            assert rig.drops("out") == {}
+        else:
+            assert rig.to_peer("127.0.0.2") == []
+            assert rig.drops("out") == {reason: 5}
+        # A device that cannot cut datagrams says EIO and never will; the other errors say nothing of it.
+        assert rig.engine.segments == (error != errno.EIO)
+
+
+def test_without_segmentation_packets_go_on_one_by_one_and_in_order() -> None:
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        for number in range(5):
+            rig.from_tun(outbound(number))
+        rig.from_tun(outbound(5, peer=3))
+        refused([Refusal("sendmmsg", errno.EIO, {VLEN: 2})], rig.poll)
+        before = rig.engine.counters()["system_calls"]["udp_sends"]
+        for number in range(6, 26):
+            rig.from_tun(outbound(number))
+        # Twenty messages in one call, not one message of twenty packets.
+        refused([Refusal("sendmmsg", errno.ENOMEM, {VLEN: 1})], rig.poll)
+        assert rig.engine.counters()["system_calls"]["udp_sends"] == before + 1
+        assert ids(rig.to_peer("127.0.0.2")) == [*range(5), *range(6, 26)]
+        assert rig.drops("out") == {}
+
+
+def test_the_sender_of_what_is_too_big_is_not_told_a_size_that_nobody_knows() -> None:
+    """The path's MTU is asked by way of a socket, and there may be none left."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as icmp,
+        EngineRig(small_table(), icmp_fd=icmp.fileno()) as rig,
+    ):
+        rig.from_tun(outbound(0))
+        refused(
+            [Refusal("sendmmsg", errno.EMSGSIZE), Refusal("socket", errno.EMFILE), Refusal("sendto", errno.EPERM)],
+            rig.poll,
+        )
+        assert rig.drops("out") == {"too_big": 1}
+        assert rig.engine.counters()["icmp"] == {"sent": 0, "rate_limited": 0, "failed": 0}
+
+
+# recvmmsg
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EACCES, errno.ENOMEM, errno.ENOBUFS], ids=errno.errorcode.get)
+def test_a_socket_that_gives_nothing_makes_nobody_spin_and_what_waits_there_comes_later(error: int) -> None:
+    lasts_s = 0.1
+    packet = bytes(IP(src="10.1.2.7", dst="10.1.1.5") / UDP())
+    with EngineRig(small_table()) as rig:
+        rig.from_peer("127.0.0.2", packet)
+
+        def keep_polling() -> None:
+            """As the loop does, which finds the socket readable again and again."""
+            started_s = time.monotonic()
+            while time.monotonic() - started_s < lasts_s:
+                assert rig.engine.poll() == 0
+
+        refused([Refusal("recvmmsg", error, {0: rig.udp_fd})], keep_polling)
+        assert 0 < rig.engine.counters()["system_calls"]["udp_receives"] <= lasts_s / RECEIVE_PAUSE_S + 1
+        assert rig.drops("in") == {}
+        rig.poll()
+        assert len(rig.to_tun()) == 1
+
+
+def test_what_the_host_sends_goes_out_while_the_socket_gives_nothing() -> None:
+    with EngineRig(small_table()) as rig:
+        rig.from_peer("127.0.0.2", b"x")
+        rig.from_tun(outbound(1))
+        refused([Refusal("recvmmsg", errno.ENOMEM, {0: rig.udp_fd})], rig.poll)
+        assert ids(rig.to_peer("127.0.0.2")) == [1]
+
+
+# TUN write
+
+
+def segments(n: int, first: int = 0, **fields: Any) -> list[bytes]:
+    ip = IP(src="10.1.2.7", dst="10.1.1.5", flags="DF")
+    payload = b"x" * 100
+    return [
+        bytes(ip / TCP(sport=5, dport=6, seq=100 * i, flags="A", **fields) / payload) for i in range(first, first + n)
+    ]
+
+
+@EVERY_ERROR
+def test_a_tun_that_takes_nothing_costs_every_packet_once(error: int, reason: str) -> None:
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        for packet in [*segments(20), bytes(IP(src="10.1.2.7", dst="10.1.1.5") / UDP())]:
+            rig.from_peer("127.0.0.2", packet)
+        refused([Refusal("writev", error, {0: rig.tun_fd})], rig.poll)
+        assert rig.counters("in") == {"packets": 0, "bytes": 0, "drops": {reason: 21}}
+        assert rig.engine.peer_counters(2) == (0, 0, 0, 0)
+        assert rig.engine.counters()["system_calls"]["tun_writes"] == 2
+
+
+@EVERY_ERROR
+def test_a_super_packet_that_the_tun_does_not_take_costs_its_segments_and_nothing_else(error: int, reason: str) -> None:
+    """As where the kernel finds no 64 KiB in one piece, but small ones."""
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        alone = bytes(IP(src="10.1.2.7", dst="10.1.1.5", id=77) / UDP())
+        for packet in [alone, *segments(20), alone]:
+            rig.from_peer("127.0.0.2", packet)
+        refused([Refusal("writev", error, {0: rig.tun_fd, IOVCNT: 20})], rig.poll)
+        assert ids(rig.to_tun()) == [77, 77]
+        assert rig.counters("in") == {"packets": 2, "bytes": 56, "drops": {reason: 20}}
+
+
+# TUN read
+
+
+@pytest.mark.parametrize(
+    "error", [errno.EBADFD, errno.ENOMEM, errno.ENOBUFS, errno.EPERM, errno.EIO, errno.EFAULT], ids=errno.errorcode.get
+)
+def test_a_tun_that_gives_nothing_is_given_up_after_some_tries_and_a_deleted_one_at_once(error: int) -> None:
+    with EngineRig(small_table()) as rig:
+        rig.from_tun(outbound(1))
+
+        def keep_polling() -> None:
+            for _ in range(3 * N_READS_TRIED):
+                assert rig.engine.poll() == 0
+
+        refused([Refusal("read", error, {0: rig.tun_fd})], keep_polling)
+        assert rig.engine.tun_errno == error
+        tries = 1 if error == errno.EBADFD else N_READS_TRIED
+        assert rig.engine.counters()["system_calls"]["tun_reads"] == tries
+
+
+def test_a_tun_that_recovers_in_time_is_not_given_up() -> None:
+    with EngineRig(small_table()) as rig:
+
+        def fail_nearly_too_often() -> None:
+            for _ in range(N_READS_TRIED - 1):
+                rig.engine.poll()
+
+        for number in range(3):
+            rig.from_tun(outbound(number))
+            refused([Refusal("read", errno.ENOMEM, {0: rig.tun_fd})], fail_nearly_too_often)
+            rig.poll()
+        assert rig.engine.tun_errno == 0
+        assert ids(rig.to_peer("127.0.0.2")) == [0, 1, 2]
+
+
+# Raw ICMP socket
+
+
+@EVERY_ERROR
+def test_an_answer_that_cannot_be_sent_is_counted_and_the_packet_is_dropped_for_its_own_reason(
+    error: int, reason: str
+) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as icmp,
+        EngineRig(small_table(), icmp_fd=icmp.fileno()) as rig,
+    ):
+        for number in range(3):
+            rig.from_tun(outbound(number, peer=9))
+        rig.from_tun(outbound(3))
+        refused([Refusal("sendto", error, {0: icmp.fileno()})], rig.poll)
+        assert rig.engine.counters()["icmp"] == {"sent": 0, "rate_limited": 0, "failed": 3}
+        assert rig.drops("out") == {"no_route": 3}
+        assert ids(rig.to_peer("127.0.0.2")) == [3]
+        assert reason  # the reasons are the packets', never the answers'
+
+
+# Probing
+
+
+def test_a_vnet_header_alone_is_too_short_a_packet() -> None:
+    with EngineRig(small_table()) as rig:
+        for n_bytes in range(1, 12):
+            rig.tun.send(VnetHeader().pack()[:n_bytes] + b"\x45" * (n_bytes - 10))
+        rig.from_tun(outbound(1))
+        rig.poll()
+        assert rig.drops("out") == {"too_short": 11}
+        assert ids(rig.to_peer("127.0.0.2")) == [1]
