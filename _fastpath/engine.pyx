@@ -11,10 +11,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from flannel_udp._fastpath.atomics cimport add_word, load_table, load_word, store_table
+from flannel_udp._fastpath.atomics cimport add_word, load_table, load_word, store_table, store_word
 from flannel_udp._fastpath.clock cimport now_ns
 from flannel_udp._fastpath.coalesce cimport write_queue_clear
 from flannel_udp._fastpath.datapath cimport (
+    FOR_EVER,
     PEER_CHUNK,
     PEER_CHUNK_BITS,
     PEER_CHUNKS_MAX,
@@ -130,6 +131,7 @@ cdef class Engine:
         self.dp.send_queue.arena = self.dp.tun_buffer + TUN_BUFFER_BYTES
         self.dp.receive_arena = self.dp.send_queue.arena + SEND_ARENA_BYTES
         write_queue_clear(&self.dp.write_queue)
+        self.forward_until(None)
         self.dp.dscp = dscp
         self.dp.icmp_fd = icmp_fd
         self.dp.port = htons(<unsigned short> port)
@@ -242,6 +244,13 @@ cdef class Engine:
         if old is not None:
             self.retired.append((old, load_word(&self.epoch)))
         self.reclaim()
+
+    def forward_until(self, boottime_ns: int | None) -> None:
+        """Forward nothing from that time of CLOCK_BOOTTIME on, ``None``: there is no such time. From any thread.
+
+        What comes later is dropped and counted. So the lease's end is kept also while the control plane stands still.
+        """
+        store_word(&self.dp.forward_until_ns, <uint64_t> FOR_EVER if boottime_ns is None else boottime_ns)
 
     def reclaim(self) -> int:
         """Let go of retired tables that no batch can be reading any more; return how many are left."""

@@ -74,6 +74,15 @@ class Door:
             _remove(self._path, self._made)
 
 
+def peer_credentials(sock: socket.socket) -> tuple[int, int]:
+    """Return pid and uid of the other end of a unix socket; of a listener, those of whoever called listen() last.
+
+    The pid is 0 if the process lives in a pid namespace that we do not see.
+    """
+    pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
+
+
 @asynccontextmanager
 async def control_server(door: Door, source: StatusSource) -> AsyncIterator[None]:
     """Answer at the door, which is closed at the end."""
@@ -200,8 +209,7 @@ def _remove_stale(path: Path, kind: int) -> None:
         except TimeoutError:
             # It listens and is too busy to accept, which a dead one cannot be.
             raise FlannelError(f"another flannel-udp is running (on {path}) and does not answer") from None
-        # The credentials of whoever called listen(); the pid is 0 if it lives in a pid namespace we do not see.
-        pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        pid, _ = peer_credentials(probe)
     raise FlannelError(f"another flannel-udp is running (pid {pid}, on {path}): stop it first")
 
 

@@ -84,8 +84,8 @@ class Dataplane:
 
     The device and the sockets can be replaced; the engines, the table in force and the counters live on. With `adopted`
     nothing is opened: those descriptors are used, and are the dataplane's from now on. `dscp` is the outer header's, -1
-    for the inner one's. `on_fault()` is called in a data thread when flannel0 is lost. Raises FlannelError where
-    something cannot be opened; nothing stays open then.
+    for the inner one's. `on_fault()` is called, in any thread, when flannel0 is lost or has to be looked at.
+    Raises FlannelError where something cannot be opened; nothing stays open then.
     """
 
     def __init__(
@@ -100,7 +100,9 @@ class Dataplane:
     ) -> None:
         self._options, self._port, self._on_fault = options, port, on_fault
         self.lent = False
-        """Whether the descriptors are offered to another process: then they must stay the ones they are."""
+        """Whether another process is about to read from the descriptors: then they must stay the ones they are."""
+        self.replaced = 0
+        """How often descriptors were opened anew."""
         with ExitStack() as opened:
             if adopted is None:
                 self._open(address, opened)
@@ -210,8 +212,15 @@ class Dataplane:
         former, self._sockets = self._sockets, open_sockets(address, self._port, self.workers)
         self._replace(lambda: close_sockets(former))
 
+    def take_back(self) -> None:
+        """Go on with what was lent."""
+        self.lent = False
+        self.start()
+        self._on_fault()  # what was refused meanwhile is due
+
     def _replace(self, close_former: Callable[[], None]) -> None:
         """Have the engines work on the descriptors that there are now."""
+        self.replaced += 1
         self._granted = granted = self._enable_offload()
         stopped = self._stop(range(self.workers))
         for engine, queue, udp in zip(self._engines, self.tunnel.filenos(), self._sockets, strict=True):
@@ -222,7 +231,7 @@ class Dataplane:
 
     def _refuse_if_lent(self) -> None:
         if self.lent:
-            raise FlannelError(f"another agent is about to take over {self.tunnel.name}: nothing is opened anew now")
+            raise FlannelError(f"another agent is taking over {self.tunnel.name}: nothing is opened anew now")
 
     def _enable_offload(self) -> Offload:
         """Switch on what is wanted and possible on the device and the sockets; return what is on."""
@@ -252,6 +261,15 @@ class Dataplane:
     async def _old_table_let_go(self) -> None:
         while sum(engine.reclaim() for engine in self._engines):
             await asyncio.sleep(QUIET_POINT_POLL_S)
+
+    def forward_until(self, boottime_s: float | None) -> None:
+        """Forward nothing from that time of CLOCK_BOOTTIME on, ``None``: there is no such time.
+
+        The data threads keep to it by themselves, whatever becomes of the control plane.
+        """
+        boottime_ns = None if boottime_s is None else round(boottime_s * 1e9)
+        for engine in self._engines:
+            engine.forward_until(boottime_ns)
 
     @property
     def offload(self) -> Offload:

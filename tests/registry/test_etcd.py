@@ -98,6 +98,19 @@ async def test_a_revoked_lease_is_lost(opened: Opened, etcd_options: EtcdOptions
             await use
 
 
+async def test_a_release_by_the_run_before_that_arrives_late_deletes_nothing(
+    opened: Opened, etcd_options: EtcdOptions
+) -> None:
+    # A host that is cut off ends with --release-on-exit: its kernel may deliver the request after the next start.
+    former, ours = opened(etcd_options), opened(etcd_options)
+    entry = await former.create(KEY, VALUE, LEASE_TTL_S)
+    renewed = await ours.renew((await ours.list()).entries[KEY], VALUE, LEASE_TTL_S)
+    with pytest.raises(LeaseLost):
+        await former.delete(entry)
+    assert (await ours.list()).entries == {KEY: renewed}
+    assert await ours.renew(renewed, VALUE, LEASE_TTL_S) == renewed
+
+
 async def test_a_renewal_whose_answer_was_lost_can_be_repeated(opened: Opened, etcd_options: EtcdOptions) -> None:
     registry = opened(etcd_options)
     entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
@@ -181,14 +194,14 @@ async def test_a_first_endpoint_that_refuses_costs_nothing_and_says_nothing(
         await seen.snapshot()
         await registry.create(KEY, VALUE, LEASE_TTL_S)
         await seen.change()
-    assert time.monotonic() - began_s < 0.5
+    assert time.monotonic() - began_s < etcd_client.CALL_S / 2  # the share of an endpoint that hangs
     assert caplog.records == []
 
 
 async def test_an_endpoint_that_hangs_takes_only_its_share_of_the_deadline(
     opened: Opened, etcd_options: EtcdOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(etcd_client, "CALL_S", 1.0)
+    monkeypatch.setattr(etcd_client, "CALL_S", 2.0)
     released = asyncio.Event()
 
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -200,10 +213,10 @@ async def test_an_endpoint_that_hangs_takes_only_its_share_of_the_deadline(
     registry = opened(replace(etcd_options, endpoints=(f"http://127.0.0.1:{port}", *etcd_options.endpoints)))
     began_s = time.monotonic()
     await registry.list()
-    assert 0.4 < time.monotonic() - began_s < 0.9
+    assert 0.9 < time.monotonic() - began_s < 1.9
     began_s = time.monotonic()
     await registry.list()  # the endpoint that answered is asked first from now on
-    assert time.monotonic() - began_s < 0.3
+    assert time.monotonic() - began_s < 0.9
     released.set()
     server.close()
 

@@ -30,7 +30,7 @@ class Peer:
         try:
             self._wait_for_device()
             host.configure(
-                # Without an IPv6 address the kernel says nothing of its own into the tunnel, at moments of its choosing.
+                # Without an IPv6 address the kernel says nothing of its own into the tunnel, whenever it likes.
                 f"link set flannel0 mtu {self.mtu} addrgenmode none",
                 f"addr add {subnet.network_address}/32 dev flannel0",
                 "link set flannel0 up",
