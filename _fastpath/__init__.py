@@ -3,7 +3,7 @@
 How a packet meets the modules:
 
     outbound  engine.poll ─▶ outbound: sysio.tun_read ─▶ ipv4.parse ─▶ routes.lookup ─▶ ipv4.decrement_ttl
-                                       ─▶ split ─▶ sendqueue ─▶ transmit ─▶ sysio.send_messages
+                                       ─▶ pathmtu ─▶ split ─▶ sendqueue ─▶ transmit ─▶ sysio.send_messages
     inbound   engine.poll ─▶ inbound:  sysio.udp_receive ─▶ ipv4.parse ─▶ source and subnet check ─▶ ecn
                                        ─▶ ipv4.decrement_ttl ─▶ coalesce ─▶ sysio.tun_write
     drops     drops.count_drops, and for some an answer: answer.answer_sender

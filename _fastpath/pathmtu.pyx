@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 
 from flannel_udp._fastpath.encap_udp cimport OUTER_BYTES
 from flannel_udp._fastpath.sysio cimport query_path_mtu
+from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES
 
 cdef enum:
     INNER_MTU_MIN = 68          # RFC 791 section 3.1: every IPv4 link carries that much
@@ -12,7 +13,8 @@ cdef enum:
 
 cdef bint learn_path_mtu(Datapath *dp, uint32_t peer) noexcept nogil:
     cdef PeerState *state = state_of(dp, peer)
-    cdef uint32_t outer_mtu = query_path_mtu(outer_address(dp.table, peer))
+    # The loopback interface says 65,536, a byte more than an IPv4 packet has.
+    cdef uint32_t outer_mtu = min(query_path_mtu(outer_address(dp.table, peer)), <uint32_t> IPV4_MAX_BYTES)
     if outer_mtu == 0:
         return False
     state.inner_mtu_of = outer_address(dp.table, peer)

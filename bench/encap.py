@@ -9,25 +9,20 @@ so these are upper bounds: what a packet costs beside the kernel's part. Needs n
 
 from __future__ import annotations
 
-import argparse
-import logging
 import statistics
 import struct
 import sys
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from bench import chart, machine
+from bench import chart, command
 from bench.compiled import load
-from bench.console import show
 from flannel_udp._fastpath.checksum import checksum
 from flannel_udp._fastpath.routes import PEERS_FROM, RouteList, RouteTable
-from flannel_udp.errors import FlannelError
 
 STAGES: Mapping[str, str] = {
     "split": "super-packet into packets, with checksums",
@@ -112,21 +107,14 @@ def _table(found: Found) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the bench and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.encap", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, and a plot beside it")
-    given = parser.parse_args(argv)
-    logging.basicConfig(format="%(name)s: %(message)s")
-    try:
-        found = measure()
-        show(_table(found))
-        if given.json:
-            document = {"machine": machine.describe(), "packets_per_s": found}
-            rows = {title: {size: 1e9 / rate for size, rate in found[stage].items()} for stage, title in STAGES.items()}
-            chart.write(given.json, document, [chart.Chart("Nanoseconds a packet, one core", rows)])
-    except FlannelError as error:
-        logging.getLogger("bench").error("%s", error)
-        return error.exit_code
-    return 0
+    return command.run("bench.encap", __doc__, _findings, argv)
+
+
+def _findings() -> command.Findings:
+    found = measure()
+    rows = {title: {size: 1e9 / rate for size, rate in found[stage].items()} for stage, title in STAGES.items()}
+    plot = chart.Chart("Nanoseconds a packet, one core", rows)
+    return command.Findings(_table(found), {"packets_per_s": found}, [plot])
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ random subnets, so that neither caches nor branch predictors are flattered. Need
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import logging
 import random
 import statistics
 import sys
@@ -18,16 +16,13 @@ import time
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from bench import chart, machine
+from bench import chart, command
 from bench.compiled import load
-from bench.console import show
 from flannel_udp._fastpath.routes import PEERS_FROM, RouteList, RouteTable
-from flannel_udp.errors import FlannelError
 
 SIZES = (10, 1_000, 10_000, 100_000)
 _NETWORK, _NETWORK_BITS, _SUBNET_BITS = 0x0A000000, 8, 26
@@ -113,20 +108,12 @@ def _table(found: Sequence[Found]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the bench and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.lookup", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, and a plot beside it")
-    given = parser.parse_args(argv)
-    logging.basicConfig(format="%(name)s: %(message)s")
-    try:
-        found = measure()
-        show(_table(found))
-        if given.json:
-            document = {"machine": machine.describe(), **records(found)}
-            chart.write(given.json, document, charts(found))
-    except FlannelError as error:
-        logging.getLogger("bench").error("%s", error)
-        return error.exit_code
-    return 0
+    return command.run("bench.lookup", __doc__, _findings, argv)
+
+
+def _findings() -> command.Findings:
+    found = measure()
+    return command.Findings(_table(found), records(found), charts(found))
 
 
 if __name__ == "__main__":
