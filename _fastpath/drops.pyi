@@ -16,13 +16,14 @@ class DropReason(IntEnum):
     UNKNOWN_PEER = 12
     SPOOFED_SOURCE = 13
     NOT_OUR_SUBNET = 14
-    TOO_BIG = 15
-    UNREACHABLE = 16
-    REFUSED = 17
-    NO_MEMORY = 18
-    QUEUE_FULL = 19
-    DEVICE_DOWN = 20
-    SYSTEM_ERROR = 21
-    DROP_REASONS = 22
+    LEASE_EXPIRED = 15
+    TOO_BIG = 16
+    UNREACHABLE = 17
+    REFUSED = 18
+    NO_MEMORY = 19
+    QUEUE_FULL = 20
+    DEVICE_DOWN = 21
+    SYSTEM_ERROR = 22
+    DROP_REASONS = 23
 
 SENTENCES: dict[DropReason, str]
