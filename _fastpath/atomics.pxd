@@ -12,5 +12,6 @@ cdef extern from *:
     """
     const Table *load_table "word_load"(const Table **place) noexcept nogil
     void store_table "word_store"(const Table **place, const Table *value) noexcept nogil
-    uint64_t load_word "word_load"(uint64_t *place) noexcept nogil
+    uint64_t load_word "word_load"(const uint64_t *place) noexcept nogil
+    void store_word "word_store"(uint64_t *place, uint64_t value) noexcept nogil
     void add_word "word_add"(uint64_t *place, uint64_t value) noexcept nogil

@@ -1,10 +1,15 @@
-"""The monotonic clock, read where a decision needs it and never for every packet; a pause where nothing else helps."""
+"""The clocks, read where a decision needs one and never for every packet.
+
+Intervals are measured by CLOCK_MONOTONIC. CLOCK_BOOTTIME goes on while the machine is suspended: leases end by it.
+A pause is for where nothing else helps.
+"""
 
 from libc.stdint cimport uint64_t
 
 cdef extern from "<time.h>" nogil:
     cdef enum:
         CLOCK_MONOTONIC
+        CLOCK_BOOTTIME
     cdef struct timespec:
         long tv_sec
         long tv_nsec
@@ -12,10 +17,18 @@ cdef extern from "<time.h>" nogil:
     int nanosleep(const timespec *duration, timespec *left)
 
 
-cdef inline uint64_t now_ns() noexcept nogil:
+cdef inline uint64_t read_ns(int clock) noexcept nogil:
     cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
+    clock_gettime(clock, &now)
     return <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec
+
+
+cdef inline uint64_t now_ns() noexcept nogil:
+    return read_ns(CLOCK_MONOTONIC)
+
+
+cdef inline uint64_t boottime_ns() noexcept nogil:
+    return read_ns(CLOCK_BOOTTIME)
 
 
 cdef inline void pause_ns(long duration_ns) noexcept nogil:

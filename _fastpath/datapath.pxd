@@ -2,6 +2,8 @@
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+from flannel_udp._fastpath.atomics cimport load_word
+from flannel_udp._fastpath.clock cimport boottime_ns
 from flannel_udp._fastpath.coalesce cimport WriteQueue
 from flannel_udp._fastpath.drops cimport DirectionCounters
 from flannel_udp._fastpath.icmp cimport IcmpLimiter
@@ -54,7 +56,11 @@ cdef struct SystemCalls:
     uint64_t udp_receives
     uint64_t udp_receive_errors     # of those; what waited stayed where it was
 
+cdef enum:
+    FOR_EVER = 0xffffffffffffffff
+
 cdef struct Datapath:
+    uint64_t forward_until_ns   # shared with other threads: a time of CLOCK_BOOTTIME, or FOR_EVER
     int tun_fd
     int udp_fd
     int icmp_fd                 # raw, IP_HDRINCL
@@ -82,3 +88,10 @@ cdef struct Datapath:
 
 cdef inline PeerState *state_of(Datapath *dp, uint32_t peer) noexcept nogil:
     return &dp.peer_chunks[peer >> PEER_CHUNK_BITS][peer & (PEER_CHUNK - 1)]
+
+
+cdef inline bint lease_expired(const Datapath *dp) noexcept nogil:
+    """Whether nothing may be forwarded any more. Asked for right before a batch leaves: an agent that was stopped, or a
+    machine that was suspended, goes on in the middle of one, and perhaps the subnet is another host's by then."""
+    cdef uint64_t until_ns = load_word(&dp.forward_until_ns)
+    return until_ns != <uint64_t> FOR_EVER and boottime_ns() >= until_ns

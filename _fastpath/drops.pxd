@@ -20,6 +20,7 @@ cpdef enum DropReason:
     UNKNOWN_PEER
     SPOOFED_SOURCE
     NOT_OUR_SUBNET
+    LEASE_EXPIRED
     # the kernel did not take it
     TOO_BIG
     UNREACHABLE

@@ -17,6 +17,7 @@ SENTENCES = {
     DropReason.UNKNOWN_PEER: "the sender's address is no registered peer's public IP",
     DropReason.SPOOFED_SOURCE: "the inner source lies in a lease that is not the sender's",
     DropReason.NOT_OUR_SUBNET: "the inner destination is not in our subnet",
+    DropReason.LEASE_EXPIRED: "our lease ran out before the agent could renew it",
     DropReason.TOO_BIG: "larger than the underlay's path MTU (EMSGSIZE)",
     DropReason.UNREACHABLE: "the underlay has no way to the peer (ENETUNREACH, EHOSTUNREACH)",
     DropReason.REFUSED: "a firewall rule of this host forbids sending (EPERM)",

@@ -11,10 +11,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from flannel_udp._fastpath.atomics cimport add_word, load_table, load_word, store_table
+from flannel_udp._fastpath.atomics cimport add_word, load_table, load_word, store_table, store_word
 from flannel_udp._fastpath.clock cimport now_ns
 from flannel_udp._fastpath.coalesce cimport write_queue_clear
 from flannel_udp._fastpath.datapath cimport (
+    FOR_EVER,
     PEER_CHUNK,
     PEER_CHUNK_BITS,
     PEER_CHUNKS_MAX,
@@ -32,7 +33,7 @@ from flannel_udp._fastpath.drops cimport DROP_REASONS, DirectionCounters
 from flannel_udp._fastpath.ecn cimport DSCP_INHERIT
 from flannel_udp._fastpath.inbound cimport inbound_batch
 from flannel_udp._fastpath.outbound cimport outbound_batch
-from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteTable, Table
+from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteList, RouteTable, Table
 from flannel_udp._fastpath.sendqueue cimport RUN_PACKETS_MAX, SEND_ARENA_BYTES
 from flannel_udp._fastpath.sockets cimport epoll_event, epoll_wait
 from flannel_udp._fastpath.wire cimport check_sizes, htons
@@ -130,6 +131,7 @@ cdef class Engine:
         self.dp.send_queue.arena = self.dp.tun_buffer + TUN_BUFFER_BYTES
         self.dp.receive_arena = self.dp.send_queue.arena + SEND_ARENA_BYTES
         write_queue_clear(&self.dp.write_queue)
+        self.forward_until(None)
         self.dp.dscp = dscp
         self.dp.icmp_fd = icmp_fd
         self.dp.port = htons(<unsigned short> port)
@@ -236,17 +238,32 @@ cdef class Engine:
         """Put a table in force, from any thread but only one at a time; batches that start from now on use it."""
         self._make_room(table.table.n_hops)
         old = self.table
+        table.n_engines += 1            # first: from now on it must not be written
         store_table(&self.current, &table.table)
         self.table = table
         if old is not None:
             self.retired.append((old, load_word(&self.epoch)))
         self.reclaim()
 
+    def forward_until(self, boottime_ns: int | None) -> None:
+        """Forward nothing from that time of CLOCK_BOOTTIME on, ``None``: there is no such time. From any thread.
+
+        What comes later is dropped and counted. So the lease's end is kept also while the control plane stands still.
+        """
+        store_word(&self.dp.forward_until_ns, <uint64_t> FOR_EVER if boottime_ns is None else boottime_ns)
+
     def reclaim(self) -> int:
         """Let go of retired tables that no batch can be reading any more; return how many are left."""
         cdef uint64_t now = load_word(&self.epoch)
-        self.retired = [(table, seen) for table, seen in self.retired if seen % 2 and seen == now]
-        return len(self.retired)
+        cdef RouteTable table
+        held = []
+        for table, seen in self.retired:
+            if seen % 2 and seen == now:
+                held.append((table, seen))
+            else:
+                table.n_engines -= 1
+        self.retired = held
+        return len(held)
 
     def counters(self) -> dict:
         """Return what was forwarded and dropped in both directions, ICMP answers given and system calls made."""
@@ -295,5 +312,4 @@ cdef class Engine:
 def _empty_table() -> RouteTable:
     from array import array
 
-    nothing = array("I")
-    return RouteTable(nothing, array("B"), nothing, array("I", [0, 0]))
+    return RouteTable(RouteList(), array("I", [0, 0]))

@@ -1,4 +1,4 @@
-"""The immutable longest-prefix table: look-up inline, building in `routes.pyx`.
+"""The longest-prefix table: look-up inline; `trie.pyx` builds the trie, `routes.pyx` everything around it.
 
 A trie with as many bits a level as pay off (level-compressed: Nilsson and Karlsson, "IP-Address Lookup Using
 LC-Tries", 1999). All nodes lie in one array of 32-bit words:
@@ -8,6 +8,9 @@ LC-Tries", 1999). All nodes lie in one array of 32-bit words:
 
 Shorter prefixes are pushed down into the leaves, so the first leaf met is the longest match. The bits that all routes
 share are compared once and skipped.
+
+A table that an engine has is never written. One that no engine has (any more) can be brought up to date at the places
+that changed: see docs/decisions/0010.
 """
 
 from libc.stdint cimport uint32_t
@@ -30,12 +33,24 @@ cdef struct AddressSlot:
     be32 addr
     uint32_t next_hop           # NO_ROUTE_HOP: the slot is free
 
+cdef struct Route:
+    uint32_t network            # host order, host bits clear
+    uint32_t prefix_len
+    uint32_t next_hop
+
+cdef struct Routes:
+    Route *rows                 # by network, then by prefix length: a prefix stands before all that it covers
+    size_t n
+    uint32_t n_of_len[33]       # how many there are of each prefix length
+
 cdef struct Table:
     uint32_t shared_bits        # address bits that all routes share, host order
     uint32_t shared_mask
     uint32_t shared_len         # how many bits that are; at most 31
+    uint32_t n_built            # how many routes there were when the trie was last built as a whole
     uint32_t *nodes             # the root is node 0
     size_t n_words              # used words of `nodes`
+    size_t size_words           # room for words in `nodes`
     be32 *peer_addr             # underlay address by next hop
     uint32_t n_hops             # next hops are below this
     AddressSlot *by_addr        # hash of the peers' underlay addresses, open addressing
@@ -72,5 +87,11 @@ cdef inline uint32_t peer_of(const Table *table, be32 addr) noexcept nogil:
     return table.by_addr[i].next_hop
 
 
+cdef class RouteList:
+    cdef Routes routes
+    cdef uint32_t hops_end      # every next hop is below this
+
+
 cdef class RouteTable:
     cdef Table table            # the engines read it while they hold a reference to this object
+    cdef int n_engines          # that hold it: while there are any, nobody may write

@@ -12,8 +12,16 @@ from flannel_udp._fastpath.coalesce cimport (
     finish_super_packet,
     write_queue_clear,
 )
-from flannel_udp._fastpath.datapath cimport RECEIVE_BYTES, RECEIVE_HEADROOM, RECEIVE_MAX, Bundle, PeerState, state_of
-from flannel_udp._fastpath.drops cimport count_drops, count_forwarded, reason_of_errno
+from flannel_udp._fastpath.datapath cimport (
+    RECEIVE_BYTES,
+    RECEIVE_HEADROOM,
+    RECEIVE_MAX,
+    Bundle,
+    PeerState,
+    lease_expired,
+    state_of,
+)
+from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, count_drops, count_forwarded, reason_of_errno
 from flannel_udp._fastpath.routes cimport FIRST_PEER
 from flannel_udp._fastpath.sockets cimport (
     AF_INET,
@@ -152,8 +160,11 @@ cdef inline void read_controls(msghdr *header, Bundle *bundle) noexcept nogil:
 
 cdef void tun_write(Datapath *dp) noexcept nogil:
     cdef uint32_t i
+    cdef bint expired = dp.write_queue.n > 0 and lease_expired(dp)
     for i in range(dp.write_queue.n):
-        if write_one(dp, &dp.write_queue.writes[i]) < 0:
+        if expired:
+            count_drops(&dp.in_counters, LEASE_EXPIRED, dp.write_queue.writes[i].n)
+        elif write_one(dp, &dp.write_queue.writes[i]) < 0:
             count_drops(&dp.in_counters, reason_of_errno(errno.errno), dp.write_queue.writes[i].n)
         else:
             count_written(dp, &dp.write_queue.writes[i])

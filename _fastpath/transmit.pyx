@@ -5,8 +5,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from flannel_udp._fastpath.answer cimport answer_sender
-from flannel_udp._fastpath.datapath cimport PeerState, state_of
-from flannel_udp._fastpath.drops cimport TOO_BIG, count_drops, count_forwarded, reason_of_errno
+from flannel_udp._fastpath.datapath cimport PeerState, lease_expired, state_of
+from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, TOO_BIG, count_drops, count_forwarded, reason_of_errno
 from flannel_udp._fastpath.encap_udp cimport outer_address
 from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.pathmtu cimport learn_path_mtu
@@ -40,6 +40,10 @@ cdef void transmit(Datapath *dp) noexcept nogil:
     cdef int put
     for i in range(queue.n):
         address_message(dp, &messages[i], &envelopes[i], &queue.runs[i], 0, queue.runs[i].n_bytes)
+    if queue.n and lease_expired(dp):
+        for i in range(queue.n):
+            count_drops(&dp.out_counters, LEASE_EXPIRED, queue.runs[i].n)
+        done = queue.n
     while done < queue.n:
         put = send_messages(dp, &messages[done], queue.n - done)
         for i in range(done, done + <uint32_t> max(put, 0)):

@@ -22,7 +22,7 @@ from rich.table import Table
 from bench import chart, command
 from bench.compiled import load
 from flannel_udp._fastpath.checksum import checksum
-from flannel_udp._fastpath.routes import PEERS_FROM, RouteTable
+from flannel_udp._fastpath.routes import PEERS_FROM, RouteList, RouteTable
 
 STAGES: Mapping[str, str] = {
     "split": "super-packet into packets, with checksums",
@@ -68,9 +68,8 @@ def measure() -> Found:
     compiled = load("_encap")
     peer = PEERS_FROM
     prefix = _TARGET >> (32 - _SUBNET_BITS) << (32 - _SUBNET_BITS)
-    table = RouteTable(
-        array("I", [prefix]), array("B", [_SUBNET_BITS]), array("I", [peer]), array("I", [0] * peer + [_SOURCE])
-    )
+    routes = RouteList(array("I", [prefix]), array("B", [_SUBNET_BITS]), array("I", [peer]))
+    table = RouteTable(routes, array("I", [0] * peer + [_SOURCE]))
     runs: dict[tuple[str, str], tuple[Callable[..., int], bytes, tuple[Any, ...]]] = {}
     for size, n in _SEGMENTS.items():
         whole, payload, headers = super_packet(size)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from bench import chart, command
 from bench.compiled import load
-from flannel_udp._fastpath.routes import PEERS_FROM, RouteTable
+from flannel_udp._fastpath.routes import PEERS_FROM, RouteList, RouteTable
 
 SIZES = (10, 1_000, 10_000, 100_000)
 _NETWORK, _NETWORK_BITS, _SUBNET_BITS = 0x0A000000, 8, 26
@@ -69,12 +69,10 @@ def make_case(chooser: random.Random, n: int) -> tuple[RouteTable, array[int]]:
     host_bits = 32 - _SUBNET_BITS
     places = chooser.sample(range(1 << (_SUBNET_BITS - _NETWORK_BITS)), n)
     networks = [_NETWORK | place << host_bits for place in places]
-    table = RouteTable(
-        array("I", networks),
-        array("B", [_SUBNET_BITS]) * n,
-        array("I", range(PEERS_FROM, PEERS_FROM + n)),
-        array("I", [0] * PEERS_FROM + [_UNDERLAY + 1 + i for i in range(n)]),
+    routes = RouteList(
+        array("I", networks), array("B", [_SUBNET_BITS]) * n, array("I", range(PEERS_FROM, PEERS_FROM + n))
     )
+    table = RouteTable(routes, array("I", [0] * PEERS_FROM + [_UNDERLAY + 1 + i for i in range(n)]))
     chosen = chooser.choices(networks, k=_LOOKUPS)
     return table, array("I", [network | chooser.getrandbits(host_bits) for network in chosen])
 

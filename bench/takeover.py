@@ -1,8 +1,10 @@
-"""One agent takes over from another at a fixed rate of small datagrams, or beside a TCP stream: what is lost.
+"""One agent takes over from another under small datagrams at a fixed rate, and beside a TCP stream: what is lost.
 
     python -m bench.takeover [--rate PPS] [--seconds N] [--times N]
 
-Needs root. How long packets waited is the new agent's own figure.
+Needs root. Each is done as often without a take-over: what is lost then, the machine loses. How long packets waited is
+the new agent's own figure; "queues full" counts what the kernel dropped at flannel0 and at the agents' UDP sockets.
+Lost of a TCP stream is what was sent again and the receiver had not yet, as it says itself (DSACK, RFC 2883).
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.table import Table
 
@@ -28,25 +30,53 @@ from bench.generators import GRACE_S, server
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.node import Host
+from flannel_udp.lab.node import Host, Pod
 from flannel_udp.lab.plan import Plan
 
 _PORT = 5301
 _PAYLOAD_BYTES = 64
+_BESIDE_PPS = 1_000
+"""Of datagrams beside a TCP stream."""
+_TUNNEL_PORT = 8285
 _SILENCE_MS = 500
 _LEAD_S = 0.5
 """How long traffic flows before something happens to the agent."""
+_NOTHING_S = 1.0
+"""About as long as a take-over, from the start of the new agent on."""
 _WAITED = re.compile(r"took over from process .*; packets waited ([0-9.]+) ms at most")
+
+Event = Callable[[], float | None]
+"""What happens while traffic flows; returns for how many milliseconds packets waited, if it is a take-over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """What became of the datagrams of one run; `waited_ms` is the new agent's figure, where one took over."""
+    """What became of the datagrams of one run."""
 
     sent: int
     lost: int
     reordered: int
-    waited_ms: float | None = None
+    overflowed: int
+    """Packets, of whichever flow, that found flannel0 or a UDP socket of the tunnel full."""
+    waited_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What became of a TCP stream, and of the datagrams beside it."""
+
+    gbits: float
+    """Received, per second."""
+    again: int
+    """Segments that were sent again."""
+    needlessly: int
+    """Of those, what the receiver had already: it reports duplicates (DSACK, RFC 2883)."""
+    beside: Passage
+
+    @property
+    def lost(self) -> int:
+        """Segments that did not arrive at first."""
+        return self.again - self.needlessly
 
 
 class Successors:
@@ -97,17 +127,18 @@ def _ready_agent(host: Host) -> int | None:
     return None
 
 
-def pass_datagrams(sender: Host, receiver: Host, rate_pps: int, seconds: float, event: Callable[[], object]) -> Passage:
+def pass_datagrams(sender: Host, receiver: Host, rate_pps: int, seconds: float, event: Event) -> Passage:
     """Send small datagrams from pod to pod at a fixed rate while `event` happens, and count what arrives."""
     blast = str(build_blast())
     source, target = sender.pods[0], receiver.pods[0]
     ends = (str(target.ip), str(_PORT))
+    before = _overflows(sender) + _overflows(receiver)
     with server(target, [blast, "count", *ends, str(_SILENCE_MS)], "ready") as counter:
         send = [blast, "send", *ends, str(_PAYLOAD_BYTES), str(round(seconds * 1000)), str(rate_pps)]
         with source.popen(send, stdout=subprocess.PIPE) as blasting:
             try:
                 time.sleep(_LEAD_S)
-                event()
+                waited_ms = event()
                 if blasting.poll() is not None:
                     raise FlannelError(f"it was not over within the {seconds:g} s in which traffic flowed")
                 sent = parse_blast(blasting.communicate(timeout=seconds + GRACE_S)[0])
@@ -115,30 +146,49 @@ def pass_datagrams(sender: Host, receiver: Host, rate_pps: int, seconds: float, 
                 blasting.kill()
         text = counter.stdout.readline() if counter.stdout else ""
     received = parse_blast(text)
-    return Passage(sent.packets, sent.packets - received.packets, json.loads(text)["reordered"])
+    overflowed = _overflows(sender) + _overflows(receiver) - before
+    lost = sent.packets - received.packets
+    return Passage(sent.packets, lost, json.loads(text)["reordered"], overflowed, waited_ms)
 
 
-def take_over(successors: Successors, sender: Host, receiver: Host, rate_pps: int, seconds: float) -> Passage:
-    """Take over while small datagrams flow."""
-    waited_ms: list[float] = []
-    passage = pass_datagrams(sender, receiver, rate_pps, seconds, lambda: waited_ms.append(successors.next()))
-    return replace(passage, waited_ms=waited_ms[0])
+def _overflows(host: Host) -> int:
+    """Return what the kernel has dropped at flannel0's queue and at the UDP sockets of the tunnel."""
+    queue = host.run(["cat", "/sys/class/net/flannel0/statistics/tx_dropped"]).stdout
+    # /proc/net/udp: the second column is the local address:port in hex, the last one the socket's drops.
+    sockets = [line.split() for line in host.run(["cat", "/proc/net/udp"]).stdout.splitlines()[1:]]
+    return int(queue) + sum(int(fields[-1]) for fields in sockets if fields[1].endswith(f":{_TUNNEL_PORT:04X}"))
 
 
-def take_over_beside_tcp(successors: Successors, sender: Host, receiver: Host, seconds: int) -> dict[str, Any]:
-    """Take over during one TCP stream; return iperf3's document."""
+def pass_stream(sender: Host, receiver: Host, seconds: int, event: Event) -> Stream:
+    """Send one TCP stream from pod to pod, and some datagrams beside it, while `event` happens."""
     source, target = sender.pods[0], receiver.pods[0]
+    before = _segments_again(source)
     with server(target, ["iperf3", "--server", "--one-off", "--forceflush"], "Server listening"):
         client = ["iperf3", "--client", str(target.ip), "--time", str(seconds), "--json", "-C", "cubic"]
         with source.popen(client, stdout=subprocess.PIPE) as stream:
             try:
-                time.sleep(_LEAD_S)
-                successors.next()
+                beside = pass_datagrams(sender, receiver, _BESIDE_PPS, seconds, event)
                 text = stream.communicate(timeout=seconds + GRACE_S)[0]
             finally:
                 stream.kill()
-    document: dict[str, Any] = json.loads(text[text.index("{") :])
-    return document
+    again, needlessly = (after - then for after, then in zip(_segments_again(source), before, strict=True))
+    received = json.loads(text[text.index("{") :])["end"]["sum_received"]
+    return Stream(received["bits_per_second"] / 1e9, again, needlessly, beside)
+
+
+def _segments_again(pod: Pod) -> tuple[int, int]:
+    """Return how many TCP segments a pod's kernel has sent again, and of how many it heard that they came twice."""
+    counted: dict[str, int] = {}
+    for file in ("/proc/net/snmp", "/proc/net/netstat"):  # pairs of lines: names, values
+        lines = [line.split() for line in pod.run(["cat", file]).stdout.splitlines()]
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            counted |= zip(names[1:], map(int, values[1:]), strict=True)
+    return counted["RetransSegs"], counted["TCPDSACKRecvSegs"]
+
+
+def nothing() -> None:
+    """Let the time of a take-over pass."""
+    time.sleep(_NOTHING_S)
 
 
 def main() -> int:
@@ -148,8 +198,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=4, metavar="N", help="of each run (default: %(default)s)")
     parser.add_argument("--times", type=int, default=3, metavar="N", help="default: %(default)s")
     given = parser.parse_args()
-    table = Table(title=f"take-overs at {given.rate:,} packets/s, {given.seconds} s each", title_justify="left")
-    for heading in ("who is taken over", "sent", "lost", "reordered", "packets waited, ms"):
+    table = Table(title=f"take-overs during {given.seconds} s of traffic", title_justify="left")
+    for heading in ("traffic", "taken over", "sent", "lost", "sent again", "reordered", "queues full", "waited, ms"):
         table.add_column(heading, justify="right")
     try:
         netns.require()
@@ -159,20 +209,31 @@ def main() -> int:
                 host.wait_ready()
                 host.wait_peers({other.subnet for other in lab.hosts if other is not host and other.subnet})
             with Successors(first) as firsts, Successors(second) as seconds:
-                for who, successors in {"the sender's agent": firsts, "the receiver's agent": seconds}.items():
-                    for _ in range(given.times):
-                        passage = take_over(successors, first, second, given.rate, given.seconds)
-                        figures = (passage.sent, passage.lost, passage.reordered, passage.waited_ms)
-                        table.add_row(who, *(f"{figure:,}" for figure in figures if figure is not None))
-                    end = take_over_beside_tcp(successors, first, second, given.seconds)["end"]
-                    retransmits = end["sum_sent"]["retransmits"]
-                    rate = end["sum_received"]["bits_per_second"] / 1e9
-                    table.add_row(f"{who}, TCP", f"{rate:.1f} Gbit/s", f"{retransmits} retransmits", "", "")
+                events = {"nobody": nothing, "the sender's agent": firsts.next, "the receiver's agent": seconds.next}
+                for who, event in events.items():
+                    _add_rows(table, who, event, lab, given)
     except FlannelError as error:
         sys.stderr.write(f"bench: {error}\n")
         return error.exit_code
     show(table)
     return 0
+
+
+def _add_rows(table: Table, who: str, event: Event, lab: Lab, given: argparse.Namespace) -> None:
+    sender, receiver = lab.hosts
+    for _ in range(given.times):
+        passage = pass_datagrams(sender, receiver, given.rate, given.seconds, event)
+        _add_row(table, f"{given.rate:,} datagrams/s", who, passage)
+    for _ in range(given.times):
+        stream = pass_stream(sender, receiver, given.seconds, event)
+        table.add_row(f"TCP, {stream.gbits:.1f} Gbit/s", who, "", f"{stream.lost:,}", f"{stream.again:,}")
+        _add_row(table, f"and {_BESIDE_PPS:,} datagrams/s", who, stream.beside)
+
+
+def _add_row(table: Table, traffic: str, who: str, passage: Passage) -> None:
+    waited = "" if passage.waited_ms is None else f"{passage.waited_ms:.1f}"
+    figures = (f"{passage.sent:,}", f"{passage.lost:,}", "", f"{passage.reordered:,}", f"{passage.overflowed:,}")
+    table.add_row(traffic, who, *figures, waited)
 
 
 if __name__ == "__main__":

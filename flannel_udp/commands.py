@@ -27,6 +27,7 @@ from flannel_udp.flags import (
     SUBNET_FILE_FLAG,
     Flag,
 )
+from flannel_udp.options import DEFAULT_SUBNET_FILE
 
 if TYPE_CHECKING:
     from flannel_udp.config import ParsedConfig
@@ -166,7 +167,7 @@ def _docker_opts(given: Values) -> int:
         key=given.get("k", "DOCKER_OPTS"),
         ip_masq=not given.get("m", False),
     )
-    subnet_file, output = given.get("f", Path("/run/flannel/subnet.env")), given.get("d", Path("/run/docker_opts.env"))
+    subnet_file, output = given.get("f", DEFAULT_SUBNET_FILE), given.get("d", Path("/run/docker_opts.env"))
     write_docker_opts(subnet_file, output, wanted, os.environ)
     return 0
 

@@ -184,7 +184,9 @@ class Agent:
             gate = Gate(dataplane)
             previous = _previous_subnet(options)
             margin_s = options.subnet_lease_renew_margin * 60.0
-            keeper = LeaseKeeper(registry, LeaseAttrs(external.public_ip), margin_s, previous=previous)
+            keeper = LeaseKeeper(
+                registry, LeaseAttrs(external.public_ip), margin_s, dataplane.forward_until, previous=previous
+            )
             sync = Synchroniser(registry, PeerTable(network, external.public_ip), gate, keeper.observe)
             firewall = Firewall(nftables=config.enable_nftables, resync_s=options.firewall.iptables_resync)
             self._view.keeper, self._view.sync, self._view.firewall = keeper, sync, firewall
@@ -196,7 +198,7 @@ class Agent:
                 network,
                 dataplane,
                 mtu_wanted=config.backend.mtu,
-                news=lambda: self._host_changed(dataplane, upkeep, forwarding),
+                news=lambda: self._host_changed(dataplane, forwarding),
             )
             self._view.upkeep = upkeep
             forwarding = Forwarding(
@@ -261,7 +263,7 @@ class Agent:
             if self._view.upkeep:
                 self._view.upkeep.wake()
 
-        def on_fault() -> None:  # in a data thread
+        def on_fault() -> None:  # in any thread
             loop.call_soon_threadsafe(wake_upkeep)
 
         dscp = DSCP_INHERIT if config.backend.dscp is None else config.backend.dscp
@@ -286,10 +288,9 @@ class Agent:
         )
         return dataplane
 
-    async def _host_changed(self, dataplane: Dataplane, upkeep: Upkeep, forwarding: Forwarding) -> None:
-        replaced = upkeep.repairs["tunnel"] + upkeep.repairs["socket"]
-        if replaced != self._replaced:  # systemd has descriptors that are closed here
-            self._replaced = replaced
+    async def _host_changed(self, dataplane: Dataplane, forwarding: Forwarding) -> None:
+        if dataplane.replaced != self._replaced:  # systemd has descriptors that are closed here
+            self._replaced = dataplane.replaced
             notify.store_descriptors(descriptor_names(dataplane.descriptors()))
         await forwarding.host_changed()
 

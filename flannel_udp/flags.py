@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flannel_udp.options import NO_OFFLOAD, Offload, Options
+from flannel_udp.options import DEFAULT_SUBNET_FILE, NO_OFFLOAD, Offload, Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,7 +468,7 @@ CNI_INSTALL_FLAGS = (
 )
 
 DOCKER_OPTS_FLAGS = (
-    Flag("f", "flannel's file", "FILE", parse_path, default="/run/flannel/subnet.env", in_environment=False),
+    Flag("f", "flannel's file", "FILE", parse_path, default=str(DEFAULT_SUBNET_FILE), in_environment=False),
     Flag("d", "the file to write", "FILE", parse_path, default="/run/docker_opts.env", in_environment=False),
     Flag("i", "every option as a variable of its own", "BOOL", parse_bool, switch=True, in_environment=False),
     Flag("c", "all options in one variable", "BOOL", parse_bool, switch=True, in_environment=False),

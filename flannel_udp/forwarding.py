@@ -21,7 +21,6 @@ from flannel_udp.control.retry import retry
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import Dataplane
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.blackhole import keep_blackhole
 from flannel_udp.host.connections import abandon_connections
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.rules import rules_for
@@ -116,7 +115,7 @@ class Forwarding:
         # From now on it may be lost at any moment, also while the host is set up and the first peers are waited for.
         keeping = asyncio.create_task(self._keeper.keep(), name="keep the lease")
         try:
-            await self._set_up_host(lease)
+            await self._upkeep.set_up(lease.subnet.v4)
             if adopted is None:
                 self._gate.open(lease.subnet.v4)
             starting = asyncio.create_task(self._start_forwarding(lease), name="start forwarding")
@@ -130,11 +129,6 @@ class Forwarding:
         logger.error("%s", loss)
         self._view.enter("waiting for a lease", loss)
         await self._sync.set_own(None)
-
-    async def _set_up_host(self, lease: Lease) -> None:
-        await self._upkeep.set_up(lease.subnet.v4.network_address)
-        blackhole = lease.subnet.v4 if self._options.firewall.ip_blackhole_route else None
-        await asyncio.to_thread(keep_blackhole, self._upkeep.network, blackhole)
 
     async def _forward_until(self, keeping: asyncio.Task[str], starting: asyncio.Task[None]) -> str:
         """Let forwarding begin; when the lease is lost, begun or not, stop at once and return why."""

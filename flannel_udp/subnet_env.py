@@ -43,6 +43,13 @@ class SubnetEnv:
         return f"{self.subnet.v4.network_address + 1}/{self.subnet.v4.prefixlen}"
 
 
+class SubnetEnvMissing(FlannelError):
+    """There is no such file, and somebody needs it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"there is no {path}: the agent writes it once it has a lease; is it running?")
+
+
 class SubnetEnvError(FlannelError):
     """The file exists and cannot be understood; ``missing`` names the keys it lacks."""
 
@@ -60,6 +67,14 @@ def read(path: Path) -> SubnetEnv | None:
     except OSError as error:
         raise SubnetEnvError(f"cannot read {path}: {error.strerror}") from error
     return parse(text, str(path))
+
+
+def require(path: Path) -> SubnetEnv:
+    """Return what the file holds. Raises `SubnetEnvMissing`, `SubnetEnvError`."""
+    env = read(path)
+    if env is None:
+        raise SubnetEnvMissing(path)
+    return env
 
 
 def parse(text: str, origin: str) -> SubnetEnv:

@@ -111,6 +111,7 @@ class Running:
         self._keeper = keeper
         self._doors = doors
         self._is_ready = is_ready
+        self._offered: tuple[object, ...] = ()
 
     def offer(self, terms: Terms) -> tuple[Estate, Mapping[str, int]]:
         """See `Holder.offer`."""
@@ -131,8 +132,22 @@ class Running:
             expires_s=self._keeper.expires_s,
             peers=self._dataplane.peers(),
         )
-        self._dataplane.lent = True
+        self._offered = self._belongings()
         return estate, {**self._doors.descriptors(), **descriptor_names(self._dataplane.descriptors())}
+
+    def _belongings(self) -> tuple[object, ...]:
+        """Return what of an offer another process could not find out in time, if it changed."""
+        lease = self._keeper.lease
+        return lease and lease.subnet, self._dataplane.replaced, self._dataplane.tunnel_lost, self._is_ready()
+
+    def commit(self) -> None:
+        """See `Holder.commit`."""
+        if self._belongings() != self._offered:
+            raise FlannelError(
+                "this agent has lost its subnet, its way to the others or its tunnel device since it was asked: "
+                "try again when it is ready"
+            )
+        self._dataplane.lent = True
 
     @property
     def workers(self) -> int:
@@ -145,8 +160,7 @@ class Running:
 
     def resume(self) -> None:
         """See `Holder.resume`."""
-        self._dataplane.start()
-        self._dataplane.lent = False
+        self._dataplane.take_back()
 
 
 def descriptor_names(adopted: Adopted) -> dict[str, int]:

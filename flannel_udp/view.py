@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
 
 from flannel_udp import __version__
@@ -21,13 +23,16 @@ from flannel_udp.admin.shapes import (
 from flannel_udp.config import NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.synchroniser import Synchroniser
-from flannel_udp.dataplane.dataplane import Dataplane
+from flannel_udp.dataplane.dataplane import Dataplane, PeerTraffic
 from flannel_udp.dataplane.drops import DROP_REASONS
 from flannel_udp.host.capabilities import Kept
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.upkeep import Upkeep
-from flannel_udp.model import Interface
+from flannel_udp.model import Interface, Peer
 from flannel_udp.options import Options
+
+PEERS_PART = 64
+"""Peers of which the rows are made at a time: about half a millisecond of work."""
 
 
 class AgentView:
@@ -107,19 +112,13 @@ class AgentView:
             counters=self._counters(),
         )
 
-    def peers(self) -> list[PeerRow]:
-        """Return one row a peer, in the order of their subnets."""
-        return [
-            PeerRow(
-                subnet=str(peer.subnet),
-                public_ip=str(peer.public_ip),
-                packets_out=traffic.packets_out,
-                bytes_out=traffic.bytes_out,
-                packets_in=traffic.packets_in,
-                bytes_in=traffic.bytes_in,
-            )
-            for peer, traffic in (self.dataplane.peer_traffic() if self.dataplane else [])
-        ]
+    async def peers(self) -> AsyncIterator[list[PeerRow]]:
+        """Yield one row a peer, in the order of their subnets, in parts that hold nobody up."""
+        dataplane = self.dataplane
+        peers = await asyncio.to_thread(dataplane.sorted_peers) if dataplane else []
+        for first in range(0, len(peers), PEERS_PART):
+            assert dataplane is not None  # noqa: S101 - or there were no peers
+            yield [_row(peer, dataplane.traffic(peer)) for peer in peers[first : first + PEERS_PART]]
 
     def route(self, address: IPv4Address) -> Route:
         """Return where a packet for `address` would go, and why."""
@@ -202,3 +201,14 @@ class AgentView:
             "icmp": counters["icmp"],
             "system_calls": counters["system_calls"],
         }
+
+
+def _row(peer: Peer, traffic: PeerTraffic) -> PeerRow:
+    return PeerRow(
+        subnet=str(peer.subnet),
+        public_ip=str(peer.public_ip),
+        packets_out=traffic.packets_out,
+        bytes_out=traffic.bytes_out,
+        packets_in=traffic.packets_in,
+        bytes_in=traffic.bytes_in,
+    )

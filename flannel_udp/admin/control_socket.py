@@ -7,6 +7,7 @@ answers ``{"error": "one line"}`` and a status of 400 or more.
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import socket
@@ -40,8 +41,8 @@ class StatusSource(Protocol):
         """Return the agent's state at this moment."""
         ...
 
-    def peers(self) -> list[PeerRow]:
-        """Return one row a peer, in the order of their subnets."""
+    def peers(self) -> AsyncIterator[list[PeerRow]]:
+        """Yield one row a peer, in the order of their subnets, in parts, none of them empty."""
         ...
 
     def route(self, address: IPv4Address) -> Route:
@@ -73,6 +74,15 @@ class Door:
             _remove(self._path, self._made)
 
 
+def peer_credentials(sock: socket.socket) -> tuple[int, int]:
+    """Return pid and uid of the other end of a unix socket; of a listener, those of whoever called listen() last.
+
+    The pid is 0 if the process lives in a pid namespace that we do not see.
+    """
+    pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
+
+
 @asynccontextmanager
 async def control_server(door: Door, source: StatusSource) -> AsyncIterator[None]:
     """Answer at the door, which is closed at the end."""
@@ -94,8 +104,16 @@ def _application(source: StatusSource) -> web.Application:
     async def status(_request: web.Request) -> web.Response:
         return web.json_response(source.status())
 
-    async def peers(_request: web.Request) -> web.Response:
-        return web.json_response(source.peers())
+    async def peers(request: web.Request) -> web.StreamResponse:
+        parts = source.peers()
+        first: list[PeerRow] = await anext(parts, [])  # what goes wrong here can still be answered with an error
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        await response.write(b"[" + _rows(first))
+        async for rows in parts:
+            await response.write(b"," + _rows(rows))
+        await response.write_eof(b"]")
+        return response
 
     async def route(request: web.Request) -> web.Response:
         text = request.query.get("address", "")
@@ -108,6 +126,10 @@ def _application(source: StatusSource) -> web.Application:
     app = web.Application(middlewares=[_errors_as_json])
     app.add_routes([web.get("/v1/status", status), web.get("/v1/peers", peers), web.get("/v1/route", route)])
     return app
+
+
+def _rows(rows: list[PeerRow]) -> bytes:
+    return json.dumps(rows)[1:-1].encode()
 
 
 @web.middleware
@@ -187,8 +209,7 @@ def _remove_stale(path: Path, kind: int) -> None:
         except TimeoutError:
             # It listens and is too busy to accept, which a dead one cannot be.
             raise FlannelError(f"another flannel-udp is running (on {path}) and does not answer") from None
-        # The credentials of whoever called listen(); the pid is 0 if it lives in a pid namespace we do not see.
-        pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        pid, _ = peer_credentials(probe)
     raise FlannelError(f"another flannel-udp is running (pid {pid}, on {path}): stop it first")
 
 

@@ -5,8 +5,9 @@
                                           ◀─    refused: why; or the estate, and the descriptors (SCM_RIGHTS)
     [opens nothing, builds everything]
     ready                                 ─▶
+                                          ◀─    refused: what has changed since the offer; or, for each worker,
                                           ◀─    go N: worker N has stopped, all that it had read is sent
-    [starts worker N at once]                   ... for each worker
+    [starts worker N at once]
     started                               ─▶
                                           ◀─    yours                            [ends; the new one is the agent]
 
@@ -26,12 +27,12 @@ import json
 import logging
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from flannel_udp.admin.control_socket import peer_credentials
 from flannel_udp.admin.estate import Estate, Terms
 from flannel_udp.errors import FlannelError
 
@@ -53,7 +54,6 @@ _MESSAGE_BYTES = 64 * 1024
 _DESCRIPTORS_MAX = 200
 """A message; the kernel takes 253 (SCM_MAX_FD)."""
 _ESTATE_BYTES_MAX = 64 * 1024 * 1024
-_UCRED = struct.Struct("=iII")  # struct ucred of unix(7): pid, uid, gid
 
 
 class Holder(Protocol):
@@ -66,6 +66,10 @@ class Holder(Protocol):
     @property
     def workers(self) -> int:
         """How many workers there are."""
+        ...
+
+    def commit(self) -> None:
+        """Keep what was offered as it is until `resume`. Raises `FlannelError` if it has changed since the offer."""
         ...
 
     def pause(self, worker: int) -> None:
@@ -86,15 +90,11 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-
-    @property
-    def peer_pid(self) -> int:
-        """The process at the other end; 0 if it lives in a pid namespace that we do not see."""
-        return self._credentials()[0]
+        self.peer_pid, self._peer_uid = peer_credentials(sock)
 
     def check_peer(self) -> None:
         """Raise `HandoverFailed` unless the other end is root or runs as our own user."""
-        _, uid, _ = self._credentials()
+        uid = self._peer_uid
         if uid not in (0, os.geteuid()):
             raise HandoverFailed(f"user {uid} may not take part in a hand-over: only root and the agent's own user may")
 
@@ -145,10 +145,6 @@ class Connection:
         """Close this end."""
         self._sock.close()
 
-    def _credentials(self) -> tuple[int, int, int]:
-        pid, uid, gid = _UCRED.unpack(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        return pid, uid, gid
-
 
 def handover_path(control_socket: Path) -> Path:
     """Return where the agent of a control socket can be taken over."""
@@ -167,12 +163,14 @@ async def serve_handover(listener: socket.socket, holder: Holder) -> int:
         connection = Connection(sock)
         try:
             pid = connection.peer_pid
-            await asyncio.to_thread(connection.check_peer)
+            connection.check_peer()
             hello = await asyncio.to_thread(connection.receive, _OFFER_TIMEOUT_S)
             estate, descriptors = _offer(hello, holder)  # on the loop, where what it looks at stands still
             logger.info("process %d takes over", pid)
             try:
-                await asyncio.to_thread(_hand_over, connection, holder, estate, descriptors)
+                await asyncio.to_thread(_give, connection, estate, descriptors)
+                holder.commit()  # on the loop, likewise
+                await asyncio.to_thread(_step_aside, connection, holder)
             except FlannelError:
                 await asyncio.to_thread(holder.resume)
                 raise
@@ -196,8 +194,8 @@ def _offer(hello: Mapping[str, Any], holder: Holder) -> tuple[Estate, Mapping[st
     return holder.offer(Terms.parse(hello.get("terms")))
 
 
-def _hand_over(connection: Connection, holder: Holder, estate: Estate, descriptors: Mapping[str, int]) -> None:
-    """Lead the conversation from the offer on. Raises `HandoverFailed`; the new agent's workers are stopped then."""
+def _give(connection: Connection, estate: Estate, descriptors: Mapping[str, int]) -> None:
+    """Send all that the new agent needs, and return once it has prepared itself. Raises `HandoverFailed`."""
     memory = os.memfd_create("flannel-udp estate", os.MFD_CLOEXEC)
     try:
         with open(memory, "wb", closefd=False) as file:
@@ -210,6 +208,10 @@ def _hand_over(connection: Connection, holder: Holder, estate: Estate, descripto
     finally:
         os.close(memory)
     _expect(connection.receive(_READY_TIMEOUT_S), "ready")
+
+
+def _step_aside(connection: Connection, holder: Holder) -> None:
+    """Let the new agent's workers take the place of ours. Raises `HandoverFailed`; its workers are stopped then."""
     try:
         for worker in range(holder.workers):
             holder.pause(worker)
@@ -225,6 +227,8 @@ def _hand_over(connection: Connection, holder: Holder, estate: Estate, descripto
 
 
 def _expect(message: Mapping[str, Any], word: str) -> None:
+    if message["say"] == "refused":
+        raise HandoverFailed(str(message.get("why")))
     if message["say"] != word:
         raise HandoverFailed(f"it said {message['say']!r} instead of {word!r}")
 
@@ -300,10 +304,8 @@ def ask_handover(control_socket: Path, terms: Terms) -> Offered | None:
         connection.send("hello", protocol=PROTOCOL, terms=terms.document())
         while ESTATE not in descriptors:
             message = connection.receive(_OFFER_TIMEOUT_S, descriptors)
-            if message["say"] == "refused":
-                raise HandoverFailed(str(message.get("why")))
-            if message["say"] not in ("descriptors", "estate"):
-                raise HandoverFailed(f"it said {message['say']!r} instead of what it has")
+            if message["say"] != "descriptors":
+                _expect(message, "estate")
         return Offered(connection, _read_estate(descriptors.pop(ESTATE)), descriptors)
     except BaseException as failed:
         for fd in descriptors.values():

@@ -7,12 +7,16 @@ import logging
 import os
 import socket
 import time
-from array import array
 from collections.abc import Awaitable, Callable, Mapping
 
 logger = logging.getLogger(__name__)
 
 _LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
+_PATIENCE_S = 0.05
+"""How long a listener may take to make room: only so many messages wait for it, ten unless systemd has raised
+net.unix.max_dgram_qlen, and the descriptors of a few workers are more."""
+_deaf: set[str] = set()
+"""Who has let us wait in vain: not waited for again before it takes a message."""
 
 
 def notify_ready() -> None:
@@ -85,7 +89,7 @@ def take_stored_descriptors() -> dict[str, int]:
 def _send(message: str, *fds: int) -> None:
     """Send one datagram to systemd; without NOTIFY_SOCKET, or if nobody takes it, do nothing.
 
-    The agent must never fail or wait because its supervisor does not listen.
+    The agent must never fail because its supervisor does not listen, nor wait for it longer than `_PATIENCE_S`.
     """
     name = os.environ.get("NOTIFY_SOCKET", "")
     if not name.startswith(("/", "@")):
@@ -94,9 +98,11 @@ def _send(message: str, *fds: int) -> None:
     address = "\0" + name[1:] if name.startswith("@") else name
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)
-            # Not socket.send_fds, which forgets the address (before Python 3.13).
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-            sender.sendmsg([message.encode()], rights, 0, address)
+            sender.settimeout(0.0 if name in _deaf else _PATIENCE_S)
+            sender.connect(address)  # only then does the kernel tell when the listener has made room
+            socket.send_fds(sender, [message.encode()], fds)
+        _deaf.discard(name)
     except OSError as error:
+        if isinstance(error, TimeoutError | BlockingIOError):
+            _deaf.add(name)
         logger.debug("NOTIFY_SOCKET %s does not take %r: %s", name, message, error)

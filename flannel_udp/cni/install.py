@@ -56,7 +56,7 @@ def install_plugin(bin_dir: Path, python: str) -> Path:
     # -I: neither PYTHONPATH nor the working directory decide what it imports. -S: nor does any installed package.
     shebang = f"#!{python} -IS\n".encode()
     if not re.fullmatch(r"/\S+", python) or len(shebang) > _MAX_SHEBANG_BYTES:
-        raise UsageError(f"{python!r} cannot begin a script: give an absolute path without blanks, below 120 bytes")
+        raise UsageError(f"--python: {python!r} cannot begin a script: give an absolute path, short and without blanks")
     path = bin_dir / PLUGIN
     _write(path, shebang + _archive(), 0o755)
     return path

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from flannel_udp import __version__
+from flannel_udp import __version__, subnet_env
 from flannel_udp.cni import invoke, state
 from flannel_udp.cni.delegate import delegate_conf
 from flannel_udp.cni.errors import (
@@ -28,8 +28,7 @@ from flannel_udp.cni.errors import (
     CniError,
 )
 from flannel_udp.cni.request import NEWEST, VERSIONS, Document, Request, parse_request, version_of
-from flannel_udp.subnet_env import SubnetEnvError
-from flannel_udp.subnet_env import read as read_subnet_env
+from flannel_udp.subnet_env import SubnetEnvError, SubnetEnvMissing
 
 Environ = Mapping[str, str]
 
@@ -231,14 +230,11 @@ def _collect(container_id: str, request: Request, environ: Environ) -> None:
 
 def _delegate_conf(request: Request) -> Document:
     try:
-        env = read_subnet_env(request.subnet_file)
+        env = subnet_env.require(request.subnet_file)
+    except SubnetEnvMissing as error:
+        raise CniError(TRY_AGAIN_LATER, str(error)) from None
     except SubnetEnvError as error:
         raise CniError(INVALID_CONFIG, str(error)) from None
-    if env is None:
-        raise CniError(
-            TRY_AGAIN_LATER,
-            f"there is no {request.subnet_file}: the agent writes it once it has a lease; is it running?",
-        )
     return delegate_conf(request.conf, env)
 
 

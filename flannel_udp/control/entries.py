@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
-from flannel_udp.model import Entry, Lease, Peer
+from flannel_udp.model import Entry, Lease, LeaseAttrs, Peer
 from flannel_udp.registry.keys import parse_key, parse_value
 
-_NOWHERE = IPv4Network("0.0.0.0/8")  # "this network": never a destination (RFC 1122 section 3.2.1.3)
+# First bytes of addresses: "this network", never a destination (RFC 1122 section 3.2.1.3), and multicast (RFC 5771).
+_NO_HOSTS = frozenset((0, *range(224, 240)))
 _BROADCAST = IPv4Address("255.255.255.255")
 
 
@@ -27,14 +28,14 @@ def check_prefix(subnet: IPv4Network, network: IPv4Network) -> None:
         raise ValueError(f"{subnet} is outside the overlay network {network}")
 
 
-def read_peer(lease: Lease) -> Peer:
-    """Return where packets for the lease's subnet go. Raises `ValueError` if the udp backend cannot send there.
+def read_peer(subnet: IPv4Network, attrs: LeaseAttrs) -> Peer:
+    """Return where packets for a lease's subnet go. Raises `ValueError` if the udp backend cannot send there.
 
     Loopback addresses pass: a lab may run several agents on one machine.
     """
-    backend, address = lease.attrs.backend_type, lease.attrs.public_ip
+    backend, address = attrs.backend_type, attrs.public_ip
     if backend.lower() not in ("", "udp"):
         raise ValueError(f"its backend is {backend[:20]!r}, ours is udp")
-    if address in _NOWHERE or address.is_multicast or address == _BROADCAST:
+    if int(address) >> 24 in _NO_HOSTS or address == _BROADCAST:
         raise ValueError(f"PublicIP {address} is no address of one host")
-    return Peer(lease.subnet.v4, address)
+    return Peer(subnet, address)

@@ -42,11 +42,16 @@ from flannel_udp.registry.keys import format_key, format_value
 
 logger = logging.getLogger(__name__)
 
+OVER_S = 0.0
+"""A time that has passed since boot."""
+
 
 class LeaseKeeper:
     """Holds one lease for the host with `attrs`; `acquire`, then `keep` until it is lost, then `acquire` again.
 
     `previous` is the subnet of an existing subnet.env, `margin_s` the life left at which the lease is renewed.
+    `forward_until` is told again and again until when the host may forward for the lease, by CLOCK_BOOTTIME (``None``:
+    for ever), and at its loss that the time is over.
     """
 
     def __init__(
@@ -54,12 +59,14 @@ class LeaseKeeper:
         registry: Registry,
         attrs: LeaseAttrs,
         margin_s: float,
+        forward_until: Callable[[float | None], None],
         *,
         previous: Subnet | None = None,
         delays: Delays = DEFAULT_DELAYS,
         rng: random.Random | None = None,
     ) -> None:
         self._registry = registry
+        self._forward_until = forward_until
         self._previous = previous
         self._config: NetworkConfig | None = None
         # flannel's pick needs no secrecy, only that hosts differ.
@@ -109,6 +116,7 @@ class LeaseKeeper:
         """
         lease = read_lease(entry)
         self._machine.adopt(now_s(), lease, expires_s)
+        self._forward_until(self._machine.stop_s)
         return lease
 
     async def keep(self) -> str:
@@ -116,6 +124,7 @@ class LeaseKeeper:
         if self._machine.lease is None:
             raise RuntimeError("keep() without a lease: acquire() comes first")
         outcome = await self._drive(Complaints("renewing the subnet"))
+        self._forward_until(OVER_S)
         assert isinstance(outcome, Lost)  # noqa: S101 - a machine that holds a lease can only lose it
         self._previous = outcome.lease.subnet
         return outcome.reason
@@ -134,6 +143,7 @@ class LeaseKeeper:
         lease = self._machine.let_go()
         if lease is None:
             return
+        self._forward_until(OVER_S)  # first: as soon as the registry knows, the subnet may be another host's
         if lease.entry.reserved:
             logger.info("subnet %s is reserved for this host and stays in the registry", lease.subnet)
             return
@@ -151,7 +161,10 @@ class LeaseKeeper:
                 while True:
                     self._woken.clear()
                     event = self._todo.popleft() if self._todo else partial(self._machine.tick, now_s())
-                    for action in event():
+                    actions = event()
+                    if self._machine.lease is not None:
+                        self._forward_until(self._machine.stop_s)
+                    for action in actions:
                         if isinstance(action, Held | Lost):
                             return action
                         self._carry_out(action, complaints)

@@ -198,6 +198,11 @@ class LeaseMachine:
         self._inspected = False  # the key was found to be ours although a renewal said no
 
     @property
+    def stop_s(self) -> float | None:
+        """From when on nothing may be forwarded for the lease that is held; ``None`` while there is no such time."""
+        return self._stop_s
+
+    @property
     def wake_s(self) -> float | None:
         """When `tick` has to be called, ``None`` while only an answer can lead on."""
         times_s = [self._stop_s, None if self._asked else self._due_s]
@@ -255,7 +260,7 @@ class LeaseMachine:
         """Give up the lease, to be released; return what was held."""
         lease, self.lease = self.lease, None
         self.expires_s = self._stop_s = self._due_s = self._asked = None
-        self._doubted = False
+        self._doubted = self._doubted_anew = False
         return lease
 
     # How it goes on.

@@ -36,7 +36,8 @@ class PeerLog:
         room = min(self._room, MAX_LINES)
         for warning in delta.warnings[:room]:
             logger.warning("%s", warning)
-        self._held["warnings"] += max(0, len(delta.warnings) - room)
+        if len(delta.warnings) > room:
+            self._held["warnings"] += len(delta.warnings) - room
         lists = {"added": delta.added, "changed": delta.changed, "removed": delta.removed}
         n_peers = sum(map(len, lists.values()))
         if n_peers <= room:
@@ -44,8 +45,7 @@ class PeerLog:
                 for peer in peers:
                     logger.info("peer %s: %s via %s", what, peer.subnet, peer.public_ip)
         else:
-            self._held.update({what: len(peers) for what, peers in lists.items()})
-        self._held = +self._held
+            self._held.update({what: len(peers) for what, peers in lists.items() if peers})
         if room:  # a span's first floods are told at once, those that follow wait for its end
             self._summarise()
         self._room = max(0, self._room - n_peers - len(delta.warnings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, RouteTable
 from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
-from flannel_udp.dataplane.table import Route, TableBuilder
+from flannel_udp.dataplane.table import TableBuilder
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, adopt_tunnel, open_tunnel
 from flannel_udp.dataplane.underlay import (
     SocketBuffers,
@@ -84,8 +84,8 @@ class Dataplane:
 
     The device and the sockets can be replaced; the engines, the table in force and the counters live on. With `adopted`
     nothing is opened: those descriptors are used, and are the dataplane's from now on. `dscp` is the outer header's, -1
-    for the inner one's. `on_fault()` is called in a data thread when flannel0 is lost. Raises FlannelError where
-    something cannot be opened; nothing stays open then.
+    for the inner one's. `on_fault()` is called, in any thread, when flannel0 is lost or has to be looked at.
+    Raises FlannelError where something cannot be opened; nothing stays open then.
     """
 
     def __init__(
@@ -100,7 +100,9 @@ class Dataplane:
     ) -> None:
         self._options, self._port, self._on_fault = options, port, on_fault
         self.lent = False
-        """Whether the descriptors are offered to another process: then they must stay the ones they are."""
+        """Whether another process is about to read from the descriptors: then they must stay the ones they are."""
+        self.replaced = 0
+        """How often descriptors were opened anew."""
         with ExitStack() as opened:
             if adopted is None:
                 self._open(address, opened)
@@ -126,10 +128,9 @@ class Dataplane:
                 self._engines.append(engine)
             self._opened = opened.pop_all()
         self._workers = [Worker(engine, options.busy_poll_us) for engine in self._engines]
-        self._builder = TableBuilder()
+        self._builder = TableBuilder(self._note_baseline)
         self._baseline: dict[int, PeerTraffic] = {}  # of an index that was another peer's: what that one had
         self._table: RouteTable | None = None
-        self._routes: Mapping[IPv4Network, Route] = {}
         self._running: set[int] = set()
         self._opened.callback(self.stop)
 
@@ -211,8 +212,15 @@ class Dataplane:
         former, self._sockets = self._sockets, open_sockets(address, self._port, self.workers)
         self._replace(lambda: close_sockets(former))
 
+    def take_back(self) -> None:
+        """Go on with what was lent."""
+        self.lent = False
+        self.start()
+        self._on_fault()  # what was refused meanwhile is due
+
     def _replace(self, close_former: Callable[[], None]) -> None:
         """Have the engines work on the descriptors that there are now."""
+        self.replaced += 1
         self._granted = granted = self._enable_offload()
         stopped = self._stop(range(self.workers))
         for engine, queue, udp in zip(self._engines, self.tunnel.filenos(), self._sockets, strict=True):
@@ -223,7 +231,7 @@ class Dataplane:
 
     def _refuse_if_lent(self) -> None:
         if self.lent:
-            raise FlannelError(f"another agent is about to take over {self.tunnel.name}: nothing is opened anew now")
+            raise FlannelError(f"another agent is taking over {self.tunnel.name}: nothing is opened anew now")
 
     def _enable_offload(self) -> Offload:
         """Switch on what is wanted and possible on the device and the sockets; return what is on."""
@@ -243,14 +251,25 @@ class Dataplane:
         The peers are those of the last table after `deltas`; with `whole` there were none before. The table is built
         outside the data thread, which never waits: it finds the new pointer at its next batch.
         """
-        built = await asyncio.to_thread(self._builder.build, own, deltas, whole=whole)
-        for index in built.reused:
-            self._baseline[index] = self._raw_traffic(index)
+        await self._old_table_let_go()  # a publish that was cancelled may have left it with the engines
+        table = await asyncio.to_thread(self._builder.build, own, deltas, whole=whole)
         for engine in self._engines:
-            engine.publish(built.table)
-        self._table, self._routes = built.table, built.routes
+            engine.publish(table)
+        self._table = table
+        await self._old_table_let_go()
+
+    async def _old_table_let_go(self) -> None:
         while sum(engine.reclaim() for engine in self._engines):
             await asyncio.sleep(QUIET_POINT_POLL_S)
+
+    def forward_until(self, boottime_s: float | None) -> None:
+        """Forward nothing from that time of CLOCK_BOOTTIME on, ``None``: there is no such time.
+
+        The data threads keep to it by themselves, whatever becomes of the control plane.
+        """
+        boottime_ns = None if boottime_s is None else round(boottime_s * 1e9)
+        for engine in self._engines:
+            engine.forward_until(boottime_ns)
 
     @property
     def offload(self) -> Offload:
@@ -279,9 +298,17 @@ class Dataplane:
         counted = [engine.counters() for engine in self._engines]
         return [WorkerPackets(counters["out"]["packets"], counters["in"]["packets"]) for counters in counted]
 
-    def peer_traffic(self) -> list[tuple[Peer, PeerTraffic]]:
-        """Return every route with its peer's traffic since the peer appeared."""
-        return [(peer, self._traffic(index)) for _, (peer, index) in sorted(self._routes.items())]
+    def sorted_peers(self) -> list[Peer]:
+        """Return the peers of the table in force, in the order of their subnets; takes long, so ask in a thread."""
+        return self._builder.sorted_peers()
+
+    def traffic(self, peer: Peer) -> PeerTraffic:
+        """Return a peer's traffic since it appeared."""
+        index = self._builder.index_of(peer.public_ip)
+        if index is None:  # it went just now
+            return PeerTraffic(0, 0, 0, 0)
+        traffic = self._raw_traffic(index)
+        return traffic.since(self._baseline[index]) if index in self._baseline else traffic
 
     def route(self, address: IPv4Address) -> RouteAnswer:
         """Ask the table in force for an address's next hop."""
@@ -289,22 +316,21 @@ class Dataplane:
         if hop == OWN:
             return RouteAnswer(peer=None, own=True)
         for prefix_len in range(32, 0, -1) if hop else ():
-            route = self._routes.get(IPv4Network((address, prefix_len), strict=False))
-            if route is not None:
-                return RouteAnswer(peer=route.peer, own=False)
+            peer = self._builder.peers.get(IPv4Network((address, prefix_len), strict=False))
+            if peer is not None:
+                return RouteAnswer(peer=peer, own=False)
         return RouteAnswer(peer=None, own=False)
 
     def peers(self) -> list[Peer]:
         """Return the peers of the table in force."""
-        return [route.peer for route in self._routes.values()]
+        return list(self._builder.peers.copy().values())
 
     def close(self) -> None:
         """Stop the data threads and close everything; the kernel removes flannel0."""
         self._opened.close()
 
-    def _traffic(self, index: int) -> PeerTraffic:
-        traffic = self._raw_traffic(index)
-        return traffic.since(self._baseline[index]) if index in self._baseline else traffic
+    def _note_baseline(self, index: int) -> None:
+        self._baseline[index] = self._raw_traffic(index)
 
     def _raw_traffic(self, index: int) -> PeerTraffic:
         return PeerTraffic(*map(sum, zip(*(engine.peer_counters(index) for engine in self._engines), strict=True)))

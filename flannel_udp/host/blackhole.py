@@ -8,8 +8,12 @@ Like everything in `netlink`, this blocks for some milliseconds.
 
 from __future__ import annotations
 
+import errno
 from ipaddress import IPv4Network
 from socket import AF_INET
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from flannel_udp.host.netlink import RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTPROT_BOOT, open_netlink
 
@@ -30,13 +34,33 @@ def keep_blackhole(network: IPv4Network, subnet: IPv4Network | None) -> None:
             if ours and found != subnet and found.subnet_of(network):
                 ip.route("del", dst=str(found), table=RT_TABLE_MAIN, type=_RTN_BLACKHOLE, priority=WORST_METRIC)
         if subnet is not None:
-            ip.route(
-                "replace",
-                family=AF_INET,
-                dst=str(subnet),
-                table=RT_TABLE_MAIN,
-                scope=RT_SCOPE_UNIVERSE,
-                proto=RTPROT_BOOT,
-                type=_RTN_BLACKHOLE,
-                priority=WORST_METRIC,
-            )
+            _add(ip, subnet)
+
+
+def restore_blackhole(subnet: IPv4Network) -> bool:
+    """Put the route for `subnet` back and tell whether it was gone; soon done, however many routes there are.
+
+    Raises `FlannelError`.
+    """
+    with open_netlink("putting the blackhole route back") as ip:
+        return _add(ip, subnet)
+
+
+def _add(ip: IPRoute, subnet: IPv4Network) -> bool:
+    """Tell whether there was none. To add is to ask: a look-up would find the bridge's route, which is better."""
+    try:
+        ip.route(
+            "add",
+            family=AF_INET,
+            dst=str(subnet),
+            table=RT_TABLE_MAIN,
+            scope=RT_SCOPE_UNIVERSE,
+            proto=RTPROT_BOOT,
+            type=_RTN_BLACKHOLE,
+            priority=WORST_METRIC,
+        )
+    except NetlinkError as error:
+        if error.code == errno.EEXIST:
+            return False
+        raise
+    return True

@@ -18,13 +18,23 @@ def abandon_connections(address: IPv4Address) -> int:
     descriptors stay their owners', who read the end of the stream.
     """
     n = 0
-    for entry in _DESCRIPTORS.iterdir():
-        # What is suppressed: closed meanwhile, no socket, or not connected (getpeername says so).
-        with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as ours:
+    for entry in list(_DESCRIPTORS.iterdir()):  # all first, or it would find the copies too
+        # What is suppressed: closed meanwhile, or not connected (getpeername says so).
+        with suppress(OSError), _copy_of(int(entry.name)) as ours:
             if ours.type == socket.SOCK_STREAM and _is(ours.getsockname(), address) and ours.getpeername():
                 ours.shutdown(socket.SHUT_RDWR)
                 n += 1
     return n
+
+
+def _copy_of(number: int) -> socket.socket:
+    """Return a socket of our own for that descriptor. Raises OSError if there is none, or it is no socket."""
+    copy = os.dup(number)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
 
 
 def _is(name: object, address: IPv4Address) -> bool:

@@ -48,10 +48,7 @@ def format_docker_opts(env: SubnetEnv, wanted: DockerOpts, environ: Mapping[str,
 
 def write_docker_opts(subnet_file: Path, output: Path, wanted: DockerOpts, environ: Mapping[str, str]) -> None:
     """Write the options of the subnet file. Raises `FlannelError`, also where flannel would write none and succeed."""
-    env = subnet_env.read(subnet_file)
-    if env is None:
-        raise FlannelError(f"there is no {subnet_file}: the agent writes it once it has a lease; is it running?")
-    text = format_docker_opts(env, wanted, environ)
+    text = format_docker_opts(subnet_env.require(subnet_file), wanted, environ)
     try:
         output.write_text(text)
     except OSError as error:

@@ -32,10 +32,10 @@ _READS_MAX = 16  # datagrams a wake-up: other work waits meanwhile
 
 @dataclass(frozen=True, slots=True)
 class Interest:
-    """Which messages count: of these devices' links and addresses, of routes with this prefix length."""
+    """Which messages count: of these devices' links and addresses, of routes with these prefix lengths."""
 
     devices: Set[int]
-    prefix_len: int
+    prefix_lens: Set[int]
 
 
 def concerns(datagram: bytes, interest: Interest | None) -> bool:
@@ -58,7 +58,7 @@ def _is_of_interest(kind: int, body: bytes, interest: Interest) -> bool:
         if kind in (_RTM_NEWADDR, _RTM_DELADDR):
             return _ADDRESS.unpack_from(body)[4] in interest.devices
         if kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
-            return bool(_ROUTE.unpack_from(body)[1] == interest.prefix_len)
+            return _ROUTE.unpack_from(body)[1] in interest.prefix_lens
     except struct.error:
         return True  # shorter than its kind: as above
     return False

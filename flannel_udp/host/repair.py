@@ -8,9 +8,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from flannel_udp.model import Interface
 
-REPAIRS = ("link", "address", "mtu", "route", "tunnel", "socket", "interface")
-"""What is counted: flannel0's link, address, MTU and route put right; the device made anew; the sockets bound to
-another address; the external interface usable again."""
+REPAIRS = ("link", "address", "mtu", "route", "tunnel", "blackhole", "socket", "interface")
+"""What is counted: flannel0's link, address, MTU and route put right; the device made anew; the blackhole route put
+back; the sockets bound to another address; the external interface usable again."""
 
 BURST = 10
 """So many repairs within `WINDOW_S` are made at once; whoever undoes more of them fights with us."""

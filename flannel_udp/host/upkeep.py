@@ -1,9 +1,10 @@
 """Keeps the host's side of the tunnel right while the agent runs, whoever changes it.
 
-Two things are looked at whenever the kernel reports a change, and put right:
+Three things are looked at whenever the kernel reports a change, and put right:
 
 1. the external interface: followed when its address or MTU changes or it goes away; see `Upkeep._follow`
 2. flannel0: made anew when it is deleted, its link, address, MTU and route put back; see `Upkeep._put_right`
+3. the blackhole route, where one is wanted
 
 Our own changes are reported, too: they lead to one more look, which finds nothing to do.
 """
@@ -21,6 +22,7 @@ from typing import Protocol
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import interface, netlink
+from flannel_udp.host.blackhole import keep_blackhole, restore_blackhole
 from flannel_udp.host.monitor import Interest, Monitor, open_monitor_socket
 from flannel_udp.host.mtu import tunnel_mtu
 from flannel_udp.host.netlink import HostState
@@ -97,7 +99,7 @@ class Upkeep:
         self._external_lost = False
         self._mtu_told = False  # that flannel0's follows is in the log already
         self._untold = False  # there is news that `news` has not been awaited for
-        self._address: IPv4Address | None = None  # flannel0's, since `set_up`
+        self._subnet: IPv4Network | None = None  # since `set_up`; flannel0 has its first address
         self._shaped: int | None = None  # index of the device that was given its shape
         self._pace = Pace()
         self._woken = asyncio.Event()
@@ -107,13 +109,17 @@ class Upkeep:
         """Have a look soon: something may have changed."""
         self._woken.set()
 
-    async def set_up(self, address: IPv4Address) -> None:
-        """Give flannel0 this address and the rest of its shape, and keep it so. Raises `FlannelError`."""
+    async def set_up(self, subnet: IPv4Network) -> None:
+        """Set the host up for this subnet, and keep it so. Raises `FlannelError`."""
         async with self._one_at_a_time:
-            self._address, self._shaped = address, None
-            if self._descriptors.tunnel_lost:
+            self._subnet, self._shaped = subnet, None
+            # It may be gone without a data thread having met that: before the first one runs, or in another agent.
+            index = self._descriptors.tunnel.index
+            state = await asyncio.to_thread(netlink.host_state, index, self.network, self.external.index)
+            if state.tunnel is None or self._descriptors.tunnel_lost:
                 self._reopen_tunnel()
-            await self._shape(address)
+            await self._shape(subnet)
+            await asyncio.to_thread(keep_blackhole, self.network, self._blackhole)
 
     async def run(self) -> None:
         """Keep everything right until cancelled."""
@@ -138,6 +144,7 @@ class Upkeep:
             state = await self._look(monitor)
             obstacle = await self._follow(state.external, monitor)
             await self._put_right(state)
+            await self._restore_blackhole()
             retry_s = None
         except FlannelError as failed:
             obstacle = str(failed)
@@ -155,7 +162,8 @@ class Upkeep:
     async def _look(self, monitor: Monitor) -> HostState:
         tunnel = self._descriptors.tunnel.index
         # While something is in the way, anything may change that: another interface, a default route.
-        known = Interest({tunnel, self.external.index}, self.network.prefixlen)
+        routes = {network.prefixlen for network in (self.network, self._blackhole) if network}
+        known = Interest({tunnel, self.external.index}, routes)
         monitor.interest = known if self.obstacle is None else None
         return await asyncio.to_thread(netlink.host_state, tunnel, self.network, self.external.index)
 
@@ -218,12 +226,12 @@ class Upkeep:
         elif state.tunnel.name != self._descriptors.tunnel.name:
             logger.info("%s is called %s now", self._descriptors.tunnel.name, state.tunnel.name)
             self._descriptors.tunnel.name, self._untold = state.tunnel.name, True
-        if self._address is None:
+        if self._subnet is None:
             return
         if state.tunnel is None or self._shaped != self._descriptors.tunnel.index:
-            await self._shape(self._address)
+            await self._shape(self._subnet)
             return
-        shape = TunnelShape(self._address, self.network, self.mtu)
+        shape = TunnelShape(self._subnet.network_address, self.network, self.mtu)
         needed = differences(shape, state.tunnel, state.routed)
         if not needed:
             return
@@ -244,11 +252,28 @@ class Upkeep:
         name = self._descriptors.tunnel.name
         logger.info("%s was deleted or broke: made %s anew", former, "it" if name == former else name)
 
-    async def _shape(self, address: IPv4Address) -> None:
-        tunnel = self._descriptors.tunnel
+    async def _shape(self, subnet: IPv4Network) -> None:
+        tunnel, address = self._descriptors.tunnel, subnet.network_address
         queue_packets = self._options.dataplane.tx_queue_packets
         await asyncio.to_thread(netlink.configure_tunnel, tunnel.name, address, self.network, self.mtu, queue_packets)
         self._shaped, self._untold = tunnel.index, True
+
+    # The blackhole route
+
+    @property
+    def _blackhole(self) -> IPv4Network | None:
+        """Where it leads to, if one is wanted."""
+        return self._subnet if self._options.firewall.ip_blackhole_route else None
+
+    async def _restore_blackhole(self) -> None:
+        """Raises `FlannelError`."""
+        subnet = self._blackhole
+        if subnet is not None and await asyncio.to_thread(restore_blackhole, subnet):
+            self.repairs["blackhole"] += 1
+            self._untold = True
+            logger.info("put right: the blackhole route for %s", subnet)
+
+    # What is said
 
     def _note_obstacle(self, obstacle: str | None) -> None:
         if obstacle == self.obstacle:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -18,6 +21,8 @@ from flannel_udp.errors import FlannelError
 READY_LINE = b"ready to serve client requests"
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
+_FIRST_PORT, _PORTS = 20_000, 12_000
+_numbers = itertools.count(random.randrange(_PORTS))  # noqa: S311 - no secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +56,8 @@ class EtcdServer:
         if shutil.which(command[0]) is None:
             raise FlannelError(f"{command[0]} is not installed; on Debian and Ubuntu: apt-get install etcd-server")
         self.name = name
-        self.endpoint = f"{'http' if tls is None else 'https'}://{address}:{client_port or _free_port(address)}"
-        self.peer_url = f"http://{address}:{peer_port or _free_port(address)}"
+        self.endpoint = f"{'http' if tls is None else 'https'}://{address}:{client_port or free_port(address)}"
+        self.peer_url = f"http://{address}:{peer_port or free_port(address)}"
         self._directory = directory
         self._tls = tls
         self._command = tuple(command)
@@ -152,9 +157,20 @@ def start_cluster(members: Sequence[EtcdServer]) -> None:
         raise
 
 
-def _free_port(address: str) -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(address: str) -> int:
+    """Return a port that was free a moment ago, and that the kernel gives to nobody. Raises OSError if there is none.
+
+    It is below those that connections get (net.ipv4.ip_local_port_range, 32768 on): else one of them, even one that
+    waits for this very server, could take the port while the server is down. No two calls return the same.
+    """
+    for number in itertools.islice(_numbers, _PORTS):
+        port = _FIRST_PORT + number % _PORTS
+        with socket.socket() as probe:
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return port
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

@@ -32,6 +32,7 @@ class EtcdRegistry:
         self._config_key = prefix + b"/config"
         self._subnets = prefix + b"/subnets/"
         self._subnets_end = prefix + b"/subnets0"  # "0" follows "/": the first key behind all that begin with _subnets
+        self._written = 0  # the revision of what this run wrote last
 
     async def read_config(self) -> bytes:
         """See `Registry.read_config`."""
@@ -86,24 +87,28 @@ class EtcdRegistry:
         if current is None or current.lease_id != lease_id:
             await self._revoke(lease_id)
             raise SubnetTaken(f"{self._client.name}: {key} is taken by another host")
+        self._written = current.revision
         return current
 
     async def renew(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:  # noqa: ARG002 - an etcd lease keeps its TTL
         """See `Registry.renew`.
 
         The etcd lease is kept alive, not replaced: it lives as long again as it was granted for, whatever `ttl_s` says.
+        What an earlier run wrote is written anew, once: its request to delete the key may still be on its way.
         """
         if not entry.reserved and await self._client.lease_keep_alive_s(entry.lease_id) <= 0:
             raise LeaseLost(f"{self._client.name}: the lease of {entry.key} has expired or was revoked")
         path = self._path(entry.key)
         put = pb.RequestOp(put=pb.PutRequest(key=path, value=value, lease=entry.lease_id))
+        same = value == entry.value and (entry.reserved or entry.revision == self._written)
         try:
-            _, current = await self._commit(self._unchanged(entry), [] if value == entry.value else [put])
+            _, current = await self._commit(self._unchanged(entry), [] if same else [put])
         except LeaseNotFound:
             raise LeaseLost(f"{self._client.name}: the lease of {entry.key} expired while it was renewed") from None
         # If an earlier try was done and only its answer was lost, the comparison fails on our own work: that is fine.
         if current is None or current.lease_id != entry.lease_id or current.value != value:
             raise self._lost(entry, current)
+        self._written = current.revision
         return current
 
     async def delete(self, entry: Entry) -> None:
@@ -156,17 +161,16 @@ class EtcdRegistry:
                     raise RegistryError(
                         f"{self._client.name}: watch cancelled: {response.cancel_reason or 'no reason given'}"
                     )
-                # Not those with events: etcd 3.4 may answer a probe before it sends the events up to the revision that
-                # the answer names.
-                if not response.events and response.header.revision < revision:
-                    raise RegistryError(
-                        f"{self._client.name}: revision went back from {revision}: restored from a backup?"
-                    )
                 if response.created:
+                    # Only this answer tells: one to a probe may be overtaken by events of later revisions, and while a
+                    # stream lasts, it is the same server with the same data.
+                    if response.header.revision < revision:
+                        raise RegistryError(
+                            f"{self._client.name}: revision went back from {revision}: restored from a backup?"
+                        )
                     outage.over()
                 if response.events:
                     yield Change(dict(map(self._event, response.events)), response.header.revision)
-                revision = max(revision, response.header.revision)
 
     def _event(self, event: pb.Event) -> tuple[str, Entry | None]:
         entry = self._entry(event.kv)

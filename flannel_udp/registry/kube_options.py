@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def _reason(error: Exception) -> str:
         case yaml.MarkedYAMLError(problem_mark=yaml.Mark() as mark):
             return f"no YAML: line {mark.line + 1}"
         case ConfigError() | msgspec.ValidationError():
-            return str(error)
+            return re.sub(r"^\[Errno \d+\] ", "", str(error))  # lightkube hands on what the system said
         case KeyError():
             return f"{error.args[0]!r} is not there"
         case ssl.SSLError():

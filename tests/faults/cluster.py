@@ -7,23 +7,37 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab.etcd_server import EtcdServer, start_cluster
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import ETCD_PORT, Plan
-from tests.support.agents import peers_of, wait_for_peers
+from tests.support.agents import peers_of, subnet_of, wait_for_peers
 from tests.support.by_hand import PREFIX
 from tests.support.flow import Flow
 from tests.support.labs import fresh_name
+
+T = TypeVar("T")
 
 NETWORK = '{"Network":"10.244.0.0/16"}'
 PASSWORD = "a-secret-of-the-test"  # noqa: S105 - of an etcd that lives for seconds
 INTERVAL_S = 0.002
 """Between two packets of a flow: 500 a second each way."""
+
+
+def retried(call: Callable[[], T]) -> T:
+    """Return what `call` returns as soon as etcd does not refuse it any more."""
+    for _ in range(200):
+        try:
+            return call()
+        except FlannelError as refused:
+            reason = refused
+            time.sleep(0.1)
+    raise AssertionError(f"etcd goes on to refuse it: {reason}")
 
 
 class Member:
@@ -67,6 +81,15 @@ class Member:
         ]
         return self.host.run(["env", "ETCDCTL_API=3", "etcdctl", *ends, *arguments], stdin=stdin).stdout
 
+    def replace(self, former: Member, others: Sequence[Member]) -> None:
+        """Join the cluster of `others` in place of a former member, as an operator does."""
+        known = json.loads(others[0].etcdctl("member", "list", "-w", "json"))["members"]
+        (number,) = [member["ID"] for member in known if member["name"] == former.server.name]
+        others[0].etcdctl("member", "remove", f"{number:x}")
+        retried(lambda: others[0].etcdctl("member", "add", self.server.name, f"--peer-urls={self.server.peer_url}"))
+        self.server.spawn([self.server, *(other.server for other in others)])
+        self.server.wait_ready()
+
     def enable_auth(self, user: str) -> None:
         """Let only `user` in from now on."""
         self.etcdctl("user", "add", f"{user}:{PASSWORD}")
@@ -76,13 +99,15 @@ class Member:
 
 
 class Cluster:
-    """The lab, its two hosts with agents, and the members."""
+    """The lab, its two hosts with agents, and the members; `spare` hosts wait for further ones."""
 
     def __init__(self, lab: Lab, members: Sequence[Member]) -> None:
         self.lab = lab
+        self.spare = lab.hosts[2 + len(members) :]
         self.members = list(members)
         self.h1, self.h2 = lab.hosts[:2]
         self._marks = 0
+        self._agent_args: list[str] = []
 
     def flows(self) -> tuple[Flow, Flow]:
         """Return traffic there and back between the pods of h1 and h2."""
@@ -110,6 +135,7 @@ class Cluster:
         arguments = ["--registry=etcd", "--etcd-endpoints", ",".join(member.server.endpoint for member in members)]
         if first.user:
             arguments += [f"--etcd-username={first.user}", f"--etcd-password={PASSWORD}"]
+        self._agent_args = arguments
         hosts = (self.h1, self.h2)
         for host in hosts:
             if host.agent_pid() is not None:
@@ -118,6 +144,16 @@ class Cluster:
         for host in hosts:
             host.wait_ready()
         wait_for_peers(hosts)
+
+    def shorten_lease(self, host: Host, ttl_s: int) -> None:
+        """Start the host's agent again with its subnet under a lease of this life, which its renewals do not change."""
+        host.stop_agent()
+        member = self.members[0]
+        said = member.etcdctl("lease", "grant", str(ttl_s))  # lease 694d7b… granted with TTL(20s)
+        member.etcdctl("put", f"--lease={said.split()[1]}", key_of(host), f'{{"PublicIP":"{host.underlay}"}}')
+        host.start_agent(*self._agent_args)
+        host.wait_ready()
+        wait_for_peers((self.h1, self.h2))
 
     def leader(self) -> Member:
         for _ in range(100):
@@ -128,21 +164,28 @@ class Cluster:
         raise AssertionError("the cluster has no leader")
 
 
+def key_of(host: Host) -> str:
+    """Return the key of the host's subnet."""
+    return f"{PREFIX}/subnets/{str(subnet_of(host)).replace('/', '-')}"
+
+
 @contextmanager
-def cluster(n_members: int, *arguments: str, user: str = "") -> Iterator[Cluster]:
+def cluster(
+    n_members: int, *arguments: str, config: str = NETWORK, user: str = "", spare: int = 0
+) -> Iterator[Cluster]:
     """Bring up h1 and h2 with agents and pods, and etcd on the hosts after them; with a `user`, for that one only."""
-    with Lab(Plan(fresh_name(), hosts=2 + n_members, agents=())) as lab:
-        members = [Member(host, *arguments) for host in lab.hosts[2:]]
+    with Lab(Plan(fresh_name(), hosts=2 + n_members + spare, agents=())) as lab:
+        members = [Member(host, *arguments) for host in lab.hosts[2 : 2 + n_members]]
+        made = Cluster(lab, members)
         try:
             start_cluster([member.server for member in members])
-            members[0].etcdctl("put", f"{PREFIX}/config", NETWORK)
+            members[0].etcdctl("put", f"{PREFIX}/config", config)
             if user:
                 members[0].enable_auth(user)
-            made = Cluster(lab, members)
             made.start_agents(members[0])
             for host in lab.hosts[:2]:
                 host.attach_pods()
             yield made
         finally:
-            for member in members:
+            for member in made.members:
                 member.server.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import platform
@@ -18,7 +19,9 @@ from tests.support.flow import Flow
 BEGIN, END = "<!-- figures: written by tox -e faults -->", "<!-- end of the figures -->"
 GIVE_UP_S = 30.0
 """Past every promise: what takes longer is no figure of the table."""
-_POLL_S = 0.005
+_LOG_LINES = 30
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -68,15 +71,21 @@ class Recorder:
     ) -> Iterator[Fault]:
         """Let the flows run through the block, which makes the fault and waits; then check, and keep the row."""
         fault = Fault(group, name, action, limit_s, may_lose)
-        with _running(flows):
-            for flow in flows:
-                flow.wait_for_one_sent_from_now()
-            yield fault
-            for flow in flows:
-                flow.wait_for_one_sent_from_now()
-        fault.sent, fault.lost = sum(flow.sent for flow in flows), sum(flow.lost for flow in flows)
-        self._faults.append(fault)
-        fault.check()
+        try:
+            with _running(flows):
+                for flow in flows:
+                    flow.wait_for_one_sent_from_now()
+                yield fault
+                for flow in flows:
+                    flow.wait_for_one_sent_from_now()
+            fault.sent += sum(flow.sent for flow in flows)
+            fault.lost += sum(flow.lost for flow in flows)
+            self._faults.append(fault)
+            fault.check()
+        except AssertionError:
+            for host in {host for flow in flows for host in flow.hosts}:
+                logger.error("%s said:\n%s", host.name, "\n".join(host.log_file.read_text().splitlines()[-_LOG_LINES:]))
+            raise
 
     def table(self) -> str:
         """Return the tables, one a group, in Markdown."""

@@ -6,13 +6,15 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.faults.cluster import NETWORK, Cluster, cluster
+from tests.faults.cluster import NETWORK, Cluster, Member, cluster, key_of, retried
 from tests.faults.recorder import Recorder
 from tests.support.agents import Log, subnet_of, wait_for
 from tests.support.by_hand import PREFIX
@@ -24,8 +26,9 @@ GROUP = "etcd, one member"
 STORED = "What is written in etcd"
 CONVERGE_S = 5.0
 NOTICED_S = 15.0
-"""What it takes until nobody answers any more: keep-alive pings find out after 9 s."""
+"""By then it is noticed that nobody answers."""
 AWAY_S = 60.0
+REST_S, WORK_S = 0.8, 0.05
 JUNK_KEYS = 10_000
 
 
@@ -33,10 +36,6 @@ JUNK_KEYS = 10_000
 def one() -> Iterator[Cluster]:
     with cluster(1) as made:
         yield made
-
-
-def key_of(made: Cluster) -> str:
-    return f"{PREFIX}/subnets/{str(subnet_of(made.h1)).replace('/', '-')}"
 
 
 def cpu_s(pid: int) -> float:
@@ -64,6 +63,39 @@ def test_etcd_hangs(one: Cluster, record: Recorder) -> None:
         back_s = time.monotonic()
         mark = one.mark(one.members[0])
         fault.wait_right(back_s, lambda: one.both_know(mark))
+
+
+def test_etcd_is_slow(one: Cluster, record: Recorder) -> None:
+    action = f"`kill -STOP`, `kill -CONT` {REST_S:g} s later, again and again; a change after {NOTICED_S:g} s of this"
+    with record.fault(GROUP, "etcd slow", action, *one.flows(), limit_s=CONVERGE_S) as fault:
+        log = Log(one.h1)
+        with sluggish(one.members[0]):
+            time.sleep(NOTICED_S)
+            started_s = time.monotonic()
+            mark = retried(lambda: one.mark(one.members[0]))
+            fault.wait_right(started_s, lambda: one.both_know(mark))
+        assert log.lines() == [line for line in log.lines() if "peer" in line]  # slow is not silent
+
+
+@contextmanager
+def sluggish(member: Member) -> Iterator[None]:
+    """Let a member work for a moment after every rest only."""
+    ending = threading.Event()
+
+    def interrupt() -> None:
+        while not ending.is_set():
+            member.signal(signal.SIGSTOP)
+            ending.wait(REST_S)
+            member.signal(signal.SIGCONT)
+            ending.wait(WORK_S)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
 
 
 def test_etcd_is_away_for_a_minute(one: Cluster, record: Recorder) -> None:
@@ -116,7 +148,7 @@ def test_our_key_is_deleted(one: Cluster, record: Recorder) -> None:
     ) as fault:
         log = Log(one.h1)
         started_s = time.monotonic()
-        one.members[0].etcdctl("del", key_of(one))
+        one.members[0].etcdctl("del", key_of(one.h1))
         fault.wait_right(started_s, lambda: bool(log.lines("lost our subnet")), one.h1.is_ready)
     assert subnet_of(one.h1) == subnet
 
@@ -180,6 +212,6 @@ def test_our_key_is_taken(one: Cluster, record: Recorder) -> None:
     former = subnet_of(one.h1)
     with record.fault(STORED, "our key taken by another", "`etcdctl put`", limit_s=CONVERGE_S) as fault:
         started_s = time.monotonic()
-        one.members[0].etcdctl("put", key_of(one), '{"PublicIP":"192.0.2.99"}')
+        one.members[0].etcdctl("put", key_of(one.h1), '{"PublicIP":"192.0.2.99"}')
         fault.wait_right(started_s, lambda: subnet_of(one.h1) != former and one.h1.is_ready())
         fault.wait_right(started_s, lambda: one.knows(one.h2, f"{one.h1.subnet} {one.h1.underlay}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import cache
 
 from flannel_udp._fastpath import icmp
@@ -14,14 +15,15 @@ from tests.support.engine_rig import EngineRig, small_table
 from tests.support.twin import PEERS, Difference, FromTun, TwinRun
 
 _TABLE = small_table()
+_opened = ExitStack()
 _SETTINGS = (("strict", Offload()), ("loose", Offload()), ("off", Offload()), ("strict", NO_OFFLOAD))
 
 
 @cache
 def _twin_run(setting: int) -> TwinRun:
-    """An engine for all inputs with one setting; its sockets last as long as the process."""
+    """An engine for all inputs with one setting, until `close`."""
     source_check, offload = _SETTINGS[setting]
-    rig = EngineRig(_TABLE, peers=PEERS, source_check=source_check, offload=offload)
+    rig = _opened.enter_context(EngineRig(_TABLE, peers=PEERS, source_check=source_check, offload=offload))
     return TwinRun(rig, _TABLE, source_check)
 
 
@@ -35,6 +37,12 @@ def run(data: bytes) -> None:
         for step in batch:
             if isinstance(step, FromTun):
                 _check_answer(step.packet)
+
+
+def close() -> None:
+    """Close the engines that `run` has opened."""
+    _twin_run.cache_clear()
+    _opened.close()
 
 
 def _check_answer(packet: bytes) -> None:

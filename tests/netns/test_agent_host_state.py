@@ -16,6 +16,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan, parse_subnet_env
 from flannel_udp.lab.probe import ping_matrix
+from flannel_udp.options import DataplaneOptions
 from tests.support.agents import Agent, Log, links_of, peers_of, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -57,7 +58,7 @@ def flannel0(host: Host, name: str = "flannel0") -> dict[str, Any]:
 
 def routes_of(host: Host) -> list[str]:
     lines = host.run(["ip", "route", "show", "table", "all"]).stdout.splitlines()
-    return [line.strip() for line in lines if NETWORK in line]
+    return [line.strip() for line in lines if NETWORK in line or line.startswith("blackhole")]
 
 
 def is_right(host: Host, mtu: int = 1472) -> bool:
@@ -106,6 +107,21 @@ def test_a_changed_flannel0_is_put_right_within_a_second(
     assert log.lines() == [f"put right on flannel0: {', '.join(needed)}"]
 
 
+def test_a_deleted_blackhole_route_is_put_back_within_a_second(duo: Lab, h1: Host) -> None:
+    h1.stop_agent()
+    h1.start_agent("--ip-blackhole-route")
+    h1.wait_ready()
+    h1.wait_peers({subnet_of(duo.hosts[1])})
+    log, route = Log(h1), f"blackhole {subnet_of(h1)} metric 4294967295"
+    assert route in routes_of(h1)
+    h1.configure(f"route del {route}")
+    assert wait_for("it is there again", lambda: route in routes_of(h1)) < REPAIR_S
+    wait_for("it is counted", lambda: repairs_of(h1) == {"blackhole": 1})
+    assert_traffic(duo)
+    assert repairs_of(h1) == {"blackhole": 1}
+    assert log.lines() == [f"put right: the blackhole route for {subnet_of(h1)}"]
+
+
 def test_what_others_add_to_flannel0_stays(duo: Lab, h1: Host) -> None:
     extra = [f"{NETWORK} dev flannel0 metric 7", f"{NETWORK} dev flannel0 table 100"]
     h1.configure(
@@ -128,7 +144,7 @@ def test_a_deleted_flannel0_is_made_anew_and_the_counters_go_on(duo: Lab, h1: Ho
     peers_before = h1.control("/v1/peers")
     h1.configure("link del flannel0")
     assert wait_for("it is there again", lambda: is_right(h1)) < REPAIR_S
-    assert flannel0(h1)["txqlen"] == 1000
+    assert flannel0(h1)["txqlen"] == DataplaneOptions().tx_queue_packets
     assert_traffic(duo)
     after = h1.control("/v1/status")
     assert after["counters"]["out"]["packets"] > before["counters"]["out"]["packets"] > 0

@@ -106,17 +106,21 @@ def test_an_address_of_our_own_subnet_that_comes_back_to_us_is_answered_and_does
 
 def test_answers_are_limited_to_a_thousand_a_second(pair: Lab) -> None:
     pod, host = pair.pods()[0], pair.hosts[0]
-    n_packets = 5000
+    n_packets = 2500
     time.sleep(BURST / ANSWERS_PER_S)  # the tests before may have emptied the bucket
     before = drops_of(host, "out").get("no_route", 0)
     with IcmpErrors(pod) as errors, pod.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+
+        def have_been_read() -> bool:
+            for _ in range(500):  # flannel0's queue holds a thousand: on a busy machine not all of them fit
+                sock.sendto(b"nobody takes this", (NOWHERE, 9))
+            return drops_of(host, "out").get("no_route", 0) - before > n_packets
+
         started_s = time.monotonic()
-        for _ in range(n_packets):
-            sock.sendto(b"nobody takes this", (NOWHERE, 9))
-        wait_for("the agent has read most of them", lambda: drops_of(host, "out")["no_route"] - before > n_packets // 2)
+        wait_for("the agent has read enough", have_been_read)
         n_answers = 0
         while errors.next(timeout_s=0.2) is not None:
             n_answers += 1
         lasted_s = time.monotonic() - started_s - 0.2
     assert BURST <= n_answers <= BURST + ANSWERS_PER_S * lasted_s
-    assert n_answers < n_packets // 2
+    assert n_answers < n_packets

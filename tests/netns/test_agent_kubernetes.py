@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import UNDERLAY_GATEWAY, Plan
 from flannel_udp.lab.probe import ping_matrix
-from tests.kube_api.manifest import RULES
+from tests.kube_api.manifest import RULES, find
 from tests.kube_api.server import ApiServer
 from tests.support.agents import Agent, peers_of, remains_of, subnet_of, wait_for, wait_for_peers
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -34,10 +34,10 @@ class Cluster:
         self.api = api
         self._net_conf = net_conf
 
-    def agent(self, host: Host, *arguments: str, **environment: str) -> Agent:
+    def agent(self, host: Host, *arguments: str, wrapper: Sequence[str] = (), **environment: str) -> Agent:
         """Start the agent as node HOST would."""
         flags = ("--kube-subnet-mgr", "--kube-api-url", self.api.url, "--net-config-path", str(self._net_conf))
-        return Agent(host, *flags, *arguments, environment={"NODE_NAME": host.name, **environment})
+        return Agent(host, *flags, *arguments, wrapper=wrapper, environment={"NODE_NAME": host.name, **environment})
 
 
 @contextmanager
@@ -124,6 +124,33 @@ def is_available(cluster: Cluster, host: Host) -> bool:
 
 def condition(cluster: Cluster, host: Host) -> dict[str, str]:
     return cluster.api.do(lambda store: store.condition(host.name))
+
+
+def test_the_capabilities_and_arguments_of_the_manifests_container_are_enough(pair: Cluster) -> None:
+    (container,) = find("DaemonSet")["spec"]["template"]["spec"]["containers"]
+    context = container["securityContext"]
+    assert context["capabilities"]["drop"] == ["ALL"]
+    assert context["allowPrivilegeEscalation"] is False
+    caps = ",".join(["-all", *(f"+{name.lower()}" for name in context["capabilities"]["add"])])
+    as_in_the_container = ("setpriv", "--no-new-privs", f"--bounding-set={caps}", f"--inh-caps={caps}")
+    arguments = [argument for argument in container["args"] if argument != "--kube-subnet-mgr"]
+    with ExitStack() as running:
+        for host in pair.lab.hosts:
+            agent = running.enter_context(pair.agent(host, *arguments, wrapper=as_in_the_container))
+            agent.wait_ready()
+            agent.wait_for_line("kept CAP_NET_ADMIN, CAP_NET_RAW and gave up all other capabilities")
+            host.attach_pods()
+        wait_for_peers(pair.lab.hosts)
+        h1 = pair.lab.hosts[0]
+        assert None not in ping_matrix(pair.lab.pods()).values()
+        # What it makes anew while it runs needs the same few.
+        h1.configure("link del flannel0")
+        h1.run(["iptables", "-t", "nat", "-F", "POSTROUTING"])
+        wait_for("pods reach each other", lambda: None not in ping_matrix(pair.lab.pods()).values())
+        wait_for(
+            "the rules are back", lambda: "FLANNEL" in h1.run(["iptables", "-t", "nat", "-S", "POSTROUTING"]).stdout
+        )
+        assert agent.stop() == 0
 
 
 def test_a_node_that_comes_back_with_another_subnet_takes_that(one: Cluster) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -50,6 +51,15 @@ class Manager:
         """Wait until these, and nothing else that `listen` returns, were said."""
         wait_for(f"{messages}; heard {self.heard}", lambda: self.listen() == [*messages])
 
+    def wait_for_line(self, agent: Agent, part: str) -> None:
+        """Wait until the agent logs it, listening: the kernel keeps but ten messages (net.unix.max_dgram_qlen)."""
+
+        def said() -> bool:
+            self.listen()
+            return any(part in line for line in agent.said())
+
+        wait_for(part, said)
+
 
 # <linux/prctl.h>: PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN (since Linux 6.3): what MemoryDenyWriteExecute does by seccomp.
 DENY_WRITE_EXECUTE = """
@@ -92,7 +102,7 @@ def test_from_ready_over_a_reload_to_the_end(lab: Lab, tmp_path: Path) -> None:
         manager.wait_for("READY=1")
         earlier_us = time.monotonic_ns() // 1000
         agent.process.send_signal(signal.SIGHUP)
-        agent.wait_for_line("reload: the network configuration is the one in force")
+        manager.wait_for_line(agent, "reload: the network configuration is the one in force")
         wait_for("the end of the reload", lambda: len(manager.listen()) == 3)
         ready, reloading, again = manager.listen()
         assert (ready, again) == ("READY=1", "READY=1")
@@ -119,7 +129,7 @@ def test_a_reload_tells_of_a_configuration_that_cannot_be_taken_on_and_changes_n
         table = json.loads(lab.plan.registry_file.read_text())
         lab.plan.registry_file.write_text(json.dumps({**table, "config": config}))
         agent.process.send_signal(signal.SIGHUP)
-        agent.wait_for_line(line)
+        manager.wait_for_line(agent, line)
         wait_for("the end of the reload", lambda: manager.listen()[-1:] == ["READY=1"] and len(manager.listen()) == 3)
         status = lab.hosts[0].control("/v1/status")
         assert (status["ready"], status["network"]) == (True, str(OVERLAY))
@@ -137,6 +147,7 @@ def test_pings_come_in_time_while_it_waits_and_while_it_runs_and_stop_with_it(la
         so_far = manager.pings()
         wait_for("pings while it runs", lambda: manager.pings() >= so_far + 3)
         agent.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, agent.process.pid, os.WSTOPPED | os.WNOWAIT)
         so_far = manager.pings()
         time.sleep(WATCHDOG_S)  # what a manager waits
         assert manager.pings() == so_far

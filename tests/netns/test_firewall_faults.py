@@ -115,7 +115,7 @@ def test_an_agent_whose_tool_hangs_stops_at_once(host: Host, dialect: str, tmp_p
     for name in TOOLS[dialect]:
         script(tmp_path / name, f"echo $$ >{marker}; exec /bin/sleep 60")
     with start(host, tmp_path) as agent:
-        wait_for("the tool runs", marker.exists)
+        wait_for("the tool runs", lambda: marker.exists() and marker.read_text().endswith("\n"))
         assert agent.stop() == 0
     wait_for("the tool is gone", lambda: not Path(f"/proc/{marker.read_text().strip()}").exists())
 

@@ -30,7 +30,7 @@ async def test_a_flood_that_the_socket_cannot_hold_means_a_look_and_no_end(host:
     looks = asyncio.Event()
     monitor = Monitor(netlink, looks.set)
     try:
-        monitor.interest = Interest(frozenset({999_999}), prefix_len=13)  # nothing of what follows
+        monitor.interest = Interest(frozenset({999_999}), frozenset({13}))  # nothing of what follows
         host.configure("addr add 198.51.100.1/32 dev eth0")
         await asyncio.sleep(0.1)
         assert not looks.is_set()

@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, TypeVar
@@ -27,6 +26,7 @@ from flannel_udp.host.netlink import HostState, configure_tunnel, host_state, un
 from flannel_udp.host.repair import LinkState
 from flannel_udp.model import Interface
 from flannel_udp.options import InterfaceOptions
+from tests.support.labs import fresh_name
 
 pytestmark = [
     pytest.mark.netns,
@@ -82,7 +82,7 @@ class Namespace:
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
-    name = f"host-{uuid.uuid4().hex[:8]}"
+    name = fresh_name()
     subprocess.run(["ip", "netns", "add", name], check=True, timeout=20)
     try:
         made = Namespace(name)

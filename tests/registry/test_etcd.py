@@ -24,6 +24,7 @@ from flannel_udp.registry import etcd_client
 from flannel_udp.registry import etcd_pb2 as pb
 from flannel_udp.registry.etcd import PAGE_KEYS, EtcdRegistry
 from flannel_udp.registry.keys import format_value
+from flannel_udp.registry.outage import Outage
 from tests.registry.certificates import make_authority, make_certificate
 from tests.registry.support import etcdctl, watching
 
@@ -95,6 +96,19 @@ async def test_a_revoked_lease_is_lost(opened: Opened, etcd_options: EtcdOptions
     for use in (registry.renew(entry, VALUE, 60), registry.time_left_s(entry), registry.delete(entry)):
         with pytest.raises(LeaseLost):
             await use
+
+
+async def test_a_release_by_the_run_before_that_arrives_late_deletes_nothing(
+    opened: Opened, etcd_options: EtcdOptions
+) -> None:
+    # A host that is cut off ends with --release-on-exit: its kernel may deliver the request after the next start.
+    former, ours = opened(etcd_options), opened(etcd_options)
+    entry = await former.create(KEY, VALUE, LEASE_TTL_S)
+    renewed = await ours.renew((await ours.list()).entries[KEY], VALUE, LEASE_TTL_S)
+    with pytest.raises(LeaseLost):
+        await former.delete(entry)
+    assert (await ours.list()).entries == {KEY: renewed}
+    assert await ours.renew(renewed, VALUE, LEASE_TTL_S) == renewed
 
 
 async def test_a_renewal_whose_answer_was_lost_can_be_repeated(opened: Opened, etcd_options: EtcdOptions) -> None:
@@ -180,14 +194,14 @@ async def test_a_first_endpoint_that_refuses_costs_nothing_and_says_nothing(
         await seen.snapshot()
         await registry.create(KEY, VALUE, LEASE_TTL_S)
         await seen.change()
-    assert time.monotonic() - began_s < 0.5
+    assert time.monotonic() - began_s < etcd_client.CALL_S / 2  # the share of an endpoint that hangs
     assert caplog.records == []
 
 
 async def test_an_endpoint_that_hangs_takes_only_its_share_of_the_deadline(
     opened: Opened, etcd_options: EtcdOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(etcd_client, "CALL_S", 1.0)
+    monkeypatch.setattr(etcd_client, "CALL_S", 2.0)
     released = asyncio.Event()
 
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -199,10 +213,10 @@ async def test_an_endpoint_that_hangs_takes_only_its_share_of_the_deadline(
     registry = opened(replace(etcd_options, endpoints=(f"http://127.0.0.1:{port}", *etcd_options.endpoints)))
     began_s = time.monotonic()
     await registry.list()
-    assert 0.4 < time.monotonic() - began_s < 0.9
+    assert 0.9 < time.monotonic() - began_s < 1.9
     began_s = time.monotonic()
     await registry.list()  # the endpoint that answered is asked first from now on
-    assert time.monotonic() - began_s < 0.3
+    assert time.monotonic() - began_s < 0.9
     released.set()
     server.close()
 
@@ -450,3 +464,40 @@ async def test_a_user_for_an_etcd_that_knows_no_users_does_no_harm(opened: Opene
     registry = opened(replace(etcd_options, username="flannel", password=PASSWORD))
     entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
     assert await registry.renew(entry, VALUE, LEASE_TTL_S) == entry
+
+
+# What a server says while it is busy: no real one can be made to at will
+
+
+async def heard(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, *responses: pb.WatchResponse
+) -> AsyncIterator[dict[str, Entry | None]]:
+    """Yield the changes that are made of these answers to a watch after revision 10."""
+    registry = opened(EtcdOptions(endpoints=(NOBODY,)))
+
+    async def watch(_request: pb.WatchCreateRequest) -> AsyncIterator[pb.WatchResponse]:
+        for response in responses:
+            yield response
+
+    monkeypatch.setattr(registry._client, "watch", watch)
+    async with aclosing(registry._changes(10, Outage(logging.getLogger(__name__)))) as changes:
+        async for change in changes:
+            yield dict(change.entries)
+
+
+def answer(revision: int, *keys: str, created: bool = False) -> pb.WatchResponse:
+    events = [pb.Event(kv=pb.KeyValue(key=f"/coreos.com/network/subnets/{key}".encode(), value=VALUE)) for key in keys]
+    return pb.WatchResponse(header=pb.ResponseHeader(revision=revision), created=created, events=events)
+
+
+async def test_an_answer_to_a_probe_that_later_events_overtook_ends_no_watch(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    responses = (answer(10, created=True), answer(12, "a"), answer(11), answer(13, "b"))
+    assert [list(entries) async for entries in heard(opened, monkeypatch, *responses)] == [["a"], ["b"]]
+
+
+async def test_a_watch_that_begins_in_the_past_is_an_outage(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RegistryError, match="revision went back from 10"):
+        async for _ in heard(opened, monkeypatch, answer(9, created=True)):
+            pass

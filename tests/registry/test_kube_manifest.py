@@ -132,6 +132,7 @@ def test_the_plugin_is_installed_where_the_host_has_its_plugins(pod: dict[str, A
     assert words[:3] == ["flannel-udp", "cni", "install"]
     given = read_arguments(parser, words[3:], flags, {})
     assert str(given["bin-dir"]) == plugin["volumeMounts"][0]["mountPath"]
+    assert given["python"] == "/usr/bin/python3"  # the host's: the one that installs is in the image
 
 
 def test_both_configurations_are_good() -> None:

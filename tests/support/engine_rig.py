@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Self
 
 from flannel_udp._fastpath.engine import Engine
-from flannel_udp._fastpath.routes import OWN, PEERS_FROM, RouteTable
+from flannel_udp._fastpath.routes import OWN, PEERS_FROM, RouteList, RouteTable
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT
 from flannel_udp.dataplane.offload import enable_on_socket
 from flannel_udp.dataplane.reference import OWN as REFERENCE_OWN
@@ -31,13 +31,12 @@ def compile_table(reference: ReferenceTable) -> RouteTable:
     """Return the compiled table with the routes of a reference table."""
     peers = sorted({hop for hop in reference.routes.values() if isinstance(hop, IPv4Address)})
     index = {peer: PEERS_FROM + i for i, peer in enumerate(peers)}
-    return RouteTable(
+    routes = RouteList(
         array("I", [int(prefix.network_address) for prefix in reference.routes]),
         array("B", [prefix.prefixlen for prefix in reference.routes]),
         array("I", [index[hop] if isinstance(hop, IPv4Address) else OWN for hop in reference.routes.values()]),
-        array("I", [0, 0, *(int(peer) for peer in peers)]),
-        int(reference.own_address or 0),
     )
+    return RouteTable(routes, array("I", [0, 0, *(int(peer) for peer in peers)]), int(reference.own_address or 0))
 
 
 def small_table() -> ReferenceTable:

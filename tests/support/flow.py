@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
 import threading
@@ -21,6 +22,7 @@ class Flow:
     """Sends one UDP datagram every `interval_s` while the block runs. One flow a target at a time."""
 
     def __init__(self, source: Pod, target: Pod, interval_s: float = 0.005) -> None:
+        self.hosts = (source.host, target.host)
         self._to = (str(target.ip), _PORT)
         self._interval_s = interval_s
         self._out = source.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -30,6 +32,8 @@ class Flow:
         self._ending = threading.Event()
         self._arrived: set[int] = set()
         self.sent = 0
+        self.last_arrival_s = -math.inf
+        """When the last one arrived, time.monotonic."""
         self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
 
     @property
@@ -63,7 +67,7 @@ class Flow:
             except TimeoutError:
                 continue
             self._arrived.add(number)
-            quiet_since_s = time.monotonic()
+            quiet_since_s = self.last_arrival_s = time.monotonic()
 
     def __enter__(self) -> Self:
         for thread in self._threads:

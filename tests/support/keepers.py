@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
@@ -26,12 +26,20 @@ MARGIN_S = 3600.0
 QUICK = Delays(first_retry_s=0.01, last_retry_s=0.02, renew_retry_s=0.03)
 
 
+def forward_for_ever(_until_s: float | None) -> None:
+    """Be a dataplane that the test does not look at."""
+
+
 def keeper_of(
-    registry: Registry, public_ip: str = OUR_IP, previous: str | None = None, margin_s: float = MARGIN_S
+    registry: Registry,
+    public_ip: str = OUR_IP,
+    previous: str | None = None,
+    margin_s: float = MARGIN_S,
+    forward_until: Callable[[float | None], None] = forward_for_ever,
 ) -> LeaseKeeper:
     wanted = None if previous is None else Subnet(IPv4Network(previous))
     attrs = LeaseAttrs(IPv4Address(public_ip))
-    return LeaseKeeper(registry, attrs, margin_s, previous=wanted, delays=QUICK, rng=random.Random(1))
+    return LeaseKeeper(registry, attrs, margin_s, forward_until, previous=wanted, delays=QUICK, rng=random.Random(1))
 
 
 async def soon(promise: Awaitable[T]) -> T:

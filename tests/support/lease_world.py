@@ -2,7 +2,8 @@
 
 Everything runs on one virtual clock and one seeded random generator, so a run can be repeated exactly. The store keeps
 its promise (a lease lives for its time by the store's own clock); requests and answers are delayed, lost, doubled and
-overtaken; hosts are cut off, suspended, killed and rebooted; every clock has its own rate, within what Linux allows.
+overtaken; hosts are cut off, suspended, killed and rebooted, their control threads stand still while the data threads
+go on; every clock has its own rate, within what Linux allows.
 
 `World` checks at every moment that no two hosts forward for one subnet and raises `TwoOwnersError` if they do.
 """
@@ -126,6 +127,11 @@ class Host:
         self.holds: Lease | None = None
         self.connected = True
         self.awake = True
+        """False: the machine is suspended."""
+        self.wedged = False
+        """The control thread stands still; the data threads go on."""
+        self.until_s: float | None = None
+        """What the data threads were told last: when to stop by themselves."""
         self.life = 0
         """Counts up at every start: what was meant for an earlier life reaches nobody."""
         self.stream = 0
@@ -147,12 +153,18 @@ class Host:
     def start(self) -> None:
         """Start the agent, after a kill too."""
         self.life += 1
-        self.holds, self.awake, self._inbox = None, True, []
+        self.holds, self.awake, self.wedged, self._inbox = None, True, False, []
         self.machine = self._world.make_machine(self.attrs)
         self.table = PeerTable(self._world.network, self.attrs.public_ip)
         self.seek()
         if self.connected:
             self._world.watch(self)
+
+    def forwards(self) -> bool:
+        """Tell whether the data threads forward just now."""
+        if not self.awake or self.holds is None:
+            return False
+        return self.until_s is None or self.clock_s() < self.until_s or not self._world.engines_stop
 
     def seek(self) -> None:
         self._do(self.machine.seek(self.clock_s()))
@@ -161,16 +173,18 @@ class Host:
         return (self._world.now_s - self._booted_s) * self._rate
 
     def deliver(self, life: int, event: Callable[[], list[Action]]) -> None:
-        """Let something happen to this life of the agent: now, or when it is awake again."""
+        """Let something happen to this life of the agent: now, or when it can take note of it again."""
         if life != self.life:
             return
-        if not self.awake:
+        if not self.awake or self.wedged:
             self._inbox.append(lambda: self.deliver(life, event))
             return
         self._do(event())
 
     def resume(self) -> None:
-        self.awake = True
+        """Let the machine, and the control thread, go on."""
+        self.awake, self.wedged = True, False
+        self._world.check_owner(self)  # the data threads may be the first to run
         self._do(self.machine.tick(self.clock_s()))  # the alarm went off during the suspension: it comes first
         inbox, self._inbox = self._inbox, []
         for deliver in inbox:
@@ -193,8 +207,10 @@ class Host:
                     self._world.send(self, action)
                 case Held():
                     self.holds, self.previous = action.lease, action.lease.subnet
+                    self.until_s = self.machine.stop_s
                     self.table.set_own(action.lease.subnet.v4)
-                    self._world.check_owners(self)
+                    self._world.grants += 1
+                    self._world.check_owner(self)
                     if self.has_table:
                         seen = self.table.entry(action.lease.entry.key)
                         self._world.later(0.0, self.life, self, partial(self._observe, seen))
@@ -203,6 +219,8 @@ class Host:
                     self.table.set_own(None)
                     self._world.losses += 1
                     self._world.later(0.01, self.life, self, lambda: self.machine.seek(self.clock_s()))
+        if self.machine.lease is not None:
+            self.until_s = self.machine.stop_s
         self._set_alarm()
 
     def _observe(self, seen: Entry | None) -> list[Action]:
@@ -227,7 +245,8 @@ class Host:
 class World:
     """`hosts` agents, the first `tables` of them with peers, and a store.
 
-    `machine` and `store` may be faulty ones: the checks must find that out.
+    `machine` and `store` may be faulty ones, and engines that do not stop by themselves (`engines_stop`): the checks
+    must find that out.
     """
 
     def __init__(
@@ -240,12 +259,14 @@ class World:
         tables: int | None = None,
         store: Store | None = None,
         machine: type[LeaseMachine] = LeaseMachine,
+        engines_stop: bool = True,
     ) -> None:
         assert config.v4 is not None
         self.config = config
         self.network: IPv4Network = config.v4.network
         self.random = random.Random(seed)
         self.tables = hosts if tables is None else tables
+        self.engines_stop = engines_stop
         self.now_s = 0.0
         self.losses = 0
         self.grants = 0
@@ -390,16 +411,18 @@ class World:
 
     # What must hold.
 
-    def check_owners(self, new: Host) -> None:
-        """Raise `TwoOwnersError` if another host forwards for the subnet that `new` holds from now on."""
-        self.grants += 1
-        assert new.holds is not None
-        for host in self.hosts:
-            if host is not new and host.awake and host.holds is not None:
-                both = (new.holds.subnet, host.holds.subnet)
-                if both[0].v4.overlaps(both[1].v4):
-                    owners = f"{new.attrs.public_ip} and {host.attrs.public_ip}"
-                    raise TwoOwnersError(f"{owners} forward for {both[0]} at {self.now_s:.3f} s")
+    def check_owner(self, host: Host) -> None:
+        """Raise `TwoOwnersError` if `host` forwards for a subnet that another one forwards for."""
+        if not host.forwards():
+            return
+        assert host.holds is not None
+        for other in self.hosts:
+            if other is host or not other.forwards():
+                continue
+            assert other.holds is not None
+            if host.holds.subnet.v4.overlaps(other.holds.subnet.v4):
+                owners = f"{host.attrs.public_ip} and {other.attrs.public_ip}"
+                raise TwoOwnersError(f"{owners} forward for {host.holds.subnet} at {self.now_s:.3f} s")
 
     def check_converged(self) -> None:
         """Assert that every table says what a listing of the store says."""

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -32,8 +32,8 @@ class Source:
     def status(self) -> Status:
         return RUNNING
 
-    def peers(self) -> list[PeerRow]:
-        return [PEER]
+    async def peers(self) -> AsyncIterator[list[PeerRow]]:
+        yield [PEER]
 
     def route(self, address: IPv4Address) -> Route:
         if address == IPv4Address("10.1.0.1"):
@@ -67,6 +67,28 @@ async def test_status_peers_and_route_arrive_as_the_daemon_gave_them(path: Path)
         assert await ask(client.fetch_status, path) == RUNNING
         assert await ask(client.fetch_peers, path) == [PEER]
         assert (await ask(client.fetch_route, path, "10.1.9.9"))["address"] == "10.1.9.9"
+
+
+@pytest.mark.parametrize("sizes", [(), (3,), (2, 1, 3)])
+async def test_peers_that_come_in_parts_arrive_as_one_list(path: Path, sizes: tuple[int, ...]) -> None:
+    class Parts(Source):
+        async def peers(self) -> AsyncIterator[list[PeerRow]]:
+            for size in sizes:
+                yield [PEER] * size
+
+    async with control_server(Door(path), Parts()):
+        assert await ask(client.fetch_peers, path) == [PEER] * sum(sizes)
+
+
+async def test_peers_that_cannot_be_told_are_one_clear_line(path: Path) -> None:
+    class Early(Source):
+        async def peers(self) -> AsyncIterator[list[PeerRow]]:
+            raise FlannelError("no peers yet")
+            yield  # what makes it a generator
+
+    async with control_server(Door(path), Early()):
+        with pytest.raises(FlannelError, match="no peers yet"):
+            await ask(client.fetch_peers, path)
 
 
 async def test_socket_is_for_its_owner_only_and_goes_with_the_agent(tmp_path: Path) -> None:
@@ -264,8 +286,9 @@ async def test_closing_does_not_wait_for_idle_clients(path: Path) -> None:
 
 async def test_closing_does_not_wait_for_a_client_that_does_not_read(path: Path) -> None:
     class Large(Source):
-        def peers(self) -> list[PeerRow]:
-            return [PEER] * 50_000
+        async def peers(self) -> AsyncIterator[list[PeerRow]]:
+            for _ in range(500):
+                yield [PEER] * 100
 
     clock = asyncio.get_running_loop().time
     stuck = client._UnixConnection(path, 5.0)

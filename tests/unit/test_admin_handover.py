@@ -42,11 +42,16 @@ class Agent:
         self._descriptors = descriptors
         self.running = set(range(self.workers))
         self.resumed = threading.Event()
+        self.changed = False
 
     def offer(self, terms: Terms) -> tuple[Estate, Mapping[str, int]]:
         if differences := TERMS.differences(terms):
             raise FlannelError("; ".join(differences))
         return ESTATE, self._descriptors
+
+    def commit(self) -> None:
+        if self.changed:
+            raise FlannelError("this agent has changed")
 
     def pause(self, worker: int) -> None:
         self.running.remove(worker)
@@ -134,6 +139,18 @@ async def test_who_wants_something_else_is_told_what(path: Path, old: Agent) -> 
         offered.decline()
         close_all(offered.descriptors)
     assert old.running == {0, 1, 2}
+
+
+async def test_who_is_ready_after_a_change_is_told_so_and_nothing_is_stopped(path: Path, old: Agent) -> None:
+    async with Served(path, old) as served:
+        offered = await ask(path)
+        old.changed = True
+        started: list[int] = []
+        with pytest.raises(HandoverFailed, match="this agent has changed"):
+            await asyncio.to_thread(offered.take, 3, started.append, started.clear)
+        assert not served.done()
+    assert (started, old.running) == ([], {0, 1, 2})
+    close_all(offered.descriptors)
 
 
 @pytest.mark.parametrize("last_words", [[], ["hello"], ["nonsense"], ["hello", "nonsense"], ["hello", "ready"]])

@@ -14,6 +14,7 @@ import uvloop
 from flannel_udp.admin.health import health_server, open_health_listener
 from flannel_udp.admin.shapes import Status
 from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.lab.etcd_server import free_port
 from tests.support.status import WAITING
 
 
@@ -29,10 +30,7 @@ AGENT = Agent()
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
+    return free_port("127.0.0.1")
 
 
 def get(port: int, target: str, method: str = "GET", ip: str = "127.0.0.1") -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import math
-import socket
 from collections.abc import Mapping
 
 import pytest
@@ -13,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from flannel_udp.admin.health import health_server, open_health_listener
 from flannel_udp.admin.shapes import Status
+from flannel_udp.lab.etcd_server import free_port
 from flannel_udp.options import Offload
 from tests.support.status import RUNNING, WAITING
 
@@ -43,10 +43,7 @@ def get(port: int) -> tuple[str, str]:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
+    return free_port("127.0.0.1")
 
 
 async def scrape(port: int, status: Status) -> Samples:

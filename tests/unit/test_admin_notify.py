@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import socket
+import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -53,6 +55,27 @@ def test_without_a_listener_nothing_happens(value: str | None, monkeypatch: pyte
     notify_stopping()
 
 
+def test_a_supervisor_that_is_slow_misses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+
+        def read() -> None:
+            while heard[-1:] != [b"STOPPING=1"]:
+                time.sleep(0.001)
+                heard.append(systemd.recv(1000))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for number in range(200):
+            notify_status(f"{number}")
+        notify_stopping()
+        reader.join()
+    assert heard == [b"STATUS=%d" % number for number in range(200)] + [b"STOPPING=1"]
+
+
 def test_a_supervisor_that_does_not_read_cannot_block_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
@@ -78,7 +101,7 @@ def test_a_reload_has_its_time_in_the_same_message(tmp_path: Path, monkeypatch: 
     ("usec", "pid", "seconds"),
     [
         ("30000000", None, 30.0),
-        ("500000", str(os.getpid()), 0.5),
+        ("500000", "ours", 0.5),
         ("30000000", "1", None),  # meant for another process, which left us its environment
         ("0", None, None),
         ("", None, None),
@@ -93,7 +116,7 @@ def test_the_watchdogs_time_is_read_as_sd_watchdog_enabled_does(
     if pid is None:
         monkeypatch.delenv("WATCHDOG_PID", raising=False)
     else:
-        monkeypatch.setenv("WATCHDOG_PID", pid)
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "ours" else pid)
     assert watchdog_s() == seconds
 
 

@@ -10,11 +10,13 @@ import pytest
 
 from bench import compiled, encap, lookup
 from flannel_udp._fastpath.checksum import checksum
-from flannel_udp._fastpath.routes import NO_ROUTE, PEERS_FROM, RouteTable
+from flannel_udp._fastpath.routes import NO_ROUTE, PEERS_FROM, RouteList, RouteTable
 from flannel_udp.errors import FlannelError
 
 NETWORK = 0x0A020000
-TABLE = RouteTable(array("I", [NETWORK]), array("B", [24]), array("I", [PEERS_FROM]), array("I", [0, 0, 0xC6120001]))
+TABLE = RouteTable(
+    RouteList(array("I", [NETWORK]), array("B", [24]), array("I", [PEERS_FROM])), array("I", [0, 0, 0xC6120001])
+)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -20,8 +21,8 @@ class Source:
     def status(self) -> Status:
         return RUNNING
 
-    def peers(self) -> list[PeerRow]:
-        return [PEER]
+    async def peers(self) -> AsyncIterator[list[PeerRow]]:
+        yield [PEER]
 
     def route(self, address: IPv4Address) -> Route:
         if address == IPv4Address("10.1.0.1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ from tests.fuzz.scenario import batches
 from tests.support.twin import FromPeer, FromTun
 
 CORPUS = sorted((Path(__file__).parents[1] / "fuzz" / "corpus").iterdir())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engines() -> Iterator[None]:
+    """They serve all inputs."""
+    yield
+    target.close()
 
 
 @pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.name)

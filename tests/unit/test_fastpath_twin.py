@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from flannel_udp._fastpath import checksum as compiled_checksum
 from flannel_udp._fastpath import icmp
 from flannel_udp._fastpath.drops import DropReason
-from flannel_udp._fastpath.routes import NO_ROUTE, OWN, PEERS_FROM, RouteTable
+from flannel_udp._fastpath.routes import NO_ROUTE, OWN, PEERS_FROM, RouteList, RouteTable
 from flannel_udp.dataplane import reference
 from flannel_udp.dataplane.reference import Dropped, Forwarded, ReferenceTable
 from tests.support.engine_rig import EngineRig, compile_table, small_table
@@ -170,12 +170,12 @@ def test_a_table_that_grows_and_shrinks_always_equals_the_twin() -> None:
 
 def test_a_hundred_thousand_subnets_take_little_memory_and_all_are_found() -> None:
     n = 100_000
-    compiled = RouteTable(
+    routes = RouteList(
         array("I", [0x0A000000 + (i << 8) for i in range(n)]),
         array("B", [24]) * n,
         array("I", range(PEERS_FROM, PEERS_FROM + n)),
-        array("I", [0, 0, *range(0x14000000, 0x14000000 + n)]),
     )
+    compiled = RouteTable(routes, array("I", [0, 0, *range(0x14000000, 0x14000000 + n)]))
     assert all(compiled.lookup(0x0A000000 + (i << 8) + 7) == PEERS_FROM + i for i in range(n))
     assert all(compiled.peer_of(0x14000000 + i) == PEERS_FROM + i for i in range(0, n, 7))
     assert compiled.peer_of(0x14000000 + n) == NO_ROUTE
@@ -188,7 +188,7 @@ def test_a_hundred_thousand_subnets_take_little_memory_and_all_are_found() -> No
         ([0x0A010001], [24], [2], "host bits"),
         ([0x0A010000], [33], [2], "prefix length"),
         ([0x0A010000], [24], [3], "next hop"),
-        ([0x0A010000], [24], [0], "next hop"),
+        ([0x0A010000], [24], [1 << 20], "next hop"),
         ([0x0A010000, 0x0A010000], [24, 24], [2, OWN], "twice"),
         ([0x0A010000], [24, 24], [2], "length"),
     ],
@@ -197,7 +197,8 @@ def test_a_table_that_is_none_is_refused(
     networks: list[int], prefix_lens: list[int], next_hops: list[int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        RouteTable(array("I", networks), array("B", prefix_lens), array("I", next_hops), array("I", [0, 0, 1]))
+        routes = RouteList(array("I", networks), array("B", prefix_lens), array("I", next_hops))
+        RouteTable(routes, array("I", [0, 0, 1]))
 
 
 def test_the_twin_answers_only_what_may_be_answered() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 import pytest
 import uvloop
@@ -94,6 +98,33 @@ async def test_whoever_is_cancelled_leaves_no_program_behind(make_tool: MakeTool
     while process.exists():  # killed; a thread collects it
         assert time.monotonic() < deadline_s
         await asyncio.sleep(0.01)
+
+
+async def test_starting_a_program_holds_nobody_up_and_it_dies_with_whoever_is_cancelled_meanwhile(
+    make_tool: MakeTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    started: list[Popen[str]] = []
+
+    def start_slowly(*words: Any, **named: Any) -> Popen[str]:
+        begun.set()
+        assert go_on.wait(5)
+        started.append(Popen(*words, **named))
+        return started[0]
+
+    monkeypatch.setattr(tool, "Popen", start_slowly)
+    make_tool("nft", "exec sleep 60")
+    running = asyncio.create_task(run_tool("nft"))
+    assert await asyncio.to_thread(begun.wait, 5)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    go_on.set()
+    deadline_s = time.monotonic() + 10
+    while not started or started[0].returncode is None:
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.01)
+    assert started[0].returncode == -signal.SIGKILL
 
 
 async def test_our_secrets_are_not_handed_on(make_tool: MakeTool, monkeypatch: pytest.MonkeyPatch) -> None:

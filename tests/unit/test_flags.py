@@ -69,7 +69,7 @@ OURS = {
     "offload": "auto",
     "workers": "1",
     "busy-poll-us": "0",
-    "tx-queue-len": "1000",
+    "tx-queue-len": "5000",
     "control-socket": "/run/flannel/flannel-udp.sock",
 }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
@@ -41,5 +43,17 @@ def test_listeners_and_datagram_sockets_stay() -> None:
         udp.connect(udp.getsockname())
         assert abandon_connections(IPv4Address(address)) == 0
         udp.send(b"x")
-        with socket.create_connection(listener.getsockname(), timeout=5.0):
-            assert listener.accept()
+        with socket.create_connection(listener.getsockname(), timeout=5.0), listener.accept()[0]:
+            pass
+
+
+def test_no_descriptor_is_kept() -> None:
+    # Whatever a process may have open, not only sockets: a copy of the tunnel device's would keep that alive for ever.
+    with Path("/dev/null").open(), select.epoll(), connected("127.0.0.80"):
+        before = descriptors()
+        assert abandon_connections(IPv4Address("127.0.0.80")) == 1
+        assert descriptors() == before
+
+
+def descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flannel_udp.host.monitor import Interest, concerns
 
-INTEREST = Interest(frozenset({2, 7}), 16)
+INTEREST = Interest(frozenset({2, 7}), frozenset({16, 23}))
 
 
 def message(kind: int, body: bytes) -> bytes:
@@ -37,8 +37,9 @@ def test_links_and_addresses_of_our_devices_count_both_new_and_gone() -> None:
             assert not concerns(make(3, kind), INTEREST)
 
 
-def test_routes_count_that_are_as_long_as_the_overlays() -> None:
+def test_routes_count_that_are_as_long_as_one_of_ours() -> None:
     assert concerns(route(16), INTEREST)
+    assert concerns(route(23), INTEREST)
     assert concerns(route(16, kind=25), INTEREST)
     assert not concerns(route(24), INTEREST)
 

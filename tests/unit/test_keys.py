@@ -210,3 +210,21 @@ def test_no_value_causes_anything_but_a_value_error(value: bytes) -> None:
 def test_half_a_character_in_a_foreign_value_can_be_written_again() -> None:
     attributes = parse_value(b'{"PublicIP":"192.0.2.1","BackendData":"\\ud800"}')
     assert parse_value(format_value(attributes)) == attributes
+
+
+@given(
+    st.one_of(
+        st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,4}){2,4}", fullmatch=True),
+        st.ip_addresses(v=4).map(str),
+        st.text(st.sampled_from("0123456789. -x\n\0\u0661\ud800"), max_size=16),
+    )
+)
+def test_an_address_is_read_as_the_standard_library_reads_it(text: str) -> None:
+    value = json.dumps({"PublicIP": text}).encode()
+    try:
+        expected = IPv4Address(text)
+    except ValueError:
+        with pytest.raises(ValueError, match="is no IPv4 address"):
+            parse_value(value)
+    else:
+        assert parse_value(value).public_ip == expected

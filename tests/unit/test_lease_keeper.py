@@ -26,6 +26,7 @@ from tests.support.keepers import (
     OUR_VALUE,
     QUICK,
     eventually,
+    forward_for_ever,
     keeper_of,
     kept,
     soon,
@@ -89,7 +90,9 @@ async def test_a_lease_of_ours_that_no_longer_fits_is_replaced(path: Path) -> No
 async def test_twenty_hosts_that_start_together_get_twenty_subnets(path: Path) -> None:
     config = parse_network_config('{"Network": "10.1.0.0/16", "SubnetMax": "10.1.20.0"}').config
     keepers = [
-        LeaseKeeper(FileRegistry(path), LeaseAttrs(IPv4Address(f"192.0.2.{n}")), MARGIN_S, delays=QUICK)
+        LeaseKeeper(
+            FileRegistry(path), LeaseAttrs(IPv4Address(f"192.0.2.{n}")), MARGIN_S, forward_for_ever, delays=QUICK
+        )
         for n in range(1, 21)
     ]
     leases = await asyncio.wait_for(asyncio.gather(*(keeper.acquire(config) for keeper in keepers)), 30)
@@ -265,7 +268,7 @@ async def test_a_failed_renewal_is_tried_again_and_said_once(caplog: pytest.LogC
 
 async def test_a_lease_that_cannot_be_renewed_is_given_up_before_it_ends() -> None:
     registry = MemoryRegistry()
-    registry.granted_s = 1.0
+    registry.granted_s = 2.0
     began_s = now_s()
     keeper = keeper_of(registry)
     lease = await soon(keeper.acquire(CONFIG))
@@ -273,7 +276,7 @@ async def test_a_lease_that_cannot_be_renewed_is_given_up_before_it_ends() -> No
     async with kept(keeper) as task:
         reason = await soon(task)
     assert reason == f"{lease.entry.key} could not be renewed in time: the registry may soon give it to another host"
-    assert 0.5 < now_s() - began_s < 1.0
+    assert 1.0 < now_s() - began_s < 2.0
     assert (keeper.lease, keeper.left_s) == (None, None)
 
 
@@ -352,7 +355,7 @@ async def test_a_doubt_that_comes_up_during_a_renewal_is_checked_after_it() -> N
 async def test_a_doubted_lease_is_checked_again_within_seconds_until_the_registry_answers() -> None:
     registry = MemoryRegistry()
     delays = Delays(first_retry_s=0.01, last_retry_s=0.02, renew_retry_s=60)
-    keeper = LeaseKeeper(registry, LeaseAttrs(IPv4Address(OUR_IP)), MARGIN_S, delays=delays)
+    keeper = LeaseKeeper(registry, LeaseAttrs(IPv4Address(OUR_IP)), MARGIN_S, forward_for_ever, delays=delays)
     key = (await soon(keeper.acquire(CONFIG))).entry.key
     registry.failure = RegistryError("etcd does not answer")
     async with kept(keeper) as task:

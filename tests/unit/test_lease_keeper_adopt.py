@@ -29,7 +29,7 @@ async def test_an_adopted_lease_that_cannot_be_renewed_is_given_up_before_it_end
     entry = (await soon(keeper_of(registry).acquire(CONFIG))).entry
     registry.failure = RegistryError("etcd does not answer")
     keeper = keeper_of(registry)
-    end_s = now_s() + 1.0
+    end_s = now_s() + 2.0
     keeper.adopt(entry, end_s)
     async with kept(keeper) as task:
         assert "could not be renewed in time" in await soon(task)

@@ -14,6 +14,7 @@ from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import RegistryError
 from flannel_udp.model import Entry, LeaseAttrs, Subnet
+from tests.support.keepers import forward_for_ever
 from tests.support.memory_registry import MemoryRegistry
 
 CONFIG = parse_network_config('{"Network": "10.1.0.0/16"}').config
@@ -52,8 +53,8 @@ async def test_the_keeper_takes_what_is_assigned_and_nothing_else(caplog: pytest
     registry.put("10.1.9.0-24", VALUE)  # a lease with our public IP, as etcd's way of knowing us would find it
     registry.given = registry.put("10.2.0.0-24", b"", lease_id=0)
     keeper = LeaseKeeper(
-        registry, LeaseAttrs(IPv4Address("192.0.2.1")), 3600.0, previous=Subnet(IPv4Network("10.1.8.0/24")),
-        delays=QUICK, rng=random.Random(1),
+        registry, LeaseAttrs(IPv4Address("192.0.2.1")), 3600.0, forward_for_ever,
+        previous=Subnet(IPv4Network("10.1.8.0/24")), delays=QUICK, rng=random.Random(1),
     )  # fmt: skip
     acquiring = asyncio.create_task(keeper.acquire(CONFIG))
     async with asyncio.timeout(5):

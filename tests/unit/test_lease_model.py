@@ -58,9 +58,12 @@ class Cluster(RuleBasedStateMachine):
         self.world.hosts[host].awake = False
 
     @rule(host=host)
+    def wedge(self, host: int) -> None:
+        self.world.hosts[host].wedged = True
+
+    @rule(host=host)
     def resume(self, host: int) -> None:
-        if not self.world.hosts[host].awake:
-            self.world.hosts[host].resume()
+        self.world.hosts[host].resume()
 
     @rule(host=host)
     def kill_and_start(self, host: int) -> None:
@@ -88,8 +91,7 @@ class Cluster(RuleBasedStateMachine):
 def settle(world: World) -> None:
     """Heal everything; assert that all tables agree, every subnet is in use and renewals are no events."""
     for host in world.hosts:
-        if not host.awake:
-            host.resume()
+        host.resume()
         if not host.connected:
             world.heal(host)
     world.run(2 * TTL_S)
@@ -129,7 +131,7 @@ def storm(world: World, rounds: int) -> Counter[str]:
     for _ in range(rounds):
         host = random.choice(world.hosts)
         what = random.choices(
-            ["cut off", "heal", "suspend", "resume", "kill", "reboot", "compact"], (4, 3, 2, 2, 1, 1, 1)
+            ["cut off", "heal", "suspend", "wedge", "resume", "kill", "reboot", "compact"], (4, 3, 2, 2, 4, 1, 1, 1)
         )
         match what[0]:
             case "cut off" if host.connected:
@@ -138,7 +140,9 @@ def storm(world: World, rounds: int) -> Counter[str]:
                 world.heal(host)
             case "suspend":
                 host.awake = False
-            case "resume" if not host.awake:
+            case "wedge":
+                host.wedged = True
+            case "resume" if not host.awake or host.wedged:
                 host.resume()
             case "kill":
                 host.start()
@@ -201,6 +205,12 @@ def test_the_simulation_finds_out_a_keeper_with_a_faulty_deadline(machine: type[
     with pytest.raises(TwoOwnersError):
         for seed in range(4, 20):
             storm(World(config_of(4), 10, seed, machine=machine), 500)
+
+
+def test_the_simulation_finds_out_engines_that_wait_to_be_stopped() -> None:
+    with pytest.raises(TwoOwnersError):
+        for seed in range(20):
+            storm(World(config_of(4), 10, seed, engines_stop=False), 500)
 
 
 def test_the_simulation_finds_out_a_store_that_is_not_fenced() -> None:

@@ -53,6 +53,33 @@ def test_peers_appear_move_and_vanish() -> None:
     assert (table.peers(), table.count) == ((), 0)
 
 
+@pytest.mark.parametrize(
+    ("public_ip", "more", "delta"),
+    [
+        ("192.0.2.3", {}, Delta(changed=(peer("10.1.16.0/24", "192.0.2.3"),))),
+        ("192.0.2.2", {"BackendType": "udp"}, Delta()),
+        (OUR_IP, {}, "our public IP"),
+        ("224.0.0.1", {}, "is no address of one host"),
+        ("0.1.2.3", {}, "is no address of one host"),
+        ("255.255.255.255", {}, "is no address of one host"),
+        ("192.0.2.3", {"BackendType": "vxlan"}, "its backend is"),
+        ("192.0.2", {}, "is no IPv4 address"),
+    ],
+)
+def test_a_peers_new_value_is_judged_as_a_new_peers(public_ip: str, more: dict[str, str], delta: Delta | str) -> None:
+    table = new_table()
+    first = peer("10.1.16.0/24", "192.0.2.2")
+    table.apply(snapshot(entry("10.1.16.0-24", "192.0.2.2")))
+    changed = entry("10.1.16.0-24", public_ip, 2, **more)
+    found = table.apply(change(changed))
+    if isinstance(delta, str):
+        assert found.removed == (first,)
+        assert delta in found.warnings[0]
+    else:
+        assert found == delta
+    assert table.entry("10.1.16.0-24") == changed
+
+
 def test_a_snapshot_is_compared_by_whole_values_not_only_by_keys() -> None:
     table = new_table()
     table.apply(snapshot(*(entry(f"10.1.{n}.0-24", f"192.0.2.{n}") for n in (2, 3, 4))))

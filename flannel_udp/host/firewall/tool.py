@@ -6,6 +6,7 @@ import asyncio
 import os
 from dataclasses import dataclass
 from subprocess import PIPE, Popen, TimeoutExpired
+from threading import Lock
 
 from flannel_udp.errors import FlannelError
 
@@ -37,13 +38,56 @@ async def run_tool(*command: str, stdin: str = "") -> Finished:
 
     Raises `ToolMissing` if there is none, `FlannelError` if it cannot be run or takes too long.
     """
-    # In English, for the sake of one-line errors; our own settings (a password may be among them) are not its business.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("FLANNELD_")}
+    run = _Run(command, stdin)
     try:
-        # Not asyncio's: uvloop forks, and in the child gRPC's fork handlers start threads, which crash it (seen with
-        # gRPC 1.85). Popen uses vfork, which runs no handlers; it holds the loop up for some milliseconds at most.
+        return await asyncio.to_thread(run.to_end)
+    except FileNotFoundError:
+        raise ToolMissing(f"{command[0]} is not in PATH ({os.environ.get('PATH', '')})") from None
+    except OSError as error:
+        raise FlannelError(f"cannot run {command[0]}: {error.strerror}") from None
+    except TimeoutExpired:
+        raise FlannelError(f"{command[0]} did not end within {TIME_LIMIT_S:g} s and was killed") from None
+    finally:
+        run.stop()
+
+
+class _Run:
+    """One run of a program in a thread, which starts it, too: that takes half a millisecond and more.
+
+    Not asyncio's subprocesses: uvloop forks, and in the child gRPC's fork handlers start threads, which crash it (seen
+    with gRPC 1.85). Popen uses vfork, which runs no handlers.
+    """
+
+    def __init__(self, command: tuple[str, ...], stdin: str) -> None:
+        self._command = command
+        self._stdin = stdin
+        self._lock = Lock()
+        self._process: Popen[str] | None = None
+        self._stopped = False
+
+    def to_end(self) -> Finished:
+        """Run the program. Raises what `subprocess` does."""
+        with self._start() as process:  # closes the pipes and collects the exit status
+            try:
+                output, errors = process.communicate(self._stdin, TIME_LIMIT_S)
+            except BaseException:
+                process.kill()
+                raise
+        return Finished(self._command[0], process.returncode, output, errors)
+
+    def stop(self) -> None:
+        """Kill the program, which makes the thread end, too; without effect when it has ended. From any thread."""
+        with self._lock:
+            self._stopped = True
+            if self._process is not None:
+                self._process.kill()
+
+    def _start(self) -> Popen[str]:
+        # In English, for the sake of one-line errors; our own settings (a password may be among them) are not its
+        # business.
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("FLANNELD_")}
         process = Popen(
-            command,
+            self._command,
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,
@@ -51,23 +95,8 @@ async def run_tool(*command: str, stdin: str = "") -> Finished:
             errors="replace",
             env={**environment, "LC_ALL": "C"},
         )
-    except FileNotFoundError:
-        raise ToolMissing(f"{command[0]} is not in PATH ({os.environ.get('PATH', '')})") from None
-    except OSError as error:
-        raise FlannelError(f"cannot run {command[0]}: {error.strerror}") from None
-    try:
-        output, errors = await asyncio.to_thread(_communicate, process, stdin)
-    except TimeoutExpired:
-        raise FlannelError(f"{command[0]} did not end within {TIME_LIMIT_S:g} s and was killed") from None
-    finally:
-        process.kill()  # without effect on one that has ended; it makes the thread of a cancelled caller end, too
-    return Finished(command[0], process.returncode, output, errors)
-
-
-def _communicate(process: Popen[str], stdin: str) -> tuple[str, str]:
-    with process:  # closes the pipes and collects the exit status
-        try:
-            return process.communicate(stdin, TIME_LIMIT_S)
-        except BaseException:
-            process.kill()
-            raise
+        with self._lock:
+            self._process = process
+            if self._stopped:  # while it was started
+                process.kill()
+        return process

@@ -1,0 +1,152 @@
+"""Something happens to the host or to the lease between the moment an agent is asked for all it has and the moment in
+which the other one takes it. The test is one of the two agents, so that this moment lasts as long as it needs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+
+import pytest
+
+from flannel_udp.admin.estate import Estate, Terms
+from flannel_udp.admin.handover import HandoverFailed, Offered, ask_handover, serve_handover
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
+from flannel_udp.lab.plan import Plan
+from flannel_udp.takeover import HANDOVER
+from tests.support.agents import Agent, Log, subnet_of, up_with_peers, wait_for
+from tests.support.by_hand import by_hand
+from tests.support.flow import Flow
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+REPAIR_S, CONVERGE_S = 1.0, 5.0
+STRANGER = '{"PublicIP":"192.0.2.99"}'
+
+
+@pytest.fixture
+def duo() -> Iterator[Lab]:
+    with Lab(Plan(fresh_name(), hosts=2)) as lab:
+        yield up_with_peers(lab)
+
+
+def terms_of(lab: Lab, host: Host) -> Terms:
+    registry = f"file:{lab.plan.registry_file}"
+    return Terms(registry, str(host.underlay), str(host.underlay), workers=1, offload="auto")
+
+
+def ask(lab: Lab, host: Host) -> Offered:
+    offered = ask_handover(host.control_socket, terms_of(lab, host))
+    assert offered is not None
+    return offered
+
+
+def take(offered: Offered) -> None:
+    """Say that all is ready; the packet path must not be given."""
+    offered.take(1, lambda _worker: pytest.fail("was given the packet path"), lambda: None)
+
+
+def close_all(descriptors: Mapping[str, int]) -> None:
+    for fd in descriptors.values():
+        os.close(fd)
+
+
+# To the old agent
+
+
+def test_a_tunnel_deleted_while_it_is_offered_is_made_anew_at_once_and_given_to_nobody(duo: Lab) -> None:
+    h1, h2 = duo.hosts
+    old, log = h1.agent_pid(), Log(h1)
+    with Flow(h1.pods[0], h2.pods[0]) as flow:
+        flow.wait_for_one_sent_from_now()
+        offered = ask(duo, h1)
+        h1.configure("link del flannel0")
+        assert flow.wait_for_one_sent_from_now() < REPAIR_S
+        with pytest.raises(HandoverFailed, match="its tunnel device since it was asked"):
+            take(offered)
+        flow.wait_for_one_sent_from_now()
+    close_all(offered.descriptors)
+    wait_for("it says that it goes on", lambda: bool(log.lines("this agent goes on")))
+    assert h1.agent_pid() == old
+    with Agent(h1, "--takeover") as agent:  # what is there now is given
+        agent.wait_for_line(f"took over from process {old}")
+
+
+def test_a_subnet_lost_while_it_is_offered_is_given_to_nobody(duo: Lab) -> None:
+    h1 = duo.hosts[0]
+    subnet, log = subnet_of(h1), Log(h1)
+    offered = ask(duo, h1)
+    by_hand(duo).put(str(subnet).replace("/", "-"), STRANGER)
+    wait_for("the loss is noticed", lambda: bool(log.lines("lost our subnet")))
+    with pytest.raises(HandoverFailed, match="this agent has lost its subnet"):
+        take(offered)
+    close_all(offered.descriptors)
+    wait_for("another subnet is held", lambda: h1.is_ready() and subnet_of(h1) != subnet)
+
+
+# To the new agent, once the old one has stepped aside
+
+
+class Heir:
+    """The old agent, played by the test with all that a real one gave it: `admin.handover.Holder`."""
+
+    workers = 1
+
+    def __init__(self, offered: Offered, event: Callable[[], object]) -> None:
+        self._offered = offered
+        self._event = event
+
+    def offer(self, _terms: Terms) -> tuple[Estate, Mapping[str, int]]:
+        return self._offered.estate, self._offered.descriptors
+
+    def commit(self) -> None:
+        self._event()
+
+    def pause(self, _worker: int) -> None:
+        """Nobody reads: what was given comes from an agent that is dead."""
+
+    def resume(self) -> None:
+        pytest.fail("the take-over failed")
+
+
+def hand_over_through(lab: Lab, host: Host, event: Callable[[], object]) -> Agent:
+    """Let a new agent take over from the one of the host, and `event` happen when it is too late to refuse."""
+    offered = ask(lab, host)
+    host.kill_agent()
+    with closing(socket.socket(fileno=os.dup(offered.descriptors[HANDOVER]))) as listener:
+        listener.listen()  # once more, so that we are who answers there
+        serving = threading.Thread(target=lambda: asyncio.run(serve_handover(listener, Heir(offered, event))))
+        serving.start()
+        agent = Agent(host, "--takeover")
+        serving.join()
+    close_all(offered.descriptors)
+    return agent
+
+
+def test_a_tunnel_deleted_in_the_last_moment_is_made_anew_by_the_new_agent(duo: Lab) -> None:
+    h1, h2 = duo.hosts
+    with Flow(h1.pods[0], h2.pods[0]) as flow:
+        flow.wait_for_one_sent_from_now()
+        with hand_over_through(duo, h1, lambda: h1.configure("link del flannel0")) as agent:
+            agent.wait_for_line("flannel0 was deleted or broke: made it anew")
+            agent.wait_ready()
+            flow.wait_for_one_sent_from_now()
+            assert agent.stop() == 0
+
+
+def test_a_subnet_taken_in_the_last_moment_is_given_up_by_the_new_agent(duo: Lab) -> None:
+    h1 = duo.hosts[0]
+    subnet = subnet_of(h1)
+    key = str(subnet).replace("/", "-")
+    with hand_over_through(duo, h1, lambda: by_hand(duo).put(key, STRANGER)) as agent:
+        started_s = time.monotonic()
+        agent.wait_for_line(f"lost our subnet {subnet}: {key} was taken by 192.0.2.99")
+        assert time.monotonic() - started_s < CONVERGE_S
+        wait_for("another subnet is held", lambda: h1.is_ready() and subnet_of(h1) != subnet)
+        assert agent.stop() == 0
