@@ -34,7 +34,7 @@ def rig() -> Iterator[EngineRig]:
 
 def messages(rig: EngineRig) -> list[tuple[int, int, int]]:
     """Return bytes, bytes of a datagram, and TOS of each message that the peer got."""
-    got = []
+    got: list[tuple[int, int, int]] = []
     while True:
         try:
             data, controls, _, _ = rig.peers[PEER].recvmsg(70_000, 200)
