@@ -1,7 +1,6 @@
-"""The clocks, read where a decision needs one and never for every packet.
+"""The clocks, read where a decision needs one and never for every packet; a pause where nothing else helps.
 
 Intervals are measured by CLOCK_MONOTONIC. CLOCK_BOOTTIME goes on while the machine is suspended: leases end by it.
-A pause is for where nothing else helps.
 """
 
 from libc.stdint cimport uint64_t

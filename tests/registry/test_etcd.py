@@ -24,7 +24,6 @@ from flannel_udp.registry import etcd_client
 from flannel_udp.registry import etcd_pb2 as pb
 from flannel_udp.registry.etcd import PAGE_KEYS, EtcdRegistry
 from flannel_udp.registry.keys import format_value
-from flannel_udp.registry.outage import Outage
 from tests.registry.certificates import make_authority, make_certificate
 from tests.registry.support import etcdctl, watching
 
@@ -464,40 +463,3 @@ async def test_a_user_for_an_etcd_that_knows_no_users_does_no_harm(opened: Opene
     registry = opened(replace(etcd_options, username="flannel", password=PASSWORD))
     entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
     assert await registry.renew(entry, VALUE, LEASE_TTL_S) == entry
-
-
-# What a server says while it is busy: no real one can be made to at will
-
-
-async def heard(
-    opened: Opened, monkeypatch: pytest.MonkeyPatch, *responses: pb.WatchResponse
-) -> AsyncIterator[dict[str, Entry | None]]:
-    """Yield the changes that are made of these answers to a watch after revision 10."""
-    registry = opened(EtcdOptions(endpoints=(NOBODY,)))
-
-    async def watch(_request: pb.WatchCreateRequest) -> AsyncIterator[pb.WatchResponse]:
-        for response in responses:
-            yield response
-
-    monkeypatch.setattr(registry._client, "watch", watch)
-    async with aclosing(registry._changes(10, Outage(logging.getLogger(__name__)))) as changes:
-        async for change in changes:
-            yield dict(change.entries)
-
-
-def answer(revision: int, *keys: str, created: bool = False) -> pb.WatchResponse:
-    events = [pb.Event(kv=pb.KeyValue(key=f"/coreos.com/network/subnets/{key}".encode(), value=VALUE)) for key in keys]
-    return pb.WatchResponse(header=pb.ResponseHeader(revision=revision), created=created, events=events)
-
-
-async def test_an_answer_to_a_probe_that_later_events_overtook_ends_no_watch(
-    opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    responses = (answer(10, created=True), answer(12, "a"), answer(11), answer(13, "b"))
-    assert [list(entries) async for entries in heard(opened, monkeypatch, *responses)] == [["a"], ["b"]]
-
-
-async def test_a_watch_that_begins_in_the_past_is_an_outage(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RegistryError, match="revision went back from 10"):
-        async for _ in heard(opened, monkeypatch, answer(9, created=True)):
-            pass

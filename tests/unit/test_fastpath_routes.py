@@ -92,7 +92,9 @@ def test_any_changes_give_the_table_that_is_built_from_nothing_and_the_twins(
         seen |= changes.keys()
         anew = kept.anew()
         # Of the crowd nothing is near: the twin, which looks at every prefix, does without it.
-        near = {prefix: IPv4Address(hop) for prefix, hop in kept.routes.items() if prefix not in CROWD}
+        near: dict[IPv4Network, IPv4Address | str] = {
+            prefix: IPv4Address(hop) for prefix, hop in kept.routes.items() if prefix not in CROWD
+        }
         twin = ReferenceTable(near)
         for address in edges(seen):
             hop = kept.table.lookup(address)
