@@ -57,7 +57,8 @@ async def keep_watchdog(come_round: Callable[[], Awaitable[None]]) -> None:
         return
     while True:
         try:
-            await asyncio.wait_for(come_round(), limit_s / 4)
+            async with asyncio.timeout(limit_s / 4):  # wait_for loses a cancellation before Python 3.12
+                await come_round()
         except TimeoutError:
             logger.error("a data thread does not answer: if that lasts, systemd starts the agent again")
         else:

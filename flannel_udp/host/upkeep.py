@@ -128,7 +128,8 @@ class Upkeep:
         try:
             while True:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), retry_s)
+                    async with asyncio.timeout(retry_s):  # wait_for loses a cancellation before Python 3.12
+                        await self._woken.wait()
                 await asyncio.sleep(max(SETTLE_S, self._pace.pause_s(time.monotonic())))
                 self._woken.clear()
                 async with self._one_at_a_time:

@@ -134,8 +134,10 @@ class KubeClient:
         what = f"{method} {path}"
         async with self._translated(what):
             headers = {"Content-Type": STRATEGIC} if body else {}
-            request = self._http.request(method, path, params=parameters, content=body or None, headers=headers)
-            response = await asyncio.wait_for(request, ANSWER_TIMEOUT_S)
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):  # wait_for loses a cancellation before Python 3.12
+                response = await self._http.request(
+                    method, path, params=parameters, content=body or None, headers=headers
+                )
             if response.is_error:
                 raise self._refusal(what, response.status_code, response.content)
             try:

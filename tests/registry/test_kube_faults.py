@@ -384,6 +384,19 @@ async def test_a_certificate_of_somebody_else_is_refused(tmp_path: Path) -> None
         await registry.close()
 
 
+async def test_a_watch_ends_whenever_it_is_cancelled(registry: KubeRegistry) -> None:
+    """Also in the moment in which an answer comes, where `asyncio.wait_for` forgets it before Python 3.12."""
+    for moment in range(200):
+        task = asyncio.create_task(Watching().follow(registry))
+        for _ in range(moment % 50):
+            await asyncio.sleep(0)
+        await asyncio.sleep(moment % 4 * 0.001)
+        task.cancel()
+        ended, _ = await asyncio.wait({task}, timeout=5)
+        task.cancel()
+        assert ended, f"cancelled in moment {moment} it goes on"
+
+
 async def test_a_watch_leaves_no_connection_behind(api: ApiServer, registry: KubeRegistry) -> None:
     for _ in range(5):
         async with watching(registry) as seen:
