@@ -211,7 +211,8 @@ def test_a_full_disk_under_stdout_is_one_line(words: list[str]) -> None:
 
 def test_ctrl_c_ends_with_130_and_says_nothing() -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "flannel_udp", "config", "check", "-"],
+        # What a shell starts in the background ignores Ctrl-C, and so would whatever the tests start from there.
+        ["env", "--default-signal=INT", sys.executable, "-m", "flannel_udp", "config", "check", "-"],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=ENVIRON,
