@@ -189,3 +189,9 @@ def cluster(
         finally:
             for member in made.members:
                 member.server.stop()
+
+
+def flows(lab: Lab) -> tuple[Flow, Flow]:
+    """Return what runs between the two pods of a lab, each way."""
+    p1, p2 = lab.pods()
+    return Flow(p1, p2, interval_s=INTERVAL_S), Flow(p2, p1, interval_s=INTERVAL_S)

@@ -13,10 +13,9 @@ import pytest
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from tests.faults.cluster import INTERVAL_S
+from tests.faults.cluster import flows
 from tests.faults.recorder import Recorder
 from tests.support.agents import peers_of, subnet_of, up_with_peers, wait_for
-from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -30,11 +29,6 @@ MOVED_TO = "192.0.2.77"
 def duo() -> Iterator[Lab]:
     with Lab(Plan(fresh_name(), hosts=2)) as lab:
         yield up_with_peers(lab)
-
-
-def flows(lab: Lab) -> tuple[Flow, Flow]:
-    p1, p2 = lab.pods()
-    return Flow(p1, p2, interval_s=INTERVAL_S), Flow(p2, p1, interval_s=INTERVAL_S)
 
 
 def flannel0(host: Host) -> dict[str, Any]:

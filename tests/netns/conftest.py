@@ -32,3 +32,12 @@ def pair() -> Iterator[Lab]:
     """Two hosts with our agent and a pod each, which know each other. For tests that leave them as they were."""
     with Lab(Plan(fresh_name(), hosts=2)) as lab:
         yield up_with_peers(lab)
+
+
+@pytest.fixture(scope="module", params=["file", "etcd"])
+def shared_duo(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Two hosts, with each of the registries; the module's `duo` puts right what a test did to them."""
+    if request.param == "etcd":
+        request.getfixturevalue("needs_etcd")
+    with Lab(Plan(fresh_name(), hosts=2, registry=request.param)) as lab:
+        yield lab

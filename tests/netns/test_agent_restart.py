@@ -24,14 +24,6 @@ STOP_S = 2.0
 RESERVED = "10.244.200.0/24"
 
 
-@pytest.fixture(scope="module", params=["file", "etcd"])
-def shared_duo(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    if request.param == "etcd":
-        request.getfixturevalue("needs_etcd")
-    with Lab(Plan(fresh_name(), hosts=2, registry=request.param)) as lab:
-        yield lab
-
-
 @pytest.fixture
 def duo(shared_duo: Lab) -> Lab:
     """Two hosts whose agents run and know each other, whatever the test before did to them."""

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,9 @@ from flannel_udp.admin.estate import Terms
 from flannel_udp.admin.handover import PROTOCOL, Connection, handover_path
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
-from flannel_udp.lab.plan import Plan
 from tests.support.agents import Agent, command_line, log_of, remains_of, subnet_of, up_with_peers, wait_for
 from tests.support.flow import Flow
-from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.labs import NEEDS_NETNS
 
 pytestmark = NEEDS_NETNS
 
@@ -29,14 +27,6 @@ RATE_PPS = 5_000
 """What passes on a busy machine; `python -m bench.takeover` takes more."""
 GAP_S = 2.0
 TERMS = Terms("", "192.0.2.1", "192.0.2.1", 1, "auto")
-
-
-@pytest.fixture(scope="module", params=["file", "etcd"])
-def shared_duo(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    if request.param == "etcd":
-        request.getfixturevalue("needs_etcd")
-    with Lab(Plan(fresh_name(), hosts=2, registry=request.param)) as lab:
-        yield lab
 
 
 @pytest.fixture
