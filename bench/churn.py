@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Network
 import grpc
 
 from flannel_udp.model import LeaseAttrs, Subnet
-from flannel_udp.registry import etcd_pb2 as pb
+from flannel_udp.registry.etcd import etcd_pb2 as pb
 from flannel_udp.registry.keys import format_key, format_value
 
 OVERLAY = IPv4Network("10.0.0.0/8")

@@ -2,6 +2,6 @@
 
 import sys
 
-from flannel_udp.cli import main
+from flannel_udp.cli.main import main
 
 sys.exit(main())

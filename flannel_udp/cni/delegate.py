@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flannel_udp.cni.errors import INVALID_CONFIG, CniError
 from flannel_udp.cni.request import Document
-from flannel_udp.subnet_env import SubnetEnv
+from flannel_udp.files.subnet_env import SubnetEnv
 
 
 def delegate_conf(conf: Document, env: SubnetEnv) -> Document:

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import flannel_udp
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.files import write_atomically
+from flannel_udp.files.atomic import write_atomically
 
 PLUGIN = "flannel"
 CONFLIST = "10-flannel.conflist"
@@ -42,7 +42,7 @@ CONFLIST_TEXT = """\
 """
 
 MODULES = (
-    *("__init__", "errors", "files", "model", "subnet_env"),
+    *("__init__", "errors", "model", "files/__init__", "files/atomic", "files/subnet_env"),
     *("cni/__init__", "cni/delegate", "cni/errors", "cni/invoke", "cni/plugin", "cni/request", "cni/state"),
 )
 """All that the plugin imports of ours."""

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from flannel_udp import __version__, subnet_env
+from flannel_udp import __version__
 from flannel_udp.cni import invoke, state
 from flannel_udp.cni.delegate import delegate_conf
 from flannel_udp.cni.errors import (
@@ -28,7 +28,8 @@ from flannel_udp.cni.errors import (
     CniError,
 )
 from flannel_udp.cni.request import NEWEST, VERSIONS, Document, Request, parse_request, version_of
-from flannel_udp.subnet_env import SubnetEnvError, SubnetEnvMissing
+from flannel_udp.files import subnet_env
+from flannel_udp.files.subnet_env import SubnetEnvError, SubnetEnvMissing
 
 Environ = Mapping[str, str]
 

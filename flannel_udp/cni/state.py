@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flannel_udp.cni.errors import DECODING_FAILURE, INVALID_CONFIG, IO_FAILURE, CniError
 from flannel_udp.cni.request import Document
-from flannel_udp.files import draft_of, write_atomically
+from flannel_udp.files.atomic import draft_of, write_atomically
 
 _OURS = "flannelUdp"
 

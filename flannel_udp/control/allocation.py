@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 
-from flannel_udp.config import NetworkConfig, SubnetRange
 from flannel_udp.control.entries import check_prefix, read_lease
 from flannel_udp.errors import NoFreeSubnet, RegistryError
 from flannel_udp.model import Entry, Lease, Snapshot, Subnet
+from flannel_udp.netconf.config import NetworkConfig, SubnetRange
 from flannel_udp.registry.keys import format_key, parse_key
 
 CANDIDATES = 100

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from flannel_udp.config import NetworkConfig
 from flannel_udp.control.allocation import Decision, accept_assigned, choose_subnet
 from flannel_udp.control.boottime import Alarm, now_s
 from flannel_udp.control.entries import read_lease
@@ -37,6 +36,7 @@ from flannel_udp.control.lease_machine import (
 from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays
 from flannel_udp.errors import FlannelError, LeaseLost
 from flannel_udp.model import LEASE_TTL_S, Entry, Lease, LeaseAttrs, Subnet
+from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry import Registry
 from flannel_udp.registry.keys import format_key, format_value
 

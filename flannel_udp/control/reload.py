@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 
-from flannel_udp.config import NetworkConfig, parse_network_config
 from flannel_udp.errors import ConfigError, FlannelError
+from flannel_udp.netconf.config import NetworkConfig, parse_network_config
 from flannel_udp.registry import Registry
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from flannel_udp.config import ParsedConfig, parse_network_config
 from flannel_udp.errors import ConfigError, FlannelError, RegistryDenied
+from flannel_udp.netconf.config import ParsedConfig, parse_network_config
 from flannel_udp.registry import Registry
 
 logger = logging.getLogger(__name__)

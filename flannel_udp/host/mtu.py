@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from flannel_udp.config import MTU_MAX_BYTES, MTU_MIN_BYTES
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.model import Interface
+from flannel_udp.netconf.config import MTU_MAX_BYTES, MTU_MIN_BYTES
 
 OUTER_HEADER_BYTES = 28  # IPv4 20 + UDP 8
 

@@ -18,7 +18,7 @@ def open_registry(options: Options) -> Registry:
     """
     if options.kube.subnet_mgr:
         try:
-            from flannel_udp.registry.kube import KubeRegistry  # noqa: PLC0415 - an extra, not installed everywhere
+            from flannel_udp.registry.kube.registry import KubeRegistry  # noqa: PLC0415 - an extra, not installed everywhere
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             raise UsageError(
@@ -30,11 +30,11 @@ def open_registry(options: Options) -> Registry:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Imported here: gRPC takes longer to load than everything else, and a file needs none of it.
     if options.registry == "etcd":
-        from flannel_udp.registry.etcd import EtcdRegistry  # noqa: PLC0415 - see above
+        from flannel_udp.registry.etcd.registry import EtcdRegistry  # noqa: PLC0415 - see above
 
         return EtcdRegistry(options.etcd)
     if kind == "file" and path:
-        from flannel_udp.registry.file import FileRegistry  # noqa: PLC0415 - see above
+        from flannel_udp.registry.file.registry import FileRegistry  # noqa: PLC0415 - see above
 
         return FileRegistry(Path(path))
     raise UsageError(f"--registry {options.registry!r}: give etcd or file:PATH")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bench.takeover import Successors, pass_datagrams
-from flannel_udp.admin.estate import Terms
-from flannel_udp.admin.handover import PROTOCOL, Connection, handover_path
+from flannel_udp.handover.conversation import PROTOCOL, Connection, handover_path
+from flannel_udp.handover.state import Terms
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from tests.support.agents import Agent, command_line, log_of, remains_of, subnet_of, up_with_peers, wait_for

@@ -13,12 +13,12 @@ from contextlib import closing
 
 import pytest
 
-from flannel_udp.admin.estate import Estate, Terms
-from flannel_udp.admin.handover import HandoverFailed, Offered, ask_handover, serve_handover
+from flannel_udp.handover.conversation import HandoverFailed, Offered, ask_handover, serve_handover
+from flannel_udp.handover.state import Estate, Terms
+from flannel_udp.handover.takeover import HANDOVER
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from flannel_udp.takeover import HANDOVER
 from tests.support.agents import Agent, Log, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow

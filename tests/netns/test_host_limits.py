@@ -28,7 +28,7 @@ except FlannelError as error:
 WRITE = """
 from ipaddress import IPv4Network
 from pathlib import Path
-from flannel_udp import subnet_env
+from flannel_udp.files import subnet_env
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import Subnet
 env = subnet_env.SubnetEnv(IPv4Network("10.1.0.0/16"), Subnet(IPv4Network("10.1.15.0/24")), 1472, False)

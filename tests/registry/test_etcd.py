@@ -20,9 +20,9 @@ from flannel_udp.errors import LeaseLost, RegistryDenied, RegistryError
 from flannel_udp.lab.etcd_server import EtcdServer, EtcdTls, start_cluster
 from flannel_udp.model import LEASE_TTL_S, Entry, LeaseAttrs
 from flannel_udp.options import EtcdOptions
-from flannel_udp.registry import etcd_client
-from flannel_udp.registry import etcd_pb2 as pb
-from flannel_udp.registry.etcd import PAGE_KEYS, EtcdRegistry
+from flannel_udp.registry.etcd import client as etcd_client
+from flannel_udp.registry.etcd import etcd_pb2 as pb
+from flannel_udp.registry.etcd.registry import PAGE_KEYS, EtcdRegistry
 from flannel_udp.registry.keys import format_value
 from tests.registry.certificates import make_authority, make_certificate
 from tests.registry.support import etcdctl, watching

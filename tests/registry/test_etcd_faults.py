@@ -14,7 +14,7 @@ from flannel_udp.errors import RegistryError
 from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.model import LEASE_TTL_S, Entry, Snapshot
 from flannel_udp.options import EtcdOptions
-from flannel_udp.registry.etcd import EtcdRegistry
+from flannel_udp.registry.etcd.registry import EtcdRegistry
 from tests.support.etcd_cluster import EtcdCluster, go_on, stop
 
 VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'

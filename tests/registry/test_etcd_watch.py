@@ -11,8 +11,8 @@ import pytest
 from flannel_udp.errors import RegistryError
 from flannel_udp.model import Entry
 from flannel_udp.options import EtcdOptions
-from flannel_udp.registry import etcd_pb2 as pb
-from flannel_udp.registry.etcd import EtcdRegistry
+from flannel_udp.registry.etcd import etcd_pb2 as pb
+from flannel_udp.registry.etcd.registry import EtcdRegistry
 from flannel_udp.registry.outage import Outage
 
 VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'

@@ -21,8 +21,8 @@ import pytest
 
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, RegistryError, SubnetTaken
 from flannel_udp.model import LEASE_TTL_S, Entry
-from flannel_udp.registry import file as file_module
-from flannel_udp.registry.file import FileRegistry
+from flannel_udp.registry.file import registry as file_module
+from flannel_udp.registry.file.registry import FileRegistry
 from tests.registry.support import watching
 
 KEY = "10.1.15.0-24"
@@ -266,7 +266,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
         import asyncio, sys
         from pathlib import Path
         from flannel_udp.errors import RegistryError
-        from flannel_udp.registry.file import FileRegistry
+        from flannel_udp.registry.file.registry import FileRegistry
 
         async def main():
             registry = FileRegistry(Path(sys.argv[1]))
@@ -320,7 +320,7 @@ def test_five_processes_that_acquire_at_once_get_five_subnets(path: Path) -> Non
         import asyncio, sys
         from pathlib import Path
         from flannel_udp.errors import SubnetTaken
-        from flannel_udp.registry.file import FileRegistry
+        from flannel_udp.registry.file.registry import FileRegistry
 
         async def main():
             registry = FileRegistry(Path(sys.argv[1]))

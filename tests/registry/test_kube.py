@@ -13,9 +13,10 @@ import pytest
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, RegistryError
 from flannel_udp.model import LEASE_TTL_S, Entry
 from flannel_udp.options import KubeOptions
-from flannel_udp.registry import kube, kube_client
-from flannel_udp.registry.kube import KubeRegistry
-from flannel_udp.registry.kube_nodes import KubeNode
+from flannel_udp.registry.kube import client as kube_client
+from flannel_udp.registry.kube import registry as kube
+from flannel_udp.registry.kube.nodes import KubeNode
+from flannel_udp.registry.kube.registry import KubeRegistry
 from tests.kube_api.server import ApiServer
 from tests.registry.support import Watching, watching
 

@@ -14,10 +14,12 @@ import pytest
 from flannel_udp.errors import RegistryDenied, RegistryError
 from flannel_udp.model import Snapshot
 from flannel_udp.options import KubeOptions
-from flannel_udp.registry import kube, kube_client, outage
-from flannel_udp.registry.kube import KubeRegistry
-from flannel_udp.registry.kube_client import KubeClient
-from flannel_udp.registry.kube_options import open_http
+from flannel_udp.registry import outage
+from flannel_udp.registry.kube import client as kube_client
+from flannel_udp.registry.kube import registry as kube
+from flannel_udp.registry.kube.client import KubeClient
+from flannel_udp.registry.kube.options import open_http
+from flannel_udp.registry.kube.registry import KubeRegistry
 from tests.kube_api.server import ApiServer, Fault
 from tests.kube_api.store import Refused
 from tests.registry.certificates import make_authority, make_certificate

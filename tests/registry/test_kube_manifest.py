@@ -14,10 +14,10 @@ import msgspec
 import pytest
 from lightkube import codecs
 
-from flannel_udp.arguments import add_flags, make_parser, read_arguments
-from flannel_udp.cli import agent_options
-from flannel_udp.commands import COMMANDS
-from flannel_udp.config import parse_network_config
+from flannel_udp.cli.arguments import add_flags, make_parser, read_arguments
+from flannel_udp.cli.commands import COMMANDS
+from flannel_udp.cli.main import agent_options
+from flannel_udp.netconf.config import parse_network_config
 from flannel_udp.options import Options
 from tests.kube_api.manifest import OBJECTS, PATH, find
 from tests.kube_api.server import ApiServer

@@ -12,7 +12,7 @@ import pytest
 
 from flannel_udp.errors import UsageError
 from flannel_udp.options import KubeOptions
-from flannel_udp.registry.kube_options import Identity, open_http, read_identity
+from flannel_udp.registry.kube.options import Identity, open_http, read_identity
 
 GOOD: dict[str, Any] = {
     "current-context": "c",

@@ -10,7 +10,7 @@ import pytest
 
 from flannel_udp.errors import UsageError
 from flannel_udp.options import EtcdOptions, Options
-from flannel_udp.registry.etcd_options import Endpoint, open_credentials, parse_endpoints
+from flannel_udp.registry.etcd.options import Endpoint, open_credentials, parse_endpoints
 from flannel_udp.registry.open import open_registry
 from tests.registry.certificates import Pair, make_authority
 

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
 
-from flannel_udp.config import parse_network_config
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.retry import Delays
 from flannel_udp.model import LeaseAttrs, Subnet
+from flannel_udp.netconf.config import parse_network_config
 from flannel_udp.registry import Registry
 from tests.support.memory_registry import MemoryRegistry
 

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
-from flannel_udp.config import NetworkConfig
 from flannel_udp.control.allocation import choose_subnet
 from flannel_udp.control.lease_machine import (
     Action,
@@ -38,6 +37,7 @@ from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import DEFAULT_DELAYS, Delays
 from flannel_udp.errors import FlannelError, LeaseLost, RegistryError, SubnetTaken
 from flannel_udp.model import Change, Entry, Lease, LeaseAttrs, Snapshot, Subnet
+from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry.keys import format_key, format_value
 
 TTL_S = 600.0

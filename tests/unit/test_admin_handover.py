@@ -14,11 +14,18 @@ from typing import Any
 
 import pytest
 
-from flannel_udp.admin import handover
 from flannel_udp.admin.control_socket import Door
-from flannel_udp.admin.estate import Estate, Terms
-from flannel_udp.admin.handover import Connection, HandoverFailed, Offered, ask_handover, handover_path, serve_handover
 from flannel_udp.errors import FlannelError
+from flannel_udp.handover import conversation as handover
+from flannel_udp.handover.conversation import (
+    Connection,
+    HandoverFailed,
+    Offered,
+    ask_handover,
+    handover_path,
+    serve_handover,
+)
+from flannel_udp.handover.state import Estate, Terms
 from flannel_udp.model import Entry, Peer
 
 TERMS = Terms("file:/r.json", "192.0.2.1", "192.0.2.1", 3, "auto")

@@ -14,7 +14,7 @@ from bench import churn, control
 from bench.churn import ELSEWHERE, HOMES, OVERLAY, home_of, moves, subnet_at
 from bench.control import CARRIED, PROMISES, Promise
 from bench.probes import EARLY_NS, STALE_NS, Seen, percentile
-from flannel_udp.registry.file_document import entries_of, parse_document
+from flannel_udp.registry.file.document import entries_of, parse_document
 
 MS = 1_000_000
 MOST = Promise("delay", 10, "delay", 50, "ms")

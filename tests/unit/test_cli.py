@@ -16,9 +16,9 @@ from typing import IO
 import pytest
 
 from flannel_udp import __version__
-from flannel_udp.cli import main
-from flannel_udp.commands import COMMANDS
-from flannel_udp.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS
+from flannel_udp.cli.commands import COMMANDS
+from flannel_udp.cli.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS
+from flannel_udp.cli.main import main
 
 GOOD = '{"Network": "10.1.0.0/16"}'
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}
@@ -154,7 +154,7 @@ def test_a_faulty_variable_is_named() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["--nonsense"], ["config", "put", "--help"], ["statsu"]])
 def test_help_version_and_mistakes_load_nothing_but_the_command_line(words: list[str]) -> None:
     code = (
-        "import sys; before = set(sys.modules); from flannel_udp.cli import main; main(sys.argv[1:]);"
+        "import sys; before = set(sys.modules); from flannel_udp.cli.main import main; main(sys.argv[1:]);"
         "print(*sorted(set(sys.modules) - before), file=sys.stderr)"
     )
     done = subprocess.run(
@@ -162,7 +162,7 @@ def test_help_version_and_mistakes_load_nothing_but_the_command_line(words: list
     )
     loaded = done.stderr.splitlines()[-1].split()
     ours = {name for name in loaded if name.startswith("flannel_udp")}
-    rooms = ("arguments", "cli", "commands", "errors", "flags", "options")
+    rooms = ("cli", "cli.arguments", "cli.commands", "cli.flags", "cli.main", "errors", "options")
     assert ours == {"flannel_udp", *(f"flannel_udp.{room}" for room in rooms)}
     heavy = {"aiohttp", "asyncio", "google", "grpc", "pyroute2", "pytun", "rich", "uvloop"}
     assert not heavy & {name.partition(".")[0] for name in loaded}

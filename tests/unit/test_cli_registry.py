@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.cli import main
+from flannel_udp.cli.main import main
 
 RAW = '{\n  "Network": "10.1.0.0/16",\n  "Backend": {"Type": "udp"}\n}\n'
 

@@ -15,8 +15,8 @@ from flannel_udp.cni.errors import CniError
 from flannel_udp.cni.install import CONFLIST_TEXT, install_conflist, install_plugin
 from flannel_udp.cni.state import Attachment
 from flannel_udp.errors import UsageError
+from flannel_udp.files.subnet_env import SubnetEnv
 from flannel_udp.model import Subnet
-from flannel_udp.subnet_env import SubnetEnv
 
 ROOT = Path(__file__).parents[2]
 V4 = SubnetEnv(IPv4Network("10.1.0.0/16"), Subnet(IPv4Network("10.1.15.0/24")), 1472, ip_masq=False)

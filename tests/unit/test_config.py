@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.config import Backend, NetworkConfig, SubnetRange, parse_network_config
-from flannel_udp.config_json import MAX_CONFIG_BYTES, MAX_NESTING
 from flannel_udp.errors import ConfigError
 from flannel_udp.model import Subnet
+from flannel_udp.netconf.config import Backend, NetworkConfig, SubnetRange, parse_network_config
+from flannel_udp.netconf.reader import MAX_CONFIG_BYTES, MAX_NESTING
 
 
 def parse(**keys: Any) -> NetworkConfig:

@@ -12,7 +12,7 @@ import pytest
 
 from flannel_udp.control.retry import Delays, retry, wait_for_config
 from flannel_udp.errors import RegistryError
-from flannel_udp.registry.file import FileRegistry
+from flannel_udp.registry.file.registry import FileRegistry
 from tests.support.memory_registry import MemoryRegistry
 
 QUICK = Delays(first_retry_s=0.01, last_retry_s=0.02)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.cli import main
+from flannel_udp.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "mk-docker-opts.sh"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.cli import main
+from flannel_udp.cli.main import main
 from tests.unit.test_firewall_rules import EVERYTHING, IPTABLES, NFT
 
 GIVEN = ["--network=10.1.0.0/16", "--subnet=10.1.15.0/24", "--ip-masq"]

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.config import parse_network_config
 from flannel_udp.control.boottime import now_s
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.lease_machine import RACES, renew_delay_s
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import RegistryDenied, RegistryError
 from flannel_udp.model import LEASE_TTL_S, LeaseAttrs
-from flannel_udp.registry.file import FileRegistry
+from flannel_udp.netconf.config import parse_network_config
+from flannel_udp.registry.file.registry import FileRegistry
 from tests.support.keepers import (
     CONFIG,
     MARGIN_S,

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.config import NetworkConfig, parse_network_config
 from flannel_udp.control.allocation import CANDIDATES, Decision, choose_subnet
 from flannel_udp.errors import NoFreeSubnet
 from flannel_udp.model import Entry, Snapshot, Subnet
+from flannel_udp.netconf.config import NetworkConfig, parse_network_config
 
 OUR_IP = IPv4Address("192.0.2.1")
 

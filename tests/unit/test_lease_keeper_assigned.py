@@ -8,12 +8,12 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flannel_udp.config import parse_network_config
 from flannel_udp.control.allocation import Decision, accept_assigned
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import RegistryError
 from flannel_udp.model import Entry, LeaseAttrs, Subnet
+from flannel_udp.netconf.config import parse_network_config
 from tests.support.keepers import forward_for_ever
 from tests.support.memory_registry import MemoryRegistry
 

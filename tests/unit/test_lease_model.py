@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from flannel_udp.config import NetworkConfig, parse_network_config
 from flannel_udp.control.lease_machine import LeaseMachine
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import LeaseLost
 from flannel_udp.model import Entry
+from flannel_udp.netconf.config import NetworkConfig, parse_network_config
 from tests.support.lease_world import TTL_S, Store, TwoOwnersError, World
 
 

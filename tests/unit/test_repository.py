@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import flannel_udp
-from flannel_udp.commands import COMMANDS
-from flannel_udp.flags import AGENT_FLAGS
+from flannel_udp.cli.commands import COMMANDS
+from flannel_udp.cli.flags import AGENT_FLAGS
 
 ROOT = Path(__file__).parents[2]
 CODE = [

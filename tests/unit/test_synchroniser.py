@@ -20,7 +20,7 @@ from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.errors import RegistryDenied
 from flannel_udp.model import Change, Delta, Entry, Lease, LeaseAttrs, Peer, Snapshot, Subnet
 from flannel_udp.registry import Registry
-from flannel_udp.registry.file import FileRegistry
+from flannel_udp.registry.file.registry import FileRegistry
 from tests.support.memory_registry import MemoryRegistry
 
 NETWORK = IPv4Network("10.1.0.0/16")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.flags import AGENT_FLAGS
+from flannel_udp.cli.flags import AGENT_FLAGS
 from flannel_udp.host.capabilities import KEPT
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flannel_udp import subnet_env
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.subnet_env import SubnetEnv
+from flannel_udp.files import subnet_env
+from flannel_udp.files.subnet_env import SubnetEnv
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ import httpx2
 from lightkube.core.exceptions import ConfigError
 
 from flannel_udp.errors import RegistryDenied, RegistryError
-from flannel_udp.registry.kube_nodes import KubeNode, parse_node
-from flannel_udp.registry.kube_options import REQUEST_TIMEOUT_S
+from flannel_udp.registry.kube.nodes import KubeNode, parse_node
+from flannel_udp.registry.kube.options import REQUEST_TIMEOUT_S
 
 NODES = "/api/v1/nodes"
 PAGE_NODES = 500

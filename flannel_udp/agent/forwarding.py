@@ -13,22 +13,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from flannel_udp import subnet_env
 from flannel_udp.admin import notify
-from flannel_udp.config import NetworkConfig
+from flannel_udp.agent.view import AgentView
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.retry import retry
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import Dataplane
 from flannel_udp.errors import FlannelError
+from flannel_udp.files import subnet_env
 from flannel_udp.host.connections import abandon_connections
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.rules import rules_for
 from flannel_udp.host.upkeep import Upkeep
 from flannel_udp.model import Delta, Lease, LeaseAttrs, Subnet
+from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.options import Options
 from flannel_udp.registry import Registry
-from flannel_udp.view import AgentView
 
 logger = logging.getLogger(__name__)
 

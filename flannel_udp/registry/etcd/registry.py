@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, Sequence
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, RegistryError, SubnetTaken
 from flannel_udp.model import Change, Entry, Snapshot
 from flannel_udp.options import EtcdOptions
-from flannel_udp.registry import etcd_pb2 as pb
-from flannel_udp.registry.etcd_client import EtcdClient
-from flannel_udp.registry.etcd_faults import LeaseNotFound
-from flannel_udp.registry.etcd_options import open_credentials, parse_endpoints
+from flannel_udp.registry.etcd import etcd_pb2 as pb
+from flannel_udp.registry.etcd.client import EtcdClient
+from flannel_udp.registry.etcd.faults import LeaseNotFound
+from flannel_udp.registry.etcd.options import open_credentials, parse_endpoints
 from flannel_udp.registry.outage import Outage
 
 logger = logging.getLogger(__name__)

@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flannel_udp.admin.control_socket import peer_credentials
-from flannel_udp.admin.estate import Estate, Terms
 from flannel_udp.errors import FlannelError
+from flannel_udp.handover.state import Estate, Terms
 
 logger = logging.getLogger(__name__)
 

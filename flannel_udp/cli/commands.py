@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from flannel_udp.arguments import Values, to_options
-from flannel_udp.errors import ConfigError, UsageError
-from flannel_udp.flags import (
+from flannel_udp.cli.arguments import Values, to_options
+from flannel_udp.cli.flags import (
     CNI_INSTALL_FLAGS,
     CONTROL_SOCKET_FLAG,
     DOCKER_OPTS_FLAGS,
@@ -27,11 +26,12 @@ from flannel_udp.flags import (
     SUBNET_FILE_FLAG,
     Flag,
 )
+from flannel_udp.errors import ConfigError, UsageError
 from flannel_udp.options import DEFAULT_SUBNET_FILE
 
 if TYPE_CHECKING:
-    from flannel_udp.config import ParsedConfig
     from flannel_udp.host.firewall.rules import Network, Rules
+    from flannel_udp.netconf.config import ParsedConfig
     from flannel_udp.registry import Registry
 
 Result = TypeVar("Result")
@@ -119,7 +119,7 @@ def _firewall_show(given: Values) -> int:
 
 
 def _rules(given: Values) -> Rules:
-    from flannel_udp import subnet_env
+    from flannel_udp.files import subnet_env
     from flannel_udp.host.firewall.rules import rules_for
 
     options = to_options(given)
@@ -159,7 +159,7 @@ def _cni_install(given: Values) -> int:
 
 
 def _docker_opts(given: Values) -> int:
-    from flannel_udp.host.docker_opts import DockerOpts, write_docker_opts
+    from flannel_udp.files.docker_opts import DockerOpts, write_docker_opts
 
     wanted = DockerOpts(
         individual=given.get("i", False),
@@ -173,7 +173,7 @@ def _docker_opts(given: Values) -> int:
 
 
 def _read(name: str) -> bytes:
-    from flannel_udp.config_json import MAX_CONFIG_BYTES
+    from flannel_udp.netconf.reader import MAX_CONFIG_BYTES
 
     try:
         with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
@@ -183,7 +183,7 @@ def _read(name: str) -> bytes:
 
 
 def _parse(raw: bytes) -> ParsedConfig:
-    from flannel_udp.config import parse_network_config
+    from flannel_udp.netconf.config import parse_network_config
 
     parsed = parse_network_config(raw)
     for warning in parsed.warnings:

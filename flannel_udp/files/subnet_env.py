@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.files import write_atomically
+from flannel_udp.files.atomic import write_atomically
 from flannel_udp.model import Subnet
 
 _ASSIGNMENT = re.compile(

@@ -20,7 +20,6 @@ from flannel_udp.admin.shapes import (
     Status,
     WorkerPackets,
 )
-from flannel_udp.config import NetworkConfig
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import Dataplane, PeerTraffic
@@ -29,6 +28,7 @@ from flannel_udp.host.capabilities import Kept
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.upkeep import Upkeep
 from flannel_udp.model import Interface, Peer
+from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.options import Options
 
 PEERS_PART = 64

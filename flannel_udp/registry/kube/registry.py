@@ -18,9 +18,9 @@ from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, Registr
 from flannel_udp.model import Change, Entry, LeaseAttrs, Snapshot
 from flannel_udp.options import KubeOptions
 from flannel_udp.registry.keys import parse_key, parse_value
-from flannel_udp.registry.kube_client import Expired, KubeClient, NotFound
-from flannel_udp.registry.kube_nodes import Annotations, KubeNode, Lease, NodeTable, Numbering
-from flannel_udp.registry.kube_options import open_http, read_identity
+from flannel_udp.registry.kube.client import Expired, KubeClient, NotFound
+from flannel_udp.registry.kube.nodes import Annotations, KubeNode, Lease, NodeTable, Numbering
+from flannel_udp.registry.kube.options import open_http, read_identity
 from flannel_udp.registry.outage import Outage
 
 logger = logging.getLogger(__name__)

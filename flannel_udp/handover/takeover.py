@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 
 from flannel_udp import __version__
 from flannel_udp.admin.control_socket import Door
-from flannel_udp.admin.estate import Estate, Terms
-from flannel_udp.admin.handover import HandoverFailed, Offered, ask_handover, handover_path
 from flannel_udp.admin.health import open_health_listener
-from flannel_udp.config import NetworkConfig, parse_network_config
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.dataplane.dataplane import Adopted, Dataplane, count_workers
 from flannel_udp.errors import FlannelError
+from flannel_udp.handover.conversation import HandoverFailed, Offered, ask_handover, handover_path
+from flannel_udp.handover.state import Estate, Terms
 from flannel_udp.model import Interface, Peer
+from flannel_udp.netconf.config import NetworkConfig, parse_network_config
 from flannel_udp.options import NO_OFFLOAD, Offload, Options
 
 logger = logging.getLogger(__name__)

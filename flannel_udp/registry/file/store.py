@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from flannel_udp.errors import RegistryDenied, RegistryError
-from flannel_udp.registry.file_document import Document, format_document, parse_document
+from flannel_udp.registry.file.document import Document, format_document, parse_document
 
 NEW_FILE_MODE = 0o644
 EMPTY = b'{"config": null, "subnets": {}}'

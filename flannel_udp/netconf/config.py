@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Generic, TypeVar
 
-from flannel_udp.config_json import JsonObject, ObjectReader, decode_object, shown
 from flannel_udp.model import Subnet
+from flannel_udp.netconf.reader import JsonObject, ObjectReader, decode_object, shown
 
 DEFAULT_UDP_PORT = 8285
 DSCP_INHERIT = "inherit"

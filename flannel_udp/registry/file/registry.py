@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, RegistryError, SubnetTaken
 from flannel_udp.model import Change, Entry, Snapshot
-from flannel_udp.registry.file_document import (
+from flannel_udp.registry.file.document import (
     Document,
     entries_of,
     entry_of,
@@ -27,7 +27,7 @@ from flannel_udp.registry.file_document import (
     purge_expired,
     put_entry,
 )
-from flannel_udp.registry.file_store import FileStore, Version
+from flannel_udp.registry.file.store import FileStore, Version
 from flannel_udp.registry.outage import Outage
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from flannel_udp.registry import etcd_pb2 as pb
+from flannel_udp.registry.etcd import etcd_pb2 as pb
 
 PROBE_S = 1.0
 SILENCE_S = 2.9

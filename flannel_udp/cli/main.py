@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 from flannel_udp import __version__
-from flannel_udp.arguments import add_flags, did_you_mean, make_parser, read_arguments, to_options
-from flannel_udp.commands import COMMANDS, Command
+from flannel_udp.cli.arguments import add_flags, did_you_mean, make_parser, read_arguments, to_options
+from flannel_udp.cli.commands import COMMANDS, Command
+from flannel_udp.cli.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS
 from flannel_udp.errors import ConfigError, FlannelError, UsageError
-from flannel_udp.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS
 from flannel_udp.options import Options
 
 LAB_SUMMARY = "build hosts and pods in network namespaces, to try and to test"
@@ -67,7 +67,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _agent(argv: list[str]) -> int:
     options = agent_options(argv, os.environ)
-    from flannel_udp.daemon import run
+    from flannel_udp.agent.agent import run
 
     return run(options)
 

@@ -31,12 +31,11 @@ from pathlib import Path
 
 import uvloop
 
-from flannel_udp import subnet_env
 from flannel_udp.admin import notify
 from flannel_udp.admin.control_socket import control_server
-from flannel_udp.admin.handover import serve_handover
 from flannel_udp.admin.health import health_server
-from flannel_udp.config import NetworkConfig
+from flannel_udp.agent.forwarding import Forwarding, Gate
+from flannel_udp.agent.view import AgentView
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.reload import reload_config
@@ -44,19 +43,9 @@ from flannel_udp.control.retry import wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Adopted, Dataplane, count_workers
 from flannel_udp.errors import ConfigError, FlannelError
-from flannel_udp.forwarding import Forwarding, Gate
-from flannel_udp.host import interface, netlink, own_networks
-from flannel_udp.host.blackhole import keep_blackhole
-from flannel_udp.host.capabilities import FileAccess, Kept, drop_capabilities
-from flannel_udp.host.firewall.keeper import Firewall
-from flannel_udp.host.mtu import tunnel_mtu
-from flannel_udp.host.privileges import check_privileges, shows_password
-from flannel_udp.host.upkeep import Upkeep
-from flannel_udp.model import Delta, Interface, Lease, LeaseAttrs, Subnet
-from flannel_udp.options import Options
-from flannel_udp.registry import Registry
-from flannel_udp.registry.open import open_registry
-from flannel_udp.takeover import (
+from flannel_udp.files import subnet_env
+from flannel_udp.handover.conversation import serve_handover
+from flannel_udp.handover.takeover import (
     Doors,
     HandedOver,
     Running,
@@ -67,7 +56,18 @@ from flannel_udp.takeover import (
     open_or_resume,
     terms_of,
 )
-from flannel_udp.view import AgentView
+from flannel_udp.host import interface, netlink, own_networks
+from flannel_udp.host.blackhole import keep_blackhole
+from flannel_udp.host.capabilities import FileAccess, Kept, drop_capabilities
+from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.mtu import tunnel_mtu
+from flannel_udp.host.privileges import check_privileges, shows_password
+from flannel_udp.host.upkeep import Upkeep
+from flannel_udp.model import Delta, Interface, Lease, LeaseAttrs, Subnet
+from flannel_udp.netconf.config import NetworkConfig
+from flannel_udp.options import Options
+from flannel_udp.registry import Registry
+from flannel_udp.registry.open import open_registry
 
 logger = logging.getLogger(__name__)
 

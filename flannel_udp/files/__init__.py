@@ -1,0 +1,1 @@
+"""Files that others read: replaced whole, and in the forms that flannel and Docker know."""

@@ -1,0 +1,1 @@
+"""The network configuration that all hosts share: read, check, fill in the defaults."""

@@ -1,0 +1,1 @@
+"""The registry in etcd (v3 API)."""
