@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any
+from typing import Any, NamedTuple
 
 LEASE_TTL_S = 86_400
 """Life of a fresh lease in seconds (flannel: 24 hours)."""
@@ -87,10 +87,48 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Peer:
-    """One route of the overlay: packets for ``subnet`` go to ``public_ip``."""
+    """One route of the overlay: packets for ``subnet`` go to ``public_ip``.
+
+    ``hop`` is what the backend needs to know beside that, a frozen value of its own; ``None`` for nothing.
+    """
 
     subnet: IPv4Network
     public_ip: IPv4Address
+    hop: Any = None
+
+
+class PeerTraffic(NamedTuple):
+    """What went to and came from one peer; bytes are inner bytes."""
+
+    packets_out: int
+    bytes_out: int
+    packets_in: int
+    bytes_in: int
+
+    def since(self, base: PeerTraffic) -> PeerTraffic:
+        """Return the traffic after `base` was read."""
+        return PeerTraffic(*(now - then for now, then in zip(self, base, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class RouteAnswer:
+    """Where packets for an address go: to a peer, to our own subnet, or nowhere.
+
+    ``fault`` says why none go to the peer that they are for, ``None`` if they do.
+    """
+
+    peer: Peer | None
+    own: bool
+    fault: str | None = None
+
+
+def longest_match(peers: Mapping[IPv4Network, Peer], address: IPv4Address) -> Peer | None:
+    """Return the peer whose subnet covers the address with the longest prefix."""
+    for prefix_len in range(32, 0, -1):
+        peer = peers.get(IPv4Network((address, prefix_len), strict=False))
+        if peer is not None:
+            return peer
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ _RUNGS = Offload().names()
 
 
 class MetricsSource(Protocol):
-    """Who knows the figures: the daemon. Called on the event loop, so it must not block."""
+    """Who knows the figures: the agent. Called on the event loop, so it must not block."""
 
     @property
     def drop_reasons(self) -> Sequence[str]:

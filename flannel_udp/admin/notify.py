@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,14 @@ async def keep_watchdog(come_round: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(limit_s / 2)
 
 
-def store_descriptors(descriptors: Mapping[str, int]) -> None:
-    """Let systemd keep descriptors by name over a restart, in place of those it has (FileDescriptorStoreMax=)."""
-    for name, fd in descriptors.items():
+def store_descriptors(descriptors: Mapping[str, int], forget: Collection[str] = ()) -> None:
+    """Let systemd keep descriptors by name over a restart, in place of those it has (FileDescriptorStoreMax=).
+
+    It keeps those it has under other names, unless it is to `forget` them.
+    """
+    for name in (*forget, *descriptors):
         _send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+    for name, fd in descriptors.items():
         # FDPOLL=0: a socket that reports an error, as after an ICMP answer, is as good as before.
         _send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
 

@@ -19,10 +19,10 @@ class NetDevice(TypedDict):
 
 
 class BackendFacts(TypedDict):
-    """How packets travel; ``port`` is the UDP port every host listens on."""
+    """How packets travel; ``port`` is the UDP port every host listens on, where there is one."""
 
     type: str
-    port: int
+    port: NotRequired[int]
 
 
 class LeaseFacts(TypedDict):
@@ -67,7 +67,8 @@ class Status(TypedDict):
     """The agent at one moment; what it does not know yet is ``None``.
 
     ``state`` is a phrase ("waiting for configuration", "waiting for a lease", "running", or what is in the way of
-    traffic); ``ready`` is what /readyz says; ``revision`` is the registry's that the peers are at; ``offload`` names
+    traffic); ``ready`` is what /readyz says; ``problems`` has a sentence for each fault that stops some of the traffic;
+    ``revision`` is the registry's that the peers are at; ``offload`` names
     the offloads in use; ``workers`` counts the data threads, ``worker_packets`` has one entry for each;
     ``host_repairs`` says how often what of the host was put right; ``capabilities`` are the ones that were kept.
     """
@@ -77,6 +78,7 @@ class Status(TypedDict):
     uptime_s: float
     state: str
     ready: bool
+    problems: list[str]
     registry: str
     network: str | None
     subnet: str | None
@@ -97,21 +99,26 @@ class Status(TypedDict):
 
 
 class PeerRow(TypedDict):
-    """One peer: its subnet, where it is dialled, and the inner packets and bytes exchanged with it."""
+    """One peer: its subnet, where it is dialled, and the inner packets and bytes exchanged with it.
+
+    These are ``None`` where nobody counts them by peer, as with backends whose packets the kernel carries. ``problem``
+    says why nothing travels to it, ``None`` if nothing is in the way as far as is known.
+    """
 
     subnet: str
     public_ip: str
-    packets_out: int
-    bytes_out: int
-    packets_in: int
-    bytes_in: int
+    packets_out: int | None
+    bytes_out: int | None
+    packets_in: int | None
+    bytes_in: int | None
+    problem: str | None
 
 
 class Route(TypedDict):
     """Where a packet for ``address`` goes; ``reason`` is one sentence saying why, or why nowhere.
 
-    ``subnet`` is the lease that covers it; ``public_ip``, ``port`` (the peer's), ``interface`` and ``tunnel`` (device
-    names) are there for the verdict "peer".
+    ``subnet`` is the lease that covers it; ``public_ip`` and ``interface`` are there for the verdict "peer", ``port``
+    (the peer's) and ``tunnel`` (a device's name) as well where the backend has them.
     """
 
     address: str

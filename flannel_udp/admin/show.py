@@ -6,7 +6,16 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from flannel_udp.admin.shapes import Counters, LeaseFacts, NetDevice, PeerRow, Route, SocketBuffers, Status
+from flannel_udp.admin.shapes import (
+    BackendFacts,
+    Counters,
+    LeaseFacts,
+    NetDevice,
+    PeerRow,
+    Route,
+    SocketBuffers,
+    Status,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,9 +54,13 @@ def show_peers(peers: Sequence[PeerRow], stream: TextIO) -> None:
         table.add_column(heading, no_wrap=True)
     for heading in ("packets out", "bytes out", "packets in", "bytes in"):
         table.add_column(heading, justify="right", no_wrap=True)
+    faulty = any(peer["problem"] for peer in peers)
+    if faulty:
+        table.add_column("problem", no_wrap=True)
     for peer in peers:
         counts = (peer["packets_out"], peer["bytes_out"], peer["packets_in"], peer["bytes_in"])
-        table.add_row(*(Text(text) for text in (peer["subnet"], peer["public_ip"], *map(_number, counts))))
+        row = (peer["subnet"], peer["public_ip"], *map(_count, counts), *([peer["problem"] or ""] if faulty else []))
+        table.add_row(*map(Text, row))
     console.print(table)
 
 
@@ -58,8 +71,9 @@ def show_route(route: Route, stream: TextIO) -> None:
     console = _console(stream)
     way, style = f"{route['verdict']} {route.get('subnet', '')}".rstrip(), "yellow"
     if route["verdict"] == "peer":
-        via = f"{route.get('public_ip')}:{route.get('port')} dev {route.get('interface')}"
-        way, style = f"via {via} tunnel {route.get('tunnel')} subnet {route.get('subnet')}", "green"
+        port, tunnel = _optional(":{}", route.get("port")), _optional(" tunnel {}", route.get("tunnel"))
+        via = f"{route.get('public_ip')}{port} dev {route.get('interface')}{tunnel}"
+        way, style = f"via {via} subnet {route.get('subnet')}", "green"
     console.print(Text.assemble((route["address"], "bold"), " ", (way, style)))
     console.print(Text(f"    {route['reason']}"))
 
@@ -72,6 +86,8 @@ def _console(stream: TextIO) -> Console:
 
 def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
     yield "state", f"{status['state']} ({'ready' if status['ready'] else 'not ready'})"
+    for problem in status["problems"]:
+        yield "problem", problem
     yield "agent", f"flannel-udp {status['version']}, pid {status['pid']}, up {_duration(status['uptime_s'])}"
     yield "registry", status["registry"] + _optional(", revision {}", status["revision"])
     for name, fact in (
@@ -80,7 +96,7 @@ def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
         ("public ip", status["public_ip"]),
         ("interface", _device(status["interface"])),
         ("tunnel", _device(status["tunnel"])),
-        ("backend", status["backend"] and f"{status['backend']['type']}, port {status['backend']['port']}"),
+        ("backend", _backend(status["backend"])),
         ("lease", _lease(status["lease"])),
     ):
         if fact:
@@ -117,6 +133,10 @@ def _device(device: NetDevice | None) -> str | None:
     return device and f"{device['name']}, address {device['address']}, mtu {device['mtu']}"
 
 
+def _backend(backend: BackendFacts | None) -> str | None:
+    return backend and f"{backend['type']}{_optional(', port {}', backend.get('port'))}"
+
+
 def _buffers(buffers: SocketBuffers) -> str:
     return f"receive {_number(buffers['receive_bytes'])} bytes, send {_number(buffers['send_bytes'])} bytes"
 
@@ -135,6 +155,10 @@ def _made(repairs: dict[str, int]) -> str:
 
 def _optional(template: str, value: object) -> str:
     return "" if value is None else template.format(value)
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else _number(value)
 
 
 def _number(value: int) -> str:

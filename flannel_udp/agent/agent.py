@@ -1,70 +1,63 @@
-"""The agent: the composition root, the one module that knows every room.
+"""The agent: the composition root, which knows every room.
 
-The order of a life:
+The order of a life that begins afresh:
 
-1. may we, and which interface?     privileges, host.interface        → exit with one line
+1. which interface?                 host.interface                    → exit with one line
 2. answer for ourselves             control socket, /healthz
-3. the network configuration        control.retry                     → waited for
-4. open                             flannel0, UDP socket, engine      → exit with one line
-5. follow the registry              control.synchroniser → dataplane
+3. the network configuration        control.retry, backend.check      → waited for
+4. open what carries packets        backend.open                      → exit with one line
+5. follow the registry              control.synchroniser → network
 6. the lease                        control.lease                     → waited for
-7. the host                         host.upkeep: flannel0; firewall rules; subnet.env; READY
+7. the host                         host.upkeep: the network's device or routes; firewall rules; subnet.env; READY
 8. keep the lease; when it is lost stop forwarding at once and go back to 6
 
-6 to 8 are in `forwarding`.
-
-From 4 on host.upkeep keeps flannel0 and the sockets right, whatever becomes of the host's network.
+One that takes over from another process has 3, 6 and the listeners of 2 from there, and goes on at 7. 6 to 8 are in
+`forwarding`. From 4 on host.upkeep keeps right what is on this host, whatever becomes of the host's network.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
-import signal
-import sys
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
-from ipaddress import IPv4Network
-from pathlib import Path
-
-import uvloop
+from contextlib import AsyncExitStack
+from functools import partial
 
 from flannel_udp.admin import notify
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.health import health_server
-from flannel_udp.agent.forwarding import Forwarding, Gate
-from flannel_udp.agent.view import AgentView
+from flannel_udp.agent.documents import Documents
+from flannel_udp.agent.forwarding import Forwarding
+from flannel_udp.agent.gate import Gate
+from flannel_udp.agent.state import AgentState, Rooms
+from flannel_udp.backend.protocol import Backend, Context, Handed, Network
+from flannel_udp.backend.table import BACKENDS
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.reload import reload_config
 from flannel_udp.control.retry import wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
-from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Adopted, Dataplane, count_workers
-from flannel_udp.errors import ConfigError, FlannelError
+from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
 from flannel_udp.handover.conversation import serve_handover
+from flannel_udp.handover.stored import Store, open_or_resume
 from flannel_udp.handover.takeover import (
-    Doors,
     HandedOver,
+    Listeners,
     Running,
-    Succession,
-    ask_succession,
-    descriptor_names,
-    open_doors,
-    open_or_resume,
+    Takeover,
+    ask_takeover,
+    open_listeners,
     terms_of,
 )
-from flannel_udp.host import interface, netlink, own_networks
+from flannel_udp.host import interface, own_networks
 from flannel_udp.host.blackhole import keep_blackhole
-from flannel_udp.host.capabilities import FileAccess, Kept, drop_capabilities
+from flannel_udp.host.capabilities import Kept
 from flannel_udp.host.firewall.keeper import Firewall
-from flannel_udp.host.mtu import tunnel_mtu
-from flannel_udp.host.privileges import check_privileges, shows_password
 from flannel_udp.host.upkeep import Upkeep
-from flannel_udp.model import Delta, Interface, Lease, LeaseAttrs, Subnet
-from flannel_udp.netconf.config import NetworkConfig
+from flannel_udp.model import Delta, Interface, Lease, Subnet
+from flannel_udp.netconf.config import NetworkConfig, parse_network_config
 from flannel_udp.options import Options
 from flannel_udp.registry import Registry
 from flannel_udp.registry.open import open_registry
@@ -75,71 +68,7 @@ logger = logging.getLogger(__name__)
 RELEASE_TIMEOUT_S = 0.7
 CLEAN_TIMEOUT_S = 0.7
 
-
-def run(options: Options) -> int:
-    """Run the agent until it is told to stop; return the exit code. Raises FlannelError."""
-    level = logging.DEBUG if options.verbosity > 0 else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname).1s %(asctime)s %(message)s")
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-    if shows_password(options.etcd.password):
-        logger.warning(
-            "every user can read the password in /proc/%d/cmdline: "
-            "use --etcd-password-file or the variable FLANNELD_ETCD_PASSWORD",
-            os.getpid(),
-        )
-    check_privileges()
-    kept = drop_capabilities(_files(options))  # now, for no other thread runs yet
-    # Loading 100,000 peers makes a million objects that stay: do not look through them for garbage over and over.
-    gc.set_threshold(50_000)
-    return uvloop.run(_run(options, kept))
-
-
-def _files(options: Options) -> list[FileAccess]:
-    """Return what the agent will read and write by name."""
-    etcd = options.etcd
-    kind, _, name = options.registry.partition(":")
-    read, written = [], [options.subnet_file, options.control_socket]
-    if options.kube.subnet_mgr:
-        read = [options.kube.net_config_path, options.kube.kubeconfig_file]
-    elif kind == "etcd":
-        read = [etcd.cafile, etcd.certfile, etcd.keyfile]
-    elif kind == "file":
-        read, written = [Path(name)], [*written, Path(name)]
-    return [FileAccess(path, os.R_OK) for path in read if path is not None] + [
-        FileAccess(path.parent, os.R_OK | os.W_OK | os.X_OK) for path in written
-    ]
-
-
-async def _run(options: Options, kept: Kept) -> int:
-    loop = asyncio.get_running_loop()
-    life = asyncio.current_task()
-    assert life is not None  # noqa: S101 - a coroutine that uvloop.run runs has a task
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, life.cancel)
-    agent = Agent(options, kept)
-    loop.add_signal_handler(signal.SIGHUP, agent.reload_wanted.set)
-    watchdog = loop.create_task(notify.keep_watchdog(agent.come_round), name="watchdog")
-    try:
-        await agent.live()
-    except asyncio.CancelledError:
-        logger.info("stopped")
-        return 0
-    except BaseExceptionGroup as failures:
-        if (successor := failures.subgroup(HandedOver)) is not None:
-            logger.info("%s", successor.exceptions[0])
-            return 0
-        known = failures.subgroup(FlannelError)
-        if known is None:
-            raise
-        raise _first(known) from None
-    finally:
-        watchdog.cancel()
-    return 1
-
-
-def _first(failures: BaseExceptionGroup[FlannelError]) -> FlannelError:
-    failure = failures.exceptions[0]
-    return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure
+_parse = partial(parse_network_config, backends=BACKENDS)
 
 
 class Agent:
@@ -148,234 +77,213 @@ class Agent:
     def __init__(self, options: Options, kept: Kept) -> None:
         self._options = options
         self._kept = kept
-        self._view = AgentView(options, kept)
+        self._state = AgentState()
+        self._documents = Documents(options, kept, self._state)
         self._handed_over = False
-        self._replaced = 0  # how often descriptors of the dataplane had been replaced when systemd got them
         self.reload_wanted = asyncio.Event()
         """Set it, and the network configuration is read again, see control.reload."""
 
     async def come_round(self) -> None:
         """Return when all that carries traffic has given a sign of life; before that there is nothing to ask."""
-        if self._view.ready and self._view.dataplane:
-            await self._view.dataplane.come_round()
+        if self._state.ready and self._state.rooms:
+            await self._state.rooms.network.come_round()
 
     async def live(self) -> None:
         """Do everything above; ends only by an error or by being cancelled, and leaves nothing behind."""
-        options = self._options
         external = await self._choose_interface()
         logger.info("using interface %s, address %s, public IP %s", external.name, external.address, external.public_ip)
         async with AsyncExitStack() as stack:
             stack.callback(self._say_stopping)
-            servers = await stack.enter_async_context(AsyncExitStack())  # closed last
             stored = notify.take_stored_descriptors()
-            succession = await ask_succession(options, external) if options.takeover else None
-            if succession is None:
-                doors = await self._answer(servers, open_doors(options))
-            registry = open_registry(options)
-            stack.push_async_callback(registry.close)
-            if succession is None:
-                config, external = await self._wait_for_config(registry)
+            takeover = await ask_takeover(self._options, external) if self._options.takeover else None
+            if takeover is None:
+                await self._live_afresh(stack, external, stored)
             else:
-                config = succession.config
-            self._view.config = config
-            network = await _check_fit(config, external)
-            dataplane = self._open_dataplane(external, config, succession, stored)
-            stack.push_async_callback(self._close, dataplane)
-            gate = Gate(dataplane)
-            previous = _previous_subnet(options)
-            margin_s = options.subnet_lease_renew_margin * 60.0
-            keeper = LeaseKeeper(
-                registry, LeaseAttrs(external.public_ip), margin_s, dataplane.forward_until, previous=previous
-            )
-            sync = Synchroniser(registry, PeerTable(network, external.public_ip), gate, keeper.observe)
-            firewall = Firewall(nftables=config.enable_nftables, resync_s=options.firewall.iptables_resync)
-            self._view.keeper, self._view.sync, self._view.firewall = keeper, sync, firewall
-            stack.push_async_callback(self._clean_up, keeper, firewall, network)
+                await self._live_on(stack, external, takeover, stored)
 
-            upkeep = Upkeep(
-                options,
-                external,
-                network,
-                dataplane,
-                mtu_wanted=config.backend.mtu,
-                news=lambda: self._host_changed(dataplane, forwarding),
-            )
-            self._view.upkeep = upkeep
-            forwarding = Forwarding(
-                options,
-                self._view,
-                registry,
-                keeper=keeper,
-                sync=sync,
-                gate=gate,
-                firewall=firewall,
-                upkeep=upkeep,
-                previous=previous,
-            )
-            adopted: Lease | None = None
-            if succession is not None:
-                adopted = await _prepare(succession, keeper, gate)
-                doors = await self._answer(servers, await succession.take(dataplane, options))
-            elif not stored:
-                dataplane.start()  # else what waits there would be dropped before there is a table
-            running = self._running(config, dataplane, keeper, upkeep, doors)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(sync.run(), name="synchronise")
-                tasks.create_task(self._hand_over(running, doors), name="wait for a successor")
-                tasks.create_task(self._reload(registry, config), name="reload when asked")
-                tasks.create_task(firewall.run(), name="keep the firewall rules")
-                tasks.create_task(upkeep.run(), name="keep the host right")
-                while True:
-                    await forwarding.hold_lease(config, adopted)
-                    adopted = None
-                    if (await wait_for_config(registry)).config != config:
-                        raise FlannelError("the network configuration has changed: start the agent again")
+    async def _live_afresh(self, stack: AsyncExitStack, external: Interface, stored: Mapping[str, int]) -> None:
+        listeners = await self._answer(stack, open_listeners(self._options))
+        registry = open_registry(self._options)
+        stack.push_async_callback(registry.close)
+        config, external = await self._wait_for_config(registry, external)
+        backend = BACKENDS[config.backend.type]
+        logger.info("%s", self._kept)
+        network = await open_or_resume(backend, self._context(config, external), stored)
+        if not stored:
+            network.start()  # else what waits there would be dropped before there is a table
+        store = Store(network, stored)
+        rooms, forwarding = self._open_rooms(stack, registry, external, (config, backend, network), store)
+        await self._run(registry, rooms, forwarding, listeners, None)
+
+    async def _live_on(
+        self, stack: AsyncExitStack, external: Interface, takeover: Takeover, stored: Mapping[str, int]
+    ) -> None:
+        """Go on with what another process had; until it has ended that one goes on whenever this one does not."""
+        for fd in stored.values():  # an earlier run's, of no use beside those that are in use
+            os.close(fd)
+        servers = await stack.enter_async_context(AsyncExitStack())  # closed last
+        registry = open_registry(self._options)
+        stack.push_async_callback(registry.close)
+        config, backend = takeover.config, BACKENDS[takeover.config.backend.type]
+        await _check_host(backend, config, external)
+        logger.info("%s", self._kept)
+        network = await backend.open(self._context(config, external, takeover.handed))
+        store = Store(network, stored)
+        rooms, forwarding = self._open_rooms(stack, registry, external, (config, backend, network), store)
+        lease = await _adopt(takeover, rooms)
+        listeners = await self._answer(servers, await takeover.take(network, self._options))
+        await self._run(registry, rooms, forwarding, listeners, lease)
 
     async def _choose_interface(self) -> Interface:
         facts = await asyncio.to_thread(interface.gather, self._options.interface)
-        self._view.interface = external = interface.choose(self._options.interface, facts)
-        tunnel_mtu(external)  # no configuration can help an interface that is too narrow: say so at once
+        external = interface.choose(self._options.interface, facts)
+        self._state.use_interface(external)
         return external
 
-    async def _wait_for_config(self, registry: Registry) -> tuple[NetworkConfig, Interface]:
-        self._view.enter("waiting for configuration")
-        config = (await wait_for_config(registry)).config
-        return config, await self._choose_interface()  # that wait may have been a long one
+    async def _answer(self, servers: AsyncExitStack, listeners: Listeners) -> Listeners:
+        """Answer on the listeners until `servers` is closed."""
+        servers.callback(listeners.close)
+        await servers.enter_async_context(control_server(listeners.control, self._documents))
+        await servers.enter_async_context(health_server(listeners.health, lambda: self._state.ready, self._documents))
+        return listeners
 
-    async def _answer(self, servers: AsyncExitStack, doors: Doors) -> Doors:
-        """Answer at the doors until `servers` is closed."""
-        servers.callback(doors.close)
-        await servers.enter_async_context(control_server(doors.control, self._view))
-        await servers.enter_async_context(health_server(doors.health, lambda: self._view.ready, self._view))
-        return doors
+    async def _wait_for_config(self, registry: Registry, external: Interface) -> tuple[NetworkConfig, Interface]:
+        """Return a configuration that this host can run, and the interface to run it through."""
+        self._state.enter("waiting for configuration")
 
-    def _open_dataplane(
-        self,
-        external: Interface,
-        config: NetworkConfig,
-        succession: Succession | None,
-        stored: Mapping[str, int],
-    ) -> Dataplane:
-        """Open the dataplane, or go on with that of another process, and let the log, `status` and systemd know."""
+        async def check(config: NetworkConfig) -> None:
+            nonlocal external
+            external = await self._choose_interface()  # the wait may be a long one
+            await _check_host(BACKENDS[config.backend.type], config, external)
+
+        parsed = await wait_for_config(registry, _parse, check)
+        return parsed.config, external
+
+    def _context(self, config: NetworkConfig, external: Interface, handed: Handed | None = None) -> Context:
         loop = asyncio.get_running_loop()
 
-        def wake_upkeep() -> None:
-            if self._view.upkeep:
-                self._view.upkeep.wake()
+        def look() -> None:
+            if self._state.rooms:
+                self._state.rooms.upkeep.wake()
 
-        def on_fault() -> None:  # in any thread
-            loop.call_soon_threadsafe(wake_upkeep)
+        return Context(self._options, config, external, lambda: loop.call_soon_threadsafe(look), handed)
 
-        dscp = DSCP_INHERIT if config.backend.dscp is None else config.backend.dscp
-
-        def open_(adopted: Adopted | None) -> Dataplane:
-            options = self._options.dataplane
-            return Dataplane(external.address, config.backend.port, options, on_fault, dscp=dscp, adopted=adopted)
-
-        if succession is not None:
-            dataplane = open_(succession.adopted)
-        else:
-            dataplane = open_or_resume(stored, count_workers(self._options.dataplane), open_)
-        notify.store_descriptors(descriptor_names(dataplane.descriptors()))
-        self._view.dataplane = dataplane
-        logger.info("%s", self._kept)
-        logger.info("opened %s and UDP %s:%d", dataplane.tunnel.name, external.address, config.backend.port)
-        logger.info(
-            "offloads in use: %s; workers: %d; socket buffers: receive %d, send %d bytes",
-            ", ".join(dataplane.offload.names()) or "none",
-            dataplane.workers,
-            *dataplane.socket_buffers,
+    def _open_rooms(
+        self,
+        stack: AsyncExitStack,
+        registry: Registry,
+        external: Interface,
+        opened: tuple[NetworkConfig, Backend, Network],
+        store: Store,
+    ) -> tuple[Rooms, Forwarding]:
+        """Bring to life what lives from now on; closed with `stack`."""
+        options, (config, backend, network) = self._options, opened
+        stack.push_async_callback(self._close, network)
+        store.update()
+        gate = Gate(network)
+        previous = _previous_subnet(options)
+        keeper = LeaseKeeper(
+            registry,
+            network.attrs,
+            options.subnet_lease_renew_margin * 60.0,
+            network.forward_until,
+            previous=previous,
         )
-        return dataplane
+        peers = PeerTable(config.overlay, network.attrs.public_ip, backend.read_hop)
+        sync = Synchroniser(registry, peers, gate, keeper.observe)
+        firewall = Firewall(nftables=config.enable_nftables, resync_s=options.firewall.iptables_resync)
 
-    async def _host_changed(self, dataplane: Dataplane, forwarding: Forwarding) -> None:
-        if dataplane.replaced != self._replaced:  # systemd has descriptors that are closed here
-            self._replaced = dataplane.replaced
-            notify.store_descriptors(descriptor_names(dataplane.descriptors()))
-        await forwarding.host_changed()
+        async def host_changed() -> None:
+            store.update()
+            await forwarding.host_changed()
 
-    def _running(
-        self, config: NetworkConfig, dataplane: Dataplane, keeper: LeaseKeeper, upkeep: Upkeep, doors: Doors
-    ) -> Running:
-        return Running(
-            lambda: terms_of(self._options, upkeep.external),  # the interface's address may change
-            config=config,
-            dataplane=dataplane,
-            keeper=keeper,
-            doors=doors,
-            is_ready=lambda: self._view.ready,
+        upkeep = Upkeep(options, external, config.overlay, network, host_changed)
+        rooms = Rooms(config, backend, network, gate, keeper, sync, firewall, upkeep)
+        forwarding = Forwarding(options, self._state, registry, rooms, previous)
+        self._state.open_rooms(rooms)
+        stack.push_async_callback(self._clean_up, rooms)
+        return rooms, forwarding
+
+    async def _run(
+        self,
+        registry: Registry,
+        rooms: Rooms,
+        forwarding: Forwarding,
+        listeners: Listeners,
+        adopted: Lease | None,
+    ) -> None:
+        """Hold one lease after another, beside everything that keeps the rest right."""
+        config = rooms.config
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(rooms.sync.run(), name="synchronise")
+            tasks.create_task(self._hand_over(rooms, listeners), name="wait for a take-over")
+            tasks.create_task(self._reload(registry, config), name="reload when asked")
+            tasks.create_task(rooms.firewall.run(), name="keep the firewall rules")
+            tasks.create_task(rooms.upkeep.run(), name="keep the host right")
+            while True:
+                await forwarding.hold_lease(config, adopted)
+                adopted = None
+                if (await wait_for_config(registry, _parse)).config != config:
+                    raise FlannelError("the network configuration has changed: start the agent again")
+
+    async def _hand_over(self, rooms: Rooms, listeners: Listeners) -> None:
+        """Wait for another process to take over; once it forwards end, and take nothing down."""
+        running = Running(
+            lambda: terms_of(self._options, rooms.upkeep.external),  # the interface's address may change
+            config=rooms.config,
+            network=rooms.network,
+            keeper=rooms.keeper,
+            listeners=listeners,
+            is_ready=lambda: self._state.ready,
         )
-
-    async def _hand_over(self, running: Running, doors: Doors) -> None:
-        """Wait for a successor; once it forwards end, and take nothing down."""
-        pid = await serve_handover(doors.handover.listener, running)
+        pid = await serve_handover(listeners.handover.socket, running)
         self._handed_over = True
-        doors.leave()
+        listeners.leave()
         raise HandedOver(pid)
 
     async def _reload(self, registry: Registry, in_force: NetworkConfig) -> None:
         while await self.reload_wanted.wait():
             self.reload_wanted.clear()
             # READY=1 ends a reload for systemd, and must not be said of an agent that is not ready.
-            if self._view.ready:
+            if self._state.ready:
                 notify.notify_reloading()
-            await reload_config(registry, in_force)
-            if self._view.ready:
+            await reload_config(registry, in_force, _parse)
+            if self._state.ready:
                 notify.notify_ready()
 
     def _say_stopping(self) -> None:
         if not self._handed_over:
             notify.notify_stopping()
 
-    async def _clean_up(self, keeper: LeaseKeeper, firewall: Firewall, network: IPv4Network) -> None:
+    async def _clean_up(self, rooms: Rooms) -> None:
         """Take away what would outlive us, as far as the options say so and nobody goes on with it."""
         if self._handed_over:
             return
         if self._options.firewall.clean_on_exit:
-            await _clean(firewall, network)
+            await _clean(rooms)
         if self._options.release_on_exit:
-            await _release(keeper)
+            await _release(rooms)
 
-    async def _close(self, dataplane: Dataplane) -> None:
-        name, persistent = dataplane.tunnel.name, dataplane.tunnel.persistent
-        dataplane.close()
-        if persistent and not self._handed_over:  # somebody else made it, so it stays, with nothing of ours on it
-            with suppress(FlannelError):
-                await asyncio.to_thread(netlink.unconfigure, name)  # never on this loop: pyroute2 runs one of its own
+    async def _close(self, network: Network) -> None:
+        await network.close(keep=self._handed_over)
 
 
-async def _prepare(succession: Succession, keeper: LeaseKeeper, gate: Gate) -> Lease:
-    """Have the lease, and the table in force, that the old agent had; nothing waits for the registry."""
+async def _adopt(takeover: Takeover, rooms: Rooms) -> Lease:
+    """Have the lease, and the peers, that the old agent had; nothing waits for the registry."""
     try:
-        lease = keeper.adopt(succession.entry, succession.expires_s)
+        lease = rooms.keeper.adopt(takeover.state.entry, takeover.state.expires_s)
     except ValueError as error:
         raise FlannelError(f"cannot take over, the old agent goes on: {error}") from error
-    gate.open(lease.subnet.v4)
-    await gate.publish(lease.subnet.v4, [Delta(added=tuple(succession.peers))], whole=True)
+    rooms.gate.open(lease.subnet.v4)
+    await rooms.gate.publish(lease.subnet.v4, [Delta(added=tuple(takeover.state.peers))], whole=True)
     return lease
 
 
-def check_runnable(config: NetworkConfig) -> IPv4Network:
-    """Return the overlay network. Raises ConfigError for a valid configuration that this agent cannot run."""
-    faults = []
-    if config.backend.type != "udp":
-        faults.append(f'Backend.Type is "{config.backend.type}": this agent runs "udp" only')
-    if config.v6 is not None:
-        faults.append("EnableIPv6 is true: this agent carries IPv4 only, so far")
-    if config.v4 is None:
-        faults.append("EnableIPv4 is false: this agent carries nothing else, so far")
-    if faults or config.v4 is None:
-        raise ConfigError(faults)
-    return config.v4.network
-
-
-async def _check_fit(config: NetworkConfig, external: Interface) -> IPv4Network:
-    """Return the overlay network. Raises FlannelError for a configuration that this agent or this host cannot run."""
-    network = check_runnable(config)
+async def _check_host(backend: Backend, config: NetworkConfig, external: Interface) -> None:
+    """Raise FlannelError for a configuration that this host cannot run."""
     own = await asyncio.to_thread(own_networks.read_own_networks)
-    own_networks.refuse_own_network(network, external.name, own)
-    tunnel_mtu(external, config.backend.mtu)
-    return network
+    own_networks.refuse_own_network(config.overlay, external.name, own)
+    backend.check(config, external)
 
 
 def _previous_subnet(options: Options) -> Subnet | None:
@@ -387,17 +295,21 @@ def _previous_subnet(options: Options) -> Subnet | None:
     return None if env is None else env.subnet
 
 
-async def _clean(firewall: Firewall, network: IPv4Network) -> None:
+async def _clean(rooms: Rooms) -> None:
     try:
-        await asyncio.wait_for(firewall.remove(), CLEAN_TIMEOUT_S)
-        await asyncio.to_thread(keep_blackhole, network, None)
+        await asyncio.wait_for(rooms.firewall.remove(), CLEAN_TIMEOUT_S)
+        await asyncio.to_thread(keep_blackhole, rooms.config.overlay, None)
     except (FlannelError, TimeoutError) as failed:
         logger.warning("the firewall rules stay: %s", str(failed) or f"removing them takes over {CLEAN_TIMEOUT_S:g} s")
 
 
-async def _release(keeper: LeaseKeeper) -> None:
+async def _release(rooms: Rooms) -> None:
+    async def release() -> None:
+        await rooms.network.withdraw()  # first: as soon as the registry knows, the subnet may be another host's
+        await rooms.keeper.release()
+
     try:
         # Not asyncio.timeout: before Python 3.11.4 it raises no TimeoutError in a task that was cancelled, as this one.
-        await asyncio.wait_for(keeper.release(), RELEASE_TIMEOUT_S)
+        await asyncio.wait_for(release(), RELEASE_TIMEOUT_S)
     except (FlannelError, TimeoutError) as failed:
         logger.warning("the lease was not released and stays until it expires: %s", str(failed) or "no answer")

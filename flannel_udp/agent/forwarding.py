@@ -7,25 +7,16 @@ is stopped: first what could still open the gate, then the gate, then the rest.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network
 
-from flannel_udp.admin import notify
-from flannel_udp.agent.view import AgentView
-from flannel_udp.control.lease import LeaseKeeper
+from flannel_udp.agent.state import AgentState, Rooms
 from flannel_udp.control.retry import retry
-from flannel_udp.control.synchroniser import Synchroniser
-from flannel_udp.dataplane.dataplane import Dataplane
 from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
 from flannel_udp.host.connections import abandon_connections
-from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.rules import rules_for
-from flannel_udp.host.upkeep import Upkeep
-from flannel_udp.model import Delta, Lease, LeaseAttrs, Subnet
+from flannel_udp.model import Lease, Subnet
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.options import Options
 from flannel_udp.registry import Registry
@@ -37,42 +28,6 @@ logger = logging.getLogger(__name__)
 NOTICE_S = 0.2
 
 
-class Gate:
-    """Lets tables through to the dataplane only while their subnet is ours."""
-
-    def __init__(self, dataplane: Dataplane) -> None:
-        self._dataplane = dataplane
-        self._open_for: IPv4Network | None = None
-        self._one_at_a_time = asyncio.Lock()
-        self.published = asyncio.Event()
-        """Set when the dataplane has got the first table for the subnet the gate is open for."""
-
-    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
-        """Publish a table, unless the lease it was made for is gone meanwhile."""
-        async with self._one_at_a_time:
-            if own == self._open_for:
-                await self._dataplane.publish(own, deltas, whole=whole)
-                if whole:
-                    # Peers are in no cycles, and looking for some among 100,000 of them holds us up for 0.2 s.
-                    gc.freeze()
-                self.published.set()
-
-    def open(self, own: IPv4Network) -> None:
-        """Let tables for this subnet through."""
-        self._open_for = own
-        self.published.clear()
-
-    def start(self) -> None:
-        """Let the workers run, if they do not already."""
-        self._dataplane.start()
-
-    async def shut(self) -> None:
-        """Let nothing through and stop forwarding."""
-        self._open_for = None
-        async with self._one_at_a_time:
-            await self._dataplane.publish(None, (), whole=True)
-
-
 class Forwarding:
     """`hold_lease` again and again; `host_changed` whenever the host did.
 
@@ -82,24 +37,21 @@ class Forwarding:
     def __init__(
         self,
         options: Options,
-        view: AgentView,
+        state: AgentState,
         registry: Registry,
-        *,
-        keeper: LeaseKeeper,
-        sync: Synchroniser,
-        gate: Gate,
-        firewall: Firewall,
-        upkeep: Upkeep,
+        rooms: Rooms,
         previous: Subnet | None,
     ) -> None:
         self._options = options
-        self._view = view
+        self._state = state
         self._registry = registry
-        self._keeper = keeper
-        self._sync = sync
-        self._gate = gate
-        self._firewall = firewall
-        self._upkeep = upkeep
+        self._network = rooms.network
+        self._keeper = rooms.keeper
+        self._sync = rooms.sync
+        self._firewall = rooms.firewall
+        self._upkeep = rooms.upkeep
+        self._overlay = rooms.config.overlay
+        self._gate = rooms.gate
         self._subnet = previous  # what subnet.env said last: the pods that run have their addresses from it
         self._env: subnet_env.SubnetEnv | None = None  # what subnet.env holds, while we serve
 
@@ -110,7 +62,7 @@ class Forwarding:
         up, or for the loss itself if the options say so.
         """
         if adopted is None:
-            self._view.enter("waiting for a lease")
+            self._state.enter("waiting for a lease")
         lease = adopted or await self._keeper.acquire(config)
         # From now on it may be lost at any moment, also while the host is set up and the first peers are waited for.
         keeping = asyncio.create_task(self._keeper.keep(), name="keep the lease")
@@ -127,7 +79,7 @@ class Forwarding:
         if self._options.on_lease_loss == "exit":
             raise FlannelError(loss)
         logger.error("%s", loss)
-        self._view.enter("waiting for a lease", loss)
+        self._state.enter("waiting for a lease", loss)
         await self._sync.set_own(None)
 
     async def _forward_until(self, keeping: asyncio.Task[str], starting: asyncio.Task[None]) -> str:
@@ -143,30 +95,30 @@ class Forwarding:
         finally:
             starting.cancel()  # first, or it might open the gate again
             if keeping.done():
-                self._view.serving = False
+                self._state.stop_serving()
                 self._env = None
                 await self._gate.shut()
             await asyncio.wait((starting,))
 
     async def _start_forwarding(self, lease: Lease) -> None:
-        self._view.enter("waiting for the peers")
+        self._state.enter("waiting for the peers")
         await self._sync.set_own(lease)
         await self._gate.published.wait()
-        self._gate.start()
+        self._network.start()
         await self._get_ready(lease)
 
     async def _get_ready(self, lease: Lease) -> None:
         options = self._options.firewall
-        self._view.enter("waiting for the firewall rules")
+        self._state.enter("waiting for the firewall rules")
         rules = rules_for(
-            self._upkeep.network,
+            self._overlay,
             lease.subnet.v4,
             masquerade=options.ip_masq,
             forward=options.iptables_forward_rules,
             random_fully=not options.ip_masq_fully_random_disable,
         )
         await self._firewall.keep(rules)
-        self._env = subnet_env.SubnetEnv(self._upkeep.network, lease.subnet, self._upkeep.mtu, options.ip_masq)
+        self._env = subnet_env.SubnetEnv(self._overlay, lease.subnet, self._network.mtu, options.ip_masq)
         subnet_env.write(self._options.subnet_file, self._env)
         logger.info("wrote %s", self._options.subnet_file)
         if self._subnet not in (None, lease.subnet):
@@ -175,26 +127,24 @@ class Forwarding:
                 *(lease.subnet, self._subnet),
             )
         self._subnet = lease.subnet
-        self._view.serving = True
-        self._view.enter("running", f"running with subnet {lease.subnet}")
-        notify.notify_ready()
+        self._state.serve(lease)
         await retry("announcing that the network is up", self._registry.announce_up)
 
     async def host_changed(self) -> None:
-        """Pass on what has become of the external interface and flannel0."""
-        external = self._upkeep.external
-        assert self._view.interface is not None  # noqa: S101 - it was chosen before all else
-        former, self._view.interface = self._view.interface, external
+        """Pass on what has become of the external interface and the network's MTU."""
+        former, external = self._state.interface, self._upkeep.external
+        assert former is not None  # noqa: S101 - it was chosen before all else
+        self._state.use_interface(external)
         if external.address != former.address:
             abandon_connections(former.address)
             await asyncio.sleep(NOTICE_S)
         if external.public_ip != former.public_ip:
-            self._keeper.set_attrs(LeaseAttrs(external.public_ip))
+            self._keeper.set_attrs(self._network.attrs)
             await self._sync.set_public_ip(external.public_ip)
-        if self._env is not None and self._env.mtu != self._upkeep.mtu:
-            self._env = replace(self._env, mtu=self._upkeep.mtu)
+        if self._env is not None and self._env.mtu != self._network.mtu:
+            self._env = replace(self._env, mtu=self._network.mtu)
             try:
                 subnet_env.write(self._options.subnet_file, self._env)
             except FlannelError as failed:
                 logger.warning("%s: it still has the former MTU", failed)
-        self._view.tell()
+        self._state.tell()

@@ -183,9 +183,10 @@ def _read(name: str) -> bytes:
 
 
 def _parse(raw: bytes) -> ParsedConfig:
+    from flannel_udp.backend.table import BACKENDS
     from flannel_udp.netconf.config import parse_network_config
 
-    parsed = parse_network_config(raw)
+    parsed = parse_network_config(raw, BACKENDS)
     for warning in parsed.warnings:
         sys.stderr.write(f"flannel-udp: warning: {warning}\n")
     return parsed

@@ -67,7 +67,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _agent(argv: list[str]) -> int:
     options = agent_options(argv, os.environ)
-    from flannel_udp.agent.agent import run
+    from flannel_udp.agent.run import run
 
     return run(options)
 

@@ -5,7 +5,9 @@ A poisoned entry costs nobody but itself: it is passed over with one warning, in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 from flannel_udp.model import Entry, Lease, LeaseAttrs, Peer
 from flannel_udp.registry.keys import parse_key, parse_value
@@ -13,6 +15,9 @@ from flannel_udp.registry.keys import parse_key, parse_value
 # First bytes of addresses: "this network", never a destination (RFC 1122 section 3.2.1.3), and multicast (RFC 5771).
 _NO_HOSTS = frozenset((0, *range(224, 240)))
 _BROADCAST = IPv4Address("255.255.255.255")
+
+ReadHop = Callable[[LeaseAttrs], Any]
+"""What the backend has to know of a peer beside its public IP; raises `ValueError` for one that it cannot send to."""
 
 
 def read_lease(entry: Entry) -> Lease:
@@ -28,14 +33,12 @@ def check_prefix(subnet: IPv4Network, network: IPv4Network) -> None:
         raise ValueError(f"{subnet} is outside the overlay network {network}")
 
 
-def read_peer(subnet: IPv4Network, attrs: LeaseAttrs) -> Peer:
-    """Return where packets for a lease's subnet go. Raises `ValueError` if the udp backend cannot send there.
+def read_peer(subnet: IPv4Network, attrs: LeaseAttrs, read_hop: ReadHop) -> Peer:
+    """Return where packets for a lease's subnet go. Raises `ValueError` if the backend cannot send there.
 
     Loopback addresses pass: a lab may run several agents on one machine.
     """
-    backend, address = attrs.backend_type, attrs.public_ip
-    if backend.lower() not in ("", "udp"):
-        raise ValueError(f"its backend is {backend[:20]!r}, ours is udp")
+    hop, address = read_hop(attrs), attrs.public_ip
     if int(address) >> 24 in _NO_HOSTS or address == _BROADCAST:
         raise ValueError(f"PublicIP {address} is no address of one host")
-    return Peer(subnet, address)
+    return Peer(subnet, address, hop)

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import NamedTuple
 
-from flannel_udp.control.entries import check_prefix, read_lease, read_peer
+from flannel_udp.control.entries import ReadHop, check_prefix, read_lease, read_peer
 from flannel_udp.control.overlaps import PrefixSet
 from flannel_udp.model import Change, Delta, Entry, Peer, Snapshot
 from flannel_udp.registry.keys import MAX_KEY_CHARS, parse_value
@@ -29,13 +29,14 @@ class _Record(NamedTuple):
 
 
 class PeerTable:
-    """All other hosts of the overlay `network`, as seen by the host with `public_ip`.
+    """All other hosts of the overlay `network`, as seen by the host with `public_ip`, whose backend has `read_hop`.
 
     Feed it with `apply`, or in small steps with `parts`, `feed` and `take_delta`.
     """
 
-    def __init__(self, network: IPv4Network, public_ip: IPv4Address) -> None:
+    def __init__(self, network: IPv4Network, public_ip: IPv4Address, read_hop: ReadHop) -> None:
         self._network = network
+        self._read_hop = read_hop
         self._public_ip = public_ip
         self._own: IPv4Network | None = None
         self._records: dict[str, _Record] = {}
@@ -138,7 +139,7 @@ class PeerTable:
             return False
         try:
             attrs = parse_value(entry.value)
-            peer = read_peer(former.subnet, attrs)
+            peer = read_peer(former.subnet, attrs, self._read_hop)
         except ValueError:
             return False
         if attrs.public_ip == self._public_ip:
@@ -157,7 +158,7 @@ class PeerTable:
                 self._ours.add(key)
                 self._check_ours(key)
                 return
-            peer = read_peer(lease.subnet.v4, lease.attrs)
+            peer = read_peer(lease.subnet.v4, lease.attrs, self._read_hop)
         except ValueError as error:
             self._records[key] = _Record(entry)
             self._warnings.append(f"entry {key[:MAX_KEY_CHARS]!r} is ignored: {error}")

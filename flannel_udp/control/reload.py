@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 
+from flannel_udp.control.retry import Parse
 from flannel_udp.errors import ConfigError, FlannelError
-from flannel_udp.netconf.config import NetworkConfig, parse_network_config
+from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 
-async def reload_config(registry: Registry, in_force: NetworkConfig) -> None:
+async def reload_config(registry: Registry, in_force: NetworkConfig, parse: Parse) -> None:
     """Compare the registry's network configuration with the one in force, and log what came of it. Never raises."""
     try:
-        parsed = parse_network_config(await registry.read_config())
+        parsed = parse(await registry.read_config())
     except FlannelError as error:
         for line in error.faults if isinstance(error, ConfigError) else [str(error)]:
             logger.error("reload: %s; going on with the network configuration in force", line)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from flannel_udp.errors import ConfigError, FlannelError, RegistryDenied
-from flannel_udp.netconf.config import ParsedConfig, parse_network_config
+from flannel_udp.netconf.config import NetworkConfig, ParsedConfig
 from flannel_udp.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Parse = Callable[[bytes], ParsedConfig]
+"""Reads a network configuration with the backends that there are; raises `ConfigError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,22 @@ async def retry(what: str, call: Callable[[], Awaitable[T]], delays: Delays = DE
         delay_s = delays.after(delay_s)
 
 
-async def wait_for_config(registry: Registry, delays: Delays = DEFAULT_DELAYS) -> ParsedConfig:
-    """Read the network configuration, for as long as it takes until there is a valid one; log its warnings."""
+async def wait_for_config(
+    registry: Registry,
+    parse: Parse,
+    check: Callable[[NetworkConfig], Awaitable[None]] | None = None,
+    delays: Delays = DEFAULT_DELAYS,
+) -> ParsedConfig:
+    """Read the network configuration, for as long as it takes until there is a valid one; log its warnings.
+
+    `check` raises `FlannelError` for one that is valid and not for this host.
+    """
 
     async def read() -> ParsedConfig:
-        return parse_network_config(await registry.read_config())
+        parsed = parse(await registry.read_config())
+        if check is not None:
+            await check(parsed.config)
+        return parsed
 
     parsed = await retry("reading the network configuration", read, delays)
     for warning in parsed.warnings:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
 from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, RouteTable
+from flannel_udp.dataplane.adopted import Adopted, descriptor_names
 from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
 from flannel_udp.dataplane.table import TableBuilder
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, adopt_tunnel, open_tunnel
@@ -26,7 +27,7 @@ from flannel_udp.dataplane.underlay import (
 )
 from flannel_udp.dataplane.worker import Worker
 from flannel_udp.errors import FlannelError
-from flannel_udp.model import Delta, Peer
+from flannel_udp.model import Delta, Peer, PeerTraffic, RouteAnswer, longest_match
 from flannel_udp.options import DataplaneOptions, Offload
 
 QUIET_POINT_POLL_S = 0.01
@@ -38,45 +39,11 @@ def count_workers(options: DataplaneOptions) -> int:
     return options.workers or len(os.sched_getaffinity(0))
 
 
-class PeerTraffic(NamedTuple):
-    """What went to and came from one peer; bytes are inner bytes."""
-
-    packets_out: int
-    bytes_out: int
-    packets_in: int
-    bytes_in: int
-
-    def since(self, base: PeerTraffic) -> PeerTraffic:
-        """Return the traffic after `base` was read."""
-        return PeerTraffic(*(now - then for now, then in zip(self, base, strict=True)))
-
-
 class WorkerPackets(NamedTuple):
     """Inner packets that one worker carried."""
 
     packets_out: int
     packets_in: int
-
-
-@dataclass(frozen=True, slots=True)
-class RouteAnswer:
-    """What the table in force says of an address: a peer, our own subnet, or nothing."""
-
-    peer: Peer | None
-    own: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Adopted:
-    """The descriptors of a dataplane that another process has opened, and the offloads that are on there.
-
-    ``None`` for the offloads means that this is not known; nobody else may use the descriptors then.
-    """
-
-    queues: Sequence[int]
-    sockets: Sequence[int]
-    icmp: int
-    granted: Offload | None = None
 
 
 class Dataplane:
@@ -99,10 +66,8 @@ class Dataplane:
         adopted: Adopted | None = None,
     ) -> None:
         self._options, self._port, self._on_fault = options, port, on_fault
-        self.lent = False
-        """Whether another process is about to read from the descriptors: then they must stay the ones they are."""
-        self.replaced = 0
-        """How often descriptors were opened anew."""
+        self._lent = False  # another process is about to read from the descriptors
+        self._replaced = 0  # how often descriptors were opened anew
         with ExitStack() as opened:
             if adopted is None:
                 self._open(address, opened)
@@ -180,11 +145,22 @@ class Dataplane:
             self._workers[number].join()
         return stopping
 
-    def descriptors(self) -> Adopted:
-        """Return what another process would adopt; the descriptors stay ours."""
-        return Adopted(
-            self.tunnel.filenos(), [udp.fileno() for udp in self._sockets], self._icmp.fileno(), self.offload
-        )
+    def descriptors(self) -> Mapping[str, int]:
+        """Return what another process would adopt, by name; the descriptors stay ours."""
+        return descriptor_names(self.tunnel.filenos(), [udp.fileno() for udp in self._sockets], self._icmp.fileno())
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what it would have to know of them: the offloads that are on."""
+        return {"granted": self.offload.names()}
+
+    @property
+    def generation(self) -> tuple[int, bool]:
+        """How often descriptors were opened anew, and whether flannel0 is lost."""
+        return self._replaced, self.tunnel_lost
+
+    def lend(self) -> None:
+        """Keep the descriptors the ones they are until `take_back`: another process is about to read from them."""
+        self._lent = True
 
     def _close_tunnel(self) -> None:
         self.tunnel.close()
@@ -214,13 +190,13 @@ class Dataplane:
 
     def take_back(self) -> None:
         """Go on with what was lent."""
-        self.lent = False
+        self._lent = False
         self.start()
         self._on_fault()  # what was refused meanwhile is due
 
     def _replace(self, close_former: Callable[[], None]) -> None:
         """Have the engines work on the descriptors that there are now."""
-        self.replaced += 1
+        self._replaced += 1
         self._granted = granted = self._enable_offload()
         stopped = self._stop(range(self.workers))
         for engine, queue, udp in zip(self._engines, self.tunnel.filenos(), self._sockets, strict=True):
@@ -230,7 +206,7 @@ class Dataplane:
         close_former()
 
     def _refuse_if_lent(self) -> None:
-        if self.lent:
+        if self._lent:
             raise FlannelError(f"another agent is taking over {self.tunnel.name}: nothing is opened anew now")
 
     def _enable_offload(self) -> Offload:
@@ -315,11 +291,7 @@ class Dataplane:
         hop = 0 if self._table is None else self._table.lookup(int(address))
         if hop == OWN:
             return RouteAnswer(peer=None, own=True)
-        for prefix_len in range(32, 0, -1) if hop else ():
-            peer = self._builder.peers.get(IPv4Network((address, prefix_len), strict=False))
-            if peer is not None:
-                return RouteAnswer(peer=peer, own=False)
-        return RouteAnswer(peer=None, own=False)
+        return RouteAnswer(peer=longest_match(self._builder.peers, address) if hop else None, own=False)
 
     def peers(self) -> list[Peer]:
         """Return the peers of the table in force."""

@@ -2,7 +2,7 @@
 
     new                                         old
     hello: who I am and what I want       ─▶
-                                          ◀─    refused: why; or the estate, and the descriptors (SCM_RIGHTS)
+                                          ◀─    refused: why; or the state, and the descriptors (SCM_RIGHTS)
     [opens nothing, builds everything]
     ready                                 ─▶
                                           ◀─    refused: what has changed since the offer; or, for each worker,
@@ -15,7 +15,7 @@ Both sides have every descriptor open, and never read from one at the same time:
 workers waits in the kernel, in its order. Whenever the new one ends, gives up or is silent for too long, the old one
 says "taken back" (if anybody still listens) and goes on. Whenever the old one ends without a word, the new one goes on.
 
-Each message is one JSON object in one record of SOCK_SEQPACKET. The estate may be megabytes, so it is a memory file of
+Each message is one JSON object in one record of SOCK_SEQPACKET. The state may be megabytes, so it is a memory file of
 its own among the descriptors. See docs/decisions/0009.
 """
 
@@ -32,16 +32,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from flannel_udp.admin.control_socket import peer_credentials
+from flannel_udp.admin.listener import peer_credentials
 from flannel_udp.errors import FlannelError
-from flannel_udp.handover.state import Estate, Terms
+from flannel_udp.handover.state import HandoverState, Terms
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 1
-"""Grows with every change of the messages or of `Estate`; agents that differ in it do not talk."""
-ESTATE = "estate"
-"""The name among the descriptors of the memory file with the estate."""
+PROTOCOL = 2
+"""Grows with every change of the messages or of `HandoverState`; agents that differ in it do not talk."""
+STATE = "state"
+"""The name among the descriptors of the memory file with the `HandoverState`."""
 
 _OFFER_TIMEOUT_S = 5.0
 """For answers that take no work."""
@@ -53,14 +53,14 @@ _END_TIMEOUT_S = 0.2
 _MESSAGE_BYTES = 64 * 1024
 _DESCRIPTORS_MAX = 200
 """A message; the kernel takes 253 (SCM_MAX_FD)."""
-_ESTATE_BYTES_MAX = 64 * 1024 * 1024
+_STATE_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Holder(Protocol):
     """What hands over: the agent that runs."""
 
-    def offer(self, terms: Terms) -> tuple[Estate, Mapping[str, int]]:
-        """Return the estate and the descriptors by name. Raises `FlannelError` for what is not to be had."""
+    def offer(self, terms: Terms) -> tuple[HandoverState, Mapping[str, int]]:
+        """Return the state and the descriptors by name. Raises `FlannelError` for what is not to be had."""
         ...
 
     @property
@@ -165,10 +165,10 @@ async def serve_handover(listener: socket.socket, holder: Holder) -> int:
             pid = connection.peer_pid
             connection.check_peer()
             hello = await asyncio.to_thread(connection.receive, _OFFER_TIMEOUT_S)
-            estate, descriptors = _offer(hello, holder)  # on the loop, where what it looks at stands still
+            state, descriptors = _offer(hello, holder)  # on the loop, where what it looks at stands still
             logger.info("process %d takes over", pid)
             try:
-                await asyncio.to_thread(_give, connection, estate, descriptors)
+                await asyncio.to_thread(_give, connection, state, descriptors)
                 holder.commit()  # on the loop, likewise
                 await asyncio.to_thread(_step_aside, connection, holder)
             except FlannelError:
@@ -183,7 +183,7 @@ async def serve_handover(listener: socket.socket, holder: Holder) -> int:
             connection.close()
 
 
-def _offer(hello: Mapping[str, Any], holder: Holder) -> tuple[Estate, Mapping[str, int]]:
+def _offer(hello: Mapping[str, Any], holder: Holder) -> tuple[HandoverState, Mapping[str, int]]:
     if hello["say"] != "hello":
         raise HandoverFailed("it did not say hello")
     if hello.get("protocol") != PROTOCOL:
@@ -194,17 +194,17 @@ def _offer(hello: Mapping[str, Any], holder: Holder) -> tuple[Estate, Mapping[st
     return holder.offer(Terms.parse(hello.get("terms")))
 
 
-def _give(connection: Connection, estate: Estate, descriptors: Mapping[str, int]) -> None:
+def _give(connection: Connection, state: HandoverState, descriptors: Mapping[str, int]) -> None:
     """Send all that the new agent needs, and return once it has prepared itself. Raises `HandoverFailed`."""
-    memory = os.memfd_create("flannel-udp estate", os.MFD_CLOEXEC)
+    memory = os.memfd_create("flannel-udp handover", os.MFD_CLOEXEC)
     try:
         with open(memory, "wb", closefd=False) as file:
-            file.write(estate.format())
+            file.write(state.format())
         names = [*descriptors]
         for start in range(0, len(names), _DESCRIPTORS_MAX):
             part = {name: descriptors[name] for name in names[start : start + _DESCRIPTORS_MAX]}
             connection.send("descriptors", part)
-        connection.send("estate", {ESTATE: memory})
+        connection.send("state", {STATE: memory})
     finally:
         os.close(memory)
     _expect(connection.receive(_READY_TIMEOUT_S), "ready")
@@ -239,9 +239,9 @@ def _expect(message: Mapping[str, Any], word: str) -> None:
 class Offered:
     """What a running agent offers; `descriptors` stay the caller's. Blocking, so for a thread."""
 
-    def __init__(self, connection: Connection, estate: Estate, descriptors: dict[str, int]) -> None:
+    def __init__(self, connection: Connection, state: HandoverState, descriptors: dict[str, int]) -> None:
         self._connection = connection
-        self.estate = estate
+        self.state = state
         self.descriptors = descriptors
         self.pid = connection.peer_pid
 
@@ -302,11 +302,11 @@ def ask_handover(control_socket: Path, terms: Terms) -> Offered | None:
     try:
         connection.check_peer()
         connection.send("hello", protocol=PROTOCOL, terms=terms.document())
-        while ESTATE not in descriptors:
+        while STATE not in descriptors:
             message = connection.receive(_OFFER_TIMEOUT_S, descriptors)
             if message["say"] != "descriptors":
-                _expect(message, "estate")
-        return Offered(connection, _read_estate(descriptors.pop(ESTATE)), descriptors)
+                _expect(message, "state")
+        return Offered(connection, _read_state(descriptors.pop(STATE)), descriptors)
     except BaseException as failed:
         for fd in descriptors.values():
             os.close(fd)
@@ -318,11 +318,11 @@ def ask_handover(control_socket: Path, terms: Terms) -> Offered | None:
         raise
 
 
-def _read_estate(memory: int) -> Estate:
+def _read_state(memory: int) -> HandoverState:
     with open(memory, "rb") as file:
         file.seek(0)  # the position is the writer's, too
-        raw = file.read(_ESTATE_BYTES_MAX)
+        raw = file.read(_STATE_BYTES_MAX)
     try:
-        return Estate.parse(raw)
+        return HandoverState.parse(raw)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise HandoverFailed(f"its estate makes no sense: {error}") from error
+        raise HandoverFailed(f"its state makes no sense: {error}") from error

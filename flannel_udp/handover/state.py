@@ -1,4 +1,4 @@
-"""What an agent leaves to the one that takes over from it, as JSON; and the terms on which it does."""
+"""What an agent hands over beside descriptors, as JSON; and the terms on which it does."""
 
 from __future__ import annotations
 
@@ -45,16 +45,14 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Estate:
+class HandoverState:
     """The state that comes with the descriptors, so that nothing has to wait for the registry."""
 
     version: str
-    port: int
-    """Backend.Port, to which the UDP sockets are bound."""
-    granted: Sequence[str]
-    """The offloads that are switched on."""
     config: str
     """The network configuration, JSON."""
+    network: Mapping[str, Any]
+    """What the backend's `Transferable.state` says."""
     entry: Entry
     """The lease's key as it was last written."""
     expires_s: float | None
@@ -67,9 +65,8 @@ class Estate:
         return json.dumps(
             {
                 "version": self.version,
-                "port": self.port,
-                "granted": list(self.granted),
                 "config": self.config,
+                "network": self.network,
                 "entry": {**asdict(self.entry), "value": base64.b64encode(self.entry.value).decode()},
                 "expires_s": self.expires_s,
                 "peers": [(str(peer.subnet), str(peer.public_ip)) for peer in self.peers],
@@ -78,15 +75,14 @@ class Estate:
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
-        """Return the estate of such a document. Raises `ValueError`, `TypeError` or `KeyError`."""
+        """Return the state of such a document. Raises `ValueError`, `TypeError` or `KeyError`."""
         document = json.loads(raw)
         entry = document["entry"]
         expires_s = document["expires_s"]
         return cls(
             version=str(document["version"]),
-            port=int(document["port"]),
-            granted=[str(name) for name in document["granted"]],
             config=str(document["config"]),
+            network=dict(document["network"]),
             entry=Entry(
                 key=str(entry["key"]),
                 value=base64.b64decode(entry["value"], validate=True),

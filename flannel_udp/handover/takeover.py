@@ -1,6 +1,7 @@
 """Hitless restart: the old agent's side and the new one's, put together from the rooms. See docs/decisions/0009.
 
-How the two talk is `admin.handover`; here is what they have to give and what becomes of it.
+How the two talk is `handover.conversation`; here is what they have to give and what becomes of it. A backend whose
+packets the kernel carries gives no descriptors and has no workers: the new agent finds the kernel's state as it is.
 """
 
 from __future__ import annotations
@@ -9,25 +10,27 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from flannel_udp import __version__
-from flannel_udp.admin.control_socket import Door
 from flannel_udp.admin.health import open_health_listener
+from flannel_udp.admin.listener import UnixListener
+from flannel_udp.backend.protocol import Handed, Network
+from flannel_udp.backend.table import BACKENDS
 from flannel_udp.control.lease import LeaseKeeper
-from flannel_udp.dataplane.dataplane import Adopted, Dataplane, count_workers
+from flannel_udp.dataplane.dataplane import count_workers
 from flannel_udp.errors import FlannelError
 from flannel_udp.handover.conversation import HandoverFailed, Offered, ask_handover, handover_path
-from flannel_udp.handover.state import Estate, Terms
-from flannel_udp.model import Interface, Peer
+from flannel_udp.handover.state import HandoverState, Terms
+from flannel_udp.model import Interface
 from flannel_udp.netconf.config import NetworkConfig, parse_network_config
-from flannel_udp.options import NO_OFFLOAD, Offload, Options
+from flannel_udp.options import Options
 
 logger = logging.getLogger(__name__)
 
-CONTROL, HANDOVER, HEALTH, ICMP = "control", "handover", "health", "icmp"
-"""Descriptors by name; "tun-N" and "udp-N" are worker N's."""
+CONTROL, HANDOVER, HEALTH = "control", "handover", "health"
+"""The listeners' descriptors by name; all others are the network's."""
 
 
 def terms_of(options: Options, external: Interface) -> Terms:
@@ -48,23 +51,23 @@ def terms_of(options: Options, external: Interface) -> Terms:
 
 
 class HandedOver(Exception):
-    """The packet path is another process's: end, and take nothing down."""
+    """What carries packets is another process's: end, and take nothing down."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(f"handed over to process {pid}; stopped")
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
-    """What others come in by: descriptors by name, and the unix sockets among them."""
+class Listeners:
+    """What others come in by."""
 
-    control: Door
-    handover: Door
+    control: UnixListener
+    handover: UnixListener
     health: socket.socket | None
 
     def descriptors(self) -> dict[str, int]:
         """Return the descriptors by name."""
-        found = {CONTROL: self.control.listener.fileno(), HANDOVER: self.handover.listener.fileno()}
+        found = {CONTROL: self.control.socket.fileno(), HANDOVER: self.handover.socket.fileno()}
         return found if self.health is None else {**found, HEALTH: self.health.fileno()}
 
     def close(self) -> None:
@@ -77,13 +80,13 @@ class Doors:
         self.control.left = self.handover.left = True
 
 
-def open_doors(options: Options) -> Doors:
+def open_listeners(options: Options) -> Listeners:
     """Make the sockets of a fresh agent. Raises `FlannelError`; nothing stays open then."""
-    control = Door(options.control_socket)
+    control = UnixListener(options.control_socket)
     try:
-        handover = Door(handover_path(options.control_socket), socket.SOCK_SEQPACKET)
+        handover = UnixListener(handover_path(options.control_socket), socket.SOCK_SEQPACKET)
         try:
-            return Doors(control, handover, open_health_listener(options.healthz_ip, options.healthz_port))
+            return Listeners(control, handover, open_health_listener(options.healthz_ip, options.healthz_port))
         except BaseException:
             handover.close()
             raise
@@ -93,27 +96,28 @@ def open_doors(options: Options) -> Doors:
 
 
 class Running:
-    """A running agent that may be taken over: `admin.handover.Holder`."""
+    """A running agent that may be taken over: `handover.conversation.Holder`."""
 
     def __init__(
         self,
         terms: Callable[[], Terms],
         *,
         config: NetworkConfig,
-        dataplane: Dataplane,
+        network: Network,
         keeper: LeaseKeeper,
-        doors: Doors,
+        listeners: Listeners,
         is_ready: Callable[[], bool],
     ) -> None:
         self._terms = terms
         self._config = config
-        self._dataplane = dataplane
+        self._network = network
+        self._path = network.transferable
         self._keeper = keeper
-        self._doors = doors
+        self._listeners = listeners
         self._is_ready = is_ready
         self._offered: tuple[object, ...] = ()
 
-    def offer(self, terms: Terms) -> tuple[Estate, Mapping[str, int]]:
+    def offer(self, terms: Terms) -> tuple[HandoverState, Mapping[str, int]]:
         """See `Holder.offer`."""
         differences = self._terms().differences(terms)
         if differences:
@@ -123,99 +127,94 @@ class Running:
         lease = self._keeper.lease
         if lease is None or not self._is_ready():
             raise FlannelError("this agent does not forward yet: try again later, or stop it and start afresh")
-        estate = Estate(
+        state = HandoverState(
             version=__version__,
-            port=self._config.backend.port,
-            granted=self._dataplane.offload.names(),
             config=self._config.to_json(),
+            network={} if self._path is None else self._path.state(),
             entry=lease.entry,
             expires_s=self._keeper.expires_s,
-            peers=self._dataplane.peers(),
+            peers=self._network.peers(),
         )
-        self._offered = self._belongings()
-        return estate, {**self._doors.descriptors(), **descriptor_names(self._dataplane.descriptors())}
+        self._offered = self._facts()
+        descriptors = {} if self._path is None else self._path.descriptors()
+        return state, {**self._listeners.descriptors(), **descriptors}
 
-    def _belongings(self) -> tuple[object, ...]:
+    def _facts(self) -> tuple[object, ...]:
         """Return what of an offer another process could not find out in time, if it changed."""
         lease = self._keeper.lease
-        return lease and lease.subnet, self._dataplane.replaced, self._dataplane.tunnel_lost, self._is_ready()
+        return lease and lease.subnet, None if self._path is None else self._path.generation, self._is_ready()
 
     def commit(self) -> None:
         """See `Holder.commit`."""
-        if self._belongings() != self._offered:
+        if self._facts() != self._offered:
             raise FlannelError(
                 "this agent has lost its subnet, its way to the others or its tunnel device since it was asked: "
                 "try again when it is ready"
             )
-        self._dataplane.lent = True
+        if self._path is not None:
+            self._path.lend()
 
     @property
     def workers(self) -> int:
         """See `Holder.workers`."""
-        return self._dataplane.workers
+        return 0 if self._path is None else self._path.workers
 
     def pause(self, worker: int) -> None:
         """See `Holder.pause`."""
-        self._dataplane.stop_worker(worker)
+        assert self._path is not None  # noqa: S101 - or there is no worker
+        self._path.stop_worker(worker)
 
     def resume(self) -> None:
         """See `Holder.resume`."""
-        self._dataplane.take_back()
-
-
-def descriptor_names(adopted: Adopted) -> dict[str, int]:
-    """Return a dataplane's descriptors by name."""
-    queues = {f"tun-{number}": fd for number, fd in enumerate(adopted.queues)}
-    sockets = {f"udp-{number}": fd for number, fd in enumerate(adopted.sockets)}
-    return {**queues, **sockets, ICMP: adopted.icmp}
-
-
-def adopted_from(descriptors: Mapping[str, int], workers: int, granted: Offload | None) -> Adopted:
-    """Return the dataplane's descriptors out of those by name. Raises `FlannelError` unless there are just as many."""
-    names = {ICMP, *(f"{kind}-{number}" for kind in ("tun", "udp") for number in range(workers))}
-    found = {name for name in descriptors if name == ICMP or name.startswith(("tun-", "udp-"))}
-    if found != names:
-        raise FlannelError(f"its descriptors are those of {len(found) // 2} workers, not of {workers}")
-    return Adopted(
-        queues=[descriptors[f"tun-{number}"] for number in range(workers)],
-        sockets=[descriptors[f"udp-{number}"] for number in range(workers)],
-        icmp=descriptors[ICMP],
-        granted=granted,
-    )
+        if self._path is not None:
+            self._path.take_back()
 
 
 # The new agent
 
 
-class Succession:
-    """What a new agent got from the old one, until it has taken it."""
+class Takeover:
+    """What a new agent was offered by the old one, until it has taken it."""
 
-    def __init__(self, offered: Offered, adopted: Adopted, config: NetworkConfig) -> None:
+    def __init__(self, offered: Offered, config: NetworkConfig) -> None:
         self._offered = offered
-        self.adopted = adopted
         self.config = config
-        self.peers: Sequence[Peer] = offered.estate.peers
-        self.entry, self.expires_s = offered.estate.entry, offered.estate.expires_s
+        self.state = offered.state
+        listeners = (CONTROL, HANDOVER, HEALTH)
+        self._listeners = {name: fd for name, fd in offered.descriptors.items() if name in listeners}
+        path = {name: fd for name, fd in offered.descriptors.items() if name not in listeners}
+        self.handed = Handed(path, offered.state.network) if path else None
 
-    async def take(self, dataplane: Dataplane, options: Options) -> Doors:
-        """Let `dataplane` forward and the old agent end; return the sockets that are ours from now on.
+    async def take(self, network: Network, options: Options) -> Listeners:
+        """Let `network` carry packets and the old agent end; return the sockets that are ours from now on.
 
         Raises `FlannelError`; then the old one goes on.
         """
-        path, descriptors = options.control_socket, self._offered.descriptors
+        path, adopted, offered = options.control_socket, self._listeners, self._offered
         # Before the step that cannot be taken back: this may fail.
-        health = open_health_listener(options.healthz_ip, options.healthz_port, descriptors.get(HEALTH))
-        offered = self._offered
-        waited_s = await asyncio.to_thread(offered.take, dataplane.workers, dataplane.start_worker, dataplane.stop)
+        health = open_health_listener(options.healthz_ip, options.healthz_port, adopted.get(HEALTH))
+        workers = network.transferable
+        if workers is None:
+            waited_s = await asyncio.to_thread(offered.take, 0, _start_none, _stop_none)
+        else:
+            waited_s = await asyncio.to_thread(offered.take, workers.workers, workers.start_worker, workers.stop)
         logger.info(
             "took over from process %d, which ran flannel-udp %s; packets waited %.1f ms at most",
-            *(offered.pid, offered.estate.version, waited_s * 1e3),
+            *(offered.pid, offered.state.version, waited_s * 1e3),
         )
-        control = Door(path, adopted=descriptors[CONTROL])
-        return Doors(control, Door(handover_path(path), adopted=descriptors[HANDOVER]), health)
+        control = UnixListener(path, adopted=adopted[CONTROL])
+        return Listeners(control, UnixListener(handover_path(path), adopted=adopted[HANDOVER]), health)
 
 
-async def ask_succession(options: Options, external: Interface) -> Succession | None:
+def _start_none(_number: int) -> None:
+    """Start no worker: the kernel carries the packets."""
+
+
+def _stop_none() -> None:
+    """Likewise."""
+
+
+async def ask_takeover(options: Options, external: Interface) -> Takeover | None:
     """Ask the agent that runs here for all it has; ``None``, and a line in the log, if none runs.
 
     Raises `FlannelError` when it refuses, or has what makes no sense.
@@ -224,42 +223,13 @@ async def ask_succession(options: Options, external: Interface) -> Succession | 
     if offered is None:
         logger.info("no agent to take over from on %s: starting afresh", options.control_socket)
         return None
-    estate = offered.estate
     try:
-        granted = replace(NO_OFFLOAD, **{name.replace("-", "_"): True for name in estate.granted})
-        adopted = adopted_from(offered.descriptors, count_workers(options.dataplane), granted)
-        missing = {CONTROL, HANDOVER} - offered.descriptors.keys()
-        config = parse_network_config(estate.config).config
-        if missing or config.backend.port != estate.port:
-            raise ValueError("its descriptors are not complete or do not fit its configuration")
-    except (ValueError, TypeError, KeyError, FlannelError) as error:
+        config = parse_network_config(offered.state.config, BACKENDS).config
+        if {CONTROL, HANDOVER} - offered.descriptors.keys():
+            raise FlannelError("its descriptors are not complete")
+    except FlannelError as error:
         offered.decline()
         for fd in offered.descriptors.values():
             os.close(fd)
         raise HandoverFailed(f"cannot take over from process {offered.pid}, which goes on: {error}") from error
-    return Succession(offered, adopted, config)
-
-
-# Between two runs under systemd
-
-
-def open_or_resume(stored: Mapping[str, int], workers: int, open_: Callable[[Adopted | None], Dataplane]) -> Dataplane:
-    """Return the dataplane on the descriptors that systemd kept since the last run; a fresh one if that cannot be.
-
-    flannel0, with its address, its route and what waits in its queue, lives through a restart then.
-    """
-    if stored:
-        try:
-            try:
-                adopted = adopted_from(stored, workers, None)
-            except FlannelError:
-                for fd in stored.values():
-                    os.close(fd)
-                raise
-            dataplane = open_(adopted)
-        except FlannelError as unfit:
-            logger.warning("what systemd kept from the last run is of no use, opening afresh: %s", unfit)
-        else:
-            logger.info("going on with %s as the last run left it", dataplane.tunnel.name)
-            return dataplane
-    return open_(None)
+    return Takeover(offered, config)

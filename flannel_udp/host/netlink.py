@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from socket import AF_INET
 from typing import Any
@@ -34,16 +33,6 @@ RTPROT_BOOT = 3
 IFF_UP = 0x1
 RTM_F_FIB_MATCH = 0x2000
 IN6_ADDR_GEN_MODE_NONE = 1
-
-
-@dataclass(frozen=True, slots=True)
-class HostState:
-    """What is to be kept right, as found at one moment; a device that is gone is ``None``."""
-
-    tunnel: LinkState | None
-    routed: bool
-    """The overlay's route leads to the tunnel device."""
-    external: LinkState | None
 
 
 @contextmanager
@@ -104,13 +93,19 @@ def unconfigure(name: str) -> None:
         ip.link("set", index=link["index"], state="down")
 
 
-def host_state(tunnel: int, network: IPv4Network, external: int) -> HostState:
-    """Ask the kernel for the state of two devices, by their indexes, and of the overlay's route.
+def link_state(index: int) -> LinkState | None:
+    """Ask the kernel for the state of a device, ``None`` if it is gone. Raises `FlannelError`."""
+    with open_netlink("looking at the host's network") as ip:
+        return _link_state(ip, index)
+
+
+def tunnel_state(index: int, network: IPv4Network) -> tuple[LinkState | None, bool]:
+    """Ask the kernel for the state of the tunnel device, and whether the route to `network` leads to it.
 
     Takes a millisecond or two however many devices and routes there are. Raises `FlannelError`.
     """
-    with open_netlink("looking at the host's network") as ip:
-        return HostState(_link_state(ip, tunnel), _leads_to(ip, tunnel, network), _link_state(ip, external))
+    with open_netlink("looking at the tunnel device") as ip:
+        return _link_state(ip, index), _leads_to(ip, index, network)
 
 
 def repair_tunnel(index: int, shape: TunnelShape, repairs: Collection[str]) -> None:

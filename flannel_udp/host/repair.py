@@ -1,4 +1,4 @@
-"""What is wrong with flannel0, and how soon it may be put right again: decisions only, no system call."""
+"""What is wrong with a device, and how soon it may be put right again: decisions only, no system call."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from flannel_udp.model import Interface
-
-REPAIRS = ("link", "address", "mtu", "route", "tunnel", "blackhole", "socket", "interface")
-"""What is counted: flannel0's link, address, MTU and route put right; the device made anew; the blackhole route put
-back; the sockets bound to another address; the external interface usable again."""
 
 BURST = 10
 """So many repairs within `WINDOW_S` are made at once; whoever undoes more of them fights with us."""
@@ -43,7 +39,7 @@ class TunnelShape:
 
 
 def differences(wanted: TunnelShape, link: LinkState, routed: bool) -> list[str]:
-    """Return what of `REPAIRS` flannel0 needs; `routed`: its route is there. What else is on the device is not ours."""
+    """Return what flannel0 needs; `routed`: its route is there. What else is on the device is not ours."""
     found = {
         "mtu": link.mtu == wanted.mtu,
         # The last address takes the routes along, and so does a link that goes down: route last.

@@ -1,9 +1,9 @@
-"""Keeps the host's side of the tunnel right while the agent runs, whoever changes it.
+"""Keeps the host's side of the network right while the agent runs, whoever changes it.
 
 Three things are looked at whenever the kernel reports a change, and put right:
 
 1. the external interface: followed when its address or MTU changes or it goes away; see `Upkeep._follow`
-2. flannel0: made anew when it is deleted, its link, address, MTU and route put back; see `Upkeep._put_right`
+2. what the backend has on this host, its device, say: see `KeptNetwork.repair`
 3. the blackhole route, where one is wanted
 
 Our own changes are reported, too: they lead to one more look, which finds nothing to do.
@@ -14,19 +14,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Protocol
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import interface, netlink
 from flannel_udp.host.blackhole import keep_blackhole, restore_blackhole
 from flannel_udp.host.monitor import Interest, Monitor, open_monitor_socket
-from flannel_udp.host.mtu import tunnel_mtu
-from flannel_udp.host.netlink import HostState
-from flannel_udp.host.repair import REPAIRS, LinkState, Pace, TunnelShape, differences, why_lost
+from flannel_udp.host.repair import LinkState, Pace, why_lost
 from flannel_udp.model import Interface
 from flannel_udp.options import Options
 
@@ -37,73 +36,70 @@ SETTLE_S = 0.02
 LOOK_EVERY_S = 0.2
 """The shortest time between two looks at the host."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
+HOST_REPAIRS = ("blackhole", "interface")
+"""What is counted of the host itself: the blackhole route put back, the external interface usable again."""
 
 
-class OpenDevice(Protocol):
-    """An open tunnel device."""
+class KeptNetwork(Protocol):
+    """What a backend has on this host, as far as it has to be kept right."""
 
-    name: str
-    index: int
+    mtu: int
+    """The overlay's, in bytes."""
+    repairs: Counter[str]
+    """How often what of it was put right; what never was is there with 0."""
+    look_every_s: float | None
+    """How often to look although the kernel has reported nothing; ``None``: never."""
 
-
-class Descriptors(Protocol):
-    """Who has flannel0 and the sockets open: the dataplane. `Upkeep` tells it when to open them anew."""
-
-    @property
-    def tunnel(self) -> OpenDevice:
-        """The device in use."""
+    async def hold(self, subnet: IPv4Network) -> None:
+        """Set the host up for this subnet, and keep it so. Raises `FlannelError`."""
         ...
 
-    @property
-    def tunnel_lost(self) -> bool:
-        """Whether it can be read no more."""
+    def interest(self) -> Interest:
+        """Return which news of the kernel concern it."""
         ...
 
-    def reopen_tunnel(self) -> None:
-        """Open another device in its place. Raises `FlannelError`; nothing has changed then."""
+    async def repair(self) -> None:
+        """Look, and put right what is not as it should be. Raises `FlannelError`."""
         ...
 
-    def rebind(self, address: IPv4Address) -> None:
-        """Bind the sockets to another address. Raises `FlannelError`; nothing has changed then."""
+    async def follow(self, external: Interface) -> None:
+        """Go on through that interface, its address, MTU and public IP. Raises `FlannelError`; nothing changed then."""
         ...
 
 
 class Upkeep:
-    """Watches over `external` and the tunnel device; `set_up` once there is a lease, `run` all the time.
+    """Watches over `external` and what the network has; `set_up` once there is a lease, `run` all the time.
 
-    `mtu_wanted` is Backend.MTU. `news()` is awaited after `external`, `mtu`, `obstacle` or the device has changed.
+    `news()` is awaited after `external`, the MTU, `obstacle` or the network's device has changed.
     """
 
     def __init__(
         self,
         options: Options,
         external: Interface,
-        network: IPv4Network,
-        descriptors: Descriptors,
-        *,
-        mtu_wanted: int | None,
+        overlay: IPv4Network,
+        kept: KeptNetwork,
         news: Callable[[], Awaitable[None]],
     ) -> None:
         self.external = external
-        self.mtu = tunnel_mtu(external, mtu_wanted)
-        """flannel0's, in bytes."""
         self.obstacle: str | None = None
         """Why no traffic can pass just now."""
-        self.repairs = dict.fromkeys(REPAIRS, 0)
-        """How often what was put right."""
         self._options = options
-        self.network = network
-        self._mtu_wanted = mtu_wanted
-        self._descriptors = descriptors
+        self._overlay = overlay
+        self._kept = kept
         self._news = news
+        self._repairs = Counter(dict.fromkeys(HOST_REPAIRS, 0))
         self._external_lost = False
-        self._mtu_told = False  # that flannel0's follows is in the log already
         self._untold = False  # there is news that `news` has not been awaited for
-        self._subnet: IPv4Network | None = None  # since `set_up`; flannel0 has its first address
-        self._shaped: int | None = None  # index of the device that was given its shape
+        self._subnet: IPv4Network | None = None  # since `set_up`
         self._pace = Pace()
         self._woken = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def repairs(self) -> dict[str, int]:
+        """How often what was put right."""
+        return {**self._kept.repairs, **self._repairs}
 
     def wake(self) -> None:
         """Have a look soon: something may have changed."""
@@ -112,14 +108,10 @@ class Upkeep:
     async def set_up(self, subnet: IPv4Network) -> None:
         """Set the host up for this subnet, and keep it so. Raises `FlannelError`."""
         async with self._one_at_a_time:
-            self._subnet, self._shaped = subnet, None
-            # It may be gone without a data thread having met that: before the first one runs, or in another agent.
-            index = self._descriptors.tunnel.index
-            state = await asyncio.to_thread(netlink.host_state, index, self.network, self.external.index)
-            if state.tunnel is None or self._descriptors.tunnel_lost:
-                self._reopen_tunnel()
-            await self._shape(subnet)
-            await asyncio.to_thread(keep_blackhole, self.network, self._blackhole)
+            self._subnet = subnet
+            await self._kept.hold(subnet)
+            self._untold = True
+            await asyncio.to_thread(keep_blackhole, self._overlay, self._blackhole)
 
     async def run(self) -> None:
         """Keep everything right until cancelled."""
@@ -128,7 +120,8 @@ class Upkeep:
         try:
             while True:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(retry_s):  # wait_for loses a cancellation before Python 3.12
+                    # wait_for loses a cancellation before Python 3.12
+                    async with asyncio.timeout(self._kept.look_every_s if retry_s is None else retry_s):
                         await self._woken.wait()
                 await asyncio.sleep(max(SETTLE_S, self._pace.pause_s(time.monotonic())))
                 self._woken.clear()
@@ -139,34 +132,36 @@ class Upkeep:
             monitor.close()
 
     async def _attempt(self, monitor: Monitor, retry_s: float | None) -> float | None:
-        """Look and act; return after how many seconds to try again if nothing is reported, ``None`` for never."""
-        before = sum(self.repairs.values())
+        """Look and act; return after how many seconds to try again if nothing is reported, ``None``: it went well."""
+        repaired, mtu = sum(self.repairs.values()), self._kept.mtu
         try:
-            state = await self._look(monitor)
-            obstacle = await self._follow(state.external, monitor)
-            await self._put_right(state)
+            monitor.interest = self._interest()
+            external = await asyncio.to_thread(netlink.link_state, self.external.index)
+            obstacle = await self._follow(external, monitor)
+            await self._kept.repair()
             await self._restore_blackhole()
             retry_s = None
         except FlannelError as failed:
             obstacle = str(failed)
             retry_s = min(2 * (retry_s or FIRST_RETRY_S / 2), LAST_RETRY_S)
         self._note_obstacle(obstacle)
-        if self._untold:
+        repaired_now = sum(self.repairs.values()) > repaired
+        if self._untold or repaired_now or mtu != self._kept.mtu:
             self._untold = False
             await self._news()
-        if sum(self.repairs.values()) > before:
+        if repaired_now:
             self.wake()  # look again: what changed while we were at it went by unseen
             if self._pace.note(time.monotonic()):
                 logger.warning("somebody undoes our repairs again and again: they become rarer from now on")
         return retry_s
 
-    async def _look(self, monitor: Monitor) -> HostState:
-        tunnel = self._descriptors.tunnel.index
-        # While something is in the way, anything may change that: another interface, a default route.
-        routes = {network.prefixlen for network in (self.network, self._blackhole) if network}
-        known = Interest({tunnel, self.external.index}, routes)
-        monitor.interest = known if self.obstacle is None else None
-        return await asyncio.to_thread(netlink.host_state, tunnel, self.network, self.external.index)
+    def _interest(self) -> Interest | None:
+        """Return which news concern us; while something is in the way, anything may change that."""
+        if self.obstacle is not None:
+            return None
+        kept = self._kept.interest()
+        blackhole = {self._blackhole.prefixlen} if self._blackhole else set()
+        return replace(kept, devices={self.external.index, *kept.devices}, prefix_lens={*kept.prefix_lens, *blackhole})
 
     # The external interface
 
@@ -177,87 +172,27 @@ class Upkeep:
         """
         why = why_lost(self.external, found)
         if why is None and found is not None:
-            self._use(replace(self.external, mtu=found.mtu))
+            await self._use(replace(self.external, mtu=found.mtu))
             return None
         self._external_lost = True
-        monitor.interest = None
+        monitor.interest = None  # another interface may come, or this one come back under another index
         facts = await asyncio.to_thread(interface.gather, self._options.interface)
         try:
             external = interface.choose(self._options.interface, facts)
         except FlannelError:
             return f"{why}: waiting for it"
-        self._use(external)
+        await self._use(external)
         return None
 
-    def _use(self, external: Interface) -> None:
+    async def _use(self, external: Interface) -> None:
         former = self.external
         if self._external_lost and external.address == former.address:
-            self.repairs["interface"] += 1
+            self._repairs["interface"] += 1
         self._external_lost = False
         if external == former:
             return
-        if external.address != former.address:
-            self._descriptors.rebind(external.address)
-            self.repairs["socket"] += 1
-            logger.info(
-                "the external address is %s on %s now, it was %s on %s: UDP is bound to it, public IP %s",
-                *(external.address, external.name, former.address, former.name, external.public_ip),
-            )
+        await self._kept.follow(external)
         self.external, self._untold = external, True
-        if external.mtu != former.mtu:
-            self._fit_mtu()
-
-    def _fit_mtu(self) -> None:
-        """Let flannel0's MTU follow the interface's."""
-        try:
-            mtu = tunnel_mtu(self.external, self._mtu_wanted)
-        except FlannelError as misfit:
-            logger.warning("%s; the tunnel keeps its MTU of %d, and what is larger is lost", misfit, self.mtu)
-            return
-        if mtu != self.mtu:
-            logger.info("the MTU of %s is %d now: the tunnel's is %d", self.external.name, self.external.mtu, mtu)
-            self.mtu, self._mtu_told = mtu, True
-
-    # flannel0
-
-    async def _put_right(self, state: HostState) -> None:
-        """Raises `FlannelError`."""
-        if state.tunnel is None or self._descriptors.tunnel_lost:
-            self._reopen_tunnel()
-        elif state.tunnel.name != self._descriptors.tunnel.name:
-            logger.info("%s is called %s now", self._descriptors.tunnel.name, state.tunnel.name)
-            self._descriptors.tunnel.name, self._untold = state.tunnel.name, True
-        if self._subnet is None:
-            return
-        if state.tunnel is None or self._shaped != self._descriptors.tunnel.index:
-            await self._shape(self._subnet)
-            return
-        shape = TunnelShape(self._subnet.network_address, self.network, self.mtu)
-        needed = differences(shape, state.tunnel, state.routed)
-        if not needed:
-            return
-        await asyncio.to_thread(netlink.repair_tunnel, state.tunnel.index, shape, needed)
-        self._untold = True
-        for what in needed:
-            self.repairs[what] += 1
-        untold = [what for what in needed if what != "mtu" or not self._mtu_told]
-        self._mtu_told = False
-        if untold:
-            logger.info("put right on %s: %s", state.tunnel.name, ", ".join(untold))
-
-    def _reopen_tunnel(self) -> None:
-        former = self._descriptors.tunnel.name
-        self._descriptors.reopen_tunnel()
-        self.repairs["tunnel"] += 1
-        self._untold = True
-        name = self._descriptors.tunnel.name
-        logger.info("%s was deleted or broke: made %s anew", former, "it" if name == former else name)
-
-    async def _shape(self, subnet: IPv4Network) -> None:
-        tunnel, address = self._descriptors.tunnel, subnet.network_address
-        queue_packets = self._options.dataplane.tx_queue_packets
-        await asyncio.to_thread(netlink.configure_tunnel, tunnel.name, address, self.network, self.mtu, queue_packets)
-        self._shaped, self._untold = tunnel.index, True
 
     # The blackhole route
 
@@ -270,8 +205,7 @@ class Upkeep:
         """Raises `FlannelError`."""
         subnet = self._blackhole
         if subnet is not None and await asyncio.to_thread(restore_blackhole, subnet):
-            self.repairs["blackhole"] += 1
-            self._untold = True
+            self._repairs["blackhole"] += 1
             logger.info("put right: the blackhole route for %s", subnet)
 
     # What is said

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from flannel_udp.model import Subnet
 from flannel_udp.netconf.reader import JsonObject, ObjectReader, decode_object, shown
 
-DEFAULT_UDP_PORT = 8285
-DSCP_INHERIT = "inherit"
-"""The outer header's DSCP is the inner one's."""
-MTU_MIN_BYTES = 68
-"""RFC 791 section 3.1: every link must carry this much."""
-MTU_MAX_BYTES = 65_507
-"""What one UDP datagram over IPv4 can hold."""
+DEFAULT_TYPE = "udp"
+"""The backend of a configuration that names none."""
 
 _KEYS = (
     "EnableIPv4",
@@ -76,27 +71,29 @@ class SubnetRange(Generic[Net]):
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
-    """How packets travel. ``options`` are the backend's own keys: checked for udp, kept as they are for all others."""
+class BackendConfig:
+    """How packets travel: ``type`` in lower case, and the backend's own keys with all defaults filled in."""
 
     type: str
     options: Mapping[str, Any]
 
-    @property
-    def port(self) -> int:
-        """The UDP port on which every peer of the udp backend listens."""
-        return int(self.options["Port"])
+
+class OptionsReader(Protocol):
+    """What a backend knows of its part of the configuration, without anything of it running."""
 
     @property
-    def dscp(self) -> int | None:
-        """The DSCP of the udp backend's outer headers, 0 to 63; ``None`` for that of the inner packet."""
-        dscp = self.options["DSCP"]
-        return None if dscp == DSCP_INHERIT else int(dscp)
+    def families(self) -> Set[int]:
+        """The IP versions that it carries: 4, 6."""
+        ...
 
     @property
-    def mtu(self) -> int | None:
-        """The MTU asked for the udp backend's overlay, in bytes; ``None`` for as much as the interface leaves."""
-        return self.options.get("MTU")
+    def option_keys(self) -> tuple[str, ...]:
+        """Its own keys of the object Backend."""
+        ...
+
+    def read_options(self, reader: ObjectReader) -> Mapping[str, Any]:
+        """Return its own keys, defaults filled in, ready to be written as JSON; faults go to `reader`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +103,14 @@ class NetworkConfig:
     v4: SubnetRange[IPv4Network] | None
     v6: SubnetRange[IPv6Network] | None
     enable_nftables: bool
-    backend: Backend
+    backend: BackendConfig
+
+    @property
+    def overlay(self) -> IPv4Network:
+        """The IPv4 overlay network; no backend so far runs without one. Raises `ValueError` if IPv4 is off."""
+        if self.v4 is None:
+            raise ValueError("a configuration without IPv4 has no IPv4 network")
+        return self.v4.network
 
     def fits(self, subnet: Subnet) -> bool:
         """Tell whether a host may hold `subnet`: each family that is on must fit, one that is off must be absent."""
@@ -140,8 +144,11 @@ class ParsedConfig:
     warnings: tuple[str, ...]
 
 
-def parse_network_config(raw: bytes | str) -> ParsedConfig:
-    """Parse and validate the network configuration. Raises `ConfigError` with one line a fault."""
+def parse_network_config(raw: bytes | str, backends: Mapping[str, OptionsReader]) -> ParsedConfig:
+    """Parse and validate the network configuration, its backend being one of `backends`, by type.
+
+    Raises `ConfigError` with one line a fault.
+    """
     reader = ObjectReader(decode_object(raw), _KEYS)
     on = {"": reader.boolean("EnableIPv4", default=True), "IPv6": reader.boolean("EnableIPv6", default=False)}
     nftables = reader.boolean("EnableNFTables", default=False)
@@ -149,7 +156,7 @@ def parse_network_config(raw: bytes | str) -> ParsedConfig:
         reader.fault("EnableIPv4", "EnableIPv4 and EnableIPv6 are both false: one must be true")
     v4 = _read_range(reader, _IPV4, on[""])
     v6 = _read_range(reader, _IPV6, on["IPv6"])
-    backend = _read_backend(reader)
+    backend = _read_backend(reader, backends, {version for version, key in ((4, ""), (6, "IPv6")) if on[key]})
     reader.raise_faults()
     return ParsedConfig(NetworkConfig(v4, v6, nftables, backend), tuple(reader.warnings))
 
@@ -280,41 +287,21 @@ def _checked_bound(
 # --- Backend ------------------------------------------------------------------------------------------------------
 
 
-def _read_backend(reader: ObjectReader) -> Backend:
-    """Read the backend; an absent, null or empty one is udp. What the agent cannot run is refused by the daemon."""
+def _read_backend(reader: ObjectReader, backends: Mapping[str, OptionsReader], wanted: Set[int]) -> BackendConfig:
+    """Read the backend, an absent, null or empty one as the default; `wanted` are the IP versions that are on."""
     document = reader.object("Backend") or JsonObject([])
-    inner = ObjectReader(document, ("Type", "Port", "DSCP", "MTU"), "Backend.")
-    kind = (inner.string("Type") or "udp").lower()
-    options: dict[str, Any]
-    if kind == "udp":
-        options = _read_udp_options(inner)
-    else:
-        # Another backend's keys are its own business: neither unknown nor checked here.
-        inner.warnings.clear()
-        options = {key: value for key, value in document.items() if key.casefold() != "type"}
+    kind = (ObjectReader(document, ("Type",)).string("Type") or DEFAULT_TYPE).lower()
+    if kind not in backends:
+        known = ", ".join(backends)
+        reader.fault("Backend", f"Backend.Type is {shown(kind)}: this agent has no such backend, it has {known}")
+        return BackendConfig(kind, {})
+    backend = backends[kind]
+    inner = ObjectReader(document, ("Type", *backend.option_keys), "Backend.")
+    inner.string("Type")  # once more, for its fault
+    options = backend.read_options(inner)
     reader.adopt("Backend", inner)
-    return Backend(kind, options)
-
-
-def _read_udp_options(reader: ObjectReader) -> dict[str, Any]:
-    """Read the udp backend's own keys. Whether the MTU fits its interface is for each host to say."""
-    port, mtu = reader.integer("Port"), reader.integer("MTU")
-    if port is not None and not 1 <= port <= 65_535:
-        reader.wrong("Port", "1 to 65535")
-    options = {"Port": DEFAULT_UDP_PORT if port is None else port, "DSCP": _read_dscp(reader)}
-    if mtu is not None:
-        options["MTU"] = mtu
-        if not MTU_MIN_BYTES <= mtu <= MTU_MAX_BYTES:
-            reader.wrong("MTU", f"{MTU_MIN_BYTES} to {MTU_MAX_BYTES}")
-    return options
-
-
-def _read_dscp(reader: ObjectReader) -> int | str:
-    """Read the outer headers' DSCP, six bits (RFC 2474 section 3), or the word for the inner one's."""
-    dscp = reader.value("DSCP")
-    if dscp is None or (isinstance(dscp, str) and dscp.lower() == DSCP_INHERIT):
-        return DSCP_INHERIT
-    if not isinstance(dscp, int) or isinstance(dscp, bool) or not 0 <= dscp <= 63:
-        reader.wrong("DSCP", f'"{DSCP_INHERIT}" or 0 to 63')
-        return DSCP_INHERIT
-    return dscp
+    if 6 in wanted and 6 not in backend.families:
+        reader.fault("EnableIPv6", f"EnableIPv6 is true: the backend {kind} carries IPv4 only")
+        if wanted == {6}:
+            reader.fault("EnableIPv4", f"EnableIPv4 is false: the backend {kind} carries nothing else")
+    return BackendConfig(kind, options)

@@ -11,7 +11,7 @@ import pytest
 
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import OVERLAY, Plan
-from tests.support.agents import Agent, remains_of, up_with_peers
+from tests.support.agents import up_with_peers
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.taps import Tap
 
@@ -63,17 +63,6 @@ def test_an_mtu_of_the_configuration_is_the_tunnels_and_the_pods(with_options: L
 def test_by_default_the_outer_dscp_is_the_inner_packets() -> None:
     with lab_with({}) as lab:
         assert outer_tos(lab) == {INNER_TOS}
-
-
-def test_an_mtu_beyond_the_interface_is_wrong_configuration_and_one_clear_line() -> None:
-    config = {"Network": str(OVERLAY), "Backend": {"MTU": 1473}}
-    with Lab(Plan(fresh_name(), hosts=1, agents=(), config=config)) as lab, Agent(lab.hosts[0]) as agent:
-        assert agent.exit_code() == 2
-        assert agent.said()[-1] == (
-            "flannel-udp: Backend.MTU is 1473: the MTU of eth0, 1500, leaves room for 1472: "
-            "lower the one or raise the other"
-        )
-        assert remains_of(lab.hosts[0]) == set()
 
 
 def test_an_mtu_that_just_fits_the_interface_is_taken() -> None:

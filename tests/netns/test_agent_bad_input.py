@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from flannel_udp.backend.table import BACKENDS
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
@@ -91,15 +92,6 @@ def test_an_interface_without_address_is_wrong_usage(bare: Host) -> None:
     assert "address" in line
 
 
-def test_an_underlay_too_narrow_for_a_tunnel_is_one_clear_line(bare: Host) -> None:
-    bare.configure("link add narrow0 mtu 90 type bridge", "addr add 198.51.100.1/24 dev narrow0", "link set narrow0 up")
-    try:
-        line = refused(bare, code=1, iface="narrow0")
-    finally:
-        bare.configure("link del narrow0")
-    assert line == "the MTU of narrow0, 90, leaves no room for a tunnel: raise it"
-
-
 def test_a_port_in_use_is_told(bare: Host) -> None:
     with bare.socket(socket.AF_INET, socket.SOCK_DGRAM) as squatter:
         squatter.bind((str(bare.underlay), 8285))
@@ -146,31 +138,81 @@ def test_a_password_in_the_url_is_refused_and_not_repeated(bare: Host) -> None:
     assert SECRET not in line
 
 
-# Configurations that are valid and not for this agent
+# Configurations that are wrong, or right and not for this host: a corrected one is waited for
+
+
+@contextmanager
+def registry_with(host: Host, config: Mapping[str, object]) -> Iterator[Callable[[], object]]:
+    """Put another configuration into the registry; what is yielded puts the right one back, as the end does."""
+    file = host.plan.registry_file
+    good = file.read_text()
+    file.write_text(json.dumps({"config": config}))
+    try:
+        yield lambda: file.write_text(good)
+    finally:
+        file.write_text(good)
+
+
+def waits_until_it_is_right(host: Host, config: Mapping[str, object], *faults: str, iface: str = "eth0") -> None:
+    """See an agent say these faults once, take nothing, and run as soon as the configuration is a right one."""
+    with registry_with(host, config) as correct, Agent(host, iface=iface) as agent:
+        for fault in faults:
+            agent.wait_for_line(f"reading the network configuration failed: {fault} (trying again every")
+        assert host.control("/v1/status")["state"] == "waiting for configuration"
+        assert remains_of(host) == {host.control_socket.name, f"{host.control_socket.name}.handover"}
+        assert json.loads(host.plan.registry_file.read_bytes()).get("subnets", {}) == {}
+        complaints = [line for line in agent.said() if "failed" in line]
+        assert len(complaints) == len(faults)
+        if iface == "eth0":
+            correct()
+            agent.wait_ready()
+            assert "reading the network configuration: works now" in agent.said()
+        assert agent.stop() == 0
+    host.subnet_file.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "faults"),
     [
         (
-            {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}},
-            'Backend.Type is "vxlan": this agent runs "udp" only',
+            {"Network": "10.244.0.0/16", "Backend": {"Type": "wireguard", "PSK": 1}},
+            [f'Backend.Type is "wireguard": this agent has no such backend, it has {", ".join(BACKENDS)}'],
         ),
         (
             {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00::/48"},
-            "EnableIPv6 is true: this agent carries IPv4 only, so far",
+            ["EnableIPv6 is true: the backend udp carries IPv4 only"],
+        ),
+        (
+            {"Network": "10.244.0.0/16", "SubnetLen": 99, "Backend": {"Port": 0}},
+            ["SubnetLen is 99: expected at most 30", "Backend.Port is 0: expected 1 to 65535"],
+        ),
+        (
+            {"Network": "10.244.0.0/16", "Backend": {"MTU": 1473}},
+            ["Backend.MTU is 1473: the MTU of eth0, 1500, leaves room for 1472: lower the one or raise the other"],
+        ),
+        (
+            {"Network": "192.0.2.0/24"},
+            [
+                "the overlay network 192.0.2.0/24 is the own network of interface eth0: "
+                "choose another Network, or remove that address from eth0"
+            ],
         ),
     ],
-    ids=["vxlan", "dual stack"],
+    ids=["unknown backend", "dual stack", "two faults", "MTU beyond the interface", "the host's own network"],
 )
-def test_a_configuration_for_another_agent_is_refused(bare: Host, config: dict[str, object], said: str) -> None:
-    registry = bare.plan.registry_file
-    good = registry.read_text()
-    registry.write_text(json.dumps({"config": config}))
+def test_a_configuration_that_cannot_be_run_is_said_once_and_a_better_one_waited_for(
+    bare: Host, config: dict[str, object], faults: list[str]
+) -> None:
+    waits_until_it_is_right(bare, config, *faults)
+
+
+def test_an_underlay_too_narrow_for_a_tunnel_is_one_clear_line(bare: Host) -> None:
+    bare.configure("link add narrow0 mtu 90 type bridge", "addr add 198.51.100.1/24 dev narrow0", "link set narrow0 up")
     try:
-        assert refused(bare, code=2) == said
+        line = "the MTU of narrow0, 90, leaves no room for a tunnel: raise it"
+        waits_until_it_is_right(bare, {"Network": "10.244.0.0/16"}, line, iface="narrow0")
     finally:
-        registry.write_text(good)
+        bare.configure("link del narrow0")
 
 
 # Disks
@@ -206,22 +248,3 @@ def test_a_directory_that_takes_no_subnet_env_is_one_clear_line(bare: Host) -> N
 def test_a_control_socket_that_cannot_be_made_is_one_clear_line(bare: Host) -> None:
     line = refused(bare, "--control-socket=/proc/flannel-udp.sock", code=1)
     assert line.startswith("cannot make the control socket /proc/flannel-udp.sock: ")
-
-
-def test_the_hosts_own_network_as_overlay_is_refused(bare: Host) -> None:
-    registry = bare.plan.registry_file
-    good = registry.read_text()
-    registry.write_text(json.dumps({"config": {"Network": "192.0.2.0/24"}}))
-    try:
-        with Agent(bare) as agent:
-            assert agent.exit_code() == 1
-            assert agent.said()[-1] == (
-                "flannel-udp: the overlay network 192.0.2.0/24 is the own network of interface eth0: "
-                "choose another Network, or remove that address from eth0"
-            )
-        assert remains_of(bare) == set()
-        assert json.loads(registry.read_bytes()).get("subnets", {}) == {}  # refused before a lease was taken
-        routes = bare.run(["ip", "route", "show", "dev", "eth0"]).stdout
-        assert str(IPv4Address("192.0.2.0")) in routes
-    finally:
-        registry.write_text(good)

@@ -130,7 +130,7 @@ def test_a_new_agent_that_is_killed_at_any_step_leaves_the_old_one_forwarding(du
                 connection.send("hello", protocol=PROTOCOL, terms=terms)
             if last in ("ready", "go"):
                 assert connection.receive(5.0)["say"] == "descriptors"
-                assert connection.receive(5.0)["say"] == "estate"
+                assert connection.receive(5.0)["say"] == "state"
                 connection.send("ready")
             if last == "go":
                 assert connection.receive(5.0)["say"] == "go"

@@ -14,7 +14,7 @@ from contextlib import closing
 import pytest
 
 from flannel_udp.handover.conversation import HandoverFailed, Offered, ask_handover, serve_handover
-from flannel_udp.handover.state import Estate, Terms
+from flannel_udp.handover.state import HandoverState, Terms
 from flannel_udp.handover.takeover import HANDOVER
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
@@ -102,8 +102,8 @@ class Heir:
         self._offered = offered
         self._event = event
 
-    def offer(self, _terms: Terms) -> tuple[Estate, Mapping[str, int]]:
-        return self._offered.estate, self._offered.descriptors
+    def offer(self, _terms: Terms) -> tuple[HandoverState, Mapping[str, int]]:
+        return self._offered.state, self._offered.descriptors
 
     def commit(self) -> None:
         self._event()

@@ -22,7 +22,7 @@ from pyroute2 import netns
 
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.host.interface import choose, gather
-from flannel_udp.host.netlink import HostState, configure_tunnel, host_state, unconfigure
+from flannel_udp.host.netlink import configure_tunnel, link_state, tunnel_state, unconfigure
 from flannel_udp.host.repair import LinkState
 from flannel_udp.model import Interface
 from flannel_udp.options import InterfaceOptions
@@ -120,13 +120,9 @@ def configure(namespace: Namespace, address: IPv4Address = ADDRESS, network: IPv
     namespace.call(configure_tunnel, "flannel0", address, network, 1472, 1000)
 
 
-def state_of(namespace: Namespace) -> HostState:
-    """Return the state of flannel0 and of eth0, as far as there are any."""
-
-    def ask() -> HostState:
-        return host_state(*(index_of("flannel0"), NETWORK, index_of("eth0")))
-
-    return namespace.call(ask)
+def state_of(namespace: Namespace) -> tuple[LinkState | None, bool]:
+    """Return the state of flannel0, if there is one, and whether the overlay's route leads there."""
+    return namespace.call(lambda: tunnel_state(index_of("flannel0"), NETWORK))
 
 
 def index_of(device: str) -> int:
@@ -163,7 +159,7 @@ def test_fresh_device_gets_flannels_shape_and_takes_it_along_when_closed(namespa
     assert link["txqlen"] == 1000
     assert "UP" in link["flags"]
     assert [(a["family"], a["local"], a["prefixlen"]) for a in link["addr_info"]] == [("inet", "10.1.15.0", 32)]
-    assert state_of(namespace).tunnel is None
+    assert state_of(namespace) == (None, False)
     assert namespace.routes() == []
     namespace.call(unconfigure, "flannel0")
 
@@ -178,14 +174,13 @@ def test_beside_a_running_uvloop_it_works_in_a_thread(tun: Namespace) -> None:
 
 
 def test_state_of_the_host_can_be_asked(tun: Namespace) -> None:
-    before = state_of(tun)
-    assert before.tunnel is not None
-    assert (before.tunnel.name, before.tunnel.up, before.tunnel.addresses) == ("flannel0", False, ())
-    assert (before.routed, before.external) == (False, None)
+    before, routed = state_of(tun)
+    assert before is not None
+    assert (before.name, before.up, before.addresses, routed) == ("flannel0", False, (), False)
     configure(tun)
-    after = state_of(tun)
-    assert after.tunnel == LinkState("flannel0", before.tunnel.index, 1472, True, (IPv4Interface((ADDRESS, 32)),))
-    assert after.routed
+    after = LinkState("flannel0", before.index, 1472, True, (IPv4Interface((ADDRESS, 32)),))
+    assert state_of(tun) == (after, True)
+    assert tun.call(link_state, before.index) == after
 
 
 @pytest.mark.parametrize(
@@ -202,7 +197,7 @@ def test_state_of_the_host_can_be_asked(tun: Namespace) -> None:
 def test_only_the_overlays_own_route_counts(tun: Namespace, other: str, routed: bool) -> None:
     configure(tun)
     tun.run(other)
-    assert state_of(tun).routed is routed
+    assert state_of(tun)[1] is routed
 
 
 def test_configuring_twice_is_the_same_as_once(tun: Namespace) -> None:
@@ -300,7 +295,7 @@ def test_unconfigure_leaves_a_foreign_device_clean(tun: Namespace) -> None:
     tun.call(unconfigure, "flannel0")
     assert tun.addresses("flannel0") == []
     assert tun.routes() == []
-    state = state_of(tun).tunnel
+    state, _ = state_of(tun)
     assert state is not None
     assert not state.up
 

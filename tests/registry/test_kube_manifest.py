@@ -17,10 +17,10 @@ from lightkube import codecs
 from flannel_udp.cli.arguments import add_flags, make_parser, read_arguments
 from flannel_udp.cli.commands import COMMANDS
 from flannel_udp.cli.main import agent_options
-from flannel_udp.netconf.config import parse_network_config
 from flannel_udp.options import Options
 from tests.kube_api.manifest import OBJECTS, PATH, find
 from tests.kube_api.server import ApiServer
+from tests.support.backends import parse_config
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_the_plugin_is_installed_where_the_host_has_its_plugins(pod: dict[str, A
 
 def test_both_configurations_are_good() -> None:
     data = find("ConfigMap")["data"]
-    parsed = parse_network_config(data["net-conf.json"].encode())
+    parsed = parse_config(data["net-conf.json"].encode())
     assert parsed.config.backend.type == "udp"
     assert parsed.warnings == ()
     conflist = json.loads(data["cni-conf.json"])

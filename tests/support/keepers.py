@@ -12,8 +12,8 @@ from typing import TypeVar
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.retry import Delays
 from flannel_udp.model import LeaseAttrs, Subnet
-from flannel_udp.netconf.config import parse_network_config
 from flannel_udp.registry import Registry
+from tests.support.backends import parse_config
 from tests.support.memory_registry import MemoryRegistry
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ T = TypeVar("T")
 OUR_IP = "192.0.2.1"
 OUR_VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
 OTHER_VALUE = b'{"PublicIP":"192.0.2.9","PublicIPv6":null}'
-CONFIG = parse_network_config('{"Network": "10.1.0.0/16"}').config
+CONFIG = parse_config('{"Network": "10.1.0.0/16"}').config
 MARGIN_S = 3600.0
 QUICK = Delays(first_retry_s=0.01, last_retry_s=0.02, renew_retry_s=0.03)
 

@@ -39,6 +39,7 @@ from flannel_udp.errors import FlannelError, LeaseLost, RegistryError, SubnetTak
 from flannel_udp.model import Change, Entry, Lease, LeaseAttrs, Snapshot, Subnet
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry.keys import format_key, format_value
+from tests.support.backends import read_udp_hop
 
 TTL_S = 600.0
 MARGIN_S = 120.0
@@ -142,7 +143,7 @@ class Host:
         self._rate = 1.0
         self.machine = world.make_machine(self.attrs)
         self.has_table = number <= world.tables
-        self.table = PeerTable(world.network, self.attrs.public_ip)
+        self.table = PeerTable(world.network, self.attrs.public_ip, read_udp_hop)
 
     def boot(self) -> None:
         """Start with a new clock: CLOCK_BOOTTIME begins at 0."""
@@ -155,7 +156,7 @@ class Host:
         self.life += 1
         self.holds, self.awake, self.wedged, self._inbox = None, True, False, []
         self.machine = self._world.make_machine(self.attrs)
-        self.table = PeerTable(self._world.network, self.attrs.public_ip)
+        self.table = PeerTable(self._world.network, self.attrs.public_ip, read_udp_hop)
         self.seek()
         if self.connected:
             self._world.watch(self)
@@ -428,7 +429,7 @@ class World:
         """Assert that every table says what a listing of the store says."""
         snapshot = self._touch_store().snapshot()
         for host in self.hosts[: self.tables]:
-            fresh = PeerTable(self.network, host.attrs.public_ip)
+            fresh = PeerTable(self.network, host.attrs.public_ip, read_udp_hop)
             fresh.set_own(None if host.holds is None else host.holds.subnet.v4)
             fresh.apply(snapshot)
             assert set(host.table.peers()) == set(fresh.peers()), host.attrs.public_ip

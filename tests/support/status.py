@@ -10,6 +10,7 @@ RUNNING: Status = {
     "uptime_s": 90_061.9,
     "state": "running",
     "ready": True,
+    "problems": [],
     "registry": "etcd",
     "network": "10.1.0.0/16",
     "subnet": "10.1.15.0/24",
@@ -61,4 +62,5 @@ PEER: PeerRow = {
     "bytes_out": 84,
     "packets_in": 2,
     "bytes_in": 168,
+    "problem": None,
 }

@@ -20,7 +20,8 @@ import pytest
 import uvloop
 
 from flannel_udp.admin import client
-from flannel_udp.admin.control_socket import Door, control_server
+from flannel_udp.admin.control_socket import control_server
+from flannel_udp.admin.listener import UnixListener
 from flannel_udp.admin.shapes import PeerRow, Route, Status
 from flannel_udp.errors import FlannelError, UsageError
 from tests.support.status import PEER, RUNNING
@@ -63,7 +64,7 @@ async def ask(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def test_status_peers_and_route_arrive_as_the_daemon_gave_them(path: Path) -> None:
-    async with control_server(Door(path), Source()):
+    async with control_server(UnixListener(path), Source()):
         assert await ask(client.fetch_status, path) == RUNNING
         assert await ask(client.fetch_peers, path) == [PEER]
         assert (await ask(client.fetch_route, path, "10.1.9.9"))["address"] == "10.1.9.9"
@@ -76,7 +77,7 @@ async def test_peers_that_come_in_parts_arrive_as_one_list(path: Path, sizes: tu
             for size in sizes:
                 yield [PEER] * size
 
-    async with control_server(Door(path), Parts()):
+    async with control_server(UnixListener(path), Parts()):
         assert await ask(client.fetch_peers, path) == [PEER] * sum(sizes)
 
 
@@ -86,7 +87,7 @@ async def test_peers_that_cannot_be_told_are_one_clear_line(path: Path) -> None:
             raise FlannelError("no peers yet")
             yield  # what makes it a generator
 
-    async with control_server(Door(path), Early()):
+    async with control_server(UnixListener(path), Early()):
         with pytest.raises(FlannelError, match="no peers yet"):
             await ask(client.fetch_peers, path)
 
@@ -95,7 +96,7 @@ async def test_socket_is_for_its_owner_only_and_goes_with_the_agent(tmp_path: Pa
     path = tmp_path / "run" / "agent.sock"
     before = os.umask(0)
     try:
-        async with control_server(Door(path), Source()):
+        async with control_server(UnixListener(path), Source()):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
     finally:
         os.umask(before)
@@ -105,7 +106,7 @@ async def test_socket_is_for_its_owner_only_and_goes_with_the_agent(tmp_path: Pa
 async def test_directory_is_made_for_everybody_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        async with control_server(Door(tmp_path / "run" / "agent.sock"), Source()):
+        async with control_server(UnixListener(tmp_path / "run" / "agent.sock"), Source()):
             assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o755
     finally:
         os.umask(before)
@@ -115,7 +116,8 @@ def test_socket_never_was_open_to_others_not_even_for_a_moment(path: Path) -> No
     """The umask hides nothing here, and the mode is looked at between bind() and listen(): nobody could connect yet."""
     code = (
         "import asyncio, os, socket, sys, pathlib\n"
-        "from flannel_udp.admin.control_socket import Door, control_server\n"
+        "from flannel_udp.admin.listener import UnixListener\n"
+        "from flannel_udp.admin.control_socket import control_server\n"
         "os.umask(0)\n"
         "def hook(event, args):\n"
         "    if event == 'socket.bind': sys.stdout.write('bind ')\n"
@@ -126,7 +128,7 @@ def test_socket_never_was_open_to_others_not_even_for_a_moment(path: Path) -> No
         "socket.socket = Watched\n"
         "sys.addaudithook(hook)\n"
         "async def main():\n"
-        "    async with control_server(Door(pathlib.Path(sys.argv[1])), None): pass\n"
+        "    async with control_server(UnixListener(pathlib.Path(sys.argv[1])), None): pass\n"
         "asyncio.run(main())\n"
     )
     done = subprocess.run(
@@ -147,7 +149,7 @@ def test_socket_never_was_open_to_others_not_even_for_a_moment(path: Path) -> No
     ],
 )
 async def test_whatever_goes_wrong_is_one_line_of_json(path: Path, target: str, status: int, error: str) -> None:
-    async with control_server(Door(path), Source()):
+    async with control_server(UnixListener(path), Source()):
         code, body = await ask(raw, path, "GET", target)
     assert code == status
     assert body.startswith('{"error": "' + error)
@@ -155,7 +157,7 @@ async def test_whatever_goes_wrong_is_one_line_of_json(path: Path, target: str, 
 
 
 async def test_only_get_is_understood(path: Path) -> None:
-    async with control_server(Door(path), Source()):
+    async with control_server(UnixListener(path), Source()):
         assert await ask(raw, path, "POST", "/v1/status") == (
             405,
             '{"error": "POST /v1/status: Method Not Allowed"}',
@@ -163,15 +165,15 @@ async def test_only_get_is_understood(path: Path) -> None:
 
 
 async def test_the_agents_error_reaches_the_user_of_the_client(path: Path) -> None:
-    async with control_server(Door(path), Source()):
+    async with control_server(UnixListener(path), Source()):
         with pytest.raises(FlannelError, match=r"^no network configuration yet$"):
             await ask(client.fetch_route, path, "10.1.0.1")
 
 
 async def test_a_second_agent_is_refused_by_pid_and_the_first_goes_on(path: Path) -> None:
-    async with control_server(Door(path), Source()):
+    async with control_server(UnixListener(path), Source()):
         with pytest.raises(FlannelError) as caught:
-            async with control_server(Door(path), Source()):
+            async with control_server(UnixListener(path), Source()):
                 pass
         assert str(caught.value) == (f"another flannel-udp is running (pid {os.getpid()}, on {path}): stop it first")
         assert await ask(client.fetch_status, path) == RUNNING
@@ -180,9 +182,10 @@ async def test_a_second_agent_is_refused_by_pid_and_the_first_goes_on(path: Path
 def test_the_socket_of_a_killed_agent_is_taken_over(path: Path) -> None:
     code = (
         "import asyncio, pathlib, sys\n"
-        "from flannel_udp.admin.control_socket import Door, control_server\n"
+        "from flannel_udp.admin.listener import UnixListener\n"
+        "from flannel_udp.admin.control_socket import control_server\n"
         "async def main():\n"
-        "    async with control_server(Door(pathlib.Path(sys.argv[1])), None):\n"
+        "    async with control_server(UnixListener(pathlib.Path(sys.argv[1])), None):\n"
         "        print('up', flush=True); await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
@@ -197,7 +200,7 @@ def test_the_socket_of_a_killed_agent_is_taken_over(path: Path) -> None:
         client.fetch_status(path)
 
     async def second() -> Status:
-        async with control_server(Door(path), Source()):
+        async with control_server(UnixListener(path), Source()):
             status: Status = await ask(client.fetch_status, path)
             return status
 
@@ -210,11 +213,12 @@ async def test_of_agents_that_start_together_exactly_one_gets_a_stale_socket(pat
         dead.bind(str(path))
     code = (
         "import asyncio, pathlib, sys\n"
-        "from flannel_udp.admin.control_socket import Door, control_server\n"
+        "from flannel_udp.admin.listener import UnixListener\n"
+        "from flannel_udp.admin.control_socket import control_server\n"
         "from flannel_udp.errors import FlannelError\n"
         "async def main():\n"
         "    print('here', flush=True); sys.stdin.readline()\n"
-        "    async with control_server(Door(pathlib.Path(sys.argv[1])), None):\n"
+        "    async with control_server(UnixListener(pathlib.Path(sys.argv[1])), None):\n"
         "        print('won', flush=True); sys.stdin.readline()\n"
         "try: asyncio.run(main())\n"
         "except FlannelError as error: print(error, flush=True)\n"
@@ -245,14 +249,14 @@ async def test_of_agents_that_start_together_exactly_one_gets_a_stale_socket(pat
 async def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(FlannelError, match=r"exists and is not a socket: remove it or choose another --control-socket"):
-        async with control_server(Door(path), Source()):
+        async with control_server(UnixListener(path), Source()):
             pass
     assert path.read_text() == "precious"
 
 
 async def test_a_socket_that_somebody_else_put_there_meanwhile_is_not_removed(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as other:
-        async with control_server(Door(path), Source()):
+        async with control_server(UnixListener(path), Source()):
             path.unlink()
             other.bind(str(path))
         assert path.is_socket()
@@ -261,13 +265,13 @@ async def test_a_socket_that_somebody_else_put_there_meanwhile_is_not_removed(pa
 async def test_a_path_no_unix_socket_can_have_is_wrong_usage(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 120)
     with pytest.raises(UsageError, match=r"--control-socket=.*too long: choose a shorter one"):
-        async with control_server(Door(path), Source()):
+        async with control_server(UnixListener(path), Source()):
             pass
 
 
 async def test_a_directory_that_cannot_be_made_is_one_clear_line() -> None:
     with pytest.raises(FlannelError, match=r"^cannot make the control socket /proc/nowhere/agent.sock: "):
-        async with control_server(Door(Path("/proc/nowhere/agent.sock")), Source()):
+        async with control_server(UnixListener(Path("/proc/nowhere/agent.sock")), Source()):
             pass
 
 
@@ -275,7 +279,7 @@ async def test_closing_does_not_wait_for_idle_clients(path: Path) -> None:
     clock = asyncio.get_running_loop().time
     idle = client._UnixConnection(path, 5.0)
     try:
-        async with control_server(Door(path), Source()):
+        async with control_server(UnixListener(path), Source()):
             await ask(idle.request, "GET", "/v1/status")
             await ask(lambda: idle.getresponse().read())
             began = clock()
@@ -293,7 +297,7 @@ async def test_closing_does_not_wait_for_a_client_that_does_not_read(path: Path)
     clock = asyncio.get_running_loop().time
     stuck = client._UnixConnection(path, 5.0)
     try:
-        async with control_server(Door(path), Large()):
+        async with control_server(UnixListener(path), Large()):
             await ask(stuck.request, "GET", "/v1/peers")
             await ask(stuck.sock.recv, 100)  # the answer has begun
             began = clock()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flannel_udp.admin.control_socket import Door
+from flannel_udp.admin.listener import UnixListener
 from flannel_udp.errors import FlannelError
 from flannel_udp.handover import conversation as handover
 from flannel_udp.handover.conversation import (
@@ -25,14 +25,13 @@ from flannel_udp.handover.conversation import (
     handover_path,
     serve_handover,
 )
-from flannel_udp.handover.state import Estate, Terms
+from flannel_udp.handover.state import HandoverState, Terms
 from flannel_udp.model import Entry, Peer
 
 TERMS = Terms("file:/r.json", "192.0.2.1", "192.0.2.1", 3, "auto")
-ESTATE = Estate(
+STATE = HandoverState(
     version="0.1.0",
-    port=8285,
-    granted=["tso", "udp-gro"],
+    network={"granted": ["tso", "udp-gro"]},
     config='{"Network": "10.1.0.0/16"}',
     entry=Entry("10.1.15.0-24", b'{"PublicIP":"192.0.2.1"}', 7, 4711),
     expires_s=1e6,
@@ -51,10 +50,10 @@ class Agent:
         self.resumed = threading.Event()
         self.changed = False
 
-    def offer(self, terms: Terms) -> tuple[Estate, Mapping[str, int]]:
+    def offer(self, terms: Terms) -> tuple[HandoverState, Mapping[str, int]]:
         if differences := TERMS.differences(terms):
             raise FlannelError("; ".join(differences))
-        return ESTATE, self._descriptors
+        return STATE, self._descriptors
 
     def commit(self) -> None:
         if self.changed:
@@ -90,17 +89,17 @@ class Served:
     """The old agent's server, on the loop of the test."""
 
     def __init__(self, path: Path, old: Agent) -> None:
-        self._door = Door(handover_path(path), socket.SOCK_SEQPACKET)
+        self._listener = UnixListener(handover_path(path), socket.SOCK_SEQPACKET)
         self._old = old
 
     async def __aenter__(self) -> asyncio.Task[int]:
-        self.task = asyncio.create_task(serve_handover(self._door.listener, self._old))
+        self.task = asyncio.create_task(serve_handover(self._listener.socket, self._old))
         return self.task
 
     async def __aexit__(self, *_: object) -> None:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
-        self._door.close()
+        self._listener.close()
 
 
 async def ask(path: Path, terms: Terms = TERMS) -> Offered:
@@ -123,7 +122,7 @@ async def test_each_worker_starts_when_its_predecessor_has_stopped(path: Path, o
 
     async with Served(path, old) as served:
         offered = await ask(path)
-        assert offered.estate == ESTATE
+        assert offered.state == STATE
         assert len(offered.descriptors) == 451
         assert await asyncio.to_thread(offered.take, 3, start, started.clear) < 1
         assert await served == os.getpid() == offered.pid
@@ -220,7 +219,7 @@ def test_an_old_one_that_is_killed_leaves_all_to_the_new_one(n_go: int) -> None:
     for worker in range(n_go):
         dying.send("go", worker=worker, since_s=0.0)
     dying.close()
-    Offered(Connection(near), ESTATE, {}).take(3, started.append, started.clear)
+    Offered(Connection(near), STATE, {}).take(3, started.append, started.clear)
     assert started == [0, 1, 2]
 
 
@@ -233,7 +232,7 @@ def test_a_start_that_fails_stops_all_and_hangs_up() -> None:
 
     Connection(far).send("go", worker=0, since_s=0.0)
     with pytest.raises(FlannelError, match="no thread"):
-        Offered(Connection(near), ESTATE, {}).take(3, start, lambda: stopped.append(True))
+        Offered(Connection(near), STATE, {}).take(3, start, lambda: stopped.append(True))
     assert stopped == [True]
     assert Connection(far).receive(1.0)["say"] == "ready"
     assert Connection(far).receive(1.0)["say"] == "gone"
@@ -251,10 +250,10 @@ def test_nonsense_is_one_error(raw: bytes) -> None:
             Connection(near).receive(1.0)
 
 
-def test_an_estate_is_the_same_after_its_way() -> None:
-    assert Estate.parse(ESTATE.format()) == ESTATE
-    reserved = replace(ESTATE, expires_s=None, entry=replace(ESTATE.entry, lease_id=0, value=b"\xff"))
-    assert Estate.parse(reserved.format()) == reserved
+def test_the_state_is_the_same_after_its_way() -> None:
+    assert HandoverState.parse(STATE.format()) == STATE
+    reserved = replace(STATE, expires_s=None, entry=replace(STATE.entry, lease_id=0, value=b"\xff"))
+    assert HandoverState.parse(reserved.format()) == reserved
 
 
 @pytest.mark.parametrize("document", [None, 3, [], {}, {"workers": "3"}])

@@ -21,6 +21,7 @@ PEER: PeerRow = {
     "bytes_out": 10**15,
     "packets_in": 7,
     "bytes_in": 588,
+    "problem": None,
 }
 
 

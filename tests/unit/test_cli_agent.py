@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.admin.control_socket import Door, control_server
+from flannel_udp.admin.control_socket import control_server
+from flannel_udp.admin.listener import UnixListener
 from flannel_udp.admin.shapes import PeerRow, Route, Status
 from flannel_udp.errors import FlannelError
 from tests.support.status import PEER, RUNNING
@@ -33,7 +34,7 @@ class Source:
 async def ask(directory: Path, *words: str) -> tuple[int | None, str, str]:
     """Return exit code, output and errors of one command while an agent answers."""
     path = directory / "agent.sock"
-    async with control_server(Door(path), Source()):
+    async with control_server(UnixListener(path), Source()):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "flannel_udp", *words, "--control-socket", str(path)),
             stdout=asyncio.subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
@@ -10,15 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flannel_udp.backend.udp import UdpBackend
 from flannel_udp.errors import ConfigError
 from flannel_udp.model import Subnet
-from flannel_udp.netconf.config import Backend, NetworkConfig, SubnetRange, parse_network_config
+from flannel_udp.netconf.config import BackendConfig, NetworkConfig, SubnetRange, parse_network_config
 from flannel_udp.netconf.reader import MAX_CONFIG_BYTES, MAX_NESTING
+
+
+class DualStack(UdpBackend):
+    """What reads both families: which of them a backend carries is its own matter, see test_backends."""
+
+    families = frozenset({4, 6})
+
+
+parse_config = partial(parse_network_config, backends={"udp": DualStack(), "other": DualStack()})
 
 
 def parse(**keys: Any) -> NetworkConfig:
     """Parse a good configuration that gives no warnings."""
-    parsed = parse_network_config(json.dumps(keys))
+    parsed = parse_config(json.dumps(keys))
     assert parsed.warnings == ()
     return parsed.config
 
@@ -37,7 +48,7 @@ def parse_v6(**keys: Any) -> SubnetRange[IPv6Network]:
 
 def faults(raw: bytes | str | dict[str, Any]) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        parse_network_config(json.dumps(raw) if isinstance(raw, dict) else raw)
+        parse_config(json.dumps(raw) if isinstance(raw, dict) else raw)
     assert caught.value.exit_code == 2
     assert all("\n" not in fault and fault.isprintable() for fault in caught.value.faults)
     return caught.value.faults
@@ -52,7 +63,7 @@ def test_only_network_is_needed_and_everything_else_has_flannels_default() -> No
         v4=SubnetRange(network, IPv4Network("10.1.1.0/24"), IPv4Network("10.1.255.0/24")),
         v6=None,
         enable_nftables=False,
-        backend=Backend("udp", {"Port": 8285, "DSCP": "inherit"}),
+        backend=BackendConfig("udp", {"Port": 8285, "DSCP": "inherit"}),
     )
 
 
@@ -91,39 +102,9 @@ def test_zero_and_null_mean_the_default_as_in_go() -> None:
     assert explicit == nulls == parse(Network="10.1.0.0/16")
 
 
-@pytest.mark.parametrize("backend", [{}, None, {"Type": "udp"}, {"type": "UDP"}, {"Type": ""}, {"Port": 8285}])
-def test_an_absent_empty_or_null_backend_is_udp_on_port_8285(backend: Any) -> None:
-    config = parse(Network="10.1.0.0/16", Backend=backend)
-    assert (config.backend.type, config.backend.port) == ("udp", 8285)
-
-
-def test_udp_port_can_be_chosen() -> None:
-    assert [parse(Network="10.1.0.0/16", Backend={"port": port}).backend.port for port in (1, 65535)] == [1, 65535]
-
-
-@pytest.mark.parametrize("dscp", [0, 46, 63])
-def test_udp_dscp_can_be_a_number(dscp: int) -> None:
-    assert parse(Network="10.1.0.0/16", Backend={"dscp": dscp}).backend.dscp == dscp
-
-
-@pytest.mark.parametrize("backend", [{}, {"DSCP": None}, {"dScP": "inherit"}, {"DSCP": "INHERIT"}])
-def test_udp_dscp_is_the_inner_packets_unless_said(backend: Any) -> None:
-    config = parse(Network="10.1.0.0/16", Backend=backend).backend
-    assert (config.dscp, config.options["DSCP"]) == (None, "inherit")
-
-
-def test_udp_mtu_is_as_large_as_the_interface_allows_unless_said() -> None:
-    mtus = [parse(Network="10.1.0.0/16", Backend={"mtu": mtu}).backend.mtu for mtu in (68, 1400, 65507)]
-    assert mtus == [68, 1400, 65507]
-    for backend in ({}, {"MTU": None}):
-        assert parse(Network="10.1.0.0/16", Backend=backend).backend.mtu is None
-
-
-def test_another_backend_keeps_its_options_unchecked_and_its_type_in_lower_case() -> None:
-    backend = parse(
-        Network="10.1.0.0/16", Backend={"type": "VXLAN", "VNI": 7, "Port": "any", "x": [1, {"y": 2}]}
-    ).backend
-    assert backend == Backend("vxlan", {"VNI": 7, "Port": "any", "x": [1, {"y": 2}]})
+@pytest.mark.parametrize("backend", [{}, None, {"Type": "udp"}, {"type": "UDP"}, {"Type": ""}, {"Type": None}])
+def test_an_absent_empty_or_null_backend_is_udp(backend: Any) -> None:
+    assert parse(Network="10.1.0.0/16", Backend=backend).backend.type == "udp"
 
 
 def test_explicit_bounds_are_taken_even_the_first_subnet() -> None:
@@ -145,14 +126,14 @@ def test_keys_are_matched_without_regard_to_case() -> None:
 
 
 def test_of_two_equal_keys_the_last_wins_with_a_warning() -> None:
-    parsed = parse_network_config('{"Network": "10.1.0.0/16", "SubnetLen": 25, "subnetlen": 26}')
+    parsed = parse_config('{"Network": "10.1.0.0/16", "SubnetLen": 25, "subnetlen": 26}')
     assert parsed.config.v4 is not None
     assert parsed.config.v4.subnet_len == 26
     assert parsed.warnings == ("SubnetLen is given more than once: the last one, 26, counts",)
 
 
 def test_unknown_keys_are_warned_about_and_not_fatal() -> None:
-    parsed = parse_network_config('{"Network": "10.1.0.0/16", "Netwrok": 1, "a\\nb": 2, "Backend": {"Prot": 3}}')
+    parsed = parse_config('{"Network": "10.1.0.0/16", "Netwrok": 1, "a\\nb": 2, "Backend": {"Prot": 3}}')
     assert parsed.warnings == (
         'unknown key "Netwrok" is ignored',
         'unknown key "a\\nb" is ignored',
@@ -161,14 +142,14 @@ def test_unknown_keys_are_warned_about_and_not_fatal() -> None:
 
 
 def test_cleared_host_bits_are_said() -> None:
-    parsed = parse_network_config('{"Network": "10.1.2.3/16"}')
+    parsed = parse_config('{"Network": "10.1.2.3/16"}')
     assert parsed.config.v4 is not None
     assert parsed.config.v4.network == IPv4Network("10.1.0.0/16")
     assert parsed.warnings == ('Network is "10.1.2.3/16": taken as 10.1.0.0/16',)
 
 
 def test_a_family_that_is_off_is_not_bound_checked_but_said_to_have_no_effect() -> None:
-    parsed = parse_network_config('{"Network": "10.1.0.0/16", "IPv6Network": "fd00::/127", "IPv6SubnetLen": 3}')
+    parsed = parse_config('{"Network": "10.1.0.0/16", "IPv6Network": "fd00::/127", "IPv6SubnetLen": 3}')
     assert parsed.config.v6 is None
     assert parsed.warnings == ("IPv6Network, IPv6SubnetLen without effect: EnableIPv6 is false",)
 
@@ -244,20 +225,6 @@ V6 = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00::/48"}
         ({**V4, "Backend": "udp"}, 'Backend is "udp": expected an object'),
         ({**V4, "Backend": []}, "Backend is []: expected an object"),
         ({**V4, "Backend": {"Type": 1}}, "Backend.Type is 1: expected a string"),
-        ({**V4, "Backend": {"Port": 0}}, "Backend.Port is 0: expected 1 to 65535"),
-        ({**V4, "Backend": {"Port": 65536}}, "Backend.Port is 65536: expected 1 to 65535"),
-        ({**V4, "Backend": {"DSCP": 64}}, 'Backend.DSCP is 64: expected "inherit" or 0 to 63'),
-        ({**V4, "Backend": {"DSCP": -1}}, 'Backend.DSCP is -1: expected "inherit" or 0 to 63'),
-        ({**V4, "Backend": {"DSCP": "46"}}, 'Backend.DSCP is "46": expected "inherit" or 0 to 63'),
-        ({**V4, "Backend": {"DSCP": "ef"}}, 'Backend.DSCP is "ef": expected "inherit" or 0 to 63'),
-        ({**V4, "Backend": {"DSCP": True}}, 'Backend.DSCP is true: expected "inherit" or 0 to 63'),
-        ({**V4, "Backend": {"DSCP": 46.0}}, 'Backend.DSCP is 46.0: expected "inherit" or 0 to 63'),
-        ({**V4, "Backend": {"MTU": 67}}, "Backend.MTU is 67: expected 68 to 65507"),
-        ({**V4, "Backend": {"MTU": 65_508}}, "Backend.MTU is 65508: expected 68 to 65507"),
-        ({**V4, "Backend": {"MTU": 0}}, "Backend.MTU is 0: expected 68 to 65507"),
-        ({**V4, "Backend": {"MTU": "1400"}}, 'Backend.MTU is "1400": expected a whole number'),
-        ({**V4, "Backend": {"Port": "8285"}}, 'Backend.Port is "8285": expected a whole number'),
-        ({**V4, "Backend": {"Port": True}}, "Backend.Port is true: expected a whole number"),
         ({"Network": "x" * 99}, f'Network is "{"x" * 56}...: expected a network such as "10.1.0.0/16"'),
     ],
 )
@@ -316,7 +283,7 @@ def test_what_is_no_json_object_is_one_clear_fault(raw: bytes | str, fault: str)
 @given(st.binary(max_size=200) | st.text(max_size=200))
 def test_any_input_is_parsed_or_refused_never_anything_else(raw: bytes | str) -> None:
     try:
-        parse_network_config(raw)
+        parse_config(raw)
     except ConfigError as error:
         assert error.faults
 
@@ -332,7 +299,7 @@ KEYS = ["Network", "SubnetLen", "SubnetMin", "SubnetMax", "EnableIPv4", "EnableI
 @given(st.dictionaries(st.sampled_from(KEYS), JSON_VALUES))
 def test_any_values_under_known_keys_are_parsed_or_refused(document: dict[str, Any]) -> None:
     try:
-        parse_network_config(json.dumps(document))
+        parse_config(json.dumps(document))
     except ConfigError as error:
         assert error.faults
 
@@ -371,7 +338,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     options = st.dictionaries(st.text(max_size=8).filter(lambda key: key.casefold() != "type"), JSON_VALUES, max_size=3)
     document["Backend"] = draw(
         st.fixed_dictionaries({}, optional=UDP_OPTIONS)
-        | options.map(lambda more: {**more, "Type": "vxlan"})
+        | options.map(lambda more: {**more, "Type": "other"})
         | st.none()
     )
     return document
@@ -379,8 +346,8 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
 
 @given(documents())
 def test_the_normalised_form_parses_to_the_same_value_without_warnings(document: dict[str, Any]) -> None:
-    config = parse_network_config(json.dumps(document)).config
-    again = parse_network_config(config.to_json())
+    config = parse_config(json.dumps(document)).config
+    again = parse_config(config.to_json())
     assert again.config == config
     assert again.config.to_json() == config.to_json()
     assert again.warnings == ()

@@ -13,6 +13,7 @@ import pytest
 from flannel_udp.control.retry import Delays, retry, wait_for_config
 from flannel_udp.errors import RegistryError
 from flannel_udp.registry.file.registry import FileRegistry
+from tests.support.backends import parse_config
 from tests.support.memory_registry import MemoryRegistry
 
 QUICK = Delays(first_retry_s=0.01, last_retry_s=0.02)
@@ -30,7 +31,7 @@ async def test_a_missing_then_broken_configuration_is_waited_for_until_it_is_rig
 ) -> None:
     caplog.set_level(logging.INFO, "flannel_udp.control")
     registry = FileRegistry(tmp_path / "registry.json")
-    waiting = asyncio.create_task(wait_for_config(registry, QUICK))
+    waiting = asyncio.create_task(wait_for_config(registry, parse_config, delays=QUICK))
     await said(caplog, "holds no network configuration")
     await registry.write_config(b'{"SubnetLen": 99, "Backend": 3}')
     await said(caplog, "Network is missing")
@@ -54,7 +55,7 @@ async def test_a_registry_that_is_away_is_waited_for() -> None:
     registry = MemoryRegistry()
     registry.config = b'{"Network": "10.1.0.0/16"}'
     registry.failure = RegistryError("etcd does not answer")
-    waiting = asyncio.create_task(wait_for_config(registry, QUICK))
+    waiting = asyncio.create_task(wait_for_config(registry, parse_config, delays=QUICK))
     await asyncio.sleep(0.1)
     assert not waiting.done()
     registry.failure = None

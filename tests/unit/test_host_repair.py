@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flannel_udp.backend.tunnel import REPAIRS
 from flannel_udp.host.repair import (
     BURST,
     LONGEST_PAUSE_S,
-    REPAIRS,
     WINDOW_S,
     LinkState,
     Pace,

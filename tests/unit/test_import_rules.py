@@ -18,7 +18,12 @@ PACKAGE = "flannel_udp"
 VALUES = ["errors", "model", "options"]
 CONFIG = ["netconf*"]
 COMMAND_LINE = ["cli", "cli.main", "cli.commands", "cli.arguments", "cli.flags"]
-ROOMS = [f"{room}*" for room in ("admin", "cni", "control", "dataplane", "files", "host", "lab", "netconf", "registry")]
+# What asks and changes the kernel; never the firewall.
+HOST_KERNEL = ["host.monitor", "host.netlink", "host.repair", "host.rtnetlink", "host.upkeep"]
+ROOMS = [
+    f"{room}*"
+    for room in ("admin", "backend", "cni", "control", "dataplane", "files", "host", "lab", "netconf", "registry")
+]
 
 # Module (below flannel_udp) → what it may import of ours; the first line that fits counts. * stands for anything.
 # Everyone may import the package itself, which holds the version.
@@ -33,6 +38,7 @@ RULES: Mapping[str, list[str]] = {
     # `registry` alone is the protocol, without any store.
     "control*": [*VALUES, *CONFIG, "control*", "registry", "registry.keys"],
     "dataplane*": [*VALUES, *CONFIG, "dataplane*", "_fastpath*"],
+    "backend*": [*VALUES, *CONFIG, "backend*", "dataplane*", *HOST_KERNEL],
     **{f"{room}*": [*VALUES, *CONFIG, f"{room}*"] for room in ("admin", "lab", "registry")},
     **{f"{room}*": [*VALUES, *CONFIG, "files*", f"{room}*"] for room in ("cni", "host")},
     "handover*": [*VALUES, *ROOMS, "handover*"],
@@ -172,6 +178,8 @@ def test_every_rule_speaks_of_a_module_that_exists() -> None:
         ("lab.lab", "class Lab:\n    from flannel_udp.host import netlink"),
         ("admin.show", "if TYPE_CHECKING:\n    from flannel_udp.control.lease import LeaseKeeper"),
         ("admin.show", "try:\n    from . import client\nexcept ImportError:\n    pass"),
+        ("backend.udp", "from flannel_udp.host.firewall.keeper import Firewall"),
+        ("control.peers", "from flannel_udp.backend.table import BACKENDS"),
         ("agent.agent", "from flannel_udp.cli.main import main"),
         ("cli.main", "from flannel_udp.agent.agent import run"),
         ("cli.commands", "import flannel_udp.registry.open"),

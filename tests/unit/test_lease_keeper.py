@@ -16,8 +16,8 @@ from flannel_udp.control.lease_machine import RACES, renew_delay_s
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import RegistryDenied, RegistryError
 from flannel_udp.model import LEASE_TTL_S, LeaseAttrs
-from flannel_udp.netconf.config import parse_network_config
 from flannel_udp.registry.file.registry import FileRegistry
+from tests.support.backends import parse_config
 from tests.support.keepers import (
     CONFIG,
     MARGIN_S,
@@ -33,7 +33,7 @@ from tests.support.keepers import (
 )
 from tests.support.memory_registry import MemoryRegistry
 
-NARROW = parse_network_config('{"Network": "10.1.0.0/16", "SubnetMin": "10.1.5.0", "SubnetMax": "10.1.6.0"}').config
+NARROW = parse_config('{"Network": "10.1.0.0/16", "SubnetMin": "10.1.5.0", "SubnetMax": "10.1.6.0"}').config
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ async def test_a_lease_of_ours_that_no_longer_fits_is_replaced(path: Path) -> No
 
 
 async def test_twenty_hosts_that_start_together_get_twenty_subnets(path: Path) -> None:
-    config = parse_network_config('{"Network": "10.1.0.0/16", "SubnetMax": "10.1.20.0"}').config
+    config = parse_config('{"Network": "10.1.0.0/16", "SubnetMax": "10.1.20.0"}').config
     keepers = [
         LeaseKeeper(
             FileRegistry(path), LeaseAttrs(IPv4Address(f"192.0.2.{n}")), MARGIN_S, forward_for_ever, delays=QUICK

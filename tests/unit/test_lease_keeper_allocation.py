@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from flannel_udp.control.allocation import CANDIDATES, Decision, choose_subnet
 from flannel_udp.errors import NoFreeSubnet
 from flannel_udp.model import Entry, Snapshot, Subnet
-from flannel_udp.netconf.config import NetworkConfig, parse_network_config
+from flannel_udp.netconf.config import NetworkConfig
+from tests.support.backends import parse_config
 
 OUR_IP = IPv4Address("192.0.2.1")
 
 
 def config(**keys: object) -> NetworkConfig:
-    return parse_network_config(json.dumps({"Network": "10.1.0.0/16", **keys})).config
+    return parse_config(json.dumps({"Network": "10.1.0.0/16", **keys})).config
 
 
 def entry(key: str, public_ip: str = "192.0.2.9", *, reserved: bool = False, **more: object) -> Entry:
@@ -175,7 +176,7 @@ def test_the_choice_agrees_with_a_comparison_of_every_subnet_with_every_lease(
     network = IPv4Network("10.1.0.0/22")
     subnets = list(network.subnets(new_prefix=length))
     low, high = (bound * len(subnets) // 16 for bound in bounds)
-    settings = parse_network_config(
+    settings = parse_config(
         json.dumps(
             {
                 "Network": str(network),
@@ -210,7 +211,7 @@ def test_a_hundred_thousand_leases_in_four_million_subnets_are_chosen_from_in_re
     keys = [f"{IPv4Address((10 << 24) + 4 * n)}-30" for n in range(1, 100_001)]
     value = b'{"PublicIP":"192.0.2.9","PublicIPv6":null}'
     snapshot = Snapshot({key: Entry(key, value, 1, 7) for key in keys}, 1)
-    settings = parse_network_config('{"Network": "10.0.0.0/8", "SubnetLen": 30}').config
+    settings = parse_config('{"Network": "10.0.0.0/8", "SubnetLen": 30}').config
     began = time.perf_counter()
     chosen = choose_subnet(settings, snapshot, OUR_IP, None, random.Random(1)).subnet.v4
     # Reading the leases takes two seconds; comparing each with each candidate would take hours.

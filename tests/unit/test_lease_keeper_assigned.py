@@ -13,11 +13,11 @@ from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import RegistryError
 from flannel_udp.model import Entry, LeaseAttrs, Subnet
-from flannel_udp.netconf.config import parse_network_config
+from tests.support.backends import parse_config
 from tests.support.keepers import forward_for_ever
 from tests.support.memory_registry import MemoryRegistry
 
-CONFIG = parse_network_config('{"Network": "10.1.0.0/16"}').config
+CONFIG = parse_config('{"Network": "10.1.0.0/16"}').config
 VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
 QUICK = Delays(first_retry_s=0.01, last_retry_s=0.02, renew_retry_s=0.03)
 

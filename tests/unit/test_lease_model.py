@@ -14,13 +14,14 @@ from flannel_udp.control.lease_machine import LeaseMachine
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import LeaseLost
 from flannel_udp.model import Entry
-from flannel_udp.netconf.config import NetworkConfig, parse_network_config
+from flannel_udp.netconf.config import NetworkConfig
+from tests.support.backends import parse_config
 from tests.support.lease_world import TTL_S, Store, TwoOwnersError, World
 
 
 def config_of(subnets: int) -> NetworkConfig:
     """Return a configuration with this many subnets."""
-    return parse_network_config(json.dumps({"Network": "10.1.0.0/16", "SubnetMax": f"10.1.{subnets}.0"})).config
+    return parse_config(json.dumps({"Network": "10.1.0.0/16", "SubnetMax": f"10.1.{subnets}.0"})).config
 
 
 class Cluster(RuleBasedStateMachine):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from flannel_udp.control.overlaps import PrefixSet
 from flannel_udp.control.peers import PART_SIZE, PeerTable
 from flannel_udp.model import Change, Delta, Entry, Peer, Snapshot
+from tests.support.backends import read_udp_hop
 
 NETWORK = IPv4Network("10.1.0.0/16")
 OUR_IP = "192.0.2.1"
@@ -37,7 +38,7 @@ def peer(subnet: str, public_ip: str) -> Peer:
 
 def new_table() -> PeerTable:
     """Make a table of the host that holds 10.1.15.0/24."""
-    table = PeerTable(NETWORK, IPv4Address(OUR_IP))
+    table = PeerTable(NETWORK, IPv4Address(OUR_IP), read_udp_hop)
     assert not table.set_own(OWN)
     return table
 
@@ -187,14 +188,14 @@ def test_when_our_public_ip_changes_nobody_under_the_new_one_is_a_peer_any_more(
     assert delta.removed == (peer("10.1.16.0/24", "192.0.2.9"),)
     assert delta.added == (peer("10.1.17.0/24", OUR_IP),)  # what the registry says: that address is not ours now
     assert table.apply(change(entry("10.1.15.0-24", "192.0.2.9", 2))) == Delta()
-    fresh = PeerTable(NETWORK, IPv4Address("192.0.2.9"))
+    fresh = PeerTable(NETWORK, IPv4Address("192.0.2.9"), read_udp_hop)
     fresh.set_own(OWN)
     fresh.apply(snapshot(entry("10.1.15.0-24", "192.0.2.9", 2), *entries[1:]))
     assert set(table.peers()) == set(fresh.peers())
 
 
 def test_keys_under_our_public_ip_are_no_matter_before_we_hold_a_subnet_and_warned_about_once_after() -> None:
-    table = PeerTable(NETWORK, IPv4Address(OUR_IP))
+    table = PeerTable(NETWORK, IPv4Address(OUR_IP), read_udp_hop)
     assert table.apply(snapshot(entry("10.1.15.0-24", OUR_IP), entry("10.1.20.0-24", OUR_IP))) == Delta()
     (warning,) = table.set_own(OWN).warnings
     assert warning == "entry '10.1.20.0-24' is ignored: it has our public IP, but our subnet is 10.1.15.0/24"
@@ -291,7 +292,7 @@ def entries(state: dict[str, bytes]) -> dict[str, Entry]:
 def test_any_sequence_of_events_gives_the_same_peers_as_one_snapshot_of_the_end(
     steps: list[tuple[str, object]],
 ) -> None:
-    table = PeerTable(NETWORK, IPv4Address(OUR_IP))
+    table = PeerTable(NETWORK, IPv4Address(OUR_IP), read_udp_hop)
     state: dict[str, bytes] = {}
     own: IPv4Network | None = None
     told: set[Peer] = set()  # what somebody who only gets the deltas knows
@@ -313,7 +314,7 @@ def test_any_sequence_of_events_gives_the_same_peers_as_one_snapshot_of_the_end(
         told -= {before[item.subnet] for item in delta.changed}
         told |= set(delta.added) | set(delta.changed)
         assert told == set(table.peers())
-    fresh = PeerTable(NETWORK, IPv4Address(OUR_IP))
+    fresh = PeerTable(NETWORK, IPv4Address(OUR_IP), read_udp_hop)
     fresh.set_own(own)
     fresh.apply(Snapshot(entries(state), 1))
     assert set(table.peers()) == set(fresh.peers())
@@ -360,7 +361,7 @@ def test_the_prefix_set_finds_overlaps_like_a_comparison_with_every_member(
 
 def test_a_change_costs_the_same_with_many_peers() -> None:
     def seconds_a_change(peers: int) -> float:
-        table = PeerTable(IPv4Network("10.0.0.0/8"), IPv4Address(OUR_IP))
+        table = PeerTable(IPv4Network("10.0.0.0/8"), IPv4Address(OUR_IP), read_udp_hop)
         keys = [f"{IPv4Address((10 << 24) + 4 * n)}-30" for n in range(1, peers + 1)]
         table.apply(snapshot(*(entry(key, "192.0.2.2") for key in keys)))
         key = keys[peers // 2]

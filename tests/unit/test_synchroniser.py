@@ -21,6 +21,7 @@ from flannel_udp.errors import RegistryDenied
 from flannel_udp.model import Change, Delta, Entry, Lease, LeaseAttrs, Peer, Snapshot, Subnet
 from flannel_udp.registry import Registry
 from flannel_udp.registry.file.registry import FileRegistry
+from tests.support.backends import read_udp_hop
 from tests.support.memory_registry import MemoryRegistry
 
 NETWORK = IPv4Network("10.1.0.0/16")
@@ -75,7 +76,7 @@ class Rig:
     def __init__(self, registry: Registry) -> None:
         self.recorder = Recorder()
         self.observed: list[Entry | None] = []
-        table = PeerTable(NETWORK, OUR_IP)
+        table = PeerTable(NETWORK, OUR_IP, read_udp_hop)
         self.synchroniser = Synchroniser(registry, table, self.recorder, self.observed.append, QUICK)
 
 
@@ -210,7 +211,7 @@ async def test_an_error_of_the_data_path_ends_run() -> None:
             raise OSError("flannel0 is gone")
 
     registry = MemoryRegistry()
-    table = PeerTable(NETWORK, OUR_IP)
+    table = PeerTable(NETWORK, OUR_IP, read_udp_hop)
     synchroniser = Synchroniser(registry, table, Broken(), lambda _seen: None, QUICK)
     await synchroniser.set_own(lease_of(registry.put(OUR_KEY, OUR_VALUE)))
     with pytest.raises(ExceptionGroup) as caught:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.model import Interface
-from flannel_udp.netconf.config import MTU_MAX_BYTES, MTU_MIN_BYTES
 
-OUTER_HEADER_BYTES = 28  # IPv4 20 + UDP 8
+MTU_MIN_BYTES = 68
+"""RFC 791 section 3.1: every link must carry this much."""
 
 
-def tunnel_mtu(external: Interface, wanted: int | None = None) -> int:
-    """Return flannel0's MTU in bytes: Backend.MTU if `wanted`, else what the interface's leaves of a packet.
+def inner_mtu(external: Interface, overhead_bytes: int, largest_bytes: int, wanted: int | None = None) -> int:
+    """Return the overlay's MTU in bytes: Backend.MTU if `wanted`, else what the interface's leaves of a packet.
 
-    Raises ConfigError if the one does not fit into the other, FlannelError if the interface leaves no room at all.
+    A backend puts `overhead_bytes` in front of each inner packet, and carries none beyond `largest_bytes`, whatever
+    the interface (lo: 65,536) allows. Raises `ConfigError` if Backend.MTU does not fit into the interface's,
+    `FlannelError` if the interface leaves no room at all.
     """
-    # A UDP datagram has its bound too, whatever the interface (lo: 65,536) allows.
-    largest = min(external.mtu - OUTER_HEADER_BYTES, MTU_MAX_BYTES)
+    largest = min(external.mtu - overhead_bytes, largest_bytes)
     if largest < MTU_MIN_BYTES:
         raise FlannelError(f"the MTU of {external.name}, {external.mtu}, leaves no room for a tunnel: raise it")
     if wanted is not None and wanted > largest:

@@ -1,0 +1,89 @@
+"""One run of the agent as a process: log, privileges, signals, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from flannel_udp.admin import notify
+from flannel_udp.agent.agent import Agent
+from flannel_udp.errors import FlannelError
+from flannel_udp.handover.takeover import HandedOver
+from flannel_udp.host.capabilities import FileAccess, Kept, drop_capabilities
+from flannel_udp.host.privileges import check_privileges, shows_password
+from flannel_udp.options import Options
+
+logger = logging.getLogger(__name__)
+
+
+def run(options: Options) -> int:
+    """Run the agent until it is told to stop; return the exit code. Raises FlannelError."""
+    level = logging.DEBUG if options.verbosity > 0 else logging.INFO
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname).1s %(asctime)s %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    if shows_password(options.etcd.password):
+        logger.warning(
+            "every user can read the password in /proc/%d/cmdline: "
+            "use --etcd-password-file or the variable FLANNELD_ETCD_PASSWORD",
+            os.getpid(),
+        )
+    check_privileges()
+    kept = drop_capabilities(_files(options))  # now, for no other thread runs yet
+    # Loading 100,000 peers makes a million objects that stay: do not look through them for garbage over and over.
+    gc.set_threshold(50_000)
+    return uvloop.run(_run(options, kept))
+
+
+def _files(options: Options) -> list[FileAccess]:
+    """Return what the agent will read and write by name."""
+    etcd = options.etcd
+    kind, _, name = options.registry.partition(":")
+    read, written = [], [options.subnet_file, options.control_socket]
+    if options.kube.subnet_mgr:
+        read = [options.kube.net_config_path, options.kube.kubeconfig_file]
+    elif kind == "etcd":
+        read = [etcd.cafile, etcd.certfile, etcd.keyfile]
+    elif kind == "file":
+        read, written = [Path(name)], [*written, Path(name)]
+    return [FileAccess(path, os.R_OK) for path in read if path is not None] + [
+        FileAccess(path.parent, os.R_OK | os.W_OK | os.X_OK) for path in written
+    ]
+
+
+async def _run(options: Options, kept: Kept) -> int:
+    loop = asyncio.get_running_loop()
+    life = asyncio.current_task()
+    assert life is not None  # noqa: S101 - a coroutine that uvloop.run runs has a task
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, life.cancel)
+    agent = Agent(options, kept)
+    loop.add_signal_handler(signal.SIGHUP, agent.reload_wanted.set)
+    watchdog = loop.create_task(notify.keep_watchdog(agent.come_round), name="watchdog")
+    try:
+        await agent.live()
+    except asyncio.CancelledError:
+        logger.info("stopped")
+        return 0
+    except BaseExceptionGroup as failures:
+        if (successor := failures.subgroup(HandedOver)) is not None:
+            logger.info("%s", successor.exceptions[0])
+            return 0
+        known = failures.subgroup(FlannelError)
+        if known is None:
+            raise
+        raise _first(known) from None
+    finally:
+        watchdog.cancel()
+    return 1
+
+
+def _first(failures: BaseExceptionGroup[FlannelError]) -> FlannelError:
+    failure = failures.exceptions[0]
+    return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure

@@ -1,0 +1,97 @@
+"""What the agent does just now, and what of it lives by now: state, for everybody who asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flannel_udp.admin import notify
+from flannel_udp.agent.gate import Gate
+from flannel_udp.backend.protocol import Backend, Network
+from flannel_udp.control.lease import LeaseKeeper
+from flannel_udp.control.synchroniser import Synchroniser
+from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.upkeep import Upkeep
+from flannel_udp.model import Interface, Lease
+from flannel_udp.netconf.config import NetworkConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What lives once there is a network configuration, for as long as the agent does."""
+
+    config: NetworkConfig
+    backend: Backend
+    network: Network
+    gate: Gate
+    keeper: LeaseKeeper
+    sync: Synchroniser
+    firewall: Firewall
+    upkeep: Upkeep
+
+
+class AgentState:
+    """One phase after another; `serving` between two losses of a lease."""
+
+    def __init__(self) -> None:
+        self._phase = self._details = "starting"
+        self._interface: Interface | None = None
+        self._rooms: Rooms | None = None
+        self._serving = False
+
+    @property
+    def rooms(self) -> Rooms | None:
+        """What lives; ``None`` before there is a configuration."""
+        return self._rooms
+
+    @property
+    def interface(self) -> Interface | None:
+        """The external interface, as soon as one is chosen."""
+        return self._interface
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease that is held now."""
+        return self._rooms.keeper.lease if self._rooms else None
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no traffic can pass just now, on the host's side."""
+        return self._rooms.upkeep.obstacle if self._rooms else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether packets of our subnet are carried, and the firewall rules that they need stand."""
+        rules_stand = self._rooms is not None and self._rooms.firewall.stands
+        return self._serving and rules_stand and self.obstacle is None
+
+    @property
+    def phrase(self) -> str:
+        """What the agent is doing, or what is in the way."""
+        return self.obstacle or self._phase
+
+    def use_interface(self, external: Interface) -> None:
+        """Note which interface the others are reached through."""
+        self._interface = external
+
+    def open_rooms(self, rooms: Rooms) -> None:
+        """Note what lives from now on."""
+        self._rooms = rooms
+
+    def enter(self, phase: str, details: str | None = None) -> None:
+        """Note what the agent does from now on; systemd is told the same, or `details`."""
+        self._phase, self._details = phase, details or phase
+        self.tell()
+
+    def serve(self, lease: Lease) -> None:
+        """Note that packets of this lease's subnet are carried from now on."""
+        self._serving = True
+        self.enter("running", f"running with subnet {lease.subnet}")
+        notify.notify_ready()
+
+    def stop_serving(self) -> None:
+        """Note that none are any more."""
+        self._serving = False
+
+    def tell(self) -> None:
+        """Tell systemd what the agent is doing, or what is in the way."""
+        notify.notify_status(self.obstacle or self._details)

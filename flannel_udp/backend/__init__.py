@@ -1,0 +1,1 @@
+"""How packets travel: one module or folder a backend, imported when a configuration names its type."""

@@ -1,0 +1,34 @@
+"""The backends there are: a new one is a module with a `BACKEND` and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+
+from flannel_udp.backend.protocol import Backend
+
+_MODULES = {
+    "udp": "flannel_udp.backend.udp",
+    "alloc": "flannel_udp.backend.alloc",
+}
+
+
+class _Backends(Mapping[str, Backend]):
+    """Imports a backend when it is looked up: a host of one backend needs nothing of the others."""
+
+    def __getitem__(self, kind: str) -> Backend:
+        backend: Backend = import_module(_MODULES[kind]).BACKEND
+        return backend
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_MODULES)
+
+    def __len__(self) -> int:
+        return len(_MODULES)
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in _MODULES
+
+
+BACKENDS: Mapping[str, Backend] = _Backends()
+"""By type, as `Backend.Type` of the network configuration spells it in lower case."""
