@@ -265,6 +265,7 @@ class Agent:
             await _release(rooms)
 
     async def _close(self, network: Network) -> None:
+        self._state.close_rooms()  # who asks now, while the listeners are still open, is not answered out of them
         await network.close(keep=self._handed_over)
 
 

@@ -77,6 +77,11 @@ class AgentState:
         """Note what lives from now on."""
         self._rooms = rooms
 
+    def close_rooms(self) -> None:
+        """Note that nothing of them is to be asked any more."""
+        self._rooms, self._serving = None, False
+        self._phase = "stopping"
+
     def enter(self, phase: str, details: str | None = None) -> None:
         """Note what the agent does from now on; systemd is told the same, or `details`."""
         self._phase, self._details = phase, details or phase
