@@ -203,7 +203,7 @@ class Succession:
         Raises `FlannelError`; then the old one goes on.
         """
         path, descriptors = options.control_socket, self._offered.descriptors
-        # Before the step that cannot be taken back: this may fail.
+        # This may fail, so it comes first: until it hears "ready", the old agent has stopped none of its workers.
         health = open_health_listener(options.healthz_ip, options.healthz_port, descriptors.get(HEALTH))
         offered = self._offered
         waited_s = await asyncio.to_thread(offered.take, dataplane.workers, dataplane.start_worker, dataplane.stop)

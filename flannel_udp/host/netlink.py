@@ -107,7 +107,8 @@ def unconfigure(name: str) -> None:
 def host_state(tunnel: int, network: IPv4Network, external: int) -> HostState:
     """Ask the kernel for the state of two devices, by their indexes, and of the overlay's route.
 
-    Takes a millisecond or two however many devices and routes there are. Raises `FlannelError`.
+    The devices are asked for by index and the route is looked up, so their number does not matter; the addresses of all
+    devices are listed, and all main routes where the look-up finds another than ours. Raises `FlannelError`.
     """
     with open_netlink("looking at the host's network") as ip:
         return HostState(_link_state(ip, tunnel), _leads_to(ip, tunnel, network), _link_state(ip, external))
