@@ -10,8 +10,9 @@ import pytest
 
 from flannel_udp.errors import UsageError
 from flannel_udp.options import EtcdOptions, Options
-from flannel_udp.registry.etcd.options import Endpoint, open_credentials, parse_endpoints
+from flannel_udp.registry.etcd.options import open_credentials, parse_endpoints
 from flannel_udp.registry.open import open_registry
+from flannel_udp.registry.urls import Endpoint
 from tests.registry.certificates import Pair, make_authority
 
 

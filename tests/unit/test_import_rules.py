@@ -17,7 +17,7 @@ PACKAGE = "flannel_udp"
 
 VALUES = ["errors", "model", "options"]
 SHARED = [*VALUES, "netconf*", "backoff*"]
-COMMAND_LINE = ["cli", "cli.main", "cli.commands", "cli.arguments", "cli.flags"]
+COMMAND_LINE = ["cli", "cli.main", "cli.commands", "cli.arguments", "cli.flags", "cli.parsers"]
 ROOMS = [f"{room}*" for room in ("admin", "cni", "control", "dataplane", "files", "host", "lab", "registry")]
 
 # Module (below flannel_udp) → what it may import of ours; the first line that fits counts. * stands for anything.
@@ -30,6 +30,7 @@ RULES: Mapping[str, list[str]] = {
     "backoff*": ["backoff*"],
     "files*": [*VALUES, "files*"],
     "registry.keys": [*VALUES],
+    "registry.urls": [],
     "_fastpath*": ["errors", "model", "_fastpath*"],
     # `registry` alone is the protocol, without any store.
     "control*": [*SHARED, "control*", "registry", "registry.keys"],
@@ -38,8 +39,9 @@ RULES: Mapping[str, list[str]] = {
     **{f"{room}*": [*SHARED, "files*", f"{room}*"] for room in ("cni", "host", "lab", "registry")},
     "handover*": [*SHARED, *ROOMS, "handover*"],
     "agent*": [*SHARED, *ROOMS, "handover*", "agent*"],
-    "cli.flags": ["options"],
-    "cli.arguments": ["errors", "options", "cli.flags"],
+    "cli.parsers": ["options", "registry.urls"],
+    "cli.flags": ["options", "cli.parsers"],
+    "cli.arguments": ["errors", "options", "cli.flags", "cli.parsers"],
     "cli*": [*SHARED, *ROOMS, "agent*", "cli*"],
     "__main__": ["cli.main"],
 }
