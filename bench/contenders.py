@@ -19,10 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.files import subnet_env
 from flannel_udp.lab import ethtool
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node
-from flannel_udp.lab.plan import UNDERLAY, Plan, parse_subnet_env
+from flannel_udp.lab.plan import UNDERLAY, Plan
 from flannel_udp.lab.probe import ping
 from flannel_udp.options import Offload
 from tests.support.agents import subnet_of
@@ -139,7 +140,7 @@ def _start_agents(hosts: tuple[Host, Host], arguments: tuple[str, ...]) -> tuple
         host.start_agent(*arguments)
     for host in hosts:
         host.wait_ready(AGENT_TIMEOUT_S)
-    mtu = parse_subnet_env(hosts[0].subnet_file.read_text()).mtu
+    mtu = subnet_env.require(hosts[0].subnet_file).mtu
     return mtu, tuple(pid for host in hosts if (pid := host.agent_pid()) is not None)
 
 

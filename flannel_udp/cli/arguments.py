@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from flannel_udp.cli.flags import AGENT_FLAGS, GO_BOOLS, Flag
+from flannel_udp.cli.flags import AGENT_FLAGS, Flag
+from flannel_udp.cli.parsers import GO_BOOLS
 from flannel_udp.errors import UsageError
 from flannel_udp.options import DataplaneOptions, EtcdOptions, FirewallOptions, InterfaceOptions, KubeOptions, Options
 

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from flannel_udp.backoff.delay import Backoff, doubled
+from flannel_udp.backoff.said_once import SaidOnce
 from flannel_udp.errors import ConfigError, FlannelError, RegistryDenied
 from flannel_udp.netconf.config import NetworkConfig, ParsedConfig
 from flannel_udp.registry import Registry
@@ -29,7 +31,11 @@ class Delays:
 
     def after(self, delay_s: float) -> float:
         """Return the delay that follows `delay_s`: doubled, up to the last one."""
-        return min(2 * delay_s, self.last_retry_s)
+        return doubled(delay_s, self.last_retry_s)
+
+    def backoff(self) -> Backoff:
+        """Return the delays of a loop that tries until it works."""
+        return Backoff(self.first_retry_s, self.last_retry_s)
 
 
 DEFAULT_DELAYS = Delays()
@@ -40,14 +46,13 @@ class Complaints:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._reason: list[str] | None = None
+        self._said = SaidOnce()
 
     def failed(self, error: FlannelError, then: str) -> None:
         """Note a failure; `then` says what happens next."""
         reason = error.faults if isinstance(error, ConfigError) else [str(error)]
-        if reason == self._reason:
+        if not self._said.failed(reason):
             return
-        self._reason = reason
         # What only a person can put right is more than a warning.
         level = logging.ERROR if isinstance(error, RegistryDenied | ConfigError) else logging.WARNING
         for line in reason:
@@ -55,15 +60,13 @@ class Complaints:
 
     def worked(self) -> None:
         """Note a success."""
-        if self._reason is not None:
-            self._reason = None
+        if self._said.worked():
             logger.info("%s: works now", self._what)
 
 
 async def retry(what: str, call: Callable[[], Awaitable[T]], delays: Delays = DEFAULT_DELAYS) -> T:
     """Return what `call` returns, as soon as it no longer raises a `FlannelError`; `what` opens the log lines."""
-    complaints = Complaints(what)
-    delay_s = delays.first_retry_s
+    complaints, backoff = Complaints(what), delays.backoff()
     while True:
         try:
             result = await call()
@@ -72,8 +75,7 @@ async def retry(what: str, call: Callable[[], Awaitable[T]], delays: Delays = DE
         else:
             complaints.worked()
             return result
-        await asyncio.sleep(delay_s)
-        delay_s = delays.after(delay_s)
+        await asyncio.sleep(backoff.next_s())
 
 
 async def wait_for_config(

@@ -116,19 +116,17 @@ class Synchroniser:
             tasks.create_task(self._publish(), name="publish the peers")
 
     async def _follow(self) -> None:
-        complaints = Complaints("watching the subnets")
-        delay_s = self._delays.first_retry_s
+        complaints, backoff = Complaints("watching the subnets"), self._delays.backoff()
         while True:
             try:
                 async with contextlib.aclosing(self._registry.watch()) as events:
                     async for event in events:
                         complaints.worked()
-                        delay_s = self._delays.first_retry_s
+                        backoff.reset()
                         await self._take(event)
             except RegistryError as error:  # refused us; everything else is retried inside
                 complaints.failed(error, "trying again until it works")
-            await asyncio.sleep(delay_s)
-            delay_s = self._delays.after(delay_s)
+            await asyncio.sleep(backoff.next_s())
 
     async def _take(self, event: Snapshot | Change) -> None:
         """Take in one event, in small steps that leave room for the event loop's other work."""

@@ -191,7 +191,7 @@ class Takeover:
         Raises `FlannelError`; then the old one goes on.
         """
         path, adopted, offered = options.control_socket, self._listeners, self._offered
-        # Before the step that cannot be taken back: this may fail.
+        # This may fail, so it comes first: until it hears "ready", the old agent has stopped none of its workers.
         health = open_health_listener(options.healthz_ip, options.healthz_port, adopted.get(HEALTH))
         workers = network.transferable
         if workers is None:

@@ -102,7 +102,8 @@ def link_state(index: int) -> LinkState | None:
 def tunnel_state(index: int, network: IPv4Network) -> tuple[LinkState | None, bool]:
     """Ask the kernel for the state of the tunnel device, and whether the route to `network` leads to it.
 
-    Takes a millisecond or two however many devices and routes there are. Raises `FlannelError`.
+    The devices are asked for by index and the route is looked up, so their number does not matter; the addresses of all
+    devices are listed, and all main routes where the look-up finds another than ours. Raises `FlannelError`.
     """
     with open_netlink("looking at the tunnel device") as ip:
         return _link_state(ip, index), _leads_to(ip, index, network)

@@ -16,8 +16,10 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import IO, Any
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.files import subnet_env
+from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab import netns
-from flannel_udp.lab.plan import HostSubnet, Plan, parse_subnet_env, write_whole
+from flannel_udp.lab.plan import HostSubnet, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +153,7 @@ class Host(Node):
             self._child = self.popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, new_session=True
             )
-        write_whole(self._pid_file, f"{self._child.pid}\n")
+        replace_file(self._pid_file, b"%d\n" % self._child.pid)
 
     def agent_pid(self) -> int | None:
         """Return the agent's process id, ``None`` when it does not run."""
@@ -240,7 +242,8 @@ class Host(Node):
         return known.subnet if known else None
 
     def _subnet_env(self) -> HostSubnet | None:
-        return parse_subnet_env(self.subnet_file.read_text()) if self.subnet_file.exists() else None
+        env = subnet_env.read(self.subnet_file)
+        return HostSubnet(env.subnet.v4, env.mtu) if env else None
 
     def _attached(self) -> HostSubnet | None:
         if not self._pods_file.exists():
@@ -277,4 +280,5 @@ class Host(Node):
                 "link set eth0 up",
                 f"route add default via {gateway}",
             )
-        write_whole(self._pods_file, json.dumps({"subnet": str(given.subnet), "mtu": given.mtu}) + "\n")
+        record = json.dumps({"subnet": str(given.subnet), "mtu": given.mtu}) + "\n"
+        replace_file(self._pods_file, record.encode())

@@ -7,11 +7,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Self
 
 from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.files.atomic import replace_file
 
 STATE_DIR = Path("/run/flannel-udp-lab")
 UNDERLAY = IPv4Network("192.0.2.0/24")  # RFC 5737: TEST-NET-1
@@ -23,13 +24,6 @@ DEFAULT_PORT = 8285
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _NAMESPACE = re.compile(r"fu-(?P<lab>[a-z0-9][a-z0-9-]*)-(?:net|h\d+(?:-p\d+)?)")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that nobody ever reads half of it."""
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(text)
-    draft.replace(path)
 
 
 def check_name(name: str) -> None:
@@ -130,7 +124,8 @@ class Plan:
 
     def save(self) -> None:
         """Write lab.json, from which any later process can attach."""
-        write_whole(self.state / "lab.json", json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        replace_file(self.state / "lab.json", text.encode())
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -163,15 +158,6 @@ class HostSubnet:
         if index >= self.subnet.num_addresses - 1:
             raise FlannelError(f"the subnet {self.subnet} has no address left for {pod}: ask for fewer pods")
         return self.subnet[index]
-
-
-def parse_subnet_env(text: str) -> HostSubnet:
-    """Return what subnet.env says. Raises `FlannelError` when a key is missing."""
-    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    missing = [key for key in ("FLANNEL_SUBNET", "FLANNEL_MTU") if not values.get(key)]
-    if missing:
-        raise FlannelError(f"the agent's subnet.env lacks {' and '.join(missing)}")
-    return HostSubnet(IPv4Interface(values["FLANNEL_SUBNET"]).network, int(values["FLANNEL_MTU"]))
 
 
 def lab_of_namespace(namespace: str) -> str | None:

@@ -10,9 +10,10 @@ import shutil
 from collections.abc import Mapping
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab import netns
 from flannel_udp.lab.etcd_server import EtcdServer
-from flannel_udp.lab.plan import ETCD_PORT, UNDERLAY_GATEWAY, Plan, write_whole
+from flannel_udp.lab.plan import ETCD_PORT, UNDERLAY_GATEWAY, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def start_registry(plan: Plan) -> EtcdServer | None:
     config = dict(plan.config)
     subnets = {key.replace("/", "-"): {"PublicIP": address} for key, address in plan.reservations.items()}
     if plan.registry == "file":
-        write_whole(plan.registry_file, json.dumps({"config": config, "subnets": subnets}, indent=2) + "\n")
+        text = json.dumps({"config": config, "subnets": subnets}, indent=2) + "\n"
+        replace_file(plan.registry_file, text.encode())
         return None
     logger.info("starting etcd")
     server = _start_etcd(plan)

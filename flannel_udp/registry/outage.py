@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 
+from flannel_udp.backoff.delay import Backoff
 from flannel_udp.errors import RegistryError
 
 FIRST_DELAY_S = 0.1
@@ -19,7 +20,7 @@ class Outage:
         self._logger = logger
         self._began_s: float | None = None
         self._ended_s = time.monotonic()
-        self._delay_s = FIRST_DELAY_S
+        self._backoff = Backoff(FIRST_DELAY_S, LAST_DELAY_S)
 
     async def wait(self, reason: RegistryError) -> None:
         """Note a failure and sleep before the next try: 0.1 s at first, doubling to 2 s."""
@@ -28,9 +29,8 @@ class Outage:
             self._logger.warning("watching the subnets: %s; trying again until it works", reason)
             # A store that works for a moment and fails again does not get the short delay back.
             if self._began_s - self._ended_s > LAST_DELAY_S:
-                self._delay_s = FIRST_DELAY_S
-        await asyncio.sleep(self._delay_s)
-        self._delay_s = min(2 * self._delay_s, LAST_DELAY_S)
+                self._backoff.reset()
+        await asyncio.sleep(self._backoff.next_s())
 
     def over(self) -> None:
         """Note that the watch stands; without a failure before it this does nothing."""

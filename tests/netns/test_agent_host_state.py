@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from flannel_udp.files import subnet_env
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
-from flannel_udp.lab.plan import Plan, parse_subnet_env
+from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix
 from flannel_udp.options import DataplaneOptions
 from tests.support.agents import Agent, Log, links_of, peers_of, subnet_of, up_with_peers, wait_for
@@ -252,7 +253,7 @@ def test_another_external_mtu_is_followed_by_flannel0_and_subnet_env(duo: Lab, h
     h1.configure("link set eth0 mtu 1400")
     try:
         assert wait_for("flannel0 follows", lambda: is_right(h1, mtu=1372)) < FOLLOW_S
-        wait_for("subnet.env follows", lambda: parse_subnet_env(h1.subnet_file.read_text()).mtu == 1372)
+        wait_for("subnet.env follows", lambda: subnet_env.require(h1.subnet_file).mtu == 1372)
         wait_for("it is counted", lambda: repairs_of(h1) == {"mtu": 1})
         assert h1.control("/v1/status")["tunnel"]["mtu"] == 1372
         assert_traffic(duo)
@@ -272,7 +273,7 @@ def test_a_forced_mtu_stays_and_that_it_does_not_fit_is_said_once() -> None:
         host.configure("addr add 192.0.2.88/24 dev eth0", "addr del 192.0.2.88/24 dev eth0", "link set eth0 mtu 1480")
         wait_for("it fits again", lambda: host.control("/v1/status")["interface"]["mtu"] == 1480)
         assert flannel0(host)["mtu"] == 1450
-        assert parse_subnet_env(host.subnet_file.read_text()).mtu == 1450
+        assert subnet_env.require(host.subnet_file).mtu == 1450
         misfit = "Backend.MTU is 1450: the MTU of eth0, 1400, leaves room for 1372: lower the one or raise the other"
         assert log.lines() == [f"{misfit}; the tunnel keeps its MTU of 1450, and what is larger is lost"]
 

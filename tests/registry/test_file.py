@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, RegistryError, SubnetTaken
+from flannel_udp.files.atomic import draft_of
 from flannel_udp.model import LEASE_TTL_S, Entry
 from flannel_udp.registry.file import registry as file_module
 from flannel_udp.registry.file.registry import FileRegistry
@@ -194,7 +195,7 @@ async def test_mode_owner_and_link_survive_a_write(path: Path) -> None:
 
 
 async def test_what_a_killed_writer_left_is_no_obstacle(registry: FileRegistry, path: Path) -> None:
-    path.with_name(".registry.json.new").write_bytes(b"half wri")
+    draft_of(path).write_bytes(b"half wri")
     await registry.write_config(CONFIG)
     assert sorted(path.parent.iterdir()) == [path, path.with_name("registry.json.lock")]
 
@@ -239,7 +240,7 @@ async def test_a_file_that_must_not_be_written_is_denied_and_left_alone(open_dir
     with nobody(), pytest.raises(RegistryDenied, match=f"cannot write registry file {path}: Permission denied$"):
         await FileRegistry(path).write_config(CONFIG)
     assert path.read_bytes() == b"{}"
-    assert not (open_directory / ".registry.json.new").exists()
+    assert not draft_of(path).exists()
 
 
 async def test_a_directory_that_must_not_be_written_is_denied(open_directory: Path) -> None:

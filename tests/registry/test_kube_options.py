@@ -106,7 +106,7 @@ def test_a_kubeconfig_that_is_wrong_is_named_without_its_secrets(
     assert fault in fault_of(tmp_path, content)
 
 
-@pytest.mark.parametrize("server", ["192.0.2.1:6443", "ftp://api", "https://", ""])
+@pytest.mark.parametrize("server", ["192.0.2.1:6443", "ftp://api", "https://", "", "https://[::1", "https://api:x"])
 def test_a_server_that_is_no_url_is_named(server: str, tmp_path: Path) -> None:
     content = json.dumps(GOOD | {"clusters": [{"name": "k", "cluster": {"server": server}}]})
     assert fault_of(tmp_path, content) == f"the server {server!r} is no http or https URL"

@@ -10,8 +10,9 @@ import pytest
 
 from flannel_udp.errors import UsageError
 from flannel_udp.options import EtcdOptions, Options
-from flannel_udp.registry.etcd.options import Endpoint, open_credentials, parse_endpoints
+from flannel_udp.registry.etcd.options import open_credentials, parse_endpoints
 from flannel_udp.registry.open import open_registry
+from flannel_udp.registry.urls import Endpoint
 from tests.registry.certificates import Pair, make_authority
 
 
@@ -54,6 +55,8 @@ def test_https_endpoints_mean_tls() -> None:
         (("unix:///run/etcd.sock",), "the scheme must be http or https"),
         (("http://a:port",), "Port could not be cast"),
         (("http://a:65536",), "Port out of range"),
+        (("http://a:0",), "is no URL"),
+        (("http://a:",), "there is no port after the colon"),
         (("http://[::1:2379",), "Invalid IPv6 URL"),
         (("http://a:1/v3",), "nothing may follow the port"),
         (("http://a:1?x=1",), "nothing may follow the port"),

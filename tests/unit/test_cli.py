@@ -162,7 +162,7 @@ def test_help_version_and_mistakes_load_nothing_but_the_command_line(words: list
     )
     loaded = done.stderr.splitlines()[-1].split()
     ours = {name for name in loaded if name.startswith("flannel_udp")}
-    rooms = ("cli", "cli.arguments", "cli.commands", "cli.flags", "cli.main", "errors", "options")
+    rooms = ("cli", "cli.arguments", "cli.commands", "cli.flags", "cli.main", "cli.parsers", "errors", "options")
     assert ours == {"flannel_udp", *(f"flannel_udp.{room}" for room in rooms)}
     heavy = {"aiohttp", "asyncio", "google", "grpc", "pyroute2", "pytun", "rich", "uvloop"}
     assert not heavy & {name.partition(".")[0] for name in loaded}

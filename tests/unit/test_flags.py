@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.cli.flags import AGENT_FLAGS, GO_BOOLS, IGNORED_FLAGS, Flag
+from flannel_udp.cli.flags import AGENT_FLAGS, IGNORED_FLAGS, Flag
 from flannel_udp.cli.main import agent_options
+from flannel_udp.cli.parsers import GO_BOOLS
 from flannel_udp.errors import UsageError
 from flannel_udp.options import (
     NO_OFFLOAD,

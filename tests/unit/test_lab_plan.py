@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab import plan as plan_module
-from flannel_udp.lab.plan import HostSubnet, Plan, lab_of_namespace, parse_subnet_env
+from flannel_udp.lab.plan import HostSubnet, Plan, lab_of_namespace
 
 LAB_NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True)
 
@@ -91,13 +91,3 @@ def test_a_lab_that_is_not_up_cannot_be_read(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(plan_module, "STATE_DIR", tmp_path)
     with pytest.raises(FlannelError, match="no lab named x is up: make one with `flannel-udp lab up --name x`"):
         Plan.load("x")
-
-
-def test_subnet_env_gives_subnet_and_mtu() -> None:
-    text = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
-    assert parse_subnet_env(text) == HostSubnet(IPv4Network("10.244.3.0/24"), 1472)
-
-
-def test_subnet_env_without_its_keys_names_all_that_are_missing() -> None:
-    with pytest.raises(FlannelError, match="FLANNEL_SUBNET and FLANNEL_MTU"):
-        parse_subnet_env("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_MTU=\n")

@@ -7,6 +7,8 @@ import logging
 import time
 from contextlib import suppress
 
+from flannel_udp.backoff.delay import Backoff
+from flannel_udp.backoff.said_once import SaidOnce
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.firewall.applier import Applier
 from flannel_udp.host.firewall.iptables import Iptables
@@ -37,8 +39,8 @@ class Firewall:
         self._wake = asyncio.Event()
         self._stand = asyncio.Event()
         self._swept = False
-        self._fault = ""
-        self._sweep_fault = ""
+        self._said = SaidOnce()
+        self._said_of_sweep = SaidOnce()
         self._quiet_until_s = 0.0
 
     @property
@@ -55,7 +57,7 @@ class Firewall:
 
     async def run(self) -> None:
         """Put and keep right what is wanted, for ever. What goes wrong is said once and tried again."""
-        retry_s = _FIRST_RETRY_S
+        backoff = Backoff(_FIRST_RETRY_S, _LAST_RETRY_S)
         with on_change(self._applier.watched, self._wake.set):
             while True:
                 self._wake.clear()
@@ -63,11 +65,10 @@ class Firewall:
                     await self._put_right()
                 except FlannelError as error:
                     self._failed(str(error))
-                    await asyncio.sleep(retry_s)
-                    retry_s = min(2 * retry_s, _LAST_RETRY_S)
+                    await asyncio.sleep(backoff.next_s())
                     continue
                 self._worked()
-                retry_s = _FIRST_RETRY_S
+                backoff.reset()
                 await asyncio.sleep(_REST_S)
                 # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with an event.
                 with suppress(TimeoutError):
@@ -101,8 +102,7 @@ class Firewall:
         try:
             await _remove(self._other, version)
         except FlannelError as error:
-            if str(error) != self._sweep_fault:
-                self._sweep_fault = str(error)
+            if self._said_of_sweep.failed(str(error)):
                 logger.warning("cannot tell whether %s holds rules of an earlier run: %s", self._other.name, error)
         else:
             self._swept = True
@@ -116,13 +116,11 @@ class Firewall:
             logger.warning("somebody changed our firewall rules: putting them back")
 
     def _failed(self, fault: str) -> None:
-        if fault != self._fault:
-            self._fault = fault
+        if self._said.failed(fault):
             logger.error("firewall rules: %s (trying again every %g to %g s)", fault, _FIRST_RETRY_S, _LAST_RETRY_S)
 
     def _worked(self) -> None:
-        if self._fault:
-            self._fault = ""
+        if self._said.worked():
             logger.info("firewall rules: works now")
 
 

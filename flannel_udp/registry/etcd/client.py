@@ -19,8 +19,8 @@ from google.protobuf.message import Message
 from flannel_udp.errors import RegistryDenied, RegistryError
 from flannel_udp.registry.etcd import etcd_pb2 as pb
 from flannel_udp.registry.etcd.faults import LeaseNotFound, is_answer, is_stale_token, is_tls, reason_of
-from flannel_udp.registry.etcd.options import Endpoint
 from flannel_udp.registry.etcd.watch import Watch, read_message
+from flannel_udp.registry.urls import Endpoint
 
 CALL_S = 9.0
 """Deadline of one call over all endpoints: an endpoint that hangs gets its share of it."""

@@ -3,65 +3,27 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import grpc
 
 from flannel_udp.errors import UsageError
 from flannel_udp.options import EtcdOptions
-
-DEFAULT_PORT = 2379
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One etcd server: `url` for messages, `target` for gRPC."""
-
-    url: str
-    target: str
+from flannel_udp.registry.urls import Endpoint, parse_endpoint
 
 
 def parse_endpoints(urls: tuple[str, ...]) -> tuple[list[Endpoint], bool]:
     """Return the endpoints and whether their scheme is https. Raises `UsageError`."""
-    schemes = set()
-    endpoints = []
-    for url in urls:
-        scheme, endpoint = _parse_endpoint(url)
-        schemes.add(scheme)
-        endpoints.append(endpoint)
-    if not endpoints:
+    try:
+        endpoints = [parse_endpoint(url) for url in urls]
+    except ValueError as error:
+        raise UsageError(f"--etcd-endpoints: {error}") from None
+    schemes = {endpoint.https for endpoint in endpoints}
+    if not schemes:
         raise UsageError("--etcd-endpoints: give at least one URL, such as http://127.0.0.1:2379")
     if len(schemes) > 1:
         raise UsageError("--etcd-endpoints: http and https are mixed; give all endpoints the same scheme")
-    return endpoints, schemes == {"https"}
-
-
-def _parse_endpoint(url: str) -> tuple[str, Endpoint]:
-    """Split one URL into its scheme and the endpoint; a bare ``host:port`` counts as http, as it does for flanneld."""
-    text = url.strip()
-    try:
-        parts = urlsplit(text if "://" in text else f"http://{text}")
-        port = parts.port or DEFAULT_PORT
-    except ValueError as error:  # a port that is no number, an unclosed bracket
-        raise UsageError(f"--etcd-endpoints: {_without_user(text)!r}: {error}") from None
-    if parts.username is not None or parts.password is not None:
-        raise UsageError("--etcd-endpoints: a URL holds a user; use --etcd-username and --etcd-password")
-    if parts.scheme not in {"http", "https"}:
-        raise UsageError(f"--etcd-endpoints: {text!r}: the scheme must be http or https")
-    if not parts.hostname or any(blank in text for blank in " \t\r\n"):
-        raise UsageError(f"--etcd-endpoints: {text!r} is no URL such as http://192.0.2.1:2379")
-    if parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise UsageError(f"--etcd-endpoints: {text!r}: nothing may follow the port")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    # gRPC's dns resolver takes addresses as well as names, and checks the server's certificate against this host.
-    return parts.scheme, Endpoint(f"{parts.scheme}://{host}:{port}", f"dns:///{host}:{port}")
-
-
-def _without_user(url: str) -> str:
-    """Cut a user and password off a URL that could not be taken apart."""
-    return url.rpartition("@")[2]
+    return endpoints, schemes == {True}
 
 
 def open_credentials(options: EtcdOptions, https: bool) -> grpc.ChannelCredentials | None:

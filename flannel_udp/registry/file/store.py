@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from flannel_udp.errors import RegistryDenied, RegistryError
+from flannel_udp.files.atomic import replace_file
 from flannel_udp.registry.file.document import Document, format_document, parse_document
 
 NEW_FILE_MODE = 0o644
@@ -41,8 +42,6 @@ class FileStore:
         # A link is followed once, here: replacing the file must not replace the link.
         self.path = path.resolve()
         self._lock_path = self.path.with_name(f"{self.path.name}.lock")
-        # Always the same name: what a killed process left is overwritten by the next change.
-        self._temporary_path = self.path.with_name(f".{self.path.name}.new")
 
     def version(self) -> Version:
         """Return what changes with every change of the file. Raises `RegistryError`."""
@@ -97,31 +96,22 @@ class FileStore:
             os.close(lock)  # which also lets go of the lock
 
     def _replace(self, raw: bytes) -> None:
-        """Write beside the file, then rename: readers see the old content or the new one, also after a power cut."""
-        old = self.path.stat() if self.path.exists() else None
-        if old is not None and not os.access(self.path, os.W_OK, effective_ids=True):
+        """Replace the file by one with the same owner and mode."""
+        if not self.path.exists():
+            replace_file(self.path, raw, NEW_FILE_MODE)
+            return
+        if not os.access(self.path, os.W_OK, effective_ids=True):
             # Renaming over it would work, but somebody has write-protected this file.
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        temporary = os.open(self._temporary_path, flags, NEW_FILE_MODE)
-        try:
-            with os.fdopen(temporary, "wb") as file:
-                if old is not None:
-                    with contextlib.suppress(PermissionError):  # only root may give files away
-                        os.fchown(file.fileno(), old.st_uid, old.st_gid)
-                    os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            self._temporary_path.replace(self.path)
-        except BaseException:
-            self._temporary_path.unlink(missing_ok=True)
-            raise
-        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        old = self.path.stat()
+
+        def keep_owner_and_mode(descriptor: int) -> None:
+            # Refused without CAP_CHOWN, unless we are the owner and in the group: the new file is ours then.
+            with contextlib.suppress(PermissionError):
+                os.fchown(descriptor, old.st_uid, old.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+
+        replace_file(self.path, raw, NEW_FILE_MODE, keep_owner_and_mode)
 
     @contextlib.contextmanager
     def _errors(self, action: str) -> Iterator[None]:

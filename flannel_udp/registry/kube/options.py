@@ -9,7 +9,6 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
@@ -21,6 +20,7 @@ from lightkube.core.exceptions import ConfigError
 
 from flannel_udp.errors import UsageError
 from flannel_udp.options import KubeOptions
+from flannel_udp.registry.urls import split_url
 
 REQUEST_TIMEOUT_S = 10.0
 """To connect, to send, and between two parts of an answer."""
@@ -56,9 +56,11 @@ def open_http(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT
         logging.getLogger(chatty).setLevel(logging.WARNING)
     config = _read_config(options, service_account)
     config = config._replace(user=config.user or User())  # lightkube wants one, if only to be anonymous
-    server = urlsplit(config.cluster.server)
-    if server.scheme not in ("http", "https") or not server.hostname:
-        raise UsageError(f"{_source(options)}: the server {config.cluster.server!r} is no http or https URL")
+    try:
+        split_url(config.cluster.server)
+    except ValueError:
+        shown = config.cluster.server.rpartition("@")[2]  # a password may stand in front of the sign
+        raise UsageError(f"{_source(options)}: the server {shown!r} is no http or https URL") from None
     parameters = client_adapter.ConnectionParams(timeout=httpx2.Timeout(REQUEST_TIMEOUT_S))
     try:
         return client_adapter.AsyncClient(config, parameters)

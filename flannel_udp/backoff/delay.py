@@ -1,0 +1,27 @@
+"""How long to wait before the next try: twice as long each time, up to a bound."""
+
+from __future__ import annotations
+
+
+def doubled(delay_s: float, last_s: float) -> float:
+    """Return the delay that follows `delay_s`, at most `last_s`."""
+    return min(2 * delay_s, last_s)
+
+
+class Backoff:
+    """The delays of one loop that tries until it works: `first_s` seconds, doubling to `last_s`."""
+
+    def __init__(self, first_s: float, last_s: float) -> None:
+        self._first_s = first_s
+        self._last_s = last_s
+        self._next_s = first_s
+
+    def next_s(self) -> float:
+        """Return for how many seconds to wait now; the next delay is longer."""
+        delay_s = self._next_s
+        self._next_s = doubled(delay_s, self._last_s)
+        return delay_s
+
+    def reset(self) -> None:
+        """Begin with the first delay again: it worked."""
+        self._next_s = self._first_s

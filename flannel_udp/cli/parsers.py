@@ -1,0 +1,182 @@
+"""How the text of a flag becomes a value: each parser raises `ValueError` with the reason when it is none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+
+from flannel_udp.options import NO_OFFLOAD, Offload
+
+GO_BOOLS = {
+    **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
+}
+"""The words of Go's strconv.ParseBool, no others."""
+
+
+def parse_bool(text: str) -> bool:
+    """Read one of Go's words for true and false."""
+    if text not in GO_BOOLS:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return GO_BOOLS[text]
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return a parser of decimal numbers from `low` to `high`."""
+    span = f"of at least {low}" if high is None else f"from {low} to {high}"
+
+    def parse(text: str) -> int:
+        # ASCII digits only: int() would also take "1_0", " 1" and the digits of other scripts. No port, period or
+        # verbosity has ten digits, and int() gives up beyond 4,300.
+        if re.fullmatch(r"[0-9]{1,9}", text) and low <= int(text) and (high is None or int(text) <= high):
+            return int(text)
+        raise ValueError(f"{text!r} is not a whole number {span}")
+
+    return parse
+
+
+def parse_offload(text: str) -> Offload:
+    """Return the offloads that ``auto``, ``off`` or a comma list of rungs asks for."""
+    if text in ("auto", "off"):
+        return Offload() if text == "auto" else NO_OFFLOAD
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in Offload().names()]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not auto, off or one of {', '.join(Offload().names())}")
+    return replace(NO_OFFLOAD, **{name.replace("-", "_"): True for name in names})
+
+
+def parse_workers(text: str) -> int:
+    """Return a number of workers, 0 for ``auto``."""
+    return 0 if text == "auto" else whole(1, 256)(text)
+
+
+def choice(*words: str) -> Callable[[str], str]:
+    """Return a parser that takes one of `words`."""
+
+    def parse(text: str) -> str:
+        if text in words:
+            return text
+        raise ValueError(f"{text!r} is not one of {', '.join(words)}")
+
+    return parse
+
+
+def parse_path(text: str) -> Path:
+    """Read the path of a file."""
+    if not text:
+        raise ValueError("the path is empty")
+    return Path(text)
+
+
+def parse_optional_path(text: str) -> Path | None:
+    """Read the path of a file; empty means none, as in flanneld."""
+    return Path(text) if text else None
+
+
+def parse_secret_file(text: str) -> str:
+    """Return the secret that a file holds, without the newline at its end; an empty name means none."""
+    if not text:
+        return ""
+    try:
+        secret = Path(text).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ValueError(f"{text} is not UTF-8 text") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise ValueError(f"cannot read {text!r}: {getattr(error, 'strerror', None) or error}") from None
+    if not secret or not secret.isprintable():
+        raise ValueError(f"{text} holds no password: it must be one line")
+    return secret
+
+
+def parse_regex(text: str) -> str:
+    """Check a regular expression and return it as it is."""
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+def parse_listen_ip(text: str) -> str:
+    """Check an IPv4 or IPv6 address to listen on and return it as it is."""
+    try:
+        ip_address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address") from None
+    return text
+
+
+def parse_optional_ipv4(text: str) -> IPv4Address | None:
+    """Read an IPv4 address; empty means none, as in flanneld."""
+    try:
+        return IPv4Address(text) if text else None
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IPv4 address such as 192.0.2.1") from None
+
+
+def parse_network(text: str) -> IPv4Network | IPv6Network:
+    """Read a network without host bits."""
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a network such as 10.1.0.0/16") from None
+
+
+def parse_reachable(text: str) -> str:
+    """Check an IPv4 address to be reached and return it as it is; empty means none."""
+    parse_optional_ipv4(text)
+    return text
+
+
+def parse_registry(text: str) -> str:
+    """Check `etcd` or `file:PATH` and return it as it is."""
+    kind, _, path = text.partition(":")
+    if text == "etcd" or (kind == "file" and path):
+        return text
+    raise ValueError(f"{text!r} is neither etcd nor file:PATH")
+
+
+def parse_endpoints(text: str) -> tuple[str, ...]:
+    """Read etcd's client URLs, separated by commas."""
+    if "@" in text:  # before anything is echoed: a password may stand in front of the sign
+        raise ValueError("an endpoint holds no user and password: give them as --etcd-username and --etcd-password")
+    from flannel_udp.registry.urls import parse_endpoint  # noqa: PLC0415 - --help and --version need none of it
+
+    items = [item.strip() for item in text.split(",")]
+    for item in items:
+        try:
+            parse_endpoint(item)
+        except ValueError:
+            raise ValueError(
+                f"{item!r} is not a URL such as http://192.0.2.1:2379 (several are joined by commas)"
+            ) from None
+    # Go's etcd client takes a bare host:port too, and flanneld passes on what it is given.
+    return tuple(item if "://" in item else f"http://{item}" for item in items)
+
+
+def parse_api_url(text: str) -> str:
+    """Check the URL of a Kubernetes API server, which may have a path, and return it as it is; empty means none."""
+    if "@" in text:
+        raise ValueError("the URL holds no user and password: they belong in a kubeconfig")
+    from flannel_udp.registry.urls import split_url  # noqa: PLC0415 - as above
+
+    try:
+        if text:
+            split_url(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a URL such as https://192.0.2.1:6443") from None
+    return text
+
+
+_LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+
+
+def parse_annotation_prefix(text: str) -> str:
+    """Check a prefix of annotations, `example.org` or `example.org/name`, and return it as it is."""
+    if not re.fullmatch(rf"({_LABEL}\.)+{_LABEL}(/[a-z0-9_-]*)?", text):
+        raise ValueError(f"{text!r} is not a lower-case domain name such as example.org, or example.org/name")
+    return text
