@@ -1,6 +1,6 @@
 """The lease of this host: acquire it, renew it in time, notice its loss, release it on request.
 
-What is decided is in `control.lease_machine`; here its requests go to the registry, and its clock runs.
+What is decided is in `control.lease_machine`; here its actions are carried out, and its clock runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 from flannel_udp.control.allocation import Decision, accept_assigned, choose_subnet
 from flannel_udp.control.boottime import Alarm, now_s
 from flannel_udp.control.entries import read_lease
-from flannel_udp.control.lease_machine import (
+from flannel_udp.control.lease_actions import (
     Action,
     Ask,
     Complain,
@@ -23,7 +23,6 @@ from flannel_udp.control.lease_machine import (
     Discard,
     Held,
     Inspect,
-    LeaseMachine,
     Lost,
     Measure,
     Recovered,
@@ -33,12 +32,13 @@ from flannel_udp.control.lease_machine import (
     Say,
     Survey,
 )
+from flannel_udp.control.lease_machine import LeaseMachine
 from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays
 from flannel_udp.errors import FlannelError, LeaseLost
 from flannel_udp.model import LEASE_TTL_S, Entry, Lease, LeaseAttrs, Subnet
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry import Registry
-from flannel_udp.registry.keys import format_key, format_value
+from flannel_udp.registry.keys import format_key, format_value, parse_value
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,10 @@ class LeaseKeeper:
         self._machine = LeaseMachine(attrs, margin_s, delays)
         self._todo: deque[Callable[[], list[Action]]] = deque()  # what happened and the machine was not told yet
         self._woken = asyncio.Event()  # something was put there, or the alarm went off
-        self._call: asyncio.Task[Result] | None = None  # the request under way
+        self._call: asyncio.Task[Result] | None = None  # the request under way, or the last one
+        self.former: LeaseAttrs | None = None
+        """What our entry said that `acquire` found, before it was rewritten; ``None`` if the lease was created new or
+        adopted, or if what stood there could not be read."""
 
     @property
     def lease(self) -> Lease | None:
@@ -88,7 +91,10 @@ class LeaseKeeper:
         return None if expires_s is None else expires_s - now_s()
 
     def set_attrs(self, attrs: LeaseAttrs) -> None:
-        """Tell the other hosts this from now on: a lease that is held is rewritten at once, fenced like a renewal."""
+        """Tell the other hosts this from now on: a lease that is held is rewritten at once, fenced like a renewal.
+
+        While one is acquired, it is rewritten as soon as it is kept.
+        """
         self._todo.append(lambda: self._machine.set_attrs(now_s(), attrs))
         self._woken.set()
 
@@ -104,7 +110,10 @@ class LeaseKeeper:
         outcome = await self._drive(Complaints("acquiring a subnet"))
         assert isinstance(outcome, Held)  # noqa: S101 - a machine without a lease cannot lose one
         lease = outcome.lease
-        what = "acquired a new" if outcome.new else "kept our reserved" if lease.entry.reserved else "kept our"
+        if outcome.found is None:
+            self.former, what = None, "acquired a new"
+        else:
+            self.former, what = _read_attrs(outcome.found), "kept our reserved" if lease.entry.reserved else "kept our"
         logger.info("%s subnet %s", what, lease.subnet)
         return lease
 
@@ -116,6 +125,7 @@ class LeaseKeeper:
         """
         lease = read_lease(entry)
         self._machine.adopt(now_s(), lease, expires_s)
+        self.former = None
         self._forward_until(self._machine.stop_s)
         return lease
 
@@ -124,7 +134,6 @@ class LeaseKeeper:
         if self._machine.lease is None:
             raise RuntimeError("keep() without a lease: acquire() comes first")
         outcome = await self._drive(Complaints("renewing the subnet"))
-        self._forward_until(OVER_S)
         assert isinstance(outcome, Lost)  # noqa: S101 - a machine that holds a lease can only lose it
         self._previous = outcome.lease.subnet
         return outcome.reason
@@ -141,6 +150,7 @@ class LeaseKeeper:
         `keep` must not be running any more.
         """
         lease = self._machine.let_go()
+        self._give_up_call()
         if lease is None:
             return
         self._forward_until(OVER_S)  # first: as soon as the registry knows, the subnet may be another host's
@@ -155,7 +165,10 @@ class LeaseKeeper:
             logger.info("released subnet %s", lease.subnet)
 
     async def _drive(self, complaints: Complaints) -> Held | Lost:
-        """Let the machine run until it holds a lease or has lost it."""
+        """Let the machine run until it holds a lease or has lost it.
+
+        A request may be under way when a lease is held: it goes on, and the next drive takes its answer.
+        """
         with Alarm(self._woken.set) as alarm:
             try:
                 while True:
@@ -165,21 +178,27 @@ class LeaseKeeper:
                     if self._machine.lease is not None:
                         self._forward_until(self._machine.stop_s)
                     for action in actions:
+                        self._carry_out(action, complaints)
+                    for action in actions:
                         if isinstance(action, Held | Lost):
                             return action
-                        self._carry_out(action, complaints)
                     if not self._todo:
                         alarm.set(self._machine.wake_s)
                         await self._woken.wait()
-            finally:
-                if self._call is not None:
-                    self._call.cancel()
+            except BaseException:
+                self._give_up_call()
+                raise
 
     def _carry_out(self, action: Action, complaints: Complaints) -> None:
         match action:
             case Ask():
                 self._call = asyncio.create_task(self._ask(action.request))
                 self._call.add_done_callback(partial(self._answered, action.number))
+            case Held():
+                pass  # forwarding may begin: the caller's to do
+            case Lost():
+                self._forward_until(OVER_S)
+                self._give_up_call()
             case Complain():
                 complaints.failed(action.error, action.then)
             case Recovered():
@@ -216,6 +235,10 @@ class LeaseKeeper:
             choose_subnet, self._config, snapshot, attrs.public_ip, self._previous, self._rng
         )
 
+    def _give_up_call(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+
     def _answered(self, number: int, call: asyncio.Task[Result]) -> None:
         if not call.cancelled():
             self._todo.append(partial(self._finish, number, call))
@@ -227,3 +250,10 @@ class LeaseKeeper:
         except FlannelError as error:
             return self._machine.fail(now_s(), number, error)
         return self._machine.answer(now_s(), number, result)
+
+
+def _read_attrs(entry: Entry) -> LeaseAttrs | None:
+    try:
+        return parse_value(entry.value)
+    except ValueError:
+        return None

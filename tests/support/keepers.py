@@ -36,9 +36,11 @@ def keeper_of(
     previous: str | None = None,
     margin_s: float = MARGIN_S,
     forward_until: Callable[[float | None], None] = forward_for_ever,
+    *,
+    backend_type: str = "",
 ) -> LeaseKeeper:
     wanted = None if previous is None else Subnet(IPv4Network(previous))
-    attrs = LeaseAttrs(IPv4Address(public_ip))
+    attrs = LeaseAttrs(IPv4Address(public_ip), backend_type=backend_type)
     return LeaseKeeper(registry, attrs, margin_s, forward_until, previous=wanted, delays=QUICK, rng=random.Random(1))
 
 

@@ -18,14 +18,13 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
 from flannel_udp.control.allocation import choose_subnet
-from flannel_udp.control.lease_machine import (
+from flannel_udp.control.lease_actions import (
     Action,
     Ask,
     Create,
     Discard,
     Held,
     Inspect,
-    LeaseMachine,
     Lost,
     Measure,
     Renew,
@@ -33,6 +32,7 @@ from flannel_udp.control.lease_machine import (
     Result,
     Survey,
 )
+from flannel_udp.control.lease_machine import LeaseMachine
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import DEFAULT_DELAYS, Delays
 from flannel_udp.errors import FlannelError, LeaseLost, RegistryError, SubnetTaken
@@ -123,7 +123,6 @@ class Host:
     def __init__(self, world: World, number: int) -> None:
         self._world = world
         self.attrs = LeaseAttrs(IPv4Address("192.0.2.0") + number)
-        self.value = format_value(self.attrs)
         self.previous: Subnet | None = None
         self.holds: Lease | None = None
         self.connected = True
@@ -181,6 +180,16 @@ class Host:
             self._inbox.append(lambda: self.deliver(life, event))
             return
         self._do(event())
+
+    def say(self, attrs: LeaseAttrs) -> None:
+        """Let the lease say this from now on, whatever the machine is doing."""
+
+        def tell() -> list[Action]:
+            self.table.set_public_ip(attrs.public_ip)
+            return self.machine.set_attrs(self.clock_s(), attrs)
+
+        self.attrs = attrs  # also for a machine that is made before this one can take note
+        self.deliver(self.life, tell)
 
     def resume(self) -> None:
         """Let the machine, and the control thread, go on."""
@@ -246,8 +255,8 @@ class Host:
 class World:
     """`hosts` agents, the first `tables` of them with peers, and a store.
 
-    `machine` and `store` may be faulty ones, and engines that do not stop by themselves (`engines_stop`): the checks
-    must find that out.
+    `store` may be a faulty one, and engines that do not stop by themselves (`engines_stop`): the checks must find that
+    out.
     """
 
     def __init__(
@@ -259,7 +268,6 @@ class World:
         delays: Delays = DEFAULT_DELAYS,
         tables: int | None = None,
         store: Store | None = None,
-        machine: type[LeaseMachine] = LeaseMachine,
         engines_stop: bool = True,
     ) -> None:
         assert config.v4 is not None
@@ -272,7 +280,7 @@ class World:
         self.losses = 0
         self.grants = 0
         self._store_rate = 1 + self.random.uniform(-MAX_RATE_ERROR, MAX_RATE_ERROR)
-        self._delays, self._machine = delays, machine
+        self._delays = delays
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count(1)
         self._watchers: dict[Host, float] = {}  # when the last event on its way arrives
@@ -281,7 +289,7 @@ class World:
         self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
 
     def make_machine(self, attrs: LeaseAttrs) -> LeaseMachine:
-        return self._machine(attrs, MARGIN_S, self._delays)
+        return LeaseMachine(attrs, MARGIN_S, self._delays)
 
     def start(self) -> None:
         for host in self.hosts:
@@ -426,8 +434,13 @@ class World:
                 raise TwoOwnersError(f"{owners} forward for {host.holds.subnet} at {self.now_s:.3f} s")
 
     def check_converged(self) -> None:
-        """Assert that every table says what a listing of the store says."""
+        """Assert that the store says what the hosts say, and every table what a listing of the store says."""
         snapshot = self._touch_store().snapshot()
+        for host in self.hosts:
+            if host.holds is not None:
+                entry = snapshot.entries.get(host.holds.entry.key)
+                assert entry is not None, host.attrs.public_ip
+                assert entry.value == format_value(host.attrs), host.attrs.public_ip
         for host in self.hosts[: self.tables]:
             fresh = PeerTable(self.network, host.attrs.public_ip, read_udp_hop)
             fresh.set_own(None if host.holds is None else host.holds.subnet.v4)

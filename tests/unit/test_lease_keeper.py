@@ -12,7 +12,8 @@ import pytest
 
 from flannel_udp.control.boottime import now_s
 from flannel_udp.control.lease import LeaseKeeper
-from flannel_udp.control.lease_machine import RACES, renew_delay_s
+from flannel_udp.control.lease_safety import renew_delay_s
+from flannel_udp.control.lease_seeking import RACES
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import RegistryDenied, RegistryError
 from flannel_udp.model import LEASE_TTL_S, LeaseAttrs

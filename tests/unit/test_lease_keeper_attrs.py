@@ -73,3 +73,42 @@ async def test_a_watch_that_shows_our_new_public_ip_before_the_renewal_is_answer
         assert not task.done()
     assert keeper.lease is not None
     assert keeper.lease.entry == registry.entries[key]
+
+
+async def test_another_public_ip_while_the_lease_is_acquired_is_registered_as_soon_as_it_is_held() -> None:
+    registry = MemoryRegistry()
+    registry.put("10.1.5.0-24", OUR_VALUE)
+    keeper = keeper_of(registry)
+
+    def move(call: str) -> None:
+        if call == "time_left_s" and registry.calls.count(call) == 1:  # our former address is written already
+            keeper.set_attrs(LeaseAttrs(IPv4Address("192.0.2.9")))
+
+    registry.before = move
+    lease = await soon(keeper.acquire(CONFIG))
+    assert lease.attrs.public_ip == IPv4Address(OUR_IP)
+    async with kept(keeper) as task:
+        await eventually(registry, "time_left_s", 2)
+        await asyncio.sleep(0)
+        assert not task.done()
+    assert registry.entries[lease.entry.key].value == OTHER_VALUE
+    assert keeper.lease is not None
+    assert keeper.lease.attrs.public_ip == IPv4Address("192.0.2.9")
+
+
+async def test_a_request_that_is_under_way_when_the_lease_is_released_is_given_up() -> None:
+    registry = MemoryRegistry()
+    keeper = keeper_of(registry)
+
+    def move(call: str) -> None:
+        if call == "time_left_s":
+            registry.hang = True
+            keeper.set_attrs(LeaseAttrs(IPv4Address("192.0.2.9")))
+
+    registry.before = move
+    await soon(keeper.acquire(CONFIG))
+    await eventually(registry, "renew", 1)
+    await soon(keeper.release())
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert registry.entries == {}

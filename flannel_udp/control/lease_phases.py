@@ -1,0 +1,128 @@
+"""The phases of a lease as values: all that is known in each of them, and nothing that belongs to another.
+
+`Idle` → `Seeking` → `Holding` → `Idle`. In the last two a request is under way, or they rest until one is due.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from flannel_udp.control.allocation import Decision
+from flannel_udp.control.lease_actions import Report, Request
+from flannel_udp.control.lease_safety import Life, earliest
+from flannel_udp.control.retry import Delays
+from flannel_udp.model import Entry, Lease, LeaseAttrs
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the lease is to say, the life left at which it is renewed (seconds), and how long to wait after failures."""
+
+    attrs: LeaseAttrs
+    margin_s: float
+    delays: Delays
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """No request is under way; the next one is due at `due_s`, ``None`` for never."""
+
+    due_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """No lease is held, and none is sought."""
+
+
+# Seeking.
+
+
+@dataclass(frozen=True, slots=True)
+class Surveying:
+    """The registry is listed and a subnet chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discarding:
+    """The first entry that `decision` discards is being deleted."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Claiming:
+    """The entry for what was decided is being written; it is to say `attrs`."""
+
+    decision: Decision
+    attrs: LeaseAttrs
+    sent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The lease is written; how long it lives is being asked."""
+
+    lease: Lease
+    sent_s: float
+    """When the request was sent that wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seeking:
+    """A lease is sought."""
+
+    doing: Rest | Surveying | Discarding | Claiming | Claimed
+    retry_s: float
+    """How long to rest after the next failure."""
+    races: int = 0
+    """How many times in a row another host was faster."""
+    found: Entry | None = None
+    """The entry of ours that is reused, as it was before we wrote it; ``None`` when a new one is created."""
+
+
+# Holding.
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """The entry is being renewed, then measured."""
+
+    attrs: LeaseAttrs
+    """What it is to say."""
+    sent_s: float
+    inspected: bool
+    """The key was found to be ours although a renewal said no."""
+    doubted: bool = False
+    """Something spoke against us after this was sent: its success does not clear that up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A renewal said no: what is under our key is being looked up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The lease is held."""
+
+    lease: Lease
+    """What the registry confirmed last."""
+    life: Life
+    doing: Rest | Renewal | Inspection
+    ours: frozenset[IPv4Address]
+    """Addresses that the entry may have by our own doing: also what was written and not confirmed."""
+    doubt_until_s: float | None = None
+    """Something spoke against us, and no renewal that was sent after it has succeeded: when we stop for that."""
+
+    @property
+    def stop_s(self) -> float | None:
+        """From when on nothing may be forwarded, ``None`` while there is no such time."""
+        return earliest(self.life.stop_s, self.doubt_until_s)
+
+
+Phase = Idle | Seeking | Holding
+
+Step = tuple[Phase, list[Request | Report]]
+"""What a decision leads to: the next phase, and what is to be done. At most one request: the one under way then."""
