@@ -1,0 +1,1 @@
+"""How packets travel between hosts: what the types of flannel's backends have in common."""
