@@ -122,8 +122,10 @@ class RouteSet:
             self._present[destination] = [self._wanted[destination]] if destination in self._wanted else []
         for route, _ in missing:
             self._present[route.destination] = []
-        faults = {destination: text for destination, text in self.faults.items() if destination not in settled}
-        self.faults = faults | dict(_explain(netlink, missing))
+        others = self._wanted.keys() & self.faults.keys() - settled.keys()
+        self.faults = {destination: self.faults[destination] for destination in others} | dict(
+            _explain(netlink, missing)
+        )
         if shadowed:
             self._add_anew(netlink, shadowed)
         return len(changed)

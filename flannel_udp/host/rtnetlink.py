@@ -51,6 +51,7 @@ _RTM_NEWLINK, _RTM_GETLINK = 16, 18
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_F_LOOKUP_TABLE = 0x1000
+_RTN_LOCAL = 2
 _RTNH_F_ONLINK = 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_CACHEINFO = 1, 2, 3, 6
@@ -221,6 +222,12 @@ class Rtnetlink:
             if body[4] == RT_TABLE_MAIN and (route := _parse_route(body)).destination == destinations[index]:
                 found[index] = route
         return found
+
+    def is_local(self, address: IPv4Address) -> bool:
+        """Tell whether packets to this address are for the host itself, no broadcasts nor on their way elsewhere."""
+        head = _RTMSG.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
+        question = Message(_RTM_GETROUTE, 0, head + _attribute(_RTA_DST, address.packed))
+        return any(_parse_route(body).type == _RTN_LOCAL for _, body in self._ask([question], _RTM_NEWROUTE))
 
     def link(self, index: int) -> Link | None:
         """Return what an interface is called and whether it is up, ``None`` if there is none of this index."""
