@@ -60,7 +60,7 @@ class Hop:
 
 
 class RouteSet:
-    """Wanted routes, and what keeps some of them out of the kernel.
+    """Wanted routes, and what keeps some of them out of the kernel. Begins with `load`.
 
     Methods block, for seconds where thousands of routes change (the kernel compares a new route with all others of the
     same device): call them through ``asyncio.to_thread``, one at a time. They raise `FlannelError` where nothing at all
@@ -122,10 +122,8 @@ class RouteSet:
             self._present[destination] = [self._wanted[destination]] if destination in self._wanted else []
         for route, _ in missing:
             self._present[route.destination] = []
-        others = self._wanted.keys() & self.faults.keys() - settled.keys()
-        self.faults = {destination: self.faults[destination] for destination in others} | dict(
-            _explain(netlink, missing)
-        )
+        faults = {at: text for at, text in self.faults.items() if at in self._wanted and at not in settled}
+        self.faults = faults | dict(_explain(netlink, missing))
         if shadowed:
             self._add_anew(netlink, shadowed)
         return len(changed)

@@ -53,7 +53,7 @@ _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_F_LOOKUP_TABLE = 0x1000
 _RTN_LOCAL = 2
 _RTNH_F_ONLINK = 4
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_CACHEINFO = 1, 2, 3, 6
 _RT_SCOPE_HOST = 254
 _IFLA_IFNAME, _IFLA_EXT_MASK = 3, 29
@@ -71,7 +71,7 @@ _U32 = struct.Struct("=I")
 _DATAGRAM_BYTES = 65_536  # netlink(7): the kernel puts no more than 32 KiB into a datagram
 
 # The kernel answers a whole batch before we can read, and what does not fit into the socket's receive buffer is lost
-# (ENOBUFS). Of the usual 208 KiB, a refusal takes up to 1.3 KiB of memory, a route or link that is asked for 8.
+# (ENOBUFS). Of the usual 208 KiB a refusal takes 0.9 on Linux 6.18; what answers a question can be larger elsewhere.
 _MESSAGES_A_SEND = 100
 _QUESTIONS_A_SEND = 20
 
@@ -154,7 +154,7 @@ def append_route(route: Route) -> Message:
 def delete_route(route: Route) -> Message:
     """Delete the first route that is like this one, also in its protocol; refused (ESRCH) if there is none.
 
-    What is 0 or ``None`` in `route` is not compared.
+    Gateway, interface, source and metric are compared where they are not 0 or ``None``.
     """
     return Message(_RTM_DELROUTE, 0, _route_body(route))
 
