@@ -1,0 +1,89 @@
+"""One host in a network namespace of its own, for tests of what we do to its routes and addresses."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+from flannel_udp.host.monitor import open_monitor_socket
+from flannel_udp.lab import netns
+from tests.support.labs import fresh_name
+
+_KINDS = {20: "new address", 21: "deleted address", 24: "new route", 25: "deleted route"}  # linux/rtnetlink.h
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+PATIENCE_S = 20.0
+T = TypeVar("T")
+
+
+class News:
+    """What the kernel told of changed addresses and routes, in order, since this was made or last asked."""
+
+    def __init__(self, monitor: socket.socket) -> None:
+        self._monitor = monitor
+        monitor.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 32 << 20)
+
+    def __call__(self) -> list[str]:
+        told: list[str] = []
+        while True:
+            try:
+                datagram = self._monitor.recv(65_536)
+            except BlockingIOError:
+                return told
+            while datagram:
+                length, kind = struct.unpack_from("=IH", datagram)
+                told += [_KINDS[kind]] if kind in _KINDS else []
+                datagram = datagram[(length + 3) & ~3 :]
+
+
+class OneHost:
+    """A network namespace, empty but for `lo`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def ip(self, *lines: str) -> None:
+        """Run lines of `ip` inside."""
+        netns.ip_batch(lines, namespace=self.name)
+
+    def show(self, command: str) -> list[str]:
+        """Return the lines that an `ip` command prints inside."""
+        argv = ["ip", "-n", self.name, *command.split()]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+        return [line.strip() for line in done.stdout.splitlines()]
+
+    def routes(self, of: str = "") -> list[str]:
+        """Return the main table's routes, without those that came with an address."""
+        return [line for line in self.show(f"-4 route show {of}") if "proto kernel" not in line]
+
+    def call(self, function: Callable[..., T], *arguments: object) -> T:
+        """Run a function inside, on a thread of its own."""
+        return netns.call_inside(self.name, partial(function, *arguments))
+
+    def udp(self, address: str = "0.0.0.0") -> socket.socket:
+        """Return a UDP socket inside, bound to the address; whoever asked closes it."""
+        sock = self.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((address, 0))
+        sock.settimeout(PATIENCE_S)
+        return sock
+
+    @contextmanager
+    def news(self) -> Iterator[News]:
+        with self.call(open_monitor_socket) as monitor:
+            yield News(monitor)
+
+
+@contextmanager
+def one_host() -> Iterator[OneHost]:
+    """Make an empty namespace with `lo` up, and remove it at the end."""
+    host = OneHost(fresh_name())
+    netns.ip_batch([f"netns add {host.name}"])
+    try:
+        host.ip("link set lo up")
+        yield host
+    finally:
+        netns.ip_batch([f"netns delete {host.name}"])
