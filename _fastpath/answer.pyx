@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from flannel_udp._fastpath.clock cimport now_ns
 from flannel_udp._fastpath.datapath cimport state_of
 from flannel_udp._fastpath.drops cimport TOO_BIG
-from flannel_udp._fastpath.icmp cimport ICMP_ERROR_MAX_BYTES, icmp_allowed, icmp_answer
+from flannel_udp._fastpath.icmp cimport ICMP_ERROR_MAX_BYTES, icmp_take_token, write_icmp_error
 from flannel_udp._fastpath.sysio cimport icmp_send
 from flannel_udp._fastpath.wire cimport Ipv4Header
 
@@ -23,10 +23,10 @@ cdef void answer_sender(Datapath *dp, const Packet *packet, DropReason reason) n
         return
     if reason == TOO_BIG:
         mtu = state_of(dp, packet.next_hop).inner_mtu
-    n_bytes = icmp_answer(message, packet, reason, dp.table.own_addr, mtu)
+    n_bytes = write_icmp_error(message, packet, reason, dp.table.own_addr, mtu)
     if n_bytes == 0:
         return
-    if not icmp_allowed(&dp.icmp_limiter, now_ns()):
+    if not icmp_take_token(&dp.icmp_limiter, now_ns()):
         dp.icmp_counters.rate_limited += 1
         return
     icmp_send(dp, message, n_bytes, (<Ipv4Header *> message).dst)

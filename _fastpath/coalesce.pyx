@@ -59,7 +59,7 @@ cdef void write_queue_add(WriteQueue *queue, const Packet *packet) noexcept nogi
     slot = flow_slot(ip, ports)
     if queue.flows[slot] != NONE_YET:
         write = &queue.writes[queue.flows[slot]]
-        if may_follow(write, packet) and verified(write, packet):
+        if may_follow(write, packet) and verify_checksums(write, packet):
             append(queue, write, packet)
             return
     write = begin_write(queue, packet)
@@ -180,8 +180,11 @@ cdef inline bint l4_checksum_is_right(const Packet *packet) noexcept nogil:
     return transport_checksum(ip, packet.data + IPV4_HEADER_BYTES, packet.len - IPV4_HEADER_BYTES) == 0
 
 
-cdef inline bint verified(Write *write, const Packet *packet) noexcept nogil:
-    """Whether both the write's first segment and the one that would follow are sound."""
+cdef inline bint verify_checksums(Write *write, const Packet *packet) noexcept nogil:
+    """Whether the write's first segment and the one that would follow are sound; the first's is computed once and kept.
+
+    A write whose first segment is not sound is ended.
+    """
     if not write.verified:
         write.verified = l4_checksum_is_right(&write.packet)
         write.ended = not write.verified

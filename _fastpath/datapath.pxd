@@ -91,7 +91,11 @@ cdef inline PeerState *state_of(Datapath *dp, uint32_t peer) noexcept nogil:
 
 
 cdef inline bint lease_expired(const Datapath *dp) noexcept nogil:
-    """Whether nothing may be forwarded any more. Asked for right before a batch leaves: an agent that was stopped, or a
-    machine that was suspended, goes on in the middle of one, and perhaps the subnet is another host's by then."""
+    """Whether nothing may be forwarded any more.
+
+    Asked once for a queue, right before it goes out: an agent that was stopped, or a machine that was suspended, goes
+    on anywhere, and perhaps the subnet is another host's by then. What is stopped later than that still sends the rest
+    of the one queue: to peers mostly one system call, to our own TUN one for each write.
+    """
     cdef uint64_t until_ns = load_word(&dp.forward_until_ns)
     return until_ns != <uint64_t> FOR_EVER and boottime_ns() >= until_ns

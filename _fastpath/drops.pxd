@@ -44,6 +44,3 @@ cdef inline void count_forwarded(DirectionCounters *counters, uint32_t n, uint32
 
 cdef inline void count_drops(DirectionCounters *counters, DropReason reason, uint32_t n) noexcept nogil:
     counters.drops[<int> reason] += n
-
-# Which reason stands for an errno that a send or a write gave.
-cdef DropReason reason_of_errno(int error) noexcept nogil

@@ -1,7 +1,5 @@
 """Every reason to drop a packet, one sentence each."""
 
-from libc cimport errno
-
 SENTENCES = {
     DropReason.TOO_SHORT: "shorter than an IPv4 header of 20 bytes",
     DropReason.NOT_IPV4: "the IP version is not 4",
@@ -26,20 +24,3 @@ SENTENCES = {
     DropReason.DEVICE_DOWN: "the tunnel device or the external interface is down or gone",
     DropReason.SYSTEM_ERROR: "the kernel refused it for another reason",
 }
-
-
-cdef DropReason reason_of_errno(int error) noexcept nogil:
-    if error == errno.EAGAIN:
-        return QUEUE_FULL
-    if error == errno.EMSGSIZE:
-        return TOO_BIG
-    if error == errno.ENETUNREACH or error == errno.EHOSTUNREACH:
-        return UNREACHABLE
-    if error == errno.EPERM or error == errno.EACCES:
-        return REFUSED
-    if error == errno.ENOBUFS or error == errno.ENOMEM:
-        return NO_MEMORY
-    # A TUN that is down answers EIO, one that was deleted EBADFD (linux, drivers/net/tun.c).
-    if error == errno.EIO or error == errno.EBADFD or error == errno.ENETDOWN or error == errno.ENODEV:
-        return DEVICE_DOWN
-    return SYSTEM_ERROR

@@ -98,7 +98,7 @@ cdef class Engine:
     cdef uint8_t *arena
     cdef object epoll
     cdef RouteTable table           # keeps `current` alive
-    cdef bint tun_forgotten         # it is watched no more
+    cdef bint stopped_watching      # `epoll` has neither descriptor any more
     cdef list retired               # (table, epoch at its retirement)
 
     def __cinit__(
@@ -168,7 +168,7 @@ cdef class Engine:
         self.dp.write_queue.join_udp = join_udp
         self.dp.tun_errno = 0
         self.dp.read_errors = 0
-        self.tun_forgotten = False
+        self.stopped_watching = False
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when `poll` has work: an epoll descriptor of our own."""
@@ -191,7 +191,7 @@ cdef class Engine:
         with nogil:
             while self.dp.tun_errno == 0:
                 ready = epoll_wait(self.dp.epoll_fd, events, 2, 0 if busy_us else <int> linger_ms)
-                got = self._batches(events, ready) if ready > 0 else 0
+                got = self._move_batches(events, ready) if ready > 0 else 0
                 moved += got
                 time_ns = now_ns()
                 if got:
@@ -200,11 +200,11 @@ cdef class Engine:
                     break
                 if time_ns - started_ns >= POLL_MAX_NS:
                     break
-        if self.dp.tun_errno and not self.tun_forgotten:
-            self._forget_tun()
+        if self.dp.tun_errno and not self.stopped_watching:
+            self._stop_watching()
         return moved
 
-    cdef uint32_t _batches(self, const epoll_event *events, int n) noexcept nogil:
+    cdef uint32_t _move_batches(self, const epoll_event *events, int n) noexcept nogil:
         """Move a batch from each descriptor that is ready, with the table in force."""
         cdef uint32_t got = 0
         cdef int i
@@ -218,9 +218,9 @@ cdef class Engine:
         add_word(&self.epoch, 1)
         return got
 
-    def _forget_tun(self) -> None:
+    def _stop_watching(self) -> None:
         """Watch nothing more: a TUN that is beyond use would wake us for ever, and datagrams have nowhere to go."""
-        self.tun_forgotten = True
+        self.stopped_watching = True
         self.epoll.unregister(self.dp.tun_fd)
         self.epoll.unregister(self.dp.udp_fd)
 
@@ -236,7 +236,7 @@ cdef class Engine:
 
     def publish(self, RouteTable table not None) -> None:
         """Put a table in force, from any thread but only one at a time; batches that start from now on use it."""
-        self._make_room(table.table.n_hops)
+        self._allocate_peer_states(table.table.n_hops)
         old = self.table
         table.n_engines += 1            # first: from now on it must not be written
         store_table(&self.current, &table.table)
@@ -296,7 +296,7 @@ cdef class Engine:
         """Close the epoll descriptor. The thread that polls must have stopped."""
         self.epoll.close()
 
-    cdef int _make_room(self, uint32_t n_hops) except -1:
+    cdef int _allocate_peer_states(self, uint32_t n_hops) except -1:
         """Have counters for all next hops before the data thread can meet them. Chunks never move or go."""
         cdef uint32_t chunk
         if n_hops > <uint32_t> PEER_CHUNK * PEER_CHUNKS_MAX:

@@ -34,8 +34,7 @@ cdef enum:
     ANSWER_TTL = 64
 
 
-cdef bint icmp_allowed(IcmpLimiter *limiter, uint64_t now_ns) noexcept nogil:
-    """Take one token; False where the bucket is empty."""
+cdef bint icmp_take_token(IcmpLimiter *limiter, uint64_t now_ns) noexcept nogil:
     if now_ns > limiter.last_ns:
         limiter.credit_ns += now_ns - limiter.last_ns
         limiter.last_ns = now_ns
@@ -64,7 +63,7 @@ cdef bint may_answer(const Packet *packet, const Ipv4Header *ip) noexcept nogil:
     return True
 
 
-cdef uint32_t icmp_answer(
+cdef uint32_t write_icmp_error(
     uint8_t *answer, const Packet *packet, DropReason reason, be32 own_addr, uint32_t mtu
 ) noexcept nogil:
     cdef Ipv4Header *original
@@ -113,5 +112,5 @@ def answer(bytes packet not None, DropReason reason, uint32_t own_address, uint1
     memset(&view, 0, sizeof(view))
     view.data = <uint8_t *> <const char *> packet
     view.len = <uint32_t> len(packet)
-    n = icmp_answer(buffer, &view, reason, htonl(own_address), mtu)
+    n = write_icmp_error(buffer, &view, reason, htonl(own_address), mtu)
     return (<char *> buffer)[:n]

@@ -12,6 +12,7 @@
 from flannel_udp._fastpath.answer cimport answer_sender
 from flannel_udp._fastpath.coalesce cimport write_queue_add, write_queue_is_full
 from flannel_udp._fastpath.datapath cimport SOURCE_OFF, SOURCE_STRICT, Bundle
+from flannel_udp._fastpath.deliver cimport deliver
 from flannel_udp._fastpath.drops cimport (
     CONGESTION_LOST,
     KEEP,
@@ -26,7 +27,7 @@ from flannel_udp._fastpath.ecn cimport take_over_ecn
 from flannel_udp._fastpath.ipv4 cimport decrement_ttl, parse
 from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.routes cimport FIRST_PEER, NO_ROUTE_HOP, OWN_HOP, lookup, peer_of
-from flannel_udp._fastpath.sysio cimport tun_write, udp_receive
+from flannel_udp._fastpath.sysio cimport udp_receive
 from flannel_udp._fastpath.wire cimport Ipv4Header, ntohl
 
 
@@ -64,8 +65,8 @@ cdef inline DropReason accept(const Datapath *dp, Packet *packet) noexcept nogil
     return KEEP
 
 
-cdef inline uint32_t unbundle(Datapath *dp, const Bundle *bundle) noexcept nogil:
-    """Take the datagrams of a bundle one by one; return how many there were."""
+cdef inline uint32_t forward_bundle(Datapath *dp, const Bundle *bundle) noexcept nogil:
+    """Queue or drop the datagrams of a bundle one by one; return how many there were."""
     cdef Packet packet
     cdef DropReason reason
     cdef uint32_t offset = 0
@@ -80,7 +81,7 @@ cdef inline uint32_t unbundle(Datapath *dp, const Bundle *bundle) noexcept nogil
         reason = accept(dp, &packet)
         if reason == KEEP:
             if write_queue_is_full(&dp.write_queue):
-                tun_write(dp)
+                deliver(dp)
             write_queue_add(&dp.write_queue, &packet)
             continue
         count_drops(&dp.in_counters, reason, 1)
@@ -94,6 +95,6 @@ cdef uint32_t inbound_batch(Datapath *dp) noexcept nogil:
     cdef uint32_t i
     udp_receive(dp)
     for i in range(dp.n_bundles):
-        n_received += unbundle(dp, &dp.bundles[i])
-    tun_write(dp)
+        n_received += forward_bundle(dp, &dp.bundles[i])
+    deliver(dp)
     return n_received

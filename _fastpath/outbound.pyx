@@ -25,7 +25,7 @@ from flannel_udp._fastpath.drops cimport (
 from flannel_udp._fastpath.ecn cimport outer_tos
 from flannel_udp._fastpath.ipv4 cimport decrement_ttl, is_unicast, parse
 from flannel_udp._fastpath.packet cimport Packet
-from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu
+from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu, forget_stale_path_mtu
 from flannel_udp._fastpath.routes cimport NO_ROUTE_HOP, OWN_HOP, lookup
 from flannel_udp._fastpath.sendqueue cimport SEND_FLUSH_BYTES, queue_commit, queue_end, queue_has_room
 from flannel_udp._fastpath.split cimport Split, complete_checksum, plan_split, write_segment
@@ -64,14 +64,16 @@ cdef inline DropReason route(const Datapath *dp, Packet *packet, Ipv4Header **ip
     return KEEP
 
 
-cdef inline bint may_not_pass(
+cdef inline DropReason enforce_path_mtu(
     Datapath *dp, const Packet *packet, const Ipv4Header *ip, uint32_t n_bytes
 ) noexcept nogil:
-    """Whether datagrams of `n_bytes` are too big for the path and must not be fragmented (RFC 1191 section 5)."""
-    return exceeds_path_mtu(dp, packet.next_hop, n_bytes) and ntohs(ip.frag) & DONT_FRAGMENT
+    """Hold inner packets of `n_bytes` that must not be fragmented to what the path carries (RFC 1191 section 5)."""
+    if not exceeds_path_mtu(dp, packet.next_hop, n_bytes) or forget_stale_path_mtu(dp, packet.next_hop):
+        return KEEP
+    return TOO_BIG if ntohs(ip.frag) & DONT_FRAGMENT else KEEP
 
 
-cdef inline void make_room(Datapath *dp, uint32_t n_bytes) noexcept nogil:
+cdef inline void transmit_if_full(Datapath *dp, uint32_t n_bytes) noexcept nogil:
     if not queue_has_room(&dp.send_queue, n_bytes):
         transmit(dp)
 
@@ -85,23 +87,25 @@ cdef inline DropReason enqueue(
     cdef uint32_t n_bytes, i
     cdef unsigned char tos = outer_tos(ip, dp.dscp)
     if vnet.gso_type == VNET_GSO_NONE:
-        if may_not_pass(dp, packet, ip, packet.len):
-            return TOO_BIG
+        reason = enforce_path_mtu(dp, packet, ip, packet.len)
+        if reason != KEEP:
+            return reason
         if vnet.flags & VNET_NEEDS_CSUM:
             reason = complete_checksum(vnet, packet)
             if reason != KEEP:
                 return reason
-        make_room(dp, packet.len)
+        transmit_if_full(dp, packet.len)
         memcpy(queue_end(&dp.send_queue), packet.data, packet.len)
         queue_commit(&dp.send_queue, packet.len, packet.next_hop, tos)
         return KEEP
     reason = plan_split(&split, vnet, packet, ip)
     if reason != KEEP:
         return reason
-    if may_not_pass(dp, packet, ip, split.header_len + split.segment_payload):
-        return TOO_BIG
+    reason = enforce_path_mtu(dp, packet, ip, split.header_len + split.segment_payload)
+    if reason != KEEP:
+        return reason
     for i in range(split.n):
-        make_room(dp, split.header_len + split.segment_payload)
+        transmit_if_full(dp, split.header_len + split.segment_payload)
         n_bytes = write_segment(&split, packet, i, queue_end(&dp.send_queue))
         queue_commit(&dp.send_queue, n_bytes, packet.next_hop, tos)
     return KEEP

@@ -8,7 +8,7 @@ from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES
 
 cdef enum:
     INNER_MTU_MIN = 68          # RFC 791 section 3.1: every IPv4 link carries that much
-    KEPT_S = 600                # net.ipv4.route.mtu_expires
+    KEPT_S = 600                # net.ipv4.route.mtu_expires where nobody changed it
 
 
 cdef bint learn_path_mtu(Datapath *dp, uint32_t peer) noexcept nogil:

@@ -1,28 +1,11 @@
 """Every system call of the packet path."""
 
 from libc cimport errno
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
 from flannel_udp._fastpath.clock cimport pause_ns
-from flannel_udp._fastpath.coalesce cimport (
-    NONE_YET,
-    WRITE_SEGMENTS_MAX,
-    Write,
-    finish_super_packet,
-    write_queue_clear,
-)
-from flannel_udp._fastpath.datapath cimport (
-    RECEIVE_BYTES,
-    RECEIVE_HEADROOM,
-    RECEIVE_MAX,
-    Bundle,
-    PeerState,
-    lease_expired,
-    state_of,
-)
-from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, count_drops, count_forwarded, reason_of_errno
-from flannel_udp._fastpath.routes cimport FIRST_PEER
+from flannel_udp._fastpath.datapath cimport RECEIVE_BYTES, RECEIVE_HEADROOM, RECEIVE_MAX, Bundle
 from flannel_udp._fastpath.sockets cimport (
     AF_INET,
     CMSG_DATA,
@@ -87,13 +70,21 @@ cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept
     return True
 
 
-cdef int send_messages(Datapath *dp, mmsghdr *messages, uint32_t n) noexcept nogil:
-    cdef int put = -1
-    errno.errno = errno.EINTR
-    while put < 0 and errno.errno == errno.EINTR:
-        put = sendmmsg(dp.udp_fd, messages, n, MSG_DONTWAIT)
+cdef int tun_write(Datapath *dp, const iovec *pieces, int n) noexcept nogil:
+    cdef ssize_t written = writev(dp.tun_fd, pieces, n)
+    dp.calls.tun_writes += 1
+    return <int> written if written >= 0 else -errno.errno
+
+
+cdef int udp_send(Datapath *dp, mmsghdr *messages, uint32_t n) noexcept nogil:
+    cdef int sent
+    while True:
+        sent = sendmmsg(dp.udp_fd, messages, n, MSG_DONTWAIT)
         dp.calls.udp_sends += 1
-    return put
+        if sent >= 0:
+            return sent
+        if errno.errno != errno.EINTR:
+            return -errno.errno
 
 
 cdef void set_path_mtu_discovery(Datapath *dp, int mode) noexcept nogil:
@@ -156,56 +147,6 @@ cdef inline void read_controls(msghdr *header, Bundle *bundle) noexcept nogil:
         elif control.cmsg_level == IPPROTO_IP and control.cmsg_type == IP_TOS:
             bundle.outer_tos = CMSG_DATA(control)[0]
         control = CMSG_NXTHDR(header, control)
-
-
-cdef void tun_write(Datapath *dp) noexcept nogil:
-    cdef uint32_t i
-    cdef bint expired = dp.write_queue.n > 0 and lease_expired(dp)
-    for i in range(dp.write_queue.n):
-        if expired:
-            count_drops(&dp.in_counters, LEASE_EXPIRED, dp.write_queue.writes[i].n)
-        elif write_one(dp, &dp.write_queue.writes[i]) < 0:
-            count_drops(&dp.in_counters, reason_of_errno(errno.errno), dp.write_queue.writes[i].n)
-        else:
-            count_written(dp, &dp.write_queue.writes[i])
-    write_queue_clear(&dp.write_queue)
-
-
-cdef inline ssize_t write_one(Datapath *dp, Write *write) noexcept nogil:
-    """Write a packet or super-packet.
-
-    The virtio-net header goes right in front of the packet: over the receive buffer's headroom or over the packet that
-    came before it, which was written before it, too.
-    """
-    cdef iovec pieces[1 + WRITE_SEGMENTS_MAX]
-    cdef VirtioNetHeader vnet
-    cdef int n = 1
-    cdef uint16_t piece = write.first_piece
-    memset(&vnet, 0, sizeof(vnet))          # one whole packet, checksums already in it
-    if write.n > 1:
-        finish_super_packet(write, &vnet)
-    pieces[0].iov_base = write.packet.data - dp.vnet_bytes
-    pieces[0].iov_len = write.packet.len + dp.vnet_bytes
-    memcpy(pieces[0].iov_base, &vnet, dp.vnet_bytes)
-    while piece != NONE_YET:
-        pieces[n].iov_base = dp.write_queue.pieces[piece].data
-        pieces[n].iov_len = dp.write_queue.pieces[piece].len
-        n += 1
-        piece = dp.write_queue.pieces[piece].next
-    dp.calls.tun_writes += 1
-    return writev(dp.tun_fd, pieces, n)
-
-
-cdef inline void count_written(Datapath *dp, const Write *write) noexcept nogil:
-    cdef uint32_t n_bytes = write.packet.len
-    cdef PeerState *peer
-    if write.n > 1:
-        n_bytes = write.n * write.header_len + write.payload_len
-    count_forwarded(&dp.in_counters, write.n, n_bytes)
-    if write.packet.next_hop >= FIRST_PEER:
-        peer = state_of(dp, write.packet.next_hop)
-        peer.packets_in += write.n
-        peer.bytes_in += n_bytes
 
 
 cdef void icmp_send(Datapath *dp, const uint8_t *packet, uint32_t n_bytes, be32 dst) noexcept nogil:

@@ -1,15 +1,18 @@
-"""The send queue goes out: one message a run, one system call for all of them, and what to do where that fails."""
+"""The send queue goes out to the underlay: one message a run, one system call for as many as the kernel takes.
 
-from libc cimport errno
+A run that the kernel refused is judged by `refusal`, and what that says is done; the others go on.
+"""
+
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from flannel_udp._fastpath.answer cimport answer_sender
 from flannel_udp._fastpath.datapath cimport PeerState, lease_expired, state_of
-from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, TOO_BIG, count_drops, count_forwarded, reason_of_errno
+from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, TOO_BIG, count_drops, count_forwarded
 from flannel_udp._fastpath.encap_udp cimport outer_address
 from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.pathmtu cimport learn_path_mtu
+from flannel_udp._fastpath.refusal cimport FIT_TO_PATH, SEND_SINGLY, STOP_SEGMENTING, Refusal, classify_send
 from flannel_udp._fastpath.sendqueue cimport RUNS_MAX, Run, SendQueue, queue_clear
 from flannel_udp._fastpath.sockets cimport (
     AF_INET,
@@ -27,7 +30,7 @@ from flannel_udp._fastpath.sockets cimport (
     fill_in,
     mmsghdr,
 )
-from flannel_udp._fastpath.sysio cimport send_messages, set_path_mtu_discovery
+from flannel_udp._fastpath.sysio cimport set_path_mtu_discovery, udp_send
 from flannel_udp._fastpath.wire cimport DONT_FRAGMENT, Ipv4Header, ntohs
 
 
@@ -35,38 +38,29 @@ cdef void transmit(Datapath *dp) noexcept nogil:
     cdef mmsghdr messages[RUNS_MAX]
     cdef Envelope envelopes[RUNS_MAX]
     cdef SendQueue *queue = &dp.send_queue
-    cdef uint32_t done = 0
     cdef uint32_t i
-    cdef int put
     for i in range(queue.n):
-        address_message(dp, &messages[i], &envelopes[i], &queue.runs[i], 0, queue.runs[i].n_bytes)
+        address_message(dp, &messages[i], &envelopes[i], &queue.runs[i])
     if queue.n and lease_expired(dp):
         for i in range(queue.n):
             count_drops(&dp.out_counters, LEASE_EXPIRED, queue.runs[i].n)
-        done = queue.n
-    while done < queue.n:
-        put = send_messages(dp, &messages[done], queue.n - done)
-        for i in range(done, done + <uint32_t> max(put, 0)):
-            count_sent(dp, &queue.runs[i], queue.runs[i].n, queue.runs[i].n_bytes)
-        done += <uint32_t> max(put, 0)
-        if put <= 0:
-            give_up_on(dp, &queue.runs[done])
-            done += 1
+    else:
+        send_all(dp, messages)
     queue_clear(queue)
 
 
 cdef inline void address_message(
-    const Datapath *dp, mmsghdr *message, Envelope *envelope, const Run *run, uint32_t offset, uint32_t n_bytes
+    const Datapath *dp, mmsghdr *message, Envelope *envelope, const Run *run
 ) noexcept nogil:
-    """Make a message of `n_bytes` of a run from `offset` on: one datagram, or several that the kernel cuts."""
+    """Make a run one message: one datagram, or several that the kernel cuts."""
     cdef uint16_t segment = <uint16_t> run.segment_len
     cdef int tos = run.tos
-    fill_in(message, envelope, run.data + offset, n_bytes)
+    fill_in(message, envelope, run.data, run.n_bytes)
     envelope.address.sin_family = AF_INET
     envelope.address.sin_port = dp.port
     envelope.address.sin_addr.s_addr = outer_address(dp.table, run.next_hop)
     message.msg_hdr.msg_controllen = 0
-    if n_bytes > run.segment_len:
+    if run.n > 1:
         add_control(message, SOL_UDP, UDP_SEGMENT, &segment, sizeof(segment))
     if tos:
         add_control(message, IPPROTO_IP, IP_TOS, &tos, sizeof(tos))
@@ -84,58 +78,77 @@ cdef inline void add_control(mmsghdr *message, int level, int kind, const void *
     message.msg_hdr.msg_controllen += CMSG_SPACE(n_bytes)
 
 
-cdef void count_sent(Datapath *dp, const Run *run, uint32_t n, uint32_t n_bytes) noexcept nogil:
+cdef inline void send_all(Datapath *dp, mmsghdr *messages) noexcept nogil:
+    cdef const SendQueue *queue = &dp.send_queue
+    cdef uint32_t done = 0
+    cdef uint32_t end
+    cdef int sent
+    while done < queue.n:
+        sent = udp_send(dp, &messages[done], queue.n - done)
+        if sent > 0:
+            end = done + <uint32_t> sent
+            while done < end:
+                count_sent(dp, &queue.runs[done])
+                done += 1
+        else:
+            handle_refusal(dp, &queue.runs[done], -sent)
+            done += 1
+
+
+cdef inline void count_sent(Datapath *dp, const Run *run) noexcept nogil:
     cdef PeerState *peer = state_of(dp, run.next_hop)
-    count_forwarded(&dp.out_counters, n, n_bytes)
-    peer.packets_out += n
-    peer.bytes_out += n_bytes
+    count_forwarded(&dp.out_counters, run.n, run.n_bytes)
+    peer.packets_out += run.n
+    peer.bytes_out += run.n_bytes
 
 
-cdef void give_up_on(Datapath *dp, const Run *run) noexcept nogil:
-    """Do what can still be done for a run that the kernel refused, and count what was lost."""
-    cdef int refused = errno.errno
-    if run.n > 1 and (refused == errno.EIO or refused == errno.EMSGSIZE or refused == errno.EINVAL):
-        # EIO: the route's device cannot cut datagrams, and never will. The others: they are too big for the path
-        # (EINVAL before Linux 6.14), which is a matter of each packet.
-        if refused == errno.EIO:
-            dp.send_queue.packets_max = 1
-        send_one_by_one(dp, run)
-    elif run.n == 1 and refused == errno.EMSGSIZE:
-        send_too_big(dp, run, 0, run.n_bytes)
+cdef void handle_refusal(Datapath *dp, const Run *run, int error) noexcept nogil:
+    """Do what helps against the error with which the kernel refused a run; count what is lost."""
+    cdef Refusal refusal = classify_send(error, run.n)
+    if refusal.remedy == STOP_SEGMENTING:
+        dp.send_queue.packets_max = 1
+        send_singly(dp, run)
+    elif refusal.remedy == SEND_SINGLY:
+        send_singly(dp, run)
+    elif refusal.remedy == FIT_TO_PATH:
+        fit_to_path(dp, run)
     else:
-        count_drops(&dp.out_counters, reason_of_errno(refused), run.n)
+        count_drops(&dp.out_counters, refusal.reason, run.n)
 
 
-cdef void send_one_by_one(Datapath *dp, const Run *run) noexcept nogil:
-    cdef uint32_t offset = 0
-    cdef uint32_t n_bytes
-    while offset < run.n_bytes:
-        n_bytes = min(run.segment_len, run.n_bytes - offset)
-        if not send_one(dp, run, offset, n_bytes):
-            if errno.errno == errno.EMSGSIZE:
-                send_too_big(dp, run, offset, n_bytes)
-            else:
-                count_drops(&dp.out_counters, reason_of_errno(errno.errno), 1)
-        offset += n_bytes
+cdef void send_singly(Datapath *dp, const Run *run) noexcept nogil:
+    """Send each packet of a run as a run of its own."""
+    cdef Run single = run[0]
+    cdef uint32_t left = run.n_bytes
+    cdef int sent
+    single.n = 1
+    while left:
+        single.n_bytes = min(run.segment_len, left)
+        sent = send_run(dp, &single)
+        if sent <= 0:
+            handle_refusal(dp, &single, -sent)
+        single.data += single.n_bytes
+        left -= single.n_bytes
 
 
-cdef bint send_one(Datapath *dp, const Run *run, uint32_t offset, uint32_t n_bytes) noexcept nogil:
-    """Send one packet of a run and count it; False, and errno, where the kernel refuses it."""
+cdef int send_run(Datapath *dp, const Run *run) noexcept nogil:
+    """Send one run and count it; return 1, or the negated errno where the kernel refused it."""
     cdef mmsghdr message
     cdef Envelope envelope
-    address_message(dp, &message, &envelope, run, offset, n_bytes)
-    if send_messages(dp, &message, 1) <= 0:
-        return False
-    count_sent(dp, run, 1, n_bytes)
-    return True
+    cdef int sent
+    address_message(dp, &message, &envelope, run)
+    sent = udp_send(dp, &message, 1)
+    if sent > 0:
+        count_sent(dp, run)
+    return sent
 
 
-cdef void send_too_big(Datapath *dp, const Run *run, uint32_t offset, uint32_t n_bytes) noexcept nogil:
-    """Let a packet that is too big for the path be fragmented, or tell its sender what would fit (RFC 1191)."""
+cdef void fit_to_path(Datapath *dp, const Run *run) noexcept nogil:
+    """Let one packet that is too big for the path be fragmented, or tell its sender what would fit (RFC 1191)."""
     cdef Packet packet
-    cdef bint sent
-    packet.data = run.data + offset
-    packet.len = n_bytes
+    cdef int sent
+    packet.data = run.data
+    packet.len = run.n_bytes
     packet.next_hop = run.next_hop
     if ntohs((<const Ipv4Header *> packet.data).frag) & DONT_FRAGMENT:
         if learn_path_mtu(dp, run.next_hop):
@@ -143,7 +156,7 @@ cdef void send_too_big(Datapath *dp, const Run *run, uint32_t offset, uint32_t n
         count_drops(&dp.out_counters, TOO_BIG, 1)
         return
     set_path_mtu_discovery(dp, IP_PMTUDISC_DONT)
-    sent = send_one(dp, run, offset, n_bytes)
-    if not sent:
-        count_drops(&dp.out_counters, reason_of_errno(errno.errno), 1)
+    sent = send_run(dp, run)
     set_path_mtu_discovery(dp, IP_PMTUDISC_DO)
+    if sent <= 0:
+        count_drops(&dp.out_counters, classify_send(-sent, 1).reason, 1)

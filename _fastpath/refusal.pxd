@@ -1,0 +1,21 @@
+"""What the kernel means by refusing to send or write: the errno, a value that `sysio` returns, is judged only here."""
+
+from libc.stdint cimport uint32_t
+
+from flannel_udp._fastpath.drops cimport DropReason
+
+cdef enum Remedy:
+    DROP                    # nothing helps: what was refused is lost
+    SEND_SINGLY             # a run of packets is too big for the path: see which of them is
+    STOP_SEGMENTING         # a run cannot be cut by the route's device, now or ever: singly, and no runs any more
+    FIT_TO_PATH             # a packet is too big for the path: have it fragmented, or tell its sender
+
+cdef struct Refusal:
+    Remedy remedy
+    DropReason reason       # of what is lost
+
+# Judge the errno with which the socket refused a message of `n_packets`.
+cdef Refusal classify_send(int error, uint32_t n_packets) noexcept nogil
+
+# As what to count what an errno costs. At the TUN that is all there is to judge.
+cdef DropReason reason_of_errno(int error) noexcept nogil

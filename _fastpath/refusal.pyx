@@ -1,0 +1,39 @@
+"""Judge an errno: what helps, and as what to count what is lost."""
+
+from libc cimport errno
+
+from flannel_udp._fastpath.drops cimport DEVICE_DOWN, NO_MEMORY, QUEUE_FULL, REFUSED, SYSTEM_ERROR, TOO_BIG, UNREACHABLE
+
+
+cdef Refusal classify_send(int error, uint32_t n_packets) noexcept nogil:
+    cdef Refusal refusal
+    refusal.remedy = remedy_of(error, n_packets)
+    refusal.reason = reason_of_errno(error)
+    return refusal
+
+
+cdef inline Remedy remedy_of(int error, uint32_t n_packets) noexcept nogil:
+    if n_packets == 1:
+        return FIT_TO_PATH if error == errno.EMSGSIZE else DROP
+    if error == errno.EIO:
+        return STOP_SEGMENTING      # the device has no checksum offload (linux, net/ipv4/udp.c, udp_send_skb)
+    if error == errno.EMSGSIZE or error == errno.EINVAL:
+        return SEND_SINGLY          # EINVAL before Linux 6.14
+    return DROP
+
+
+cdef DropReason reason_of_errno(int error) noexcept nogil:
+    if error == errno.EAGAIN:
+        return QUEUE_FULL
+    if error == errno.EMSGSIZE:
+        return TOO_BIG
+    if error == errno.ENETUNREACH or error == errno.EHOSTUNREACH:
+        return UNREACHABLE
+    if error == errno.EPERM or error == errno.EACCES:
+        return REFUSED
+    if error == errno.ENOBUFS or error == errno.ENOMEM:
+        return NO_MEMORY
+    # A TUN that is down answers EIO, one that was deleted EBADFD (linux, drivers/net/tun.c).
+    if error == errno.EIO or error == errno.EBADFD or error == errno.ENETDOWN or error == errno.ENODEV:
+        return DEVICE_DOWN
+    return SYSTEM_ERROR
