@@ -58,7 +58,7 @@ class Documents:
             uptime_s=round(time.monotonic() - self._started_s, 3),
             state=self._state.phrase,
             ready=self._state.ready,
-            problems=_problems(facts.faults or {}),
+            problems=[*facts.problems, *_problems(facts.faults)],
             registry=self._registry(),
             network=str(network) if network else None,
             subnet=str(lease.subnet.v4) if lease else None,
@@ -84,7 +84,7 @@ class Documents:
         if rooms is None:
             return
         peers = await asyncio.to_thread(rooms.network.peers)
-        faults = rooms.network.facts().faults or {}
+        faults = rooms.network.facts().faults
         for first in range(0, len(peers), PEERS_PART):
             part = peers[first : first + PEERS_PART]
             yield [_row(peer, rooms.network.traffic(peer), faults.get(peer.subnet)) for peer in part]

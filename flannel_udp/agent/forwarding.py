@@ -11,6 +11,8 @@ import logging
 from dataclasses import replace
 
 from flannel_udp.agent.state import AgentState, Rooms
+from flannel_udp.backend.remains import remove_remains
+from flannel_udp.backend.table import BACKENDS
 from flannel_udp.control.retry import retry
 from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
@@ -51,6 +53,8 @@ class Forwarding:
         self._firewall = rooms.firewall
         self._upkeep = rooms.upkeep
         self._overlay = rooms.config.overlay
+        self._backend = rooms.backend
+        self._swept = False  # what another backend left is removed
         self._gate = rooms.gate
         self._subnet = previous  # what subnet.env said last: the pods that run have their addresses from it
         self._env: subnet_env.SubnetEnv | None = None  # what subnet.env holds, while we serve
@@ -67,7 +71,7 @@ class Forwarding:
         # From now on it may be lost at any moment, also while the host is set up and the first peers are waited for.
         keeping = asyncio.create_task(self._keeper.keep(), name="keep the lease")
         try:
-            await self._upkeep.set_up(lease.subnet.v4)
+            await self._upkeep.set_up(lease.subnet.v4, self._keeper.former)
             if adopted is None:
                 self._gate.open(lease.subnet.v4)
             starting = asyncio.create_task(self._start_forwarding(lease), name="start forwarding")
@@ -128,7 +132,24 @@ class Forwarding:
             )
         self._subnet = lease.subnet
         self._state.serve(lease)
+        await self._remove_remains()
         await retry("announcing that the network is up", self._registry.announce_up)
+
+    async def _remove_remains(self) -> None:
+        """Remove what another backend, with which this host ran before, has left; once, now that ours stands."""
+        if self._swept:
+            return
+        try:
+            peers = await asyncio.to_thread(self._network.peers)
+            removed = await remove_remains(self._backend, BACKENDS, self._overlay, self._keeper.former, peers)
+        except FlannelError as failed:
+            logger.warning("what another backend left on this host stays: %s", failed)
+            return
+        self._swept = True
+        for what in removed:
+            logger.info("removed what an earlier run left: %s", what)
+        if removed:
+            self._upkeep.wake()  # what was in the way of ours is gone
 
     async def host_changed(self) -> None:
         """Pass on what has become of the external interface and the network's MTU."""

@@ -68,7 +68,7 @@ class KernelNetwork:
 
     # The host
 
-    async def hold(self, subnet: IPv4Network) -> None:
+    async def hold(self, subnet: IPv4Network, former: LeaseAttrs | None) -> None:
         """See `KeptNetwork.hold`."""
 
     def interest(self) -> Interest:

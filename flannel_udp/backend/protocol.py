@@ -7,7 +7,7 @@ became of the peers. docs/write-a-backend.md walks through the smallest one.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Protocol
 
@@ -156,7 +156,9 @@ class NetworkFacts:
     socket_buffers: tuple[int, int] | None = None
     """Bytes for receiving and for sending that the kernel granted each socket."""
     counters: Mapping[str, Any] | None = None
-    faults: Mapping[IPv4Network, str] | None = None
+    problems: Sequence[str] = ()
+    """A sentence for each fault that is no single peer's."""
+    faults: Mapping[IPv4Network, str] = field(default_factory=dict)
     """Why packets for these peers' subnets do not travel."""
 
 

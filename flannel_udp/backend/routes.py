@@ -25,6 +25,7 @@ from functools import cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
+from flannel_udp.host.netlink import RTPROT_BOOT
 from flannel_udp.host.rtnetlink import (
     Link,
     Message,
@@ -69,9 +70,14 @@ class RouteSet:
 
     def __init__(self) -> None:
         self._wanted: dict[IPv4Network, Route] = {}
+        self._inherits = False
         self._present: dict[IPv4Network, list[Route]] = {}  # of ours, as last seen or set
         self.faults: Mapping[IPv4Network, str] = {}
         """Destinations without their route, each with one line that says why. Replaced as a whole, never changed."""
+
+    def __contains__(self, destination: object) -> bool:
+        """Tell whether a route to just this destination is wanted; may be asked in any thread."""
+        return destination in self._wanted
 
     def load(self, hops: Mapping[IPv4Network, Hop]) -> int:
         """Want exactly these routes, whatever of ours is there; return how many the kernel took, changed or gave up."""
@@ -95,9 +101,28 @@ class RouteSet:
         """
         with open_rtnetlink("setting routes") as netlink:
             self._present = {}
-            for route in netlink.routes_of(ROUTE_PROTOCOL):
+            for route in netlink.routes_of(ROUTE_PROTOCOL) or self._inherited(netlink):
                 self._present.setdefault(route.destination, []).append(route)
+            self._inherits = False
             return self._settle(netlink, self._wanted.keys() | self._present.keys())
+
+    def inherit(self) -> None:
+        """Take what flanneld's host-gw left for ours at the next `load`, and so replace it without a gap.
+
+        flanneld's routes have no mark (RTPROT_BOOT): they are those that lead where ours are to lead. Where a run of
+        ours has left some, flanneld did not run last, and such a route is somebody else's.
+        """
+        self._inherits = True
+
+    def _inherited(self, netlink: Rtnetlink) -> list[Route]:
+        if not self._inherits:
+            return []
+        return [
+            route
+            for route in netlink.routes_of(RTPROT_BOOT)
+            if (wanted := self._wanted.get(route.destination))
+            and (route.gateway, route.oif, route.metric) == (wanted.gateway, wanted.oif, wanted.metric)
+        ]
 
     def clear(self) -> int:
         """Remove every route of ours, and want none; return how many there were."""

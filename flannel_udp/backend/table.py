@@ -9,6 +9,7 @@ from flannel_udp.backend.protocol import Backend
 
 _MODULES = {
     "udp": "flannel_udp.backend.udp",
+    "host-gw": "flannel_udp.backend.host_gw",
     "alloc": "flannel_udp.backend.alloc",
 }
 

@@ -160,7 +160,7 @@ class UdpNetwork:
 
     # The host
 
-    async def hold(self, subnet: IPv4Network) -> None:
+    async def hold(self, subnet: IPv4Network, former: LeaseAttrs | None) -> None:  # noqa: ARG002
         """See `KeptNetwork.hold`."""
         await self._tunnel.hold(subnet, self.mtu)
 

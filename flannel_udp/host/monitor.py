@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Set
+from collections.abc import Callable, Container, Set
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 
 from flannel_udp.host.listener import Listener, open_groups
 
@@ -23,15 +24,33 @@ _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length with this header, type, flags, sequence number, port
 _LINK = struct.Struct("=BxHi")  # the head of struct ifinfomsg: family, hardware type, index
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
-_ROUTE = struct.Struct("=BB")  # the head of struct rtmsg: family, prefix length of the destination
+_ROUTE = struct.Struct("=BBxxxB")  # the head of struct rtmsg: family, prefix length of the destination, protocol
+_ATTRIBUTE = struct.Struct("=HH")  # struct rtattr: length with this header, type
+_RTMSG_BYTES, _RTA_DST = 12, 1
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRoutes:
+    """Routes of ours, told by their protocol number: what becomes of routes to these destinations counts.
+
+    That we have made one does not, nor that we have deleted one which is not wanted any more.
+    """
+
+    protocol: int
+    wanted: Container[IPv4Network]
+
+    def concerned(self, kind: int, protocol: int, destination: IPv4Network) -> bool:
+        """Tell whether such a message means that a route of ours may have been changed by somebody else."""
+        return destination in self.wanted and (kind == _RTM_DELROUTE or protocol != self.protocol)
 
 
 @dataclass(frozen=True, slots=True)
 class Interest:
-    """Which messages count: of these devices' links and addresses, of routes with these prefix lengths."""
+    """Which messages count: of these devices' links and addresses, of routes with these prefix lengths, of `own`."""
 
     devices: Set[int]
     prefix_lens: Set[int]
+    own: OwnRoutes | None = None
 
 
 def concerns(datagram: bytes, interest: Interest | None) -> bool:
@@ -54,10 +73,27 @@ def _is_of_interest(kind: int, body: bytes, interest: Interest) -> bool:
         if kind in (_RTM_NEWADDR, _RTM_DELADDR):
             return _ADDRESS.unpack_from(body)[4] in interest.devices
         if kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
-            return _ROUTE.unpack_from(body)[1] in interest.prefix_lens
+            _, prefix_len, protocol = _ROUTE.unpack_from(body)
+            if prefix_len in interest.prefix_lens:
+                return True
+            own = interest.own
+            return own is not None and own.concerned(kind, protocol, _destination(body, prefix_len))
     except struct.error:
         return True  # shorter than its kind: as above
     return False
+
+
+def _destination(body: bytes, prefix_len: int) -> IPv4Network:
+    """Return where a route leads; the default route carries no RTA_DST."""
+    offset = _RTMSG_BYTES
+    while offset + _ATTRIBUTE.size <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, offset)
+        if kind == _RTA_DST:
+            return IPv4Network((body[offset + _ATTRIBUTE.size : offset + length], prefix_len))
+        if length < _ATTRIBUTE.size:
+            raise struct.error("an attribute shorter than its header")
+        offset += (length + 3) & ~3  # RTA_ALIGN
+    return IPv4Network((0, prefix_len), strict=False)
 
 
 def open_monitor_socket() -> socket.socket:

@@ -26,7 +26,7 @@ from flannel_udp.host import interface, netlink
 from flannel_udp.host.blackhole import keep_blackhole, restore_blackhole
 from flannel_udp.host.monitor import Interest, Monitor, open_monitor_socket
 from flannel_udp.host.repair import LinkState, Pace, why_lost
-from flannel_udp.model import Interface
+from flannel_udp.model import Interface, LeaseAttrs
 from flannel_udp.options import Options
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,11 @@ class KeptNetwork(Protocol):
     look_every_s: float | None
     """How often to look although the kernel has reported nothing; ``None``: never."""
 
-    async def hold(self, subnet: IPv4Network) -> None:
-        """Set the host up for this subnet, and keep it so. Raises `FlannelError`."""
+    async def hold(self, subnet: IPv4Network, former: LeaseAttrs | None) -> None:
+        """Set the host up for this subnet, and keep it so. Raises `FlannelError`.
+
+        `former` is what our entry said before this run wrote it: with which backend the host ran last, if it did.
+        """
         ...
 
     def interest(self) -> Interest:
@@ -105,11 +108,11 @@ class Upkeep:
         """Have a look soon: something may have changed."""
         self._woken.set()
 
-    async def set_up(self, subnet: IPv4Network) -> None:
-        """Set the host up for this subnet, and keep it so. Raises `FlannelError`."""
+    async def set_up(self, subnet: IPv4Network, former: LeaseAttrs | None) -> None:
+        """Set the host up for this subnet, and keep it so, see `KeptNetwork.hold`. Raises `FlannelError`."""
         async with self._one_at_a_time:
             self._subnet = subnet
-            await self._kept.hold(subnet)
+            await self._kept.hold(subnet, former)
             self._untold = True
             await asyncio.to_thread(keep_blackhole, self._overlay, self._blackhole)
 

@@ -1,0 +1,86 @@
+"""What other backends have left on this host, where the configuration names another one now: it goes, and nothing else.
+
+Of ours each backend removes its own, known by its marks. flanneld leaves devices and routes without a mark. They are
+its own only if our entry in the registry said, before we rewrote it, that this host ran that backend:
+
+- vxlan: the device flannel.VNI, with everything on it
+- ipip: the device flannel.ipip, likewise
+- host-gw: a route to each peer's subnet through that peer; one that leads elsewhere is an administrator's
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network
+from typing import Any
+
+from flannel_udp.backend.protocol import Backend
+from flannel_udp.host.netlink import RTPROT_BOOT, open_netlink
+from flannel_udp.host.rtnetlink import delete_route, open_rtnetlink
+from flannel_udp.model import LeaseAttrs, Peer
+
+_VNI_MAX = (1 << 24) - 1  # RFC 7348 section 5
+
+
+async def remove_remains(
+    running: Backend,
+    backends: Mapping[str, Backend],
+    overlay: IPv4Network,
+    former: LeaseAttrs | None,
+    peers: Iterable[Peer],
+) -> list[str]:
+    """Remove what runs with other backends than the one that is `running` have left; say what it was.
+
+    Call it when what runs stands, so that packets travel at every moment. Raises `FlannelError`.
+    """
+    removed = []
+    for kind, backend in backends.items():
+        if kind != running.type:
+            removed += await backend.remove_remains(overlay)
+    if former is not None and former.backend_type != running.type:
+        removed += await asyncio.to_thread(_remove_flannelds, former, overlay, list(peers))
+    return removed
+
+
+def _remove_flannelds(former: LeaseAttrs, overlay: IPv4Network, peers: list[Peer]) -> list[str]:
+    match former.backend_type:
+        case "vxlan":
+            return _remove_device(_vxlan_device(former.backend_data), "vxlan")
+        case "ipip":
+            return _remove_device("flannel.ipip", "ipip")
+        case "host-gw":
+            return _remove_routes(overlay, peers)
+    return []
+
+
+def _vxlan_device(data: Any) -> str:
+    """Return the device of a lease's BackendData, flannel's default one if that says nothing sensible."""
+    vni = data.get("VNI") if isinstance(data, Mapping) else None
+    return f"flannel.{vni if isinstance(vni, int) and 0 < vni <= _VNI_MAX else 1}"
+
+
+def _remove_device(name: str, kind: str) -> list[str]:
+    """Remove the device of that name if it is of that kind."""
+    with open_netlink(f"removing flanneld's {name}") as ip:
+        for link in ip.get_links():
+            info = link.get_attr("IFLA_LINKINFO")
+            if link.get_attr("IFLA_IFNAME") == name and info is not None and info.get_attr("IFLA_INFO_KIND") == kind:
+                ip.link("del", index=link["index"])
+                return [f"flanneld's device {name}"]
+    return []
+
+
+def _remove_routes(overlay: IPv4Network, peers: list[Peer]) -> list[str]:
+    gateways = {peer.subnet: peer.public_ip for peer in peers}
+    with open_rtnetlink("removing flanneld's routes") as netlink:
+        theirs = [
+            route
+            for route in netlink.routes_of(RTPROT_BOOT)
+            if route.destination.subnet_of(overlay)
+            and not route.metric
+            and route.gateway is not None
+            and gateways.get(route.destination) == route.gateway
+        ]
+        netlink.apply([delete_route(route) for route in theirs])
+    return [f"flanneld's {len(theirs)} routes"] if theirs else []
