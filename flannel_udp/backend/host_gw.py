@@ -89,6 +89,7 @@ class HostGwNetwork(KernelNetwork):
         self._clean_on_exit = context.options.firewall.clean_on_exit
         self._routes = RouteSet()
         self._end = LeaseEnd()
+        self._held: IPv4Network | None = None  # our subnet, since `hold`: before that nothing is done to the kernel
         self._until_s: float | None = None  # when the lease ends, by CLOCK_BOOTTIME
         self._faults: Mapping[IPv4Network, str] = {}  # as last logged
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,14 +102,15 @@ class HostGwNetwork(KernelNetwork):
         """See `Network.publish`: the difference goes to the kernel."""
         await super().publish(own, deltas, whole=whole)
         if whole:
-            await self._work(own, self._load)
+            await self._work(self._load)
         else:
             changed = {peer.subnet for delta in deltas for peer in (*delta.removed, *delta.added, *delta.changed)}
-            await self._work(own, lambda: self._routes.apply({at: self._hop(self._peers.get(at)) for at in changed}))
+            await self._work(lambda: self._routes.apply({at: self._hop(self._peers.get(at)) for at in changed}))
 
     async def withdraw(self) -> None:
         """See `Network.withdraw`: the routes go with their address, at once; what has none follows one by one."""
         await super().withdraw()
+        self._held = None
         await asyncio.to_thread(self._withdraw)
 
     def forward_until(self, boottime_s: float | None) -> None:
@@ -116,14 +118,14 @@ class HostGwNetwork(KernelNetwork):
         if boottime_s == self._until_s:
             return
         self._until_s = boottime_s
-        if self._own is not None:
-            task = asyncio.create_task(self._follow_lease(self._own), name="let the routes live as long as the lease")
+        if self._held is not None:
+            task = asyncio.create_task(self._follow_lease(), name="let the routes live as long as the lease")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _follow_lease(self, own: IPv4Network) -> None:
+    async def _follow_lease(self) -> None:
         try:
-            await self._work(own, lambda: self._end.live_until(self._until_s))
+            await self._work(lambda: self._end.live_until(self._until_s))
         except FlannelError as failed:
             logger.warning("%s; trying again", failed)  # at the next look
 
@@ -135,7 +137,11 @@ class HostGwNetwork(KernelNetwork):
             self._routes.inherit()
         # A lease without end (a reservation, Kubernetes) needs no address: its routes are flanneld's to the letter.
         self._end.hold(None if self._until_s is None else subnet.network_address)
-        await asyncio.to_thread(self._locked, lambda: self._end.live_until(self._until_s))
+        self._held = subnet
+        if self._own == subnet:  # the peers came before, as they do from an agent that is taken over
+            await self._work(self._load)
+        else:  # what of ours is there may be a killed run's, and good: it is to live on
+            await self._work(lambda: self._end.live_until(self._until_s))
 
     def interest(self) -> Interest:
         """See `KeptNetwork.interest`: routes to our peers, and the address on lo that they hang on."""
@@ -143,37 +149,34 @@ class HostGwNetwork(KernelNetwork):
 
     async def repair(self) -> None:
         """See `KeptNetwork.repair`."""
-        if self._own is None:  # what of ours is there may be a killed run's, and good
-            return
-        n = await self._work(self._own, self._repair)
+        n = await self._work(self._repair)
         if n:
             self.repairs["route"] += n
-            logger.info("put right: %d routes to peers", n)
+            logger.info("put right: %d route%s to peers", n, "s" if n > 1 else "")
 
     async def follow(self, external: Interface) -> None:
         """See `KeptNetwork.follow`: all routes lead out of that interface."""
         _refuse_nat(external)
         await super().follow(external)
-        if self._own is not None:
-            await self._work(self._own, self._load)
+        await self._work(self._load)
 
     # In a thread
 
-    async def _work(self, own: IPv4Network, work: Callable[[], int | None]) -> int:
-        """Do something to the routes or their address in a thread, unless they are not for that subnet any more."""
+    async def _work(self, work: Callable[[], int | None]) -> int:
+        """Do something to the routes or their address in a thread, unless the subnet is given up by then."""
+        held = self._held
 
         def unless_withdrawn() -> int:
-            return 0 if self._own != own else work() or 0
+            with self._one_at_a_time:
+                return 0 if held is None or self._held != held else work() or 0
 
-        n = await asyncio.to_thread(self._locked, unless_withdrawn)
+        n = await asyncio.to_thread(unless_withdrawn)
         self._say_faults()
         return n
 
-    def _locked(self, work: Callable[[], int | None]) -> int:
-        with self._one_at_a_time:
-            return work() or 0
-
     def _load(self) -> int:
+        if self._own != self._held:
+            return 0
         self._end.live_until(self._until_s)
         n = self._routes.load({at: hop for at, peer in self._peers.items() if (hop := self._hop(peer))})
         self._end.remove_former()
@@ -182,6 +185,8 @@ class HostGwNetwork(KernelNetwork):
     def _repair(self) -> int:
         source = self._end.source
         self._end.live_until(self._until_s)
+        if self._own != self._held:
+            return 0
         return self._routes.repair() if self._end.source == source else self._load()
 
     def _hop(self, peer: Peer | None) -> Hop | None:
@@ -223,9 +228,9 @@ class HostGwNetwork(KernelNetwork):
 
     async def close(self, *, keep: bool) -> None:
         """See `Network.close`: routes stay for the next run, as flanneld's do, unless the options say otherwise."""
-        if keep or self._own is None:
+        if keep:
             return
         if self._clean_on_exit:
             await self.withdraw()
         else:
-            await asyncio.to_thread(self._locked, lambda: self._end.live_until(None))
+            await self._work(lambda: self._end.live_until(None))

@@ -80,15 +80,16 @@ class KernelNetwork:
 
     async def follow(self, external: Interface) -> None:
         """See `KeptNetwork.follow`."""
-        former, self._external = self._external, external
+        mtu, former = kernel_mtu(external), self._external
+        self._external = external
         if external.address != former.address:
             logger.info(
                 "the external address is %s on %s now, it was %s on %s: public IP %s",
                 *(external.address, external.name, former.address, former.name, external.public_ip),
             )
         self.attrs = replace(self.attrs, public_ip=external.public_ip)
-        if external.mtu != former.mtu:
-            self.mtu = kernel_mtu(external)
+        if mtu != self.mtu:
+            self.mtu = mtu
             logger.info("the MTU of %s is %d now, and so is the overlay's", external.name, self.mtu)
 
     # What is asked
