@@ -2,8 +2,8 @@
 
 The order of a life that begins afresh:
 
-1. which interface?                 host.interface                    → exit with one line
-2. answer for ourselves             control socket, /healthz
+1. answer for ourselves             control socket, /healthz
+2. which interface?                 host.interface                    → waited for
 3. the network configuration        control.retry, backend.check      → waited for
 4. open what carries packets        backend.open                      → exit with one line
 5. follow the registry              control.synchroniser → network
@@ -11,7 +11,7 @@ The order of a life that begins afresh:
 7. the host                         host.upkeep: the network's device or routes; firewall rules; subnet.env; READY
 8. keep the lease; when it is lost stop forwarding at once and go back to 6
 
-One that takes over from another process has 3, 6 and the listeners of 2 from there, and goes on at 7. 6 to 8 are in
+One that takes over from another process has 3, 6 and the listeners of 1 from there, and goes on at 7. 6 to 8 are in
 `forwarding`. From 4 on host.upkeep keeps right what is on this host, whatever becomes of the host's network.
 """
 
@@ -36,7 +36,7 @@ from flannel_udp.backend.table import BACKENDS
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.reload import reload_config
-from flannel_udp.control.retry import wait_for_config
+from flannel_udp.control.retry import retry, wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
@@ -90,19 +90,19 @@ class Agent:
 
     async def live(self) -> None:
         """Do everything above; ends only by an error or by being cancelled, and leaves nothing behind."""
-        external = await self._choose_interface()
-        logger.info("using interface %s, address %s, public IP %s", external.name, external.address, external.public_ip)
         async with AsyncExitStack() as stack:
             stack.callback(self._say_stopping)
             stored = notify.take_stored_descriptors()
-            takeover = await ask_takeover(self._options, external) if self._options.takeover else None
-            if takeover is None:
-                await self._live_afresh(stack, external, stored)
-            else:
-                await self._live_on(stack, external, takeover, stored)
+            if self._options.takeover:
+                external = await self._wait_for_interface()
+                takeover = await ask_takeover(self._options, external)
+                if takeover is not None:
+                    await self._live_on(stack, external, takeover, stored)
+            await self._live_afresh(stack, stored)
 
-    async def _live_afresh(self, stack: AsyncExitStack, external: Interface, stored: Mapping[str, int]) -> None:
+    async def _live_afresh(self, stack: AsyncExitStack, stored: Mapping[str, int]) -> None:
         listeners = await self._answer(stack, open_listeners(self._options))
+        external = await self._wait_for_interface()
         registry = open_registry(self._options)
         stack.push_async_callback(registry.close)
         config, external = await self._wait_for_config(registry, external)
@@ -134,11 +134,20 @@ class Agent:
         listeners = await self._answer(servers, await takeover.take(network, self._options))
         await self._run(registry, rooms, forwarding, listeners, lease)
 
+    async def _wait_for_interface(self) -> Interface:
+        """Return the interface that the options name, as soon as there is one that is up and has an address."""
+        self._state.enter("waiting for the external interface")
+        external = await retry("finding the external interface", self._choose_interface)
+        if external != self._state.interface:
+            logger.info(
+                "using interface %s, address %s, public IP %s", external.name, external.address, external.public_ip
+            )
+            self._state.use_interface(external)
+        return external
+
     async def _choose_interface(self) -> Interface:
         facts = await asyncio.to_thread(interface.gather, self._options.interface)
-        external = interface.choose(self._options.interface, facts)
-        self._state.use_interface(external)
-        return external
+        return interface.choose(self._options.interface, facts)
 
     async def _answer(self, servers: AsyncExitStack, listeners: Listeners) -> Listeners:
         """Answer on the listeners until `servers` is closed."""
@@ -153,7 +162,8 @@ class Agent:
 
         async def check(config: NetworkConfig) -> None:
             nonlocal external
-            external = await self._choose_interface()  # the wait may be a long one
+            external = await self._wait_for_interface()  # once more: the wait before may have been a long one
+            self._state.enter("waiting for configuration")
             await _check_host(BACKENDS[config.backend.type], config, external)
 
         parsed = await wait_for_config(registry, _parse, check)

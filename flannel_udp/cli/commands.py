@@ -258,8 +258,8 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "iface show": Command(
         "tell which interface the agent would take with these flags, and why each other one not",
-        "Nothing is changed, no agent needs to run, and anybody may ask. The exit code is the agent's own where there\n"
-        "is nothing to take.\n\n"
+        "Nothing is changed, no agent needs to run, and anybody may ask. The exit code is 1 where there is nothing to\n"
+        "take: an agent would wait for it.\n\n"
         "example: flannel-udp iface show --iface-can-reach=192.0.2.10",
         _iface_show,
         {"interface": INTERFACE_FLAGS, "output": (JSON_FLAG,)},

@@ -91,7 +91,8 @@ class Reach:
     """The kernel's unicast route to the address of ``--iface-can-reach``."""
 
     link_index: int
-    source: IPv4Address
+    source: IPv4Address | None
+    """``None`` for a route that has none: over a device without an address, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +163,8 @@ def decide(options: InterfaceOptions, host: HostNetwork) -> Choice:
 def choose(options: InterfaceOptions, host: HostNetwork) -> Interface:
     """Choose the external interface and the address to bind.
 
-    Raises `UsageError` for a broken regex and when options were given and none of them matched, `FlannelError` when
-    none was given and the host has no usable default route.
+    Raises `FlannelError` when none of the options given matches, or none was given and the host has no usable default
+    route: an interface may come yet. `UsageError` for a broken regex.
     """
     choice = decide(options, host)
     if choice.interface is None:
@@ -178,7 +179,7 @@ def no_interface(choice: Choice, host: HostNetwork) -> FlannelError:
     existing = ", ".join(f"{link.name} ({' '.join(map(str, link.ranked()))})" for link in host.usable_links())
     tail = f"interfaces that are up with an IPv4 address: {existing or 'none'}"
     if choice.made.rule != "default route":
-        return UsageError(f"no interface matches: {'; '.join(choice.refusals)}; {tail}")
+        return FlannelError(f"no interface matches: {'; '.join(choice.refusals)}; {tail}")
     return FlannelError(f"no interface to use: {choice.refusals[0]}; name one with --iface; {tail}")
 
 
@@ -223,7 +224,7 @@ def _by_reach(host: HostNetwork) -> tuple[Link, IPv4Address]:
     link = host.link(host.reach.link_index) if host.reach else None
     if host.reach is None or link is None:
         raise _NoMatchError("no route leads there (or it is this host's own address)")
-    return link, host.reach.source
+    return link, host.reach.source or _best_address(link)
 
 
 def _by_default_route(host: HostNetwork) -> tuple[Link, IPv4Address]:
@@ -278,7 +279,8 @@ def _look_up(ip: IPRoute, target: IPv4Address) -> Reach | None:
         raise
     for message in messages:
         if message["type"] == RTN_UNICAST:
-            return Reach(message.get_attr("RTA_OIF"), IPv4Address(message.get_attr("RTA_PREFSRC")))
+            source = message.get_attr("RTA_PREFSRC")
+            return Reach(message.get_attr("RTA_OIF"), IPv4Address(source) if source else None)
     return None
 
 

@@ -78,18 +78,38 @@ def test_no_tun_device_is_told_with_what_to_do(bare: Host) -> None:
 # Interfaces and ports
 
 
-def test_an_unknown_interface_is_wrong_usage(bare: Host) -> None:
-    assert "eth7" in refused(bare, code=2, iface="eth7")
+def test_an_interface_that_comes_later_is_waited_for(bare: Host) -> None:
+    """A VPN's, say: made by another service, without an address at first."""
+    with Agent(bare, iface="late0") as agent:
+        line = agent.wait_for_line("finding the external interface failed: ")
+        assert "--iface=late0: no such interface; interfaces that are up with an IPv4 address: eth0 (192.0.2.1)" in line
+        assert bare.control("/v1/status")["state"] == "waiting for the external interface"
+        bare.configure("link add late0 type bridge", "link set late0 up")
+        try:
+            agent.wait_for_line("--iface=late0: late0 has no IPv4 address")
+            bare.configure("addr add 198.51.100.7/24 dev late0")
+            agent.wait_for_line("using interface late0, address 198.51.100.7")
+            agent.wait_ready()
+            assert agent.stop() == 0
+        finally:
+            bare.configure("link del late0")
+    bare.subnet_file.unlink()
 
 
-def test_an_interface_without_address_is_wrong_usage(bare: Host) -> None:
-    bare.configure("link add bare0 type bridge", "link set bare0 up")
+def test_a_default_route_that_comes_later_is_waited_for(bare: Host) -> None:
+    bare.configure("route del default")
     try:
-        line = refused(bare, code=2, iface="bare0")
+        with Agent(bare, iface="") as agent:
+            fault = "no interface to use: default route: this host has none for IPv4; name one with --iface"
+            agent.wait_for_line(fault)
+            bare.configure("route add default dev eth0")  # without a source, too
+            agent.wait_for_line("using interface eth0, address 192.0.2.1")
+            agent.wait_ready()
+            assert agent.stop() == 0
+            bare.configure("route del default")
     finally:
-        bare.configure("link del bare0")
-    assert "bare0" in line
-    assert "address" in line
+        bare.configure("route add default via 192.0.2.254")
+    bare.subnet_file.unlink()
 
 
 def test_a_port_in_use_is_told(bare: Host) -> None:

@@ -20,7 +20,7 @@ import pytest
 import uvloop
 from pyroute2 import netns
 
-from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.errors import FlannelError
 from flannel_udp.host.interface import choose, gather
 from flannel_udp.host.netlink import configure_tunnel, link_state, tunnel_state, unconfigure
 from flannel_udp.host.repair import LinkState
@@ -368,20 +368,26 @@ def test_can_reach_asks_the_kernel_for_route_and_source(host: Namespace) -> None
     assert (chosen.name, str(chosen.address)) == ("eth1", "198.51.100.3")
 
 
+def test_can_reach_over_a_route_without_source_means_the_interfaces_own_address(host: Namespace) -> None:
+    host.run("ip address flush dev lo")
+    host.run("ip route add 203.0.113.128/25 dev eth1")
+    assert str(find(host, InterfaceOptions(iface_can_reach="203.0.113.200")).address) == "198.51.100.2"
+
+
 @pytest.mark.parametrize("route", ["unreachable", "prohibit", "blackhole"])
 def test_can_reach_without_a_way_is_one_clear_line(host: Namespace, route: str) -> None:
     host.run(f"ip route add {route} 203.0.113.128/25")
-    with pytest.raises(UsageError, match=r"^no interface matches: --iface-can-reach=203.0.113.200: no route leads"):
+    with pytest.raises(FlannelError, match=r"^no interface matches: --iface-can-reach=203.0.113.200: no route leads"):
         find(host, InterfaceOptions(iface_can_reach="203.0.113.200"))
 
 
 def test_can_reach_our_own_address_is_no_way_out(host: Namespace) -> None:
-    with pytest.raises(UsageError, match="own address"):
+    with pytest.raises(FlannelError, match="own address"):
         find(host, InterfaceOptions(iface_can_reach="192.0.2.2"))
 
 
 def test_interface_that_is_down_or_bare_is_named_with_its_fault(host: Namespace) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(FlannelError) as caught:
         find(host, InterfaceOptions(iface=("eth2", "eth3", "eth9")))
     assert "--iface=eth2: eth2 is down; --iface=eth3: eth3 has no IPv4 address; --iface=eth9: no such" in str(
         caught.value
