@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.errors import FlannelError
+from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, choose, gather
 from flannel_udp.model import Interface
 from flannel_udp.options import InterfaceOptions
@@ -161,7 +161,7 @@ def test_broken_regex_is_wrong_usage_even_where_an_iface_would_match(broken: str
 
 @pytest.mark.parametrize("text", ["nowhere", "fd00::1", "192.0.2.256", "192.0.2.0/24"])
 def test_can_reach_must_be_an_ipv4_address(text: str) -> None:
-    with pytest.raises(FlannelError, match=r"not an IPv4 address$") as caught:
+    with pytest.raises(UsageError, match=r"not an IPv4 address$") as caught:
         gather(InterfaceOptions(iface_can_reach=text))
     assert str(caught.value).startswith(f"--iface-can-reach={text}: ")
 
