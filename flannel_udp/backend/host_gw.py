@@ -90,6 +90,7 @@ class HostGwNetwork(KernelNetwork):
         self._routes = RouteSet()
         self._end = LeaseEnd()
         self._until_s: float | None = None  # when the lease ends, by CLOCK_BOOTTIME
+        self._held: IPv4Network | None = None  # until `hold` the routes are another process's, if there are any
         self._faults: Mapping[IPv4Network, str] = {}  # as last logged
         self._tasks: set[asyncio.Task[None]] = set()
         # Work in a thread goes on when whoever waits for it is cancelled.
@@ -100,6 +101,8 @@ class HostGwNetwork(KernelNetwork):
     async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
         """See `Network.publish`: the difference goes to the kernel."""
         await super().publish(own, deltas, whole=whole)
+        if own != self._held:  # a take-over: `hold` will set them
+            return
         if whole:
             await self._work(own, self._load)
         else:
@@ -109,6 +112,7 @@ class HostGwNetwork(KernelNetwork):
     async def withdraw(self) -> None:
         """See `Network.withdraw`: the routes go with their address, at once; what has none follows one by one."""
         await super().withdraw()
+        self._held = None
         await asyncio.to_thread(self._withdraw)
 
     def forward_until(self, boottime_s: float | None) -> None:
@@ -116,14 +120,14 @@ class HostGwNetwork(KernelNetwork):
         if boottime_s == self._until_s:
             return
         self._until_s = boottime_s
-        if self._own is not None:
-            task = asyncio.create_task(self._follow_lease(self._own), name="let the routes live as long as the lease")
+        if self._held is not None:
+            task = asyncio.create_task(self._follow_lease(self._held), name="let the routes live as long as the lease")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _follow_lease(self, own: IPv4Network) -> None:
+    async def _follow_lease(self, held: IPv4Network) -> None:
         try:
-            await self._work(own, lambda: self._end.live_until(self._until_s))
+            await self._work(held, lambda: self._end.live_until(self._until_s))
         except FlannelError as failed:
             logger.warning("%s; trying again", failed)  # at the next look
 
@@ -135,7 +139,9 @@ class HostGwNetwork(KernelNetwork):
             self._routes.inherit()
         # A lease without end (a reservation, Kubernetes) needs no address: its routes are flanneld's to the letter.
         self._end.hold(None if self._until_s is None else subnet.network_address)
-        await asyncio.to_thread(self._locked, lambda: self._end.live_until(self._until_s))
+        self._held = subnet
+        known = self._own == subnet  # the peers, from the process that ran before
+        await self._work(subnet, self._load if known else lambda: self._end.live_until(self._until_s))
 
     def interest(self) -> Interest:
         """See `KeptNetwork.interest`: routes to our peers, and the address on lo that they hang on."""
@@ -159,11 +165,11 @@ class HostGwNetwork(KernelNetwork):
 
     # In a thread
 
-    async def _work(self, own: IPv4Network, work: Callable[[], int | None]) -> int:
+    async def _work(self, held: IPv4Network, work: Callable[[], int | None]) -> int:
         """Do something to the routes or their address in a thread, unless they are not for that subnet any more."""
 
         def unless_withdrawn() -> int:
-            return 0 if self._own != own else work() or 0
+            return 0 if self._held != held else work() or 0
 
         n = await asyncio.to_thread(self._locked, unless_withdrawn)
         self._say_faults()
@@ -223,7 +229,7 @@ class HostGwNetwork(KernelNetwork):
 
     async def close(self, *, keep: bool) -> None:
         """See `Network.close`: routes stay for the next run, as flanneld's do, unless the options say otherwise."""
-        if keep or self._own is None:
+        if keep or self._held is None:
             return
         if self._clean_on_exit:
             await self.withdraw()

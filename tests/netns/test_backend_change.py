@@ -1,4 +1,4 @@
-"""A host whose cluster goes over to another backend: nothing of the former one stays, nothing of anybody else's goes."""
+"""A cluster goes over to another backend: nothing of the former one stays, nothing of anybody else's goes."""
 
 from __future__ import annotations
 
