@@ -79,7 +79,7 @@ class Agent:
         self._kept = kept
         self._state = AgentState()
         self._documents = Documents(options, kept, self._state)
-        self._handed_over = False
+        self._in_charge = False  # what carries packets is this process's: nobody goes on with it when we end
         self.reload_wanted = asyncio.Event()
         """Set it, and the network configuration is read again, see control.reload."""
 
@@ -101,6 +101,7 @@ class Agent:
             await self._live_afresh(stack, stored)
 
     async def _live_afresh(self, stack: AsyncExitStack, stored: Mapping[str, int]) -> None:
+        self._in_charge = True
         listeners = await self._answer(stack, open_listeners(self._options))
         external = await self._wait_for_interface()
         registry = open_registry(self._options)
@@ -131,7 +132,9 @@ class Agent:
         store = Store(network, stored)
         rooms, forwarding = self._open_rooms(stack, registry, external, (config, backend, network), store)
         lease = await _adopt(takeover, rooms)
-        listeners = await self._answer(servers, await takeover.take(network, self._options))
+        taken = await takeover.take(network, self._options)
+        self._in_charge = True
+        listeners = await self._answer(servers, taken)
         await self._run(registry, rooms, forwarding, listeners, lease)
 
     async def _wait_for_interface(self) -> Interface:
@@ -247,7 +250,7 @@ class Agent:
             is_ready=lambda: self._state.ready,
         )
         pid = await serve_handover(listeners.handover.socket, running)
-        self._handed_over = True
+        self._in_charge = False
         listeners.leave()
         raise HandedOver(pid)
 
@@ -262,12 +265,12 @@ class Agent:
                 notify.notify_ready()
 
     def _say_stopping(self) -> None:
-        if not self._handed_over:
+        if self._in_charge:
             notify.notify_stopping()
 
     async def _clean_up(self, rooms: Rooms) -> None:
         """Take away what would outlive us, as far as the options say so and nobody goes on with it."""
-        if self._handed_over:
+        if not self._in_charge:
             return
         if self._options.firewall.clean_on_exit:
             await _clean(rooms)
@@ -276,7 +279,7 @@ class Agent:
 
     async def _close(self, network: Network) -> None:
         self._state.close_rooms()  # who asks now, while the listeners are still open, is not answered out of them
-        await network.close(keep=self._handed_over)
+        await network.close(keep=not self._in_charge)
 
 
 async def _adopt(takeover: Takeover, rooms: Rooms) -> Lease:

@@ -89,7 +89,7 @@ class HostGwNetwork(KernelNetwork):
         self._clean_on_exit = context.options.firewall.clean_on_exit
         self._routes = RouteSet()
         self._end = LeaseEnd()
-        self._held: IPv4Network | None = None  # our subnet, since `hold`: before that nothing is done to the kernel
+        self._held: IPv4Network | None = None  # our subnet, since `hold`: before that routes are another process's
         self._until_s: float | None = None  # when the lease ends, by CLOCK_BOOTTIME
         self._faults: Mapping[IPv4Network, str] = {}  # as last logged
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,6 +101,8 @@ class HostGwNetwork(KernelNetwork):
     async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
         """See `Network.publish`: the difference goes to the kernel."""
         await super().publish(own, deltas, whole=whole)
+        if own != self._held:  # a take-over: `hold` sets them
+            return
         if whole:
             await self._work(self._load)
         else:

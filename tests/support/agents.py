@@ -60,6 +60,18 @@ def start_agents(hosts: Sequence[Host], *arguments: str) -> None:
     wait_for_peers(hosts)
 
 
+def restart_agents(hosts: Sequence[Host], *arguments: str) -> None:
+    """End the agents that run on these hosts, start one on each, and let them meet."""
+    for host in hosts:
+        if host.agent_pid() is not None:
+            host.stop_agent()
+    for host in hosts:
+        host.start_agent(*arguments)
+    for host in hosts:
+        host.wait_ready()
+    wait_for_peers(hosts)
+
+
 def up_with_peers(lab: Lab) -> Lab:
     """Wait until the agents of a fresh lab know each other, so that the first packet already arrives."""
     wait_for_peers([host for host in lab.hosts if host.runs_agent])

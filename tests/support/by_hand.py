@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.plan import ETCD_PORT, UNDERLAY_GATEWAY
+from flannel_udp.lab.plan import ETCD_PORT, OVERLAY, UNDERLAY_GATEWAY
 
 PREFIX = "/coreos.com/network"
 
@@ -28,6 +30,14 @@ class ByHand(ABC):
     def delete(self, key: str) -> None:
         """Delete an entry."""
 
+    @abstractmethod
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Write the network configuration."""
+
+    def choose_backend(self, kind: str) -> None:
+        """Write the lab's usual network configuration with a backend of this type."""
+        self.configure({"Network": str(OVERLAY), "Backend": {"Type": kind}})
+
 
 class FileByHand(ByHand):
     """The registry file, edited under its lock and replaced by a rename."""
@@ -40,19 +50,24 @@ class FileByHand(ByHand):
         return {key: json.dumps(value) for key, value in entries.items()}
 
     def put(self, key: str, value: str) -> None:
-        self._edit(key, json.loads(value))
+        with self._document() as document:
+            document["subnets"][key] = json.loads(value)
 
     def delete(self, key: str) -> None:
-        self._edit(key, None)
+        with self._document() as document:
+            del document["subnets"][key]
 
-    def _edit(self, key: str, value: Any) -> None:
+    def configure(self, config: Mapping[str, Any]) -> None:
+        with self._document() as document:
+            document["config"] = config
+
+    @contextmanager
+    def _document(self) -> Iterator[dict[str, Any]]:
+        """Yield what the file says, and write what the block makes of it."""
         with self.path.with_name(f"{self.path.name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             document = json.loads(self.path.read_text())
-            if value is None:
-                del document["subnets"][key]
-            else:
-                document["subnets"][key] = value
+            yield document
             self.replace(json.dumps(document))
 
     def replace(self, text: str) -> None:
@@ -83,6 +98,9 @@ class EtcdByHand(ByHand):
 
     def delete(self, key: str) -> None:
         assert self.etcdctl("del", f"{PREFIX}/subnets/{key}").strip() == "1"
+
+    def configure(self, config: Mapping[str, Any]) -> None:
+        self.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
 
 
 def by_hand(lab: Lab) -> ByHand:

@@ -1,0 +1,221 @@
+"""A cluster goes over to another backend: nothing of the former one stays, nothing of anybody else's goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Network
+
+import pytest
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
+from flannel_udp.lab.plan import OVERLAY, UNDERLAY_GATEWAY, Plan
+from flannel_udp.lab.probe import ping
+from tests.support.agents import Agent, Log, restart_agents, subnet_of, wait_for
+from tests.support.by_hand import by_hand
+from tests.support.flow import Flow
+from tests.support.kernel_state import kernel_state, ours_of
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+OURS, THEIRS = IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24")
+ADMINISTRATORS = ("10.244.250.0/24 via 192.0.2.2 dev eth0", f"198.51.100.0/24 via {UNDERLAY_GATEWAY} dev eth0")
+"""Routes of an administrator's: one inside the overlay through a peer, one to somewhere else."""
+
+
+# From one backend of ours to another
+
+
+@pytest.fixture(scope="module")
+def duo() -> Iterator[Lab]:
+    """Two hosts that ran alloc, which leaves nothing; on the first one are the administrator's routes."""
+    config = {"Network": str(OVERLAY), "Backend": {"Type": "alloc"}}
+    with Lab(Plan(fresh_name(), hosts=2, config=config)) as lab:
+        lab.hosts[0].configure(*(f"route add {route}" for route in ADMINISTRATORS))
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def bare(duo: Lab) -> set[str]:
+    """What the first host's kernel has while alloc runs."""
+    return kernel_state(duo.hosts[0])
+
+
+def of_udp(subnet: IPv4Network, _peer: str) -> set[str]:
+    first = subnet.network_address
+    return {
+        "link flannel0",
+        f"address flannel0 inet {first}/32",
+        f"route local {first} dev flannel0 table local proto kernel scope host src {first}",
+        f"route {OVERLAY} dev flannel0",
+    }
+
+
+def of_host_gw(subnet: IPv4Network, peer: str) -> set[str]:
+    first = subnet.network_address
+    return {
+        f"address lo inet {first}/32",
+        f"route local {first} dev lo table local proto kernel scope host src {first}",
+        f"route {peer} dev eth0 proto 82 src {first}",
+    }
+
+
+def of_alloc(_subnet: IPv4Network, _peer: str) -> set[str]:
+    return set()
+
+
+OWN: Mapping[str, Callable[[IPv4Network, str], set[str]]] = {"udp": of_udp, "host-gw": of_host_gw, "alloc": of_alloc}
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [
+        ("udp", Host.stop_agent),
+        ("host-gw", Host.kill_agent),
+        ("alloc", Host.kill_agent),
+        ("host-gw", Host.stop_agent),
+        ("udp", Host.stop_agent),
+        ("alloc", Host.stop_agent),
+    ],
+    ids=["to udp", "udp to host-gw", "host-gw to alloc", "alloc to host-gw", "host-gw to udp", "udp to alloc"],
+)
+def test_nothing_of_the_former_backend_stays_and_nothing_else_goes(
+    duo: Lab, bare: set[str], kind: str, end: Callable[[Host], None]
+) -> None:
+    """In this order: each case goes on from where the one before has ended."""
+    h1, h2 = duo.hosts
+    hand, subnet, log = by_hand(duo), subnet_of(h1), Log(h1)
+    for host in duo.hosts:
+        end(host)
+    hand.choose_backend(kind)
+    restart_agents(duo.hosts)
+    expected = bare | OWN[kind](subnet, f"{subnet_of(h2)} via {h2.underlay}")
+    wait_for("what the former one left is gone", lambda: kernel_state(h1) == expected)
+    assert subnet_of(h1) == subnet
+    value = json.loads(hand.subnets()[str(subnet).replace("/", "-")])
+    assert value.get("BackendType") == ("host-gw" if kind == "host-gw" else None)
+    assert h1.control("/v1/status")["backend"]["type"] == kind
+    reached = ping(h1.pods[0], [h2.pods[0].ip], timeout_s=0.5) != [None]
+    assert reached == (kind != "alloc")
+    assert log.lines("not ours") == []
+
+
+# From flanneld's backends to ours
+
+
+@pytest.fixture(scope="module")
+def flannelds() -> Iterator[Lab]:
+    """Two hosts that carry packets by hand-made routes, as flanneld's host-gw makes them; no agent of ours runs."""
+    with Lab(Plan(fresh_name(), hosts=2, agents=())) as lab:
+        for host, subnet in zip(lab.hosts, (OURS, THEIRS), strict=True):
+            host.attach_pods(subnet, 1500)
+        lab.hosts[0].configure(*(f"route add {route}" for route in ADMINISTRATORS))
+        yield lab
+
+
+@pytest.fixture
+def h1(flannelds: Lab) -> Iterator[Host]:
+    """The host that goes over to our agent; afterwards nothing of either is there."""
+    h1, h2 = flannelds.hosts
+    before = kernel_state(h1)
+    h2.configure(f"route add {OURS} via {h1.underlay}")
+    yield h1
+    for vni in (1, 7):
+        h1.run(["ip", "link", "del", f"flannel.{vni}"], check=False)
+    h1.run(["ip", "route", "del", str(THEIRS)], check=False)
+    h1.configure("route flush proto 82", "address flush dev lo label lo:flannel")
+    h2.configure(f"route flush {OURS}")
+    wait_for("all is as before", lambda: kernel_state(h1) == before)
+
+
+def register(lab: Lab, host: Host, subnet: IPv4Network, kind: str, **data: object) -> None:
+    """Write a host's entry as its flanneld would, with a lease that ends tomorrow."""
+    named = {"BackendType": kind, **data} if kind else {}
+    ends = (datetime.now(UTC) + timedelta(days=1)).isoformat(timespec="seconds")
+    entry = {"PublicIP": str(host.underlay), "PublicIPv6": None, **named, "Expires": ends}
+    by_hand(lab).put(str(subnet).replace("/", "-"), json.dumps(entry))
+
+
+@contextmanager
+def gone_over(lab: Lab, former: str, kind: str, **data: object) -> Iterator[Agent]:
+    """Let the cluster go over to `kind`, and our agent run on h1, whose entry still says what it was before."""
+    h1, h2 = lab.hosts
+    by_hand(lab).choose_backend(kind)
+    register(lab, h1, OURS, former, **data)
+    register(lab, h2, THEIRS, "host-gw" if kind == "host-gw" else "")
+    with Agent(h1) as agent:
+        agent.wait_ready()
+        h1.wait_peers({THEIRS})
+        assert subnet_of(h1) == OURS
+        yield agent
+
+
+def make_vxlan(host: Host, vni: int = 1) -> None:
+    """Make what flanneld's vxlan makes, for one peer."""
+    device, peer = f"flannel.{vni}", THEIRS.network_address
+    host.configure(
+        f"link add {device} type vxlan id {vni} local {host.underlay} dev eth0 dstport 8472 nolearning",
+        f"address add {OURS.network_address}/32 dev {device}",
+        f"link set {device} up",
+        f"neighbour add {peer} lladdr 8e:64:7c:7f:e7:c9 dev {device} nud permanent",
+        f"route add {THEIRS} via {peer} dev {device} onlink",
+    )
+
+
+def removed(agent: Agent) -> list[str]:
+    return [line for line in agent.said() if "removed" in line]
+
+
+@pytest.mark.parametrize("kind", ["udp", "host-gw"])
+def test_flannelds_vxlan_device_goes_with_all_that_is_on_it_where_our_entry_names_it(
+    flannelds: Lab, h1: Host, kind: str
+) -> None:
+    expected = kernel_state(h1) | OWN[kind](OURS, f"{THEIRS} via 192.0.2.2")
+    make_vxlan(h1)
+    with gone_over(flannelds, "vxlan", kind, BackendData={"VNI": 1, "VtepMAC": "0a:00:00:00:00:01"}) as agent:
+        wait_for("it is gone, and ours is there", lambda: kernel_state(h1) == expected)
+        assert removed(agent) == ["removed what an earlier run left: flanneld's device flannel.1"]
+
+
+def test_flannelds_host_gw_routes_go_where_our_entry_names_it(flannelds: Lab, h1: Host) -> None:
+    expected = kernel_state(h1) | OWN["udp"](OURS, "")
+    h1.configure(f"route add {THEIRS} via 192.0.2.2")
+    with gone_over(flannelds, "host-gw", "udp") as agent:
+        wait_for("they are gone, and ours is there", lambda: kernel_state(h1) == expected)
+        assert removed(agent) == ["removed what an earlier run left: flanneld's 1 routes"]
+
+
+@pytest.mark.parametrize("former", ["", "vxlan"], ids=["nothing", "another"])
+def test_where_our_entry_names_nothing_or_another_nothing_of_flannelds_is_touched(
+    flannelds: Lab, h1: Host, former: str
+) -> None:
+    make_vxlan(h1, vni=7)
+    h1.configure(f"route replace {THEIRS} via 192.0.2.2")
+    expected = kernel_state(h1) | OWN["udp"](OURS, "")
+    with gone_over(flannelds, former, "udp") as agent:
+        wait_for("ours is there", lambda: kernel_state(h1) == expected)
+        assert removed(agent) == []
+
+
+def test_flannelds_host_gw_is_taken_over_without_losing_a_packet(flannelds: Lab, h1: Host) -> None:
+    h2 = flannelds.hosts[1]
+    h1.configure(f"route add {THEIRS} via 192.0.2.2")
+    with (
+        Flow(h1.pods[0], h2.pods[0], interval_s=0.001) as there,
+        Flow(h2.pods[0], h1.pods[0], interval_s=0.001) as back,
+    ):
+        there.wait_for_one_sent_from_now()
+        with gone_over(flannelds, "host-gw", "host-gw") as agent:
+            assert ours_of(h1) == [f"{THEIRS} via 192.0.2.2 dev eth0 src {OURS[0]}"]
+            there.wait_for_one_sent_from_now()
+            back.wait_for_one_sent_from_now()
+            assert f"route {THEIRS} via 192.0.2.2 dev eth0" not in kernel_state(h1)
+            assert not any("not ours" in line for line in agent.said())
+        there.end()
+        back.end()
+    assert (there.lost, back.lost) == (0, 0)
+    assert there.sent + back.sent > 1000
