@@ -33,7 +33,7 @@ def run(data: bytes) -> None:
         return
     setting = data[0] % len(_SETTINGS)
     rig = rig_of(setting)
-    # The path MTU, all that an engine learns, it learns from such a drop. A new one for every input would take 3 ms of 5.
+    # All that an engine learns is the path MTU, from such a drop. A new one for every input would take 3 ms of 5.
     if rig.drops("out").get("too_big"):
         rig.start_anew()
     twin_run = TwinRun(rig, _TABLE, source_check=_SETTINGS[setting][0])
