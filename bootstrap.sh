@@ -25,12 +25,56 @@ fail() {
     exit 1
 }
 
-# step TEXT COMMAND...: announce and run; a failure is one line, with the command's last one in it.
+open_log() {
+    { mkdir -p build && true >"$log"; } 2>/dev/null && return
+    fail "cannot write to $PWD/build: copy this folder to where you may write, and run it there"
+}
+
+# step TEXT COMMAND...: announce and run; a failure is one line, with its cause.
 step() {
+    step_begins=$(grep -c '' "$log" || :)
+    step_goes_on "$@"
+}
+
+# The same for a step that may fail for a cause that the step before it met, and survived.
+step_goes_on() {
     say "$1"
     what=$1
     shift
-    "$@" >>"$log" 2>&1 || fail "failed: $what: $(grep . "$log" | tail -n 1) (all of it: $log)"
+    "$@" >>"$log" 2>&1 || fail "failed: $what: $(cause) (all of it: $log)"
+}
+
+# cause: what went wrong, of all that the step's commands said; pip's last lines are notes and hints.
+cause() {
+    if output | grep -q 'No space left on device' || ! probe_disk; then
+        echo "No space left on device (df -h shows where)"
+        return
+    fi
+    output | grep -E -m 1 ': (fatal )?error: |\.pyx:[0-9]+:[0-9]+: ' && return # a compiler's
+    unreachable=$(output | grep -o -E -m 1 "$no_network" | head -n 1)
+    if [ -n "$unreachable" ]; then
+        echo "the packages cannot be reached ($unreachable): is this machine online?"
+        return
+    fi
+    output | grep -E -m 1 '^E: |No matching distribution|Permission denied' && return
+    output | grep -E '^(ERROR|error): ' | tail -n 1 | grep . && return
+    output | grep -v -E '^(note|hint|WARNING|W): |^\[(notice|end of output)' | tail -n 1
+}
+
+no_network="Temporary failure (in name resolution|resolving)|Name or service not known|Could not resolve [^ ]*|Network is unreachable\
+|No route to host|Connection refused|timed out"
+
+# output: what the step has written so far.
+output() {
+    tail -n "+$((step_begins + 1))" "$log" | sed 's/^[[:space:]]*//' | grep .
+}
+
+probe_disk() {
+    probe=$log.probe
+    status=0
+    { head -c 65536 /dev/zero >"$probe"; } 2>/dev/null || status=$?
+    rm -f "$probe"
+    return "$status"
 }
 
 # need PACKAGES CHECK...: note the packages as missing unless the check succeeds.
@@ -116,7 +160,7 @@ install_missing() {
         fi
     done
     # shellcheck disable=SC2086 # a list of words
-    step "installing with apt:$packages" apt-get install -y --no-install-recommends $packages
+    step_goes_on "installing with apt:$packages" apt-get install -y --no-install-recommends $packages
     case $packages in *etcd-server*) say "note: Debian starts an etcd of its own now (systemctl disable --now etcd)" ;; esac
     find_python || fail "there is no Python 3.11 or later"
 }
@@ -185,16 +229,16 @@ run_tests() {
     exec .venv/bin/tox run "$@"
 }
 
-mkdir -p build
-: >"$log"
 command=${1:-help}
 [ $# = 0 ] || shift
 case $command in
 lab)
+    open_log
     leave_plain_chroot lab "$@"
     lab "$@"
     ;;
 test)
+    open_log
     leave_plain_chroot test "$@"
     run_tests "$@"
     ;;

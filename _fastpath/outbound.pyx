@@ -4,7 +4,8 @@
 2. check the inner IPv4 header
 3. look up the next hop
 4. decrement the TTL
-5. see whether it fits the path; split a super-packet; complete a partial checksum; queue what comes out
+5. check what the virtio-net header says; see whether it fits the path; split a super-packet, complete a partial
+   checksum; queue what comes out
 6. send the queue when the TUN is empty or enough waits; a dropped packet is counted and, where that is right, its
    sender told
 """
@@ -87,13 +88,14 @@ cdef inline DropReason enqueue(
     cdef uint32_t n_bytes, i
     cdef unsigned char tos = outer_tos(ip, dp.dscp)
     if vnet.gso_type == VNET_GSO_NONE:
-        reason = enforce_path_mtu(dp, packet, ip, packet.len)
-        if reason != KEEP:
-            return reason
+        # First what is wrong by itself, then what depends on a path that may not be known yet; below likewise.
         if vnet.flags & VNET_NEEDS_CSUM:
             reason = complete_checksum(vnet, packet)
             if reason != KEEP:
                 return reason
+        reason = enforce_path_mtu(dp, packet, ip, packet.len)
+        if reason != KEEP:
+            return reason
         transmit_if_full(dp, packet.len)
         memcpy(queue_end(&dp.send_queue), packet.data, packet.len)
         queue_commit(&dp.send_queue, packet.len, packet.next_hop, tos)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections import deque
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -59,13 +60,19 @@ def _start_again_with_sanitizers(arguments: list[str]) -> int:
 def _fuzz(arguments: list[str], library: str) -> int:
     # Last: the installed package is under test, not the checkout's.
     sys.path.append(str(HERE.parent.parent))
+    from tests.fuzz.find import ROW_MAX, explain
     from tests.fuzz.target import run
 
+    row: deque[bytes] = deque(maxlen=ROW_MAX)
+
     def one_input(data: ctypes._Pointer[ctypes.c_uint8], n_bytes: int) -> int:
+        row.append(ctypes.string_at(data, n_bytes))
         try:
-            run(ctypes.string_at(data, n_bytes))
+            run(row[-1])
         except BaseException:
             traceback.print_exc()
+            for line in explain(row, Path.cwd()):
+                print(line, file=sys.stderr, flush=True)  # noqa: T201 - libFuzzer's words go there, too
             os.abort()  # libFuzzer keeps the input that led here
         return 0
 

@@ -38,6 +38,12 @@ def outbound() -> Iterator[tuple[str, bytes]]:
     yield "out-no-gso-size", record(tcp, 900, REPAIR, VnetHeader(1, 1, 52, 0, 20, 16).pack())
     yield "out-checksum-outside", record(udp, 33, REPAIR, VnetHeader(1, 0, 0, 0, 60_000, 6).pack())
     yield "out-too-big", record(udp, 65_507)
+    # Only the first one teaches the engine the path's MTU; the second one is wrong by itself.
+    too_big = record(tcp, 65_500, REPAIR | POLL)
+    yield (
+        "out-too-big-then-checksum-outside",
+        too_big + record(tcp, 65_500, REPAIR, VnetHeader(1, csum_start=65_535).pack()),
+    )
     yield "out-no-route", record(IP(src="10.1.1.5", dst="10.1.9.1") / ICMP(), 40)
     yield "out-own-subnet", record(IP(src="10.1.1.5", dst="10.1.1.9") / UDP(), 600)
     yield "out-ttl", record(IP(**_OUT, ttl=1) / UDP(), 4)

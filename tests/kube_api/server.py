@@ -73,6 +73,7 @@ class ApiServer:
         self.rules = rules
         self.bookmark_s = 60.0
         self.requests: list[Seen] = []
+        self.bookmarks: list[int] = []
         self._store = Store()
         self._faults: dict[str, list[Fault]] = {}
         self._loop = asyncio.new_event_loop()
@@ -255,6 +256,7 @@ class ApiServer:
                 version = self._store.version
                 metadata = {"resourceVersion": str(version), "creationTimestamp": None}
                 await response.write(_line("BOOKMARK", {"kind": "Node", "apiVersion": "v1", "metadata": metadata}))
+                self.bookmarks.append(version)
                 bookmark_s = loop.time() + self.bookmark_s
             try:
                 await asyncio.wait_for(changed.wait(), max(min(bookmark_s, ends_s) - loop.time(), 0.0))

@@ -17,7 +17,7 @@ from flannel_udp.handover.conversation import PROTOCOL, Connection, handover_pat
 from flannel_udp.handover.state import Terms
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
-from tests.support.agents import Agent, command_line, log_of, remains_of, subnet_of, up_with_peers, wait_for
+from tests.support.agents import Agent, Log, command_line, log_of, remains_of, subnet_of, up_with_peers, wait_for
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS
 
@@ -227,15 +227,18 @@ def test_an_etcd_that_stands_still_disturbs_no_traffic(duo: Lab) -> None:
     h1, h2 = duo.hosts
     (etcd,) = [pid for pid in pids_in(duo.net.namespace) if Path(f"/proc/{pid}/comm").read_text() == "etcd\n"]
 
-    def stand_still() -> None:
+    with Flow(h1.pods[0], h2.pods[0]) as flow:
+        flow.wait_for_one_sent_from_now()
+        log = Log(h1)
         os.kill(etcd, signal.SIGSTOP)
         try:
-            time.sleep(3)
+            wait_for("the agent has noticed", lambda: bool(log.lines("watching the subnets")))
         finally:
             os.kill(etcd, signal.SIGCONT)
-
-    passage = pass_datagrams(h1, h2, RATE_PPS, 5, stand_still)
-    assert (passage.lost, passage.reordered) == (0, 0)
+        wait_for("it works again", lambda: bool(log.lines("works again")))
+        flow.wait_for_one_sent_from_now()
+        flow.end()
+    assert flow.lost == 0
 
 
 def pids_in(namespace: str) -> list[int]:

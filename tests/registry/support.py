@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import pytest
+
 from flannel_udp.model import Change, Snapshot
 from flannel_udp.registry import Registry
 
@@ -59,6 +61,13 @@ async def watching(registry: Registry) -> AsyncIterator[Watching]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def said(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    """Wait for a log message with this text."""
+    async with asyncio.timeout(30):
+        while text not in caplog.text:
+            await asyncio.sleep(0.01)
 
 
 def etcdctl(endpoint: str, *arguments: str) -> str:

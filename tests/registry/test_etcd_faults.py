@@ -15,6 +15,7 @@ from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.model import LEASE_TTL_S, Entry, Snapshot
 from flannel_udp.options import EtcdOptions
 from flannel_udp.registry.etcd.registry import EtcdRegistry
+from tests.registry.support import said
 from tests.support.etcd_cluster import EtcdCluster, go_on, stop
 
 VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
@@ -114,7 +115,9 @@ async def test_a_member_that_fails_costs_less_than_five_seconds(
             await others.close()
 
 
-async def test_history_compacted_while_the_watch_was_cut_off(cluster: EtcdCluster) -> None:
+async def test_history_compacted_while_the_watch_was_cut_off(
+    cluster: EtcdCluster, caplog: pytest.LogCaptureFixture
+) -> None:
     member, leader = cluster.follower(), cluster.leader()
     options = options_of([member])  # no other endpoint to go to
     others = EtcdRegistry(EtcdOptions(endpoints=(leader.endpoint,), prefix=options.prefix))
@@ -126,7 +129,7 @@ async def test_history_compacted_while_the_watch_was_cut_off(cluster: EtcdCluste
             await others.delete(entry)
             await others.create("10.1.2.0-24", VALUE, LEASE_TTL_S)
             await asyncio.to_thread(cluster.compact, leader)
-            await asyncio.sleep(4)
+            await said(caplog, "watching the subnets")
             assert list(table.entries) == ["10.1.1.0-24"]  # what cannot be reached removes no peer
         finally:
             go_on(member)
@@ -135,7 +138,7 @@ async def test_history_compacted_while_the_watch_was_cut_off(cluster: EtcdCluste
         await others.close()
 
 
-async def test_all_members_wiped_is_an_empty_listing(cluster: EtcdCluster) -> None:
+async def test_all_members_wiped_is_an_empty_listing(cluster: EtcdCluster, caplog: pytest.LogCaptureFixture) -> None:
     options = options_of(cluster.members)
     registry = EtcdRegistry(options)
     async with watched(registry) as table:
@@ -144,7 +147,7 @@ async def test_all_members_wiped_is_an_empty_listing(cluster: EtcdCluster) -> No
         for member in cluster.members:
             member.kill()
             cluster.wipe(member)
-        await asyncio.sleep(1)
+        await said(caplog, "watching the subnets")
         assert list(table.entries) == ["10.1.1.0-24"]
         await asyncio.to_thread(cluster.__enter__)
         async with asyncio.timeout(CONVERGED_S):

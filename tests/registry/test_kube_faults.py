@@ -23,7 +23,7 @@ from flannel_udp.registry.kube.registry import KubeRegistry
 from tests.kube_api.server import ApiServer, Fault
 from tests.kube_api.store import Refused
 from tests.registry.certificates import make_authority, make_certificate
-from tests.registry.support import Watching, watching
+from tests.registry.support import Watching, said, watching
 
 PEER = {"kube_subnet_manager": "true", "public_ip": "192.0.2.2"}
 UNAVAILABLE = Refused(503, "ServiceUnavailable", "etcd is down")
@@ -183,7 +183,9 @@ async def test_bookmarks_carry_a_quiet_watch_over_a_compaction(api: ApiServer, s
     for _ in range(5):
         api.do(lambda store: store.heartbeat("h1"))
     version = api.do(lambda store: store.version)
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(10):
+        while version not in api.bookmarks:  # what was written before the stop is read before the end
+            await asyncio.sleep(0.01)
     api.stop()
     api.do(lambda store: store.forget())
     api.start()
@@ -258,7 +260,7 @@ async def test_an_outage_is_one_warning_and_changes_meanwhile_are_seen(
     await wait_for_requests(api, "watch", 1)
     api.stop()
     key = add_peer(api, 3)
-    await asyncio.sleep(0.5)
+    await said(caplog, "watching the subnets")
     api.start()
     assert (await seen.change()).entries.keys() == {key}
     assert len(warnings(caplog)) == 1

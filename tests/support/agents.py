@@ -16,7 +16,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 """How long a test waits for what should take a fraction of a second: the machine may be busy with other things."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from array import array
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Self
 
@@ -85,7 +86,9 @@ class EngineRig:
             peer.setblocking(False)
         self._udp.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
         granted = enable_on_socket(self._udp, offload)
-        self.engine = Engine(
+        self._table = compile_table(table)
+        self._new_engine = partial(
+            Engine,
             self._near.fileno(),
             self._udp.fileno(),
             icmp_fd,
@@ -97,7 +100,14 @@ class EngineRig:
             join_tcp=granted.join_tcp,
             join_udp=granted.join_udp,
         )
-        self.engine.publish(compile_table(table))
+        self.engine = self._new_engine()
+        self.engine.publish(self._table)
+
+    def start_anew(self) -> None:
+        """Put another engine in the place of this one, with zeros in its counters: it has learnt no path MTU."""
+        self.engine.close()
+        self.engine = self._new_engine()
+        self.engine.publish(self._table)
 
     def from_tun(self, packet: bytes) -> None:
         """Let the host send a packet into the tunnel device."""

@@ -50,7 +50,7 @@ class _Expected:
 
 
 class TwinRun:
-    """Feeds an engine, and holds it to what the twin says. One engine serves many runs: it keeps no flow over a batch.
+    """Feeds an engine, and holds it to what the twin says. The engine keeps no flow over a batch, but learns path MTUs.
 
     `packets` counts what was compared: every packet on the wire, and every one written to the tunnel device.
     """

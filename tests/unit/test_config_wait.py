@@ -56,7 +56,9 @@ async def test_a_registry_that_is_away_is_waited_for() -> None:
     registry.config = b'{"Network": "10.1.0.0/16"}'
     registry.failure = RegistryError("etcd does not answer")
     waiting = asyncio.create_task(wait_for_config(registry, parse_config, delays=QUICK))
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(5):
+        while len(registry.calls) < 3:
+            await asyncio.sleep(0.01)
     assert not waiting.done()
     registry.failure = None
     assert (await asyncio.wait_for(waiting, 5)).warnings == ()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ("sh", "dirname", "mkdir", "cat", "cksum", "grep", "sed", "tail", "id", "mountpoint")
+TOOLS = ("sh", "dirname", "mkdir", "rm", "cat", "cksum", "grep", "sed", "head", "tail", "id", "mountpoint")
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount, or install packages")
 
 
 class Checkout:
@@ -34,11 +36,26 @@ class Checkout:
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def have_all_but_the_packages_of_python(self) -> None:
+        """Let a run for the lab come as far as to `.venv/bin/pip`, which the test puts there."""
+        for name in ("gcc", "python3", "ip", "ping", "iptables-restore"):
+            self.put(name, "exit 0")
+        self.put("id", "echo 0")
+        for name in ("setup.py", "pyproject.toml", "_fastpath/a.pyx", "_fastpath/a.pxd", ".venv/bin/python"):
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_text("#!/bin/sh\n")
+            (self.folder / name).chmod(0o755)
+
+    def put_pip(self, script: str) -> None:
+        (self.folder / ".venv/bin/pip").write_text(f"#!/bin/sh\n{script}\n")
+        (self.folder / ".venv/bin/pip").chmod(0o755)
+
+    def run(self, *arguments: str, behind: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        """Run bootstrap.sh as `behind`, a shell's words, leaves the machine."""
         # Of the machine's own folders bootstrap.sh adds /usr/sbin and /sbin; no compiler and no apt-get live there.
         return subprocess.run(
-            [str(self.tools / "sh"), str(self.folder / "bootstrap.sh"), *arguments],
-            env={"PATH": str(self.tools)},
+            [*behind, str(self.tools / "sh"), str(self.folder / "bootstrap.sh"), *arguments],
+            env={"PATH": str(self.tools), "PIP_RETRIES": "0"},
             capture_output=True,
             text=True,
             timeout=60,
@@ -91,7 +108,7 @@ def test_without_root_it_says_how_to_install(checkout: Checkout) -> None:
     assert "must not run" not in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's packages are installed")
+@AS_ROOT
 def test_a_step_that_fails_is_one_line_with_the_reason(checkout: Checkout) -> None:
     checkout.put("apt-get", "echo E: Unable to locate package; exit 100")
     done = checkout.run("test")
@@ -106,3 +123,122 @@ def test_an_old_python_is_not_taken(checkout: Checkout) -> None:
     checkout.put("id", "echo 1000")
     done = checkout.run("test")
     assert "Python 3.11 or later" in done.stderr.splitlines()[-1]
+
+
+# What went wrong, where much is said
+
+
+BUILDING = "building flannel-udp, about a minute"
+NOTES = """\
+note: This error originates from a subprocess, and is likely not a problem with pip.
+
+[notice] A new release of pip is available: 23.2.1 -> 26.0
+[notice] To update, run: pip install --upgrade pip
+"""
+UNSHARE, MOUNT = shutil.which("unshare"), shutil.which("mount")
+
+
+def in_mounts(mounting: str) -> tuple[str, ...]:
+    """Return what runs a command where these mounts were made; they end with it."""
+    return (str(UNSHARE), "--mount", "/bin/sh", "-c", f'{mounting} && exec "$@"', "sh")
+
+
+CAUSES = {
+    "ERROR: No matching distribution found for uvloop>=0.19": """\
+Collecting uvloop>=0.19
+ERROR: Could not find a version that satisfies the requirement uvloop>=0.19 (from versions: none)
+ERROR: No matching distribution found for uvloop>=0.19
+""",
+    "No space left on device (df -h shows where)": """\
+Installing collected packages: grpcio
+ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device
+""",
+    "_fastpath/engine.c:6:10: fatal error: Python.h: No such file or directory": """\
+  error: subprocess-exited-with-error
+  x Building editable for flannel-udp (pyproject.toml) did not run successfully.
+  │ exit code: 1
+  ╰─> [30 lines of output]
+      _fastpath/engine.c:6:10: fatal error: Python.h: No such file or directory
+          6 | #include "Python.h"
+      compilation terminated.
+      error: command '/usr/bin/gcc' failed with exit code 1
+      [end of output]
+  ERROR: Failed building editable for flannel-udp
+ERROR: Failed to build installable wheels for some pyproject.toml based projects (flannel-udp)
+""",
+    "the packages cannot be reached (Temporary failure in name resolution): is this machine online?": """\
+WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError('<pip._vendor.urllib3.connection.\
+HTTPSConnection object at 0x7f>: Failed to establish a new connection: [Errno -3] Temporary failure in name \
+resolution')': /simple/tox/
+ERROR: Could not find a version that satisfies the requirement tox<5,>=4.21 (from versions: none)
+ERROR: No matching distribution found for tox<5,>=4.21
+""",
+    "error: metadata-generation-failed": """\
+error: metadata-generation-failed
+x Encountered error while generating package metadata.
+hint: See above for details.
+""",
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_the_line_of_a_failure_is_its_cause_and_not_what_is_said_last(checkout: Checkout, cause: str) -> None:
+    checkout.have_all_but_the_packages_of_python()
+    checkout.put_pip(f"cat <<'END'\n{CAUSES[cause]}{NOTES}END\nexit 1")
+    done = checkout.run("lab")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        1,
+        f"bootstrap: failed: {BUILDING}: {cause} (all of it: build/bootstrap.log)",
+    )
+
+
+@AS_ROOT
+def test_packages_that_the_lists_lack_because_nothing_was_reached(checkout: Checkout) -> None:
+    """`apt-get update` succeeds without a network; what follows from that is told by the next step."""
+    checkout.put(
+        "apt-get",
+        'case $1 in update) echo "W: Failed to fetch http://deb.example/  Temporary failure resolving deb.example" ;; '
+        '*) echo "E: Unable to locate package gcc"; exit 100 ;; esac',
+    )
+    checkout.put("apt-cache", "exit 0")
+    done = checkout.run("test")
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("bootstrap: failed: installing with apt: gcc")
+    assert ": the packages cannot be reached (Temporary failure resolving): is this machine online?" in line
+
+
+@AS_ROOT
+def test_without_a_network_a_real_pip_s_failure_is_one_line(checkout: Checkout) -> None:
+    checkout.have_all_but_the_packages_of_python()
+    checkout.put_pip(f"exec {sys.executable} -m pip --isolated install --target there --no-deps tox")
+    done = checkout.run("lab", behind=(str(UNSHARE), "--net"))
+    line = done.stderr.splitlines()[-1]
+    assert "the packages cannot be reached (" in line, (checkout.folder / "build/bootstrap.log").read_text()
+    assert line.endswith("): is this machine online? (all of it: build/bootstrap.log)")
+
+
+@AS_ROOT
+def test_a_full_disk_is_said_also_where_it_leaves_no_room_to_say_so(checkout: Checkout) -> None:
+    checkout.have_all_but_the_packages_of_python()
+    checkout.put_pip("cat /dev/zero >build/there || exit 1")
+    (checkout.folder / "build").mkdir()
+    done = checkout.run("lab", behind=in_mounts(f"{MOUNT} -t tmpfs -o size=128k full {checkout.folder}/build"))
+    line = done.stderr.splitlines()[-1]
+    assert ": No space left on device (df -h shows where) (all of it: " in line
+
+
+@AS_ROOT
+@pytest.mark.parametrize("command", ["lab", "test"])
+def test_a_read_only_checkout_is_one_clear_line(checkout: Checkout, command: str) -> None:
+    place = checkout.folder
+    read_only = f"{MOUNT} --bind {place} {place} && {MOUNT} -o remount,ro,bind {place}"
+    done = checkout.run(command, behind=in_mounts(read_only))
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"bootstrap: cannot write to {place}/build: copy this folder to where you may write, and run it there"
+    ]
+
+
+def test_help_writes_nothing(checkout: Checkout) -> None:
+    checkout.run("help")
+    assert [path.name for path in checkout.folder.iterdir()] == ["bootstrap.sh"]
