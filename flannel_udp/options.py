@@ -108,7 +108,7 @@ class FirewallOptions:
     """Seconds between two checks of the rules."""
     ip_blackhole_route: bool = False
     clean_on_exit: bool = False
-    """Remove rules and blackhole route when the agent stops; otherwise they stay for the next run."""
+    """Remove rules, blackhole route and kernel routes when the agent stops; otherwise they stay for the next run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
-"""The backends there are: a new one is a module with a `BACKEND` and a line here."""
+"""The backends there are: a new one is a module with a `BACKEND` and a line here. Importing the table imports none."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from flannel_udp.backend.protocol import Backend
+if TYPE_CHECKING:
+    from flannel_udp.backend.protocol import Backend
 
 _MODULES = {
     "udp": "flannel_udp.backend.udp",
@@ -14,8 +16,8 @@ _MODULES = {
 }
 
 
-class _Backends(Mapping[str, Backend]):
-    """Imports a backend when it is looked up: a host of one backend needs nothing of the others."""
+class _Backends(Mapping[str, "Backend"]):
+    """Imports a backend when it is looked up: a host of one needs nothing of the others, and help texts of none."""
 
     def __getitem__(self, kind: str) -> Backend:
         backend: Backend = import_module(_MODULES[kind]).BACKEND

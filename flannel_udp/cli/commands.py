@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from flannel_udp.backend.table import BACKENDS
 from flannel_udp.cli.arguments import Values, to_options
 from flannel_udp.cli.flags import (
     CNI_INSTALL_FLAGS,
@@ -49,12 +50,7 @@ class Command:
 
 
 def _config_check(given: Values) -> int:
-    try:
-        parsed = _parse(_read(given["FILE"]))
-    except ConfigError as error:
-        if given.get("json"):
-            sys.stdout.write(json.dumps({"ok": False, "faults": error.faults}, indent=2) + "\n")
-        raise
+    parsed = _checked(_read(given["FILE"]), given)
     sys.stdout.write(f"{parsed.config.to_json()}\n")
     return 0
 
@@ -66,9 +62,16 @@ def _config_get(given: Values) -> int:
 
 
 def _config_put(given: Values) -> int:
+    from flannel_udp.cli import config_put
+
     raw = _read(given["FILE"])
-    _parse(raw)
-    _with_registry(given, lambda registry: registry.write_config(raw))
+    _checked(raw, given)  # before the registry is asked
+    outcome = _with_registry(given, lambda registry: config_put.put_config(registry, raw, _parse))
+    if given.get("json"):
+        sys.stdout.write(json.dumps(config_put.document_of(outcome), indent=2) + "\n")
+    else:
+        config_put.show_outcome(outcome, sys.stdout)
+    _warn(outcome.warnings)
     return 0
 
 
@@ -182,14 +185,27 @@ def _read(name: str) -> bytes:
         raise UsageError(f"cannot read {name!r}: {error.strerror}") from None
 
 
+def _checked(raw: bytes, given: Values) -> ParsedConfig:
+    """Return the configuration, its warnings said; its faults are printed as a document, too, if that is wanted."""
+    try:
+        parsed = _parse(raw)
+    except ConfigError as error:
+        if given.get("json"):
+            sys.stdout.write(json.dumps({"ok": False, "faults": error.faults}, indent=2) + "\n")
+        raise
+    _warn(parsed.warnings)
+    return parsed
+
+
 def _parse(raw: bytes) -> ParsedConfig:
-    from flannel_udp.backend.table import BACKENDS
     from flannel_udp.netconf.config import parse_network_config
 
-    parsed = parse_network_config(raw, BACKENDS)
-    for warning in parsed.warnings:
+    return parse_network_config(raw, BACKENDS)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
         sys.stderr.write(f"flannel-udp: warning: {warning}\n")
-    return parsed
 
 
 def _with_registry(given: Values, call: Callable[[Registry], Awaitable[Result]]) -> Result:
@@ -213,6 +229,7 @@ _DOCUMENT = ("FILE", "the JSON document; - reads standard input")
 COMMANDS: Mapping[str, Command] = {
     "config check": Command(
         "check a network configuration and print it with all defaults filled in",
+        f"Backend.Type is one of {', '.join(BACKENDS)}; each checks its own options.\n"
         "Every fault is one line on standard error, and the exit code is 2. What is printed can be stored as it is.\n"
         'With --json the faults are printed too: {"ok": false, "faults": ["..."]}.\n\n'
         'example: echo \'{"Network": "10.1.0.0/16"}\' | flannel-udp config check -',
@@ -229,15 +246,16 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "config put": Command(
         "check a network configuration and store it in the registry",
-        "It is stored as it is, without the defaults; a faulty one is not stored.\n"
-        "An agent reads it when it starts.\n\n"
+        "It is stored as it is, without the defaults; a faulty one is not stored. What it changes is printed, a line\n"
+        'a key, defaults filled in; with --json as {"stored": true, "former": "valid", "changes": [...], ...}.\n'
+        "An agent reads it when it starts: those that run keep what they have.\n\n"
         "example: flannel-udp config put net-conf.json --etcd-endpoints=http://192.0.2.10:2379",
         _config_put,
-        {"registry": REGISTRY_FLAGS},
+        {"registry": REGISTRY_FLAGS, "output": (JSON_FLAG,)},
         _DOCUMENT,
     ),
     "status": Command(
-        "show what the agent of this host does: lease, interface, tunnel, counters",
+        "show what the agent of this host does: backend, lease, interface, counters, and what is in the way",
         "The agent is asked over its control socket, which only its user may open (root).\n\n"
         "example: flannel-udp status --json",
         _status,
@@ -245,7 +263,9 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "peers": Command(
         "list the other hosts, their subnets and what was exchanged with them",
-        "Packets and bytes count from the start of the agent.\n\nexample: flannel-udp peers",
+        "Packets and bytes count from the start of the agent; - where the kernel carries them, which does not count\n"
+        "by peer. A column says what keeps packets from a peer, if anything does.\n\n"
+        "example: flannel-udp peers",
         _peers,
         _ASK,
     ),

@@ -193,7 +193,11 @@ FIREWALL_FLAGS = (
         "firewall.iptables_resync",
     ),
     _switch("ip-blackhole-route", "drop what no pod of this host's subnet takes", "firewall.ip_blackhole_route"),
-    _switch("clean-on-exit", "remove these rules and that route when the agent stops (ours)", "firewall.clean_on_exit"),
+    _switch(
+        "clean-on-exit",
+        "when the agent stops, remove these rules, that route and the backend's routes to peers (host-gw) (ours)",
+        "firewall.clean_on_exit",
+    ),
 )
 
 FIREWALL_SHOW_FLAGS = (
@@ -320,7 +324,7 @@ AGENT_GROUPS: Mapping[str, tuple[Flag, ...]] = {
     "host": HOST_FLAGS,
     "firewall": FIREWALL_FLAGS,
     "health and logs": HEALTH_FLAGS,
-    "dataplane": DATAPLANE_FLAGS,
+    "packet path of the backend udp": DATAPLANE_FLAGS,
     "Kubernetes": KUBERNETES_FLAGS,
 }
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 from flannel_udp import __version__
+from flannel_udp.backend.table import BACKENDS
 from flannel_udp.cli.arguments import add_flags, did_you_mean, make_parser, read_arguments, to_options
 from flannel_udp.cli.commands import COMMANDS, Command
 from flannel_udp.cli.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS
@@ -80,7 +81,8 @@ def agent_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
         "flannel-udp",
         "flannel-udp [FLAG...]\n       flannel-udp COMMAND ...",
         "Without a command: the agent of a host. It leases a subnet of the overlay network, learns the leases of all\n"
-        "other hosts and carries packets between their pods in UDP. Its flags are flanneld's, and some are (ours).\n\n"
+        "other hosts and lets packets travel between their pods, by the backend that the network configuration names:\n"
+        f"{', '.join(BACKENDS)}. Its flags are flanneld's, and some are (ours).\n\n"
         f"commands (flannel-udp COMMAND --help explains each):\n{_table(commands)}",
         "Flags may be written as in Go: -iface=eth0, --iface=eth0, --iface eth0, -ip-masq, --ip-masq=true.\n"
         "Each is also an environment variable: FLANNELD_ and the name in capitals, - as _ (FLANNELD_ETCD_PREFIX).\n"
@@ -115,8 +117,12 @@ def _lab(argv: list[str]) -> int:
     from flannel_udp.lab import command
 
     parser = make_parser("flannel-udp lab", "flannel-udp lab COMMAND ...", f"{LAB_SUMMARY}.")
-    command.add_arguments(parser)
-    return command.run(parser.parse_args(argv))
+    command.add_arguments(parser, BACKENDS)
+    args = parser.parse_args(argv)
+    kind = getattr(args, "backend", None)
+    if kind is not None and kind not in BACKENDS:
+        parser.error(f"--backend: {kind!r} is not one of {', '.join(BACKENDS)}{did_you_mean(kind, BACKENDS)}")
+    return command.run(args)
 
 
 def _incomplete_command(argv: list[str]) -> int:

@@ -1,7 +1,7 @@
 """What a reload (SIGHUP) does: read the network configuration again and say whether it is still the one in force.
 
-It changes nothing. flannel0, the sockets and the subnet were made for the configuration that the agent began with, and
-another network, port or type makes another overlay: that takes a new start, on every host.
+It changes nothing. The subnet and what carries packets were made for the configuration that the agent began with, and
+another network or backend makes another overlay: that takes a new start, on every host.
 """
 
 from __future__ import annotations

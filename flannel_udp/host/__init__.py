@@ -1,1 +1,1 @@
-"""The host around the tunnel: interface choice, netlink, subnet.env."""
+"""The host around what carries packets: interface choice, netlink, upkeep, firewall, privileges."""

@@ -12,14 +12,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.lab.by_hand import ALLOC, routes_from
 from flannel_udp.lab.demo import run_demo
 from flannel_udp.lab.lab import ENDING_SIGNALS, Lab, lab_names, remove
-from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.plan import OVERLAY, Plan
 
 _LOGGER = logging.getLogger("flannel_udp.lab")
 
@@ -30,7 +32,11 @@ def _up(args: argparse.Namespace) -> int:
         lab.up()
     _show(lab)
     option = "" if args.name == "lab" else f" --name {args.name}"
-    sys.stdout.write(f"\ntry: flannel-udp lab exec{option} h1 -- ip route\n     flannel-udp lab down{option}\n")
+    on_h1 = f"flannel-udp lab exec{option} h1 -- ip"
+    if lab.plan.backend == ALLOC and (routes := routes_from(lab, lab.hosts[0])):
+        sys.stdout.write("\nalloc leaves the routes between the hosts to you. On each host, as on h1:\n")
+        sys.stdout.write("".join(f"     {on_h1} {route}\n" for route in routes))
+    sys.stdout.write(f"\ntry: {on_h1} route\n     flannel-udp lab down{option}\n")
     return 0
 
 
@@ -44,14 +50,14 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _show(lab: Lab) -> None:
-    table = Table(title=f"lab {lab.name}", title_justify="left")
-    for heading in ("host", "underlay", "subnet", "agent", "pods"):
+    table = Table(title=f"lab {lab.name}", title_justify="left", box=None, pad_edge=False)
+    for heading in ("host", "underlay", "subnet", "backend", "agent", "pods"):
         table.add_column(heading)
     for host in lab.hosts:
         pid = host.agent_pid()
         state = "-" if pid is None else f"{'ready' if host.is_ready() else 'not ready'} (process {pid})"
         pods = "\n".join(f"{name} {address}" for name, address in host.pod_addresses().items())
-        table.add_row(host.name, str(host.underlay), str(host.subnet or "-"), state, pods or "-")
+        table.add_row(host.name, str(host.underlay), str(host.subnet or "-"), host.backend or "-", state, pods or "-")
     Console().print(table)
 
 
@@ -108,7 +114,10 @@ ACTIONS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    return Plan(name=args.name, hosts=args.hosts, pods=args.pods, registry=args.registry)
+    config: dict[str, Any] = {"Network": str(OVERLAY)}
+    if args.backend is not None:
+        config["Backend"] = {"Type": args.backend}
+    return Plan(name=args.name, hosts=args.hosts, pods=args.pods, registry=args.registry, config=config)
 
 
 @contextmanager

@@ -69,9 +69,7 @@ def trace(source: Pod, target: Pod) -> list[Step]:
     """Send one ping and return what its request looked like at each step from pod to pod. The hosts must differ."""
     places = (
         (source, "eth0", "the pod sends it to its gateway, the host's bridge cni0"),
-        (source.host, "flannel0", "the host routed it (TTL - 1) into the TUN device, where the agent reads it"),
-        (source.host, "eth0", "the agent took one from the TTL and sent it as the payload of a UDP datagram"),
-        (target.host, "flannel0", "the other agent took one from the TTL and wrote it to its TUN device"),
+        *(_through_tunnel if source.plan.backend == "udp" else _by_route)(source.host, target.host),
         (target, "eth0", "its host routed it (TTL - 1) over cni0 to the pod"),
     )
     with ExitStack() as stack:
@@ -81,6 +79,21 @@ def trace(source: Pod, target: Pod) -> list[Step]:
             Step(node, interface, story, _find(tap, source, target))
             for (node, interface, story), tap in zip(places, taps, strict=True)
         ]
+
+
+def _through_tunnel(source: Node, target: Node) -> tuple[tuple[Node, str, str], ...]:
+    return (
+        (source, "flannel0", "the host routed it (TTL - 1) into the TUN device, where the agent reads it"),
+        (source, "eth0", "the agent took one from the TTL and sent it as the payload of a UDP datagram"),
+        (target, "flannel0", "the other agent took one from the TTL and wrote it to its TUN device"),
+    )
+
+
+def _by_route(source: Node, target: Node) -> tuple[tuple[Node, str, str], ...]:
+    return (
+        (source, "eth0", "the host routed it (TTL - 1) to the other host, by the route to that one's subnet"),
+        (target, "eth0", "it arrives as it was sent: no header in front of it, and no agent on its way"),
+    )
 
 
 def _open_tap(node: Node, interface: str) -> socket.socket:

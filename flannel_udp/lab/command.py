@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from flannel_udp.errors import UsageError
 
@@ -11,8 +11,8 @@ _DEFAULT_NAME = "lab"
 _DEMO_NAME = "demo"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the lab's commands to the parser of `flannel-udp lab`."""
+def add_arguments(parser: argparse.ArgumentParser, backends: Iterable[str]) -> None:
+    """Add the lab's commands to the parser of `flannel-udp lab`; `backends` are named in the help."""
     # Without prog argparse would make it of the whole usage line.
     commands = parser.add_subparsers(dest="lab_command", metavar="COMMAND", required=True, prog=parser.prog)
 
@@ -21,8 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         added.add_argument("--name", default=name, help="which lab (default: %(default)s)")
         return added
 
-    _add_plan(add("up", "build hosts and pods, start an agent on every host"))
-    add("status", "show the hosts and pods").add_argument("--json", action="store_true", help="as a JSON document")
+    _add_plan(add("up", "build hosts and pods, start an agent on every host"), backends)
+    add("status", "show the hosts, what their agents run, and the pods").add_argument(
+        "--json", action="store_true", help="as a JSON document"
+    )
     execute = add("exec", "run a command on a host, in a pod, or in `net` where the underlay's bridge is")
     execute.add_argument("node", metavar="HOST[/POD]", help="h1, h1/p1 or net")
     # REMAINDER, because "+" drops a second `--`, which belongs to the command (before Python 3.13).
@@ -32,12 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("logs", "print what a host's agent has logged").add_argument("host", metavar="HOST", help="h1, h2, …")
     down = add("down", "remove a lab, also a half-made or killed one")
     down.add_argument("--all", action="store_true", help="remove every lab of this machine")
-    _add_plan(add("demo", "build a lab, show how a packet gets from pod to pod, remove it", _DEMO_NAME))
+    _add_plan(add("demo", "build a lab, show how a packet gets from pod to pod, remove it", _DEMO_NAME), backends)
 
 
-def _add_plan(parser: argparse.ArgumentParser) -> None:
+def _add_plan(parser: argparse.ArgumentParser, backends: Iterable[str]) -> None:
     parser.add_argument("--hosts", type=int, default=2, metavar="N", help="how many hosts (default: %(default)s)")
     parser.add_argument("--pods", type=int, default=1, metavar="M", help="pods on each host (default: %(default)s)")
+    parser.add_argument(
+        "--backend",
+        metavar="TYPE",
+        help=f"how packets travel: {', '.join(backends)} (default: flannel's, udp)",
+    )
     parser.add_argument(
         "--registry", choices=("file", "etcd"), default="file", help="where the leases live (default: %(default)s)"
     )

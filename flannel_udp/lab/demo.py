@@ -1,4 +1,7 @@
-"""The demonstration: a lab comes up, is drawn, pinged through, carries a transfer, shows a packet's way, goes down."""
+"""The demonstration: a lab comes up, is drawn, pinged through, carries a transfer, shows a packet's way, goes down.
+
+With the backend alloc, which leaves routes to others, a first ping shows that; then the demonstration puts them.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from flannel_udp.errors import UsageError
+from flannel_udp.lab.by_hand import ALLOC, put_routes, routes_from
 from flannel_udp.lab.capture import describe, trace
 from flannel_udp.lab.drawing import draw
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.node import Pod
+from flannel_udp.lab.node import Host, Pod
 from flannel_udp.lab.plan import UNDERLAY, Plan
-from flannel_udp.lab.probe import ping_matrix, tcp_rate
+from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
 
 logger = logging.getLogger(__name__)
 
 _MATRIX_MAX_PODS = 12
 """More columns than that do not fit a terminal; the summary says it all the same."""
+_ROUTES_MAX = 6
+"""So many lines of routes show what they are like."""
 
 
 def run_demo(plan: Plan, stream: TextIO, width: int) -> bool:
@@ -39,10 +45,13 @@ def show(lab: Lab, stream: TextIO, width: int) -> bool:
         stream.write(f"{text}\n\n")
         stream.flush()  # keeps its place among the progress lines, which go to stderr
 
-    pods = lab.pods()
+    pods, plan = lab.pods(), lab.plan
     first, last = lab.hosts[0].pods[0], lab.hosts[-1].pods[0]
-    overlay = str(lab.plan.config.get("Network"))
-    say(draw(lab.status(), underlay=str(UNDERLAY), overlay=overlay, port=lab.plan.port, width=width))
+    overlay = str(plan.config.get("Network"))
+    say(draw(lab.status(), underlay=str(UNDERLAY), overlay=overlay, backend=plan.backend, port=plan.port, width=width))
+    if plan.backend == ALLOC:
+        say(_route_by_hand(lab, first, last))
+    say(format_routes(lab.hosts[0], overlay))
     logger.info("pinging between %d pods", len(pods))
     times = ping_matrix(pods)
     say(format_pings([pod.path for pod in pods], times))
@@ -51,6 +60,29 @@ def show(lab: Lab, stream: TextIO, width: int) -> bool:
     say(f"TCP, one connection from {first.path} to {last.path}: {rate / 1e9:.2f} Gbit/s")
     say(format_trace(first, last))
     return None not in times.values()
+
+
+def _route_by_hand(lab: Lab, source: Pod, target: Pod) -> str:
+    """Show that no packet travels without routes, put them, and say what was done."""
+    (before,) = ping(source, [target.ip], timeout_s=1.0)
+    reached = "is not answered, as it should be" if before is None else "is answered: the routes are there already"
+    put_routes(lab)
+    return _shortened(
+        f"one ping from {source.path} to {target.path} {reached}.\n"
+        "alloc gives every host its subnet and no more; so routes are put by hand now, on every host as on h1:",
+        [f"ip {line}" for line in routes_from(lab, lab.hosts[0])],
+    )
+
+
+def format_routes(host: Host, overlay: str) -> str:
+    """Return the routes into the overlay that a host has."""
+    command = ["ip", "route", "show", "root", overlay]
+    return _shortened(f"{host.name}: {' '.join(command)}", host.run(command).stdout.splitlines())
+
+
+def _shortened(title: str, lines: Sequence[str]) -> str:
+    more = [f"... and {len(lines) - _ROUTES_MAX} more"] if len(lines) > _ROUTES_MAX else []
+    return "\n".join([title, *(f"  {line.rstrip()}" for line in [*lines[:_ROUTES_MAX], *more])])
 
 
 def format_pings(paths: Sequence[str], times: Mapping[tuple[str, str], float | None]) -> str:

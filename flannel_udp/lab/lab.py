@@ -1,7 +1,7 @@
 """Class `Lab`: a whole overlay network of namespaces, brought up, attached to, taken down.
 
     fu-NAME-net     bridge "underlay" 192.0.2.254/24, ports h1, h2, …; the lab's etcd, if it has one
-    fu-NAME-h1      eth0 192.0.2.1/24; our agent with flannel0; bridge cni0 with its subnet's first address, ports p1, …
+    fu-NAME-h1      eth0 192.0.2.1/24; our agent; bridge cni0 with its subnet's first address, ports p1, …
     fu-NAME-h1-p1   eth0 with an address of the host's subnet, default route to cni0
 
 Outside are only names (`ip netns`) and /run/flannel-udp-lab/NAME/, so labs may use the same addresses side by side.
@@ -109,7 +109,7 @@ class Lab:
         return self.host(host).pod(pod) if pod else self.host(host)
 
     def status(self) -> dict[str, Any]:
-        """Return what `lab status --json` prints; subnet and ip are null while they are not known."""
+        """Return what `lab status --json` prints; backend, subnet and ip are null while they are not known."""
 
         def text(value: IPv4Address | IPv4Network | None) -> str | None:
             return None if value is None else str(value)
@@ -120,6 +120,7 @@ class Lab:
                 {
                     "name": host.name,
                     "underlay": str(host.underlay),
+                    "backend": host.backend,
                     "subnet": text(host.subnet),
                     "pods": [{"name": pod.name, "ip": text(host.pod_addresses().get(pod.name))} for pod in host.pods],
                 }
@@ -200,7 +201,7 @@ class Lab:
 
 
 def _set_forwarding(host: Host) -> None:
-    """Let the host route between its pods and flannel0."""
+    """Let the host route between its pods and the other hosts'."""
     netns.call_inside(host.namespace, lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n"))
 
 

@@ -202,6 +202,15 @@ class Host(Node):
             except (OSError, ValueError, http.client.HTTPException) as error:
                 raise FlannelError(f"{self.name}: no answer from the agent at {self.control_socket}: {error}") from None
 
+    @property
+    def backend(self) -> str | None:
+        """How the agent lets packets travel; ``None`` while none runs, or has no network configuration."""
+        try:
+            facts = self.control("/v1/status").get("backend")
+        except FlannelError:
+            return None
+        return None if facts is None else str(facts["type"])
+
     def is_ready(self) -> bool:
         """Tell whether subnet.env is written and the agent says that its traffic rules stand."""
         try:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.files.atomic import replace_file
+from flannel_udp.netconf.config import DEFAULT_TYPE
 
 STATE_DIR = Path("/run/flannel-udp-lab")
 UNDERLAY = IPv4Network("192.0.2.0/24")  # RFC 5737: TEST-NET-1
@@ -109,10 +110,19 @@ class Plan:
         return ["--registry", f"file:{self.registry_file}"]
 
     @property
+    def backend(self) -> str:
+        """How packets travel: the type of the backend that the network configuration names."""
+        return str(self._backend.get("Type", DEFAULT_TYPE)).lower()
+
+    @property
     def port(self) -> int:
-        """The UDP port of the overlay."""
+        """The UDP port of the overlay, with the backend udp."""
+        return int(self._backend.get("Port", DEFAULT_PORT))
+
+    @property
+    def _backend(self) -> Mapping[str, Any]:
         backend = self.config.get("Backend")
-        return int(backend.get("Port", DEFAULT_PORT)) if isinstance(backend, Mapping) else DEFAULT_PORT
+        return backend if isinstance(backend, Mapping) else {}
 
     def namespace(self, *node: str) -> str:
         """Return the namespace of ``net``, of a host (``h1``) or of a pod (``h1``, ``p1``)."""

@@ -119,8 +119,8 @@ class NetworkConfig:
             return v4_fits and self.v6 is None and subnet.v6 is None
         return v4_fits and self.v6.fits(subnet.v6)
 
-    def to_json(self) -> str:
-        """Return the normalised configuration as readable JSON; parsing it again gives an equal value."""
+    def to_document(self) -> dict[str, Any]:
+        """Return the normalised configuration, ready to be written as JSON; parsing it again gives an equal value."""
         document: dict[str, Any] = {
             "EnableIPv4": self.v4 is not None,
             "EnableIPv6": self.v6 is not None,
@@ -133,7 +133,11 @@ class NetworkConfig:
                 document[f"{prefix}SubnetMin"] = str(family.first.network_address)
                 document[f"{prefix}SubnetMax"] = str(family.last.network_address)
         document["Backend"] = {"Type": self.backend.type, **self.backend.options}
-        return json.dumps(document, indent=2)
+        return document
+
+    def to_json(self) -> str:
+        """Return that as readable text."""
+        return json.dumps(self.to_document(), indent=2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
+from flannel_udp.backend.table import BACKENDS
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.plan import Plan
@@ -45,6 +46,7 @@ def test_status_json_has_exactly_the_promised_shape(bare_lab: Lab) -> None:
             {
                 "name": f"h{i}",
                 "underlay": f"192.0.2.{i}",
+                "backend": None,
                 "subnet": f"10.244.{i}.0/24",
                 "pods": [{"name": "p1", "ip": f"10.244.{i}.2"}],
             }
@@ -111,7 +113,9 @@ def test_down_all_removes_every_lab_of_the_machine() -> None:
     assert (done.returncode, done.stdout) == (0, "removed: one, two\n"), done.stderr
 
 
-@pytest.mark.parametrize("words", [("--hosts", "0"), ("--pods", "300"), ("--name", "../x"), ("--registry", "redis")])
+@pytest.mark.parametrize(
+    "words", [("--hosts", "0"), ("--pods", "300"), ("--name", "../x"), ("--registry", "redis"), ("--backend", "vxlan")]
+)
 def test_a_lab_that_cannot_be_is_wrong_usage(words: tuple[str, ...]) -> None:
     done = run("up", *words)
     assert done.returncode == 2
@@ -186,6 +190,40 @@ def test_a_demonstration_draws_pings_transfers_traces_and_leaves_nothing() -> No
     ]
     assert not namespaces_of(name)
     assert not state_of(name).exists()
+
+
+def test_a_demonstration_of_routes_shows_them_and_a_packet_without_a_header() -> None:
+    done = run("demo", "--name", fresh_name(), "--backend", "host-gw")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 pings answered" in done.stdout
+    assert "via 192.0.2.2 dev eth0 proto 82" in done.stdout
+    assert "flannel0" not in done.stdout
+    assert [line.split("TTL ")[1].split()[0] for line in done.stdout.splitlines() if "ICMP echo request" in line] == [
+        "64",
+        "63",
+        "63",
+        "62",
+    ]
+
+
+def test_a_demonstration_of_alloc_shows_that_nothing_travels_before_routes_are_put() -> None:
+    done = run("demo", "--name", fresh_name(), "--backend", "alloc", "--hosts", "3")
+    assert done.returncode == 0, done.stderr
+    before, _, after = done.stdout.partition("routes are put by hand now")
+    assert "one ping from h1/p1 to h3/p1 is not answered" in before
+    assert after.count("ip route add 10.244.") == 2
+    assert "6 of 6 pings answered" in after
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_a_lab_comes_up_with_every_backend_and_status_says_which(kind: str) -> None:
+    name = fresh_name()
+    with cleaned_up(Lab(Plan(name))):
+        done = run("up", "--name", name, "--backend", kind)
+        assert done.returncode == 0, done.stderr
+        assert ("ip route add" in done.stdout) == (kind == "alloc")
+        hosts = json.loads(run("status", "--json", "--name", name).stdout)["hosts"]
+        assert [host["backend"] for host in hosts] == [kind, kind]
 
 
 def test_up_starts_agents_that_status_logs_and_down_know() -> None:

@@ -16,6 +16,7 @@ from typing import IO
 import pytest
 
 from flannel_udp import __version__
+from flannel_udp.backend.table import BACKENDS
 from flannel_udp.cli.commands import COMMANDS
 from flannel_udp.cli.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS
 from flannel_udp.cli.main import main
@@ -93,6 +94,12 @@ def test_every_command_has_help_with_an_example(name: str, word: str, capsys: py
             assert flag.spelling in text
 
 
+@pytest.mark.parametrize("words", [["--help"], ["config", "check", "--help"], ["lab", "up", "--help"]])
+def test_help_names_the_backends(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    assert ", ".join(BACKENDS) in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("group", ["config", "route"])
 def test_help_of_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([group, "--help"]) == 0
@@ -124,6 +131,13 @@ def test_help_of_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFi
             "unexpected argument 'true': a switch takes its value after '=' (see: flannel-udp --help)",
         ),
         (["--healthz-port=http"], "--healthz-port: 'http' is not a whole number from 0 to 65535"),
+        (
+            ["lab", "up", "--backend=hostgw"],
+            (
+                "--backend: 'hostgw' is not one of "
+                f"{', '.join(BACKENDS)}: did you mean host-gw? (see: flannel-udp lab --help)"
+            ),
+        ),
         (
             ["--public-ipv6=2001:db8::1"],
             "--public-ipv6: IPv6 is not available yet; leave the flag out",
@@ -162,7 +176,18 @@ def test_help_version_and_mistakes_load_nothing_but_the_command_line(words: list
     )
     loaded = done.stderr.splitlines()[-1].split()
     ours = {name for name in loaded if name.startswith("flannel_udp")}
-    rooms = ("cli", "cli.arguments", "cli.commands", "cli.flags", "cli.main", "cli.parsers", "errors", "options")
+    rooms = (
+        "backend",
+        "backend.table",
+        "cli",
+        "cli.arguments",
+        "cli.commands",
+        "cli.flags",
+        "cli.main",
+        "cli.parsers",
+        "errors",
+        "options",
+    )
     assert ours == {"flannel_udp", *(f"flannel_udp.{room}" for room in rooms)}
     heavy = {"aiohttp", "asyncio", "google", "grpc", "pyroute2", "pytun", "rich", "uvloop"}
     assert not heavy & {name.partition(".")[0] for name in loaded}

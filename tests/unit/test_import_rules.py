@@ -49,7 +49,7 @@ RULES: Mapping[str, list[str]] = {
     "__main__": ["cli.main"],
 }
 # What the command line may import before it knows the command: --help and --version answer at once.
-EAGER = [*COMMAND_LINE, "errors", "options"]
+EAGER = [*COMMAND_LINE, "backend.table", "errors", "options"]
 # Of the tests and benches, and scapy's licence is the GPL.
 NEVER = {"scapy", "pytest", "hypothesis", "tests", "bench", "examples"}
 

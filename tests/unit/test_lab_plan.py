@@ -84,7 +84,16 @@ def test_a_saved_plan_is_read_back_equal(tmp_path: Path, monkeypatch: pytest.Mon
     plan.state.mkdir()
     plan.save()
     assert Plan.load("x") == plan
-    assert plan.port == 9000
+    assert (plan.backend, plan.port) == ("udp", 9000)
+
+
+@pytest.mark.parametrize("config", [{}, {"Backend": None}, {"Backend": {}}, {"Backend": {"Port": 8285}}])
+def test_a_lab_whose_configuration_names_no_backend_runs_flannels_default(config: dict[str, object]) -> None:
+    assert (Plan(config=config).backend, Plan(config=config).port) == ("udp", 8285)
+
+
+def test_a_backend_is_known_in_any_case() -> None:
+    assert Plan(config={"Backend": {"Type": "Host-GW"}}).backend == "host-gw"
 
 
 def test_a_lab_that_is_not_up_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

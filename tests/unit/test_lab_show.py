@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, UDP
 
+from flannel_udp.backend.table import BACKENDS
 from flannel_udp.errors import UsageError
 from flannel_udp.lab.capture import Packet, describe
 from flannel_udp.lab.command import add_arguments, command_words
@@ -28,6 +29,7 @@ def status(hosts: int, pods: int) -> dict[str, Any]:
             {
                 "name": f"h{h}",
                 "underlay": f"192.0.2.{h}",
+                "backend": "udp",
                 "subnet": f"10.244.{h}.0/24",
                 "pods": [{"name": f"p{p}", "ip": f"10.244.{h}.{p + 1}"} for p in range(1, pods + 1)],
             }
@@ -37,7 +39,7 @@ def status(hosts: int, pods: int) -> dict[str, Any]:
 
 
 def test_two_hosts_are_drawn_side_by_side_on_one_cable() -> None:
-    assert draw(status(2, 2), underlay="192.0.2.0/24", overlay="10.244.0.0/16", port=8285) == (
+    assert draw(status(2, 2), underlay="192.0.2.0/24", overlay="10.244.0.0/16", backend="udp", port=8285) == (
         "underlay 192.0.2.0/24: a bridge in the namespace fu-demo-net\n"
         "━━━━━━┯━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┯━━━━━━━━━━━━━━━━━━━━━━━\n"
         "      │                               │\n"
@@ -50,14 +52,15 @@ def test_two_hosts_are_drawn_side_by_side_on_one_cable() -> None:
         "      ├─ p1  eth0 10.244.1.2          ├─ p1  eth0 10.244.2.2\n"
         "      └─ p2  eth0 10.244.1.3          └─ p2  eth0 10.244.2.3\n"
         "\n"
-        "overlay 10.244.0.0/16: flannel0 to flannel0, each packet the payload of a datagram to UDP port 8285"
+        "overlay 10.244.0.0/16, backend udp: "
+        "flannel0 to flannel0, each packet the payload of a datagram to UDP port 8285"
     )
 
 
 @given(hosts=st.integers(1, 12), pods=st.integers(0, 4), width=st.integers(80, 250))
 def test_a_drawing_keeps_to_the_width_and_forgets_nobody(hosts: int, pods: int, width: int) -> None:
     shape = status(hosts, pods)
-    drawn = draw(shape, underlay="192.0.2.0/24", overlay="10.244.0.0/16", port=8285, width=width)
+    drawn = draw(shape, underlay="192.0.2.0/24", overlay="10.244.0.0/16", backend="udp", port=8285, width=width)
     *rows, _overlay = drawn.splitlines()
     assert max(map(len, rows)) <= width
     for host in shape["hosts"]:
@@ -68,7 +71,15 @@ def test_a_drawing_keeps_to_the_width_and_forgets_nobody(hosts: int, pods: int, 
 def test_a_host_without_a_subnet_is_drawn_too() -> None:
     shape = status(1, 1)
     shape["hosts"][0] |= {"subnet": None, "pods": [{"name": "p1", "ip": None}]}
-    assert draw(shape, underlay="u", overlay="o", port=1).count("none yet") == 3
+    assert draw(shape, underlay="u", overlay="o", backend="udp", port=1).count("none yet") == 3
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BACKENDS if kind != "udp"])
+def test_without_a_tunnel_none_is_drawn(kind: str) -> None:
+    drawn = draw(status(2, 1), underlay="u", overlay="o", backend=kind, port=8285)
+    assert "flannel0" not in drawn
+    assert "8285" not in drawn
+    assert drawn.splitlines()[-1].startswith(f"overlay o, backend {kind}: ")
 
 
 def test_a_lost_ping_stands_out_in_matrix_and_summary() -> None:
@@ -125,7 +136,7 @@ def test_no_bytes_at_all_make_the_parser_fail(data: bytes) -> None:
 
 def parse(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="flannel-udp lab")
-    add_arguments(parser)
+    add_arguments(parser, BACKENDS)
     return parser.parse_args(words)
 
 
@@ -142,7 +153,7 @@ def test_a_command_that_is_missing_or_comes_before_an_option_is_asked_for(words:
 
 def test_a_lab_has_two_hosts_with_one_pod_and_a_file_registry_unless_told_otherwise() -> None:
     args = parse("up")
-    assert (args.name, args.hosts, args.pods, args.registry) == ("lab", 2, 1, "file")
+    assert (args.name, args.hosts, args.pods, args.registry, args.backend) == ("lab", 2, 1, "file", None)
 
 
 def test_the_demonstration_does_not_meet_a_lab_that_is_up() -> None:
