@@ -10,23 +10,25 @@ from libc.stdint cimport uint8_t, uint32_t
 from flannel_udp._fastpath.clock cimport now_ns
 from flannel_udp._fastpath.datapath cimport state_of
 from flannel_udp._fastpath.drops cimport TOO_BIG
-from flannel_udp._fastpath.icmp cimport ICMP_ERROR_MAX_BYTES, icmp_take_token, write_icmp_error
+from flannel_udp._fastpath.icmp cimport ICMP_ERROR_MAX_BYTES, find_answerable, icmp_take_token, write_icmp_error
 from flannel_udp._fastpath.sysio cimport icmp_send
 from flannel_udp._fastpath.wire cimport Ipv4Header
 
 
 cdef void answer_sender(Datapath *dp, const Packet *packet, DropReason reason) noexcept nogil:
     cdef uint8_t[ICMP_ERROR_MAX_BYTES] message
+    cdef const Ipv4Header *original
     cdef uint32_t mtu = 0
     cdef uint32_t n_bytes
     if dp.icmp_fd < 0 or dp.table.own_addr == 0:
         return
-    if reason == TOO_BIG:
-        mtu = state_of(dp, packet.next_hop).inner_mtu
-    n_bytes = write_icmp_error(message, packet, reason, dp.table.own_addr, mtu)
-    if n_bytes == 0:
+    original = find_answerable(packet, reason)
+    if original == NULL:
         return
-    if not icmp_take_token(&dp.icmp_limiter, now_ns()):
+    if not icmp_take_token(&dp.icmp_limiter, reason, original.src, now_ns()):
         dp.icmp_counters.rate_limited += 1
         return
-    icmp_send(dp, message, n_bytes, (<Ipv4Header *> message).dst)
+    if reason == TOO_BIG:
+        mtu = state_of(dp, packet.next_hop).inner_mtu
+    n_bytes = write_icmp_error(message, packet, original, reason, dp.table.own_addr, mtu)
+    icmp_send(dp, message, n_bytes, original.src)

@@ -37,6 +37,7 @@ cdef struct IcmpCounters:
 
 cdef enum:
     RECEIVE_MAX = 64            # datagrams, or bundles of them, a receive
+    RECEIVE_MIN = 3             # a turn's worth of the longest bundles
     RECEIVE_HEADROOM = 64       # in front of each: room for a virtio-net header
     RECEIVE_BYTES = 64 * 1024 + RECEIVE_HEADROOM    # a UDP datagram is shorter than 64 KiB
     TUN_BUFFER_BYTES = 66 * 1024    # a virtio-net header and the largest IPv4 packet
@@ -75,6 +76,7 @@ cdef struct Datapath:
     SendQueue send_queue
     Bundle bundles[RECEIVE_MAX]
     uint32_t n_bundles
+    uint32_t receive_n          # bundles that the next receive asks for
     WriteQueue write_queue
     DirectionCounters out_counters
     DirectionCounters in_counters

@@ -136,6 +136,7 @@ cdef class Engine:
         self.dp.icmp_fd = icmp_fd
         self.dp.port = htons(<unsigned short> port)
         self.dp.vnet_bytes = vnet_bytes
+        self.dp.receive_n = RECEIVE_MAX
         self.dp.source_check = SOURCE_CHECKS[source_check]
         self.retired = []
         self.attach(tun_fd, udp_fd, segment, join_tcp, join_udp)

@@ -32,16 +32,44 @@ cdef enum:
     PRECEDENCE_INTERNETWORK_CONTROL = 0xc0
     TOS_BITS = 0x1e
     ANSWER_TTL = 64
+    # Linux's defaults for a whole host: net.ipv4.icmp_msgs_per_sec, icmp_msgs_burst.
+    WHOLE_COST_NS = 1000000
+    WHOLE_BURST = 50
+    # A hundred times Linux's icmp_ratelimit: many programs in a pod may ask for peers that are gone.
+    DESTINATION_COST_NS = 10000000
+    DESTINATION_BURST = 10
+    TOO_BIG_COST_NS = 1000000
+    TOO_BIG_BURST = 50
 
 
-cdef bint icmp_take_token(IcmpLimiter *limiter, uint64_t now_ns) noexcept nogil:
-    if now_ns > limiter.last_ns:
-        limiter.credit_ns += now_ns - limiter.last_ns
-        limiter.last_ns = now_ns
-        limiter.credit_ns = min(limiter.credit_ns, <uint64_t> ICMP_COST_NS * ICMP_BURST)
-    if limiter.credit_ns < ICMP_COST_NS:
+cdef bint icmp_take_token(IcmpLimiter *limiter, DropReason reason, be32 dst, uint64_t now_ns) noexcept nogil:
+    cdef uint32_t slot = (ntohl(dst) * <uint32_t> 0x9e3779b1) >> 24
+    if reason == TOO_BIG:
+        return take_for_destination(&limiter.too_big[slot], dst, now_ns, TOO_BIG_COST_NS, TOO_BIG_BURST)
+    # The destination first: what one is refused does not cost the others anything.
+    return (
+        take_for_destination(&limiter.others[slot], dst, now_ns, DESTINATION_COST_NS, DESTINATION_BURST)
+        and take(&limiter.whole, now_ns, WHOLE_COST_NS, WHOLE_BURST)
+    )
+
+
+cdef inline bint take_for_destination(
+    DestinationBucket *destination, be32 dst, uint64_t now_ns, uint64_t cost_ns, uint32_t burst
+) noexcept nogil:
+    if destination.addr != dst:
+        destination.addr = dst
+        destination.bucket.last_ns = 0
+        destination.bucket.credit_ns = 0
+    return take(&destination.bucket, now_ns, cost_ns, burst)
+
+
+cdef inline bint take(TokenBucket *bucket, uint64_t now_ns, uint64_t cost_ns, uint32_t burst) noexcept nogil:
+    if now_ns > bucket.last_ns:
+        bucket.credit_ns = min(bucket.credit_ns + (now_ns - bucket.last_ns), cost_ns * burst)
+        bucket.last_ns = now_ns
+    if bucket.credit_ns < cost_ns:
         return False
-    limiter.credit_ns -= ICMP_COST_NS
+    bucket.credit_ns -= cost_ns
     return True
 
 
@@ -63,28 +91,37 @@ cdef bint may_answer(const Packet *packet, const Ipv4Header *ip) noexcept nogil:
     return True
 
 
+cdef const Ipv4Header *find_answerable(const Packet *packet, DropReason reason) noexcept nogil:
+    cdef Ipv4Header *ip
+    if reason != NO_ROUTE and reason != OWN_SUBNET and reason != TTL_EXPIRED and reason != TOO_BIG:
+        return NULL
+    if parse(packet, &ip) != KEEP or not may_answer(packet, ip):
+        return NULL
+    return ip
+
+
 cdef uint32_t write_icmp_error(
-    uint8_t *answer, const Packet *packet, DropReason reason, be32 own_addr, uint32_t mtu
+    uint8_t *answer,
+    const Packet *packet,
+    const Ipv4Header *original,
+    DropReason reason,
+    be32 own_addr,
+    uint32_t mtu,
 ) noexcept nogil:
-    cdef Ipv4Header *original
     cdef Ipv4Header *ip = <Ipv4Header *> answer
     cdef IcmpHeader *icmp = <IcmpHeader *> (answer + IPV4_HEADER_BYTES)
     cdef uint32_t quoted
-    if parse(packet, &original) != KEEP or not may_answer(packet, original):
-        return 0
     quoted = min(packet.len, <uint32_t> (ICMP_ERROR_MAX_BYTES - IPV4_HEADER_BYTES - ICMP_HEADER_BYTES))
 
     memset(answer, 0, IPV4_HEADER_BYTES + ICMP_HEADER_BYTES)
     if reason == TTL_EXPIRED:
         icmp.type = TYPE_TIME_EXCEEDED      # code 0: in transit
-    elif reason == NO_ROUTE or reason == OWN_SUBNET:
-        icmp.type = TYPE_UNREACHABLE        # code 0: network, as flanneld answers
     elif reason == TOO_BIG:
         icmp.type = TYPE_UNREACHABLE
         icmp.code = CODE_FRAGMENTATION_NEEDED
         icmp.next_hop_mtu = htons(<uint16_t> mtu)
     else:
-        return 0
+        icmp.type = TYPE_UNREACHABLE        # code 0: network, as flanneld answers
     memcpy(answer + IPV4_HEADER_BYTES + ICMP_HEADER_BYTES, packet.data, quoted)
     icmp.checksum = finish(sum_bytes(<uint8_t *> icmp, ICMP_HEADER_BYTES + quoted, 0))
 
@@ -106,11 +143,14 @@ def answer(bytes packet not None, DropReason reason, uint32_t own_address, uint1
     """
     cdef uint8_t[ICMP_ERROR_MAX_BYTES] buffer
     cdef Packet view
-    cdef uint32_t n
+    cdef const Ipv4Header *original
+    cdef uint32_t n = 0
     if len(packet) > IPV4_MAX_BYTES:
         raise ValueError("longer than an IPv4 packet")
     memset(&view, 0, sizeof(view))
     view.data = <uint8_t *> <const char *> packet
     view.len = <uint32_t> len(packet)
-    n = write_icmp_error(buffer, &view, reason, htonl(own_address), mtu)
+    original = find_answerable(&view, reason)
+    if original != NULL:
+        n = write_icmp_error(buffer, &view, original, reason, htonl(own_address), mtu)
     return (<char *> buffer)[:n]

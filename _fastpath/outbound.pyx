@@ -6,10 +6,11 @@
 4. decrement the TTL
 5. check what the virtio-net header says; see whether it fits the path; split a super-packet, complete a partial
    checksum; queue what comes out
-6. send the queue when the TUN is empty or enough waits; a dropped packet is counted and, where that is right, its
+6. send the queue when the TUN is empty or the turn is over (`turn`); a dropped packet is counted and, where that is right, its
    sender told
 """
 
+from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
 from flannel_udp._fastpath.answer cimport answer_sender
@@ -28,10 +29,11 @@ from flannel_udp._fastpath.ipv4 cimport decrement_ttl, is_unicast, parse
 from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu, forget_stale_path_mtu
 from flannel_udp._fastpath.routes cimport NO_ROUTE_HOP, OWN_HOP, lookup
-from flannel_udp._fastpath.sendqueue cimport SEND_FLUSH_BYTES, queue_commit, queue_end, queue_has_room
+from flannel_udp._fastpath.sendqueue cimport queue_commit, queue_end, queue_has_room
 from flannel_udp._fastpath.split cimport Split, complete_checksum, plan_split, write_segment
 from flannel_udp._fastpath.sysio cimport tun_read
 from flannel_udp._fastpath.transmit cimport transmit
+from flannel_udp._fastpath.turn cimport turn_is_over
 from flannel_udp._fastpath.wire cimport (
     DONT_FRAGMENT,
     VNET_GSO_NONE,
@@ -41,9 +43,6 @@ from flannel_udp._fastpath.wire cimport (
     ntohl,
     ntohs,
 )
-
-cdef enum:
-    READS_MAX = 64              # reads a batch: then the other direction has its turn
 
 
 cdef inline DropReason route(const Datapath *dp, Packet *packet, Ipv4Header **ip) noexcept nogil:
@@ -80,9 +79,9 @@ cdef inline void transmit_if_full(Datapath *dp, uint32_t n_bytes) noexcept nogil
 
 
 cdef inline DropReason enqueue(
-    Datapath *dp, const VirtioNetHeader *vnet, Packet *packet, const Ipv4Header *ip
+    Datapath *dp, const VirtioNetHeader *vnet, Packet *packet, const Ipv4Header *ip, uint32_t *n_packets
 ) noexcept nogil:
-    """Step 5: queue the packet, or the segments of a super-packet."""
+    """Step 5: queue the packet, or the segments of a super-packet; `n_packets` is raised by how many there are."""
     cdef Split split
     cdef DropReason reason = KEEP
     cdef uint32_t n_bytes, i
@@ -99,6 +98,7 @@ cdef inline DropReason enqueue(
         transmit_if_full(dp, packet.len)
         memcpy(queue_end(&dp.send_queue), packet.data, packet.len)
         queue_commit(&dp.send_queue, packet.len, packet.next_hop, tos)
+        n_packets[0] += 1
         return KEEP
     reason = plan_split(&split, vnet, packet, ip)
     if reason != KEEP:
@@ -110,6 +110,7 @@ cdef inline DropReason enqueue(
         transmit_if_full(dp, split.header_len + split.segment_payload)
         n_bytes = write_segment(&split, packet, i, queue_end(&dp.send_queue))
         queue_commit(&dp.send_queue, n_bytes, packet.next_hop, tos)
+    n_packets[0] += split.n
     return KEEP
 
 
@@ -119,12 +120,16 @@ cdef uint32_t outbound_batch(Datapath *dp) noexcept nogil:
     cdef Ipv4Header *ip = NULL
     cdef DropReason reason
     cdef uint32_t n_read = 0
-    while n_read < READS_MAX and dp.send_queue.used < SEND_FLUSH_BYTES and tun_read(dp, &vnet, &packet):
+    cdef uint32_t n_packets = 0
+    cdef uint32_t n_bytes = 0
+    while not turn_is_over(n_packets, n_bytes) and tun_read(dp, &vnet, &packet):
         n_read += 1
+        n_bytes += packet.len
         reason = route(dp, &packet, &ip)
         if reason == KEEP:
-            reason = enqueue(dp, &vnet, &packet, ip)
+            reason = enqueue(dp, &vnet, &packet, ip, &n_packets)
         if reason != KEEP:
+            n_packets += 1
             count_drops(&dp.out_counters, reason, 1)
             answer_sender(dp, &packet, reason)
     transmit(dp)

@@ -6,13 +6,13 @@ sends as single datagrams from one call with UDP_SEGMENT. Packets leave in the o
 
 from libc.stdint cimport uint8_t, uint32_t
 
+from flannel_udp._fastpath.turn cimport TURN_BYTES
 from flannel_udp._fastpath.wire cimport UDP_PAYLOAD_MAX_BYTES
 
 cdef enum:
     RUNS_MAX = 64
     RUN_PACKETS_MAX = 64            # UDP_MAX_SEGMENTS was 64 before Linux 6.9
-    SEND_FLUSH_BYTES = 180 * 1024   # send when so much waits: three super-packets share one wake-up of the peer
-    SEND_ARENA_BYTES = SEND_FLUSH_BYTES + 2 * 64 * 1024
+    SEND_ARENA_BYTES = TURN_BYTES + 2 * 64 * 1024
 
 cdef struct Run:
     uint8_t *data

@@ -118,9 +118,9 @@ cdef void udp_receive(Datapath *dp) noexcept nogil:
     cdef Envelope envelopes[RECEIVE_MAX]
     cdef uint32_t i
     cdef int got
-    for i in range(<uint32_t> RECEIVE_MAX):
+    for i in range(dp.receive_n):
         fill_in(&messages[i], &envelopes[i], receive_buffer(dp, i), RECEIVE_BYTES - RECEIVE_HEADROOM)
-    got = recvmmsg(dp.udp_fd, messages, RECEIVE_MAX, MSG_DONTWAIT, NULL)
+    got = recvmmsg(dp.udp_fd, messages, dp.receive_n, MSG_DONTWAIT, NULL)
     dp.calls.udp_receives += 1
     if got < 0 and errno.errno != errno.EAGAIN and errno.errno != errno.EINTR:
         # What waits there wakes us again at once: without memory, or forbidden to receive, we would spin.

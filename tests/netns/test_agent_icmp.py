@@ -19,8 +19,8 @@ from tests.support.taps import IcmpErrors, put_on, quoted_id, send_raw
 pytestmark = NEEDS_NETNS
 
 NOWHERE = "10.244.255.7"  # in the overlay; agents pick among its first hundred subnets
-ANSWERS_PER_S = 1000
-BURST = 50
+ANSWERS_PER_S = 100  # to one destination
+BURST = 10
 
 
 def test_an_address_without_lease_is_answered_with_net_unreachable(pair: Lab) -> None:
@@ -104,7 +104,7 @@ def test_an_address_of_our_own_subnet_that_comes_back_to_us_is_answered_and_does
     assert drops_of(host, "out")["own_subnet"] == before + 1
 
 
-def test_answers_are_limited_to_a_thousand_a_second(pair: Lab) -> None:
+def test_answers_to_one_pod_are_limited_to_a_hundred_a_second(pair: Lab) -> None:
     pod, host = pair.pods()[0], pair.hosts[0]
     n_packets = 2500
     time.sleep(BURST / ANSWERS_PER_S)  # the tests before may have emptied the bucket
