@@ -7,15 +7,18 @@ own; writes go out in the order in which they were begun, so the order within a 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from flannel_udp._fastpath.packet cimport Packet
+from flannel_udp._fastpath.rung cimport Rung
 from flannel_udp._fastpath.wire cimport VirtioNetHeader
 
 cdef enum:
     WRITES_MAX = 1024           # packets a batch, and so writes
     WRITE_SEGMENTS_MAX = 64     # what the kernel splits a UDP super-packet into at most, before Linux 6.9
-    FLOW_SLOTS = 256            # a direct-mapped memory of flows: a collision costs a join, never the order
+    FLOW_SLOT_BITS = 8
+    FLOW_SLOTS = 1 << FLOW_SLOT_BITS    # a direct-mapped memory of flows: a collision costs a join, never the order
     NONE_YET = 0xffff
+    JOINED_HEADER_MAX = 80      # bytes of IPv4 and TCP header, the latter with 40 bytes of options (RFC 9293 section 3.1)
 
-# A joined segment's payload.
+# A joined segment's payload; its own headers are still in front of it.
 cdef struct Piece:
     uint8_t *data
     uint32_t len                # bytes
@@ -37,8 +40,8 @@ cdef struct Write:
 cdef struct WriteQueue:
     uint32_t n                  # writes
     uint32_t n_pieces
-    bint join_tcp
-    bint join_udp
+    Rung join_tcp
+    Rung join_udp
     uint16_t flows[FLOW_SLOTS]  # the last write of a flow, or NONE_YET
     Write writes[WRITES_MAX]
     Piece pieces[WRITES_MAX]
@@ -53,5 +56,8 @@ cdef inline bint write_queue_is_full(const WriteQueue *queue) noexcept nogil:
 # Queue a packet that is ready for the TUN. The caller sees to it that the queue is not full.
 cdef void write_queue_add(WriteQueue *queue, const Packet *packet) noexcept nogil
 
-# Make a write of several segments one super-packet: its headers, and the virtio-net header that goes with them.
-cdef void finish_super_packet(const Write *write, VirtioNetHeader *vnet) noexcept nogil
+# Write the headers that make several segments one super-packet to `headers` (JOINED_HEADER_MAX bytes), and fill in the
+# virtio-net header that goes with them. The segments stay whole.
+cdef void write_joined_headers(
+    const WriteQueue *queue, const Write *write, uint8_t *headers, VirtioNetHeader *vnet
+) noexcept nogil

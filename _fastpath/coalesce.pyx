@@ -64,9 +64,9 @@ cdef void write_queue_add(WriteQueue *queue, const Packet *packet) noexcept nogi
             return
     write = begin_write(queue, packet)
     queue.flows[slot] = <uint16_t> (queue.n - 1)
-    if ip.protocol == PROTOCOL_TCP and queue.join_tcp:
+    if ip.protocol == PROTOCOL_TCP and queue.join_tcp.on:
         begin_tcp(write)
-    elif ip.protocol == PROTOCOL_UDP and queue.join_udp:
+    elif ip.protocol == PROTOCOL_UDP and queue.join_udp.on:
         begin_udp(write)
 
 
@@ -75,7 +75,8 @@ cdef inline uint32_t flow_slot(const Ipv4Header *ip, const uint8_t *ports) noexc
     cdef uint32_t hashed
     memcpy(&port_word, ports, 4)
     hashed = ip.src ^ (ip.dst * <uint32_t> 0x85ebca6b) ^ port_word
-    return ((hashed * <uint32_t> 0x9e3779b1) >> 16) & (FLOW_SLOTS - 1)
+    # The upper bits, which depend on all those below: where this is little-endian, a host's number in its subnet is on top.
+    return (hashed * <uint32_t> 0x9e3779b1) >> (32 - FLOW_SLOT_BITS)
 
 
 cdef inline Write *begin_write(WriteQueue *queue, const Packet *packet) noexcept nogil:
@@ -193,7 +194,6 @@ cdef inline bint verify_checksums(Write *write, const Packet *packet) noexcept n
 
 cdef inline void append(WriteQueue *queue, Write *write, const Packet *packet) noexcept nogil:
     cdef const Ipv4Header *ip = <const Ipv4Header *> packet.data
-    cdef TcpHeader *tcp
     cdef uint16_t index = <uint16_t> queue.n_pieces
     cdef Piece *piece = &queue.pieces[index]
     queue.n_pieces += 1
@@ -210,34 +210,38 @@ cdef inline void append(WriteQueue *queue, Write *write, const Packet *packet) n
     write.next_seq += piece.len
     write.next_id += 1
     write.ended = piece.len < write.segment_payload
-    if ip.protocol == PROTOCOL_TCP:
-        tcp = <TcpHeader *> (packet.data + IPV4_HEADER_BYTES)
-        if tcp.flags & TCP_PSH:
-            (<TcpHeader *> (write.packet.data + IPV4_HEADER_BYTES)).flags |= TCP_PSH
-            write.ended = True
+    if ip.protocol == PROTOCOL_TCP and (<const TcpHeader *> (packet.data + IPV4_HEADER_BYTES)).flags & TCP_PSH:
+        write.ended = True
 
 
-cdef void finish_super_packet(const Write *write, VirtioNetHeader *vnet) noexcept nogil:
-    cdef Ipv4Header *ip = <Ipv4Header *> write.packet.data
+cdef void write_joined_headers(
+    const WriteQueue *queue, const Write *write, uint8_t *headers, VirtioNetHeader *vnet
+) noexcept nogil:
+    cdef Ipv4Header *ip = <Ipv4Header *> headers
     cdef uint32_t l4_len = write.header_len + write.payload_len - IPV4_HEADER_BYTES
     # The checksum field holds the pseudo-header's sum, uncomplemented; whoever splits or receives it adds the rest.
-    cdef be16 seed = fold(sum_pseudo_header(ip.src, ip.dst, ip.protocol, l4_len))
+    cdef be16 seed
+    cdef const TcpHeader *last
     cdef TcpHeader *tcp
     cdef UdpHeader *udp
+    memcpy(headers, write.packet.data, write.header_len)
+    seed = fold(sum_pseudo_header(ip.src, ip.dst, ip.protocol, l4_len))
     ip.total_len = htons(<uint16_t> (IPV4_HEADER_BYTES + l4_len))
     ip.checksum = 0
-    ip.checksum = finish(sum_header(write.packet.data, IPV4_HEADER_BYTES // 4, 0))
+    ip.checksum = finish(sum_header(headers, IPV4_HEADER_BYTES // 4, 0))
     vnet.flags = VNET_NEEDS_CSUM
     vnet.hdr_len = <uint16_t> write.header_len
     vnet.gso_size = <uint16_t> write.segment_payload
     vnet.csum_start = IPV4_HEADER_BYTES
     if ip.protocol == PROTOCOL_TCP:
-        tcp = <TcpHeader *> (write.packet.data + IPV4_HEADER_BYTES)
+        tcp = <TcpHeader *> (headers + IPV4_HEADER_BYTES)
+        last = <const TcpHeader *> (queue.pieces[write.last_piece].data - write.header_len + IPV4_HEADER_BYTES)
+        tcp.flags |= last.flags & <uint8_t> TCP_PSH     # splitting leaves it to the last segment
         tcp.checksum = seed
         vnet.gso_type = VNET_GSO_TCPV4
         vnet.csum_offset = TCP_CHECKSUM_OFFSET
     else:
-        udp = <UdpHeader *> (write.packet.data + IPV4_HEADER_BYTES)
+        udp = <UdpHeader *> (headers + IPV4_HEADER_BYTES)
         udp.len = htons(<uint16_t> l4_len)
         udp.checksum = seed
         vnet.gso_type = VNET_GSO_UDP_L4

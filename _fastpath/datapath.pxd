@@ -53,6 +53,7 @@ cdef struct Bundle:
 cdef struct SystemCalls:
     uint64_t tun_reads
     uint64_t tun_writes
+    uint64_t tun_join_errors        # of those: super-packets that the kernel refused
     uint64_t udp_sends
     uint64_t udp_receives
     uint64_t udp_receive_errors     # of those; what waited stayed where it was

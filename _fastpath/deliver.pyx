@@ -1,26 +1,33 @@
 """The write queue goes out to the TUN: one system call a packet or super-packet.
 
-One that the kernel refused is judged by `refusal`: all that can be done is to count it. The others go on.
+One that the kernel refused is judged by `refusal`, and what that says is done; the others go on.
 """
 
-from libc.stdint cimport uint16_t, uint32_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memset
 
 from flannel_udp._fastpath.coalesce cimport (
+    JOINED_HEADER_MAX,
     NONE_YET,
     WRITE_SEGMENTS_MAX,
     Write,
     WriteQueue,
-    finish_super_packet,
+    write_joined_headers,
     write_queue_clear,
 )
 from flannel_udp._fastpath.datapath cimport PeerState, lease_expired, state_of
 from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, count_drops, count_forwarded
-from flannel_udp._fastpath.refusal cimport reason_of_errno
+from flannel_udp._fastpath.refusal cimport DROP, STOP_JOINING, Refusal, classify_write
 from flannel_udp._fastpath.routes cimport FIRST_PEER
+from flannel_udp._fastpath.rung cimport Rung, rung_refused, rung_retry_if_due
 from flannel_udp._fastpath.sockets cimport iovec
 from flannel_udp._fastpath.sysio cimport tun_write
-from flannel_udp._fastpath.wire cimport VirtioNetHeader
+from flannel_udp._fastpath.wire cimport PROTOCOL_TCP, Ipv4Header, VirtioNetHeader
+
+# What is in front of a super-packet's payload.
+cdef packed struct Heading:
+    VirtioNetHeader vnet
+    uint8_t[JOINED_HEADER_MAX] headers
 
 
 cdef void deliver(Datapath *dp) noexcept nogil:
@@ -32,52 +39,105 @@ cdef void deliver(Datapath *dp) noexcept nogil:
     else:
         write_all(dp)
     write_queue_clear(queue)
+    rung_retry_if_due(&queue.join_tcp)
+    rung_retry_if_due(&queue.join_udp)
 
 
 cdef inline void write_all(Datapath *dp) noexcept nogil:
-    cdef iovec pieces[1 + WRITE_SEGMENTS_MAX]
-    cdef WriteQueue *queue = &dp.write_queue
+    cdef Write *write
     cdef uint32_t i
-    cdef int n_pieces, written
-    for i in range(queue.n):
-        n_pieces = gather(dp, &queue.writes[i], pieces)
-        written = tun_write(dp, pieces, n_pieces)
-        if written >= 0:
-            count_written(dp, &queue.writes[i])
+    for i in range(dp.write_queue.n):
+        write = &dp.write_queue.writes[i]
+        if write.n == 1:
+            write_alone(dp, write)
         else:
-            count_drops(&dp.in_counters, reason_of_errno(-written), queue.writes[i].n)
+            write_joined(dp, write)
 
 
-cdef inline int gather(Datapath *dp, Write *write, iovec *pieces) noexcept nogil:
-    """Make a write the pieces of memory that its bytes lie in, the virtio-net header in front; return how many.
+cdef inline void write_alone(Datapath *dp, const Write *write) noexcept nogil:
+    """Write a packet as it came.
 
-    That header goes right in front of the packet: over the receive buffer's headroom or over the packet that came
+    The virtio-net header goes right in front of it: over the receive buffer's headroom or over the packet that came
     before it, which was written before it, too.
     """
-    cdef VirtioNetHeader vnet
-    cdef int n = 1
+    cdef iovec piece
+    piece.iov_base = write.packet.data - dp.vnet_bytes
+    piece.iov_len = write.packet.len + dp.vnet_bytes
+    memset(piece.iov_base, 0, dp.vnet_bytes)        # one whole packet, checksums already in it
+    count_written(dp, write, 1, write.packet.len, tun_write(dp, &piece, 1))
+
+
+cdef inline void write_joined(Datapath *dp, const Write *write) noexcept nogil:
+    """Write the segments as one super-packet, gathered from the memory that each lies in."""
+    cdef Heading heading
+    cdef iovec pieces[1 + WRITE_SEGMENTS_MAX]
     cdef uint16_t piece = write.first_piece
-    memset(&vnet, 0, sizeof(vnet))          # one whole packet, checksums already in it
-    if write.n > 1:
-        finish_super_packet(write, &vnet)
-    pieces[0].iov_base = write.packet.data - dp.vnet_bytes
-    pieces[0].iov_len = write.packet.len + dp.vnet_bytes
-    memcpy(pieces[0].iov_base, &vnet, dp.vnet_bytes)
+    cdef int n = 2
+    cdef int written
+    memset(&heading.vnet, 0, sizeof(heading.vnet))
+    write_joined_headers(&dp.write_queue, write, heading.headers, &heading.vnet)
+    pieces[0].iov_base = &heading
+    pieces[0].iov_len = sizeof(heading.vnet) + write.header_len
+    pieces[1].iov_base = write.packet.data + write.header_len
+    pieces[1].iov_len = write.segment_payload
     while piece != NONE_YET:
         pieces[n].iov_base = dp.write_queue.pieces[piece].data
         pieces[n].iov_len = dp.write_queue.pieces[piece].len
         n += 1
         piece = dp.write_queue.pieces[piece].next
-    return n
+    written = tun_write(dp, pieces, n)
+    if written < 0:
+        handle_refusal(dp, write, -written)
+    else:
+        rung_of(dp, write).refused = False
+        count_written(dp, write, write.n, write.n * write.header_len + write.payload_len, written)
 
 
-cdef inline void count_written(Datapath *dp, const Write *write) noexcept nogil:
-    cdef uint32_t n_bytes = write.packet.len
+cdef void handle_refusal(Datapath *dp, const Write *write, int error) noexcept nogil:
+    """Do what helps against the error with which the kernel refused a super-packet; count what is lost."""
+    cdef Refusal refusal = classify_write(error, write.n)
+    dp.calls.tun_join_errors += 1
+    if refusal.remedy == STOP_JOINING:
+        rung_refused(rung_of(dp, write))
+    if refusal.remedy == DROP:
+        count_drops(&dp.in_counters, refusal.reason, write.n)
+    else:
+        write_singly(dp, write)
+
+
+cdef inline Rung *rung_of(Datapath *dp, const Write *write) noexcept nogil:
+    if (<const Ipv4Header *> write.packet.data).protocol == PROTOCOL_TCP:
+        return &dp.write_queue.join_tcp
+    return &dp.write_queue.join_udp
+
+
+cdef void write_singly(Datapath *dp, const Write *write) noexcept nogil:
+    """Write each segment as it came, the virtio-net header apart: in front of it lies what may not be written yet."""
+    cdef VirtioNetHeader vnet
+    cdef iovec pieces[2]
+    cdef uint16_t piece = write.first_piece
+    memset(&vnet, 0, sizeof(vnet))
+    pieces[0].iov_base = &vnet
+    pieces[0].iov_len = sizeof(vnet)
+    pieces[1].iov_base = write.packet.data
+    pieces[1].iov_len = write.packet.len
+    while True:
+        count_written(dp, write, 1, <uint32_t> pieces[1].iov_len, tun_write(dp, pieces, 2))
+        if piece == NONE_YET:
+            return
+        pieces[1].iov_base = dp.write_queue.pieces[piece].data - write.header_len
+        pieces[1].iov_len = write.header_len + dp.write_queue.pieces[piece].len
+        piece = dp.write_queue.pieces[piece].next
+
+
+cdef inline void count_written(Datapath *dp, const Write *write, uint32_t n, uint32_t n_bytes, int written) noexcept nogil:
+    """Count `n` packets of a write, by what `tun_write` returned for them."""
     cdef PeerState *peer
-    if write.n > 1:
-        n_bytes = write.n * write.header_len + write.payload_len
-    count_forwarded(&dp.in_counters, write.n, n_bytes)
+    if written < 0:
+        count_drops(&dp.in_counters, classify_write(-written, 1).reason, n)
+        return
+    count_forwarded(&dp.in_counters, n, n_bytes)
     if write.packet.next_hop >= FIRST_PEER:
         peer = state_of(dp, write.packet.next_hop)
-        peer.packets_in += write.n
+        peer.packets_in += n
         peer.bytes_in += n_bytes

@@ -34,6 +34,7 @@ from flannel_udp._fastpath.ecn cimport DSCP_INHERIT
 from flannel_udp._fastpath.inbound cimport inbound_batch
 from flannel_udp._fastpath.outbound cimport outbound_batch
 from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteList, RouteTable, Table
+from flannel_udp._fastpath.rung cimport rung_in_use, rung_set
 from flannel_udp._fastpath.sendqueue cimport RUN_PACKETS_MAX, SEND_ARENA_BYTES
 from flannel_udp._fastpath.sockets cimport epoll_event, epoll_wait
 from flannel_udp._fastpath.wire cimport check_sizes, htons
@@ -165,8 +166,8 @@ cdef class Engine:
         self.dp.tun_fd = tun_fd
         self.dp.udp_fd = udp_fd
         self.dp.send_queue.packets_max = RUN_PACKETS_MAX if segment else 1
-        self.dp.write_queue.join_tcp = join_tcp
-        self.dp.write_queue.join_udp = join_udp
+        rung_set(&self.dp.write_queue.join_tcp, join_tcp)
+        rung_set(&self.dp.write_queue.join_udp, join_udp)
         self.dp.tun_errno = 0
         self.dp.read_errors = 0
         self.stopped_watching = False
@@ -231,6 +232,16 @@ cdef class Engine:
         return self.dp.send_queue.packets_max > 1
 
     @property
+    def joins_tcp(self) -> bool:
+        """Whether TCP segments are joined: asked for, and not refused when it was tried last."""
+        return rung_in_use(&self.dp.write_queue.join_tcp)
+
+    @property
+    def joins_udp(self) -> bool:
+        """Likewise for UDP datagrams."""
+        return rung_in_use(&self.dp.write_queue.join_udp)
+
+    @property
     def tun_errno(self) -> int:
         """The error that made the TUN unusable (EBADFD once it was deleted), 0 while all is well."""
         return self.dp.tun_errno
@@ -279,6 +290,7 @@ cdef class Engine:
             "system_calls": {
                 "tun_reads": self.dp.calls.tun_reads,
                 "tun_writes": self.dp.calls.tun_writes,
+                "tun_join_errors": self.dp.calls.tun_join_errors,
                 "udp_sends": self.dp.calls.udp_sends,
                 "udp_receives": self.dp.calls.udp_receives,
                 "udp_receive_errors": self.dp.calls.udp_receive_errors,

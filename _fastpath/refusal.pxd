@@ -9,6 +9,8 @@ cdef enum Remedy:
     SEND_SINGLY             # a run of packets is too big for the path: see which of them is
     STOP_SEGMENTING         # a run cannot be cut by the route's device, now or ever: singly, and no runs any more
     FIT_TO_PATH             # a packet is too big for the path: have it fragmented, or tell its sender
+    WRITE_SINGLY            # a super-packet finds no memory: its segments may
+    STOP_JOINING            # the kernel takes no super-packet of that kind: singly, and none joined for a while
 
 cdef struct Refusal:
     Remedy remedy
@@ -17,5 +19,5 @@ cdef struct Refusal:
 # Judge the errno with which the socket refused a message of `n_packets`.
 cdef Refusal classify_send(int error, uint32_t n_packets) noexcept nogil
 
-# As what to count what an errno costs. At the TUN that is all there is to judge.
-cdef DropReason reason_of_errno(int error) noexcept nogil
+# Judge the errno with which the TUN refused a packet, or a super-packet of `n_packets`.
+cdef Refusal classify_write(int error, uint32_t n_packets) noexcept nogil

@@ -7,12 +7,12 @@ from flannel_udp._fastpath.drops cimport DEVICE_DOWN, NO_MEMORY, QUEUE_FULL, REF
 
 cdef Refusal classify_send(int error, uint32_t n_packets) noexcept nogil:
     cdef Refusal refusal
-    refusal.remedy = remedy_of(error, n_packets)
+    refusal.remedy = remedy_of_send(error, n_packets)
     refusal.reason = reason_of_errno(error)
     return refusal
 
 
-cdef inline Remedy remedy_of(int error, uint32_t n_packets) noexcept nogil:
+cdef inline Remedy remedy_of_send(int error, uint32_t n_packets) noexcept nogil:
     if n_packets == 1:
         return FIT_TO_PATH if error == errno.EMSGSIZE else DROP
     if error == errno.EIO:
@@ -22,7 +22,24 @@ cdef inline Remedy remedy_of(int error, uint32_t n_packets) noexcept nogil:
     return DROP
 
 
-cdef DropReason reason_of_errno(int error) noexcept nogil:
+cdef Refusal classify_write(int error, uint32_t n_packets) noexcept nogil:
+    cdef Refusal refusal
+    refusal.remedy = remedy_of_write(error, n_packets)
+    refusal.reason = reason_of_errno(error)
+    return refusal
+
+
+cdef inline Remedy remedy_of_write(int error, uint32_t n_packets) noexcept nogil:
+    if n_packets == 1:
+        return DROP
+    if error == errno.EINVAL:
+        return STOP_JOINING         # the virtio-net header is not to its liking (linux/virtio_net.h, virtio_net_hdr_to_skb)
+    if error == errno.ENOMEM or error == errno.ENOBUFS:
+        return WRITE_SINGLY
+    return DROP
+
+
+cdef inline DropReason reason_of_errno(int error) noexcept nogil:
     if error == errno.EAGAIN:
         return QUEUE_FULL
     if error == errno.EMSGSIZE:

@@ -150,8 +150,8 @@ class Dataplane:
         return descriptor_names(self.tunnel.filenos(), [udp.fileno() for udp in self._sockets], self._icmp.fileno())
 
     def state(self) -> Mapping[str, Any]:
-        """Return what it would have to know of them: the offloads that are on."""
-        return {"granted": self.offload.names()}
+        """Return what it would have to know of them: the offloads that were granted."""
+        return {"granted": self._granted.names()}
 
     @property
     def generation(self) -> tuple[int, bool]:
@@ -249,8 +249,13 @@ class Dataplane:
 
     @property
     def offload(self) -> Offload:
-        """The offloads in use: granted at start, and not lost since."""
-        return replace(self._granted, udp_segment=all(engine.segments for engine in self._engines))
+        """The offloads in use: granted, and not refused by the kernel when they were used last."""
+        return replace(
+            self._granted,
+            udp_segment=all(engine.segments for engine in self._engines),
+            join_tcp=all(engine.joins_tcp for engine in self._engines),
+            join_udp=all(engine.joins_udp for engine in self._engines),
+        )
 
     @property
     def workers(self) -> int:

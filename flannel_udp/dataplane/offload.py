@@ -1,17 +1,22 @@
 """The fallback ladder: which offloads are wanted, and which of them this kernel grants.
 
 Each rung is asked for on its own and simply left out where the kernel says no; traffic is the same on the wire with any
-set of them, only slower. `udp-segment` may still be lost at run time (a route's device without checksum offload).
+set of them, only slower. What the kernel refuses at run time, all the same, the engine leaves out for a while: joined
+writes, and `udp-segment` on a route's device without checksum offload.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import socket
 from dataclasses import replace
 
+from flannel_udp.dataplane.join_probe import TCP, UDP, takes_super_packets
 from flannel_udp.options import Offload
+
+logger = logging.getLogger(__name__)
 
 # linux/if_tun.h
 TUNSETOFFLOAD = 0x400454D0
@@ -33,7 +38,11 @@ def enable_on_tunnel(fd: int, wanted: Offload) -> Offload:
     if not _set_tunnel(fd, bits | TUN_F_CSUM if bits else 0):
         granted = replace(granted, tso=False, uso=False)
         _set_tunnel(fd, 0)
-    return granted
+    return replace(
+        granted,
+        join_tcp=granted.join_tcp and _may_join(fd, "join-tcp", TCP),
+        join_udp=granted.join_udp and _may_join(fd, "join-udp", UDP),
+    )
 
 
 def enable_on_socket(udp: socket.socket, wanted: Offload) -> Offload:
@@ -49,6 +58,13 @@ def enable_on_socket(udp: socket.socket, wanted: Offload) -> Offload:
     if wanted.udp_segment and not _set_socket(udp, UDP_SEGMENT, 0):
         granted = replace(granted, udp_segment=False)
     return granted
+
+
+def _may_join(fd: int, name: str, protocol: int) -> bool:
+    if takes_super_packets(fd, protocol):
+        return True
+    logger.warning("%s is not used: this kernel refuses joined packets from a tunnel device (EINVAL)", name)
+    return False
 
 
 def _set_tunnel(fd: int, features: int) -> bool:

@@ -20,6 +20,14 @@ logger = logging.getLogger(__name__)
 LINGER_MS = 20
 
 
+_JOIN_LOST = "the kernel refuses joined packets; they are written one by one, and a join is tried from time to time"
+_LOST = {
+    "udp-segment": "the way to a peer leads over a device that cannot cut datagrams",
+    "join-tcp": _JOIN_LOST,
+    "join-udp": _JOIN_LOST,
+}
+
+
 class Worker:
     """Runs `engine` until it is asked to stop, polling `busy_poll_us` microseconds longer than there are packets."""
 
@@ -30,7 +38,8 @@ class Worker:
     def start(self, on_fault: Callable[[], object]) -> None:
         """Start the thread, which calls `on_fault()` once when the TUN is lost (the engine's `tun_errno` says why)."""
         self._on_fault = on_fault
-        self._segments = self._engine.segments
+        self._in_use = self._rungs()
+        self._said: set[tuple[str, bool]] = set()
         self._thread = threading.Thread(target=self._run, name="flannel-data", daemon=True)
         self._loop = uvloop.new_event_loop()
         self._loop.add_reader(self._engine.fileno(), self._poll)
@@ -55,9 +64,25 @@ class Worker:
         self._engine.poll(LINGER_MS, self._busy_poll_us)
         if self._engine.tun_errno and not faulty:
             self._on_fault()
-        if self._segments and not self._engine.segments:
-            self._segments = False
-            logger.warning("udp-segment is lost: the way to a peer leads over a device that cannot cut datagrams")
+        if (in_use := self._rungs()) != self._in_use:
+            self._say_what_changed(in_use)
+            self._in_use = in_use
+
+    def _rungs(self) -> frozenset[str]:
+        """Return which of the offloads that may be refused at run time are in use."""
+        engine = self._engine
+        in_use = {"udp-segment": engine.segments, "join-tcp": engine.joins_tcp, "join-udp": engine.joins_udp}
+        return frozenset(name for name, on in in_use.items() if on)
+
+    def _say_what_changed(self, in_use: frozenset[str]) -> None:
+        """Log what is lost or back, once each: what comes and goes all the time is in `status` and the counters."""
+        changes = {(name, name in in_use) for name in self._in_use ^ in_use} - self._said
+        for name, back in sorted(changes):
+            if back:
+                logger.info("%s is used again", name)
+            else:
+                logger.warning("%s is not used any more: %s", name, _LOST[name])
+        self._said |= changes
 
     def probe(self) -> Future[None]:
         """Return what is done as soon as the running thread has come round to it."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, UDP
 
+from flannel_udp.dataplane.offload import enable_on_tunnel
 from flannel_udp.dataplane.reference import OWN, ReferenceTable
 from flannel_udp.dataplane.tunnel import open_tunnel
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.engine_rig import EngineRig, small_table
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.refusals import Refusal, refused
 
 pytestmark = NEEDS_NETNS
 
@@ -80,6 +84,33 @@ def test_peers_that_cannot_be_reached_cost_no_other_peer_a_packet(
             assert rig.drops("out") == expected
             assert rig.counters("out")["packets"] == sent
             assert rig.engine.segments == offload.udp_segment
+
+
+@pytest.mark.parametrize("up", [False, True], ids=["down", "up"])
+def test_super_packets_are_tried_before_they_are_granted_and_nobody_sees_the_try(
+    up: bool, inside: Callable[[Callable[[], None]], None]
+) -> None:
+    @inside
+    def check() -> None:
+        tunnel = open_tunnel(1)
+        (fd,) = tunnel.filenos()
+        try:
+            if up:
+                subprocess.run(["ip", "link", "set", tunnel.name, "up"], check=True)
+                subprocess.run(["sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1"], check=True)
+            granted = [enable_on_tunnel(fd, Offload())]
+            refused([Refusal("write", errno.EINVAL, {0: fd})], lambda: granted.append(enable_on_tunnel(fd, Offload())))
+            assert granted == [Offload(), replace(Offload(), join_tcp=False, join_udp=False)]
+            lines = [
+                line.split()
+                for line in Path("/proc/thread-self/net/snmp").read_text().splitlines()
+                if line.startswith("Ip:")
+            ]
+            counted = dict(zip(*lines, strict=True))
+            assert (counted["InDelivers"], counted["ForwDatagrams"]) == ("0", "0")
+            assert counted["InReceives"] == ("2" if up else "0")
+        finally:
+            tunnel.close()
 
 
 def test_a_tunnel_device_that_is_down_costs_packets_until_it_is_up_and_one_that_was_deleted_is_given_up(

@@ -7,6 +7,7 @@ free port.
 from __future__ import annotations
 
 import socket
+import struct
 from array import array
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any, Self
 from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, PEERS_FROM, RouteList, RouteTable
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT
-from flannel_udp.dataplane.offload import enable_on_socket
+from flannel_udp.dataplane.offload import SOL_UDP, UDP_SEGMENT, enable_on_socket
 from flannel_udp.dataplane.reference import OWN as REFERENCE_OWN
 from flannel_udp.dataplane.reference import ReferenceTable, VnetHeader
 from flannel_udp.dataplane.underlay import IP_MTU_DISCOVER, IP_PMTUDISC_DO
@@ -116,6 +117,11 @@ class EngineRig:
     def from_peer(self, address: str, datagram: bytes) -> None:
         """Let a peer send a datagram."""
         self.peers[address].sendto(datagram, (self._agent, self.port))
+
+    def bundle_from_peer(self, address: str, datagrams: Sequence[bytes]) -> None:
+        """Let a peer send datagrams of one size (the last may be shorter) in one call, as one with UDP_SEGMENT does."""
+        size = (SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(datagrams[0])))
+        self.peers[address].sendmsg([b"".join(datagrams)], [size], 0, (self._agent, self.port))
 
     def poll(self) -> int:
         """Run the engine until nothing waits; return how many packets it read."""

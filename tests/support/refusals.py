@@ -1,4 +1,4 @@
-"""System calls that fail: a seccomp filter answers chosen ones with an error, in one thread only. Needs no root.
+"""System calls that fail: a seccomp filter answers chosen ones with an error, in one thread or process. Needs no root.
 
 The kernel itself refuses the call before it does anything, which is what the packet path meets when memory runs out
 or a policy forbids something.
@@ -7,16 +7,21 @@ or a policy forbids something.
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import platform
 import struct
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 # asm/unistd.h
 _NUMBERS: Mapping[str, Mapping[str, int]] = {
     "x86_64": {
         "read": 0,
+        "write": 1,
         "ioctl": 16,
         "writev": 20,
         "socket": 41,
@@ -27,6 +32,7 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
     },
     "aarch64": {
         "read": 63,
+        "write": 64,
         "ioctl": 29,
         "writev": 66,
         "socket": 198,
@@ -37,7 +43,7 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
     },
 }
 # linux/bpf_common.h, linux/seccomp.h, linux/prctl.h
-_LOAD_WORD, _EQUALS, _HAS_A_BIT_OF, _RETURN = 0x20, 0x15, 0x45, 0x06
+_LOAD_WORD, _EQUALS, _AT_LEAST, _HAS_A_BIT_OF, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000  # the errno is in the lower half of _REFUSE
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 _NUMBER_AT, _ARGUMENTS_AT, _ARGUMENT_BYTES = 0, 16, 8  # struct seccomp_data; little-endian, as both machines are
@@ -47,13 +53,14 @@ _NUMBER_AT, _ARGUMENTS_AT, _ARGUMENT_BYTES = 0, 16, 8  # struct seccomp_data; li
 class Refusal:
     """Calls of `name` fail with `error` where each argument in `where` has that value (lower 32 bits).
 
-    An argument in `with_bits` must have one of those bits.
+    An argument in `with_bits` must have one of those bits, one in `at_least` that value or a greater one.
     """
 
     name: str
     error: int
     where: Mapping[int, int] = field(default_factory=dict)
     with_bits: Mapping[int, int] = field(default_factory=dict)
+    at_least: Mapping[int, int] = field(default_factory=dict)
 
 
 def refused(refusals: Sequence[Refusal], body: Callable[[], object]) -> None:
@@ -72,6 +79,19 @@ def refused(refusals: Sequence[Refusal], body: Callable[[], object]) -> None:
     thread.join()
     if raised:
         raise raised[0]
+
+
+def wrapper(refusal: Refusal) -> tuple[str, ...]:
+    """Return a command that runs the one behind it as a process in which the kernel refuses these calls."""
+    return (sys.executable, __file__, json.dumps(asdict(refusal)))
+
+
+def _run_wrapped(refusal: str, command: list[str]) -> None:
+    wanted: dict[str, Any] = json.loads(refusal)
+    for name in ("where", "with_bits", "at_least"):  # JSON's keys are text
+        wanted[name] = {int(argument): value for argument, value in wanted[name].items()}
+    _install([Refusal(**wanted)])
+    os.execvp(command[0], command)  # noqa: S606 - no shell is wanted
 
 
 class _Program(ctypes.Structure):
@@ -94,6 +114,7 @@ def _rule(refusal: Refusal) -> bytes:
     tests = [(_NUMBER_AT, _EQUALS, _NUMBERS[platform.machine()][refusal.name])]
     tests += [(_argument_at(i), _EQUALS, value) for i, value in refusal.where.items()]
     tests += [(_argument_at(i), _HAS_A_BIT_OF, bits) for i, bits in refusal.with_bits.items()]
+    tests += [(_argument_at(i), _AT_LEAST, value) for i, value in refusal.at_least.items()]
     code = b""
     for number, (place, test, value) in enumerate(tests):
         after = 2 * (len(tests) - number) - 1  # instructions from behind this test to the end of the rule
@@ -108,3 +129,7 @@ def _argument_at(i: int) -> int:
 def _instruction(code: int, value: int, if_not: int = 0) -> bytes:
     """Return a struct sock_filter; a test that fails jumps over `if_not` instructions."""
     return struct.pack("=HBBI", code, 0, if_not, value)
+
+
+if __name__ == "__main__":
+    _run_wrapped(sys.argv[1], sys.argv[2:])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-import struct
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -19,7 +18,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from flannel_udp.dataplane import reference
 from flannel_udp.dataplane.reference import Forwarded, VnetHeader
 from flannel_udp.options import NO_OFFLOAD, Offload
-from tests.support.engine_rig import AGENT, EngineRig, small_table
+from tests.support.engine_rig import EngineRig, small_table
 
 UDP_SEGMENT = 103
 TCPV4, UDP_L4, ECN = 1, 5, 0x80
@@ -158,16 +157,6 @@ def test_consecutive_packets_for_one_peer_leave_in_one_message_and_in_order() ->
         assert got == sent
 
 
-def send_bundled(rig: EngineRig, peer: str, datagrams: list[bytes]) -> None:
-    """Send datagrams of one size (the last may be shorter) in one call, as a peer with UDP_SEGMENT does."""
-    rig.peers[peer].sendmsg(
-        [b"".join(datagrams)],
-        [(socket.SOL_UDP if hasattr(socket, "SOL_UDP") else 17, UDP_SEGMENT, struct.pack("=H", len(datagrams[0])))],
-        0,
-        (str(AGENT), rig.port),
-    )
-
-
 def stream(n: int, size: int, source: str = "10.1.2.7", **fields: Any) -> list[bytes]:
     """`n` full TCP segments that follow each other."""
     return [
@@ -198,7 +187,7 @@ def expanded(writes: list[tuple[VnetHeader, bytes]]) -> list[bytes]:
 def test_a_tcp_stream_reaches_the_tun_whole_on_every_rung(offload: Offload) -> None:
     segments = stream(40, 1_400)
     with EngineRig(small_table(), offload=offload) as rig:
-        send_bundled(rig, "127.0.0.2", segments)
+        rig.bundle_from_peer("127.0.0.2", segments)
         rig.poll()
         writes = rig.to_tun_raw()
         assert expanded(writes) == lowered(segments)
@@ -211,11 +200,19 @@ def test_a_tcp_stream_reaches_the_tun_whole_on_every_rung(offload: Offload) -> N
 def test_small_udp_datagrams_of_a_flow_reach_the_tun_on_every_rung(offload: Offload) -> None:
     packets = [bytes(IP(src="10.1.3.7", dst="10.1.1.5", id=i) / UDP() / os.urandom(64)) for i in range(60)]
     with EngineRig(small_table(), offload=offload) as rig:
-        send_bundled(rig, "127.0.0.3", packets)
+        rig.bundle_from_peer("127.0.0.3", packets)
         rig.poll()
         writes = rig.to_tun_raw()
         assert expanded(writes) == lowered(packets)
         assert len(writes) == (1 if offload.join_udp else 60)
+
+
+def test_flows_that_differ_in_their_pods_addresses_only_are_joined_side_by_side() -> None:
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        flows = [stream(8, 100, source=f"10.1.2.{host}") for host in range(7, 12)]
+        rig.bundle_from_peer("127.0.0.2", [packet for row in zip(*flows, strict=True) for packet in row])
+        rig.poll()
+        assert len(rig.to_tun_raw()) == len(flows)
 
 
 def test_a_super_packet_never_has_more_than_64_segments_nor_65535_bytes() -> None:
@@ -223,7 +220,7 @@ def test_a_super_packet_never_has_more_than_64_segments_nor_65535_bytes() -> Non
         for size, n in ((1_400, 100), (100, 200)):
             segments = stream(n, size)
             for start in range(0, n, 40):
-                send_bundled(rig, "127.0.0.2", segments[start : start + 40])
+                rig.bundle_from_peer("127.0.0.2", segments[start : start + 40])
             rig.poll()
             writes = rig.to_tun_raw()
             assert expanded(writes) == lowered(segments)
@@ -235,7 +232,7 @@ def test_more_packets_than_a_batch_holds_are_all_written() -> None:
     segments = stream(2_500, 600)
     with EngineRig(small_table(), offload=Offload()) as rig:
         for start in range(0, len(segments), 50):
-            send_bundled(rig, "127.0.0.2", segments[start : start + 50])
+            rig.bundle_from_peer("127.0.0.2", segments[start : start + 50])
         rig.poll()
         assert expanded(rig.to_tun_raw()) == lowered(segments)
 
@@ -320,7 +317,7 @@ def test_a_corrupted_first_segment_is_never_laundered() -> None:
     segments = stream(5, 500)
     segments[0] = segments[0][:-1] + bytes([segments[0][-1] ^ 0x10])
     with EngineRig(small_table(), offload=Offload()) as rig:
-        send_bundled(rig, "127.0.0.2", segments)
+        rig.bundle_from_peer("127.0.0.2", segments)
         rig.poll()
         writes = rig.to_tun_raw()
         assert writes[0] == (VnetHeader(), lowered(segments)[0])
@@ -330,7 +327,7 @@ def test_a_corrupted_first_segment_is_never_laundered() -> None:
 def test_udp_datagrams_without_a_checksum_are_not_joined() -> None:
     packets = [bytes(IP(src="10.1.3.7", dst="10.1.1.5", id=i) / UDP(chksum=0) / bytes(64)) for i in range(5)]
     with EngineRig(small_table(), offload=Offload()) as rig:
-        send_bundled(rig, "127.0.0.3", packets)
+        rig.bundle_from_peer("127.0.0.3", packets)
         rig.poll()
         assert rig.to_tun_raw() == [(VnetHeader(), packet) for packet in lowered(packets)]
 
@@ -429,7 +426,7 @@ def test_the_outer_tos_is_the_inner_one(tos: int) -> None:
 
 def test_before_it_is_told_otherwise_a_table_has_no_peers() -> None:
     with EngineRig(reference.ReferenceTable(), offload=Offload()) as rig:
-        send_bundled(rig, "127.0.0.2", stream(3, 100))
+        rig.bundle_from_peer("127.0.0.2", stream(3, 100))
         rig.poll()
         assert rig.drops("in") == {"unknown_peer": 3}
         assert IPv4Address("127.0.0.2") not in rig.peers

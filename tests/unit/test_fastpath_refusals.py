@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 
-from flannel_udp.dataplane.reference import VnetHeader
+from flannel_udp.dataplane.reference import VnetHeader, with_ttl
 from flannel_udp.options import NO_OFFLOAD, Offload
+from tests.support.agents import wait_for
 from tests.support.engine_rig import EngineRig, small_table
 from tests.support.refusals import Refusal, refused
 
@@ -34,9 +35,12 @@ REASONS = {
 EVERY_ERROR = pytest.mark.parametrize(
     ("error", "reason"), REASONS.items(), ids=lambda value: errno.errorcode.get(value, value)
 )
+WRITTEN_ONE_BY_ONE = {errno.EINVAL, errno.ENOMEM, errno.ENOBUFS}
 RETRIED_ONE_BY_ONE = {errno.EIO, errno.EMSGSIZE, errno.EINVAL}
 N_READS_TRIED = 16
 VLEN, IOVCNT = 2, 2  # arguments of sendmmsg and of writev
+JOINED_IOVCNT = 3  # a super-packet's headers and at least two payloads; a packet has two pieces at most
+RETRY_S = 15.0  # refused offloads are tried again after 10 s
 RECEIVE_PAUSE_S = 0.001
 
 
@@ -165,12 +169,16 @@ def test_what_the_host_sends_goes_out_while_the_socket_gives_nothing() -> None:
 # TUN write
 
 
-def segments(n: int, first: int = 0, **fields: Any) -> list[bytes]:
-    ip = IP(src="10.1.2.7", dst="10.1.1.5", flags="DF")
-    payload = b"x" * 100
-    return [
-        bytes(ip / TCP(sport=5, dport=6, seq=100 * i, flags="A", **fields) / payload) for i in range(first, first + n)
-    ]
+def segments(n: int, dst: str = "10.1.1.5") -> list[bytes]:
+    """Return a flow's TCP segments; the last one pushes."""
+    ip = IP(src="10.1.2.7", dst=dst, flags="DF")
+    flags = ["A"] * (n - 1) + ["PA"]
+    return [bytes(ip / TCP(sport=5, dport=6, seq=100 * i, flags=flags[i]) / (bytes([i]) * 100)) for i in range(n)]
+
+
+def lowered(packets: list[bytes]) -> list[bytes]:
+    """Packets as they come out of the tunnel: TTL one lower."""
+    return [with_ttl(packet, packet[8] - 1) for packet in packets]
 
 
 @EVERY_ERROR
@@ -181,19 +189,69 @@ def test_a_tun_that_takes_nothing_costs_every_packet_once(error: int, reason: st
         refused([Refusal("writev", error, {0: rig.tun_fd})], rig.poll)
         assert rig.counters("in") == {"packets": 0, "bytes": 0, "drops": {reason: 21}}
         assert rig.engine.peer_counters(2) == (0, 0, 0, 0)
-        assert rig.engine.counters()["system_calls"]["tun_writes"] == 2
+        assert rig.engine.counters()["system_calls"]["tun_writes"] == (22 if error in WRITTEN_ONE_BY_ONE else 2)
 
 
 @EVERY_ERROR
-def test_a_super_packet_that_the_tun_does_not_take_costs_its_segments_and_nothing_else(error: int, reason: str) -> None:
+def test_a_super_packet_that_the_tun_does_not_take_is_written_segment_by_segment_where_that_can_help(
+    error: int, reason: str
+) -> None:
     """As where the kernel finds no 64 KiB in one piece, but small ones."""
     with EngineRig(small_table(), offload=Offload()) as rig:
         alone = bytes(IP(src="10.1.2.7", dst="10.1.1.5", id=77) / UDP())
         for packet in [alone, *segments(20), alone]:
             rig.from_peer("127.0.0.2", packet)
-        refused([Refusal("writev", error, {0: rig.tun_fd, IOVCNT: 20})], rig.poll)
-        assert ids(rig.to_tun()) == [77, 77]
-        assert rig.counters("in") == {"packets": 2, "bytes": 56, "drops": {reason: 20}}
+        refused([Refusal("writev", error, {0: rig.tun_fd}, at_least={IOVCNT: JOINED_IOVCNT})], rig.poll)
+        written = rig.to_tun_raw()
+        assert {vnet for vnet, _ in written} == {VnetHeader()}
+        if error in WRITTEN_ONE_BY_ONE:
+            assert [packet for _, packet in written] == lowered([alone, *segments(20), alone])
+            assert rig.counters("in") == {"packets": 22, "bytes": 20 * 140 + 56, "drops": {}}
+            assert rig.engine.peer_counters(2)[2:] == (22, 20 * 140 + 56)
+        else:
+            assert [packet for _, packet in written] == lowered([alone, alone])
+            assert rig.counters("in") == {"packets": 2, "bytes": 56, "drops": {reason: 20}}
+        assert rig.engine.counters()["system_calls"]["tun_join_errors"] == 1
+        assert (rig.engine.joins_tcp, rig.engine.joins_udp) == (error != errno.EINVAL, True)
+
+
+JOINS_REFUSED = Refusal("writev", errno.EINVAL, at_least={IOVCNT: JOINED_IOVCNT})
+
+
+def test_segments_of_interleaved_flows_keep_every_byte_when_their_super_packets_are_refused() -> None:
+    """What lies in front of a segment in memory may be another flow's, and not written yet."""
+    flows = [segments(20, dst=f"10.1.1.{host}") for host in (5, 6, 7)]
+    mixed = [packet for row in zip(*flows, strict=True) for packet in row]
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        rig.bundle_from_peer("127.0.0.2", mixed)
+        refused([JOINS_REFUSED], rig.poll)
+        assert rig.to_tun() == lowered([packet for flow in flows for packet in flow])
+        assert rig.counters("in") == {"packets": 60, "bytes": 60 * 140, "drops": {}}
+
+
+def test_joins_that_are_refused_stop_for_that_protocol_only_and_come_back() -> None:
+    datagrams = [bytes(IP(src="10.1.2.7", dst="10.1.1.5", id=i) / UDP() / b"x") for i in range(10)]
+    with EngineRig(small_table(), offload=Offload()) as rig:
+
+        def writes_of(packets: list[bytes]) -> list[VnetHeader]:
+            rig.bundle_from_peer("127.0.0.2", packets)
+            rig.poll()
+            return [vnet for vnet, _ in rig.to_tun_raw()]
+
+        def refuse_one() -> None:
+            writes_of(segments(20))
+            refusals = rig.engine.counters()["system_calls"]["tun_join_errors"]
+            assert len(writes_of(segments(20))) == 20
+            assert rig.engine.counters()["system_calls"]["tun_join_errors"] == refusals
+
+        refused([JOINS_REFUSED], refuse_one)
+        assert not rig.engine.joins_tcp
+        assert len(writes_of(datagrams)) == 1
+        # Tried again: refused once more, and again later; then the kernel takes it.
+        wait_for("joins are tried again", lambda: len(writes_of(segments(20))) == 1, RETRY_S)
+        assert rig.engine.joins_tcp
+        assert len(writes_of(segments(20))) == 1
+        assert rig.drops("in") == {}
 
 
 # TUN read
