@@ -52,7 +52,7 @@ def test_the_readme_names_every_command() -> None:
 def test_every_flag_in_the_readme_exists() -> None:
     known = {flag.spelling for flag in AGENT_FLAGS} | {"--help", "--version"}
     known |= {flag.spelling for command in COMMANDS.values() for flags in command.flags.values() for flag in flags}
-    of_the_lab = {"--hosts", "--pods", "--registry", "--name"}
+    of_the_lab = {"--hosts", "--pods", "--registry", "--name", "--backend"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "README.md").read_text()))
     of_others = {"--now", "--targets"}  # systemctl's and bench.forward's
     assert named - known - of_the_lab - of_others == set()
