@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import flannel_udp
+from flannel_udp.backend.table import BACKENDS
 from flannel_udp.cli.commands import COMMANDS
 from flannel_udp.cli.flags import AGENT_FLAGS
 
@@ -47,6 +48,12 @@ def test_every_local_link_leads_somewhere(path: Path) -> None:
 def test_the_readme_names_every_command() -> None:
     text = (ROOT / "README.md").read_text()
     assert [name for name in COMMANDS if not re.search(rf"[`|]\s*(flannel-udp )?{name}\b|, `{name}", text)] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/backends.md"])
+def test_the_tables_of_backends_have_every_one(name: str) -> None:
+    rows = [line for line in (ROOT / name).read_text().splitlines() if line.startswith("| ")]
+    assert [kind for kind in BACKENDS if not any(f"| `{kind}`" in row for row in rows)] == []
 
 
 def test_every_flag_in_the_readme_exists() -> None:
