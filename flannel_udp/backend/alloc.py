@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from flannel_udp.backend.kernel import KernelNetwork
-from flannel_udp.backend.protocol import Context, accept_types
+from flannel_udp.backend.protocol import Backend, Context, accept_types
 from flannel_udp.model import Interface, LeaseAttrs, RouteAnswer
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.netconf.reader import ObjectReader
@@ -44,7 +44,7 @@ class AllocBackend:
         return []
 
 
-BACKEND = AllocBackend()
+BACKEND: Backend = AllocBackend()
 
 
 class AllocNetwork(KernelNetwork):

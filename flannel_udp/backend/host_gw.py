@@ -17,7 +17,7 @@ from typing import Any
 
 from flannel_udp.backend.kernel import KernelNetwork, kernel_mtu
 from flannel_udp.backend.lease_end import LeaseEnd
-from flannel_udp.backend.protocol import Context, NetworkFacts, accept_types
+from flannel_udp.backend.protocol import Backend, Context, NetworkFacts, accept_types
 from flannel_udp.backend.routes import ROUTE_PROTOCOL, Hop, RouteSet
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host.monitor import Interest, OwnRoutes
@@ -67,7 +67,7 @@ class HostGwBackend:
         return await asyncio.to_thread(remove)
 
 
-BACKEND = HostGwBackend()
+BACKEND: Backend = HostGwBackend()
 
 
 def _refuse_nat(external: Interface) -> None:

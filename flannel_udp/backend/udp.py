@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from flannel_udp.backend.mtu import MTU_MIN_BYTES, inner_mtu
-from flannel_udp.backend.protocol import Context, Handed, NetworkFacts, accept_types
+from flannel_udp.backend.protocol import Backend, Context, Handed, NetworkFacts, accept_types
 from flannel_udp.backend.tunnel import REPAIRS, TunnelKeeper
 from flannel_udp.dataplane.adopted import Adopted, adopted_from
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane, count_workers
@@ -74,7 +74,7 @@ class UdpBackend:
         return []
 
 
-BACKEND = UdpBackend()
+BACKEND: Backend = UdpBackend()
 
 
 def _read_dscp(reader: ObjectReader) -> int | str:

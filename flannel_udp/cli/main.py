@@ -91,7 +91,8 @@ def agent_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
         "examples:\n"
         "  flannel-udp --etcd-endpoints=http://192.0.2.10:2379 --iface=eth1\n"
         "  flannel-udp --registry=file:/etc/flannel/registry.json --healthz-port=8080\n\n"
-        "exit codes: 0 stopped cleanly, 1 failed, 2 wrong usage or configuration.",
+        "A network configuration that is wrong, or that this host cannot run, is waited for.\n"
+        "exit codes: 0 stopped cleanly, 1 failed, 2 wrong usage.",
     )
     parser.add_argument("--version", action="version", version=f"flannel-udp {__version__}", help="print the version")
     for title, flags in AGENT_GROUPS.items():

@@ -47,8 +47,11 @@ class KeptNetwork(Protocol):
     """The overlay's, in bytes."""
     repairs: Counter[str]
     """How often what of it was put right; what never was is there with 0."""
-    look_every_s: float | None
-    """How often to look although the kernel has reported nothing; ``None``: never."""
+
+    @property
+    def look_every_s(self) -> float | None:
+        """How often to look although the kernel has reported nothing; ``None``: never."""
+        ...
 
     async def hold(self, subnet: IPv4Network, former: LeaseAttrs | None) -> None:
         """Set the host up for this subnet, and keep it so. Raises `FlannelError`.

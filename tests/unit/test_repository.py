@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import flannel_udp
+from flannel_udp.backend.table import BACKENDS
 from flannel_udp.cli.commands import COMMANDS
 from flannel_udp.cli.flags import AGENT_FLAGS
 
@@ -49,10 +50,16 @@ def test_the_readme_names_every_command() -> None:
     assert [name for name in COMMANDS if not re.search(rf"[`|]\s*(flannel-udp )?{name}\b|, `{name}", text)] == []
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/backends.md"])
+def test_the_tables_of_backends_have_every_one(name: str) -> None:
+    rows = [line for line in (ROOT / name).read_text().splitlines() if line.startswith("| ")]
+    assert [kind for kind in BACKENDS if not any(f"| `{kind}`" in row for row in rows)] == []
+
+
 def test_every_flag_in_the_readme_exists() -> None:
     known = {flag.spelling for flag in AGENT_FLAGS} | {"--help", "--version"}
     known |= {flag.spelling for command in COMMANDS.values() for flags in command.flags.values() for flag in flags}
-    of_the_lab = {"--hosts", "--pods", "--registry", "--name"}
+    of_the_lab = {"--hosts", "--pods", "--registry", "--name", "--backend"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "README.md").read_text()))
     of_others = {"--now", "--targets"}  # systemctl's and bench.forward's
     assert named - known - of_the_lab - of_others == set()
