@@ -146,7 +146,7 @@ class HostGwNetwork(KernelNetwork):
 
     def interest(self) -> Interest:
         """See `KeptNetwork.interest`: routes to our peers, and the address on lo that they hang on."""
-        return Interest({LOOPBACK_INDEX}, frozenset(), OwnRoutes(ROUTE_PROTOCOL, self._routes))
+        return Interest({LOOPBACK_INDEX}, frozenset(), OwnRoutes(ROUTE_PROTOCOL, self._routes.gateway))
 
     async def repair(self) -> None:
         """See `KeptNetwork.repair`."""
