@@ -51,7 +51,8 @@ class _AgentCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         status = self._source.status()
-        yield from self._traffic(status["counters"] or _NOTHING_YET)
+        if status["counters"] or status["backend"] is None:
+            yield from self._traffic(status["counters"] or _NOTHING_YET)  # else the kernel carries, and nobody counts
         yield from _state(status)
 
     def _traffic(self, counters: Counters) -> Iterator[Metric]:

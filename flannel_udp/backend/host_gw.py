@@ -92,6 +92,7 @@ class HostGwNetwork(KernelNetwork):
         self._held: IPv4Network | None = None  # our subnet, since `hold`: before that routes are another process's
         self._until_s: float | None = None  # when the lease ends, by CLOCK_BOOTTIME
         self._faults: Mapping[IPv4Network, str] = {}  # as last logged
+        self._end_fault: str | None = None  # likewise
         self._tasks: set[asyncio.Task[None]] = set()
         # Work in a thread goes on when whoever waits for it is cancelled.
         self._one_at_a_time = threading.Lock()
@@ -147,7 +148,7 @@ class HostGwNetwork(KernelNetwork):
 
     def interest(self) -> Interest:
         """See `KeptNetwork.interest`: routes to our peers, and the address on lo that they hang on."""
-        return Interest({LOOPBACK_INDEX}, frozenset(), OwnRoutes(ROUTE_PROTOCOL, self._routes))
+        return Interest({LOOPBACK_INDEX}, frozenset(), OwnRoutes(ROUTE_PROTOCOL, self._routes.gateway))
 
     async def repair(self) -> None:
         """See `KeptNetwork.repair`."""
@@ -203,7 +204,10 @@ class HostGwNetwork(KernelNetwork):
     # What is said
 
     def _say_faults(self) -> None:
-        """Log which routes cannot be set, and which can again; each once."""
+        """Log why routes do not end with the lease, which cannot be set, and what is right again; each once."""
+        if self._end.fault != self._end_fault:
+            self._end_fault = self._end.fault
+            logger.warning("%s", self._end_fault) if self._end_fault else logger.info("routes end with the lease again")
         before, now = self._faults, self._routes.faults
         if now is before:
             return

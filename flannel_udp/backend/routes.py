@@ -36,6 +36,7 @@ from flannel_udp.host.rtnetlink import (
     append_route,
     delete_route,
     open_rtnetlink,
+    parse_route,
 )
 
 ROUTE_PROTOCOL = 82
@@ -72,15 +73,19 @@ class RouteSet:
         self._wanted: dict[IPv4Network, Route] = {}
         self._inherits = False
         self._present: dict[IPv4Network, list[Route]] = {}  # of ours, as last seen or set
+        self._said: dict[bytes, Route] = {}  # what the kernel said of ours at the last look
+        self._touched: set[IPv4Network] = set()  # what was changed since then
         self.faults: Mapping[IPv4Network, str] = {}
         """Destinations without their route, each with one line that says why. Replaced as a whole, never changed."""
 
-    def __contains__(self, destination: object) -> bool:
-        """Tell whether a route to just this destination is wanted; may be asked in any thread."""
-        return destination in self._wanted
+    def gateway(self, destination: IPv4Network) -> IPv4Address | None:
+        """Return through whom just this destination is to be reached, ``None``: by no route; from any thread."""
+        route = self._wanted.get(destination)
+        return None if route is None else route.gateway
 
     def load(self, hops: Mapping[IPv4Network, Hop]) -> int:
         """Want exactly these routes, whatever of ours is there; return how many the kernel took, changed or gave up."""
+        self._touched.update(self._wanted, hops)
         self._wanted = {destination: _route(destination, hop) for destination, hop in hops.items()}
         return self.repair()
 
@@ -97,14 +102,26 @@ class RouteSet:
     def repair(self) -> int:
         """Look what of ours is in the kernel and put right what is not as wanted; return how many routes that were.
 
-        Writes nothing where all is well.
+        Writes nothing where all is well, and is soon done then: only what the kernel says otherwise than at the last
+        look is understood, and compared with what is wanted.
         """
         with open_rtnetlink("setting routes") as netlink:
-            self._present = {}
-            for route in netlink.routes_of(ROUTE_PROTOCOL) or self._inherited(netlink):
-                self._present.setdefault(route.destination, []).append(route)
+            former, bodies = self._said, netlink.bodies_of(ROUTE_PROTOCOL)
+            self._said = {body: former.get(body) or parse_route(body) for body in bodies}
+            differing = [
+                (self._said.get(body) or former[body]).destination for body in self._said.keys() ^ former.keys()
+            ]
+            doubtful = self._touched.union(self.faults, differing)
+            self._touched = set()
+            if not doubtful:
+                return 0
+            for destination in doubtful:
+                self._present[destination] = []
+            for route in self._said.values() if bodies else self._inherited(netlink):
+                if route.destination in doubtful:
+                    self._present[route.destination].append(route)
             self._inherits = False
-            return self._settle(netlink, self._wanted.keys() | self._present.keys())
+            return self._settle(netlink, doubtful)
 
     def inherit(self) -> None:
         """Take what flanneld's host-gw left for ours at the next `load`, and so replace it without a gap.
@@ -132,6 +149,7 @@ class RouteSet:
         """Bring these destinations from what is present to what is wanted; note why where that fails."""
         settled = dict.fromkeys(destinations)
         steps = [step for destination in settled for step in self._steps(destination)]
+        self._touched.update(step.route.destination for step in steps)
         changed: set[IPv4Network] = set()
         missing: list[tuple[Route, Refusal]] = []
         shadowed: list[Route] = []
@@ -144,7 +162,9 @@ class RouteSet:
             elif wanted and refusal.code == errno.ESRCH and wanted not in self._present[wanted.destination]:
                 shadowed.append(wanted)
         for destination in settled:
-            self._present[destination] = [self._wanted[destination]] if destination in self._wanted else []
+            self._present.pop(destination, None)
+            if destination in self._wanted:
+                self._present[destination] = [self._wanted[destination]]
         for route, _ in missing:
             self._present[route.destination] = []
         faults = {at: text for at, text in self.faults.items() if at in self._wanted and at not in settled}

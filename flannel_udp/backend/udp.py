@@ -23,6 +23,7 @@ from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane, count_worke
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import netlink
 from flannel_udp.host.monitor import Interest
+from flannel_udp.host.privileges import check_tun
 from flannel_udp.model import Delta, Interface, LeaseAttrs, Peer, PeerTraffic, RouteAnswer
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.netconf.reader import ObjectReader
@@ -67,6 +68,8 @@ class UdpBackend:
 
     async def open(self, context: Context) -> UdpNetwork:
         """Open flannel0 and the sockets, or go on with those that were handed over. Raises `FlannelError`."""
+        if context.handed is None:
+            check_tun()
         return UdpNetwork(context, _open_dataplane(context))
 
     async def remove_remains(self, overlay: IPv4Network) -> list[str]:  # noqa: ARG002 - the protocol's

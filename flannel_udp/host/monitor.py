@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Container, Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from flannel_udp.host.listener import Listener, open_groups
 
@@ -26,22 +26,26 @@ _LINK = struct.Struct("=BxHi")  # the head of struct ifinfomsg: family, hardware
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=BBxxxB")  # the head of struct rtmsg: family, prefix length of the destination, protocol
 _ATTRIBUTE = struct.Struct("=HH")  # struct rtattr: length with this header, type
-_RTMSG_BYTES, _RTA_DST = 12, 1
+_RTMSG_BYTES, _RTA_DST, _RTA_GATEWAY = 12, 1, 5
 
 
 @dataclass(frozen=True, slots=True)
 class OwnRoutes:
     """Routes of ours, told by their protocol number: what becomes of routes to these destinations counts.
 
-    That we have made one does not, nor that we have deleted one which is not wanted any more.
+    That we have made one does not, nor that we have deleted one which is not wanted any more, or leads elsewhere now.
     """
 
     protocol: int
-    wanted: Container[IPv4Network]
+    wanted: Callable[[IPv4Network], IPv4Address | None]
+    """Says through which gateway ours is to lead there, ``None``: there is to be none."""
 
-    def concerned(self, kind: int, protocol: int, destination: IPv4Network) -> bool:
+    def concerned(self, kind: int, protocol: int, destination: IPv4Network, gateway: IPv4Address | None) -> bool:
         """Tell whether such a message means that a route of ours may have been changed by somebody else."""
-        return destination in self.wanted and (kind == _RTM_DELROUTE or protocol != self.protocol)
+        wanted = self.wanted(destination)
+        if wanted is None:
+            return False
+        return protocol != self.protocol or (kind == _RTM_DELROUTE and gateway == wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +81,25 @@ def _is_of_interest(kind: int, body: bytes, interest: Interest) -> bool:
             if prefix_len in interest.prefix_lens:
                 return True
             own = interest.own
-            return own is not None and own.concerned(kind, protocol, _destination(body, prefix_len))
+            return own is not None and own.concerned(kind, protocol, *_way(body, prefix_len))
     except struct.error:
         return True  # shorter than its kind: as above
     return False
 
 
-def _destination(body: bytes, prefix_len: int) -> IPv4Network:
-    """Return where a route leads; the default route carries no RTA_DST."""
+def _way(body: bytes, prefix_len: int) -> tuple[IPv4Network, IPv4Address | None]:
+    """Return where a route leads and through which gateway; the default route carries no RTA_DST."""
+    found = {_RTA_DST: bytes(4), _RTA_GATEWAY: b""}
     offset = _RTMSG_BYTES
     while offset + _ATTRIBUTE.size <= len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, offset)
-        if kind == _RTA_DST:
-            return IPv4Network((body[offset + _ATTRIBUTE.size : offset + length], prefix_len))
         if length < _ATTRIBUTE.size:
             raise struct.error("an attribute shorter than its header")
+        if kind in found:
+            found[kind] = body[offset + _ATTRIBUTE.size : offset + length]
         offset += (length + 3) & ~3  # RTA_ALIGN
-    return IPv4Network((0, prefix_len), strict=False)
+    gateway = found[_RTA_GATEWAY]
+    return IPv4Network((found[_RTA_DST], prefix_len)), IPv4Address(gateway) if gateway else None
 
 
 def open_monitor_socket() -> socket.socket:

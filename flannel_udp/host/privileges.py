@@ -26,7 +26,7 @@ def shows_password(password: str) -> bool:
 
 
 def check_privileges() -> None:
-    """Raise `FlannelError`, saying what to do, unless the capabilities and /dev/net/tun are there."""
+    """Raise `FlannelError`, saying what to do, unless the capabilities are there that every backend needs."""
     missing = missing_capabilities(Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))
     if missing:
         raise FlannelError(
@@ -38,7 +38,6 @@ def check_privileges() -> None:
             "the capabilities of this user namespace do not reach its network namespace: "
             "run as the host's root, or in a network namespace of the same user namespace (unshare --user --net)"
         )
-    _check_tun()
 
 
 def missing_capabilities(proc_status: str) -> list[str]:
@@ -64,7 +63,8 @@ def _owns_network_namespace() -> bool:
     return True
 
 
-def _check_tun() -> None:
+def check_tun() -> None:
+    """Raise `FlannelError`, saying what to do, unless a TUN device can be made: not every backend needs one."""
     try:
         # Opening makes no device yet, and tells more than the file's mode: cgroups may forbid it, the driver be absent.
         os.close(os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC))

@@ -198,15 +198,19 @@ class Rtnetlink:
 
     def routes_of(self, protocol: int) -> list[Route]:
         """Return the main table's routes that bear this protocol number, in the order in which they are in force."""
+        return [parse_route(body) for body in self.bodies_of(protocol)]
+
+    def bodies_of(self, protocol: int) -> list[bytes]:
+        """Return them as the kernel says them, for `parse_route`: one that has not changed is the same bytes again."""
         head = _RTMSG.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, 0, 0)
-        routes: dict[Route, None] = {}  # one that moved while the table was read would come twice
+        bodies: dict[bytes, None] = {}  # one that moved while the table was read would come twice
         try:
             for body in self._dump(_RTM_GETROUTE, head, _RTM_NEWROUTE):
                 if body[5] == protocol and body[4] == RT_TABLE_MAIN:
-                    routes[_parse_route(body)] = None
+                    bodies[body] = None
         except FileNotFoundError:
             pass  # ENOENT: nobody made a main table in this namespace yet
-        return list(routes)
+        return list(bodies)
 
     def holders(self, destinations: Sequence[IPv4Network]) -> list[Route | None]:
         """Return for each destination the main table's route to exactly it that is in force.
@@ -219,7 +223,7 @@ class Rtnetlink:
         bodies = [head + _attribute(_RTA_DST, destination.network_address.packed) for destination in destinations]
         found: list[Route | None] = [None] * len(destinations)
         for index, body in self._ask([Message(_RTM_GETROUTE, 0, body) for body in bodies], _RTM_NEWROUTE):
-            if body[4] == RT_TABLE_MAIN and (route := _parse_route(body)).destination == destinations[index]:
+            if body[4] == RT_TABLE_MAIN and (route := parse_route(body)).destination == destinations[index]:
                 found[index] = route
         return found
 
@@ -227,7 +231,7 @@ class Rtnetlink:
         """Tell whether packets to this address are for the host itself, no broadcasts nor on their way elsewhere."""
         head = _RTMSG.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
         question = Message(_RTM_GETROUTE, 0, head + _attribute(_RTA_DST, address.packed))
-        return any(_parse_route(body).type == _RTN_LOCAL for _, body in self._ask([question], _RTM_NEWROUTE))
+        return any(parse_route(body).type == _RTN_LOCAL for _, body in self._ask([question], _RTM_NEWROUTE))
 
     def link(self, index: int) -> Link | None:
         """Return what an interface is called and whether it is up, ``None`` if there is none of this index."""
@@ -344,7 +348,8 @@ def _route_body(route: Route) -> bytes:
     return b"".join(parts)
 
 
-def _parse_route(body: bytes) -> Route:
+def parse_route(body: bytes) -> Route:
+    """Understand what the kernel says of a route."""
     _, prefix_len, _, tos, _, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
     found = dict(_attributes(body, _RTMSG.size))
     gateway, source = found.get(_RTA_GATEWAY), found.get(_RTA_PREFSRC)

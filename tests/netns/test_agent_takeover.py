@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from flannel_udp.lab.node import Host
 from tests.support.agents import Agent, Log, command_line, log_of, remains_of, subnet_of, up_with_peers, wait_for
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS
+from tests.support.systemd import Systemd
 
 pytestmark = NEEDS_NETNS
 
@@ -161,64 +161,25 @@ def test_after_kill_9_and_a_plain_start_traffic_is_back_within_two_seconds(duo: 
     assert subnet_of(h1) == subnet
 
 
-LISTEN = """
-import os, socket, sys
-with socket.socket(socket.AF_UNIX) as sock:
-    sock.connect(sys.argv[1])
-    names, fds, _, _ = socket.recv_fds(sock, 4096, 16)
-high = [os.dup2(fd, 200 + number) for number, fd in enumerate(fds)]
-for number, fd in enumerate(high):
-    os.dup2(fd, 3 + number)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=names.decode())
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
-"""Starts a program with descriptors as systemd does: from 3 on, their names in the environment."""
-
-
-def ready_with_store(systemd: socket.socket) -> dict[str, int]:
-    """Read what an agent tells systemd until it is ready; return the descriptors that it stored."""
-    stored: dict[str, int] = {}
-    while True:
-        message, fds, _, _ = socket.recv_fds(systemd, 4096, 4)
-        fields = dict(line.split("=", 1) for line in message.decode().splitlines())
-        if "FDSTORE" in fields:
-            (stored[fields["FDNAME"]],) = fds
-        if "READY" in fields:
-            return stored
-
-
 def test_systemds_descriptor_store_carries_flannel0_over_a_restart(duo: Lab, tmp_path: Path) -> None:
     h1, h2 = duo.hosts
     h1.stop_agent()
-    notify, hand = str(tmp_path / "notify"), str(tmp_path / "hand")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, socket.socket(socket.AF_UNIX) as giver:
-        systemd.bind(notify)
-        systemd.settimeout(10)
-        giver.bind(hand)
-        giver.listen()
-        giver.settimeout(10)
-        environment = {"NOTIFY_SOCKET": notify}
-        with Agent(h1, environment=environment) as agent:
-            stored = ready_with_store(systemd)
-            assert sorted(stored) == ["icmp", "tun-0", "udp-0"]
-            with Flow(h1.pods[0], h2.pods[0], interval_s=0.01) as flow:
+    with Systemd(tmp_path) as systemd, systemd.run(h1) as agent:
+        wait_for("ready", systemd.is_ready)
+        assert systemd.stored() == ["icmp", "tun-0", "udp-0"]
+        with Flow(h1.pods[0], h2.pods[0], interval_s=0.01) as flow:
+            flow.wait_for_one_sent_from_now()
+            assert agent.stop() == 0
+            index = h1.run(["cat", "/sys/class/net/flannel0/ifindex"]).stdout
+            with systemd.run(h1) as next_agent:
+                wait_for("ready", systemd.is_ready)
+                assert systemd.stored() == ["icmp", "tun-0", "udp-0"]
+                next_agent.wait_for_line("going on with flannel0 as the last run left it")
                 flow.wait_for_one_sent_from_now()
-                assert agent.stop() == 0
-                index = (h1.run(["cat", "/sys/class/net/flannel0/ifindex"])).stdout
-                with Agent(h1, wrapper=(sys.executable, "-c", LISTEN, hand), environment=environment) as next_agent:
-                    connection, _ = giver.accept()
-                    with connection:
-                        socket.send_fds(connection, [":".join(stored).encode()], list(stored.values()))
-                    for fd in stored.values():
-                        os.close(fd)
-                    for fd in ready_with_store(systemd).values():  # stored anew
-                        os.close(fd)
-                    next_agent.wait_for_line("going on with flannel0 as the last run left it")
-                    flow.wait_for_one_sent_from_now()
-                    flow.end()
-                    assert flow.lost == 0
-                    assert h1.run(["cat", "/sys/class/net/flannel0/ifindex"]).stdout == index
-                    assert next_agent.stop() == 0
+                flow.end()
+                assert flow.lost == 0
+                assert h1.run(["cat", "/sys/class/net/flannel0/ifindex"]).stdout == index
+                assert next_agent.stop() == 0
     assert remains_of(h1) == {"subnet.env"}
 
 

@@ -17,9 +17,10 @@ pytestmark = [
 
 CHECK = """
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.privileges import check_privileges
+from flannel_udp.host.privileges import check_privileges, check_tun
 try:
     check_privileges()
+    check_tun()
     print("fine")
 except FlannelError as error:
     print(error.exit_code, error)

@@ -150,6 +150,17 @@ def test_repair_puts_back_what_was_removed_or_changed(host: OneHost) -> None:
     assert host.routes() == before
 
 
+def test_repair_puts_back_what_was_set_and_removed_since_the_last_look(host: OneHost) -> None:
+    routes = loaded(host, {A: via("192.0.2.2")})
+    host.call(routes.repair)
+    host.call(routes.apply, {A: via("192.0.2.3"), B: via("192.0.2.4")})
+    before = host.routes()
+    host.ip(f"route del {A}", f"route del {B}")
+    assert host.call(routes.repair) == 2
+    assert host.routes() == before
+    assert [host.call(routes.repair) for _ in range(2)] == [0, 0]
+
+
 def test_clear_removes_ours_and_nothing_else(host: OneHost) -> None:
     host.ip("route add 10.9.0.0/16 via 192.0.2.9", "route add 10.1.16.0/24 via 192.0.2.9 metric 5")
     host.ip(f"route add 10.1.16.0/24 via 192.0.2.9 proto {ROUTE_PROTOCOL} table 77")

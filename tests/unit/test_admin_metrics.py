@@ -106,6 +106,12 @@ async def test_before_anything_is_open_every_drop_and_rung_is_there_and_0(port: 
     assert ("lease_expires_seconds", ()) not in samples
 
 
+async def test_what_nobody_counts_is_not_exported_as_0(port: int) -> None:
+    status: Status = {**RUNNING, "backend": {"type": "host-gw"}, "counters": None}
+    traffic = ("packets_total", "bytes_total", "drops_total", "icmp_answers_total", "system_calls_total")
+    assert {name for name, _ in await scrape(port, status)}.isdisjoint(traffic)
+
+
 async def test_a_reservation_expires_never(port: int) -> None:
     status: Status = {**RUNNING, "lease": {"key": "10.1.15.0-24", "expires_in_s": None, "reserved": True}}
     assert (await scrape(port, status))[("lease_expires_seconds", ())] == math.inf

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+from ipaddress import IPv4Address, IPv4Network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.host.monitor import Interest, concerns
+from flannel_udp.host.monitor import Interest, OwnRoutes, concerns
 
 INTEREST = Interest(frozenset({2, 7}), frozenset({16, 23}))
 
@@ -42,6 +44,34 @@ def test_routes_count_that_are_as_long_as_one_of_ours() -> None:
     assert concerns(route(23), INTEREST)
     assert concerns(route(16, kind=25), INTEREST)
     assert not concerns(route(24), INTEREST)
+
+
+NEW, GONE = 24, 25  # RTM_NEWROUTE, RTM_DELROUTE
+OURS, BOOT = 82, 3  # protocols
+WANTED = {IPv4Network("10.1.16.0/24"): IPv4Address("192.0.2.2")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "protocol", "destination", "gateway", "counts"),
+    [
+        (NEW, OURS, "10.1.16.0", "192.0.2.2", False),
+        (GONE, OURS, "10.1.16.0", "192.0.2.2", True),
+        (GONE, OURS, "10.1.16.0", "192.0.2.3", False),
+        (GONE, OURS, "10.1.17.0", "192.0.2.2", False),
+        (NEW, BOOT, "10.1.16.0", "192.0.2.9", True),
+        (GONE, BOOT, "10.1.16.0", "192.0.2.9", True),
+        (NEW, BOOT, "10.1.17.0", "192.0.2.9", False),
+    ],
+    ids=["made", "taken away", "replaced", "not wanted", "in its place", "gone from its place", "elsewhere"],
+)
+def test_of_our_routes_counts_what_somebody_else_has_done(
+    kind: int, protocol: int, destination: str, gateway: str, counts: bool
+) -> None:
+    attributes = [(15, struct.pack("=I", 254)), (1, IPv4Address(destination).packed), (5, IPv4Address(gateway).packed)]
+    body = struct.pack("=BBBBBBBBI", 2, 24, 0, 0, 254, protocol, 0, 1, 0)
+    body += b"".join(struct.pack("=HH", 4 + len(value), name) + value for name, value in attributes)
+    interest = Interest(frozenset(), frozenset(), OwnRoutes(OURS, WANTED.get))
+    assert concerns(message(kind, body), interest) == counts
 
 
 def test_other_kinds_do_not_count() -> None:

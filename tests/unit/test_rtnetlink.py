@@ -16,12 +16,12 @@ from flannel_udp.host.rtnetlink import (
     Message,
     Refusal,
     Route,
-    _parse_route,
     _refusal,
     add_route,
     append_route,
     delete_route,
     open_rtnetlink,
+    parse_route,
 )
 
 NETWORKS = st.builds(
@@ -55,7 +55,7 @@ def read_by_pyroute2(message: Message) -> Any:
 
 @given(ROUTES)
 def test_a_route_is_read_as_it_was_written(route: Route) -> None:
-    assert _parse_route(add_route(route).body) == route
+    assert parse_route(add_route(route).body) == route
 
 
 def test_what_we_write_is_what_pyroute2_reads() -> None:
@@ -85,7 +85,7 @@ def test_a_route_of_an_unknown_shape_is_read_as_far_as_it_goes() -> None:
     written["family"], written["dst_len"], written["table"], written["proto"], written["type"] = 2, 0, 254, 4, 1
     written["attrs"] = [("RTA_MULTIPATH", [{"oif": 3, "hops": 0, "attrs": [("RTA_GATEWAY", "192.0.2.7")]}])]
     written.encode()
-    assert _parse_route(bytes(written.data)[16:]) == Route(IPv4Network("0.0.0.0/0"), None, 0, protocol=4)
+    assert parse_route(bytes(written.data)[16:]) == Route(IPv4Network("0.0.0.0/0"), None, 0, protocol=4)
 
 
 @pytest.mark.parametrize(
