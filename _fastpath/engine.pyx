@@ -1,4 +1,4 @@
-"""The engine: one TUN queue, one socket, one arena; the only door for Python.
+"""The engine: one TUN queue, one socket, one arena; all that Python sees of the packet path.
 
 One thread polls an engine; any other may publish tables and read counters. The table is swapped by one atomic pointer
 store. The old one is let go once the polling thread has passed a quiet point: `epoch` is odd while a batch may be

@@ -72,8 +72,8 @@ async def _run(options: Options, kept: Kept) -> int:
         logger.info("stopped")
         return 0
     except BaseExceptionGroup as failures:
-        if (successor := failures.subgroup(HandedOver)) is not None:
-            logger.info("%s", successor.exceptions[0])
+        if (handed_over := failures.subgroup(HandedOver)) is not None:
+            logger.info("%s", handed_over.exceptions[0])
             return 0
         known = failures.subgroup(FlannelError)
         if known is None:

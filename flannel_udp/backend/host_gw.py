@@ -18,7 +18,7 @@ from typing import Any
 from flannel_udp.backend.kernel import KernelNetwork, kernel_mtu
 from flannel_udp.backend.lease_end import LeaseEnd
 from flannel_udp.backend.protocol import Backend, Context, NetworkFacts, accept_types
-from flannel_udp.backend.routes import ROUTE_PROTOCOL, Hop, RouteSet
+from flannel_udp.backend.routes import ROUTE_PROTOCOL, Hop, RouteSet, count_routes
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host.monitor import Interest, OwnRoutes
 from flannel_udp.host.rtnetlink import LOOPBACK_INDEX
@@ -62,7 +62,7 @@ class HostGwBackend:
         def remove() -> list[str]:
             n = RouteSet().clear()
             LeaseEnd().remove_former()
-            return [f"{n} routes of the backend host-gw"] if n else []
+            return [f"{count_routes(n)} of the backend host-gw"] if n else []
 
         return await asyncio.to_thread(remove)
 
@@ -155,7 +155,7 @@ class HostGwNetwork(KernelNetwork):
         n = await self._work(self._repair)
         if n:
             self.repairs["route"] += n
-            logger.info("put right: %d route%s to peers", n, "s" if n > 1 else "")
+            logger.info("put right: %s to peers", count_routes(n))
 
     async def follow(self, external: Interface) -> None:
         """See `KeptNetwork.follow`: all routes lead out of that interface."""

@@ -16,6 +16,7 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from flannel_udp.backend.protocol import Backend
+from flannel_udp.backend.routes import count_routes
 from flannel_udp.host.netlink import RTPROT_BOOT, open_netlink
 from flannel_udp.host.rtnetlink import delete_route, open_rtnetlink
 from flannel_udp.model import LeaseAttrs, Peer
@@ -83,4 +84,4 @@ def _remove_routes(overlay: IPv4Network, peers: list[Peer]) -> list[str]:
             and gateways.get(route.destination) == route.gateway
         ]
         netlink.apply([delete_route(route) for route in theirs])
-    return [f"flanneld's {len(theirs)} routes"] if theirs else []
+    return [f"flanneld's {count_routes(len(theirs))}"] if theirs else []

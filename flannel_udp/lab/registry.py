@@ -74,7 +74,7 @@ def _start_etcd(plan: Plan) -> EtcdServer:
 
 
 def _put(values: Mapping[str, Mapping[str, object]]) -> None:
-    """Store JSON values by etcd's HTTP door (its grpc-gateway), which asks for base64."""
+    """Store JSON values by etcd's HTTP interface (its grpc-gateway), which asks for base64."""
     connection = http.client.HTTPConnection(str(UNDERLAY_GATEWAY), ETCD_PORT, timeout=_HTTP_TIMEOUT_S)
     try:
         for key, value in values.items():

@@ -41,9 +41,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster(tmp_path: Path, hosts: int = 2) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, hosts: int = 2, backend: str = "udp") -> Iterator[Cluster]:
     net_conf = tmp_path / "net-conf.json"
-    net_conf.write_text(json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}))
+    net_conf.write_text(json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": backend}}))
     with Lab(Plan(fresh_name(), hosts=hosts, agents=())) as lab, lab.net.socket(*STREAM) as listener:
         listener.bind((str(UNDERLAY_GATEWAY), PORT))
         listener.listen()
@@ -63,6 +63,30 @@ def pair(tmp_path: Path) -> Iterator[Cluster]:
 def one(tmp_path: Path) -> Iterator[Cluster]:
     with cluster(tmp_path, hosts=1) as one:
         yield one
+
+
+def test_host_gw_nodes_say_so_and_have_the_routes_that_flanneld_would_make(tmp_path: Path) -> None:
+    """Kubernetes' subnets have no end, so nothing has to take the routes away: they have no source of ours."""
+    with cluster(tmp_path, backend="host-gw") as pair, ExitStack() as running:
+        agents = [running.enter_context(pair.agent(host)) for host in pair.lab.hosts]
+        for agent in agents:
+            agent.wait_ready()
+            agent.host.attach_pods()
+        wait_for_peers(pair.lab.hosts)
+        assert None not in ping_matrix(pair.lab.pods()).values()
+        for number, host in enumerate(pair.lab.hosts):
+            assert annotations_of(pair, host) == {
+                "kube-subnet-manager": "true",
+                "backend-type": "host-gw",
+                "backend-data": "null",
+                "public-ip": str(host.underlay),
+            }
+            other = pair.lab.hosts[1 - number].underlay
+            routes = [line.strip() for line in host.run(["ip", "route", "show", "proto", "82"]).stdout.splitlines()]
+            assert routes == [f"10.244.{1 - number}.0/24 via {other} dev eth0"]
+            assert "lo:flannel" not in host.run(["ip", "address", "show", "lo"]).stdout
+        pair.api.add_node("h9", "10.244.9.0/24", kube_subnet_manager="true", public_ip="192.0.2.9", backend_type="")
+        agents[0].wait_for_line("entry '10.244.9.0-24' is ignored: its backend is '', ours is host-gw")
 
 
 def test_pods_reach_each_other_while_nodes_come_change_and_go(pair: Cluster) -> None:

@@ -178,7 +178,9 @@ def test_flannelds_vxlan_device_goes_with_all_that_is_on_it_where_our_entry_name
     make_vxlan(h1)
     with gone_over(flannelds, "vxlan", kind, BackendData={"VNI": 1, "VtepMAC": "0a:00:00:00:00:01"}) as agent:
         wait_for("it is gone, and ours is there", lambda: kernel_state(h1) == expected)
-        assert removed(agent) == ["removed what an earlier run left: flanneld's device flannel.1"]
+        wait_for(
+            "it is said", lambda: removed(agent) == ["removed what an earlier run left: flanneld's device flannel.1"]
+        )
 
 
 def test_flannelds_host_gw_routes_go_where_our_entry_names_it(flannelds: Lab, h1: Host) -> None:
@@ -186,7 +188,7 @@ def test_flannelds_host_gw_routes_go_where_our_entry_names_it(flannelds: Lab, h1
     h1.configure(f"route add {THEIRS} via 192.0.2.2")
     with gone_over(flannelds, "host-gw", "udp") as agent:
         wait_for("they are gone, and ours is there", lambda: kernel_state(h1) == expected)
-        assert removed(agent) == ["removed what an earlier run left: flanneld's 1 routes"]
+        wait_for("it is said", lambda: removed(agent) == ["removed what an earlier run left: flanneld's 1 route"])
 
 
 @pytest.mark.parametrize("former", ["", "vxlan"], ids=["nothing", "another"])
