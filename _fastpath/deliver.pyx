@@ -130,7 +130,9 @@ cdef void write_singly(Datapath *dp, const Write *write) noexcept nogil:
         piece = dp.write_queue.pieces[piece].next
 
 
-cdef inline void count_written(Datapath *dp, const Write *write, uint32_t n, uint32_t n_bytes, int written) noexcept nogil:
+cdef inline void count_written(
+    Datapath *dp, const Write *write, uint32_t n, uint32_t n_bytes, int written
+) noexcept nogil:
     """Count `n` packets of a write, by what `tun_write` returned for them."""
     cdef PeerState *peer
     if written < 0:

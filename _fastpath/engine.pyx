@@ -70,6 +70,14 @@ cdef uint8_t *allocate_arena() noexcept:
     return arena
 
 
+def watch(int tun_fd, int udp_fd) -> select.epoll:
+    """Return what watches both descriptors for an engine that they are attached to afterwards. Raises OSError."""
+    epoll = select.epoll()
+    epoll.register(tun_fd, select.EPOLLIN)
+    epoll.register(udp_fd, select.EPOLLIN)
+    return epoll
+
+
 cdef dict direction_as_dict(const DirectionCounters *counters):
     """Return the counters by name; drop reasons that never happened are left out."""
     return {
@@ -148,16 +156,18 @@ cdef class Engine:
             free(self.dp.peer_chunks[i])
         free(self.arena)
 
-    def attach(self, int tun_fd, int udp_fd, bint segment=False, bint join_tcp=False, bint join_udp=False) -> None:
+    def attach(
+        self, int tun_fd, int udp_fd, bint segment=False, bint join_tcp=False, bint join_udp=False, epoll=None
+    ) -> None:
         """Work on these descriptors from now on; the table in force and the counters stay.
 
-        The thread that polls must have stopped; `fileno` is another one afterwards. Raises OSError, ValueError.
+        `epoll` is what `watch` returned for them; without it that is done here. The polling thread must have stopped;
+        `fileno` is another one afterwards. Raises OSError, where `epoll` was not given, and ValueError.
         """
         if (join_tcp or join_udp) and not self.dp.vnet_bytes:
             raise ValueError("a TUN without virtio-net headers takes no super-packets")
-        epoll = select.epoll()
-        epoll.register(tun_fd, select.EPOLLIN)
-        epoll.register(udp_fd, select.EPOLLIN)
+        if epoll is None:
+            epoll = watch(tun_fd, udp_fd)
         if self.epoll is not None:
             self.epoll.close()
         self.epoll = epoll

@@ -33,7 +33,7 @@ cdef inline Remedy remedy_of_write(int error, uint32_t n_packets) noexcept nogil
     if n_packets == 1:
         return DROP
     if error == errno.EINVAL:
-        return STOP_JOINING         # the virtio-net header is not to its liking (linux/virtio_net.h, virtio_net_hdr_to_skb)
+        return STOP_JOINING         # it dislikes the virtio-net header (linux/virtio_net.h, virtio_net_hdr_to_skb)
     if error == errno.ENOMEM or error == errno.ENOBUFS:
         return WRITE_SINGLY
     return DROP

@@ -74,9 +74,11 @@ def open_tunnel(n_queues: int) -> Tunnel:
             for _ in range(n_queues):
                 queues.append(_open_queue(f"flannel{number}", n_queues > 1))
             return Tunnel(queues)
-        except (pytun.Error, OSError) as failed:
+        except (pytun.Error, OSError, FlannelError) as failed:
             for queue in queues:
                 queue.close()
+            if isinstance(failed, FlannelError):  # deleted as soon as it was made
+                raise
             code = failed.args[0] if failed.args else None
             # EBUSY: another process has it open. EINVAL: a device of this name is no TUN, or not with as many queues.
             if code not in (errno.EBUSY, errno.EINVAL):

@@ -18,7 +18,7 @@ from flannel_udp.dataplane.tunnel import open_tunnel
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.engine_rig import EngineRig, small_table
-from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.labs import NEEDS_NETNS, empty_namespace
 from tests.support.refusals import Refusal, refused
 
 pytestmark = NEEDS_NETNS
@@ -47,14 +47,8 @@ SET_UP = (
 @pytest.fixture
 def inside() -> Iterator[Callable[[Callable[[], None]], None]]:
     """Run a function in a namespace of its own."""
-    name = f"fu-{fresh_name()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        for command in SET_UP:
-            subprocess.run(["ip", "netns", "exec", name, *command.split()], check=True)
+    with empty_namespace(*SET_UP) as name:
         yield lambda body: call_inside(name, body)
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 @pytest.mark.parametrize("offload", [NO_OFFLOAD, Offload()], ids=["one by one", "in runs"])

@@ -29,6 +29,7 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
         "setsockopt": 54,
         "recvmmsg": 299,
         "sendmmsg": 307,
+        "epoll_create1": 291,
     },
     "aarch64": {
         "read": 63,
@@ -40,6 +41,7 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
         "setsockopt": 208,
         "recvmmsg": 243,
         "sendmmsg": 269,
+        "epoll_create1": 20,
     },
 }
 # linux/bpf_common.h, linux/seccomp.h, linux/prctl.h
