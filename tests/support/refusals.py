@@ -51,6 +51,11 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 _NUMBER_AT, _ARGUMENTS_AT, _ARGUMENT_BYTES = 0, 16, 8  # struct seccomp_data; little-endian, as both machines are
 
 
+def number_of(name: str) -> int:
+    """Return the number that a system call has on this machine."""
+    return _NUMBERS[platform.machine()][name]
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Calls of `name` fail with `error` where each argument in `where` has that value (lower 32 bits).
@@ -113,7 +118,7 @@ def _install(refusals: Sequence[Refusal]) -> None:
 
 def _rule(refusal: Refusal) -> bytes:
     """Return the instructions that refuse such calls and let all others pass on to what follows."""
-    tests = [(_NUMBER_AT, _EQUALS, _NUMBERS[platform.machine()][refusal.name])]
+    tests = [(_NUMBER_AT, _EQUALS, number_of(refusal.name))]
     tests += [(_argument_at(i), _EQUALS, value) for i, value in refusal.where.items()]
     tests += [(_argument_at(i), _HAS_A_BIT_OF, bits) for i, bits in refusal.with_bits.items()]
     tests += [(_argument_at(i), _AT_LEAST, value) for i, value in refusal.at_least.items()]
