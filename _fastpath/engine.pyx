@@ -188,8 +188,8 @@ cdef class Engine:
     def poll(self, uint32_t linger_ms=0, uint32_t busy_us=0) -> int:
         """Move packets until none has come for `linger_ms` milliseconds; return how many were read.
 
-        For the last `busy_us` microseconds of traffic it spins instead of sleeping. Returns after POLL_MAX_NS at the
-        latest, so that the loop it was called from gets its turn. Belongs to the engine's thread. Runs without the GIL:
+        For `busy_us` microseconds after the last packet it spins, and only then waits. Returns after POLL_MAX_NS and
+        that long a wait at the latest, so that the loop it was called from gets its turn. Belongs to the engine's thread. Runs without the GIL:
         while packets keep coming, no wake-up has to wait for it.
         """
         cdef uint32_t moved = 0
@@ -197,18 +197,22 @@ cdef class Engine:
         cdef uint64_t started_ns = now_ns()
         cdef uint64_t last_ns = started_ns
         cdef uint64_t time_ns
+        cdef bint spins = busy_us != 0
         cdef int ready
         cdef epoll_event events[2]
         with nogil:
             while self.dp.tun_errno == 0:
-                ready = epoll_wait(self.dp.epoll_fd, events, 2, 0 if busy_us else <int> linger_ms)
+                ready = epoll_wait(self.dp.epoll_fd, events, 2, 0 if spins else <int> linger_ms)
                 got = self._move_batches(events, ready) if ready > 0 else 0
                 moved += got
                 time_ns = now_ns()
                 if got:
                     last_ns = time_ns
-                elif busy_us == 0 or time_ns - last_ns >= <uint64_t> busy_us * 1000:
+                    spins = busy_us != 0
+                elif not spins:
                     break
+                else:
+                    spins = time_ns - last_ns < <uint64_t> busy_us * 1000
                 if time_ns - started_ns >= POLL_MAX_NS:
                     break
         if self.dp.tun_errno and not self.stopped_watching:

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 # asm/unistd.h
@@ -30,6 +31,7 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
         "recvmmsg": 299,
         "sendmmsg": 307,
         "epoll_create1": 291,
+        "epoll_wait": 232,
     },
     "aarch64": {
         "read": 63,
@@ -42,6 +44,7 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
         "recvmmsg": 243,
         "sendmmsg": 269,
         "epoll_create1": 20,
+        "epoll_wait": 22,  # glibc: epoll_pwait
     },
 }
 # linux/bpf_common.h, linux/seccomp.h, linux/prctl.h
@@ -54,6 +57,12 @@ _NUMBER_AT, _ARGUMENTS_AT, _ARGUMENT_BYTES = 0, 16, 8  # struct seccomp_data; li
 def number_of(name: str) -> int:
     """Return the number that a system call has on this machine."""
     return _NUMBERS[platform.machine()][name]
+
+
+def thread_waits_in(name: str) -> bool:
+    """Tell whether a thread of this process waits in that system call."""
+    calls = [path.read_text() for path in Path("/proc/self/task").glob("*/syscall")]
+    return any(call.startswith(f"{number_of(name)} ") for call in calls)
 
 
 @dataclass(frozen=True)

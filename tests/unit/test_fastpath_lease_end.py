@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
@@ -17,7 +16,7 @@ from flannel_udp.dataplane.reference import VnetHeader, with_ttl
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.agents import wait_for
 from tests.support.engine_rig import EngineRig, small_table
-from tests.support.refusals import Refusal, number_of, refused
+from tests.support.refusals import Refusal, refused, thread_waits_in
 from tests.support.traffic import with_partial_checksum
 
 LEASE_ASKED_EVERY = 16
@@ -33,12 +32,6 @@ def rig() -> Iterator[EngineRig]:
 
 def now_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
-def stands_in_a_write() -> bool:
-    """Tell whether a thread of this process waits in writev."""
-    calls = [path.read_text() for path in Path("/proc/self/task").glob("*/syscall")]
-    return any(call.startswith(f"{number_of('writev')} ") for call in calls)
 
 
 def send_both_ways(rig: EngineRig) -> int:
@@ -125,7 +118,7 @@ def test_an_end_amid_a_batch_lets_no_more_than_16_packets_pass(refusals: list[Re
             rig.from_peer("127.0.0.2", packet)
         thread = threading.Thread(target=lambda: refused(refusals, rig.poll))
         thread.start()
-        wait_for("it stands still", stands_in_a_write)
+        wait_for("it stands still", lambda: thread_waits_in("writev"))
         passed = rig.counters("in")["packets"]
         rig.engine.forward_until(0)
         written = rig.to_tun()
