@@ -8,7 +8,7 @@ So a local pod gets it from its bridge, and a remote one by way of flannel0 and 
 from libc.stdint cimport uint8_t, uint32_t
 
 from flannel_udp._fastpath.clock cimport now_ns
-from flannel_udp._fastpath.datapath cimport state_of
+from flannel_udp._fastpath.datapath cimport lease_expired, state_of
 from flannel_udp._fastpath.drops cimport TOO_BIG
 from flannel_udp._fastpath.icmp cimport ICMP_ERROR_MAX_BYTES, find_answerable, icmp_take_token, write_icmp_error
 from flannel_udp._fastpath.sysio cimport icmp_send
@@ -27,6 +27,8 @@ cdef void answer_sender(Datapath *dp, const Packet *packet, DropReason reason) n
         return
     if not icmp_take_token(&dp.icmp_limiter, reason, original.src, now_ns()):
         dp.icmp_counters.rate_limited += 1
+        return
+    if lease_expired(dp):
         return
     if reason == TOO_BIG:
         mtu = state_of(dp, packet.next_hop).inner_mtu

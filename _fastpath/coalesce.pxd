@@ -16,7 +16,7 @@ cdef enum:
     FLOW_SLOT_BITS = 8
     FLOW_SLOTS = 1 << FLOW_SLOT_BITS    # a direct-mapped memory of flows: a collision costs a join, never the order
     NONE_YET = 0xffff
-    JOINED_HEADER_MAX = 80      # bytes of IPv4 and TCP header, the latter with 40 bytes of options (RFC 9293 section 3.1)
+    JOINED_HEADER_MAX = 80      # IPv4 header 20 bytes, TCP header at most 60 (RFC 9293 section 3.1)
 
 # A joined segment's payload; its own headers are still in front of it.
 cdef struct Piece:

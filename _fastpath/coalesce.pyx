@@ -75,7 +75,7 @@ cdef inline uint32_t flow_slot(const Ipv4Header *ip, const uint8_t *ports) noexc
     cdef uint32_t hashed
     memcpy(&port_word, ports, 4)
     hashed = ip.src ^ (ip.dst * <uint32_t> 0x85ebca6b) ^ port_word
-    # The upper bits, which depend on all those below: where this is little-endian, a host's number in its subnet is on top.
+    # The upper bits depend on all those below: a host's number in its subnet is on top where words are little-endian.
     return (hashed * <uint32_t> 0x9e3779b1) >> (32 - FLOW_SLOT_BITS)
 
 

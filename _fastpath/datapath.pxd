@@ -60,6 +60,7 @@ cdef struct SystemCalls:
 
 cdef enum:
     FOR_EVER = 0xffffffffffffffff
+    LEASE_ASKED_EVERY = 16      # packets that go out one by one
 
 cdef struct Datapath:
     uint64_t forward_until_ns   # shared with other threads: a time of CLOCK_BOOTTIME, or FOR_EVER
@@ -96,9 +97,9 @@ cdef inline PeerState *state_of(Datapath *dp, uint32_t peer) noexcept nogil:
 cdef inline bint lease_expired(const Datapath *dp) noexcept nogil:
     """Whether nothing may be forwarded any more.
 
-    Asked once for a queue, right before it goes out: an agent that was stopped, or a machine that was suspended, goes
-    on anywhere, and perhaps the subnet is another host's by then. What is stopped later than that still sends the rest
-    of the one queue: to peers mostly one system call, to our own TUN one for each write.
+    Asked right before every system call that sends many packets, and every LEASE_ASKED_EVERY packets where each is one:
+    an agent that was stopped, or a machine that was suspended, goes on anywhere, and perhaps the subnet is another
+    host's by then.
     """
     cdef uint64_t until_ns = load_word(&dp.forward_until_ns)
     return until_ns != <uint64_t> FOR_EVER and boottime_ns() >= until_ns

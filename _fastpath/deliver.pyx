@@ -15,7 +15,7 @@ from flannel_udp._fastpath.coalesce cimport (
     write_joined_headers,
     write_queue_clear,
 )
-from flannel_udp._fastpath.datapath cimport PeerState, lease_expired, state_of
+from flannel_udp._fastpath.datapath cimport LEASE_ASKED_EVERY, PeerState, lease_expired, state_of
 from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, count_drops, count_forwarded
 from flannel_udp._fastpath.refusal cimport DROP, STOP_JOINING, Refusal, classify_write
 from flannel_udp._fastpath.routes cimport FIRST_PEER
@@ -32,12 +32,7 @@ cdef packed struct Heading:
 
 cdef void deliver(Datapath *dp) noexcept nogil:
     cdef WriteQueue *queue = &dp.write_queue
-    cdef uint32_t i
-    if queue.n and lease_expired(dp):
-        for i in range(queue.n):
-            count_drops(&dp.in_counters, LEASE_EXPIRED, queue.writes[i].n)
-    else:
-        write_all(dp)
+    write_all(dp)
     write_queue_clear(queue)
     rung_retry_if_due(&queue.join_tcp)
     rung_retry_if_due(&queue.join_udp)
@@ -46,9 +41,17 @@ cdef void deliver(Datapath *dp) noexcept nogil:
 cdef inline void write_all(Datapath *dp) noexcept nogil:
     cdef Write *write
     cdef uint32_t i
+    cdef uint32_t unasked = LEASE_ASKED_EVERY       # packets since it was asked whether the lease lasts
+    cdef bint expired = False
     for i in range(dp.write_queue.n):
         write = &dp.write_queue.writes[i]
-        if write.n == 1:
+        if unasked >= LEASE_ASKED_EVERY:
+            expired = lease_expired(dp)
+            unasked = 0
+        unasked += write.n
+        if expired:
+            count_drops(&dp.in_counters, LEASE_EXPIRED, write.n)
+        elif write.n == 1:
             write_alone(dp, write)
         else:
             write_joined(dp, write)
@@ -116,12 +119,16 @@ cdef void write_singly(Datapath *dp, const Write *write) noexcept nogil:
     cdef VirtioNetHeader vnet
     cdef iovec pieces[2]
     cdef uint16_t piece = write.first_piece
+    cdef uint32_t i
     memset(&vnet, 0, sizeof(vnet))
     pieces[0].iov_base = &vnet
     pieces[0].iov_len = sizeof(vnet)
     pieces[1].iov_base = write.packet.data
     pieces[1].iov_len = write.packet.len
-    while True:
+    for i in range(write.n):
+        if i % LEASE_ASKED_EVERY == 0 and lease_expired(dp):
+            count_drops(&dp.in_counters, LEASE_EXPIRED, write.n - i)
+            return
         count_written(dp, write, 1, <uint32_t> pieces[1].iov_len, tun_write(dp, pieces, 2))
         if piece == NONE_YET:
             return
@@ -130,7 +137,9 @@ cdef void write_singly(Datapath *dp, const Write *write) noexcept nogil:
         piece = dp.write_queue.pieces[piece].next
 
 
-cdef inline void count_written(Datapath *dp, const Write *write, uint32_t n, uint32_t n_bytes, int written) noexcept nogil:
+cdef inline void count_written(
+    Datapath *dp, const Write *write, uint32_t n, uint32_t n_bytes, int written
+) noexcept nogil:
     """Count `n` packets of a write, by what `tun_write` returned for them."""
     cdef PeerState *peer
     if written < 0:

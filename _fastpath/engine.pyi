@@ -1,8 +1,11 @@
+import select
 from typing import Any
 
 from flannel_udp._fastpath.routes import RouteTable
 
 SOURCE_CHECKS: dict[str, int]
+
+def watch(tun_fd: int, udp_fd: int) -> select.epoll: ...
 
 class Engine:
     def __init__(
@@ -19,7 +22,13 @@ class Engine:
         join_udp: bool = False,
     ) -> None: ...
     def attach(
-        self, tun_fd: int, udp_fd: int, segment: bool = False, join_tcp: bool = False, join_udp: bool = False
+        self,
+        tun_fd: int,
+        udp_fd: int,
+        segment: bool = False,
+        join_tcp: bool = False,
+        join_udp: bool = False,
+        epoll: select.epoll | None = None,
     ) -> None: ...
     def fileno(self) -> int: ...
     def poll(self, linger_ms: int = 0, busy_us: int = 0) -> int: ...

@@ -70,6 +70,14 @@ cdef uint8_t *allocate_arena() noexcept:
     return arena
 
 
+def watch(int tun_fd, int udp_fd) -> select.epoll:
+    """Return what watches both descriptors for an engine that they are attached to afterwards. Raises OSError."""
+    epoll = select.epoll()
+    epoll.register(tun_fd, select.EPOLLIN)
+    epoll.register(udp_fd, select.EPOLLIN)
+    return epoll
+
+
 cdef dict direction_as_dict(const DirectionCounters *counters):
     """Return the counters by name; drop reasons that never happened are left out."""
     return {
@@ -149,16 +157,18 @@ cdef class Engine:
             free(self.dp.peer_chunks[i])
         free(self.arena)
 
-    def attach(self, int tun_fd, int udp_fd, bint segment=False, bint join_tcp=False, bint join_udp=False) -> None:
+    def attach(
+        self, int tun_fd, int udp_fd, bint segment=False, bint join_tcp=False, bint join_udp=False, epoll=None
+    ) -> None:
         """Work on these descriptors from now on; the table in force and the counters stay.
 
-        The thread that polls must have stopped; `fileno` is another one afterwards. Raises OSError, ValueError.
+        `epoll` is what `watch` returned for them; without it that is done here. The polling thread must have stopped;
+        `fileno` is another one afterwards. Raises OSError, where `epoll` was not given, and ValueError.
         """
         if (join_tcp or join_udp) and not self.dp.vnet_bytes:
             raise ValueError("a TUN without virtio-net headers takes no super-packets")
-        epoll = select.epoll()
-        epoll.register(tun_fd, select.EPOLLIN)
-        epoll.register(udp_fd, select.EPOLLIN)
+        if epoll is None:
+            epoll = watch(tun_fd, udp_fd)
         if self.epoll is not None:
             self.epoll.close()
         self.epoll = epoll
@@ -179,8 +189,8 @@ cdef class Engine:
     def poll(self, uint32_t linger_ms=0, uint32_t busy_us=0) -> int:
         """Move packets until none has come for `linger_ms` milliseconds; return how many were read.
 
-        For the last `busy_us` microseconds of traffic it spins instead of sleeping. Returns after POLL_MAX_NS at the
-        latest, so that the loop it was called from gets its turn. Belongs to the engine's thread. Runs without the GIL:
+        For `busy_us` microseconds after the last packet it spins, and only then waits. Returns after POLL_MAX_NS and
+        that long a wait at the latest, so that the loop it was called from gets its turn. Belongs to the engine's thread. Runs without the GIL:
         while packets keep coming, no wake-up has to wait for it.
         """
         cdef uint32_t moved = 0
@@ -188,18 +198,22 @@ cdef class Engine:
         cdef uint64_t started_ns = now_ns()
         cdef uint64_t last_ns = started_ns
         cdef uint64_t time_ns
+        cdef bint spins = busy_us != 0
         cdef int ready
         cdef epoll_event events[2]
         with nogil:
             while self.dp.tun_errno == 0:
-                ready = epoll_wait(self.dp.epoll_fd, events, 2, 0 if busy_us else <int> linger_ms)
+                ready = epoll_wait(self.dp.epoll_fd, events, 2, 0 if spins else <int> linger_ms)
                 got = self._move_batches(events, ready) if ready > 0 else 0
                 moved += got
                 time_ns = now_ns()
                 if got:
                     last_ns = time_ns
-                elif busy_us == 0 or time_ns - last_ns >= <uint64_t> busy_us * 1000:
+                    spins = busy_us != 0
+                elif not spins:
                     break
+                else:
+                    spins = time_ns - last_ns < <uint64_t> busy_us * 1000
                 if time_ns - started_ns >= POLL_MAX_NS:
                     break
         if self.dp.tun_errno and not self.stopped_watching:

@@ -8,7 +8,8 @@ from flannel_udp._fastpath.drops cimport DEVICE_DOWN, NO_MEMORY, QUEUE_FULL, REF
 cdef Refusal classify_send(int error, uint32_t n_packets) noexcept nogil:
     cdef Refusal refusal
     refusal.remedy = remedy_of_send(error, n_packets)
-    refusal.reason = reason_of_errno(error)
+    # To a single datagram routing says EINVAL where the socket's own address is gone, and for a blackhole route (ip(7)).
+    refusal.reason = UNREACHABLE if error == errno.EINVAL else reason_of_errno(error)
     return refusal
 
 
@@ -33,7 +34,7 @@ cdef inline Remedy remedy_of_write(int error, uint32_t n_packets) noexcept nogil
     if n_packets == 1:
         return DROP
     if error == errno.EINVAL:
-        return STOP_JOINING         # the virtio-net header is not to its liking (linux/virtio_net.h, virtio_net_hdr_to_skb)
+        return STOP_JOINING         # it dislikes the virtio-net header (linux/virtio_net.h, virtio_net_hdr_to_skb)
     if error == errno.ENOMEM or error == errno.ENOBUFS:
         return WRITE_SINGLY
     return DROP

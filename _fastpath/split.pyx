@@ -20,6 +20,7 @@ from flannel_udp._fastpath.wire cimport (
     TCP_FIN,
     TCP_HEADER_BYTES,
     TCP_PSH,
+    UDP_CHECKSUM_OFFSET,
     UDP_HEADER_BYTES,
     UDP_PAYLOAD_MAX_BYTES,
     VNET_GSO_ECN,
@@ -110,13 +111,13 @@ cdef inline void finish_udp(UdpHeader *udp, uint32_t udp_len, uint64_t total) no
 cdef DropReason complete_checksum(const VirtioNetHeader *vnet, Packet *packet) noexcept nogil:
     cdef uint32_t start = vnet.csum_start
     cdef uint8_t *field = packet_at(packet, start + vnet.csum_offset, 2)
-    cdef const Ipv4Header *ip = <const Ipv4Header *> packet.data
     cdef be16 checksum
-    if field == NULL or start < header_len(ip):
+    if field == NULL or start < header_len(<const Ipv4Header *> packet.data):
         return BAD_OFFLOAD
     # The field holds the pseudo-header's sum, so that summing over it adds what is missing.
     checksum = finish(sum_bytes(packet.data + start, packet.len - start, 0))
-    if checksum == 0 and ip.protocol == PROTOCOL_UDP:
-        checksum = 0xffff
+    # The packet may be a tunnel's, and the checksum a header's further in: where the field lies tells whether it is UDP's.
+    if checksum == 0 and vnet.csum_offset == UDP_CHECKSUM_OFFSET:
+        checksum = 0xffff       # RFC 768, as above
     memcpy(field, &checksum, 2)
     return KEEP

@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from flannel_udp._fastpath.answer cimport answer_sender
-from flannel_udp._fastpath.datapath cimport PeerState, lease_expired, state_of
+from flannel_udp._fastpath.datapath cimport LEASE_ASKED_EVERY, PeerState, lease_expired, state_of
 from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, TOO_BIG, count_drops, count_forwarded
 from flannel_udp._fastpath.encap_udp cimport outer_address
 from flannel_udp._fastpath.packet cimport Packet
@@ -41,11 +41,7 @@ cdef void transmit(Datapath *dp) noexcept nogil:
     cdef uint32_t i
     for i in range(queue.n):
         address_message(dp, &messages[i], &envelopes[i], &queue.runs[i])
-    if queue.n and lease_expired(dp):
-        for i in range(queue.n):
-            count_drops(&dp.out_counters, LEASE_EXPIRED, queue.runs[i].n)
-    else:
-        send_all(dp, messages)
+    send_all(dp, messages)
     queue_clear(queue)
 
 
@@ -84,6 +80,11 @@ cdef inline void send_all(Datapath *dp, mmsghdr *messages) noexcept nogil:
     cdef uint32_t end
     cdef int sent
     while done < queue.n:
+        if lease_expired(dp):
+            while done < queue.n:
+                count_drops(&dp.out_counters, LEASE_EXPIRED, queue.runs[done].n)
+                done += 1
+            return
         sent = udp_send(dp, &messages[done], queue.n - done)
         if sent > 0:
             end = done + <uint32_t> sent
@@ -120,9 +121,13 @@ cdef void send_singly(Datapath *dp, const Run *run) noexcept nogil:
     """Send each packet of a run as a run of its own."""
     cdef Run single = run[0]
     cdef uint32_t left = run.n_bytes
+    cdef uint32_t i
     cdef int sent
     single.n = 1
-    while left:
+    for i in range(run.n):
+        if i % LEASE_ASKED_EVERY == 0 and lease_expired(dp):
+            count_drops(&dp.out_counters, LEASE_EXPIRED, run.n - i)
+            return
         single.n_bytes = min(run.segment_len, left)
         sent = send_run(dp, &single)
         if sent <= 0:

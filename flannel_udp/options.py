@@ -92,7 +92,7 @@ class DataplaneOptions:
     workers: int = 1
     """Data threads, each with a TUN queue, a socket and an engine; 0: as many as the process may use cores."""
     busy_poll_us: int = 0
-    """Microseconds for which a data thread goes on polling before it sleeps."""
+    """Microseconds for which a data thread spins after a packet before it waits for the next one."""
     tx_queue_packets: int = 5000
     """flannel0's transmit queue: 50 ms at 100,000 packets a second, see docs/decisions/0016."""
 

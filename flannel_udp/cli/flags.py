@@ -239,7 +239,7 @@ DATAPLANE_FLAGS = (
     Flag("workers", "data threads; auto means one a core (ours)", "N|auto", parse_workers, "dataplane.workers"),
     Flag(
         "busy-poll-us",
-        "how long a data thread polls on before it sleeps, in microseconds (ours)",
+        "how long a data thread spins after a packet before it waits, in microseconds (ours)",
         "N",
         whole(0, 1_000_000),
         "dataplane.busy_poll_us",

@@ -11,12 +11,12 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
-from flannel_udp._fastpath.engine import Engine
+from flannel_udp._fastpath.engine import Engine, watch
 from flannel_udp._fastpath.routes import OWN, RouteTable
 from flannel_udp.dataplane.adopted import Adopted, descriptor_names
 from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
 from flannel_udp.dataplane.table import TableBuilder
-from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, adopt_tunnel, open_tunnel
+from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, Tunnel, adopt_tunnel, open_tunnel
 from flannel_udp.dataplane.underlay import (
     SocketBuffers,
     check_underlay,
@@ -74,7 +74,7 @@ class Dataplane:
             else:
                 self._adopt(adopted, address, opened)
             # Nothing is switched while another process uses the descriptors.
-            self._granted = adopted.granted if adopted and adopted.granted else self._enable_offload()
+            self._granted = adopted.granted if adopted and adopted.granted else self._enable(self.tunnel, self._sockets)
             self._engines: list[Engine] = []
             for queue, udp in zip(self.tunnel.filenos(), self._sockets, strict=True):
                 engine = Engine(
@@ -176,17 +176,20 @@ class Dataplane:
     def reopen_tunnel(self) -> None:
         """Open a device in place of flannel0, which then carries packets again once it is configured.
 
-        Packets rest for up to 0.1 s. Raises FlannelError where none can be opened; nothing has changed then.
+        Packets rest for up to 0.1 s. Raises FlannelError where none can be opened, or somebody has deleted it again;
+        nothing has changed then.
         """
         self._refuse_if_lent()
-        former, self.tunnel = self.tunnel, open_tunnel(self.workers)
-        self._replace(former.close)
+        former, tunnel = self.tunnel, open_tunnel(self.workers)
+        self._swap(tunnel, self._sockets, tunnel.close)
+        former.close()
 
     def rebind(self, address: IPv4Address) -> None:
         """Send from this address of the external interface, and receive at it; likewise."""
         self._refuse_if_lent()
-        former, self._sockets = self._sockets, open_sockets(address, self._port, self.workers)
-        self._replace(lambda: close_sockets(former))
+        former, sockets = self._sockets, open_sockets(address, self._port, self.workers)
+        self._swap(self.tunnel, sockets, lambda: close_sockets(sockets))
+        close_sockets(former)
 
     def take_back(self) -> None:
         """Go on with what was lent."""
@@ -194,25 +197,33 @@ class Dataplane:
         self.start()
         self._on_fault()  # what was refused meanwhile is due
 
-    def _replace(self, close_former: Callable[[], None]) -> None:
-        """Have the engines work on the descriptors that there are now."""
-        self._replaced += 1
-        self._granted = granted = self._enable_offload()
+    def _swap(self, tunnel: Tunnel, sockets: list[socket.socket], close_new: Callable[[], None]) -> None:
+        """Have the engines work on these, one of which is new and the other the present one.
+
+        Raises FlannelError; nothing has changed then, and `close_new` was called.
+        """
+        try:
+            granted = self._enable(tunnel, sockets)
+            watched = [watch(queue, udp.fileno()) for queue, udp in zip(tunnel.filenos(), sockets, strict=True)]
+        except OSError as failed:  # somebody has deleted the device meanwhile, or no descriptor is left
+            close_new()
+            raise FlannelError(f"{tunnel.name} and its sockets cannot be used: {failed.strerror}") from failed
         stopped = self._stop(range(self.workers))
-        for engine, queue, udp in zip(self._engines, self.tunnel.filenos(), self._sockets, strict=True):
-            engine.attach(queue, udp.fileno(), granted.udp_segment, granted.join_tcp, granted.join_udp)
+        for engine, queue, udp, epoll in zip(self._engines, tunnel.filenos(), sockets, watched, strict=True):
+            engine.attach(queue, udp.fileno(), granted.udp_segment, granted.join_tcp, granted.join_udp, epoll)
+        self.tunnel, self._sockets, self._granted = tunnel, sockets, granted
+        self._replaced += 1
         for number in stopped:
             self.start_worker(number)
-        close_former()
 
     def _refuse_if_lent(self) -> None:
         if self._lent:
             raise FlannelError(f"another agent is taking over {self.tunnel.name}: nothing is opened anew now")
 
-    def _enable_offload(self) -> Offload:
+    def _enable(self, tunnel: Tunnel, sockets: Iterable[socket.socket]) -> Offload:
         """Switch on what is wanted and possible on the device and the sockets; return what is on."""
-        granted = enable_on_tunnel(self.tunnel.filenos()[0], self._options.offload)
-        for udp in self._sockets:
+        granted = enable_on_tunnel(tunnel.filenos()[0], self._options.offload)
+        for udp in sockets:
             granted = enable_on_socket(udp, granted)
         return granted
 

@@ -197,7 +197,7 @@ def expand(vnet: VnetHeader, packet: bytes) -> list[bytes] | None:
         if place + 2 > len(packet) or vnet.csum_start < (packet[0] & 15) * 4:
             return None
         field_ = checksum(packet[vnet.csum_start :])  # the pseudo-header's sum is in the field already
-        if field_ == 0 and packet[9] == 17:
+        if field_ == 0 and vnet.csum_offset == 6:  # where UDP's is, in whatever header the packet has in it
             field_ = 0xFFFF
         return [packet[:place] + field_.to_bytes(2, "big") + packet[place + 2 :]]
     ip_len = (packet[0] & 15) * 4

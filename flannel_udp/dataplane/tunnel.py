@@ -17,6 +17,10 @@ from flannel_udp.errors import FlannelError
 # linux/if_tun.h; pytun does not name them all
 IFF_VNET_HDR, IFF_MULTI_QUEUE, IFF_PERSIST = 0x4000, 0x0100, 0x0800
 TUNGETIFF = 0x800454D2
+TUNSETSNDBUF, TUNSETVNETHDRSZ, TUNSETVNETLE, TUNSETVNETBE = 0x400454D4, 0x400454D8, 0x400454DC, 0x400454DE
+TUNSETSTEERINGEBPF, TUNSETFILTEREBPF = 0x800454E0, 0x800454E1
+_INT = struct.Struct("=i")
+_INT_MAX = 2**31 - 1
 _IFREQ = struct.Struct("=16sH22x")  # struct ifreq of netdevice(7), with ifr_flags
 VNET_HEADER_BYTES = 10  # struct virtio_net_hdr, what a TUN with IFF_VNET_HDR uses until told otherwise
 DEVICES_MAX = 256
@@ -73,15 +77,37 @@ def open_tunnel(n_queues: int) -> Tunnel:
         try:
             for _ in range(n_queues):
                 queues.append(_open_queue(f"flannel{number}", n_queues > 1))
-            return Tunnel(queues)
-        except (pytun.Error, OSError) as failed:
+            tunnel = Tunnel(queues)
+            if tunnel.persistent:
+                _undo_foreign_settings(queues[0].fileno())
+            return tunnel
+        except (pytun.Error, OSError, FlannelError) as failed:
             for queue in queues:
                 queue.close()
+            if isinstance(failed, FlannelError):  # deleted as soon as it was made
+                raise
             code = failed.args[0] if failed.args else None
             # EBUSY: another process has it open. EINVAL: a device of this name is no TUN, or not with as many queues.
             if code not in (errno.EBUSY, errno.EINVAL):
                 raise FlannelError(_explain(code, failed)) from failed
     raise FlannelError(f"flannel0 to flannel{DEVICES_MAX - 1} are all taken: remove some with 'ip link del NAME'")
+
+
+def _undo_foreign_settings(fd: int) -> None:
+    """Give a device that somebody else made what a new one has: all of it stays with the device when it is closed."""
+    for request, value in (
+        (TUNSETVNETHDRSZ, VNET_HEADER_BYTES),
+        (TUNSETVNETLE, 0),  # the host's byte order, unless the next one says otherwise
+        (TUNSETVNETBE, 0),
+        (TUNSETSNDBUF, _INT_MAX),  # bytes
+        (TUNSETSTEERINGEBPF, -1),  # no program picks the queue
+        (TUNSETFILTEREBPF, -1),  # and none drops packets
+    ):
+        try:
+            fcntl.ioctl(fd, request, _INT.pack(value))
+        except OSError as unknown:  # to an older kernel, or one built without it: nobody can have set it then
+            if unknown.errno not in (errno.EINVAL, errno.ENOTTY):
+                raise
 
 
 class _AdoptedQueue:

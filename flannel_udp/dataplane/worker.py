@@ -29,7 +29,7 @@ _LOST = {
 
 
 class Worker:
-    """Runs `engine` until it is asked to stop, polling `busy_poll_us` microseconds longer than there are packets."""
+    """Runs `engine` until it is asked to stop, spinning for `busy_poll_us` microseconds after a packet."""
 
     def __init__(self, engine: Engine, busy_poll_us: int) -> None:
         self._engine = engine

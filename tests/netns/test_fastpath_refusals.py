@@ -18,7 +18,7 @@ from flannel_udp.dataplane.tunnel import open_tunnel
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.engine_rig import EngineRig, small_table
-from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.labs import NEEDS_NETNS, empty_namespace
 from tests.support.refusals import Refusal, refused
 
 pytestmark = NEEDS_NETNS
@@ -30,7 +30,7 @@ FAILING = {
     "198.51.100.1": "unreachable",  # ENETUNREACH
     "198.51.100.2": "unreachable",  # EHOSTUNREACH
     "198.51.100.3": "refused",  # EACCES
-    "198.51.100.4": "system_error",  # EINVAL
+    "198.51.100.4": "unreachable",  # EINVAL
     "127.0.0.5": "refused",  # EPERM
 }
 SET_UP = (
@@ -47,14 +47,8 @@ SET_UP = (
 @pytest.fixture
 def inside() -> Iterator[Callable[[Callable[[], None]], None]]:
     """Run a function in a namespace of its own."""
-    name = f"fu-{fresh_name()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        for command in SET_UP:
-            subprocess.run(["ip", "netns", "exec", name, *command.split()], check=True)
+    with empty_namespace(*SET_UP) as name:
         yield lambda body: call_inside(name, body)
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 @pytest.mark.parametrize("offload", [NO_OFFLOAD, Offload()], ids=["one by one", "in runs"])
@@ -84,6 +78,19 @@ def test_peers_that_cannot_be_reached_cost_no_other_peer_a_packet(
             assert rig.drops("out") == expected
             assert rig.counters("out")["packets"] == sent
             assert rig.engine.segments == offload.udp_segment
+
+
+def test_an_address_that_is_gone_is_named_as_what_cannot_be_sent_from(
+    inside: Callable[[Callable[[], None]], None],
+) -> None:
+    @inside
+    def check() -> None:
+        subprocess.run(["ip", "addr", "add", "192.0.2.1/32", "dev", "lo"], check=True)
+        with EngineRig(small_table(), agent=IPv4Address("192.0.2.1")) as rig:
+            subprocess.run(["ip", "addr", "del", "192.0.2.1/32", "dev", "lo"], check=True)
+            rig.from_tun(bytes(IP(src="10.1.1.5", dst="10.1.2.7") / UDP()))
+            rig.poll()
+            assert rig.drops("out") == {"unreachable": 1}
 
 
 @pytest.mark.parametrize("up", [False, True], ids=["down", "up"])

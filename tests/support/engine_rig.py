@@ -166,6 +166,11 @@ class EngineRig:
         """Leave the engine's socket room for a few packets only."""
         self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_608)
 
+    def let_writes_wait(self) -> None:
+        """Let each write to the tunnel device wait for somebody who reads there, once a few packets lie unread."""
+        self._near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_608)
+        self._near.setblocking(True)
+
     def close(self) -> None:
         """Close everything."""
         self.engine.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,19 @@ def namespaces_of(name: str) -> list[str]:
 def state_of(name: str) -> Path:
     """Return the folder where the lab keeps its files."""
     return STATE_DIR / name
+
+
+@contextmanager
+def empty_namespace(*commands: str) -> Iterator[str]:
+    """Make a network namespace without any lab for the block, and run these commands in it; yields its name."""
+    name = f"fu-{fresh_name()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        for command in commands:
+            subprocess.run(["ip", "netns", "exec", name, *command.split()], check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 @contextmanager

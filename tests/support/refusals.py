@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 # asm/unistd.h
@@ -29,6 +30,8 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
         "setsockopt": 54,
         "recvmmsg": 299,
         "sendmmsg": 307,
+        "epoll_create1": 291,
+        "epoll_wait": 232,
     },
     "aarch64": {
         "read": 63,
@@ -40,6 +43,8 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
         "setsockopt": 208,
         "recvmmsg": 243,
         "sendmmsg": 269,
+        "epoll_create1": 20,
+        "epoll_wait": 22,  # glibc: epoll_pwait
     },
 }
 # linux/bpf_common.h, linux/seccomp.h, linux/prctl.h
@@ -47,6 +52,17 @@ _LOAD_WORD, _EQUALS, _AT_LEAST, _HAS_A_BIT_OF, _RETURN = 0x20, 0x15, 0x35, 0x45,
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000  # the errno is in the lower half of _REFUSE
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 _NUMBER_AT, _ARGUMENTS_AT, _ARGUMENT_BYTES = 0, 16, 8  # struct seccomp_data; little-endian, as both machines are
+
+
+def number_of(name: str) -> int:
+    """Return the number that a system call has on this machine."""
+    return _NUMBERS[platform.machine()][name]
+
+
+def thread_waits_in(name: str) -> bool:
+    """Tell whether a thread of this process waits in that system call."""
+    calls = [path.read_text() for path in Path("/proc/self/task").glob("*/syscall")]
+    return any(call.startswith(f"{number_of(name)} ") for call in calls)
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,7 @@ def _install(refusals: Sequence[Refusal]) -> None:
 
 def _rule(refusal: Refusal) -> bytes:
     """Return the instructions that refuse such calls and let all others pass on to what follows."""
-    tests = [(_NUMBER_AT, _EQUALS, _NUMBERS[platform.machine()][refusal.name])]
+    tests = [(_NUMBER_AT, _EQUALS, number_of(refusal.name))]
     tests += [(_argument_at(i), _EQUALS, value) for i, value in refusal.where.items()]
     tests += [(_argument_at(i), _HAS_A_BIT_OF, bits) for i, bits in refusal.with_bits.items()]
     tests += [(_argument_at(i), _AT_LEAST, value) for i, value in refusal.at_least.items()]

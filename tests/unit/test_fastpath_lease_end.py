@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import IP, TCP, UDP
 from scapy.packet import Raw
 
-from flannel_udp.dataplane.reference import VnetHeader
-from flannel_udp.options import Offload
+from flannel_udp.dataplane.reference import VnetHeader, with_ttl
+from flannel_udp.options import NO_OFFLOAD, Offload
+from tests.support.agents import wait_for
 from tests.support.engine_rig import EngineRig, small_table
+from tests.support.refusals import Refusal, refused, thread_waits_in
 from tests.support.traffic import with_partial_checksum
 
+LEASE_ASKED_EVERY = 16
 OUT = bytes(IP(src="10.1.1.5", dst="10.1.2.7") / UDP() / b"12345")
 IN = bytes(IP(src="10.1.2.7", dst="10.1.1.5") / UDP() / b"12345")
 
@@ -85,3 +91,40 @@ def test_a_time_that_is_none_is_refused(rig: EngineRig) -> None:
         with pytest.raises(OverflowError):
             rig.engine.forward_until(wrong)
     assert send_both_ways(rig) == 2
+
+
+def test_nobody_is_answered_after_the_end() -> None:
+    unroutable = bytes(IP(src="10.1.1.5", dst="10.1.9.7") / UDP())
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as icmp,
+        EngineRig(small_table(), icmp_fd=icmp.fileno()) as rig,
+    ):
+        rig.engine.forward_until(now_ns())
+        rig.from_tun(unroutable)
+        rig.poll()
+        assert rig.drops("out") == {"no_route": 1}
+        assert rig.engine.counters()["icmp"] == {"sent": 0, "rate_limited": 0, "failed": 0}
+
+
+@pytest.mark.parametrize("refusals", [[], [Refusal("writev", errno.EINVAL, at_least={2: 3})]], ids=["alone", "joined"])
+def test_an_end_amid_a_batch_lets_no_more_than_16_packets_pass(refusals: list[Refusal]) -> None:
+    """The engine stands still in the midst of its writes, as a stopped agent may; the end comes meanwhile."""
+    n = 60
+    ip = IP(src="10.1.2.7", dst="10.1.1.5", flags="DF")
+    packets = [bytes(ip / TCP(flags="A", seq=i) / b"x") for i in range(n)]
+    with EngineRig(small_table(), offload=Offload() if refusals else NO_OFFLOAD) as rig:
+        rig.let_writes_wait()
+        for packet in packets:
+            rig.from_peer("127.0.0.2", packet)
+        thread = threading.Thread(target=lambda: refused(refusals, rig.poll))
+        thread.start()
+        wait_for("it stands still", lambda: thread_waits_in("writev"))
+        passed = rig.counters("in")["packets"]
+        rig.engine.forward_until(0)
+        written = rig.to_tun()
+        while thread.is_alive():
+            thread.join(0.01)
+            written += rig.to_tun()
+        assert passed < len(written) <= passed + LEASE_ASKED_EVERY + 1
+        assert written == [with_ttl(packet, 63) for packet in packets[: len(written)]]
+        assert rig.drops("in") == {"lease_expired": n - len(written)}

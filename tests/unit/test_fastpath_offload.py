@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.l2 import GRE
+from scapy.packet import Packet
 
 from flannel_udp.dataplane import reference
 from flannel_udp.dataplane.reference import Forwarded, VnetHeader
@@ -101,6 +103,29 @@ def test_a_partial_checksum_is_completed(packet: IP) -> None:
         rig.poll()
         (datagram,) = rig.to_peer("127.0.0.2")
         assert is_sound(datagram)
+
+
+@pytest.mark.parametrize(
+    "outer", [UDP(dport=4789), GRE(), IP(src="10.2.0.1", dst="10.2.0.2")], ids=["UDP", "GRE", "IP"]
+)
+@pytest.mark.parametrize(("inner", "offset", "completed"), [(TCP(), 16, 0), (UDP(), 6, 0xFFFF)], ids=["TCP", "UDP"])
+def test_a_checksum_inside_another_tunnel_that_computes_to_zero_is_that_of_its_own_header(
+    outer: Packet, inner: Packet, offset: int, completed: int
+) -> None:
+    before = bytes(IP(src="10.1.1.5", dst="10.1.2.7") / outer)
+    nested = bytearray(bytes(inner))
+    nested[offset : offset + 2] = b"\0\0"
+    nested[offset : offset + 2] = reference.checksum(bytes(nested)).to_bytes(
+        2, "big"
+    )  # a seed that all the rest makes zero
+    packet = bytes(IP(src="10.1.1.5", dst="10.1.2.7") / outer / bytes(nested))
+    vnet = VnetHeader(flags=1, csum_start=len(before), csum_offset=offset)
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        rig.tun.send(vnet.pack() + packet)
+        rig.poll()
+        (datagram,) = rig.to_peer("127.0.0.2")
+        assert int.from_bytes(datagram[len(before) + offset :][:2], "big") == completed
+        assert [datagram] == on_the_wire(vnet, packet)
 
 
 def test_a_udp_checksum_that_computes_to_zero_goes_out_as_all_ones() -> None:

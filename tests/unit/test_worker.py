@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
+import threading
 
 import pytest
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import IP, TCP, UDP
 
 from flannel_udp.dataplane.worker import Worker
 from flannel_udp.options import Offload
 from tests.support.agents import wait_for
 from tests.support.engine_rig import EngineRig, small_table
-from tests.support.refusals import Refusal, refused
+from tests.support.refusals import Refusal, refused, thread_waits_in
 
 
 def test_a_running_thread_answers_and_a_stopped_one_does_not() -> None:
@@ -47,3 +48,14 @@ def test_a_thread_says_once_that_the_kernel_refuses_joined_packets(caplog: pytes
         refused([Refusal("writev", errno.EINVAL, at_least={2: 3})], run)
     (said,) = (record.getMessage() for record in caplog.records)
     assert said.startswith("join-tcp is not used any more: the kernel refuses joined packets")
+
+
+def test_a_thread_that_spins_lingers_afterwards_before_it_gives_up() -> None:
+    with EngineRig(small_table()) as rig:
+        moved: list[int] = []
+        thread = threading.Thread(target=lambda: moved.append(rig.engine.poll(linger_ms=2_000, busy_us=1)))
+        thread.start()
+        wait_for("it has spun, and waits", lambda: thread_waits_in("epoll_wait"))
+        rig.from_tun(bytes(IP(src="10.1.1.5", dst="10.1.2.7") / UDP()))
+        thread.join()
+        assert moved == [1]
