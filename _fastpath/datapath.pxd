@@ -22,6 +22,7 @@ cdef struct PeerState:
     uint64_t packets_in
     uint64_t bytes_in
     uint64_t inner_mtu_until_ns
+    uint64_t inner_mtu_epoch    # `path_epoch` when it was learned
     uint32_t inner_mtu          # bytes an inner packet may have on the way there; 0: no limit has been met
     be32 inner_mtu_of           # the address that was learned for: an index may change hands
 
@@ -64,6 +65,7 @@ cdef enum:
 
 cdef struct Datapath:
     uint64_t forward_until_ns   # shared with other threads: a time of CLOCK_BOOTTIME, or FOR_EVER
+    uint64_t path_epoch         # likewise: what was learned of the paths in a former one does not count
     int tun_fd
     int udp_fd
     int icmp_fd                 # raw, IP_HDRINCL

@@ -180,6 +180,7 @@ cdef class Engine:
         rung_set(&self.dp.write_queue.join_udp, join_udp)
         self.dp.tun_errno = 0
         self.dp.read_errors = 0
+        self.forget_path_mtus()         # another address may have other ways to the peers
         self.stopped_watching = False
 
     def fileno(self) -> int:
@@ -277,6 +278,13 @@ cdef class Engine:
         What comes later is dropped and counted. So the lease's end is kept also while the control plane stands still.
         """
         store_word(&self.dp.forward_until_ns, <uint64_t> FOR_EVER if boottime_ns is None else boottime_ns)
+
+    def forget_path_mtus(self) -> None:
+        """Ask for the path MTU to each peer anew, when the underlay's routes or MTUs may have changed. From any thread.
+
+        What is too big is then sent once more, so that the kernel says what fits now.
+        """
+        add_word(&self.dp.path_epoch, 1)
 
     def reclaim(self) -> int:
         """Let go of retired tables that no batch can be reading any more; return how many are left."""

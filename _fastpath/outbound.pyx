@@ -10,7 +10,7 @@
    sender told
 """
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from flannel_udp._fastpath.answer cimport answer_sender
@@ -27,9 +27,9 @@ from flannel_udp._fastpath.drops cimport (
 from flannel_udp._fastpath.ecn cimport outer_tos
 from flannel_udp._fastpath.ipv4 cimport decrement_ttl, is_unicast, parse
 from flannel_udp._fastpath.packet cimport Packet
-from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu, forget_stale_path_mtu
+from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu
 from flannel_udp._fastpath.routes cimport NO_ROUTE_HOP, OWN_HOP, lookup
-from flannel_udp._fastpath.sendqueue cimport queue_commit, queue_end, queue_has_room
+from flannel_udp._fastpath.sendqueue cimport TO_FRAGMENT, queue_commit, queue_end, queue_has_room
 from flannel_udp._fastpath.split cimport Split, complete_checksum, plan_split, write_segment
 from flannel_udp._fastpath.sysio cimport tun_read
 from flannel_udp._fastpath.transmit cimport transmit
@@ -64,15 +64,6 @@ cdef inline DropReason route(const Datapath *dp, Packet *packet, Ipv4Header **ip
     return KEEP
 
 
-cdef inline DropReason enforce_path_mtu(
-    Datapath *dp, const Packet *packet, const Ipv4Header *ip, uint32_t n_bytes
-) noexcept nogil:
-    """Hold inner packets of `n_bytes` that must not be fragmented to what the path carries (RFC 1191 section 5)."""
-    if not exceeds_path_mtu(dp, packet.next_hop, n_bytes) or forget_stale_path_mtu(dp, packet.next_hop):
-        return KEEP
-    return TOO_BIG if ntohs(ip.frag) & DONT_FRAGMENT else KEEP
-
-
 cdef inline void transmit_if_full(Datapath *dp, uint32_t n_bytes) noexcept nogil:
     if not queue_has_room(&dp.send_queue, n_bytes):
         transmit(dp)
@@ -85,31 +76,33 @@ cdef inline DropReason enqueue(
     cdef Split split
     cdef DropReason reason = KEEP
     cdef uint32_t n_bytes, i
-    cdef unsigned char tos = outer_tos(ip, dp.dscp)
+    cdef uint16_t how = outer_tos(ip, dp.dscp)
     if vnet.gso_type == VNET_GSO_NONE:
         # First what is wrong by itself, then what depends on a path that may not be known yet; below likewise.
         if vnet.flags & VNET_NEEDS_CSUM:
             reason = complete_checksum(vnet, packet)
             if reason != KEEP:
                 return reason
-        reason = enforce_path_mtu(dp, packet, ip, packet.len)
-        if reason != KEEP:
-            return reason
+        if exceeds_path_mtu(dp, packet.next_hop, packet.len):
+            if ntohs(ip.frag) & DONT_FRAGMENT:
+                return TOO_BIG  # RFC 1191 section 5
+            how |= <uint16_t> TO_FRAGMENT
         transmit_if_full(dp, packet.len)
         memcpy(queue_end(&dp.send_queue), packet.data, packet.len)
-        queue_commit(&dp.send_queue, packet.len, packet.next_hop, tos)
+        queue_commit(&dp.send_queue, packet.len, packet.next_hop, how)
         n_packets[0] += 1
         return KEEP
     reason = plan_split(&split, vnet, packet, ip)
     if reason != KEEP:
         return reason
-    reason = enforce_path_mtu(dp, packet, ip, split.header_len + split.segment_payload)
-    if reason != KEEP:
-        return reason
+    if exceeds_path_mtu(dp, packet.next_hop, split.header_len + split.segment_payload):
+        if ntohs(ip.frag) & DONT_FRAGMENT:
+            return TOO_BIG
+        how |= <uint16_t> TO_FRAGMENT
     for i in range(split.n):
         transmit_if_full(dp, split.header_len + split.segment_payload)
         n_bytes = write_segment(&split, packet, i, queue_end(&dp.send_queue))
-        queue_commit(&dp.send_queue, n_bytes, packet.next_hop, tos)
+        queue_commit(&dp.send_queue, n_bytes, packet.next_hop, how)
     n_packets[0] += split.n
     return KEEP
 

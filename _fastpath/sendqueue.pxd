@@ -1,10 +1,10 @@
 """What waits to be sent: inner packets, back to back in one arena, grouped into runs.
 
-A run is consecutive packets for one peer with one outer TOS and one size (the last may be shorter): what the kernel
+A run is consecutive packets for one peer, to be sent alike, of one size (the last may be shorter): what the kernel
 sends as single datagrams from one call with UDP_SEGMENT. Packets leave in the order in which they were queued.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from flannel_udp._fastpath.turn cimport TURN_BYTES
 from flannel_udp._fastpath.wire cimport UDP_PAYLOAD_MAX_BYTES
@@ -12,6 +12,7 @@ from flannel_udp._fastpath.wire cimport UDP_PAYLOAD_MAX_BYTES
 cdef enum:
     RUNS_MAX = 64
     RUN_PACKETS_MAX = 64            # UDP_MAX_SEGMENTS was 64 before Linux 6.9
+    TO_FRAGMENT = 0x100             # one packet, larger than the path carries: it goes without "don't fragment"
     SEND_ARENA_BYTES = TURN_BYTES + 2 * 64 * 1024
 
 cdef struct Run:
@@ -20,7 +21,8 @@ cdef struct Run:
     uint32_t n                      # packets
     uint32_t segment_len            # bytes of each but the last
     uint32_t next_hop
-    uint8_t tos
+    uint32_t packets_max            # it may get
+    uint16_t how                    # the outer TOS, and TO_FRAGMENT
     bint ended                      # a shorter packet was the last
 
 cdef struct SendQueue:
@@ -41,15 +43,15 @@ cdef inline uint8_t *queue_end(SendQueue *queue) noexcept nogil:
     return queue.arena + queue.used
 
 
-cdef inline void queue_commit(SendQueue *queue, uint32_t n_bytes, uint32_t next_hop, uint8_t tos) noexcept nogil:
+cdef inline void queue_commit(SendQueue *queue, uint32_t n_bytes, uint32_t next_hop, uint16_t how) noexcept nogil:
     """Queue the packet of `n_bytes` that was written to `queue_end`."""
     cdef Run *run = &queue.runs[queue.n - 1] if queue.n else NULL
     if (
         run == NULL
         or run.ended
-        or run.n >= queue.packets_max
+        or run.n >= run.packets_max
         or run.next_hop != next_hop
-        or run.tos != tos
+        or run.how != how
         or n_bytes > run.segment_len
         or run.n_bytes + n_bytes > UDP_PAYLOAD_MAX_BYTES
     ):
@@ -60,8 +62,8 @@ cdef inline void queue_commit(SendQueue *queue, uint32_t n_bytes, uint32_t next_
         run.n = 0
         run.segment_len = n_bytes
         run.next_hop = next_hop
-        run.tos = tos
-        run.ended = False
+        run.how = how
+        run.packets_max = 1 if how & TO_FRAGMENT else queue.packets_max
     run.n_bytes += n_bytes
     run.n += 1
     run.ended = n_bytes < run.segment_len

@@ -58,6 +58,8 @@ cdef extern from "<sys/socket.h>" nogil:
     size_t CMSG_SPACE(size_t n_bytes)
     size_t CMSG_LEN(size_t n_bytes)
     int socket(int domain, int kind, int protocol)
+    int bind(int fd, const sockaddr *own, uint32_t own_bytes)
+    int getsockname(int fd, sockaddr *own, uint32_t *own_bytes)
     int connect(int fd, const sockaddr *to, uint32_t to_bytes)
     int getsockopt(int fd, int level, int option, void *value, uint32_t *n_bytes)
     int setsockopt(int fd, int level, int option, const void *value, uint32_t n_bytes)

@@ -26,7 +26,7 @@ cdef void set_path_mtu_discovery(Datapath *dp, int mode) noexcept nogil
 cdef void udp_receive(Datapath *dp) noexcept nogil
 
 # Return the path MTU (bytes, outer headers included) that the kernel knows of, 0 where it knows none.
-cdef uint32_t query_path_mtu(be32 addr) noexcept nogil
+cdef uint32_t query_path_mtu(const Datapath *dp, be32 addr) noexcept nogil
 
 # Hand a complete IPv4 packet to the host's own routing.
 cdef void icmp_send(Datapath *dp, const uint8_t *packet, uint32_t n_bytes, be32 dst) noexcept nogil

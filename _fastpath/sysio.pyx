@@ -21,10 +21,12 @@ from flannel_udp._fastpath.sockets cimport (
     SOL_UDP,
     UDP_GRO,
     Envelope,
+    bind,
     close,
     cmsghdr,
     connect,
     fill_in,
+    getsockname,
     getsockopt,
     iovec,
     msghdr,
@@ -39,10 +41,9 @@ from flannel_udp._fastpath.sockets cimport (
     ssize_t,
     writev,
 )
-from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, htons
+from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES
 
 cdef enum:
-    DISCARD_PORT = 9            # RFC 863
     READ_ERRORS_MAX = 16        # that many in a row and the TUN counts as broken
     RECEIVE_PAUSE_NS = 1000000
 
@@ -91,18 +92,28 @@ cdef void set_path_mtu_discovery(Datapath *dp, int mode) noexcept nogil:
     setsockopt(dp.udp_fd, IPPROTO_IP, IP_MTU_DISCOVER, &mode, sizeof(mode))
 
 
-cdef uint32_t query_path_mtu(be32 addr) noexcept nogil:
-    """Ask by way of a socket that is connected to the peer: only for those the kernel answers (ip(7), IP_MTU)."""
+cdef uint32_t query_path_mtu(const Datapath *dp, be32 addr) noexcept nogil:
+    """Ask by way of a socket that is connected to the peer: only for those the kernel answers (ip(7), IP_MTU).
+
+    From the address and to the port that packets have: rules and the kernel's choice among several ways go by them. Not
+    from their port: a connected socket there would get what the peer sends meanwhile.
+    """
+    cdef sockaddr_in own
     cdef sockaddr_in peer
     cdef int mtu = 0
+    cdef uint32_t own_size = sizeof(own)
     cdef uint32_t size = sizeof(mtu)
     cdef int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
     if fd < 0:
         return 0
+    memset(&own, 0, sizeof(own))
     memset(&peer, 0, sizeof(peer))
     peer.sin_family = AF_INET
-    peer.sin_port = htons(DISCARD_PORT)     # nothing is sent
+    peer.sin_port = dp.port
     peer.sin_addr.s_addr = addr
+    if getsockname(dp.udp_fd, <sockaddr *> &own, &own_size) == 0:
+        own.sin_port = 0
+        bind(fd, <const sockaddr *> &own, sizeof(own))      # refused, the kernel chooses the address: better than none
     if connect(fd, <sockaddr *> &peer, sizeof(peer)) < 0 or getsockopt(fd, IPPROTO_IP, IP_MTU, &mtu, &size) < 0:
         mtu = 0
     close(fd)

@@ -11,9 +11,9 @@ from flannel_udp._fastpath.datapath cimport LEASE_ASKED_EVERY, PeerState, lease_
 from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, TOO_BIG, count_drops, count_forwarded
 from flannel_udp._fastpath.encap_udp cimport outer_address
 from flannel_udp._fastpath.packet cimport Packet
-from flannel_udp._fastpath.pathmtu cimport learn_path_mtu
+from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu, learn_path_mtu
 from flannel_udp._fastpath.refusal cimport FIT_TO_PATH, SEND_SINGLY, STOP_SEGMENTING, Refusal, classify_send
-from flannel_udp._fastpath.sendqueue cimport RUNS_MAX, Run, SendQueue, queue_clear
+from flannel_udp._fastpath.sendqueue cimport RUNS_MAX, TO_FRAGMENT, Run, SendQueue, queue_clear
 from flannel_udp._fastpath.sockets cimport (
     AF_INET,
     CMSG_DATA,
@@ -50,7 +50,7 @@ cdef inline void address_message(
 ) noexcept nogil:
     """Make a run one message: one datagram, or several that the kernel cuts."""
     cdef uint16_t segment = <uint16_t> run.segment_len
-    cdef int tos = run.tos
+    cdef int tos = run.how & ~TO_FRAGMENT
     fill_in(message, envelope, run.data, run.n_bytes)
     envelope.address.sin_family = AF_INET
     envelope.address.sin_port = dp.port
@@ -75,25 +75,45 @@ cdef inline void add_control(mmsghdr *message, int level, int kind, const void *
 
 
 cdef inline void send_all(Datapath *dp, mmsghdr *messages) noexcept nogil:
-    cdef const SendQueue *queue = &dp.send_queue
-    cdef uint32_t done = 0
+    cdef uint32_t start = 0
     cdef uint32_t end
+    while start < dp.send_queue.n:
+        end = end_of_alike(&dp.send_queue, start)
+        if dp.send_queue.runs[start].how & TO_FRAGMENT:
+            set_path_mtu_discovery(dp, IP_PMTUDISC_DONT)
+            send_some(dp, messages, start, end)
+            set_path_mtu_discovery(dp, IP_PMTUDISC_DO)
+        else:
+            send_some(dp, messages, start, end)
+        start = end
+
+
+cdef inline uint32_t end_of_alike(const SendQueue *queue, uint32_t start) noexcept nogil:
+    """Where the runs from `start` on end that may all be fragmented, or that all may not."""
+    cdef uint32_t end = start + 1
+    while end < queue.n and not (queue.runs[end].how ^ queue.runs[start].how) & TO_FRAGMENT:
+        end += 1
+    return end
+
+
+cdef inline void send_some(Datapath *dp, mmsghdr *messages, uint32_t done, uint32_t end) noexcept nogil:
+    """Send the runs from `done` up to `end`."""
+    cdef const SendQueue *queue = &dp.send_queue
     cdef int sent
-    while done < queue.n:
+    while done < end:
         if lease_expired(dp):
-            while done < queue.n:
+            while done < end:
                 count_drops(&dp.out_counters, LEASE_EXPIRED, queue.runs[done].n)
                 done += 1
             return
-        sent = udp_send(dp, &messages[done], queue.n - done)
-        if sent > 0:
-            end = done + <uint32_t> sent
-            while done < end:
-                count_sent(dp, &queue.runs[done])
-                done += 1
-        else:
+        sent = udp_send(dp, &messages[done], end - done)
+        if sent <= 0:
             handle_refusal(dp, &queue.runs[done], -sent)
             done += 1
+        while sent > 0:
+            count_sent(dp, &queue.runs[done])
+            done += 1
+            sent -= 1
 
 
 cdef inline void count_sent(Datapath *dp, const Run *run) noexcept nogil:
@@ -111,7 +131,7 @@ cdef void handle_refusal(Datapath *dp, const Run *run, int error) noexcept nogil
         send_singly(dp, run)
     elif refusal.remedy == SEND_SINGLY:
         send_singly(dp, run)
-    elif refusal.remedy == FIT_TO_PATH:
+    elif refusal.remedy == FIT_TO_PATH and not run.how & TO_FRAGMENT:
         fit_to_path(dp, run)
     else:
         count_drops(&dp.out_counters, refusal.reason, run.n)
@@ -152,11 +172,12 @@ cdef void fit_to_path(Datapath *dp, const Run *run) noexcept nogil:
     """Let one packet that is too big for the path be fragmented, or tell its sender what would fit (RFC 1191)."""
     cdef Packet packet
     cdef int sent
+    cdef bint known = exceeds_path_mtu(dp, run.next_hop, run.n_bytes) or learn_path_mtu(dp, run.next_hop)
     packet.data = run.data
     packet.len = run.n_bytes
     packet.next_hop = run.next_hop
     if ntohs((<const Ipv4Header *> packet.data).frag) & DONT_FRAGMENT:
-        if learn_path_mtu(dp, run.next_hop):
+        if known:
             answer_sender(dp, &packet, TOO_BIG)
         count_drops(&dp.out_counters, TOO_BIG, 1)
         return

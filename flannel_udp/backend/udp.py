@@ -22,7 +22,7 @@ from flannel_udp.dataplane.adopted import Adopted, adopted_from
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane, count_workers
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import netlink
-from flannel_udp.host.monitor import Interest
+from flannel_udp.host.monitor import Interest, Monitor, open_monitor_socket
 from flannel_udp.host.privileges import check_tun
 from flannel_udp.model import Delta, Interface, LeaseAttrs, Peer, PeerTraffic, RouteAnswer
 from flannel_udp.netconf.config import NetworkConfig
@@ -132,6 +132,8 @@ class UdpNetwork:
         """``socket``: the sockets bound to another address; see backend.tunnel for the others."""
         queue_packets = context.options.dataplane.tx_queue_packets
         self._tunnel = TunnelKeeper(dataplane, context.config.overlay, queue_packets, self.repairs)
+        # Any route may lead to a peer, over any device: to ask anew once too often costs a packet for each narrow path.
+        self._path_news = Monitor(open_monitor_socket(), dataplane.forget_path_mtus)
         buffers = dataplane.socket_buffers
         logger.info("opened %s and UDP %s:%d", dataplane.tunnel.name, external.address, self._port)
         logger.info(
@@ -239,6 +241,7 @@ class UdpNetwork:
 
     async def close(self, *, keep: bool) -> None:
         """See `Network.close`."""
+        self._path_news.close()
         name, persistent = self._dataplane.tunnel.name, self._dataplane.tunnel.persistent
         self._dataplane.close()
         if persistent and not keep:  # somebody else made it, so it stays, with nothing of ours on it

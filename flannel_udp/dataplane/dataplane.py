@@ -258,6 +258,11 @@ class Dataplane:
         for engine in self._engines:
             engine.forward_until(boottime_ns)
 
+    def forget_path_mtus(self) -> None:
+        """Ask for the path MTU to each peer anew: the underlay's routes or MTUs may have changed."""
+        for engine in self._engines:
+            engine.forget_path_mtus()
+
     @property
     def offload(self) -> Offload:
         """The offloads in use: granted, and not refused by the kernel when they were used last."""

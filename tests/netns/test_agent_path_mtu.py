@@ -11,7 +11,7 @@ from scapy.layers.inet import ICMP, IP, UDP
 
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Pod
-from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.plan import UNDERLAY_GATEWAY, Plan
 from tests.support.agents import drops_of, start_agents, subnet_of, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.routers import put_routers_between, set_middle_mtu
@@ -118,6 +118,21 @@ def test_what_may_be_fragmented_arrives_whole(narrow: tuple[Lab, int]) -> None:
     one, other = pods_of(lab)
     assert told_mtu(one, other, inner_mtu + 1) == inner_mtu
     assert arrives(one, other, datagram(one, other, inner_mtu + 1, 3001, flags=""))
+
+
+@pytest.mark.parametrize("host_does", ["has a new route", "knows of a wider path"])
+def test_a_path_that_grows_is_used_in_full_before_the_kernel_would_forget(host_does: str) -> None:
+    """It keeps what a router told for ten minutes, unless something changes."""
+    with routed_lab(9000, 1400) as lab:
+        one, other = pods_of(lab)
+        largest = 9000 - OUTER_HEADER_BYTES
+        assert told_mtu(one, other, largest) == 1400 - OUTER_HEADER_BYTES
+        set_middle_mtu(lab, 9000)
+        if host_does == "has a new route":
+            one.host.configure(f"route add {other.host.underlay} via {UNDERLAY_GATEWAY} metric 7")
+        else:  # of which nobody is told
+            one.host.configure("route flush cache")
+        wait_for("the path is used", lambda: arrives(one, other, datagram(one, other, largest, 4000)), SLOW_S)
 
 
 def grow(*transfers: Transfer) -> None:

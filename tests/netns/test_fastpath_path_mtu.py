@@ -29,15 +29,20 @@ def packet(size: int, number: int = 0, dst: str = "10.1.2.7", **fields: Any) -> 
     return bytes(IP(src="10.1.1.5", dst=dst, id=number, **fields) / UDP() / bytes(size - 28))
 
 
+def set_path_mtu(mtu: int, table: str = "local") -> None:
+    """Let the way to 127.0.0.2 carry `mtu` bytes, in the namespace that we are in."""
+    route = ["route", "replace", "local", "127.0.0.2", "dev", "lo", "mtu", "lock", str(mtu), "table", table]
+    subprocess.run(["ip", *route], check=True)
+
+
 @pytest.fixture
 def inside() -> Iterator[Inside]:
     """Run a function in the namespace."""
     name = f"fu-{fresh_name()}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
-        route = ["route", "replace", "local", "127.0.0.2", "dev", "lo", "mtu", "lock", str(PATH_MTU), "table", "local"]
-        for words in (["link", "set", "lo", "up"], route):
-            subprocess.run(["ip", "-n", name, *words], check=True)
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        call_inside(name, lambda: set_path_mtu(PATH_MTU))
         yield lambda body: call_inside(name, body)
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
@@ -85,6 +90,77 @@ def test_once_the_limit_is_known_the_kernel_is_not_asked_again(offload: Offload,
             rig.from_tun(packet(PATH_MTU - 28, flags="DF"))
             rig.poll()
             assert len(rig.to_peer("127.0.0.2")) == 1
+
+
+def test_what_may_be_fragmented_costs_one_call_for_many_once_the_limit_is_known(
+    offload: Offload, inside: Inside
+) -> None:
+    n = 60
+
+    @inside
+    def check() -> None:
+        with EngineRig(small_table(), offload=offload) as rig:
+            rig.from_tun(packet(1_400))
+            rig.poll()
+            before = rig.engine.counters()["system_calls"]["udp_sends"]
+            for number in range(n):
+                rig.from_tun(packet(1_400, number))
+            rig.from_tun(packet(100, n, flags="DF"))
+            rig.poll()
+            assert [IP(got).id for got in rig.to_peer("127.0.0.2")] == [0, *range(n), n]
+            assert rig.engine.counters()["system_calls"]["udp_sends"] == before + 2
+            assert rig.drops("out") == {}
+
+
+def test_a_wider_path_is_used_at_once_when_the_engine_is_told_and_a_narrower_one_learnt_anew(
+    offload: Offload, inside: Inside
+) -> None:
+    @inside
+    def check() -> None:
+        with EngineRig(small_table(), offload=offload) as rig:
+            rig.from_tun(packet(1_400, flags="DF"))
+            rig.poll()
+            set_path_mtu(1_450)
+            rig.engine.forget_path_mtus()
+            for size in (1_400, 1_450 - 28, 1_450 - 28 + 1):
+                rig.from_tun(packet(size, flags="DF"))
+            rig.poll()
+            assert list(map(len, rig.to_peer("127.0.0.2"))) == [1_400, 1_450 - 28]
+            assert rig.drops("out") == {"too_big": 2}
+
+
+def test_other_descriptors_mean_other_paths(offload: Offload, inside: Inside) -> None:
+    @inside
+    def check() -> None:
+        with EngineRig(small_table(), offload=offload) as rig:
+            rig.from_tun(packet(1_400, flags="DF"))
+            rig.poll()
+            set_path_mtu(1_450)
+            rig.engine.attach(rig.tun_fd, rig.udp_fd)
+            rig.from_tun(packet(1_400, flags="DF"))
+            rig.poll()
+            assert len(rig.to_peer("127.0.0.2")) == 1
+
+
+def test_the_limit_is_that_of_the_way_that_packets_take(offload: Offload, inside: Inside) -> None:
+    """A rule by source address leads what the engine sends over another way than what has no address yet."""
+
+    @inside
+    def check() -> None:
+        for words in (
+            ("rule", "add", "pref", "10", "lookup", "local"),
+            ("rule", "del", "pref", "0"),
+            ("rule", "add", "pref", "5", "from", "127.0.0.1", "lookup", "100"),
+        ):
+            subprocess.run(["ip", *words], check=True)
+        set_path_mtu(1_200, table="100")
+        with EngineRig(small_table(), offload=offload) as rig:
+            rig.from_tun(packet(1_400, flags="DF"))
+            rig.poll()
+            rig.from_tun(packet(1_200 - 28, flags="DF"))
+            rig.poll()
+            assert list(map(len, rig.to_peer("127.0.0.2"))) == [1_200 - 28]
+            assert rig.drops("out") == {"too_big": 1}
 
 
 def test_one_peers_limit_is_not_anothers(offload: Offload, inside: Inside) -> None:
