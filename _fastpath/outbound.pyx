@@ -72,7 +72,7 @@ cdef inline void transmit_if_full(Datapath *dp, uint32_t n_bytes) noexcept nogil
 cdef inline DropReason enqueue(
     Datapath *dp, const VirtioNetHeader *vnet, Packet *packet, const Ipv4Header *ip, uint32_t *n_packets
 ) noexcept nogil:
-    """Step 5: queue the packet, or the segments of a super-packet; `n_packets` is raised by how many there are."""
+    """Step 5: queue the packet, or the segments of a super-packet; `n_packets` is raised by those beyond the first."""
     cdef Split split
     cdef DropReason reason = KEEP
     cdef uint32_t n_bytes, i
@@ -90,7 +90,6 @@ cdef inline DropReason enqueue(
         transmit_if_full(dp, packet.len)
         memcpy(queue_end(&dp.send_queue), packet.data, packet.len)
         queue_commit(&dp.send_queue, packet.len, packet.next_hop, how)
-        n_packets[0] += 1
         return KEEP
     reason = plan_split(&split, vnet, packet, ip)
     if reason != KEEP:
@@ -103,7 +102,7 @@ cdef inline DropReason enqueue(
         transmit_if_full(dp, split.header_len + split.segment_payload)
         n_bytes = write_segment(&split, packet, i, queue_end(&dp.send_queue))
         queue_commit(&dp.send_queue, n_bytes, packet.next_hop, how)
-    n_packets[0] += split.n
+    n_packets[0] += split.n - 1
     return KEEP
 
 
@@ -112,18 +111,16 @@ cdef uint32_t outbound_batch(Datapath *dp) noexcept nogil:
     cdef Packet packet
     cdef Ipv4Header *ip = NULL
     cdef DropReason reason
-    cdef uint32_t n_read = 0
     cdef uint32_t n_packets = 0
     cdef uint32_t n_bytes = 0
     while not turn_is_over(n_packets, n_bytes) and tun_read(dp, &vnet, &packet):
-        n_read += 1
+        n_packets += 1
         n_bytes += packet.len
         reason = route(dp, &packet, &ip)
         if reason == KEEP:
             reason = enqueue(dp, &vnet, &packet, ip, &n_packets)
         if reason != KEEP:
-            n_packets += 1
             count_drops(&dp.out_counters, reason, 1)
             answer_sender(dp, &packet, reason)
     transmit(dp)
-    return n_read
+    return n_packets
