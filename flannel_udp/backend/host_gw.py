@@ -10,14 +10,14 @@ import asyncio
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from flannel_udp.backend.kernel import KernelNetwork, kernel_mtu
 from flannel_udp.backend.lease_end import LeaseEnd
-from flannel_udp.backend.protocol import Backend, Context, NetworkFacts, accept_types
+from flannel_udp.backend.protocol import Context, NetworkFacts, accept_types
 from flannel_udp.backend.routes import ROUTE_PROTOCOL, Hop, RouteSet, count_routes
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host.monitor import Interest, OwnRoutes
@@ -67,7 +67,7 @@ class HostGwBackend:
         return await asyncio.to_thread(remove)
 
 
-BACKEND: Backend = HostGwBackend()
+BACKEND = HostGwBackend()
 
 
 def _refuse_nat(external: Interface) -> None:
@@ -87,10 +87,12 @@ class HostGwNetwork(KernelNetwork):
         super().__init__(context, LeaseAttrs(address, backend_type=BACKEND.type))
         self.repairs: Counter[str] = Counter(route=0)
         self._clean_on_exit = context.options.firewall.clean_on_exit
+        self._look = context.on_fault
         self._routes = RouteSet()
         self._end = LeaseEnd()
-        self._held: IPv4Network | None = None  # our subnet, since `hold`: before that routes are another process's
         self._until_s: float | None = None  # when the lease ends, by CLOCK_BOOTTIME
+        self._held: IPv4Network | None = None  # until `hold` the routes are another process's, if there are any
+        self._first: IPv4Address | None = None  # the first address of what was held last
         self._faults: Mapping[IPv4Network, str] = {}  # as last logged
         self._end_fault: str | None = None  # likewise
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,13 +104,13 @@ class HostGwNetwork(KernelNetwork):
     async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
         """See `Network.publish`: the difference goes to the kernel."""
         await super().publish(own, deltas, whole=whole)
-        if own != self._held:  # a take-over: `hold` sets them
+        if own != self._held:  # a take-over: `hold` will set them
             return
         if whole:
-            await self._work(self._load)
+            await self._work_or_look(own, self._load)
         else:
             changed = {peer.subnet for delta in deltas for peer in (*delta.removed, *delta.added, *delta.changed)}
-            await self._work(lambda: self._routes.apply({at: self._hop(self._peers.get(at)) for at in changed}))
+            await self._work_or_look(own, lambda: self._apply(changed))
 
     async def withdraw(self) -> None:
         """See `Network.withdraw`: the routes go with their address, at once; what has none follows one by one."""
@@ -122,15 +124,17 @@ class HostGwNetwork(KernelNetwork):
             return
         self._until_s = boottime_s
         if self._held is not None:
-            task = asyncio.create_task(self._follow_lease(), name="let the routes live as long as the lease")
+            work = self._work_or_look(self._held, self._follow_lease)
+            task = asyncio.create_task(work, name="let the routes live as long as the lease")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _follow_lease(self) -> None:
+    async def _work_or_look(self, held: IPv4Network, work: Callable[[], int]) -> None:
+        """Do it, see `_work`; what fails is upkeep's to try again, and to tell."""
         try:
-            await self._work(lambda: self._end.live_until(self._until_s))
-        except FlannelError as failed:
-            logger.warning("%s; trying again", failed)  # at the next look
+            await self._work(held, work)
+        except FlannelError:
+            self._look()
 
     # The host
 
@@ -138,13 +142,9 @@ class HostGwNetwork(KernelNetwork):
         """See `KeptNetwork.hold`. What flanneld's host-gw left is taken over with the first routes."""
         if former is not None and former.backend_type == BACKEND.type:
             self._routes.inherit()
-        # A lease without end (a reservation, Kubernetes) needs no address: its routes are flanneld's to the letter.
-        self._end.hold(None if self._until_s is None else subnet.network_address)
-        self._held = subnet
-        if self._own == subnet:  # the peers came before, as they do from an agent that is taken over
-            await self._work(self._load)
-        else:  # what of ours is there may be a killed run's, and good: it is to live on
-            await self._work(lambda: self._end.live_until(self._until_s))
+        self._held, self._first = subnet, subnet.network_address
+        known = self._own == subnet  # the peers, from the process that ran before
+        await self._work(subnet, self._load if known else self._follow_lease)
 
     def interest(self) -> Interest:
         """See `KeptNetwork.interest`: routes to our peers, and the address on lo that they hang on."""
@@ -152,7 +152,9 @@ class HostGwNetwork(KernelNetwork):
 
     async def repair(self) -> None:
         """See `KeptNetwork.repair`."""
-        n = await self._work(self._repair)
+        if self._own is None:  # what of ours is there may be a killed run's, and good
+            return
+        n = await self._work(self._own, self._repair)
         if n:
             self.repairs["route"] += n
             logger.info("put right: %s to peers", count_routes(n))
@@ -161,36 +163,44 @@ class HostGwNetwork(KernelNetwork):
         """See `KeptNetwork.follow`: all routes lead out of that interface."""
         _refuse_nat(external)
         await super().follow(external)
-        await self._work(self._load)
+        if self._own is not None:
+            await self._work(self._own, self._load)
 
     # In a thread
 
-    async def _work(self, work: Callable[[], int | None]) -> int:
-        """Do something to the routes or their address in a thread, unless the subnet is given up by then."""
-        held = self._held
+    async def _work(self, held: IPv4Network, work: Callable[[], int]) -> int:
+        """Do something to the routes or their address in a thread, unless they are not for that subnet any more."""
 
         def unless_withdrawn() -> int:
             with self._one_at_a_time:
-                return 0 if held is None or self._held != held else work() or 0
+                return work() if self._held == held else 0
 
         n = await asyncio.to_thread(unless_withdrawn)
         self._say_faults()
         return n
 
     def _load(self) -> int:
-        if self._own != self._held:
-            return 0
-        self._end.live_until(self._until_s)
+        self._keep_end()
         n = self._routes.load({at: hop for at, peer in self._peers.items() if (hop := self._hop(peer))})
         self._end.remove_former()
         return n
 
+    def _apply(self, changed: Iterable[IPv4Network]) -> int:
+        return self._routes.apply({at: self._hop(self._peers.get(at)) for at in changed})
+
+    def _follow_lease(self) -> int:
+        return self._load() if self._keep_end() and self._own is not None else 0
+
     def _repair(self) -> int:
-        source = self._end.source
+        return self._load() if self._keep_end() else self._routes.repair()
+
+    def _keep_end(self) -> bool:
+        """Have the address live as long as the lease; tell whether routes need another source than before."""
+        before = self._end.source
+        # A lease without end (a reservation, Kubernetes) needs no address: its routes are flanneld's to the letter.
+        self._end.hold(None if self._until_s is None else self._first)
         self._end.live_until(self._until_s)
-        if self._own != self._held:
-            return 0
-        return self._routes.repair() if self._end.source == source else self._load()
+        return self._end.source != before
 
     def _hop(self, peer: Peer | None) -> Hop | None:
         return None if peer is None else Hop(peer.public_ip, self._external.index, self._end.source)
@@ -200,6 +210,10 @@ class HostGwNetwork(KernelNetwork):
         with self._one_at_a_time:
             self._end.remove()
             self._routes.clear()
+
+    def _stay(self) -> None:
+        with self._one_at_a_time:
+            self._end.live_until(None)
 
     # What is said
 
@@ -234,9 +248,9 @@ class HostGwNetwork(KernelNetwork):
 
     async def close(self, *, keep: bool) -> None:
         """See `Network.close`: routes stay for the next run, as flanneld's do, unless the options say otherwise."""
-        if keep:
+        if keep or self._held is None:
             return
         if self._clean_on_exit:
             await self.withdraw()
         else:
-            await self._work(lambda: self._end.live_until(None))
+            await asyncio.to_thread(self._stay)

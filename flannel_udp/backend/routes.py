@@ -91,6 +91,7 @@ class RouteSet:
 
     def apply(self, changes: Mapping[IPv4Network, Hop | None]) -> int:
         """Want these routes, too, in place of former ones; ``None``: no more. Return as `load` does."""
+        self._touched.update(changes)
         for destination, hop in changes.items():
             if hop is None:
                 self._wanted.pop(destination, None)

@@ -18,6 +18,7 @@ from flannel_udp.lab.probe import ping_matrix
 from tests.kube_api.manifest import RULES, find
 from tests.kube_api.server import ApiServer
 from tests.support.agents import Agent, peers_of, remains_of, subnet_of, wait_for, wait_for_peers
+from tests.support.kernel_state import ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -136,6 +137,29 @@ def test_pods_reach_each_other_while_nodes_come_change_and_go(pair: Cluster) -> 
         assert [agent.stop() for agent in agents] == [0, 0]
     assert {seen.verb for seen in pair.api.requests} == {"get", "list", "watch", "patch"}
     assert "flannel0" not in remains_of(h2)
+
+
+def test_nodes_reach_each_other_by_host_gw_and_say_so(tmp_path: Path) -> None:
+    with cluster(tmp_path, backend="host-gw") as pair, ExitStack() as running:
+        h1, h2 = pair.lab.hosts
+        agents = [running.enter_context(pair.agent(host)) for host in pair.lab.hosts]
+        for agent in agents:
+            agent.wait_ready()
+            agent.host.attach_pods()
+        wait_for_peers(pair.lab.hosts)
+        wait_for("traffic", lambda: None not in ping_matrix(pair.lab.pods(), timeout_s=0.5).values())
+        assert annotations_of(pair, h1) == {
+            "kube-subnet-manager": "true",
+            "backend-type": "host-gw",
+            "backend-data": "null",
+            "public-ip": str(h1.underlay),
+        }
+        # A node's subnet has no end, so its routes need none: they are flannel's but for the protocol number.
+        assert ours_of(h1) == [f"{subnet_of(h2)} via {h2.underlay} dev eth0"]
+        pair.api.do(lambda store: store.annotate("h2", backend_type="vxlan"))
+        agents[0].wait_for_line("entry '10.244.1.0-24' is ignored: its backend is 'vxlan', ours is host-gw")
+        wait_for("its route is gone", lambda: ours_of(h1) == [])
+        assert [agent.stop() for agent in agents] == [0, 0]
 
 
 def annotations_of(cluster: Cluster, host: Host) -> dict[str, str]:

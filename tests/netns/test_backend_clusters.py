@@ -10,7 +10,7 @@ from flannel_udp.files import subnet_env
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping_matrix, tcp_rate
-from tests.support.agents import restart_agents, subnet_of, wait_for
+from tests.support.agents import command_line, restart_agents, subnet_of, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
@@ -64,6 +64,20 @@ def test_etcd_holds_flannels_values_byte_for_byte(lab: Lab, kind: str) -> None:
         for host in lab.hosts
     }
     assert by_hand(lab).subnets() == expected
+
+
+def test_status_peers_and_route_get_speak_of_the_backend(lab: Lab, kind: str) -> None:
+    h1, h2 = lab.hosts[:2]
+    status, (peer, *_) = h1.control("/v1/status"), h1.control("/v1/peers")
+    tells = {"udp": "via 192.0.2.2:8285 dev eth0 tunnel flannel0", "host-gw": "via 192.0.2.2 dev eth0 subnet"}
+    backend = {"type": kind, "port": 8285} if kind == "udp" else {"type": kind}
+    assert (status["backend"], status["ready"], status["problems"]) == (backend, True, [])
+    assert (
+        (peer["packets_out"] is None) == (status["counters"] is None) == (status["tunnel"] is None) == (kind != "udp")
+    )
+    answer = command_line(h1, "route", "get", str(h2.pods[0].ip)).stdout
+    assert tells.get(kind, "192.0.2.2 has it; the backend alloc leaves routes to you") in answer
+    assert f"backend    {kind}" in command_line(h1, "status").stdout
 
 
 def test_subnet_env_has_the_mtu_that_the_backend_leaves(lab: Lab, kind: str) -> None:

@@ -1,9 +1,11 @@
-"""Host-gw's agent is killed, or stands still, for longer than its lease: the kernel forwards nothing after its end."""
+"""Host-gw's routes live as long as the lease, whatever becomes of it, and of the agent."""
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -41,6 +43,64 @@ def key_of(host: Host) -> str:
     return str(subnet_of(host)).replace("/", "-")
 
 
+def assert_right(lab: Lab, host: Host) -> None:
+    """The host has a route to each of the others, which ends with the lease."""
+    first = str(subnet_of(host).network_address)
+    wait_for("its routes", lambda: [line.partition(" src ")[2] for line in ours_of(host)] == [first] * 2)
+    assert (lease_end_of(host) or "").startswith(f"{first}/32 "), lab.name
+
+
+def test_a_deleted_key_takes_the_routes_along_until_the_subnet_is_held_again(trio: Lab) -> None:
+    host = trio.hosts[2]
+    subnet, log = subnet_of(host), Log(host)
+    with host.popen(["ip", "-4", "-o", "monitor", "address"], stdout=subprocess.PIPE) as monitor:
+        EtcdByHand(trio).delete(key_of(host))
+        wait_for("the loss is noticed", lambda: bool(log.lines(f"lost our subnet {subnet}")))
+        wait_for("ready again", host.is_ready)
+        monitor.terminate()
+        told = [line for line in monitor.communicate()[0].splitlines() if "lo:flannel" in line]
+    assert [line.startswith("Deleted") for line in told][-2:] == [True, False], told  # before: its life, in doubt
+    assert_right(trio, host)
+    assert subnet_of(host) == subnet
+
+
+def test_a_reservation_needs_no_end_and_what_becomes_one_or_a_lease_loses_no_packet(trio: Lab) -> None:
+    far, host = trio.hosts[1:]
+    hand, path = EtcdByHand(trio), f"{PREFIX}/subnets/{key_of(host)}"
+    value = hand.subnets()[key_of(host)]
+    with Flow(host.pods[0], far.pods[0], 0.002) as there, Flow(far.pods[0], host.pods[0], 0.002) as back:
+        for flow in (there, back):
+            flow.wait_for_one_sent_from_now()
+        hand.etcdctl("put", path, value)
+        wait_for("no end", lambda: lease_end_of(host) is None)
+        assert len(ours_of(host)) == 2
+        assert not any(" src " in line for line in ours_of(host))
+        lease = hand.etcdctl("lease", "grant", "600").split()[1]
+        hand.etcdctl("put", f"--lease={lease}", path, value)
+        assert_right(trio, host)
+        for flow in (there, back):
+            flow.wait_for_one_sent_from_now()
+            flow.end()
+    assert (there.lost, back.lost) == (0, 0)
+
+
+def test_an_agent_that_may_open_nothing_lives_on_and_sets_the_route_when_it_may_again(trio: Lab) -> None:
+    host, hand, log = trio.hosts[2], EtcdByHand(trio), Log(trio.hosts[2])
+    pid = host.agent_pid()
+    assert pid is not None
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        hand.put("10.244.240.0-24", '{"PublicIP":"192.0.2.90","BackendType":"host-gw"}')
+        wait_for("it is told", lambda: bool(log.lines("Too many open files")))
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    wait_for("the route", lambda: any(line.startswith("10.244.240.0/24 ") for line in ours_of(host)))
+    wait_for("ready", host.is_ready)
+    hand.delete("10.244.240.0-24")
+    assert_right(trio, host)
+
+
 def test_nothing_is_forwarded_after_the_end_by_a_killed_or_a_frozen_agent(trio: Lab) -> None:
     killed, frozen, far = trio.hosts
     hand, pid = EtcdByHand(trio), frozen.agent_pid()
@@ -72,3 +132,13 @@ def test_nothing_is_forwarded_after_the_end_by_a_killed_or_a_frozen_agent(trio: 
         killed.start_agent()
         for flow in flows.values():
             flow.wait_for_one_sent_from_now()
+
+
+def test_a_key_that_another_host_takes_means_routes_that_hang_on_another_subnet(trio: Lab) -> None:
+    """The last one here: the host's pods are cut off."""
+    host, hand = trio.hosts[2], EtcdByHand(trio)
+    former = subnet_of(host)
+    hand.put(key_of(host), '{"PublicIP":"192.0.2.99","BackendType":"host-gw"}')
+    wait_for("another subnet", lambda: host.is_ready() and subnet_of(host) != former)
+    hand.delete(str(former).replace("/", "-"))
+    assert_right(trio, host)

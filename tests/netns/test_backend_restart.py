@@ -128,6 +128,34 @@ def test_a_take_over_that_fails_leaves_routes_address_and_key_to_the_old_agent(d
     assert h1.is_ready()
 
 
+def test_routes_of_peers_that_left_or_moved_while_no_agent_ran_go_at_the_start(duo: Lab) -> None:
+    h1, hand = duo.hosts[0], by_hand(duo)
+    peers = {"10.244.240.0-24": "192.0.2.90", "10.244.241.0-24": "192.0.2.91"}
+    for key, address in peers.items():
+        hand.put(key, f'{{"PublicIP":"{address}","BackendType":"host-gw"}}')
+    wait_for("their routes", lambda: len(ours_of(h1)) == 3)
+    h1.stop_agent()
+    hand.delete("10.244.240.0-24")
+    hand.put("10.244.241.0-24", '{"PublicIP":"192.0.2.99","BackendType":"host-gw"}')
+    h1.start_agent()
+    h1.wait_ready()
+    source = subnet_of(h1).network_address
+    expected = {route_to(duo.hosts[1], h1), f"10.244.241.0/24 via 192.0.2.99 dev eth0 src {source}"}
+    wait_for("the routes are those of today", lambda: set(ours_of(h1)) == expected)
+    hand.delete("10.244.241.0-24")
+    wait_for("it is gone", lambda: len(ours_of(h1)) == 1)
+
+
+def test_with_on_lease_loss_exit_the_routes_go_with_the_agent(duo: Lab) -> None:
+    h1 = duo.hosts[0]
+    h1.stop_agent()
+    with Agent(h1, "--on-lease-loss=exit") as agent:
+        agent.wait_ready()
+        by_hand(duo).delete(str(subnet_of(h1)).replace("/", "-"))
+        assert agent.exit_code() == 1
+    assert (ours_of(h1), lease_end_of(h1)) == ([], None)
+
+
 def test_with_clean_on_exit_routes_and_address_are_gone(duo: Lab) -> None:
     h1 = duo.hosts[0]
     h1.stop_agent()

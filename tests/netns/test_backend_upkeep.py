@@ -110,6 +110,19 @@ def test_an_interface_that_goes_down_is_waited_for_and_has_its_routes_again(trio
     assert problems_of(h1) == []
 
 
+def test_an_interface_that_is_made_anew_has_its_routes_again(trio: Lab, h1: Host) -> None:
+    log = Log(h1)
+    h1.configure("link del eth0")
+    wait_for("it is missed", lambda: not h1.is_ready())
+    trio.net.configure(f"link add h1 type veth peer name eth0 netns {h1.namespace}", "link set h1 master underlay up")
+    h1.configure("link set eth0 up", f"address add {h1.underlay}/24 dev eth0", "route add default via 192.0.2.254")
+    assert wait_for("ready", h1.is_ready) < FOLLOW_S
+    wait_for("its routes", lambda: are_right(trio))
+    assert_traffic(trio)
+    assert log.lines("no traffic") == ["no traffic: interface eth0 is gone: waiting for it"]
+    assert problems_of(h1) == []
+
+
 def test_another_address_of_the_interface_is_registered_and_the_others_route_to_it(trio: Lab, h1: Host) -> None:
     h2 = trio.hosts[1]
     subnet = subnet_of(h1)
@@ -215,6 +228,17 @@ def test_an_entry_that_is_no_peer_is_ignored_with_one_warning(trio: Lab, h1: Hos
     assert are_right(trio)
     hand.delete(key)
     wait_for("it is gone", lambda: key not in hand.subnets())
+
+
+def test_a_peer_that_goes_over_to_another_backend_loses_its_route_with_one_warning(trio: Lab, h1: Host) -> None:
+    hand, log = by_hand(trio), Log(h1)
+    key = STRANGERS.replace("/", "-")
+    hand.put(key, '{"PublicIP":"192.0.2.9","BackendType":"host-gw"}')
+    wait_for("its route", lambda: any(line.startswith(f"{STRANGERS} via 192.0.2.9 ") for line in ours_of(h1)))
+    hand.put(key, '{"PublicIP":"192.0.2.9","BackendType":"vxlan","BackendData":{"VNI":1}}')
+    wait_for("it is gone", lambda: are_right(trio))
+    hand.delete(key)
+    assert log.lines("ignored") == [f"entry '{key}' is ignored: its backend is 'vxlan', ours is host-gw"]
 
 
 def test_of_two_peers_with_one_subnet_one_counts_with_one_warning_and_the_other_takes_its_place(

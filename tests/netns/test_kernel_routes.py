@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from flannel_udp.backend.routes import ROUTE_PROTOCOL, Hop, RouteSet
+from flannel_udp.errors import FlannelError
 from flannel_udp.host import rtnetlink
 from tests.support.labs import NEEDS_NETNS
 from tests.support.one_host import OneHost, one_host
@@ -326,6 +328,20 @@ def test_without_capability_it_is_one_clear_line(host: OneHost) -> None:
         "setting routes: needs CAP_NET_ADMIN in this network namespace: run as root or grant the capability\n"
     )
     assert host.routes() == []
+
+
+def test_a_change_that_fails_midway_is_made_by_the_next_repair(host: OneHost) -> None:
+    routes = loaded(host, {A: via("192.0.2.2"), B: via("192.0.2.3")})
+    host.call(routes.repair)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(FlannelError, match="setting routes: Too many open files"):
+            routes.apply({A: via("192.0.2.9"), B: None, C: via("192.0.2.4")})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert host.call(routes.repair) == 3
+    assert ways(host) == ["10.1.16.0/24 via 192.0.2.9", "10.1.18.0/24 via 192.0.2.4"]
 
 
 def test_a_namespace_without_any_route_is_an_empty_table() -> None:
