@@ -85,7 +85,7 @@ cdef inline DropReason enqueue(
     cdef Split split
     cdef DropReason reason = KEEP
     cdef uint32_t n_bytes, i
-    cdef unsigned char tos = outer_tos(ip, dp.dscp)
+    cdef unsigned char tos = outer_tos(ip, dp.outer_tos)
     if vnet.gso_type == VNET_GSO_NONE:
         reason = enforce_path_mtu(dp, packet, ip, packet.len)
         if reason != KEEP:
