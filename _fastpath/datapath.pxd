@@ -1,11 +1,12 @@
 """The state that one engine's batches share: descriptors, the table in force, arenas, counters."""
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from flannel_udp._fastpath.atomics cimport load_word
 from flannel_udp._fastpath.clock cimport boottime_ns
 from flannel_udp._fastpath.coalesce cimport WriteQueue
 from flannel_udp._fastpath.drops cimport DirectionCounters
+from flannel_udp._fastpath.ecn cimport OuterTos
 from flannel_udp._fastpath.icmp cimport IcmpLimiter
 from flannel_udp._fastpath.routes cimport Table
 from flannel_udp._fastpath.sendqueue cimport SendQueue
@@ -71,7 +72,7 @@ cdef struct Datapath:
     int icmp_fd                 # raw, IP_HDRINCL
     uint32_t vnet_bytes         # size of the virtio-net header in front of each packet on the TUN; 0: none
     be16 port                   # of every peer
-    int32_t dscp                # of the outer header; DSCP_INHERIT: the inner one's
+    OuterTos outer_tos
     SourceCheck source_check
     const Table *table          # borrowed: valid until the next quiet point
     int epoll_fd                # both descriptors, watched for reading

@@ -17,7 +17,7 @@ SENTENCES = {
     DropReason.NOT_OUR_SUBNET: "the inner destination is not in our subnet",
     DropReason.LEASE_EXPIRED: "our lease ran out before the agent could renew it",
     DropReason.TOO_BIG: "larger than the underlay's path MTU (EMSGSIZE)",
-    DropReason.UNREACHABLE: "the underlay has no way to the peer, or our address is gone (ENETUNREACH, EHOSTUNREACH, EINVAL)",
+    DropReason.UNREACHABLE: "the underlay has no way to the peer, or our address is gone (EHOSTUNREACH, EINVAL, …)",
     DropReason.REFUSED: "a firewall rule of this host forbids sending, or its connection tracking is full (EPERM)",
     DropReason.NO_MEMORY: "the kernel had no buffer left (ENOBUFS, ENOMEM)",
     DropReason.QUEUE_FULL: "the socket or the tunnel device stayed full (EAGAIN)",

@@ -1,4 +1,4 @@
-"""The outer TOS byte: congestion marks cross the tunnel both ways (RFC 6040), DSCP outward only (RFC 2983, pipe)."""
+"""The outer TOS byte: congestion marks cross the tunnel both ways (RFC 6040), DSCP outward at most (RFC 2983)."""
 
 from libc.stdint cimport int32_t, uint8_t
 from libc.string cimport memcpy
@@ -15,11 +15,22 @@ cdef enum:
     DSCP_INHERIT = -1
 
 
-cdef inline uint8_t outer_tos(const Ipv4Header *ip, int32_t dscp) noexcept nogil:
-    """The outer TOS of an inner packet: ECN copied (RFC 6040 section 4.1, normal mode), DSCP copied or `dscp`."""
-    if dscp == DSCP_INHERIT:
-        return ip.tos
-    return <uint8_t> ((dscp << 2) | (ip.tos & ECN_MASK))
+# How the outer TOS is made of the inner one: ECN is always copied (RFC 6040 section 4.1, normal mode).
+cdef struct OuterTos:
+    uint8_t copied              # bits that are the inner one's
+    uint8_t fixed               # the others
+
+
+cdef inline OuterTos outer_tos_of(int32_t dscp) noexcept nogil:
+    """Fix the outer DSCP, or have the inner one copied (DSCP_INHERIT)."""
+    cdef OuterTos rule
+    rule.copied = 0xff if dscp == DSCP_INHERIT else ECN_MASK
+    rule.fixed = 0 if dscp == DSCP_INHERIT else <uint8_t> (dscp << 2)
+    return rule
+
+
+cdef inline uint8_t outer_tos(const Ipv4Header *ip, OuterTos rule) noexcept nogil:
+    return (ip.tos & rule.copied) | rule.fixed
 
 
 cdef inline bint take_over_ecn(Ipv4Header *ip, uint8_t outer) noexcept nogil:

@@ -16,7 +16,7 @@ class Engine:
         port: int,
         source_check: str = "strict",
         vnet_bytes: int = 10,
-        dscp: int = -1,
+        dscp: int = 0,
         segment: bool = False,
         join_tcp: bool = False,
         join_udp: bool = False,

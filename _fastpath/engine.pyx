@@ -30,7 +30,7 @@ from flannel_udp._fastpath.datapath cimport (
     state_of,
 )
 from flannel_udp._fastpath.drops cimport DROP_REASONS, DirectionCounters
-from flannel_udp._fastpath.ecn cimport DSCP_INHERIT
+from flannel_udp._fastpath.ecn cimport outer_tos_of
 from flannel_udp._fastpath.inbound cimport inbound_batch
 from flannel_udp._fastpath.outbound cimport outbound_batch
 from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteList, RouteTable, Table
@@ -118,7 +118,7 @@ cdef class Engine:
         int port,
         str source_check="strict",
         uint32_t vnet_bytes=10,
-        int dscp=DSCP_INHERIT,
+        int dscp=0,
         bint segment=False,
         bint join_tcp=False,
         bint join_udp=False,
@@ -141,7 +141,7 @@ cdef class Engine:
         self.dp.receive_arena = self.dp.send_queue.arena + SEND_ARENA_BYTES
         write_queue_clear(&self.dp.write_queue)
         self.forward_until(None)
-        self.dp.dscp = dscp
+        self.dp.outer_tos = outer_tos_of(dscp)
         self.dp.icmp_fd = icmp_fd
         self.dp.port = htons(<unsigned short> port)
         self.dp.vnet_bytes = vnet_bytes
@@ -191,8 +191,8 @@ cdef class Engine:
         """Move packets until none has come for `linger_ms` milliseconds; return how many were read.
 
         For `busy_us` microseconds after the last packet it spins, and only then waits. Returns after POLL_MAX_NS and
-        that long a wait at the latest, so that the loop it was called from gets its turn. Belongs to the engine's thread. Runs without the GIL:
-        while packets keep coming, no wake-up has to wait for it.
+        that long a wait at the latest, so that the loop it was called from gets its turn. Belongs to the engine's
+        thread. Runs without the GIL: while packets keep coming, no wake-up has to wait for it.
         """
         cdef uint32_t moved = 0
         cdef uint32_t got

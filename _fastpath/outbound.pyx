@@ -76,7 +76,7 @@ cdef inline DropReason enqueue(
     cdef Split split
     cdef DropReason reason = KEEP
     cdef uint32_t n_bytes, i
-    cdef uint16_t how = outer_tos(ip, dp.dscp)
+    cdef uint16_t how = outer_tos(ip, dp.outer_tos)
     if vnet.gso_type == VNET_GSO_NONE:
         # First what is wrong by itself, then what depends on a path that may not be known yet; below likewise.
         if vnet.flags & VNET_NEEDS_CSUM:

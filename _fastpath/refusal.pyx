@@ -8,7 +8,7 @@ from flannel_udp._fastpath.drops cimport DEVICE_DOWN, NO_MEMORY, QUEUE_FULL, REF
 cdef Refusal classify_send(int error, uint32_t n_packets) noexcept nogil:
     cdef Refusal refusal
     refusal.remedy = remedy_of_send(error, n_packets)
-    # To a single datagram routing says EINVAL where the socket's own address is gone, and for a blackhole route (ip(7)).
+    # Routing says EINVAL of a single datagram where the socket's own address is gone, and for a blackhole route.
     refusal.reason = UNREACHABLE if error == errno.EINVAL else reason_of_errno(error)
     return refusal
 

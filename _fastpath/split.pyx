@@ -116,7 +116,7 @@ cdef DropReason complete_checksum(const VirtioNetHeader *vnet, Packet *packet) n
         return BAD_OFFLOAD
     # The field holds the pseudo-header's sum, so that summing over it adds what is missing.
     checksum = finish(sum_bytes(packet.data + start, packet.len - start, 0))
-    # The packet may be a tunnel's, and the checksum a header's further in: where the field lies tells whether it is UDP's.
+    # The packet may be a tunnel's, and the checksum that of a header further in: its offset tells whether it is UDP's.
     if checksum == 0 and vnet.csum_offset == UDP_CHECKSUM_OFFSET:
         checksum = 0xffff       # RFC 768, as above
     memcpy(field, &checksum, 2)

@@ -8,22 +8,29 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from flannel_udp._fastpath.coalesce cimport WriteQueue, finish_super_packet, write_queue_add, write_queue_clear
+from flannel_udp._fastpath.coalesce cimport (
+    JOINED_HEADER_MAX,
+    WriteQueue,
+    write_joined_headers,
+    write_queue_add,
+    write_queue_clear,
+)
 from flannel_udp._fastpath.drops cimport KEEP
-from flannel_udp._fastpath.ecn cimport outer_tos
+from flannel_udp._fastpath.ecn cimport DSCP_INHERIT, OuterTos, outer_tos, outer_tos_of
 from flannel_udp._fastpath.ipv4 cimport decrement_ttl, is_unicast, parse
 from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteTable, lookup
+from flannel_udp._fastpath.rung cimport rung_set
 from flannel_udp._fastpath.sendqueue cimport (
     RUN_PACKETS_MAX,
     SEND_ARENA_BYTES,
-    SEND_FLUSH_BYTES,
     SendQueue,
     queue_clear,
     queue_commit,
     queue_end,
 )
 from flannel_udp._fastpath.split cimport Split, complete_checksum, plan_split, write_segment
+from flannel_udp._fastpath.turn cimport TURN_BYTES
 from flannel_udp._fastpath.wire cimport (
     IPV4_HEADER_BYTES,
     VNET_GSO_TCPV4,
@@ -33,9 +40,6 @@ from flannel_udp._fastpath.wire cimport (
     VirtioNetHeader,
     ntohl,
 )
-
-cdef enum:
-    HEADERS_MAX = 80            # IPv4 and TCP
 
 
 cdef inline void view(Packet *packet, uint8_t *data, uint32_t n_bytes) noexcept nogil:
@@ -71,6 +75,7 @@ def queue(uint8_t[::1] bundle not None, uint32_t size, uint32_t rounds) -> int:
     """Copy each packet into the send queue, in runs for UDP_SEGMENT."""
     cdef uint32_t n = <uint32_t> bundle.shape[0] // size
     cdef uint32_t i
+    cdef OuterTos tos = outer_tos_of(DSCP_INHERIT)
     cdef SendQueue *waiting = <SendQueue *> calloc(1, sizeof(SendQueue))
     if waiting == NULL:
         raise MemoryError
@@ -83,8 +88,8 @@ def queue(uint8_t[::1] bundle not None, uint32_t size, uint32_t rounds) -> int:
         for _ in range(rounds):
             for i in range(n):
                 memcpy(queue_end(waiting), &bundle[i * size], size)
-                queue_commit(waiting, size, FIRST_PEER, outer_tos(<Ipv4Header *> &bundle[i * size], -1))
-            if waiting.used >= SEND_FLUSH_BYTES:
+                queue_commit(waiting, size, FIRST_PEER, outer_tos(<Ipv4Header *> &bundle[i * size], tos))
+            if waiting.used >= TURN_BYTES:
                 queue_clear(waiting)
     free(waiting.arena)
     free(waiting)
@@ -142,24 +147,22 @@ def join(uint8_t[::1] bundle not None, uint32_t size, uint32_t rounds) -> int:
     cdef uint32_t n = <uint32_t> bundle.shape[0] // size
     cdef uint32_t joined = 0
     cdef uint32_t i
-    cdef uint8_t headers[HEADERS_MAX]
+    cdef uint8_t headers[JOINED_HEADER_MAX]
     cdef VirtioNetHeader vnet
     cdef Packet packet
     cdef WriteQueue *writes = <WriteQueue *> calloc(1, sizeof(WriteQueue))
     if writes == NULL:
         raise MemoryError
-    writes.join_tcp = True
-    writes.join_udp = True
+    rung_set(&writes.join_tcp, True)
+    rung_set(&writes.join_udp, True)
     with nogil:
-        memcpy(headers, &bundle[0], HEADERS_MAX)
         for _ in range(rounds):
             write_queue_clear(writes)
             for i in range(n):
                 view(&packet, &bundle[i * size], size)
                 write_queue_add(writes, &packet)
-            finish_super_packet(&writes.writes[0], &vnet)
+            write_joined_headers(writes, &writes.writes[0], headers, &vnet)
             joined += writes.writes[0].n
-            memcpy(&bundle[0], headers, HEADERS_MAX)    # the first packet became the super-packet's headers
     free(writes)
     if joined != n * rounds:
         raise ValueError("the packets were not joined to one")

@@ -20,6 +20,7 @@ from flannel_udp.backend.protocol import Backend, Context, Handed, NetworkFacts,
 from flannel_udp.backend.tunnel import REPAIRS, TunnelKeeper
 from flannel_udp.dataplane.adopted import Adopted, adopted_from
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT, Dataplane, count_workers
+from flannel_udp.dataplane.kernel_faults import kernel_faults
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import netlink
 from flannel_udp.host.monitor import Interest, Monitor, open_monitor_socket
@@ -31,8 +32,10 @@ from flannel_udp.netconf.reader import ObjectReader
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8285
+DEFAULT_DSCP = 0
+"""No pod picks the underlay's priority (RFC 2983 section 3.1, pipe model)."""
 INHERIT = "inherit"
-"""The outer header's DSCP is the inner one's."""
+"""The outer header's DSCP is the inner one's: for underlays where the pods are trusted to pick it."""
 OVERHEAD_BYTES = 28
 """Outer IPv4 header 20, UDP 8."""
 MTU_MAX_BYTES = 65_507
@@ -83,11 +86,13 @@ BACKEND: Backend = UdpBackend()
 def _read_dscp(reader: ObjectReader) -> int | str:
     """Read the outer headers' DSCP, six bits (RFC 2474 section 3), or the word for the inner one's."""
     dscp = reader.value("DSCP")
-    if dscp is None or (isinstance(dscp, str) and dscp.lower() == INHERIT):
+    if dscp is None:
+        return DEFAULT_DSCP
+    if isinstance(dscp, str) and dscp.lower() == INHERIT:
         return INHERIT
     if not isinstance(dscp, int) or isinstance(dscp, bool) or not 0 <= dscp <= 63:
         reader.wrong("DSCP", f'"{INHERIT}" or 0 to 63')
-        return INHERIT
+        return DEFAULT_DSCP
     return dscp
 
 
@@ -228,6 +233,7 @@ class UdpNetwork:
             worker_packets=dataplane.worker_packets(),
             socket_buffers=dataplane.socket_buffers,
             counters=dataplane.counters(),
+            problems=kernel_faults(os.uname().release, dataplane.offload),
         )
 
     async def come_round(self) -> None:

@@ -62,7 +62,7 @@ class Dataplane:
         options: DataplaneOptions,
         on_fault: Callable[[], object],
         *,
-        dscp: int = DSCP_INHERIT,
+        dscp: int = 0,
         adopted: Adopted | None = None,
     ) -> None:
         self._options, self._port, self._on_fault = options, port, on_fault

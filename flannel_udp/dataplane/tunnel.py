@@ -17,10 +17,9 @@ from flannel_udp.errors import FlannelError
 # linux/if_tun.h; pytun does not name them all
 IFF_VNET_HDR, IFF_MULTI_QUEUE, IFF_PERSIST = 0x4000, 0x0100, 0x0800
 TUNGETIFF = 0x800454D2
-TUNSETSNDBUF, TUNSETVNETHDRSZ, TUNSETVNETLE, TUNSETVNETBE = 0x400454D4, 0x400454D8, 0x400454DC, 0x400454DE
+TUNSETVNETHDRSZ, TUNSETVNETLE, TUNSETVNETBE = 0x400454D8, 0x400454DC, 0x400454DE
 TUNSETSTEERINGEBPF, TUNSETFILTEREBPF = 0x800454E0, 0x800454E1
 _INT = struct.Struct("=i")
-_INT_MAX = 2**31 - 1
 _IFREQ = struct.Struct("=16sH22x")  # struct ifreq of netdevice(7), with ifr_flags
 VNET_HEADER_BYTES = 10  # struct virtio_net_hdr, what a TUN with IFF_VNET_HDR uses until told otherwise
 DEVICES_MAX = 256
@@ -99,7 +98,6 @@ def _undo_foreign_settings(fd: int) -> None:
         (TUNSETVNETHDRSZ, VNET_HEADER_BYTES),
         (TUNSETVNETLE, 0),  # the host's byte order, unless the next one says otherwise
         (TUNSETVNETBE, 0),
-        (TUNSETSNDBUF, _INT_MAX),  # bytes
         (TUNSETSTEERINGEBPF, -1),  # no program picks the queue
         (TUNSETFILTEREBPF, -1),  # and none drops packets
     ):

@@ -60,9 +60,12 @@ def test_an_mtu_of_the_configuration_is_the_tunnels_and_the_pods(with_options: L
     assert h1.run(too_large, check=False).returncode != 0
 
 
-def test_by_default_the_outer_dscp_is_the_inner_packets() -> None:
-    with lab_with({}) as lab:
-        assert outer_tos(lab) == {INNER_TOS}
+@pytest.mark.parametrize(
+    ("backend", "outer"), [({}, ECT_0), ({"DSCP": "inherit"}, INNER_TOS)], ids=["default", "inherit"]
+)
+def test_the_outer_dscp_is_the_inner_packets_only_where_that_is_asked_for(backend: dict[str, Any], outer: int) -> None:
+    with lab_with(backend) as lab:
+        assert outer_tos(lab) == {outer}
 
 
 def test_an_mtu_that_just_fits_the_interface_is_taken() -> None:

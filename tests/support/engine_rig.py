@@ -16,7 +16,6 @@ from typing import Any, Self
 
 from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, PEERS_FROM, RouteList, RouteTable
-from flannel_udp.dataplane.dataplane import DSCP_INHERIT
 from flannel_udp.dataplane.offload import SOL_UDP, UDP_SEGMENT, enable_on_socket
 from flannel_udp.dataplane.reference import OWN as REFERENCE_OWN
 from flannel_udp.dataplane.reference import ReferenceTable, VnetHeader
@@ -66,7 +65,7 @@ class EngineRig:
         *,
         agent: IPv4Address = AGENT,
         icmp_fd: int = -1,
-        dscp: int = DSCP_INHERIT,
+        dscp: int = 0,
     ) -> None:
         self._agent = str(agent)
         self.vnet_bytes = vnet_bytes

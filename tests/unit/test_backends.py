@@ -65,7 +65,7 @@ def test_a_backend_refuses_the_families_that_it_does_not_carry(kind: str) -> Non
 
 
 def test_udps_options_have_flannels_defaults() -> None:
-    assert parse() == BackendConfig("udp", {"Port": 8285, "DSCP": "inherit"})
+    assert parse() == BackendConfig("udp", {"Port": 8285, "DSCP": 0})
 
 
 def test_udps_port_can_be_chosen() -> None:
@@ -77,9 +77,14 @@ def test_udps_dscp_can_be_a_number(dscp: int) -> None:
     assert parse(dscp=dscp).options["DSCP"] == dscp
 
 
-@pytest.mark.parametrize("backend", [{}, {"DSCP": None}, {"dScP": "inherit"}, {"DSCP": "INHERIT"}])
-def test_udps_dscp_is_the_inner_packets_unless_said(backend: Any) -> None:
+@pytest.mark.parametrize("backend", [{"dScP": "inherit"}, {"DSCP": "INHERIT"}])
+def test_udps_dscp_can_be_the_inner_packets(backend: Any) -> None:
     assert parse(**backend).options["DSCP"] == "inherit"
+
+
+@pytest.mark.parametrize("backend", [{}, {"DSCP": None}])
+def test_udps_dscp_is_none_of_the_pods_business_unless_said(backend: Any) -> None:
+    assert parse(**backend).options["DSCP"] == 0
 
 
 def test_udps_mtu_is_as_large_as_the_interface_allows_unless_said() -> None:

@@ -277,7 +277,7 @@ def test_config_check_prints_the_normalised_configuration(
         "SubnetLen": 24,
         "SubnetMin": "10.1.1.0",
         "SubnetMax": "10.1.255.0",
-        "Backend": {"Type": "udp", "Port": 8285, "DSCP": "inherit"},
+        "Backend": {"Type": "udp", "Port": 8285, "DSCP": 0},
     }
 
 

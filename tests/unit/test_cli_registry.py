@@ -135,7 +135,7 @@ def put(registry: Path, document: Path, capsys: pytest.CaptureFixture[str]) -> P
 def test_another_backend_is_shown_key_by_key_and_splits_the_cluster_until_all_are_restarted(put: Put) -> None:
     put('{"Network": "10.1.0.0/16"}')
     out, err = put('{"Network": "10.1.0.0/16", "Backend": {"Type": "Host-GW"}}')
-    assert out == ["Backend.Type: udp → host-gw", "Backend.Port: 8285 → -", "Backend.DSCP: inherit → -", "stored"]
+    assert out == ["Backend.Type: udp → host-gw", "Backend.Port: 8285 → -", "Backend.DSCP: 0 → -", "stored"]
     assert err == [RESTART + APART]
 
 

@@ -63,7 +63,7 @@ def test_only_network_is_needed_and_everything_else_has_flannels_default() -> No
         v4=SubnetRange(network, IPv4Network("10.1.1.0/24"), IPv4Network("10.1.255.0/24")),
         v6=None,
         enable_nftables=False,
-        backend=BackendConfig("udp", {"Port": 8285, "DSCP": "inherit"}),
+        backend=BackendConfig("udp", {"Port": 8285, "DSCP": 0}),
     )
 
 
@@ -366,7 +366,7 @@ def test_the_normalised_form_is_readable_and_complete() -> None:
         '  "Backend": {\n'
         '    "Type": "udp",\n'
         '    "Port": 8285,\n'
-        '    "DSCP": "inherit"\n'
+        '    "DSCP": 0\n'
         "  }\n"
         "}"
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 
+from flannel_udp.dataplane.dataplane import DSCP_INHERIT
 from flannel_udp.dataplane.offload import IP_RECVTOS, SOL_UDP, UDP_GRO
 from flannel_udp.dataplane.reference import VnetHeader
 from flannel_udp.options import NO_OFFLOAD, Offload
@@ -25,8 +26,14 @@ def packet(size: int, **fields: Any) -> bytes:
 
 
 @pytest.fixture
-def rig() -> Iterator[EngineRig]:
-    with EngineRig(small_table(), offload=Offload()) as rig:
+def dscp() -> int:
+    """The outer headers', unless a test says another."""
+    return 0
+
+
+@pytest.fixture
+def rig(dscp: int) -> Iterator[EngineRig]:
+    with EngineRig(small_table(), offload=Offload(), dscp=dscp) as rig:
         rig.peers[PEER].setsockopt(SOL_UDP, UDP_GRO, 1)
         rig.peers[PEER].setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
         yield rig
@@ -70,11 +77,21 @@ def test_only_the_last_packet_of_a_message_is_shorter(rig: EngineRig) -> None:
     assert messages(rig) == [(260, 100, 0), (60, 60, 0), (100, 100, 0), (200, 200, 0)]
 
 
-def test_packets_with_another_tos_leave_in_another_message(rig: EngineRig) -> None:
+@pytest.mark.parametrize(
+    ("dscp", "expected"),
+    [
+        (0, [(400, 100, 0), (100, 100, 1), (100, 100, 0)]),
+        (DSCP_INHERIT, [(200, 100, 0), (200, 100, 0xB8), (100, 100, 0xB9), (100, 100, 0)]),
+    ],
+    ids=["default", "inherit"],
+)
+def test_packets_with_another_outer_tos_leave_in_another_message(
+    rig: EngineRig, expected: list[tuple[int, int, int]]
+) -> None:
     for tos in (0, 0, 0xB8, 0xB8, 0xB9, 0):
         rig.from_tun(packet(100, tos=tos))
     rig.poll()
-    assert messages(rig) == [(200, 100, 0), (200, 100, 0xB8), (100, 100, 0xB9), (100, 100, 0)]
+    assert messages(rig) == expected
 
 
 @pytest.mark.parametrize("dscp", range(64))

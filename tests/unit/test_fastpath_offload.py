@@ -18,6 +18,7 @@ from scapy.layers.l2 import GRE
 from scapy.packet import Packet
 
 from flannel_udp.dataplane import reference
+from flannel_udp.dataplane.dataplane import DSCP_INHERIT
 from flannel_udp.dataplane.reference import Forwarded, VnetHeader
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.engine_rig import EngineRig, small_table
@@ -439,8 +440,8 @@ def test_congestion_marks_cross_the_tunnel_as_rfc_6040_says(inner: int, outer: i
 
 
 @pytest.mark.parametrize("tos", range(256))
-def test_the_outer_tos_is_the_inner_one(tos: int) -> None:
-    with EngineRig(small_table(), offload=Offload()) as rig:
+def test_with_dscp_inherit_the_outer_tos_is_the_inner_one(tos: int) -> None:
+    with EngineRig(small_table(), offload=Offload(), dscp=DSCP_INHERIT) as rig:
         peer = rig.peers["127.0.0.2"]
         peer.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
         rig.from_tun(bytes(IP(src="10.1.1.5", dst="10.1.2.1", tos=tos) / UDP()))
