@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import replace
 
 from flannel_udp.agent.state import AgentState, Rooms
 from flannel_udp.backend.remains import remove_remains
 from flannel_udp.backend.table import BACKENDS
+from flannel_udp.control.entries import read_lease
 from flannel_udp.control.retry import retry
 from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
@@ -132,24 +134,26 @@ class Forwarding:
             )
         self._subnet = lease.subnet
         self._state.serve(lease)
-        await self._remove_remains()
         await retry("announcing that the network is up", self._registry.announce_up)
+        if not self._swept:
+            await retry("removing what another backend left on this host", self._remove_remains)
 
     async def _remove_remains(self) -> None:
         """Remove what another backend, with which this host ran before, has left; once, now that ours stands."""
-        if self._swept:
-            return
-        try:
-            peers = await asyncio.to_thread(self._network.peers)
-            removed = await remove_remains(self._backend, BACKENDS, self._overlay, self._keeper.former, peers)
-        except FlannelError as failed:
-            logger.warning("what another backend left on this host stays: %s", failed)
-            return
+        former = self._keeper.former
+        removed = await remove_remains(self._backend, BACKENDS, self._overlay, former, self._list_leases)
         self._swept = True
         for what in removed:
             logger.info("removed what an earlier run left: %s", what)
         if removed:
             self._upkeep.wake()  # what was in the way of ours is gone
+
+    async def _list_leases(self) -> list[Lease]:
+        leases = []
+        for entry in (await self._registry.list()).entries.values():
+            with suppress(ValueError):  # poisoned: the peer table warns about it
+                leases.append(read_lease(entry))
+        return leases
 
     async def host_changed(self) -> None:
         """Pass on what has become of the external interface and the network's MTU."""

@@ -5,13 +5,13 @@ its own only if our entry in the registry said, before we rewrote it, that this 
 
 - vxlan: the device flannel.VNI, with everything on it
 - ipip: the device flannel.ipip, likewise
-- host-gw: a route to each peer's subnet through that peer; one that leads elsewhere is an administrator's
+- host-gw: a route to the subnet of each lease through its holder; one that leads elsewhere is an administrator's
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from ipaddress import IPv4Network
 from typing import Any
 
@@ -19,7 +19,7 @@ from flannel_udp.backend.protocol import Backend
 from flannel_udp.backend.routes import count_routes
 from flannel_udp.host.netlink import RTPROT_BOOT, open_netlink
 from flannel_udp.host.rtnetlink import delete_route, open_rtnetlink
-from flannel_udp.model import LeaseAttrs, Peer
+from flannel_udp.model import Lease, LeaseAttrs
 
 _VNI_MAX = (1 << 24) - 1  # RFC 7348 section 5
 
@@ -29,30 +29,28 @@ async def remove_remains(
     backends: Mapping[str, Backend],
     overlay: IPv4Network,
     former: LeaseAttrs | None,
-    peers: Iterable[Peer],
+    list_leases: Callable[[], Awaitable[Iterable[Lease]]],
 ) -> list[str]:
     """Remove what runs with other backends than the one that is `running` have left; say what it was.
 
-    Call it when what runs stands, so that packets travel at every moment. Raises `FlannelError`.
+    `list_leases` returns those of the registry, of every backend: hosts that have not gone over yet are no peers, and
+    flanneld's routes to them are there all the same. Call it when what runs stands, so that packets travel at every
+    moment. Raises `FlannelError`.
     """
     removed = []
     for kind, backend in backends.items():
         if kind != running.type:
             removed += await backend.remove_remains(overlay)
-    if former is not None and former.backend_type != running.type:
-        removed += await asyncio.to_thread(_remove_flannelds, former, overlay, list(peers))
-    return removed
-
-
-def _remove_flannelds(former: LeaseAttrs, overlay: IPv4Network, peers: list[Peer]) -> list[str]:
+    if former is None or former.backend_type == running.type:
+        return removed
     match former.backend_type:
         case "vxlan":
-            return _remove_device(_vxlan_device(former.backend_data), "vxlan")
+            removed += await asyncio.to_thread(_remove_device, _vxlan_device(former.backend_data), "vxlan")
         case "ipip":
-            return _remove_device("flannel.ipip", "ipip")
+            removed += await asyncio.to_thread(_remove_device, "flannel.ipip", "ipip")
         case "host-gw":
-            return _remove_routes(overlay, peers)
-    return []
+            removed += await asyncio.to_thread(_remove_routes, overlay, await list_leases())
+    return removed
 
 
 def _vxlan_device(data: Any) -> str:
@@ -72,8 +70,8 @@ def _remove_device(name: str, kind: str) -> list[str]:
     return []
 
 
-def _remove_routes(overlay: IPv4Network, peers: list[Peer]) -> list[str]:
-    gateways = {peer.subnet: peer.public_ip for peer in peers}
+def _remove_routes(overlay: IPv4Network, leases: Iterable[Lease]) -> list[str]:
+    gateways = {lease.subnet.v4: lease.attrs.public_ip for lease in leases}
     with open_rtnetlink("removing flanneld's routes") as netlink:
         theirs = [
             route

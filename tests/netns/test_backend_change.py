@@ -141,15 +141,17 @@ def register(lab: Lab, host: Host, subnet: IPv4Network, kind: str, **data: objec
 
 
 @contextmanager
-def gone_over(lab: Lab, former: str, kind: str, **data: object) -> Iterator[Agent]:
-    """Let the cluster go over to `kind`, and our agent run on h1, whose entry still says what it was before."""
+def gone_over(lab: Lab, former: str, kind: str, *, peer: str | None = None, **data: object) -> Iterator[Agent]:
+    """Let the cluster go over to `kind`, and our agent run on h1, whose entry still says what it was before.
+
+    The other host has gone over already, unless `peer` says what it is.
+    """
     h1, h2 = lab.hosts
     by_hand(lab).choose_backend(kind)
     register(lab, h1, OURS, former, **data)
-    register(lab, h2, THEIRS, "host-gw" if kind == "host-gw" else "")
+    register(lab, h2, THEIRS, ("host-gw" if kind == "host-gw" else "") if peer is None else peer)
     with Agent(h1) as agent:
         agent.wait_ready()
-        h1.wait_peers({THEIRS})
         assert subnet_of(h1) == OURS
         yield agent
 
@@ -183,10 +185,11 @@ def test_flannelds_vxlan_device_goes_with_all_that_is_on_it_where_our_entry_name
         )
 
 
-def test_flannelds_host_gw_routes_go_where_our_entry_names_it(flannelds: Lab, h1: Host) -> None:
+@pytest.mark.parametrize("peer", ["", "host-gw"], ids=["gone over", "not yet"])
+def test_flannelds_host_gw_routes_go_where_our_entry_names_it(flannelds: Lab, h1: Host, peer: str) -> None:
     expected = kernel_state(h1) | OWN["udp"](OURS, "")
     h1.configure(f"route add {THEIRS} via 192.0.2.2")
-    with gone_over(flannelds, "host-gw", "udp") as agent:
+    with gone_over(flannelds, "host-gw", "udp", peer=peer) as agent:
         wait_for("they are gone, and ours is there", lambda: kernel_state(h1) == expected)
         wait_for("it is said", lambda: removed(agent) == ["removed what an earlier run left: flanneld's 1 route"])
 
@@ -212,6 +215,7 @@ def test_flannelds_host_gw_is_taken_over_without_losing_a_packet(flannelds: Lab,
     ):
         there.wait_for_one_sent_from_now()
         with gone_over(flannelds, "host-gw", "host-gw") as agent:
+            wait_for("the route is ours", lambda: bool(ours_of(h1)))
             assert ours_of(h1) == [f"{THEIRS} via 192.0.2.2 dev eth0 src {OURS[0]}"]
             there.wait_for_one_sent_from_now()
             back.wait_for_one_sent_from_now()
