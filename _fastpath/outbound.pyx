@@ -27,6 +27,7 @@ from flannel_udp._fastpath.ipv4 cimport decrement_ttl, is_unicast, parse
 from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu, forget_stale_path_mtu
 from flannel_udp._fastpath.routes cimport NO_ROUTE_HOP, OWN_HOP, lookup
+from flannel_udp._fastpath.segmenting cimport end_run_where_none_is_taken
 from flannel_udp._fastpath.sendqueue cimport SEND_FLUSH_BYTES, queue_commit, queue_end, queue_has_room
 from flannel_udp._fastpath.split cimport Split, complete_checksum, plan_split, write_segment
 from flannel_udp._fastpath.sysio cimport tun_read
@@ -97,6 +98,7 @@ cdef inline DropReason enqueue(
         transmit_if_full(dp, packet.len)
         memcpy(queue_end(&dp.send_queue), packet.data, packet.len)
         queue_commit(&dp.send_queue, packet.len, packet.next_hop, tos)
+        end_run_where_none_is_taken(dp, packet.next_hop)
         return KEEP
     reason = plan_split(&split, vnet, packet, ip)
     if reason != KEEP:
@@ -108,6 +110,7 @@ cdef inline DropReason enqueue(
         transmit_if_full(dp, split.header_len + split.segment_payload)
         n_bytes = write_segment(&split, packet, i, queue_end(&dp.send_queue))
         queue_commit(&dp.send_queue, n_bytes, packet.next_hop, tos)
+        end_run_where_none_is_taken(dp, packet.next_hop)
     return KEEP
 
 

@@ -68,6 +68,11 @@ cdef inline void queue_commit(SendQueue *queue, uint32_t n_bytes, uint32_t next_
     queue.used += n_bytes
 
 
+cdef inline void queue_end_run(SendQueue *queue) noexcept nogil:
+    """Let nothing follow the packet that was queued last in its run."""
+    queue.runs[queue.n - 1].ended = True
+
+
 cdef inline void queue_clear(SendQueue *queue) noexcept nogil:
     queue.n = 0
     queue.used = 0

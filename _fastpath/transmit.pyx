@@ -13,6 +13,7 @@ from flannel_udp._fastpath.encap_udp cimport outer_address
 from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.pathmtu cimport learn_path_mtu
 from flannel_udp._fastpath.refusal cimport FIT_TO_PATH, SEND_SINGLY, STOP_SEGMENTING, Refusal, classify_send
+from flannel_udp._fastpath.segmenting cimport note_run_refused, note_run_taken
 from flannel_udp._fastpath.sendqueue cimport RUNS_MAX, Run, SendQueue, queue_clear
 from flannel_udp._fastpath.sockets cimport (
     AF_INET,
@@ -98,6 +99,8 @@ cdef inline void send_all(Datapath *dp, mmsghdr *messages) noexcept nogil:
 
 cdef inline void count_sent(Datapath *dp, const Run *run) noexcept nogil:
     cdef PeerState *peer = state_of(dp, run.next_hop)
+    if run.n > 1:
+        note_run_taken(dp, peer)
     count_forwarded(&dp.out_counters, run.n, run.n_bytes)
     peer.packets_out += run.n
     peer.bytes_out += run.n_bytes
@@ -107,7 +110,7 @@ cdef void handle_refusal(Datapath *dp, const Run *run, int error) noexcept nogil
     """Do what helps against the error with which the kernel refused a run; count what is lost."""
     cdef Refusal refusal = classify_send(error, run.n)
     if refusal.remedy == STOP_SEGMENTING:
-        dp.send_queue.packets_max = 1
+        note_run_refused(dp, run.next_hop)
         send_singly(dp, run)
     elif refusal.remedy == SEND_SINGLY:
         send_singly(dp, run)
