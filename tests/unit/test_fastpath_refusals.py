@@ -128,8 +128,8 @@ def test_without_segmentation_packets_go_on_one_by_one_and_in_order() -> None:
 
 def test_a_route_that_takes_no_runs_is_one_peers_and_is_tried_again() -> None:
     with EngineRig(small_table(), offload=Offload()) as rig:
-        for peer in rig.peers.values():
-            peer.setsockopt(SOL_UDP, UDP_GRO, 1)
+        for end in rig.peers.values():
+            end.setsockopt(SOL_UDP, UDP_GRO, 1)
 
         def sizes(peer: int) -> set[int]:
             """Send ten packets; return how long the messages are in which the peer's kernel hands them over."""
