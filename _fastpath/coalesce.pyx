@@ -19,6 +19,7 @@ from flannel_udp._fastpath.wire cimport (
     PROTOCOL_UDP,
     TCP_ACK,
     TCP_CHECKSUM_OFFSET,
+    TCP_ECE,
     TCP_HEADER_BYTES,
     TCP_PSH,
     UDP_CHECKSUM_OFFSET,
@@ -97,8 +98,13 @@ cdef inline void begin_tcp(Write *write) noexcept nogil:
     cdef const TcpHeader *tcp = <const TcpHeader *> packet_at(&write.packet, IPV4_HEADER_BYTES, TCP_HEADER_BYTES)
     if tcp == NULL or tcp.data_offset >> 4 < 5:
         return
-    # Data and an acknowledgement, nothing else: SYN, FIN, RST, URG and the ECN flags stand for themselves.
-    begin_joinable(write, ip, IPV4_HEADER_BYTES + <uint32_t> (tcp.data_offset >> 4) * 4, tcp.flags == TCP_ACK)
+    # Data and an acknowledgement: SYN, FIN, RST, URG and CWR stand for themselves. ECE is on every segment, or on none.
+    begin_joinable(
+        write,
+        ip,
+        IPV4_HEADER_BYTES + <uint32_t> (tcp.data_offset >> 4) * 4,
+        tcp.flags & <uint8_t> (~TCP_ECE & 0xff) == TCP_ACK,
+    )
     write.next_seq = ntohl(tcp.seq) + write.payload_len
 
 
@@ -159,8 +165,8 @@ cdef inline bint tcp_may_follow(const Write *write, const uint8_t *a, const uint
     return (
         ntohl(tcp.seq) == write.next_seq
         and tcp.ack == first.ack
-        and tcp.data_offset == first.data_offset
-        and tcp.flags & <uint8_t> (~TCP_PSH & 0xff) == TCP_ACK
+        and tcp.data_offset == first.data_offset        # and so AE
+        and tcp.flags & <uint8_t> (~TCP_PSH & 0xff) == first.flags
         and tcp.window == first.window
         and tcp.urgent == first.urgent      # without URG it means nothing, but splitting must give it back
         and memcmp(a + TCP_HEADER_BYTES, b + TCP_HEADER_BYTES, tcp_options_len(write)) == 0

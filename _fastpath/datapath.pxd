@@ -26,6 +26,8 @@ cdef struct PeerState:
     uint64_t inner_mtu_epoch    # `path_epoch` when it was learned
     uint32_t inner_mtu          # bytes an inner packet may have on the way there; 0: no limit has been met
     be32 inner_mtu_of           # the address that was learned for: an index may change hands
+    be32 run_refused_by         # likewise, see `segmenting`
+    uint64_t run_retry_ns       # when a run is due again; 0: none was refused since one was taken
 
 cdef enum:
     PEER_CHUNK_BITS = 10        # states are allocated 1,024 peers at a time and never move
@@ -89,6 +91,7 @@ cdef struct Datapath:
     IcmpLimiter icmp_limiter
     SystemCalls calls
     PeerState *peer_chunks[PEER_CHUNKS_MAX]
+    uint32_t n_without_runs     # peers, see `segmenting`
     int tun_errno               # set once the TUN is beyond use (deleted): reading stops
     uint32_t read_errors        # in a row; any success sets it back
 

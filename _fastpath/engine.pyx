@@ -243,8 +243,8 @@ cdef class Engine:
 
     @property
     def segments(self) -> bool:
-        """Whether runs are sent with UDP_SEGMENT: asked for, and not refused by the kernel since."""
-        return self.dp.send_queue.packets_max > 1
+        """Whether runs are sent with UDP_SEGMENT: asked for, and not refused for any peer that had none taken since."""
+        return self.dp.send_queue.packets_max > 1 and self.dp.n_without_runs == 0
 
     @property
     def joins_tcp(self) -> bool:

@@ -29,7 +29,8 @@ from flannel_udp._fastpath.ipv4 cimport decrement_ttl, is_unicast, parse
 from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu
 from flannel_udp._fastpath.routes cimport NO_ROUTE_HOP, OWN_HOP, lookup
-from flannel_udp._fastpath.sendqueue cimport TO_FRAGMENT, queue_commit, queue_end, queue_has_room
+from flannel_udp._fastpath.segmenting cimport takes_no_runs
+from flannel_udp._fastpath.sendqueue cimport ALONE, TO_FRAGMENT, queue_commit, queue_end, queue_has_room
 from flannel_udp._fastpath.split cimport Split, complete_checksum, plan_split, write_segment
 from flannel_udp._fastpath.sysio cimport tun_read
 from flannel_udp._fastpath.transmit cimport transmit
@@ -77,6 +78,8 @@ cdef inline DropReason enqueue(
     cdef DropReason reason = KEEP
     cdef uint32_t n_bytes, i
     cdef uint16_t how = outer_tos(ip, dp.outer_tos)
+    if dp.n_without_runs != 0 and takes_no_runs(dp, packet.next_hop):
+        how |= <uint16_t> ALONE
     if vnet.gso_type == VNET_GSO_NONE:
         # First what is wrong by itself, then what depends on a path that may not be known yet; below likewise.
         if vnet.flags & VNET_NEEDS_CSUM:
@@ -102,7 +105,6 @@ cdef inline DropReason enqueue(
         transmit_if_full(dp, split.header_len + split.segment_payload)
         n_bytes = write_segment(&split, packet, i, queue_end(&dp.send_queue))
         queue_commit(&dp.send_queue, n_bytes, packet.next_hop, how)
-    n_packets[0] += split.n - 1
     return KEEP
 
 

@@ -7,7 +7,7 @@ from flannel_udp._fastpath.drops cimport DropReason
 cdef enum Remedy:
     DROP                    # nothing helps: what was refused is lost
     SEND_SINGLY             # a run of packets is too big for the path: see which of them is
-    STOP_SEGMENTING         # a run cannot be cut by the route's device, now or ever: singly, and no runs any more
+    STOP_SEGMENTING         # a run cannot be cut on the peer's route: singly, and no runs to it for a while
     FIT_TO_PATH             # a packet is too big for the path: have it fragmented, or tell its sender
     WRITE_SINGLY            # a super-packet finds no memory: its segments may
     STOP_JOINING            # the kernel takes no super-packet of that kind: singly, and none joined for a while

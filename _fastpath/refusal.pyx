@@ -17,7 +17,7 @@ cdef inline Remedy remedy_of_send(int error, uint32_t n_packets) noexcept nogil:
     if n_packets == 1:
         return FIT_TO_PATH if error == errno.EMSGSIZE else DROP
     if error == errno.EIO:
-        return STOP_SEGMENTING      # the device has no checksum offload (linux, net/ipv4/udp.c, udp_send_skb)
+        return STOP_SEGMENTING      # no checksum offload, or IPsec (linux, net/ipv4/udp.c, udp_send_skb)
     if error == errno.EMSGSIZE or error == errno.EINVAL:
         return SEND_SINGLY          # EINVAL before Linux 6.14
     return DROP

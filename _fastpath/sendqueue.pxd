@@ -12,7 +12,9 @@ from flannel_udp._fastpath.wire cimport UDP_PAYLOAD_MAX_BYTES
 cdef enum:
     RUNS_MAX = 64
     RUN_PACKETS_MAX = 64            # UDP_MAX_SEGMENTS was 64 before Linux 6.9
-    TO_FRAGMENT = 0x100             # one packet, larger than the path carries: it goes without "don't fragment"
+    OUTER_TOS = 0xff                # these bits of `Run.how`; with one of the others a run is one packet:
+    TO_FRAGMENT = 0x100             # it is larger than the path carries, and goes without "don't fragment"
+    ALONE = 0x200                   # the peer's route takes no runs
     SEND_ARENA_BYTES = TURN_BYTES + 2 * 64 * 1024
 
 cdef struct Run:
@@ -22,7 +24,7 @@ cdef struct Run:
     uint32_t segment_len            # bytes of each but the last
     uint32_t next_hop
     uint32_t packets_max            # it may get
-    uint16_t how                    # the outer TOS, and TO_FRAGMENT
+    uint16_t how                    # OUTER_TOS, and TO_FRAGMENT or ALONE
     bint ended                      # a shorter packet was the last
 
 cdef struct SendQueue:
@@ -63,7 +65,7 @@ cdef inline void queue_commit(SendQueue *queue, uint32_t n_bytes, uint32_t next_
         run.segment_len = n_bytes
         run.next_hop = next_hop
         run.how = how
-        run.packets_max = 1 if how & TO_FRAGMENT else queue.packets_max
+        run.packets_max = 1 if how > OUTER_TOS else queue.packets_max
     run.n_bytes += n_bytes
     run.n += 1
     run.ended = n_bytes < run.segment_len

@@ -13,7 +13,8 @@ from flannel_udp._fastpath.encap_udp cimport outer_address
 from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu, learn_path_mtu
 from flannel_udp._fastpath.refusal cimport FIT_TO_PATH, SEND_SINGLY, STOP_SEGMENTING, Refusal, classify_send
-from flannel_udp._fastpath.sendqueue cimport RUNS_MAX, TO_FRAGMENT, Run, SendQueue, queue_clear
+from flannel_udp._fastpath.segmenting cimport note_run_refused, note_run_taken
+from flannel_udp._fastpath.sendqueue cimport OUTER_TOS, RUNS_MAX, TO_FRAGMENT, Run, SendQueue, queue_clear
 from flannel_udp._fastpath.sockets cimport (
     AF_INET,
     CMSG_DATA,
@@ -50,7 +51,7 @@ cdef inline void address_message(
 ) noexcept nogil:
     """Make a run one message: one datagram, or several that the kernel cuts."""
     cdef uint16_t segment = <uint16_t> run.segment_len
-    cdef int tos = run.how & ~TO_FRAGMENT
+    cdef int tos = run.how & OUTER_TOS
     fill_in(message, envelope, run.data, run.n_bytes)
     envelope.address.sin_family = AF_INET
     envelope.address.sin_port = dp.port
@@ -118,6 +119,8 @@ cdef inline void send_some(Datapath *dp, mmsghdr *messages, uint32_t done, uint3
 
 cdef inline void count_sent(Datapath *dp, const Run *run) noexcept nogil:
     cdef PeerState *peer = state_of(dp, run.next_hop)
+    if run.n > 1:
+        note_run_taken(dp, peer)
     count_forwarded(&dp.out_counters, run.n, run.n_bytes)
     peer.packets_out += run.n
     peer.bytes_out += run.n_bytes
@@ -127,7 +130,7 @@ cdef void handle_refusal(Datapath *dp, const Run *run, int error) noexcept nogil
     """Do what helps against the error with which the kernel refused a run; count what is lost."""
     cdef Refusal refusal = classify_send(error, run.n)
     if refusal.remedy == STOP_SEGMENTING:
-        dp.send_queue.packets_max = 1
+        note_run_refused(dp, run.next_hop)
         send_singly(dp, run)
     elif refusal.remedy == SEND_SINGLY:
         send_singly(dp, run)

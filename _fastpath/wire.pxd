@@ -68,7 +68,7 @@ cdef packed struct TcpHeader:
     be16 dst_port
     be32 seq
     be32 ack
-    uint8_t data_offset     # header length in 32-bit words << 4
+    uint8_t data_offset     # header length in 32-bit words << 4 | reserved bits | AE (RFC 9768)
     uint8_t flags           # CWR 0x80 … FIN 0x01
     be16 window
     be16 checksum           # pseudo-header, header, payload
@@ -117,6 +117,7 @@ cdef enum:
     TCP_FIN = 0x01
     TCP_PSH = 0x08
     TCP_ACK = 0x10
+    TCP_ECE = 0x40
     TCP_CWR = 0x80
     TCP_CHECKSUM_OFFSET = 16    # bytes into the header
     UDP_HEADER_BYTES = 8

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from flannel_udp._fastpath.engine import Engine, watch
 from flannel_udp._fastpath.routes import OWN, RouteTable
 from flannel_udp.dataplane.adopted import Adopted, descriptor_names
-from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
+from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel, hands_over_super_packets
 from flannel_udp.dataplane.table import TableBuilder
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, Tunnel, adopt_tunnel, open_tunnel
 from flannel_udp.dataplane.underlay import (
@@ -265,9 +265,10 @@ class Dataplane:
 
     @property
     def offload(self) -> Offload:
-        """The offloads in use: granted, and not refused by the kernel when they were used last."""
+        """The offloads in use: granted, not refused when they were used last, and not switched off by ethtool since."""
         return replace(
             self._granted,
+            tso=self._granted.tso and hands_over_super_packets(self.tunnel.name),
             udp_segment=all(engine.segments for engine in self._engines),
             join_tcp=all(engine.joins_tcp for engine in self._engines),
             join_udp=all(engine.joins_udp for engine in self._engines),

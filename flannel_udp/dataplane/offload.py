@@ -7,10 +7,12 @@ writes, and `udp-segment` on a route's device without checksum offload.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import logging
 import socket
+import struct
 from dataclasses import replace
 
 from flannel_udp.dataplane.join_probe import TCP, UDP, takes_super_packets
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 TUNSETOFFLOAD = 0x400454D0
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x08, 0x20, 0x40
 IP_RECVTOS = 13  # linux/in.h; socket.IP_RECVTOS is there on newer Pythons only
+# linux/sockios.h, linux/ethtool.h
+SIOCETHTOOL, ETHTOOL_GTSO = 0x8946, 0x1E
+_ETHTOOL_VALUE = struct.Struct("=II")  # command, answer
 # linux/udp.h
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 
@@ -43,6 +48,21 @@ def enable_on_tunnel(fd: int, wanted: Offload) -> Offload:
         join_tcp=granted.join_tcp and _may_join(fd, "join-tcp", TCP),
         join_udp=granted.join_udp and _may_join(fd, "join-udp", UDP),
     )
+
+
+def hands_over_super_packets(name: str) -> bool:
+    """Tell whether the device hands over TCP uncut: `ethtool -K flannel0 tso off` takes back what it was told.
+
+    Also True where the kernel does not say: the device is gone, or has another name now.
+    """
+    command = ctypes.create_string_buffer(_ETHTOOL_VALUE.pack(ETHTOOL_GTSO, 0), _ETHTOOL_VALUE.size)
+    request = struct.pack("16sP16x", name.encode(), ctypes.addressof(command))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        try:
+            fcntl.ioctl(any_socket, SIOCETHTOOL, request)
+        except OSError:
+            return True
+    return bool(_ETHTOOL_VALUE.unpack(command.raw)[1])
 
 
 def enable_on_socket(udp: socket.socket, wanted: Offload) -> Offload:

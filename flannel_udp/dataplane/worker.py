@@ -22,7 +22,7 @@ LINGER_MS = 20
 
 _JOIN_LOST = "the kernel refuses joined packets; they are written one by one, and a join is tried from time to time"
 _LOST = {
-    "udp-segment": "the way to a peer leads over a device that cannot cut datagrams",
+    "udp-segment": "datagrams to a peer cannot be cut on its route; they leave one by one, a run is tried at times",
     "join-tcp": _JOIN_LOST,
     "join-udp": _JOIN_LOST,
 }
@@ -81,7 +81,7 @@ class Worker:
             if back:
                 logger.info("%s is used again", name)
             else:
-                logger.warning("%s is not used any more: %s", name, _LOST[name])
+                logger.warning("%s is refused: %s", name, _LOST[name])
         self._said |= changes
 
     def probe(self) -> Future[None]:

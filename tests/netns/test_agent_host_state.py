@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from flannel_udp.files import subnet_env
+from flannel_udp.lab import ethtool
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
@@ -28,6 +29,8 @@ REPAIR_S = 1.0
 FOLLOW_S = 3.0
 """How soon flannel0 must be right again, and a changed external interface be followed."""
 NETWORK = "10.244.0.0/16"
+TUN_TSO = ("tx-tcp-segmentation", "tx-tcp-ecn-segmentation")
+"""What a tunnel device has of `ethtool -K DEVICE tso`."""
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,18 @@ def flannel0(host: Host, name: str = "flannel0") -> dict[str, Any]:
     return {key: link.get(key) for key in ("mtu", "txqlen", "flags")} | {
         "addresses": [(item["local"], item["prefixlen"]) for item in link.get("addr_info", [])]
     }
+
+
+def test_status_says_what_ethtool_has_switched_off(h1: Host) -> None:
+    def offload() -> set[str]:
+        return set(h1.control("/v1/status")["offload"])
+
+    before = offload()
+    assert "tso" in before
+    ethtool.set_features(h1.namespace, "flannel0", dict.fromkeys(TUN_TSO, False))
+    assert offload() == before - {"tso"}
+    ethtool.set_features(h1.namespace, "flannel0", dict.fromkeys(TUN_TSO, True))
+    assert offload() == before
 
 
 def routes_of(host: Host) -> list[str]:

@@ -12,7 +12,7 @@ from flannel_udp.dataplane.reference import VnetHeader
 from tests.support.twin import FromPeer, FromTun
 
 TCP, UDP = 6, 17
-ACK = 0x10
+ACK, ECE = 0x10, 0x40
 _GSO_TYPE = {TCP: 1, UDP: 5}
 _ECN = 0x80
 _CHECKSUM_AT = {TCP: 16, UDP: 6}
@@ -98,7 +98,7 @@ class Traffic:
         i = self._random.randrange(len(self._in))
         flow, address = self._in[i], f"127.0.0.{2 + i % 2}"
         payload = self._payload()
-        flags = [ACK] * self._random.randint(1, _BUNDLE_MAX)
+        flags = [self._random.choice([ACK, ACK, ACK, ACK | ECE])] * self._random.randint(1, _BUNDLE_MAX)
         flags[-1] = self._flags()
         tos = self._random.choice([0, 2, 2, 1, 3])
         packets = [flow.next(self._random.randbytes(len(payload)), each, tos=tos) for each in flags]
@@ -112,7 +112,7 @@ class Traffic:
     def _super_packet(self, flow: Flow) -> FromTun:
         gso_size = self._random.choice([_WHOLE_MTU, _WHOLE_MTU, self._random.randint(500, 9_000)])
         payload = self._random.randbytes(self._random.randint(1, 65_000 if self._random.random() < 0.2 else 6_000))
-        flags = self._random.choice([ACK, ACK, ACK | 8, ACK | 1, ACK | 0x80 | 8])
+        flags = self._random.choice([ACK, ACK, ACK | 8, ACK | 1, ACK | ECE, ACK | 0x80 | 8])
         header_len = 28 if flow.protocol == UDP else 40 + len(flow.options)
         packet = flow.next(payload, flags)
         segments = -(-len(payload) // gso_size)

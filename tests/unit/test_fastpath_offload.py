@@ -183,12 +183,14 @@ def test_consecutive_packets_for_one_peer_leave_in_one_message_and_in_order() ->
         assert got == sent
 
 
-def stream(n: int, size: int, source: str = "10.1.2.7", **fields: Any) -> list[bytes]:
+def stream(n: int, size: int, source: str = "10.1.2.7", flags: str = "A", **fields: Any) -> list[bytes]:
     """`n` full TCP segments that follow each other."""
     return [
         bytes(
             IP(src=source, dst="10.1.1.5", id=i, flags="DF", ttl=33)
-            / TCP(sport=5, dport=6, seq=(1000 + i * size) % 2**32, flags="A", options=[("Timestamp", (7, 8))], **fields)
+            / TCP(
+                sport=5, dport=6, seq=(1000 + i * size) % 2**32, flags=flags, options=[("Timestamp", (7, 8))], **fields
+            )
             / (bytes([i % 251]) * size)
         )
         for i in range(n)
@@ -322,6 +324,22 @@ def test_an_odd_packet_goes_on_alone_as_it_came_and_in_its_place(name: str) -> N
         else:
             assert got == lowered([*before, odd, *after])
         assert len(writes) <= 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "reserved", "n_writes"), [("A", 1, 1), ("EA", 0, 1), ("EA", 1, 1), ("CA", 0, 10), ("CEA", 0, 10)]
+)
+def test_segments_with_the_same_ecn_flags_are_joined_but_never_with_cwr(
+    flags: str, reserved: int, n_writes: int
+) -> None:
+    """As the kernel's GRO has it: ECE and AE (the last of the reserved bits) on all, CWR on each for itself."""
+    segments = stream(10, 500, flags=flags, reserved=reserved)
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        rig.bundle_from_peer("127.0.0.2", segments)
+        rig.poll()
+        writes = rig.to_tun_raw()
+        assert expanded(writes) == lowered(segments)
+        assert len(writes) == n_writes
 
 
 def test_push_ends_a_super_packet_and_stays_on_its_last_segment() -> None:

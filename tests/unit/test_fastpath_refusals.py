@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 
+from flannel_udp.dataplane.offload import SOL_UDP, UDP_GRO
 from flannel_udp.dataplane.reference import VnetHeader, with_ttl
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.agents import wait_for
@@ -122,6 +123,31 @@ def test_without_segmentation_packets_go_on_one_by_one_and_in_order() -> None:
         refused([Refusal("sendmmsg", errno.ENOMEM, {VLEN: 1})], rig.poll)
         assert rig.engine.counters()["system_calls"]["udp_sends"] == before + 1
         assert ids(rig.to_peer("127.0.0.2")) == [*range(5), *range(6, 26)]
+        assert rig.drops("out") == {}
+
+
+def test_a_route_that_takes_no_runs_is_one_peers_and_is_tried_again() -> None:
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        for end in rig.peers.values():
+            end.setsockopt(SOL_UDP, UDP_GRO, 1)
+
+        def sizes(peer: int) -> set[int]:
+            """Send ten packets; return how long the messages are in which the peer's kernel hands them over."""
+            for number in range(10):
+                rig.from_tun(outbound(number, peer=peer))
+            rig.poll()
+            return set(map(len, rig.to_peer(f"127.0.0.{peer}")))
+
+        for peer in (2, 3):
+            rig.from_tun(outbound(0, peer=peer))
+            rig.from_tun(outbound(1, peer=peer))
+        refused([Refusal("sendmmsg", errno.EIO, {VLEN: 2})], rig.poll)  # the first of two runs, to peer 2
+        for peer in (2, 3):
+            rig.to_peer(f"127.0.0.{peer}")
+        assert (sizes(2), sizes(3)) == ({100}, {1_000})
+        assert not rig.engine.segments
+        wait_for("a run is tried again", lambda: sizes(2) == {1_000}, RETRY_S)
+        assert rig.engine.segments
         assert rig.drops("out") == {}
 
 

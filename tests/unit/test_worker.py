@@ -47,7 +47,7 @@ def test_a_thread_says_once_that_the_kernel_refuses_joined_packets(caplog: pytes
 
         refused([Refusal("writev", errno.EINVAL, at_least={2: 3})], run)
     (said,) = (record.getMessage() for record in caplog.records)
-    assert said.startswith("join-tcp is not used any more: the kernel refuses joined packets")
+    assert said.startswith("join-tcp is refused: the kernel refuses joined packets")
 
 
 def test_a_thread_that_spins_lingers_afterwards_before_it_gives_up() -> None:
