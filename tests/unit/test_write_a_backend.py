@@ -18,7 +18,7 @@ from flannel_udp.backend.remains import remove_remains
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.errors import ConfigError
-from flannel_udp.model import Delta, Entry, Interface, Peer, Snapshot
+from flannel_udp.model import Delta, Entry, Interface, Lease, Peer, Snapshot
 from flannel_udp.netconf.config import NetworkConfig, parse_network_config
 from flannel_udp.options import Options
 from flannel_udp.registry.keys import format_value
@@ -143,6 +143,10 @@ async def test_an_edited_file_is_put_right_and_counted(network: Network, file: P
 async def test_nothing_of_it_stays_once_another_backend_runs(backend: Backend, file: Path) -> None:
     file.write_text("left")
     table: dict[str, Backend] = {"alloc": BACKENDS["alloc"], backend.type: backend}
-    removed = await remove_remains(BACKENDS["alloc"], table, config_of(backend).overlay, None, [])
+
+    async def no_leases() -> list[Lease]:
+        return []
+
+    removed = await remove_remains(BACKENDS["alloc"], table, config_of(backend).overlay, None, no_leases)
     assert removed == [f"{file} of the backend routes-file"]
     assert not file.exists()
