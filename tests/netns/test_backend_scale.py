@@ -132,17 +132,14 @@ def test_a_change_is_one_route_more_and_one_less(host: Host, etcd: Etcd, news: N
 def test_a_restart_writes_no_route(host: Host, news: News) -> None:
     host.stop_agent()
     started_s = time.monotonic()
-    host.start_agent()
+    host.start_agent("--clean-on-exit")
     host.wait_ready(PATIENCE_S)
     tell(f"started again in {time.monotonic() - started_s:.2f} s")
     assert [told for told in news() if "route" in told] == []
 
 
-def test_at_the_end_all_go_at_once(host: Host) -> None:
-    host.stop_agent()
-    host.start_agent("--clean-on-exit")
-    host.wait_ready(PATIENCE_S)
+def test_an_end_that_cleans_removes_all(host: Host) -> None:
     started_s = time.monotonic()
-    host.stop_agent()
+    host.stop_agent()  # the one of the test before
     tell(f"ended, and all routes gone, in {time.monotonic() - started_s:.2f} s")
     assert ours_of(host) == []
