@@ -62,7 +62,7 @@ class HostGwBackend:
         def remove() -> list[str]:
             n = RouteSet().clear()
             LeaseEnd().remove_former()
-            return [f"{n} routes of the backend host-gw"] if n else []
+            return [f"routes of the backend host-gw: {n}"] if n else []
 
         return await asyncio.to_thread(remove)
 
@@ -157,7 +157,7 @@ class HostGwNetwork(KernelNetwork):
         n = await self._work(self._own, self._repair)
         if n:
             self.repairs["route"] += n
-            logger.info("put right: %d routes to peers", n)
+            logger.info("put right: routes to peers: %d", n)
 
     async def follow(self, external: Interface) -> None:
         """See `KeptNetwork.follow`: all routes lead out of that interface."""

@@ -81,4 +81,4 @@ def _remove_routes(overlay: IPv4Network, leases: Iterable[Lease]) -> list[str]:
             and gateways.get(route.destination) == route.gateway
         ]
         netlink.apply([delete_route(route) for route in theirs])
-    return [f"flanneld's {len(theirs)} routes"] if theirs else []
+    return [f"flanneld's routes: {len(theirs)}"] if theirs else []

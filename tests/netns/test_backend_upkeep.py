@@ -84,7 +84,7 @@ def test_a_deleted_route_is_back_within_a_second(trio: Lab, h1: Host) -> None:
     h1.configure(f"route del {subnet_of(trio.hosts[1])}")
     assert wait_for("it is back", lambda: are_right(trio)) < REPAIR_S
     wait_for("it is counted", lambda: repairs_of(h1)["route"] == before + 1)
-    assert log.lines() == ["put right: 1 routes to peers"]
+    assert log.lines() == ["put right: routes to peers: 1"]
 
 
 def test_the_deleted_address_that_ends_the_routes_is_back_with_them_within_a_second(trio: Lab, h1: Host) -> None:
@@ -92,7 +92,7 @@ def test_the_deleted_address_that_ends_the_routes_is_back_with_them_within_a_sec
     h1.configure(f"address del {subnet_of(h1).network_address}/32 dev lo")
     assert wait_for("all is back", lambda: are_right(trio)) < REPAIR_S
     assert_traffic(trio)
-    assert log.lines() == ["put right: 2 routes to peers"]
+    assert log.lines() == ["put right: routes to peers: 2"]
 
 
 def test_an_interface_that_goes_down_is_waited_for_and_has_its_routes_again(trio: Lab, h1: Host) -> None:
@@ -176,7 +176,7 @@ def test_a_foreign_route_is_named_and_left_and_ours_comes_when_it_goes(trio: Lab
     assert [line for line in log.lines() if "route" in line] == [
         fault,
         f"routes that could not be set stand now: {subnet}",
-        "put right: 1 routes to peers",
+        "put right: routes to peers: 1",
     ]
 
 
