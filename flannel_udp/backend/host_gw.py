@@ -221,7 +221,10 @@ class HostGwNetwork(KernelNetwork):
         """Log why routes do not end with the lease, which cannot be set, and what is right again; each once."""
         if self._end.fault != self._end_fault:
             self._end_fault = self._end.fault
-            logger.warning("%s", self._end_fault) if self._end_fault else logger.info("routes end with the lease again")
+            if self._end_fault is None:
+                logger.info("routes end with the lease again")
+            else:
+                logger.warning("%s", self._end_fault)
         before, now = self._faults, self._routes.faults
         if now is before:
             return

@@ -14,7 +14,7 @@ from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping, ping_matrix
 from tests.support.agents import Log, command_line, peers_of, subnet_of, up_with_peers, wait_for
-from tests.support.by_hand import by_hand
+from tests.support.by_hand import FileByHand, by_hand
 from tests.support.kernel_state import lease_end_of, ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
@@ -256,3 +256,20 @@ def test_of_two_peers_with_one_subnet_one_counts_with_one_warning_and_the_other_
     wait_for("the route", lambda: any(line.startswith(f"{STRANGERS} via 192.0.2.92 ") for line in ours_of(h1)))
     hand.delete(second)
     wait_for("it is gone", lambda: are_right(trio))
+
+
+def test_of_many_peers_off_link_ten_are_named_and_the_rest_counted(trio: Lab, h1: Host) -> None:
+    """The last one here: so many peers use up the log's room for lines about peers."""
+    registry, log = trio.plan.registry_file, Log(h1)
+    before = registry.read_text()
+    document = json.loads(before)
+    for number in range(12):
+        document["subnets"][f"10.244.{230 + number}.0-24"] = {"PublicIP": "198.51.100.9", "BackendType": "host-gw"}
+    FileByHand(trio).replace(json.dumps(document))
+    wait_for("they are told", lambda: bool(log.lines("more like these")))
+    assert len(log.lines("no route to")) == 10
+    assert log.lines("more like these") == ["... and 2 more like these: see flannel-udp peers"]
+    assert (len(problems_of(h1)), problems_of(h1)[-1]) == (11, "and 2 more: see flannel-udp peers")
+    assert sum(row["problem"] is not None for row in h1.control("/v1/peers")) == 12
+    FileByHand(trio).replace(before)
+    wait_for("they are forgotten", lambda: problems_of(h1) == [])
