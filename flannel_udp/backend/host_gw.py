@@ -18,7 +18,7 @@ from typing import Any
 from flannel_udp.backend.kernel import KernelNetwork, kernel_mtu
 from flannel_udp.backend.lease_end import LeaseEnd
 from flannel_udp.backend.protocol import Context, NetworkFacts, accept_types
-from flannel_udp.backend.routes import ROUTE_PROTOCOL, Hop, RouteSet, count_routes
+from flannel_udp.backend.routes import ROUTE_PROTOCOL, Hop, RouteSet
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host.monitor import Interest, OwnRoutes
 from flannel_udp.host.rtnetlink import LOOPBACK_INDEX
@@ -62,7 +62,7 @@ class HostGwBackend:
         def remove() -> list[str]:
             n = RouteSet().clear()
             LeaseEnd().remove_former()
-            return [f"{count_routes(n)} of the backend host-gw"] if n else []
+            return [f"routes of the backend host-gw: {n}"] if n else []
 
         return await asyncio.to_thread(remove)
 
@@ -157,7 +157,7 @@ class HostGwNetwork(KernelNetwork):
         n = await self._work(self._own, self._repair)
         if n:
             self.repairs["route"] += n
-            logger.info("put right: %s to peers", count_routes(n))
+            logger.info("put right: routes to peers: %d", n)
 
     async def follow(self, external: Interface) -> None:
         """See `KeptNetwork.follow`: all routes lead out of that interface."""
@@ -221,7 +221,10 @@ class HostGwNetwork(KernelNetwork):
         """Log why routes do not end with the lease, which cannot be set, and what is right again; each once."""
         if self._end.fault != self._end_fault:
             self._end_fault = self._end.fault
-            logger.warning("%s", self._end_fault) if self._end_fault else logger.info("routes end with the lease again")
+            if self._end_fault is None:
+                logger.info("routes end with the lease again")
+            else:
+                logger.warning("%s", self._end_fault)
         before, now = self._faults, self._routes.faults
         if now is before:
             return

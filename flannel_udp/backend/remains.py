@@ -16,7 +16,6 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from flannel_udp.backend.protocol import Backend
-from flannel_udp.backend.routes import count_routes
 from flannel_udp.host.netlink import RTPROT_BOOT, open_netlink
 from flannel_udp.host.rtnetlink import delete_route, open_rtnetlink
 from flannel_udp.model import Lease, LeaseAttrs
@@ -82,4 +81,4 @@ def _remove_routes(overlay: IPv4Network, leases: Iterable[Lease]) -> list[str]:
             and gateways.get(route.destination) == route.gateway
         ]
         netlink.apply([delete_route(route) for route in theirs])
-    return [f"flanneld's {count_routes(len(theirs))}"] if theirs else []
+    return [f"flanneld's routes: {len(theirs)}"] if theirs else []

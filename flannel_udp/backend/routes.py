@@ -193,11 +193,6 @@ class RouteSet:
         self._settle(netlink, [route.destination for route in routes])
 
 
-def count_routes(n: int) -> str:
-    """Return "1 route", "2 routes"."""
-    return f"{n} route{'s' if n != 1 else ''}"
-
-
 class _Step(NamedTuple):
     route: Route
     message: Message

@@ -14,7 +14,7 @@ from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping, ping_matrix
 from tests.support.agents import Log, command_line, peers_of, subnet_of, up_with_peers, wait_for
-from tests.support.by_hand import by_hand
+from tests.support.by_hand import FileByHand, by_hand
 from tests.support.kernel_state import lease_end_of, ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
@@ -84,7 +84,7 @@ def test_a_deleted_route_is_back_within_a_second(trio: Lab, h1: Host) -> None:
     h1.configure(f"route del {subnet_of(trio.hosts[1])}")
     assert wait_for("it is back", lambda: are_right(trio)) < REPAIR_S
     wait_for("it is counted", lambda: repairs_of(h1)["route"] == before + 1)
-    assert log.lines() == ["put right: 1 route to peers"]
+    assert log.lines() == ["put right: routes to peers: 1"]
 
 
 def test_the_deleted_address_that_ends_the_routes_is_back_with_them_within_a_second(trio: Lab, h1: Host) -> None:
@@ -92,7 +92,7 @@ def test_the_deleted_address_that_ends_the_routes_is_back_with_them_within_a_sec
     h1.configure(f"address del {subnet_of(h1).network_address}/32 dev lo")
     assert wait_for("all is back", lambda: are_right(trio)) < REPAIR_S
     assert_traffic(trio)
-    assert log.lines() == ["put right: 2 routes to peers"]
+    assert log.lines() == ["put right: routes to peers: 2"]
 
 
 def test_an_interface_that_goes_down_is_waited_for_and_has_its_routes_again(trio: Lab, h1: Host) -> None:
@@ -176,7 +176,7 @@ def test_a_foreign_route_is_named_and_left_and_ours_comes_when_it_goes(trio: Lab
     assert [line for line in log.lines() if "route" in line] == [
         fault,
         f"routes that could not be set stand now: {subnet}",
-        "put right: 1 route to peers",
+        "put right: routes to peers: 1",
     ]
 
 
@@ -256,3 +256,20 @@ def test_of_two_peers_with_one_subnet_one_counts_with_one_warning_and_the_other_
     wait_for("the route", lambda: any(line.startswith(f"{STRANGERS} via 192.0.2.92 ") for line in ours_of(h1)))
     hand.delete(second)
     wait_for("it is gone", lambda: are_right(trio))
+
+
+def test_of_many_peers_off_link_ten_are_named_and_the_rest_counted(trio: Lab, h1: Host) -> None:
+    """The last one here: so many peers use up the log's room for lines about peers."""
+    registry, log = trio.plan.registry_file, Log(h1)
+    before = registry.read_text()
+    document = json.loads(before)
+    for number in range(12):
+        document["subnets"][f"10.244.{230 + number}.0-24"] = {"PublicIP": "198.51.100.9", "BackendType": "host-gw"}
+    FileByHand(trio).replace(json.dumps(document))
+    wait_for("they are told", lambda: bool(log.lines("more like these")))
+    assert len(log.lines("no route to")) == 10
+    assert log.lines("more like these") == ["... and 2 more like these: see flannel-udp peers"]
+    assert (len(problems_of(h1)), problems_of(h1)[-1]) == (11, "and 2 more: see flannel-udp peers")
+    assert sum(row["problem"] is not None for row in h1.control("/v1/peers")) == 12
+    FileByHand(trio).replace(before)
+    wait_for("they are forgotten", lambda: problems_of(h1) == [])
