@@ -1,8 +1,7 @@
 """The packets that `bench.instructions` counts instructions for: an engine alone, driven below callgrind.
 
-    python -m bench.hot_path MARKS
-
-MARKS is bench/callgrind_marks.c as a shared library. Prints how many packets a repetition of each case moves.
+`main` takes one argument, bench/callgrind_marks.c as a shared library, and prints how many packets a repetition of each
+case moves.
 """
 
 from __future__ import annotations
@@ -99,7 +98,3 @@ def main() -> int:
     moved = {name: run(case, partial(marks.end_case, name.encode())) for name, case in CASES.items()}
     sys.stdout.write(json.dumps(moved))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

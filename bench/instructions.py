@@ -48,7 +48,9 @@ def measure() -> Counts:
         callgrind = ["valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no"]
         callgrind += [f"--toggle-collect={pattern}" for pattern in _COUNTED]
         callgrind += [f"--callgrind-out-file={folder / 'dump'}"]
-        packets = json.loads(_run([*callgrind, sys.executable, "-m", "bench.hot_path", str(marks)]))
+        # This folder last: the package that is installed counts, if one is, and not a checkout without its build.
+        code = f"import sys; sys.path.append({str(_ROOT)!r}); from bench.hot_path import main; sys.exit(main())"
+        packets = json.loads(_run([*callgrind, sys.executable, "-c", code, str(marks)]))
         dumps = [parse_dump(path.read_text()) for path in folder.glob("dump.*")]
     # A datagram that comes too late for its batch costs another one: what disturbs a repetition only adds to it.
     least = {name: min((count for case, count in dumps if case == name), default=0) for name in CASES}

@@ -160,7 +160,7 @@ def configure(host: Host) -> None:
     registry = f"file:{host.plan.registry_file}"
     done = command_without_agent(host, "config", "put", str(document), "--registry", registry)
     document.unlink()
-    assert done == (0, "", "")
+    assert done == (0, "stored: the registry's first network configuration\n", "")
 
 
 def command_without_agent(host: Host, *words: str) -> tuple[int, str, str]:
