@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 from flannel_udp._fastpath.routes import RouteTable
@@ -17,9 +18,16 @@ class Engine:
         segment: bool = False,
         join_tcp: bool = False,
         join_udp: bool = False,
+        lanes: Sequence[int] = (),
     ) -> None: ...
     def attach(
-        self, tun_fd: int, udp_fd: int, segment: bool = False, join_tcp: bool = False, join_udp: bool = False
+        self,
+        tun_fd: int,
+        udp_fd: int,
+        segment: bool = False,
+        join_tcp: bool = False,
+        join_udp: bool = False,
+        lanes: Sequence[int] = (),
     ) -> None: ...
     def fileno(self) -> int: ...
     def poll(self, linger_ms: int = 0, busy_us: int = 0) -> int: ...

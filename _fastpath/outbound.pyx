@@ -5,8 +5,8 @@
 3. look up the next hop
 4. decrement the TTL
 5. see whether it fits the path; split a super-packet; complete a partial checksum; queue what comes out
-6. send the queue when the TUN is empty or the turn is over (`turn`); a dropped packet is counted and, where that is right, its
-   sender told
+6. send the queue when the TUN is empty or the turn is over (`turn`); a dropped packet is counted and, where that is
+   right, its sender told
 """
 
 from libc.stdint cimport uint16_t, uint32_t

@@ -17,13 +17,13 @@ from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteTable, lookup
 from flannel_udp._fastpath.sendqueue cimport (
     RUN_PACKETS_MAX,
     SEND_ARENA_BYTES,
-    SEND_FLUSH_BYTES,
     SendQueue,
     queue_clear,
     queue_commit,
     queue_end,
 )
 from flannel_udp._fastpath.split cimport Split, complete_checksum, plan_split, write_segment
+from flannel_udp._fastpath.turn cimport TURN_BYTES
 from flannel_udp._fastpath.wire cimport (
     IPV4_HEADER_BYTES,
     VNET_GSO_TCPV4,
@@ -84,7 +84,7 @@ def queue(uint8_t[::1] bundle not None, uint32_t size, uint32_t rounds) -> int:
             for i in range(n):
                 memcpy(queue_end(waiting), &bundle[i * size], size)
                 queue_commit(waiting, size, FIRST_PEER, outer_tos(<Ipv4Header *> &bundle[i * size], -1))
-            if waiting.used >= SEND_FLUSH_BYTES:
+            if waiting.used >= TURN_BYTES:
                 queue_clear(waiting)
     free(waiting.arena)
     free(waiting)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, RouteTable
 from flannel_udp.dataplane.adopted import Adopted, descriptor_names
+from flannel_udp.dataplane.lanes import close_lanes, open_lanes
 from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel
 from flannel_udp.dataplane.table import TableBuilder
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, adopt_tunnel, open_tunnel
@@ -76,7 +77,9 @@ class Dataplane:
             # Nothing is switched while another process uses the descriptors.
             self._granted = adopted.granted if adopted and adopted.granted else self._enable_offload()
             self._engines: list[Engine] = []
-            for queue, udp in zip(self.tunnel.filenos(), self._sockets, strict=True):
+            self._lanes = open_lanes(self._sockets)
+            opened.callback(self._close_lanes)
+            for queue, udp, lanes in zip(self.tunnel.filenos(), self._sockets, self._lanes, strict=True):
                 engine = Engine(
                     queue,
                     udp.fileno(),
@@ -88,6 +91,7 @@ class Dataplane:
                     segment=self._granted.udp_segment,
                     join_tcp=self._granted.join_tcp,
                     join_udp=self._granted.join_udp,
+                    lanes=[lane.fileno() for lane in lanes],
                 )
                 opened.callback(engine.close)
                 self._engines.append(engine)
@@ -168,6 +172,9 @@ class Dataplane:
     def _close_sockets(self) -> None:
         close_sockets(self._sockets)
 
+    def _close_lanes(self) -> None:
+        close_lanes(self._lanes)
+
     @property
     def tunnel_lost(self) -> bool:
         """Whether reading from flannel0 has failed for good: it was deleted, or broke."""
@@ -186,7 +193,13 @@ class Dataplane:
         """Send from this address of the external interface, and receive at it; likewise."""
         self._refuse_if_lent()
         former, self._sockets = self._sockets, open_sockets(address, self._port, self.workers)
-        self._replace(lambda: close_sockets(former))
+        former_lanes, self._lanes = self._lanes, open_lanes(self._sockets)
+
+        def close_former() -> None:
+            close_lanes(former_lanes)
+            close_sockets(former)
+
+        self._replace(close_former)
 
     def take_back(self) -> None:
         """Go on with what was lent."""
@@ -199,8 +212,11 @@ class Dataplane:
         self._replaced += 1
         self._granted = granted = self._enable_offload()
         stopped = self._stop(range(self.workers))
-        for engine, queue, udp in zip(self._engines, self.tunnel.filenos(), self._sockets, strict=True):
-            engine.attach(queue, udp.fileno(), granted.udp_segment, granted.join_tcp, granted.join_udp)
+        for engine, queue, udp, lanes in zip(
+            self._engines, self.tunnel.filenos(), self._sockets, self._lanes, strict=True
+        ):
+            rungs = (granted.udp_segment, granted.join_tcp, granted.join_udp)
+            engine.attach(queue, udp.fileno(), *rungs, [lane.fileno() for lane in lanes])
         for number in stopped:
             self.start_worker(number)
         close_former()
