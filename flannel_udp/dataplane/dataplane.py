@@ -77,7 +77,7 @@ class Dataplane:
             # Nothing is switched while another process uses the descriptors.
             self._granted = adopted.granted if adopted and adopted.granted else self._enable_offload()
             self._engines: list[Engine] = []
-            self._lanes = open_lanes(self._sockets)
+            self._lanes = open_lanes(self._sockets, udp_gro=self._granted.udp_gro)
             opened.callback(self._close_lanes)
             for queue, udp, lanes in zip(self.tunnel.filenos(), self._sockets, self._lanes, strict=True):
                 engine = Engine(
@@ -193,7 +193,7 @@ class Dataplane:
         """Send from this address of the external interface, and receive at it; likewise."""
         self._refuse_if_lent()
         former, self._sockets = self._sockets, open_sockets(address, self._port, self.workers)
-        former_lanes, self._lanes = self._lanes, open_lanes(self._sockets)
+        former_lanes, self._lanes = self._lanes, open_lanes(self._sockets, udp_gro=self._granted.udp_gro)
 
         def close_former() -> None:
             close_lanes(former_lanes)

@@ -15,6 +15,7 @@ import socket
 import struct
 from collections.abc import Sequence
 
+from flannel_udp.dataplane.offload import SOL_UDP, UDP_GRO
 from flannel_udp.dataplane.underlay import BUFFER_BYTES, IP_MTU_DISCOVER, IP_PMTUDISC_DO, set_send_buffer
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,12 @@ _LOAD_WORD, _MODULO, _RETURN_A = 0x20, 0x94, 0x16
 _NETWORK_HEADER, _SOURCE_AT = -0x100000 & 0xFFFFFFFF, 12
 
 
-def open_lanes(sockets: Sequence[socket.socket]) -> list[list[socket.socket]]:
-    """Return the further lanes of each worker's socket; none of any where the kernel does not allow them."""
+def open_lanes(sockets: Sequence[socket.socket], *, udp_gro: bool) -> list[list[socket.socket]]:
+    """Return the further lanes of each worker's socket; none of any where the kernel does not allow them.
+
+    `udp_gro`: whether the sockets have UDP_GRO. Lanes must have what they have, although they never receive: the kernel
+    asks one of the group before it joins datagrams, and does not ask our program which (linux, udp4_gro_lookup_skb).
+    """
     per_worker = 1 << (LANES // len(sockets)).bit_length() - 1
     opened: list[list[socket.socket]] = [[] for _ in sockets]
     try:
@@ -40,7 +45,7 @@ def open_lanes(sockets: Sequence[socket.socket]) -> list[list[socket.socket]]:
         _receive_with_first(sockets[0], len(sockets))
         for lanes, udp in zip(opened, sockets, strict=True):
             for _ in range(per_worker - 1):
-                lanes.append(_open_lane(udp))
+                lanes.append(_open_lane(udp, udp_gro=udp_gro))
     except OSError as failed:
         logger.warning("all peers share one send buffer, a slow one may fill it: %s", failed.strerror)
         close_lanes(opened)
@@ -57,11 +62,13 @@ def close_lanes(opened: Sequence[Sequence[socket.socket]]) -> None:
             lane.close()
 
 
-def _open_lane(udp: socket.socket) -> socket.socket:
+def _open_lane(udp: socket.socket, *, udp_gro: bool) -> socket.socket:
     lane = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         set_send_buffer(lane, LANE_BYTES)
         lane.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+        if udp_gro:
+            lane.setsockopt(SOL_UDP, UDP_GRO, 1)
         lane.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         lane.bind(udp.getsockname())
     except OSError:

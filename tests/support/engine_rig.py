@@ -88,7 +88,7 @@ class EngineRig:
             peer.setblocking(False)
         self._udp.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
         granted = enable_on_socket(self._udp, offload)
-        self._lanes = open_lanes([self._udp])[0] if lanes else []
+        self._lanes = open_lanes([self._udp], udp_gro=granted.udp_gro)[0] if lanes else []
         self.engine = Engine(
             self._near.fileno(),
             self._udp.fileno(),

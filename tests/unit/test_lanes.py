@@ -11,6 +11,7 @@ import pytest
 from scapy.layers.inet import IP, UDP
 
 from flannel_udp.dataplane.lanes import LANES, close_lanes, open_lanes
+from flannel_udp.dataplane.offload import SOL_UDP, UDP_GRO
 from flannel_udp.dataplane.underlay import close_sockets, open_sockets
 from flannel_udp.errors import FlannelError
 from tests.support.engine_rig import EngineRig, small_table
@@ -51,7 +52,7 @@ def test_only_the_workers_sockets_receive_each_from_whole_peers(workers: int, st
     port = free_port()
     sockets = open_sockets(HERE, port, workers)
     stack.callback(close_sockets, sockets)
-    opened = open_lanes(sockets)
+    opened = open_lanes(sockets, udp_gro=True)
     stack.callback(close_lanes, opened)
     assert {len(lanes) for lanes in opened} == {LANES // workers - 1 if workers < 3 else 15}
     for sender in SENDERS:
@@ -76,7 +77,7 @@ def test_the_port_of_another_agent_is_in_use_although_it_may_be_shared(stack: Ex
 def test_a_socket_that_shares_its_port_with_nobody_has_no_lanes_and_is_as_it_was(stack: ExitStack) -> None:
     udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     udp.bind((str(HERE), 0))
-    assert open_lanes([udp]) == [[]]
+    assert open_lanes([udp], udp_gro=False) == [[]]
 
 
 def test_what_goes_out_by_any_lane_comes_from_the_one_port(stack: ExitStack) -> None:
@@ -92,3 +93,13 @@ def test_what_goes_out_by_any_lane_comes_from_the_one_port(stack: ExitStack) -> 
 def test_lanes_that_are_no_power_of_two_are_refused(n: int) -> None:
     with EngineRig(small_table()) as rig, pytest.raises(ValueError, match="power of two"):
         rig.engine.attach(rig.tun_fd, rig.udp_fd, lanes=[rig.udp_fd] * n)
+
+
+@pytest.mark.parametrize("udp_gro", [False, True])
+def test_the_kernel_joins_datagrams_whichever_socket_of_the_group_it_asks(udp_gro: bool, stack: ExitStack) -> None:
+    """Before it joins them it asks one of the group, by the hash of the addresses, and runs no program."""
+    sockets = open_sockets(HERE, free_port(), 1)
+    stack.callback(close_sockets, sockets)
+    (lanes,) = opened = open_lanes(sockets, udp_gro=udp_gro)
+    stack.callback(close_lanes, opened)
+    assert {lane.getsockopt(SOL_UDP, UDP_GRO) for lane in lanes} == {int(udp_gro)}
