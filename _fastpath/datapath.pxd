@@ -63,6 +63,9 @@ cdef struct SystemCalls:
     uint64_t udp_receive_errors     # of those; what waited stayed where it was
 
 cdef enum:
+    LANES_MAX = 64
+
+cdef enum:
     FOR_EVER = 0xffffffffffffffff
     LEASE_ASKED_EVERY = 16      # packets that go out one by one
 
@@ -70,7 +73,9 @@ cdef struct Datapath:
     uint64_t forward_until_ns   # shared with other threads: a time of CLOCK_BOOTTIME, or FOR_EVER
     uint64_t path_epoch         # likewise: what was learned of the paths in a former one does not count
     int tun_fd
-    int udp_fd
+    int udp_fd                  # what comes in; the first lane, too
+    int lanes[LANES_MAX]        # what goes out: sockets of the same address and port, each with a send buffer
+    uint32_t n_lanes            # a power of two
     int icmp_fd                 # raw, IP_HDRINCL
     uint32_t vnet_bytes         # size of the virtio-net header in front of each packet on the TUN; 0: none
     be16 port                   # of every peer
@@ -98,6 +103,11 @@ cdef struct Datapath:
 
 cdef inline PeerState *state_of(Datapath *dp, uint32_t peer) noexcept nogil:
     return &dp.peer_chunks[peer >> PEER_CHUNK_BITS][peer & (PEER_CHUNK - 1)]
+
+
+cdef inline uint32_t lane_of(const Datapath *dp, uint32_t peer) noexcept nogil:
+    """Which lane a peer's packets take, always the same: a full one costs the peers of that lane only."""
+    return peer & (dp.n_lanes - 1)
 
 
 cdef inline bint lease_expired(const Datapath *dp) noexcept nogil:

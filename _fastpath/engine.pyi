@@ -1,4 +1,5 @@
 import select
+from collections.abc import Sequence
 from typing import Any
 
 from flannel_udp._fastpath.routes import RouteTable
@@ -20,6 +21,7 @@ class Engine:
         segment: bool = False,
         join_tcp: bool = False,
         join_udp: bool = False,
+        lanes: Sequence[int] = (),
     ) -> None: ...
     def attach(
         self,
@@ -28,6 +30,7 @@ class Engine:
         segment: bool = False,
         join_tcp: bool = False,
         join_udp: bool = False,
+        lanes: Sequence[int] = (),
         epoll: select.epoll | None = None,
     ) -> None: ...
     def fileno(self) -> int: ...

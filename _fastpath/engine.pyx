@@ -16,6 +16,7 @@ from flannel_udp._fastpath.clock cimport now_ns
 from flannel_udp._fastpath.coalesce cimport write_queue_clear
 from flannel_udp._fastpath.datapath cimport (
     FOR_EVER,
+    LANES_MAX,
     PEER_CHUNK,
     PEER_CHUNK_BITS,
     PEER_CHUNKS_MAX,
@@ -122,6 +123,7 @@ cdef class Engine:
         bint segment=False,
         bint join_tcp=False,
         bint join_udp=False,
+        lanes=(),
     ):
         check_sizes()
         if vnet_bytes not in (0, 10):
@@ -148,7 +150,7 @@ cdef class Engine:
         self.dp.receive_n = RECEIVE_MAX
         self.dp.source_check = SOURCE_CHECKS[source_check]
         self.retired = []
-        self.attach(tun_fd, udp_fd, segment, join_tcp, join_udp)
+        self.attach(tun_fd, udp_fd, segment, join_tcp, join_udp, lanes)
         self.publish(_empty_table())
 
     def __dealloc__(self):
@@ -158,15 +160,20 @@ cdef class Engine:
         free(self.arena)
 
     def attach(
-        self, int tun_fd, int udp_fd, bint segment=False, bint join_tcp=False, bint join_udp=False, epoll=None
+        self, int tun_fd, int udp_fd, bint segment=False, bint join_tcp=False, bint join_udp=False, lanes=(), epoll=None
     ) -> None:
         """Work on these descriptors from now on; the table in force and the counters stay.
 
-        `epoll` is what `watch` returned for them; without it that is done here. The polling thread must have stopped;
-        `fileno` is another one afterwards. Raises OSError, where `epoll` was not given, and ValueError.
+        `lanes` are more sockets, of the same address and port, through which the peers' packets leave, each always
+        through the same: with `udp_fd` 1, 2, 4 … 64. `epoll` is what `watch` returned for the descriptors; without it
+        that is done here. The polling thread must have stopped; `fileno` is another one afterwards. Raises OSError, where
+        `epoll` was not given, and ValueError.
         """
         if (join_tcp or join_udp) and not self.dp.vnet_bytes:
             raise ValueError("a TUN without virtio-net headers takes no super-packets")
+        n_lanes = 1 + len(lanes)
+        if n_lanes > LANES_MAX or n_lanes & (n_lanes - 1):
+            raise ValueError(f"the lanes, with the socket itself, are a power of two up to {LANES_MAX}")
         if epoll is None:
             epoll = watch(tun_fd, udp_fd)
         if self.epoll is not None:
@@ -175,6 +182,9 @@ cdef class Engine:
         self.dp.epoll_fd = epoll.fileno()
         self.dp.tun_fd = tun_fd
         self.dp.udp_fd = udp_fd
+        for i, fd in enumerate((udp_fd, *lanes)):
+            self.dp.lanes[i] = fd
+        self.dp.n_lanes = <uint32_t> n_lanes
         self.dp.send_queue.packets_max = RUN_PACKETS_MAX if segment else 1
         rung_set(&self.dp.write_queue.join_tcp, join_tcp)
         rung_set(&self.dp.write_queue.join_udp, join_udp)

@@ -16,11 +16,11 @@ cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept
 # Write the pieces as one packet or super-packet; return how many bytes, or the negated errno where the TUN refused it.
 cdef int tun_write(Datapath *dp, const iovec *pieces, int n) noexcept nogil
 
-# Send as many messages as go; return how many, or the negated errno where the socket refused the first.
-cdef int udp_send(Datapath *dp, mmsghdr *messages, uint32_t n) noexcept nogil
+# Send as many messages as go on a lane; return how many, or the negated errno where the socket refused the first.
+cdef int udp_send(Datapath *dp, uint32_t lane, mmsghdr *messages, uint32_t n) noexcept nogil
 
 # Whether the kernel may fragment what is too big for the path (IP_PMTUDISC_DONT) or must refuse it (IP_PMTUDISC_DO).
-cdef void set_path_mtu_discovery(Datapath *dp, int mode) noexcept nogil
+cdef void set_path_mtu_discovery(const Datapath *dp, uint32_t lane, int mode) noexcept nogil
 
 # Fill dp.bundles with what waits at the socket. Where the kernel refuses to give it, a pause of a millisecond is made.
 cdef void udp_receive(Datapath *dp) noexcept nogil

@@ -50,7 +50,6 @@ cdef enum:
 
 cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept nogil:
     cdef ssize_t got
-    memset(vnet, 0, sizeof(VirtioNetHeader))
     while True:
         got = read(dp.tun_fd, dp.tun_buffer, dp.vnet_bytes + IPV4_MAX_BYTES)
         dp.calls.tun_reads += 1
@@ -69,6 +68,8 @@ cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept
     packet.len = <uint32_t> got - dp.vnet_bytes if <uint32_t> got >= dp.vnet_bytes else 0
     if dp.vnet_bytes:
         memcpy(vnet, dp.tun_buffer, sizeof(VirtioNetHeader))    # a size known here is two loads instead of a call
+    else:
+        memset(vnet, 0, sizeof(VirtioNetHeader))
     return True
 
 
@@ -78,10 +79,10 @@ cdef int tun_write(Datapath *dp, const iovec *pieces, int n) noexcept nogil:
     return <int> written if written >= 0 else -errno.errno
 
 
-cdef int udp_send(Datapath *dp, mmsghdr *messages, uint32_t n) noexcept nogil:
+cdef int udp_send(Datapath *dp, uint32_t lane, mmsghdr *messages, uint32_t n) noexcept nogil:
     cdef int sent
     while True:
-        sent = sendmmsg(dp.udp_fd, messages, n, MSG_DONTWAIT)
+        sent = sendmmsg(dp.lanes[lane], messages, n, MSG_DONTWAIT)
         dp.calls.udp_sends += 1
         if sent >= 0:
             return sent
@@ -89,8 +90,8 @@ cdef int udp_send(Datapath *dp, mmsghdr *messages, uint32_t n) noexcept nogil:
             return -errno.errno
 
 
-cdef void set_path_mtu_discovery(Datapath *dp, int mode) noexcept nogil:
-    setsockopt(dp.udp_fd, IPPROTO_IP, IP_MTU_DISCOVER, &mode, sizeof(mode))
+cdef void set_path_mtu_discovery(const Datapath *dp, uint32_t lane, int mode) noexcept nogil:
+    setsockopt(dp.lanes[lane], IPPROTO_IP, IP_MTU_DISCOVER, &mode, sizeof(mode))
 
 
 cdef uint32_t query_path_mtu(const Datapath *dp, be32 addr) noexcept nogil:

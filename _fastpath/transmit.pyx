@@ -3,11 +3,11 @@
 A run that the kernel refused is judged by `refusal`, and what that says is done; the others go on.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from flannel_udp._fastpath.answer cimport answer_sender
-from flannel_udp._fastpath.datapath cimport LEASE_ASKED_EVERY, PeerState, lease_expired, state_of
+from flannel_udp._fastpath.datapath cimport LEASE_ASKED_EVERY, PeerState, lane_of, lease_expired, state_of
 from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, TOO_BIG, count_drops, count_forwarded
 from flannel_udp._fastpath.encap_udp cimport outer_address
 from flannel_udp._fastpath.packet cimport Packet
@@ -34,16 +34,42 @@ from flannel_udp._fastpath.sockets cimport (
 from flannel_udp._fastpath.sysio cimport set_path_mtu_discovery, udp_send
 from flannel_udp._fastpath.wire cimport DONT_FRAGMENT, Ipv4Header, ntohs
 
+cdef extern from *:
+    int count_trailing_zeros "__builtin_ctzll"(unsigned long long word) noexcept nogil
+
 
 cdef void transmit(Datapath *dp) noexcept nogil:
+    send_all(dp)
+    queue_clear(&dp.send_queue)
+
+
+cdef inline void send_all(Datapath *dp) noexcept nogil:
+    """Send the runs, those of one lane after the other's; within a lane in the order in which they were queued."""
     cdef mmsghdr messages[RUNS_MAX]
     cdef Envelope envelopes[RUNS_MAX]
-    cdef SendQueue *queue = &dp.send_queue
+    cdef const Run *in_turn[RUNS_MAX]
+    cdef const SendQueue *queue = &dp.send_queue
+    cdef uint64_t left = lanes_in_use(dp)
+    cdef uint32_t lane, n, i
+    while left:
+        lane = <uint32_t> count_trailing_zeros(left)
+        left &= left - 1
+        n = 0
+        for i in range(queue.n):
+            if lane_of(dp, queue.runs[i].next_hop) == lane:
+                in_turn[n] = &queue.runs[i]
+                address_message(dp, &messages[n], &envelopes[n], in_turn[n])
+                n += 1
+        send_lane(dp, lane, messages, in_turn, n)
+
+
+cdef inline uint64_t lanes_in_use(const Datapath *dp) noexcept nogil:
+    """One bit for each lane that a queued run takes."""
+    cdef uint64_t lanes = 0
     cdef uint32_t i
-    for i in range(queue.n):
-        address_message(dp, &messages[i], &envelopes[i], &queue.runs[i])
-    send_all(dp, messages)
-    queue_clear(queue)
+    for i in range(dp.send_queue.n):
+        lanes |= <uint64_t> 1 << lane_of(dp, dp.send_queue.runs[i].next_hop)
+    return lanes
 
 
 cdef inline void address_message(
@@ -75,44 +101,47 @@ cdef inline void add_control(mmsghdr *message, int level, int kind, const void *
     message.msg_hdr.msg_controllen += CMSG_SPACE(n_bytes)
 
 
-cdef inline void send_all(Datapath *dp, mmsghdr *messages) noexcept nogil:
+cdef inline void send_lane(
+    Datapath *dp, uint32_t lane, mmsghdr *messages, const Run **runs, uint32_t n
+) noexcept nogil:
     cdef uint32_t start = 0
     cdef uint32_t end
-    while start < dp.send_queue.n:
-        end = end_of_alike(&dp.send_queue, start)
-        if dp.send_queue.runs[start].how & TO_FRAGMENT:
-            set_path_mtu_discovery(dp, IP_PMTUDISC_DONT)
-            send_some(dp, messages, start, end)
-            set_path_mtu_discovery(dp, IP_PMTUDISC_DO)
+    while start < n:
+        end = end_of_alike(runs, start, n)
+        if runs[start].how & TO_FRAGMENT:
+            set_path_mtu_discovery(dp, lane, IP_PMTUDISC_DONT)
+            send_some(dp, lane, messages, runs, start, end)
+            set_path_mtu_discovery(dp, lane, IP_PMTUDISC_DO)
         else:
-            send_some(dp, messages, start, end)
+            send_some(dp, lane, messages, runs, start, end)
         start = end
 
 
-cdef inline uint32_t end_of_alike(const SendQueue *queue, uint32_t start) noexcept nogil:
+cdef inline uint32_t end_of_alike(const Run **runs, uint32_t start, uint32_t n) noexcept nogil:
     """Where the runs from `start` on end that may all be fragmented, or that all may not."""
     cdef uint32_t end = start + 1
-    while end < queue.n and not (queue.runs[end].how ^ queue.runs[start].how) & TO_FRAGMENT:
+    while end < n and not (runs[end].how ^ runs[start].how) & TO_FRAGMENT:
         end += 1
     return end
 
 
-cdef inline void send_some(Datapath *dp, mmsghdr *messages, uint32_t done, uint32_t end) noexcept nogil:
+cdef inline void send_some(
+    Datapath *dp, uint32_t lane, mmsghdr *messages, const Run **runs, uint32_t done, uint32_t end
+) noexcept nogil:
     """Send the runs from `done` up to `end`."""
-    cdef const SendQueue *queue = &dp.send_queue
     cdef int sent
     while done < end:
         if lease_expired(dp):
             while done < end:
-                count_drops(&dp.out_counters, LEASE_EXPIRED, queue.runs[done].n)
+                count_drops(&dp.out_counters, LEASE_EXPIRED, runs[done].n)
                 done += 1
             return
-        sent = udp_send(dp, &messages[done], end - done)
+        sent = udp_send(dp, lane, &messages[done], end - done)
         if sent <= 0:
-            handle_refusal(dp, &queue.runs[done], -sent)
+            handle_refusal(dp, runs[done], -sent)
             done += 1
         while sent > 0:
-            count_sent(dp, &queue.runs[done])
+            count_sent(dp, runs[done])
             done += 1
             sent -= 1
 
@@ -165,7 +194,7 @@ cdef int send_run(Datapath *dp, const Run *run) noexcept nogil:
     cdef Envelope envelope
     cdef int sent
     address_message(dp, &message, &envelope, run)
-    sent = udp_send(dp, &message, 1)
+    sent = udp_send(dp, lane_of(dp, run.next_hop), &message, 1)
     if sent > 0:
         count_sent(dp, run)
     return sent
@@ -174,6 +203,7 @@ cdef int send_run(Datapath *dp, const Run *run) noexcept nogil:
 cdef void fit_to_path(Datapath *dp, const Run *run) noexcept nogil:
     """Let one packet that is too big for the path be fragmented, or tell its sender what would fit (RFC 1191)."""
     cdef Packet packet
+    cdef uint32_t lane
     cdef int sent
     cdef bint known = exceeds_path_mtu(dp, run.next_hop, run.n_bytes) or learn_path_mtu(dp, run.next_hop)
     packet.data = run.data
@@ -184,8 +214,9 @@ cdef void fit_to_path(Datapath *dp, const Run *run) noexcept nogil:
             answer_sender(dp, &packet, TOO_BIG)
         count_drops(&dp.out_counters, TOO_BIG, 1)
         return
-    set_path_mtu_discovery(dp, IP_PMTUDISC_DONT)
+    lane = lane_of(dp, run.next_hop)
+    set_path_mtu_discovery(dp, lane, IP_PMTUDISC_DONT)
     sent = send_run(dp, run)
-    set_path_mtu_discovery(dp, IP_PMTUDISC_DO)
+    set_path_mtu_discovery(dp, lane, IP_PMTUDISC_DO)
     if sent <= 0:
         count_drops(&dp.out_counters, classify_send(-sent, 1).reason, 1)

@@ -37,9 +37,12 @@ CARDS: Mapping[str, Mapping[str, bool]] = {
     "whole": {},
     "wire": _CUT | dict.fromkeys(ethtool.GRO, True),
     "plain": _CUT | dict.fromkeys(ethtool.GRO, False),
+    "slow-1g": _CUT | dict.fromkeys(ethtool.GRO, True),
+    "slow-100m": _CUT | dict.fromkeys(ethtool.GRO, True),
 }
 """What the hosts' network cards do. `whole`: veth passes super-packets uncut. `wire`: cut on the way out, coalesced on
-the way in, as a plain card does. `plain`: cut, never coalesced."""
+the way in, as a plain card does. `plain`: cut, never coalesced. `slow-…`: as `wire`, behind a line of that rate."""
+_LINES = {"slow-1g": "1gbit", "slow-100m": "100mbit"}
 
 SUBNETS = (IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24"))
 _PATH_TRIES = 20
@@ -80,6 +83,9 @@ def _two_hosts(name: str, underlay: str, pods: int = 0) -> Iterator[tuple[Host, 
             host.configure(f"addr add {host.underlay}/{UNDERLAY.prefixlen} dev eth0", "link set eth0 up")
             if CARDS[underlay]:
                 ethtool.set_features(host.namespace, "eth0", CARDS[underlay])
+            if underlay in _LINES:
+                shape = ["tbf", "rate", _LINES[underlay], "burst", "256k", "latency", "50ms"]
+                host.run(["tc", "qdisc", "add", "dev", "eth0", "root", *shape])
         yield first, second
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from flannel_udp._fastpath.engine import Engine, watch
 from flannel_udp._fastpath.routes import OWN, RouteTable
 from flannel_udp.dataplane.adopted import Adopted, descriptor_names
+from flannel_udp.dataplane.lanes import close_lanes, open_lanes
 from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel, hands_over_super_packets
 from flannel_udp.dataplane.table import TableBuilder
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, Tunnel, adopt_tunnel, open_tunnel
@@ -76,7 +77,9 @@ class Dataplane:
             # Nothing is switched while another process uses the descriptors.
             self._granted = adopted.granted if adopted and adopted.granted else self._enable(self.tunnel, self._sockets)
             self._engines: list[Engine] = []
-            for queue, udp in zip(self.tunnel.filenos(), self._sockets, strict=True):
+            self._lanes = open_lanes(self._sockets, udp_gro=self._granted.udp_gro)
+            opened.callback(self._close_lanes)
+            for queue, udp, lanes in zip(self.tunnel.filenos(), self._sockets, self._lanes, strict=True):
                 engine = Engine(
                     queue,
                     udp.fileno(),
@@ -88,6 +91,7 @@ class Dataplane:
                     segment=self._granted.udp_segment,
                     join_tcp=self._granted.join_tcp,
                     join_udp=self._granted.join_udp,
+                    lanes=[lane.fileno() for lane in lanes],
                 )
                 opened.callback(engine.close)
                 self._engines.append(engine)
@@ -168,6 +172,9 @@ class Dataplane:
     def _close_sockets(self) -> None:
         close_sockets(self._sockets)
 
+    def _close_lanes(self) -> None:
+        close_lanes(self._lanes)
+
     @property
     def tunnel_lost(self) -> bool:
         """Whether reading from flannel0 has failed for good: it was deleted, or broke."""
@@ -181,14 +188,22 @@ class Dataplane:
         """
         self._refuse_if_lent()
         former, tunnel = self.tunnel, open_tunnel(self.workers)
-        self._swap(tunnel, self._sockets, tunnel.close)
+        self._swap(tunnel, self._sockets, self._lanes, tunnel.close)
         former.close()
 
     def rebind(self, address: IPv4Address) -> None:
         """Send from this address of the external interface, and receive at it; likewise."""
         self._refuse_if_lent()
-        former, sockets = self._sockets, open_sockets(address, self._port, self.workers)
-        self._swap(self.tunnel, sockets, lambda: close_sockets(sockets))
+        former, former_lanes = self._sockets, self._lanes
+        sockets = open_sockets(address, self._port, self.workers)
+        lanes = open_lanes(sockets, udp_gro=self._granted.udp_gro)
+
+        def close_new() -> None:
+            close_lanes(lanes)
+            close_sockets(sockets)
+
+        self._swap(self.tunnel, sockets, lanes, close_new)
+        close_lanes(former_lanes)
         close_sockets(former)
 
     def take_back(self) -> None:
@@ -197,8 +212,14 @@ class Dataplane:
         self.start()
         self._on_fault()  # what was refused meanwhile is due
 
-    def _swap(self, tunnel: Tunnel, sockets: list[socket.socket], close_new: Callable[[], None]) -> None:
-        """Have the engines work on these, one of which is new and the other the present one.
+    def _swap(
+        self,
+        tunnel: Tunnel,
+        sockets: list[socket.socket],
+        lanes: list[list[socket.socket]],
+        close_new: Callable[[], None],
+    ) -> None:
+        """Have the engines work on these: the device or the sockets with their lanes are new, the other is the present one.
 
         Raises FlannelError; nothing has changed then, and `close_new` was called.
         """
@@ -209,9 +230,12 @@ class Dataplane:
             close_new()
             raise FlannelError(f"{tunnel.name} and its sockets cannot be used: {failed.strerror}") from failed
         stopped = self._stop(range(self.workers))
-        for engine, queue, udp, epoll in zip(self._engines, tunnel.filenos(), sockets, watched, strict=True):
-            engine.attach(queue, udp.fileno(), granted.udp_segment, granted.join_tcp, granted.join_udp, epoll)
-        self.tunnel, self._sockets, self._granted = tunnel, sockets, granted
+        for engine, queue, udp, others, epoll in zip(
+            self._engines, tunnel.filenos(), sockets, lanes, watched, strict=True
+        ):
+            rungs = (granted.udp_segment, granted.join_tcp, granted.join_udp)
+            engine.attach(queue, udp.fileno(), *rungs, [lane.fileno() for lane in others], epoll)
+        self.tunnel, self._sockets, self._lanes, self._granted = tunnel, sockets, lanes, granted
         self._replaced += 1
         for number in stopped:
             self.start_worker(number)

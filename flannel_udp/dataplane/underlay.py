@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from flannel_udp.errors import FlannelError
 
-BUFFER_BYTES = 4 << 20  # the default of 208 KiB holds some 100 datagrams: a burst of one TCP window
+BUFFER_BYTES = 4 << 20  # to receive into: the default of 208 KiB holds some 100 datagrams: a burst of one TCP window
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h; beyond net.core.wmem_max, needs CAP_NET_ADMIN
 SO_RCVBUFFORCE = 33
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  # linux/in.h; the socket module names them on newer Pythons only
@@ -27,8 +27,8 @@ def open_sockets(address: IPv4Address, port: int, n: int) -> list[socket.socket]
     """Open `n` UDP sockets of the tunnel, one a worker. Raises FlannelError; none stays open then."""
     sockets: list[socket.socket] = []
     try:
-        for _ in range(n):
-            sockets.append(open_underlay(address, port, shared=n > 1))
+        for number in range(n):
+            sockets.append(open_underlay(address, port, first=number == 0))
     except FlannelError:
         close_sockets(sockets)
         raise
@@ -41,24 +41,32 @@ def close_sockets(sockets: Sequence[socket.socket]) -> None:
         udp.close()
 
 
-def open_underlay(address: IPv4Address, port: int, shared: bool) -> socket.socket:
+def open_underlay(address: IPv4Address, port: int, *, first: bool) -> socket.socket:
     """Open a UDP socket of the tunnel, bound to the external interface's address. Raises FlannelError.
 
-    With `shared`, several workers' sockets have the port; the kernel gives each one the datagrams of whole peers.
+    Several sockets share the port (SO_REUSEPORT); that nobody else has it is found out by the `first`.
     """
+    if first:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as alone:
+            _bind(alone, address, port)
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    _grow(udp, SO_RCVBUFFORCE, socket.SO_RCVBUF)
-    _grow(udp, SO_SNDBUFFORCE, socket.SO_SNDBUF)
+    _set_buffer(udp, SO_RCVBUFFORCE, socket.SO_RCVBUF, BUFFER_BYTES)
     # Never let the kernel fragment behind our back: the engine learns the path's MTU from EMSGSIZE.
     udp.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
-    if shared:
-        udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        _bind(udp, address, port)
+    except FlannelError:
+        udp.close()
+        raise
+    return udp
+
+
+def _bind(udp: socket.socket, address: IPv4Address, port: int) -> None:
     try:
         udp.bind((str(address), port))
     except OSError as failed:
-        udp.close()
         raise FlannelError(_explain(address, port, failed)) from failed
-    return udp
 
 
 def check_underlay(sockets: Sequence[socket.socket], address: IPv4Address, port: int) -> None:
@@ -88,12 +96,16 @@ def granted_buffers(udp: socket.socket) -> SocketBuffers:
     return SocketBuffers(receive, send)
 
 
-def _grow(udp: socket.socket, force: int, plain: int) -> None:
-    """Ask for large buffers; what the kernel grants is enough to run with."""
+def set_send_buffer(udp: socket.socket, n_bytes: int) -> None:
+    """Ask for a send buffer of that size; what the kernel grants is enough to run with."""
+    _set_buffer(udp, SO_SNDBUFFORCE, socket.SO_SNDBUF, n_bytes)
+
+
+def _set_buffer(udp: socket.socket, force: int, plain: int, n_bytes: int) -> None:
     try:
-        udp.setsockopt(socket.SOL_SOCKET, force, BUFFER_BYTES)
+        udp.setsockopt(socket.SOL_SOCKET, force, n_bytes)
     except PermissionError:
-        udp.setsockopt(socket.SOL_SOCKET, plain, BUFFER_BYTES)
+        udp.setsockopt(socket.SOL_SOCKET, plain, n_bytes)
 
 
 def _explain(address: IPv4Address, port: int, failed: OSError) -> str:

@@ -86,11 +86,11 @@ def test_workers_and_the_granted_buffers_are_said(lab: Lab) -> None:
     h1 = lab.hosts[0]
     status = h1.control("/v1/status")
     assert status["workers"] == 1
-    assert status["socket_buffers"] == {"receive_bytes": 4 << 20, "send_bytes": 4 << 20}
+    assert status["socket_buffers"] == {"receive_bytes": 4 << 20, "send_bytes": 192 << 10}
     (line,) = [line for line in log_of(h1) if line.startswith("offloads in use: ")]
-    assert line.endswith("; workers: 1; socket buffers: receive 4194304, send 4194304 bytes")
+    assert line.endswith("; workers: 1; socket buffers: receive 4194304, send 196608 bytes")
     page = command_line(h1, "status").stdout
-    assert "\nbuffers    receive 4,194,304 bytes, send 4,194,304 bytes\n" in page
+    assert "\nbuffers    receive 4,194,304 bytes, send 196,608 bytes\n" in page
     assert f"\noffload    {', '.join(status['offload'])}\n" in page
 
 

@@ -103,7 +103,7 @@ def test_the_log_of_an_ordinary_start_is_one_plain_line_a_step(lab: Lab) -> None
             f"opened flannel0 and UDP {host.underlay}:8285",
             (
                 "offloads in use: tso, uso, udp-segment, udp-gro, join-tcp, join-udp; workers: 1; "
-                "socket buffers: receive 4194304, send 4194304 bytes"
+                "socket buffers: receive 4194304, send 196608 bytes"
             ),
             f"acquired a new subnet {host.subnet}",
             "applying firewall rules by iptables",

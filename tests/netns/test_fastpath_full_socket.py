@@ -15,7 +15,7 @@ from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.engine_rig import EngineRig
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
-HERE, SILENT = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.9")
+HERE, SILENT, LIVE = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.9"), IPv4Address("192.0.2.2")
 RUN_PACKETS = 64
 N_PACKETS = 10 * RUN_PACKETS
 
@@ -64,5 +64,31 @@ def test_a_full_socket_costs_whole_runs_each_packet_counted_and_no_spinning(
             rig.from_tun(bytes(IP(src="10.1.1.5", dst="10.1.2.7") / UDP()))
             rig.poll()
             assert rig.counters("out")["packets"] == counters["packets"] + 1
+
+    call_inside(name, check)
+
+
+@pytest.mark.parametrize("offload", [NO_OFFLOAD, Offload()], ids=["one by one", "in runs"])
+def test_a_peer_that_never_answers_costs_another_peer_nothing(name: str, offload: Offload) -> None:
+    routes: dict[IPv4Network, IPv4Address | str] = {
+        IPv4Network("10.1.2.0/24"): SILENT,
+        IPv4Network("10.1.3.0/24"): LIVE,
+    }
+    table = ReferenceTable(routes=routes, own_address=IPv4Address("10.1.1.0"))
+    ip("-n", name, "addr", "add", f"{LIVE}/24", "dev", "wire")
+    ip("-n", name, "link", "set", "lo", "up")
+
+    def check() -> None:
+        with EngineRig(table, peers=(str(LIVE),), offload=offload, agent=HERE, lanes=True) as rig:
+            rig.shrink_send_buffer()
+            for number in range(N_PACKETS):
+                for target in ("10.1.2.7", "10.1.3.7"):
+                    rig.from_tun(bytes(IP(src="10.1.1.5", dst=target, id=number) / UDP() / bytes(100)))
+                if number % 10 == 9:
+                    rig.poll()
+            assert [IP(got).id for got in rig.to_peer(str(LIVE))] == list(range(N_PACKETS))
+            sent_to_silent, lost = rig.counters("out")["packets"] - N_PACKETS, rig.drops("out")["queue_full"]
+            assert (sent_to_silent + lost, lost > 0) == (N_PACKETS, True)
+            assert rig.poll() == 0
 
     call_inside(name, check)

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from flannel_udp._fastpath.engine import Engine
 from flannel_udp._fastpath.routes import OWN, PEERS_FROM, RouteList, RouteTable
+from flannel_udp.dataplane.lanes import open_lanes
 from flannel_udp.dataplane.offload import SOL_UDP, UDP_SEGMENT, enable_on_socket
 from flannel_udp.dataplane.reference import OWN as REFERENCE_OWN
 from flannel_udp.dataplane.reference import ReferenceTable, VnetHeader
@@ -66,11 +67,13 @@ class EngineRig:
         agent: IPv4Address = AGENT,
         icmp_fd: int = -1,
         dscp: int = 0,
+        lanes: bool = False,
     ) -> None:
         self._agent = str(agent)
         self.vnet_bytes = vnet_bytes
         self._near, self.tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, lanes)
         self._udp.bind((self._agent, 0))
         self.port: int = self._udp.getsockname()[1]
         self.peers: dict[str, socket.socket] = {}
@@ -86,6 +89,7 @@ class EngineRig:
             peer.setblocking(False)
         self._udp.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
         granted = enable_on_socket(self._udp, offload)
+        self._lanes = open_lanes([self._udp], udp_gro=granted.udp_gro)[0] if lanes else []
         self._table = compile_table(table)
         self._new_engine = partial(
             Engine,
@@ -99,6 +103,7 @@ class EngineRig:
             segment=granted.udp_segment,
             join_tcp=granted.join_tcp,
             join_udp=granted.join_udp,
+            lanes=[lane.fileno() for lane in self._lanes],
         )
         self.engine = self._new_engine()
         self.engine.publish(self._table)
@@ -162,8 +167,9 @@ class EngineRig:
         return self._udp.fileno()
 
     def shrink_send_buffer(self) -> None:
-        """Leave the engine's socket room for a few packets only."""
-        self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_608)
+        """Leave the engine's sockets room for a few packets only."""
+        for udp in (self._udp, *self._lanes):
+            udp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_608)
 
     def let_writes_wait(self) -> None:
         """Let each write to the tunnel device wait for somebody who reads there, once a few packets lie unread."""
@@ -173,7 +179,7 @@ class EngineRig:
     def close(self) -> None:
         """Close everything."""
         self.engine.close()
-        for end in (self._near, self.tun, self._udp, *self.peers.values()):
+        for end in (self._near, self.tun, self._udp, *self._lanes, *self.peers.values()):
             end.close()
 
     def __enter__(self) -> Self:
