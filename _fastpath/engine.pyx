@@ -166,8 +166,8 @@ cdef class Engine:
 
         `lanes` are more sockets, of the same address and port, through which the peers' packets leave, each always
         through the same: with `udp_fd` 1, 2, 4 … 64. `epoll` is what `watch` returned for the descriptors; without it
-        that is done here. The polling thread must have stopped; `fileno` is another one afterwards. Raises OSError, where
-        `epoll` was not given, and ValueError.
+        that is done here. The polling thread must have stopped; `fileno` is another one afterwards. Raises OSError,
+        where `epoll` was not given, and ValueError.
         """
         if (join_tcp or join_udp) and not self.dp.vnet_bytes:
             raise ValueError("a TUN without virtio-net headers takes no super-packets")

@@ -219,7 +219,7 @@ class Dataplane:
         lanes: list[list[socket.socket]],
         close_new: Callable[[], None],
     ) -> None:
-        """Have the engines work on these: the device or the sockets with their lanes are new, the other is the present one.
+        """Have the engines work on these: the device, or the sockets with their lanes, are new, the others are in use.
 
         Raises FlannelError; nothing has changed then, and `close_new` was called.
         """
