@@ -9,6 +9,7 @@ cdef extern from "<time.h>" nogil:
     cdef enum:
         CLOCK_MONOTONIC
         CLOCK_BOOTTIME
+        CLOCK_REALTIME_COARSE
     cdef struct timespec:
         long tv_sec
         long tv_nsec
@@ -28,6 +29,11 @@ cdef inline uint64_t now_ns() noexcept nogil:
 
 cdef inline uint64_t boottime_ns() noexcept nogil:
     return read_ns(CLOCK_BOOTTIME)
+
+
+cdef inline uint64_t wall_clock_ns() noexcept nogil:
+    """The time of day as of the last timer tick, some milliseconds ago: a fifth of the cost of the others."""
+    return read_ns(CLOCK_REALTIME_COARSE)
 
 
 cdef inline void pause_ns(long duration_ns) noexcept nogil:

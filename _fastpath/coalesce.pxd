@@ -16,7 +16,7 @@ cdef enum:
     FLOW_SLOT_BITS = 8
     FLOW_SLOTS = 1 << FLOW_SLOT_BITS    # a direct-mapped memory of flows: a collision costs a join, never the order
     NONE_YET = 0xffff
-    JOINED_HEADER_MAX = 80      # IPv4 header 20 bytes, TCP header at most 60 (RFC 9293 section 3.1)
+    JOINED_HEADER_MAX = 100     # IPv6 header 40 bytes, TCP header at most 60 (RFC 9293 section 3.1)
 
 # A joined segment's payload; its own headers are still in front of it.
 cdef struct Piece:
@@ -26,12 +26,12 @@ cdef struct Piece:
 
 cdef struct Write:
     Packet packet               # the first segment, whole
-    uint32_t header_len         # IPv4 and TCP or UDP header, bytes; 0: never to be joined
+    uint32_t header_len         # IP and TCP or UDP header, bytes; 0: never to be joined
     uint32_t segment_payload    # bytes of each segment but the last
     uint32_t payload_len        # in all
     uint32_t next_seq           # TCP: the sequence number that must follow, host order
     uint32_t n                  # segments
-    uint16_t next_id            # the IPv4 id that must follow where DF is clear, host order
+    uint16_t next_id            # of IPv4: the id that must follow where DF is clear, host order
     uint16_t first_piece        # segments after the first, or NONE_YET
     uint16_t last_piece
     bint verified               # the first segment's TCP or UDP checksum is known to be right
@@ -53,8 +53,11 @@ cdef inline bint write_queue_is_full(const WriteQueue *queue) noexcept nogil:
     """Whether WRITES_MAX packets are queued, as writes or as pieces of them."""
     return queue.n + queue.n_pieces >= WRITES_MAX
 
-# Queue a packet that is ready for the TUN. The caller sees to it that the queue is not full.
+# Queue an IPv4 packet that is ready for the TUN. The caller sees to it that the queue is not full.
 cdef void write_queue_add(WriteQueue *queue, const Packet *packet) noexcept nogil
+
+# Likewise an IPv6 packet.
+cdef void write_queue_add6(WriteQueue *queue, const Packet *packet) noexcept nogil
 
 # Write the headers that make several segments one super-packet to `headers` (JOINED_HEADER_MAX bytes), and fill in the
 # virtio-net header that goes with them. The segments stay whole.

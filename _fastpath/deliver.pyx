@@ -17,12 +17,16 @@ from flannel_udp._fastpath.coalesce cimport (
 )
 from flannel_udp._fastpath.datapath cimport LEASE_ASKED_EVERY, PeerState, lease_expired, state_of
 from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, count_drops, count_forwarded
+from flannel_udp._fastpath.offloaded cimport describe_offload
+from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.refusal cimport DROP, STOP_JOINING, Refusal, classify_write
-from flannel_udp._fastpath.routes cimport FIRST_PEER
 from flannel_udp._fastpath.rung cimport Rung, rung_refused, rung_retry_if_due
 from flannel_udp._fastpath.sockets cimport iovec
+from flannel_udp._fastpath.split cimport Split, plan_split, write_segment
 from flannel_udp._fastpath.sysio cimport tun_write
-from flannel_udp._fastpath.wire cimport PROTOCOL_TCP, Ipv4Header, VirtioNetHeader
+from flannel_udp._fastpath.table cimport FIRST_PEER
+from flannel_udp._fastpath.transport cimport l4_checksum_is_right, protocol_of
+from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, PROTOCOL_TCP, VirtioNetHeader
 
 # What is in front of a super-packet's payload.
 cdef packed struct Heading:
@@ -50,7 +54,7 @@ cdef inline void write_all(Datapath *dp) noexcept nogil:
             unasked = 0
         unasked += write.n
         if expired:
-            count_drops(&dp.in_counters, LEASE_EXPIRED, write.n)
+            count_drops(&dp.in_counters, LEASE_EXPIRED, write.n, &write.packet)
         elif write.n == 1:
             write_alone(dp, write)
         else:
@@ -58,16 +62,59 @@ cdef inline void write_all(Datapath *dp) noexcept nogil:
 
 
 cdef inline void write_alone(Datapath *dp, const Write *write) noexcept nogil:
-    """Write a packet as it came.
+    """Write a packet as it came; what a kernel peer left to do to it is said in front of it.
 
     The virtio-net header goes right in front of it: over the receive buffer's headroom or over the packet that came
     before it, which was written before it, too.
     """
     cdef iovec piece
+    if write.packet.gso_size:
+        write_uncut(dp, write)
+        return
     piece.iov_base = write.packet.data - dp.vnet_bytes
     piece.iov_len = write.packet.len + dp.vnet_bytes
-    memset(piece.iov_base, 0, dp.vnet_bytes)        # one whole packet, checksums already in it
+    # One whole packet, checksums already in it. In front of a packet is always room for a header.
+    memset(write.packet.data - sizeof(VirtioNetHeader), 0, sizeof(VirtioNetHeader))
+    if write.packet.partial:
+        describe_offload(&write.packet, <VirtioNetHeader *> piece.iov_base)
     count_written(dp, write, 1, write.packet.len, tun_write(dp, &piece, 1))
+
+
+cdef void write_uncut(Datapath *dp, const Write *write) noexcept nogil:
+    """Write a super-packet that a kernel peer sent; cut it ourselves where the TUN does not take it."""
+    cdef VirtioNetHeader vnet
+    cdef Split split
+    cdef iovec pieces[2]
+    cdef int written
+    memset(&vnet, 0, sizeof(vnet))
+    describe_offload(&write.packet, &vnet)
+    plan_split(&split, dp.family, &vnet, &write.packet, IPV4_MAX_BYTES)
+    pieces[0].iov_base = &vnet
+    pieces[0].iov_len = sizeof(vnet)
+    pieces[1].iov_base = write.packet.data
+    pieces[1].iov_len = write.packet.len
+    written = tun_write(dp, pieces, 2)
+    if written < 0 and classify_write(-written, split.n).remedy != DROP:
+        dp.calls.tun_join_errors += 1
+        write_cut(dp, write, &split)
+    else:
+        count_written(dp, write, split.n, write.packet.len, written)
+
+
+cdef void write_cut(Datapath *dp, const Write *write, const Split *split) noexcept nogil:
+    """Write each segment of a super-packet."""
+    cdef uint8_t *place = dp.tun_buffer     # nothing is read meanwhile
+    cdef iovec piece
+    cdef uint32_t n_bytes, i
+    memset(place, 0, sizeof(VirtioNetHeader))
+    for i in range(split.n):
+        if i % LEASE_ASKED_EVERY == 0 and lease_expired(dp):
+            count_drops(&dp.in_counters, LEASE_EXPIRED, split.n - i, &write.packet)
+            return
+        n_bytes = write_segment(split, &write.packet, i, place + sizeof(VirtioNetHeader))
+        piece.iov_base = place
+        piece.iov_len = sizeof(VirtioNetHeader) + n_bytes
+        count_written(dp, write, 1, n_bytes, tun_write(dp, &piece, 1))
 
 
 cdef inline void write_joined(Datapath *dp, const Write *write) noexcept nogil:
@@ -103,13 +150,13 @@ cdef void handle_refusal(Datapath *dp, const Write *write, int error) noexcept n
     if refusal.remedy == STOP_JOINING:
         rung_refused(rung_of(dp, write))
     if refusal.remedy == DROP:
-        count_drops(&dp.in_counters, refusal.reason, write.n)
+        count_drops(&dp.in_counters, refusal.reason, write.n, &write.packet)
     else:
         write_singly(dp, write)
 
 
 cdef inline Rung *rung_of(Datapath *dp, const Write *write) noexcept nogil:
-    if (<const Ipv4Header *> write.packet.data).protocol == PROTOCOL_TCP:
+    if protocol_of(dp.family, write.packet.data) == PROTOCOL_TCP:
         return &dp.write_queue.join_tcp
     return &dp.write_queue.join_udp
 
@@ -117,23 +164,26 @@ cdef inline Rung *rung_of(Datapath *dp, const Write *write) noexcept nogil:
 cdef void write_singly(Datapath *dp, const Write *write) noexcept nogil:
     """Write each segment as it came, the virtio-net header apart: in front of it lies what may not be written yet."""
     cdef VirtioNetHeader vnet
+    cdef Packet segment = write.packet
     cdef iovec pieces[2]
     cdef uint16_t piece = write.first_piece
     cdef uint32_t i
-    memset(&vnet, 0, sizeof(vnet))
     pieces[0].iov_base = &vnet
     pieces[0].iov_len = sizeof(vnet)
-    pieces[1].iov_base = write.packet.data
-    pieces[1].iov_len = write.packet.len
     for i in range(write.n):
         if i % LEASE_ASKED_EVERY == 0 and lease_expired(dp):
-            count_drops(&dp.in_counters, LEASE_EXPIRED, write.n - i)
+            count_drops(&dp.in_counters, LEASE_EXPIRED, write.n - i, &write.packet)
             return
-        count_written(dp, write, 1, <uint32_t> pieces[1].iov_len, tun_write(dp, pieces, 2))
+        memset(&vnet, 0, sizeof(vnet))
+        if not l4_checksum_is_right(dp.family, &segment):
+            describe_offload(&segment, &vnet)       # or it would not have been joined
+        pieces[1].iov_base = segment.data
+        pieces[1].iov_len = segment.len
+        count_written(dp, write, 1, segment.len, tun_write(dp, pieces, 2))
         if piece == NONE_YET:
             return
-        pieces[1].iov_base = dp.write_queue.pieces[piece].data - write.header_len
-        pieces[1].iov_len = write.header_len + dp.write_queue.pieces[piece].len
+        segment.data = dp.write_queue.pieces[piece].data - write.header_len
+        segment.len = write.header_len + dp.write_queue.pieces[piece].len
         piece = dp.write_queue.pieces[piece].next
 
 
@@ -143,7 +193,7 @@ cdef inline void count_written(
     """Count `n` packets of a write, by what `tun_write` returned for them."""
     cdef PeerState *peer
     if written < 0:
-        count_drops(&dp.in_counters, classify_write(-written, 1).reason, n)
+        count_drops(&dp.in_counters, classify_write(-written, 1).reason, n, &write.packet)
         return
     count_forwarded(&dp.in_counters, n, n_bytes)
     if write.packet.next_hop >= FIRST_PEER:

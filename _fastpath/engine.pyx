@@ -1,8 +1,11 @@
-"""The engine: one TUN queue, one socket, one arena; all that Python sees of the packet path.
+"""The engine: one TUN queue, one socket, one IP version; all that Python sees of the packet path.
 
 One thread polls an engine; any other may publish tables and read counters. The table is swapped by one atomic pointer
 store. The old one is let go once the polling thread has passed a quiet point: `epoch` is odd while a batch may be
 reading a table, and a batch that starts after the swap loads the new pointer.
+
+Two engines, one a version, can share a TUN queue: what is read from it is for either. The IPv4 one is polled then, and
+moves the packets of both.
 """
 
 import select
@@ -11,10 +14,23 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from flannel_udp._fastpath.atomics cimport add_word, load_table, load_word, store_table, store_word
+from flannel_udp._fastpath.arena cimport allocate_arena
+from flannel_udp._fastpath.atomics cimport (
+    add_word,
+    load_table,
+    load_table6,
+    load_word,
+    store_table,
+    store_table6,
+    store_word,
+)
 from flannel_udp._fastpath.clock cimport now_ns
 from flannel_udp._fastpath.coalesce cimport write_queue_clear
+from flannel_udp._fastpath.counted cimport counters_as_dict, samples_as_rows
 from flannel_udp._fastpath.datapath cimport (
+    ENCAP_IPIP,
+    ENCAP_UDP,
+    ENCAP_VXLAN,
     FOR_EVER,
     LANES_MAX,
     PEER_CHUNK,
@@ -30,66 +46,41 @@ from flannel_udp._fastpath.datapath cimport (
     PeerState,
     state_of,
 )
-from flannel_udp._fastpath.drops cimport DROP_REASONS, DirectionCounters
 from flannel_udp._fastpath.ecn cimport outer_tos_of
+from flannel_udp._fastpath.encap_vxlan cimport fill_in_heading
+from flannel_udp._fastpath.family cimport FAMILY_4, FAMILY_6
 from flannel_udp._fastpath.inbound cimport inbound_batch
+from flannel_udp._fastpath.offloaded cimport INNER_MTU_UNTOLD
 from flannel_udp._fastpath.outbound cimport outbound_batch
-from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteList, RouteTable, Table
+from flannel_udp._fastpath.outer_address cimport tag_of6
+from flannel_udp._fastpath.pathmtu cimport PROBE_ID, set_probed_mtu
+from flannel_udp._fastpath.routes cimport RouteList, RouteTable
+from flannel_udp._fastpath.routes6 cimport RouteList6, RouteTable6
 from flannel_udp._fastpath.rung cimport rung_in_use, rung_set
 from flannel_udp._fastpath.sendqueue cimport RUN_PACKETS_MAX, SEND_ARENA_BYTES
 from flannel_udp._fastpath.sockets cimport epoll_event, epoll_wait
-from flannel_udp._fastpath.wire cimport check_sizes, htons
-
-from flannel_udp._fastpath.drops import DropReason
+from flannel_udp._fastpath.sysio cimport learn_own_address
+from flannel_udp._fastpath.table cimport FIRST_PEER, Table, mac_on_the_wire
+from flannel_udp._fastpath.table6 cimport Table6
+from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, IPV6_MTU_MIN, check_sizes, htonl, htons
 
 cdef enum:
     POLL_MAX_NS = 50000000
-    HUGE_PAGE_BYTES = 2 << 20
-    BUFFERS_BYTES = TUN_BUFFER_BYTES + SEND_ARENA_BYTES + RECEIVE_MAX * RECEIVE_BYTES
-    ARENA_BYTES = (BUFFERS_BYTES + HUGE_PAGE_BYTES - 1) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+    IPV4_DATAGRAM_MIN = 576         # RFC 791 section 3.1: every host takes that much
+    OWN_BUFFERS_BYTES = TUN_BUFFER_BYTES + SEND_ARENA_BYTES + RECEIVE_MAX * RECEIVE_BYTES
 
-cdef extern from "stdlib.h" nogil:
-    void *aligned_alloc(size_t alignment, size_t n_bytes)
-
-cdef extern from "sys/mman.h" nogil:
-    int MADV_HUGEPAGE
-    int madvise(void *start, size_t n_bytes, int advice)
-
+PROBE_IDENTIFIER = PROBE_ID
+PATH_LIMIT_MIN_BYTES = {4: IPV4_DATAGRAM_MIN, 6: IPV6_MTU_MIN}
+ENCAPSULATIONS = {"udp": ENCAP_UDP, "vxlan": ENCAP_VXLAN, "ipip": ENCAP_IPIP}
 SOURCE_CHECKS = {"off": SOURCE_OFF, "loose": SOURCE_LOOSE, "strict": SOURCE_STRICT}
 
 
-cdef uint8_t *allocate_arena() noexcept:
-    """Return ARENA_BYTES of zeros, in huge pages where the kernel grants them; NULL without memory.
-
-    The kernel copies 64 KiB at a time into these buffers and out of them: in small pages that is 16 entries of the TLB
-    each, and in a virtual machine a miss walks two page tables.
-    """
-    cdef uint8_t *arena = <uint8_t *> aligned_alloc(HUGE_PAGE_BYTES, ARENA_BYTES)
-    if arena != NULL:
-        madvise(arena, ARENA_BYTES, MADV_HUGEPAGE)      # only advice: refused, the pages are small
-        memset(arena, 0, ARENA_BYTES)
-    return arena
-
-
-def watch(int tun_fd, int udp_fd) -> select.epoll:
-    """Return what watches both descriptors for an engine that they are attached to afterwards. Raises OSError."""
+def watch(int tun_fd, *udp_fds) -> select.epoll:
+    """Return what watches the descriptors for engines that they are attached to afterwards. Raises OSError."""
     epoll = select.epoll()
-    epoll.register(tun_fd, select.EPOLLIN)
-    epoll.register(udp_fd, select.EPOLLIN)
+    for fd in (tun_fd, *udp_fds):
+        epoll.register(fd, select.EPOLLIN)
     return epoll
-
-
-cdef dict direction_as_dict(const DirectionCounters *counters):
-    """Return the counters by name; drop reasons that never happened are left out."""
-    return {
-        "packets": counters.packets,
-        "bytes": counters.bytes,
-        "drops": {
-            reason.name.lower(): counters.drops[<int> reason]
-            for reason in DropReason
-            if 0 < reason < DROP_REASONS and counters.drops[<int> reason]
-        },
-    }
 
 
 cdef class Engine:
@@ -100,15 +91,25 @@ cdef class Engine:
     the virtio-net header on the TUN (0 or 10), `source_check` one of `SOURCE_CHECKS`, `dscp` the outer header's (-1:
     the inner one's). `segment`: the socket takes UDP_SEGMENT; `join_tcp`, `join_udp`: the TUN takes super-packets of
     that kind. Raises MemoryError, OSError, ValueError.
+
+    `encapsulation` is one of `ENCAPSULATIONS`. "vxlan" wants our `vni` and `own_mac` (48 bits, the first byte on the
+    wire is the highest) and tables with MACs. With "ipip" all sockets are raw ones of protocol 4, and there is no port
+    and no UDP_SEGMENT. Both want virtio-net headers: kernel peers send what only a network card would finish.
+
+    `version` is the IP version of the packets, inside and outside; the socket and the tables are of it. With 6 and
+    "udp", `beside` may be the engine of version 4 whose TUN this one shares: that one is polled, and moves both.
     """
 
     cdef Datapath dp
     cdef const Table *current       # shared with other threads: the table in force
+    cdef const Table6 *current6     # likewise IPv6's
     cdef uint64_t epoch             # shared: odd while a batch may be reading a table
     cdef uint8_t *arena
     cdef object epoll
-    cdef RouteTable table           # keeps `current` alive
-    cdef bint stopped_watching      # `epoll` has neither descriptor any more
+    cdef object table               # keeps the one in force alive
+    cdef Engine beside              # whose TUN and buffers this one shares, and who is polled
+    cdef Engine second              # who shares those of this one
+    cdef bint stopped_watching      # `epoll` has no descriptor any more
     cdef list retired               # (table, epoch at its retirement)
 
     def __cinit__(
@@ -124,25 +125,42 @@ cdef class Engine:
         bint join_tcp=False,
         bint join_udp=False,
         lanes=(),
+        uint32_t ports=1,
+        str encapsulation="udp",
+        uint32_t vni=0,
+        uint64_t own_mac=0,
+        int version=4,
+        Engine beside=None,
     ):
         check_sizes()
+        if encapsulation not in ENCAPSULATIONS:
+            raise ValueError(f"encapsulation is one of {', '.join(ENCAPSULATIONS)}")
+        if encapsulation != "udp" and vnet_bytes == 0:
+            raise ValueError(f"{encapsulation} needs virtio-net headers")
+        if encapsulation == "vxlan" and not (0 < vni < 1 << 24 and 0 < own_mac < 1 << 48):
+            raise ValueError("vni is 1 to 16777215, own_mac has 48 bits")
         if vnet_bytes not in (0, 10):
             raise ValueError("vnet_bytes is 0 or 10")
         if source_check not in SOURCE_CHECKS:
             raise ValueError(f"source_check is one of {', '.join(SOURCE_CHECKS)}")
-        if not 0 < port < 65536:
+        if encapsulation != "ipip" and not 0 < port < 65536:
             raise ValueError("port is 1 to 65535")
         if not -1 <= dscp < 64:
             raise ValueError("dscp is 0 to 63, or -1 for the inner packet's")
+        if version != 4 and (version != 6 or encapsulation == "ipip"):
+            raise ValueError("version is 4, or but for ipip 6")
+        if beside is not None and (
+            encapsulation != "udp" or version != 6 or beside.dp.family != FAMILY_4 or beside.second is not None
+        ):
+            raise ValueError("beside an engine of IPv4 is one of IPv6 at most, with udp")
         memset(&self.dp, 0, sizeof(self.dp))
-        self.arena = allocate_arena()
-        if self.arena == NULL:
-            raise MemoryError
-        self.dp.tun_buffer = self.arena
-        self.dp.send_queue.arena = self.dp.tun_buffer + TUN_BUFFER_BYTES
-        self.dp.receive_arena = self.dp.send_queue.arena + SEND_ARENA_BYTES
+        self.dp.family = FAMILY_6 if version == 6 else FAMILY_4
+        self._allocate_buffers(beside)
         write_queue_clear(&self.dp.write_queue)
         self.forward_until(None)
+        self.dp.encapsulation = ENCAPSULATIONS[encapsulation]
+        fill_in_heading(&self.dp.heading, self.dp.family, vni, mac_on_the_wire(own_mac))
+        self.set_inner_mtu(INNER_MTU_UNTOLD)
         self.dp.outer_tos = outer_tos_of(dscp)
         self.dp.icmp_fd = icmp_fd
         self.dp.port = htons(<unsigned short> port)
@@ -150,8 +168,26 @@ cdef class Engine:
         self.dp.receive_n = RECEIVE_MAX
         self.dp.source_check = SOURCE_CHECKS[source_check]
         self.retired = []
-        self.attach(tun_fd, udp_fd, segment, join_tcp, join_udp, lanes)
-        self.publish(_empty_table())
+        self.beside = beside
+        self.attach(tun_fd, udp_fd, segment, join_tcp, join_udp, lanes, ports)
+        self.publish(_empty_table(version, encapsulation == "vxlan"))
+        if beside is not None:
+            beside.epoll.register(udp_fd, select.EPOLLIN)
+            beside.second = self
+            beside.dp.other = &self.dp
+
+    cdef int _allocate_buffers(self, Engine beside) except -1:
+        """Have buffers; what goes in is written before more comes, so two engines share all but what is sent."""
+        self.arena = allocate_arena(<size_t> (OWN_BUFFERS_BYTES if beside is None else SEND_ARENA_BYTES))
+        if self.arena == NULL:
+            raise MemoryError
+        self.dp.send_queue.arena = self.arena
+        if beside is None:
+            self.dp.tun_buffer = self.arena + SEND_ARENA_BYTES
+            self.dp.receive_arena = self.dp.tun_buffer + TUN_BUFFER_BYTES
+        else:
+            self.dp.tun_buffer, self.dp.receive_arena = beside.dp.tun_buffer, beside.dp.receive_arena
+        return 0
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -160,38 +196,55 @@ cdef class Engine:
         free(self.arena)
 
     def attach(
-        self, int tun_fd, int udp_fd, bint segment=False, bint join_tcp=False, bint join_udp=False, lanes=(), epoll=None
+        self,
+        int tun_fd,
+        int udp_fd,
+        bint segment=False,
+        bint join_tcp=False,
+        bint join_udp=False,
+        lanes=(),
+        uint32_t ports=1,
+        epoll=None,
     ) -> None:
         """Work on these descriptors from now on; the table in force and the counters stay.
 
-        `lanes` are more sockets, of the same address and port, through which the peers' packets leave, each always
-        through the same: with `udp_fd` 1, 2, 4 … 64. `epoll` is what `watch` returned for the descriptors; without it
-        that is done here. The polling thread must have stopped; `fileno` is another one afterwards. Raises OSError,
-        where `epoll` was not given, and ValueError.
+        `lanes` are the sockets through which packets leave, a flow's always through the same: 1, 2, 4 … 64 of them, all
+        of one address; none: through `udp_fd`. They are of so many `ports` in turn. `epoll` is what `watch` returned
+        for the descriptors; without it that is done here. The polling thread must have stopped; `fileno` is another one
+        afterwards. Raises OSError, where `epoll` was not given, and ValueError.
+
+        An engine beside another has no epoll; the other one's, then attached anew with that, watches both sockets.
         """
         if (join_tcp or join_udp) and not self.dp.vnet_bytes:
             raise ValueError("a TUN without virtio-net headers takes no super-packets")
-        n_lanes = 1 + len(lanes)
-        if n_lanes > LANES_MAX or n_lanes & (n_lanes - 1):
-            raise ValueError(f"the lanes, with the socket itself, are a power of two up to {LANES_MAX}")
-        if epoll is None:
-            epoll = watch(tun_fd, udp_fd)
-        if self.epoll is not None:
-            self.epoll.close()
-        self.epoll = epoll
-        self.dp.epoll_fd = epoll.fileno()
+        lanes = lanes or (udp_fd,)
+        for n in (len(lanes), ports):
+            if not 0 < n <= LANES_MAX or n & (n - 1):
+                raise ValueError(f"lanes and ports are a power of two up to {LANES_MAX}")
+        if ports > len(lanes):
+            raise ValueError("each port needs a lane")
+        if self.beside is None:
+            self._watch_with(watch(tun_fd, udp_fd) if epoll is None else epoll)
         self.dp.tun_fd = tun_fd
         self.dp.udp_fd = udp_fd
-        for i, fd in enumerate((udp_fd, *lanes)):
+        learn_own_address(&self.dp)
+        for i, fd in enumerate(lanes):
             self.dp.lanes[i] = fd
-        self.dp.n_lanes = <uint32_t> n_lanes
-        self.dp.send_queue.packets_max = RUN_PACKETS_MAX if segment else 1
+        self.dp.n_lanes = <uint32_t> len(lanes)
+        self.dp.n_ports = ports
+        self.dp.send_queue.packets_max = RUN_PACKETS_MAX if segment and self.dp.encapsulation != ENCAP_IPIP else 1
         rung_set(&self.dp.write_queue.join_tcp, join_tcp)
         rung_set(&self.dp.write_queue.join_udp, join_udp)
         self.dp.tun_errno = 0
         self.dp.read_errors = 0
         self.forget_path_mtus()         # another address may have other ways to the peers
         self.stopped_watching = False
+
+    def _watch_with(self, epoll: select.epoll) -> None:
+        if self.epoll is not None:
+            self.epoll.close()
+        self.epoll = epoll
+        self.dp.epoll_fd = epoll.fileno()
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when `poll` has work: an epoll descriptor of our own."""
@@ -211,10 +264,10 @@ cdef class Engine:
         cdef uint64_t time_ns
         cdef bint spins = busy_us != 0
         cdef int ready
-        cdef epoll_event events[2]
+        cdef epoll_event events[3]
         with nogil:
             while self.dp.tun_errno == 0:
-                ready = epoll_wait(self.dp.epoll_fd, events, 2, 0 if spins else <int> linger_ms)
+                ready = epoll_wait(self.dp.epoll_fd, events, 3, 0 if spins else <int> linger_ms)
                 got = self._move_batches(events, ready) if ready > 0 else 0
                 moved += got
                 time_ns = now_ns()
@@ -232,24 +285,36 @@ cdef class Engine:
         return moved
 
     cdef uint32_t _move_batches(self, const epoll_event *events, int n) noexcept nogil:
-        """Move a batch from each descriptor that is ready, with the table in force."""
+        """Move a batch from each descriptor that is ready, with the tables in force."""
         cdef uint32_t got = 0
         cdef int i
-        add_word(&self.epoch, 1)
-        self.dp.table = load_table(&self.current)
+        self._hold_table()
+        if self.dp.other != NULL:
+            self.second._hold_table()
         for i in range(n):
             if events[i].data.fd == self.dp.tun_fd:
                 got += outbound_batch(&self.dp)
-            else:
+            elif events[i].data.fd == self.dp.udp_fd:
                 got += inbound_batch(&self.dp)
+            else:
+                got += inbound_batch(self.dp.other)
         add_word(&self.epoch, 1)
+        if self.dp.other != NULL:
+            add_word(&self.second.epoch, 1)
         return got
+
+    cdef inline void _hold_table(self) noexcept nogil:
+        add_word(&self.epoch, 1)
+        self.dp.table = load_table(&self.current)
+        self.dp.table6 = load_table6(&self.current6)
 
     def _stop_watching(self) -> None:
         """Watch nothing more: a TUN that is beyond use would wake us for ever, and datagrams have nowhere to go."""
         self.stopped_watching = True
         self.epoll.unregister(self.dp.tun_fd)
         self.epoll.unregister(self.dp.udp_fd)
+        if self.second is not None:
+            self.epoll.unregister(self.second.dp.udp_fd)
 
     @property
     def segments(self) -> bool:
@@ -271,16 +336,32 @@ cdef class Engine:
         """The error that made the TUN unusable (EBADFD once it was deleted), 0 while all is well."""
         return self.dp.tun_errno
 
-    def publish(self, RouteTable table not None) -> None:
-        """Put a table in force, from any thread but only one at a time; batches that start from now on use it."""
-        self._allocate_peer_states(table.table.n_hops)
-        old = self.table
+    def publish(self, table not None: RouteTable | RouteTable6) -> None:
+        """Put a table in force, from any thread but only one at a time; batches that start from now on use it.
+
+        Raises TypeError for one of the other version, ValueError for one without MACs where the encapsulation needs
+        them.
+        """
+        if self.dp.family == FAMILY_6:
+            self._put_in_force6(table)
+        else:
+            self._put_in_force(table)
+        if self.table is not None:
+            self.retired.append((self.table, load_word(&self.epoch)))
+        self.table = table
+        self.reclaim()
+
+    cdef int _put_in_force(self, RouteTable table) except -1:
+        self._allocate_peer_states(table.table.n_hops, table.table.peer_mac != NULL)
         table.n_engines += 1            # first: from now on it must not be written
         store_table(&self.current, &table.table)
-        self.table = table
-        if old is not None:
-            self.retired.append((old, load_word(&self.epoch)))
-        self.reclaim()
+        return 0
+
+    cdef int _put_in_force6(self, RouteTable6 table) except -1:
+        self._allocate_peer_states(table.table.n_hops, table.table.peer_mac != NULL)
+        table.n_engines += 1
+        store_table6(&self.current6, &table.table)
+        return 0
 
     def forward_until(self, boottime_ns: int | None) -> None:
         """Forward nothing from that time of CLOCK_BOOTTIME on, ``None``: there is no such time. From any thread.
@@ -296,38 +377,40 @@ cdef class Engine:
         """
         add_word(&self.dp.path_epoch, 1)
 
+    def set_inner_mtu(self, uint32_t n_bytes) -> None:
+        """Say what the TUN's MTU is: TCP from kernel peers that is longer is a super-packet. From any thread."""
+        store_word(&self.dp.inner_mtu, min(max(n_bytes, <uint32_t> IPV4_DATAGRAM_MIN), <uint32_t> IPV4_MAX_BYTES))
+
     def reclaim(self) -> int:
         """Let go of retired tables that no batch can be reading any more; return how many are left."""
         cdef uint64_t now = load_word(&self.epoch)
-        cdef RouteTable table
         held = []
         for table, seen in self.retired:
             if seen % 2 and seen == now:
                 held.append((table, seen))
+            elif self.dp.family == FAMILY_6:
+                (<RouteTable6> table).n_engines -= 1
             else:
-                table.n_engines -= 1
+                (<RouteTable> table).n_engines -= 1
         self.retired = held
         return len(held)
 
     def counters(self) -> dict:
-        """Return what was forwarded and dropped in both directions, ICMP answers given and system calls made."""
-        return {
-            "out": direction_as_dict(&self.dp.out_counters),
-            "in": direction_as_dict(&self.dp.in_counters),
-            "icmp": {
-                "sent": self.dp.icmp_counters.sent,
-                "rate_limited": self.dp.icmp_counters.rate_limited,
-                "failed": self.dp.icmp_counters.failed,
-            },
-            "system_calls": {
-                "tun_reads": self.dp.calls.tun_reads,
-                "tun_writes": self.dp.calls.tun_writes,
-                "tun_join_errors": self.dp.calls.tun_join_errors,
-                "udp_sends": self.dp.calls.udp_sends,
-                "udp_receives": self.dp.calls.udp_receives,
-                "udp_receive_errors": self.dp.calls.udp_receive_errors,
-            },
-        }
+        """Return what was forwarded and dropped in both directions, ICMP answers given and system calls made.
+
+        And packets from kernel peers that were not finished, see `offloaded`.
+        """
+        return counters_as_dict(&self.dp)
+
+    def drop_samples(self) -> list:
+        """Return what was dropped last, a few packets of each reason in either direction, in no particular order.
+
+        A row: "out" or "in", the reason's name, nanoseconds since 1970 by a clock that ticks every few milliseconds, a
+        number that grows with every sample of this kind, the outer address (empty: none that is known), the IP version
+        that the packet claims (0: it is too short for a header), and of its header source, destination and protocol;
+        its bytes. Addresses are bytes as on the wire, 4 or 16 of them.
+        """
+        return samples_as_rows(&self.dp)
 
     def peer_counters(self, uint32_t peer) -> tuple:
         """Return (packets out, bytes out, packets in, bytes in) of a peer index since the engine was made."""
@@ -337,13 +420,58 @@ cdef class Engine:
         counted = state_of(&self.dp, peer)
         return (counted.packets_out, counted.bytes_out, counted.packets_in, counted.bytes_in)
 
+    def sample_peers(self, uint32_t first, uint32_t n) -> list:
+        """Return what has happened with the `n` peer indexes from `first` on since they were asked for last.
+
+        One tuple for each with which anything has: (index, packets out, packets in, bytes of the longest packet out).
+        Packets that the kernel would not send are among those out; the agent's own probes are, too, and never the
+        longest.
+        """
+        cdef PeerState *state
+        cdef uint64_t packets_out, packets_in
+        cdef uint32_t peer
+        active = []
+        for peer in range(first, first + n):
+            if peer >> PEER_CHUNK_BITS >= PEER_CHUNKS_MAX or self.dp.peer_chunks[peer >> PEER_CHUNK_BITS] == NULL:
+                break
+            state = state_of(&self.dp, peer)
+            packets_out, packets_in = state.packets_out + state.refused_out, state.packets_in
+            if packets_out != state.sampled_out or packets_in != state.sampled_in:
+                active.append(
+                    (peer, packets_out - state.sampled_out, packets_in - state.sampled_in, state.longest_out)
+                )
+                state.sampled_out, state.sampled_in, state.longest_out = packets_out, packets_in, 0
+        return active
+
+    def limit_path_mtu(self, uint32_t peer, address: int, uint32_t n_bytes) -> None:
+        """Let inner packets to a peer have `n_bytes` at most, `PATH_LIMIT_MIN_BYTES` or more; 0 ends that.
+
+        It holds while the index is the peer's whose underlay address this is, in host order. From any thread.
+        """
+        cdef uint32_t tag
+        cdef bytes packed
+        least = PATH_LIMIT_MIN_BYTES[<int> self.dp.family]
+        if 0 < n_bytes < least:
+            raise ValueError(f"a limit is {least} bytes or more")
+        if self.dp.family == FAMILY_6:
+            packed = address.to_bytes(16, "big")
+            tag = tag_of6(<const uint8_t *> <const char *> packed)
+        else:
+            tag = htonl(address)
+        if peer >> PEER_CHUNK_BITS < PEER_CHUNKS_MAX and self.dp.peer_chunks[peer >> PEER_CHUNK_BITS] != NULL:
+            set_probed_mtu(state_of(&self.dp, peer), tag, n_bytes)
+
     def close(self) -> None:
         """Close the epoll descriptor. The thread that polls must have stopped."""
-        self.epoll.close()
+        self.dp.other, self.second = NULL, None     # who hold each other would be freed late
+        if self.epoll is not None:
+            self.epoll.close()
 
-    cdef int _allocate_peer_states(self, uint32_t n_hops) except -1:
+    cdef int _allocate_peer_states(self, uint32_t n_hops, bint has_macs) except -1:
         """Have counters for all next hops before the data thread can meet them. Chunks never move or go."""
         cdef uint32_t chunk
+        if self.dp.encapsulation == ENCAP_VXLAN and not has_macs:
+            raise ValueError("a table for vxlan has MACs")
         if n_hops > <uint32_t> PEER_CHUNK * PEER_CHUNKS_MAX:
             raise ValueError(f"more than {PEER_CHUNK * PEER_CHUNKS_MAX - FIRST_PEER} peers")
         for chunk in range((n_hops + PEER_CHUNK - 1) >> PEER_CHUNK_BITS):
@@ -354,7 +482,10 @@ cdef class Engine:
         return 0
 
 
-def _empty_table() -> RouteTable:
+def _empty_table(version: int, with_macs: bool) -> RouteTable | RouteTable6:
     from array import array
 
-    return RouteTable(RouteList(), array("I", [0, 0]))
+    macs = array("Q", [0, 0]) if with_macs else None
+    if version == 6:
+        return RouteTable6(RouteList6(), bytes(32), macs=macs)
+    return RouteTable(RouteList(), array("I", [0, 0]), macs=macs)

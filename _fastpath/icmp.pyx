@@ -4,7 +4,7 @@ from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memset
 
 from flannel_udp._fastpath.checksum cimport finish, sum_bytes, sum_header
-from flannel_udp._fastpath.drops cimport KEEP, NO_ROUTE, OWN_SUBNET, TOO_BIG, TTL_EXPIRED
+from flannel_udp._fastpath.drops cimport KEEP
 from flannel_udp._fastpath.ipv4 cimport header_len, is_unicast, parse
 from flannel_udp._fastpath.packet cimport packet_at
 from flannel_udp._fastpath.wire cimport (
@@ -42,22 +42,22 @@ cdef enum:
     TOO_BIG_BURST = 50
 
 
-cdef bint icmp_take_token(IcmpLimiter *limiter, DropReason reason, be32 dst, uint64_t now_ns) noexcept nogil:
-    cdef uint32_t slot = (ntohl(dst) * <uint32_t> 0x9e3779b1) >> 24
+cdef bint icmp_take_token(IcmpLimiter *limiter, DropReason reason, uint32_t whose, uint64_t now_ns) noexcept nogil:
+    cdef uint32_t slot = (ntohl(whose) * <uint32_t> 0x9e3779b1) >> 24
     if reason == TOO_BIG:
-        return take_for_destination(&limiter.too_big[slot], dst, now_ns, TOO_BIG_COST_NS, TOO_BIG_BURST)
+        return take_for_destination(&limiter.too_big[slot], whose, now_ns, TOO_BIG_COST_NS, TOO_BIG_BURST)
     # The destination first: what one is refused does not cost the others anything.
     return (
-        take_for_destination(&limiter.others[slot], dst, now_ns, DESTINATION_COST_NS, DESTINATION_BURST)
+        take_for_destination(&limiter.others[slot], whose, now_ns, DESTINATION_COST_NS, DESTINATION_BURST)
         and take(&limiter.whole, now_ns, WHOLE_COST_NS, WHOLE_BURST)
     )
 
 
 cdef inline bint take_for_destination(
-    DestinationBucket *destination, be32 dst, uint64_t now_ns, uint64_t cost_ns, uint32_t burst
+    DestinationBucket *destination, uint32_t whose, uint64_t now_ns, uint64_t cost_ns, uint32_t burst
 ) noexcept nogil:
-    if destination.addr != dst:
-        destination.addr = dst
+    if destination.whose != whose:
+        destination.whose = whose
         destination.bucket.last_ns = 0
         destination.bucket.credit_ns = 0
     return take(&destination.bucket, now_ns, cost_ns, burst)
@@ -93,7 +93,7 @@ cdef bint may_answer(const Packet *packet, const Ipv4Header *ip) noexcept nogil:
 
 cdef const Ipv4Header *find_answerable(const Packet *packet, DropReason reason) noexcept nogil:
     cdef Ipv4Header *ip
-    if reason != NO_ROUTE and reason != OWN_SUBNET and reason != TTL_EXPIRED and reason != TOO_BIG:
+    if not is_told(reason):
         return NULL
     if parse(packet, &ip) != KEEP or not may_answer(packet, ip):
         return NULL

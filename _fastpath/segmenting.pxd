@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from flannel_udp._fastpath.clock cimport now_ns
 from flannel_udp._fastpath.datapath cimport Datapath, PeerState, state_of
-from flannel_udp._fastpath.encap_udp cimport outer_address
+from flannel_udp._fastpath.outer_address cimport peer_tag
 from flannel_udp._fastpath.rung cimport RUNG_RETRY_S
 
 
@@ -17,7 +17,7 @@ cdef inline void note_run_refused(Datapath *dp, uint32_t peer) noexcept nogil:
     if state.run_retry_ns == 0:
         dp.n_without_runs += 1
     state.run_retry_ns = now_ns() + <uint64_t> RUNG_RETRY_S * 1000000000
-    state.run_refused_by = outer_address(dp.table, peer)
+    state.run_refused_by = peer_tag(dp, peer)
 
 
 cdef inline void note_run_taken(Datapath *dp, PeerState *state) noexcept nogil:
@@ -31,6 +31,6 @@ cdef inline bint takes_no_runs(Datapath *dp, uint32_t peer) noexcept nogil:
     cdef const PeerState *state = state_of(dp, peer)
     return (
         state.run_retry_ns != 0
-        and state.run_refused_by == outer_address(dp.table, peer)   # else the index was another peer's then
+        and state.run_refused_by == peer_tag(dp, peer)     # else the index was another peer's then
         and now_ns() < state.run_retry_ns
     )

@@ -16,18 +16,31 @@ cdef extern from "<sys/uio.h>" nogil:
 cdef extern from "<netinet/in.h>" nogil:
     cdef enum:
         AF_INET
+        AF_INET6
         IPPROTO_IP
+        IPPROTO_IPV6
         IP_TOS
         IP_MTU
         IP_MTU_DISCOVER
-        IP_PMTUDISC_DONT
+        IP_PMTUDISC_DONT        # IPV6_PMTUDISC_DONT and IPV6_PMTUDISC_DO have the same values
         IP_PMTUDISC_DO
+        IPV6_TCLASS
+        IPV6_MTU
+        IPV6_MTU_DISCOVER
     cdef struct in_addr:
         be32 s_addr
     cdef struct sockaddr_in:
         uint16_t sin_family
         be16 sin_port
         in_addr sin_addr
+    cdef struct in6_addr:
+        uint8_t s6_addr[16]
+    cdef struct sockaddr_in6:
+        uint16_t sin6_family
+        be16 sin6_port
+        uint32_t sin6_flowinfo
+        in6_addr sin6_addr
+        uint32_t sin6_scope_id
     cdef struct sockaddr:
         pass
 
@@ -87,9 +100,14 @@ cdef enum:
     UDP_GRO = 104               # the control message is an int, likewise
     CONTROL_WORDS = 8           # room for two control messages of one word each
 
+# An address of either family, with its port.
+cdef union SocketAddress:
+    sockaddr_in v4
+    sockaddr_in6 v6
+
 # One message: one address, one piece of memory, its control messages.
 cdef struct Envelope:
-    sockaddr_in address
+    SocketAddress address
     iovec piece
     uint64_t control[CONTROL_WORDS]     # words, for the alignment that cmsg(3) asks for
 
@@ -98,7 +116,7 @@ cdef inline void fill_in(mmsghdr *message, Envelope *envelope, void *data, size_
     envelope.piece.iov_base = data
     envelope.piece.iov_len = n_bytes
     message.msg_hdr.msg_name = &envelope.address
-    message.msg_hdr.msg_namelen = sizeof(sockaddr_in)
+    message.msg_hdr.msg_namelen = sizeof(SocketAddress)
     message.msg_hdr.msg_iov = &envelope.piece
     message.msg_hdr.msg_iovlen = 1
     message.msg_hdr.msg_control = envelope.control

@@ -7,13 +7,19 @@ in the checksum field the sum of the pseudo-header only (Linux: Documentation/ne
 from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcpy
 
-from flannel_udp._fastpath.checksum cimport copy_bytes, finish, sum_bytes, sum_header, sum_pseudo_header
+from flannel_udp._fastpath.checksum cimport copy_bytes, finish, sum_bytes, sum_header
 from flannel_udp._fastpath.drops cimport BAD_OFFLOAD, KEEP
-from flannel_udp._fastpath.ipv4 cimport header_len
+from flannel_udp._fastpath.family cimport FAMILY_4, FAMILY_6
 from flannel_udp._fastpath.packet cimport packet_at
+from flannel_udp._fastpath.transport cimport (
+    Transport,
+    find_transport,
+    is_plain,
+    set_length,
+    sum_pseudo_header_of,
+    tcp_gso_type,
+)
 from flannel_udp._fastpath.wire cimport (
-    FRAG_OFFSET_MASK,
-    MORE_FRAGMENTS,
     PROTOCOL_TCP,
     PROTOCOL_UDP,
     TCP_CWR,
@@ -22,10 +28,9 @@ from flannel_udp._fastpath.wire cimport (
     TCP_PSH,
     UDP_CHECKSUM_OFFSET,
     UDP_HEADER_BYTES,
-    UDP_PAYLOAD_MAX_BYTES,
     VNET_GSO_ECN,
-    VNET_GSO_TCPV4,
     VNET_GSO_UDP_L4,
+    Ipv4Header,
     TcpHeader,
     UdpHeader,
     be16,
@@ -37,17 +42,20 @@ from flannel_udp._fastpath.wire cimport (
 
 
 cdef DropReason plan_split(
-    Split *split, const VirtioNetHeader *vnet, const Packet *packet, const Ipv4Header *ip
+    Split *split, Family family, const VirtioNetHeader *vnet, const Packet *packet, uint32_t segment_max
 ) noexcept nogil:
     cdef const TcpHeader *tcp
+    cdef Transport transport = find_transport(family, packet)
     cdef uint32_t kind = vnet.gso_type & ~<uint32_t> VNET_GSO_ECN
-    split.ip_len = header_len(ip)
-    if kind == VNET_GSO_TCPV4 and ip.protocol == PROTOCOL_TCP:
+    split.family = family
+    split.protocol = transport.protocol
+    split.ip_len = transport.start
+    if kind == tcp_gso_type(family) and transport.protocol == PROTOCOL_TCP:
         tcp = <const TcpHeader *> packet_at(packet, split.ip_len, TCP_HEADER_BYTES)
         if tcp == NULL or tcp.data_offset >> 4 < 5:
             return BAD_OFFLOAD
         split.header_len = split.ip_len + <uint32_t> (tcp.data_offset >> 4) * 4
-    elif kind == VNET_GSO_UDP_L4 and ip.protocol == PROTOCOL_UDP:
+    elif kind == VNET_GSO_UDP_L4 and transport.protocol == PROTOCOL_UDP:
         split.header_len = split.ip_len + UDP_HEADER_BYTES
     else:
         return BAD_OFFLOAD
@@ -58,9 +66,9 @@ cdef DropReason plan_split(
     if (
         vnet.gso_size == 0
         or split.payload_len == 0
-        or split.header_len + split.segment_payload > UDP_PAYLOAD_MAX_BYTES
+        or split.header_len + split.segment_payload > segment_max
         # a fragment has no whole TCP segment or UDP datagram to split
-        or ntohs(ip.frag) & (MORE_FRAGMENTS | FRAG_OFFSET_MASK)
+        or not is_plain(&transport)
     ):
         return BAD_OFFLOAD
     split.n = (split.payload_len + split.segment_payload - 1) // split.segment_payload
@@ -68,6 +76,14 @@ cdef DropReason plan_split(
 
 
 cdef uint32_t write_segment(const Split *split, const Packet *packet, uint32_t i, uint8_t *place) noexcept nogil:
+    if split.family == FAMILY_6:
+        return write_segment_of(split, FAMILY_6, packet, i, place)
+    return write_segment_of(split, FAMILY_4, packet, i, place)
+
+
+cdef inline uint32_t write_segment_of(
+    const Split *split, Family family, const Packet *packet, uint32_t i, uint8_t *place
+) noexcept nogil:
     cdef uint32_t offset = i * split.segment_payload
     cdef uint32_t payload = min(split.segment_payload, split.payload_len - offset)
     cdef uint32_t l4_len = split.header_len - split.ip_len + payload
@@ -75,13 +91,12 @@ cdef uint32_t write_segment(const Split *split, const Packet *packet, uint32_t i
     cdef uint64_t total
     memcpy(place, packet.data, split.header_len)
     total = copy_bytes(place + split.header_len, packet.data + split.header_len + offset, payload, 0)
-    total += sum_pseudo_header(ip.src, ip.dst, ip.protocol, l4_len)
+    total += sum_pseudo_header_of(family, place, split.protocol, l4_len)
 
-    ip.id = htons(<uint16_t> (ntohs(ip.id) + i))
-    ip.total_len = htons(<uint16_t> (split.ip_len + l4_len))
-    ip.checksum = 0
-    ip.checksum = finish(sum_header(place, split.ip_len // 4, 0))
-    if ip.protocol == PROTOCOL_TCP:
+    if family == FAMILY_4:
+        ip.id = htons(<uint16_t> (ntohs(ip.id) + i))
+    set_length(family, place, split.ip_len, l4_len)
+    if split.protocol == PROTOCOL_TCP:
         finish_tcp(<TcpHeader *> (place + split.ip_len), offset, total, i == 0, i + 1 == split.n)
     else:
         finish_udp(<UdpHeader *> (place + split.ip_len), l4_len, total)
@@ -108,11 +123,11 @@ cdef inline void finish_udp(UdpHeader *udp, uint32_t udp_len, uint64_t total) no
         udp.checksum = 0xffff       # RFC 768: 0 would mean that there is none
 
 
-cdef DropReason complete_checksum(const VirtioNetHeader *vnet, Packet *packet) noexcept nogil:
+cdef DropReason complete_checksum(const VirtioNetHeader *vnet, Packet *packet, uint32_t ip_len) noexcept nogil:
     cdef uint32_t start = vnet.csum_start
     cdef uint8_t *field = packet_at(packet, start + vnet.csum_offset, 2)
     cdef be16 checksum
-    if field == NULL or start < header_len(<const Ipv4Header *> packet.data):
+    if field == NULL or start < ip_len:
         return BAD_OFFLOAD
     # The field holds the pseudo-header's sum, so that summing over it adds what is missing.
     checksum = finish(sum_bytes(packet.data + start, packet.len - start, 0))

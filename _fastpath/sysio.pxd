@@ -25,8 +25,14 @@ cdef void set_path_mtu_discovery(const Datapath *dp, uint32_t lane, int mode) no
 # Fill dp.bundles with what waits at the socket. Where the kernel refuses to give it, a pause of a millisecond is made.
 cdef void udp_receive(Datapath *dp) noexcept nogil
 
-# Return the path MTU (bytes, outer headers included) that the kernel knows of, 0 where it knows none.
-cdef uint32_t query_path_mtu(const Datapath *dp, be32 addr) noexcept nogil
+# Return the path MTU to a peer (bytes, outer headers included) that the kernel knows of, 0 where it knows none.
+cdef uint32_t query_path_mtu(const Datapath *dp, uint32_t peer) noexcept nogil
+
+# Keep the address that the datapath's socket is bound to; none: zeros.
+cdef void learn_own_address(Datapath *dp) noexcept nogil
 
 # Hand a complete IPv4 packet to the host's own routing.
 cdef void icmp_send(Datapath *dp, const uint8_t *packet, uint32_t n_bytes, be32 dst) noexcept nogil
+
+# Likewise an IPv6 packet; `dst` has 16 bytes in network order.
+cdef void icmp_send6(Datapath *dp, const uint8_t *packet, uint32_t n_bytes, const uint8_t *dst) noexcept nogil

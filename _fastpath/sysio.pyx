@@ -5,9 +5,19 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
 from flannel_udp._fastpath.clock cimport pause_ns
-from flannel_udp._fastpath.datapath cimport RECEIVE_BYTES, RECEIVE_HEADROOM, RECEIVE_MAX, Bundle
+from flannel_udp._fastpath.datapath cimport (
+    ENCAP_IPIP,
+    RECEIVE_BYTES,
+    RECEIVE_HEADROOM,
+    RECEIVE_MAX,
+    TUN_BUFFER_BYTES,
+    Bundle,
+)
+from flannel_udp._fastpath.family cimport FAMILY_6
+from flannel_udp._fastpath.outer_address cimport write_address
 from flannel_udp._fastpath.sockets cimport (
     AF_INET,
+    AF_INET6,
     CMSG_DATA,
     CMSG_FIRSTHDR,
     CMSG_NXTHDR,
@@ -15,12 +25,17 @@ from flannel_udp._fastpath.sockets cimport (
     IP_MTU_DISCOVER,
     IP_TOS,
     IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPV6_MTU,
+    IPV6_MTU_DISCOVER,
+    IPV6_TCLASS,
     MSG_DONTWAIT,
     SOCK_CLOEXEC,
     SOCK_DGRAM,
     SOL_UDP,
     UDP_GRO,
     Envelope,
+    SocketAddress,
     bind,
     close,
     cmsghdr,
@@ -37,11 +52,11 @@ from flannel_udp._fastpath.sockets cimport (
     setsockopt,
     sockaddr,
     sockaddr_in,
+    sockaddr_in6,
     socket,
     ssize_t,
     writev,
 )
-from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES
 
 cdef enum:
     READ_ERRORS_MAX = 16        # that many in a row and the TUN counts as broken
@@ -51,7 +66,7 @@ cdef enum:
 cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept nogil:
     cdef ssize_t got
     while True:
-        got = read(dp.tun_fd, dp.tun_buffer, dp.vnet_bytes + IPV4_MAX_BYTES)
+        got = read(dp.tun_fd, dp.tun_buffer, TUN_BUFFER_BYTES)
         dp.calls.tun_reads += 1
         if got > 0:
             break
@@ -60,6 +75,7 @@ cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept
         if got < 0 and errno.errno != errno.EAGAIN:
             # A deleted TUN answers EBADFD for ever; anything else may pass, but must not make us spin.
             dp.read_errors += 1
+            dp.calls.tun_read_errors += 1
             if errno.errno == errno.EBADFD or dp.read_errors >= READ_ERRORS_MAX:
                 dp.tun_errno = errno.errno
         return False
@@ -86,40 +102,59 @@ cdef int udp_send(Datapath *dp, uint32_t lane, mmsghdr *messages, uint32_t n) no
         dp.calls.udp_sends += 1
         if sent >= 0:
             return sent
-        if errno.errno != errno.EINTR:
-            return -errno.errno
+        if errno.errno == errno.EINTR:
+            continue
+        if errno.errno == errno.ENOBUFS and dp.encapsulation == ENCAP_IPIP:
+            return -errno.EAGAIN        # a raw socket whose buffer is full (linux, net/ipv4/ip_output.c)
+        return -errno.errno
 
 
 cdef void set_path_mtu_discovery(const Datapath *dp, uint32_t lane, int mode) noexcept nogil:
-    setsockopt(dp.lanes[lane], IPPROTO_IP, IP_MTU_DISCOVER, &mode, sizeof(mode))
+    if dp.family == FAMILY_6:
+        setsockopt(dp.lanes[lane], IPPROTO_IPV6, IPV6_MTU_DISCOVER, &mode, sizeof(mode))
+    else:
+        setsockopt(dp.lanes[lane], IPPROTO_IP, IP_MTU_DISCOVER, &mode, sizeof(mode))
 
 
-cdef uint32_t query_path_mtu(const Datapath *dp, be32 addr) noexcept nogil:
+cdef uint32_t query_path_mtu(const Datapath *dp, uint32_t peer) noexcept nogil:
     """Ask by way of a socket that is connected to the peer: only for those the kernel answers (ip(7), IP_MTU).
 
     From the address and to the port that packets have: rules and the kernel's choice among several ways go by them. Not
     from their port: a connected socket there would get what the peer sends meanwhile.
     """
-    cdef sockaddr_in own
-    cdef sockaddr_in peer
+    cdef SocketAddress own
+    cdef SocketAddress there
+    cdef bint of_ipv6 = dp.family == FAMILY_6
+    cdef int level = IPPROTO_IPV6 if of_ipv6 else IPPROTO_IP
+    cdef int option = IPV6_MTU if of_ipv6 else IP_MTU
     cdef int mtu = 0
     cdef uint32_t own_size = sizeof(own)
     cdef uint32_t size = sizeof(mtu)
-    cdef int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
+    cdef uint32_t there_size
+    cdef int fd = socket(AF_INET6 if of_ipv6 else AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
     if fd < 0:
         return 0
     memset(&own, 0, sizeof(own))
-    memset(&peer, 0, sizeof(peer))
-    peer.sin_family = AF_INET
-    peer.sin_port = dp.port
-    peer.sin_addr.s_addr = addr
+    memset(&there, 0, sizeof(there))
+    there_size = write_address(dp, peer, &there)
     if getsockname(dp.udp_fd, <sockaddr *> &own, &own_size) == 0:
-        own.sin_port = 0
-        bind(fd, <const sockaddr *> &own, sizeof(own))      # refused, the kernel chooses the address: better than none
-    if connect(fd, <sockaddr *> &peer, sizeof(peer)) < 0 or getsockopt(fd, IPPROTO_IP, IP_MTU, &mtu, &size) < 0:
+        own.v4.sin_port = 0                             # where IPv6's is, too
+        bind(fd, <const sockaddr *> &own, own_size)     # refused, the kernel chooses the address: better than none
+    if connect(fd, <sockaddr *> &there, there_size) < 0 or getsockopt(fd, level, option, &mtu, &size) < 0:
         mtu = 0
     close(fd)
     return <uint32_t> mtu if mtu > 0 else 0
+
+
+cdef void learn_own_address(Datapath *dp) noexcept nogil:
+    cdef SocketAddress own
+    cdef uint32_t size = sizeof(own)
+    memset(&own, 0, sizeof(own))
+    getsockname(dp.udp_fd, <sockaddr *> &own, &size)
+    if own.v4.sin_family == AF_INET6:
+        memcpy(dp.outer_addr6, &own.v6.sin6_addr, sizeof(dp.outer_addr6))
+    else:
+        dp.outer_addr = own.v4.sin_addr.s_addr if own.v4.sin_family == AF_INET else 0
 
 
 cdef inline uint8_t *receive_buffer(const Datapath *dp, uint32_t i) noexcept nogil:
@@ -129,6 +164,7 @@ cdef inline uint8_t *receive_buffer(const Datapath *dp, uint32_t i) noexcept nog
 cdef void udp_receive(Datapath *dp) noexcept nogil:
     cdef mmsghdr messages[RECEIVE_MAX]
     cdef Envelope envelopes[RECEIVE_MAX]
+    cdef bint of_ipv6 = dp.family == FAMILY_6
     cdef uint32_t i
     cdef int got
     for i in range(dp.receive_n):
@@ -144,7 +180,10 @@ cdef void udp_receive(Datapath *dp) noexcept nogil:
         dp.bundles[i].data = receive_buffer(dp, i)
         dp.bundles[i].len = messages[i].msg_len
         dp.bundles[i].segment_len = messages[i].msg_len
-        dp.bundles[i].outer_addr = envelopes[i].address.sin_addr.s_addr
+        if of_ipv6:
+            memcpy(dp.bundles[i].outer_addr6, &envelopes[i].address.v6.sin6_addr, sizeof(dp.bundles[i].outer_addr6))
+        else:
+            dp.bundles[i].outer_addr = envelopes[i].address.v4.sin_addr.s_addr
         dp.bundles[i].outer_tos = 0
         read_controls(&messages[i].msg_hdr, &dp.bundles[i])
 
@@ -152,6 +191,7 @@ cdef void udp_receive(Datapath *dp) noexcept nogil:
 cdef inline void read_controls(msghdr *header, Bundle *bundle) noexcept nogil:
     cdef cmsghdr *control = CMSG_FIRSTHDR(header)
     cdef int segment_len = 0
+    cdef int traffic_class = 0
     while control != NULL:
         if control.cmsg_level == SOL_UDP and control.cmsg_type == UDP_GRO:
             memcpy(&segment_len, CMSG_DATA(control), sizeof(int))
@@ -159,6 +199,9 @@ cdef inline void read_controls(msghdr *header, Bundle *bundle) noexcept nogil:
                 bundle.segment_len = <uint32_t> segment_len
         elif control.cmsg_level == IPPROTO_IP and control.cmsg_type == IP_TOS:
             bundle.outer_tos = CMSG_DATA(control)[0]
+        elif control.cmsg_level == IPPROTO_IPV6 and control.cmsg_type == IPV6_TCLASS:
+            memcpy(&traffic_class, CMSG_DATA(control), sizeof(int))     # RFC 3542 section 6.5
+            bundle.outer_tos = <uint8_t> traffic_class
         control = CMSG_NXTHDR(header, control)
 
 
@@ -167,7 +210,21 @@ cdef void icmp_send(Datapath *dp, const uint8_t *packet, uint32_t n_bytes, be32 
     memset(&to, 0, sizeof(to))
     to.sin_family = AF_INET
     to.sin_addr.s_addr = dst
-    if sendto(dp.icmp_fd, packet, n_bytes, MSG_DONTWAIT, <sockaddr *> &to, sizeof(to)) < 0:
+    send_raw(dp, packet, n_bytes, <const sockaddr *> &to, sizeof(to))
+
+
+cdef void icmp_send6(Datapath *dp, const uint8_t *packet, uint32_t n_bytes, const uint8_t *dst) noexcept nogil:
+    cdef sockaddr_in6 to
+    memset(&to, 0, sizeof(to))
+    to.sin6_family = AF_INET6
+    memcpy(&to.sin6_addr, dst, sizeof(to.sin6_addr))
+    send_raw(dp, packet, n_bytes, <const sockaddr *> &to, sizeof(to))
+
+
+cdef inline void send_raw(
+    Datapath *dp, const uint8_t *packet, uint32_t n_bytes, const sockaddr *to, uint32_t to_bytes
+) noexcept nogil:
+    if sendto(dp.icmp_fd, packet, n_bytes, MSG_DONTWAIT, to, to_bytes) < 0:
         dp.icmp_counters.failed += 1
     else:
         dp.icmp_counters.sent += 1

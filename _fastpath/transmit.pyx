@@ -7,16 +7,25 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from flannel_udp._fastpath.answer cimport answer_sender
-from flannel_udp._fastpath.datapath cimport LEASE_ASKED_EVERY, PeerState, lane_of, lease_expired, state_of
-from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, TOO_BIG, count_drops, count_forwarded
-from flannel_udp._fastpath.encap_udp cimport outer_address
+from flannel_udp._fastpath.datapath cimport LEASE_ASKED_EVERY, PeerState, lease_expired, state_of
+from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, TOO_BIG, DropReason, count_drops, count_forwarded
+from flannel_udp._fastpath.encapsulation cimport heading_bytes
+from flannel_udp._fastpath.family cimport FAMILY_6
+from flannel_udp._fastpath.outer_address cimport name_outer_end, write_address
 from flannel_udp._fastpath.packet cimport Packet
-from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu, learn_path_mtu
+from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu, is_probe, learn_path_mtu
 from flannel_udp._fastpath.refusal cimport FIT_TO_PATH, SEND_SINGLY, STOP_SEGMENTING, Refusal, classify_send
 from flannel_udp._fastpath.segmenting cimport note_run_refused, note_run_taken
-from flannel_udp._fastpath.sendqueue cimport OUTER_TOS, RUNS_MAX, TO_FRAGMENT, Run, SendQueue, queue_clear
+from flannel_udp._fastpath.sendqueue cimport (
+    OUTER_TOS,
+    RUNS_MAX,
+    SOURCE_PORT_SHIFT,
+    TO_FRAGMENT,
+    Run,
+    SendQueue,
+    queue_clear,
+)
 from flannel_udp._fastpath.sockets cimport (
-    AF_INET,
     CMSG_DATA,
     CMSG_LEN,
     CMSG_SPACE,
@@ -24,6 +33,8 @@ from flannel_udp._fastpath.sockets cimport (
     IP_PMTUDISC_DONT,
     IP_TOS,
     IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPV6_TCLASS,
     SOL_UDP,
     UDP_SEGMENT,
     Envelope,
@@ -32,7 +43,7 @@ from flannel_udp._fastpath.sockets cimport (
     mmsghdr,
 )
 from flannel_udp._fastpath.sysio cimport set_path_mtu_discovery, udp_send
-from flannel_udp._fastpath.wire cimport DONT_FRAGMENT, Ipv4Header, ntohs
+from flannel_udp._fastpath.wire cimport DONT_FRAGMENT, IPV6_MTU_MIN, Ipv4Header, ntohs
 
 cdef extern from *:
     int count_trailing_zeros "__builtin_ctzll"(unsigned long long word) noexcept nogil
@@ -56,11 +67,16 @@ cdef inline void send_all(Datapath *dp) noexcept nogil:
         left &= left - 1
         n = 0
         for i in range(queue.n):
-            if lane_of(dp, queue.runs[i].next_hop) == lane:
+            if lane_of(dp, &queue.runs[i]) == lane:
                 in_turn[n] = &queue.runs[i]
                 address_message(dp, &messages[n], &envelopes[n], in_turn[n])
                 n += 1
         send_lane(dp, lane, messages, in_turn, n)
+
+
+cdef inline uint32_t lane_of(const Datapath *dp, const Run *run) noexcept nogil:
+    """Which lane a run takes: a flow's packets always the same. A full one costs those of few peers."""
+    return (run.next_hop * dp.n_ports + (run.how >> SOURCE_PORT_SHIFT)) & (dp.n_lanes - 1)
 
 
 cdef inline uint64_t lanes_in_use(const Datapath *dp) noexcept nogil:
@@ -68,7 +84,7 @@ cdef inline uint64_t lanes_in_use(const Datapath *dp) noexcept nogil:
     cdef uint64_t lanes = 0
     cdef uint32_t i
     for i in range(dp.send_queue.n):
-        lanes |= <uint64_t> 1 << lane_of(dp, dp.send_queue.runs[i].next_hop)
+        lanes |= <uint64_t> 1 << lane_of(dp, &dp.send_queue.runs[i])
     return lanes
 
 
@@ -79,13 +95,13 @@ cdef inline void address_message(
     cdef uint16_t segment = <uint16_t> run.segment_len
     cdef int tos = run.how & OUTER_TOS
     fill_in(message, envelope, run.data, run.n_bytes)
-    envelope.address.sin_family = AF_INET
-    envelope.address.sin_port = dp.port
-    envelope.address.sin_addr.s_addr = outer_address(dp.table, run.next_hop)
+    message.msg_hdr.msg_namelen = write_address(dp, run.next_hop, &envelope.address)
     message.msg_hdr.msg_controllen = 0
     if run.n > 1:
         add_control(message, SOL_UDP, UDP_SEGMENT, &segment, sizeof(segment))
-    if tos:
+    if tos and dp.family == FAMILY_6:
+        add_control(message, IPPROTO_IPV6, IPV6_TCLASS, &tos, sizeof(tos))
+    elif tos:
         add_control(message, IPPROTO_IP, IP_TOS, &tos, sizeof(tos))
     if message.msg_hdr.msg_controllen == 0:
         message.msg_hdr.msg_control = NULL
@@ -133,7 +149,7 @@ cdef inline void send_some(
     while done < end:
         if lease_expired(dp):
             while done < end:
-                count_drops(&dp.out_counters, LEASE_EXPIRED, runs[done].n)
+                count_lost(dp, runs[done], LEASE_EXPIRED, runs[done].n)
                 done += 1
             return
         sent = udp_send(dp, lane, &messages[done], end - done)
@@ -148,11 +164,38 @@ cdef inline void send_some(
 
 cdef inline void count_sent(Datapath *dp, const Run *run) noexcept nogil:
     cdef PeerState *peer = state_of(dp, run.next_hop)
+    cdef uint32_t heading = heading_bytes(dp.encapsulation)
+    cdef uint32_t inner_bytes = run.n_bytes - run.n * heading
     if run.n > 1:
         note_run_taken(dp, peer)
-    count_forwarded(&dp.out_counters, run.n, run.n_bytes)
+    count_forwarded(&dp.out_counters, run.n, inner_bytes)
+    if run.segment_len - heading > peer.longest_out:
+        note_longest(dp, peer, run)
     peer.packets_out += run.n
-    peer.bytes_out += run.n_bytes
+    peer.bytes_out += inner_bytes
+
+
+cdef inline void view_first(Datapath *dp, const Run *run, Packet *packet) noexcept nogil:
+    """Let `packet` be the first inner packet of a run."""
+    packet.data = run.data + heading_bytes(dp.encapsulation)
+    packet.len = min(run.segment_len, run.n_bytes) - heading_bytes(dp.encapsulation)
+    packet.next_hop = run.next_hop
+    name_outer_end(dp, dp.family, packet)
+
+
+cdef void note_longest(Datapath *dp, PeerState *peer, const Run *run) noexcept nogil:
+    """Tell the control plane how long packets to the peer are, for it to ask whether the path carries them."""
+    cdef Packet first
+    view_first(dp, run, &first)
+    if not is_probe(&first):
+        peer.longest_out = first.len
+
+
+cdef void count_lost(Datapath *dp, const Run *run, DropReason reason, uint32_t n) noexcept nogil:
+    """Count the first `n` packets of a run as dropped."""
+    cdef Packet packet
+    view_first(dp, run, &packet)
+    count_drops(&dp.out_counters, reason, n, &packet)
 
 
 cdef void handle_refusal(Datapath *dp, const Run *run, int error) noexcept nogil:
@@ -166,7 +209,8 @@ cdef void handle_refusal(Datapath *dp, const Run *run, int error) noexcept nogil
     elif refusal.remedy == FIT_TO_PATH and not run.how & TO_FRAGMENT:
         fit_to_path(dp, run)
     else:
-        count_drops(&dp.out_counters, refusal.reason, run.n)
+        count_lost(dp, run, refusal.reason, run.n)
+        state_of(dp, run.next_hop).refused_out += run.n
 
 
 cdef void send_singly(Datapath *dp, const Run *run) noexcept nogil:
@@ -178,7 +222,7 @@ cdef void send_singly(Datapath *dp, const Run *run) noexcept nogil:
     single.n = 1
     for i in range(run.n):
         if i % LEASE_ASKED_EVERY == 0 and lease_expired(dp):
-            count_drops(&dp.out_counters, LEASE_EXPIRED, run.n - i)
+            count_lost(dp, &single, LEASE_EXPIRED, run.n - i)
             return
         single.n_bytes = min(run.segment_len, left)
         sent = send_run(dp, &single)
@@ -194,29 +238,42 @@ cdef int send_run(Datapath *dp, const Run *run) noexcept nogil:
     cdef Envelope envelope
     cdef int sent
     address_message(dp, &message, &envelope, run)
-    sent = udp_send(dp, lane_of(dp, run.next_hop), &message, 1)
+    sent = udp_send(dp, lane_of(dp, run), &message, 1)
     if sent > 0:
         count_sent(dp, run)
     return sent
 
 
+cdef inline bint goes_any_way(const Datapath *dp, const Packet *packet) noexcept nogil:
+    """Whether no path is too narrow to ask: an IPv6 link carries 1,280 bytes (RFC 2473 section 7.1, RFC 8200 5)."""
+    return dp.family == FAMILY_6 and packet.len <= IPV6_MTU_MIN
+
+
+cdef inline bint may_be_fragmented(const Datapath *dp, const Packet *packet) noexcept nogil:
+    """Whether the sender lets a router cut it: of IPv6 none does (RFC 8200 section 5)."""
+    return dp.family != FAMILY_6 and not ntohs((<const Ipv4Header *> packet.data).frag) & DONT_FRAGMENT
+
+
 cdef void fit_to_path(Datapath *dp, const Run *run) noexcept nogil:
-    """Let one packet that is too big for the path be fragmented, or tell its sender what would fit (RFC 1191)."""
+    """Let one packet that is too big for the path be fragmented, or tell its sender what would fit.
+
+    What would is for RFC 1191 and RFC 8201 to say.
+    """
     cdef Packet packet
     cdef uint32_t lane
     cdef int sent
-    cdef bint known = exceeds_path_mtu(dp, run.next_hop, run.n_bytes) or learn_path_mtu(dp, run.next_hop)
-    packet.data = run.data
-    packet.len = run.n_bytes
-    packet.next_hop = run.next_hop
-    if ntohs((<const Ipv4Header *> packet.data).frag) & DONT_FRAGMENT:
-        if known:
-            answer_sender(dp, &packet, TOO_BIG)
-        count_drops(&dp.out_counters, TOO_BIG, 1)
-        return
-    lane = lane_of(dp, run.next_hop)
+    cdef bint known
+    view_first(dp, run, &packet)
+    if not goes_any_way(dp, &packet):
+        known = exceeds_path_mtu(dp, run.next_hop, packet.len) or learn_path_mtu(dp, run.next_hop)
+        if not may_be_fragmented(dp, &packet):
+            if known:
+                answer_sender(dp, &packet, TOO_BIG)
+            count_lost(dp, run, TOO_BIG, 1)
+            return
+    lane = lane_of(dp, run)
     set_path_mtu_discovery(dp, lane, IP_PMTUDISC_DONT)
     sent = send_run(dp, run)
     set_path_mtu_discovery(dp, lane, IP_PMTUDISC_DO)
     if sent <= 0:
-        count_drops(&dp.out_counters, classify_send(-sent, 1).reason, 1)
+        count_lost(dp, run, classify_send(-sent, 1).reason, 1)

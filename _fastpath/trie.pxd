@@ -1,11 +1,11 @@
-"""Building the trie of `routes.pxd`, and bringing it up to date where routes changed."""
+"""Building the tries of `table.pxd` and `table6.pxd`, and bringing them up to date where routes changed."""
 
-from libc.stdint cimport uint8_t, uint32_t
+from flannel_udp._fastpath.route_rows cimport AnyRoute
+from flannel_udp._fastpath.table cimport Listed, Trie
 
-from flannel_udp._fastpath.routes cimport Routes, Table
+# Give the table a trie of these routes in place of the one it may have; return 0, or -1 without memory.
+cdef int build_trie(Trie *trie, const AnyRoute *rows, const Listed *listed) noexcept nogil
 
-cdef int build_trie(Table *table, const Routes *routes) noexcept nogil
-cdef int patch_trie(
-    Table *table, const Routes *routes, const uint32_t *networks, const uint8_t *prefix_lens, size_t n
-) noexcept nogil
-cdef size_t find_route(const Routes *routes, uint32_t network, uint32_t prefix_len) noexcept nogil
+# Bring the trie up to routes that differ at this prefix. Return 0, or -1 if it has to be built anew, as it may be half
+# done then.
+cdef int patch_trie(Trie *trie, const AnyRoute *rows, const Listed *listed, const AnyRoute *changed) noexcept nogil

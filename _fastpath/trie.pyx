@@ -1,18 +1,27 @@
-"""Build the trie of `routes.pxd` as a whole, or patch it, without the GIL.
+"""Build the trie of `table.pxd` or `table6.pxd` as a whole, or patch it, without the GIL. One code for both families:
+what differs is the head of a node, and that IPv6's nodes may leave out bits which all routes below them share.
 
-A patch fills those entries of the root again that lie below a changed prefix, each with a subtree of its own; the rest
-of the trie is not looked at. The words of replaced subtrees are lost, so a trie is given some room. When that is used
-up, or when the routes have become so different that other strides would suit them, it is built anew as a whole.
+A patch fills those entries of a large node again that lie below a changed prefix, each with a subtree of its own; the
+rest of the trie is not looked at. The words of replaced subtrees are lost, so a trie is given some room. When that is
+used up, or when the routes have become so different that other strides would suit them, it is built anew as a whole.
 """
 
-from libc.stdint cimport UINT32_MAX, int64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 
-from flannel_udp._fastpath.routes cimport NO_ROUTE_HOP, ROUTE_LEAF, Route
+from flannel_udp._fastpath.route_rows cimport AnyAddress, Route, find_row, first_of, last_of, stands_at
+from flannel_udp._fastpath.table cimport NO_ROUTE_HOP, ROUTE_LEAF
+from flannel_udp._fastpath.table6 cimport NODE6_WORDS, Node6, lies_beside
+
+cdef extern from *:
+    unsigned int leading_zeros "(unsigned int) __builtin_clzll"(unsigned long long nonzero) nogil
 
 cdef enum:
     # Smaller tables are built as a whole in less time than a patch would save, and get no room.
     PATCHED_FROM = 4096
+    # A node with a stride of so many bits or more is patched; a smaller one below it is built anew instead.
+    PATCHED_STRIDE = 12
+    NODE4_WORDS = 1
 
 cdef struct Builder:
     uint32_t *nodes
@@ -20,50 +29,58 @@ cdef struct Builder:
     size_t size_words
     bint fixed                  # `nodes` may not grow
 
-
-cdef inline uint32_t mask_of(uint32_t prefix_len) noexcept nogil:
-    return ~(UINT32_MAX >> prefix_len) if prefix_len < 32 else UINT32_MAX
-
-
-cdef inline uint32_t bits_from(uint32_t address, uint32_t start, uint32_t n) noexcept nogil:
-    """Return `n` >= 1 bits of the address from bit `start` < 32 on, counted from the most significant."""
-    return (address << start) >> (32 - n)
+# Where the entries of a node are, and which bits of an address they are for.
+cdef struct Entries:
+    uint32_t offset             # of the first one
+    uint32_t depth              # the bits before
+    uint32_t stride
 
 
-cdef size_t find_route(const Routes *routes, uint32_t network, uint32_t prefix_len) noexcept nogil:
-    """Return where the route stands, or would: the index of the first one that is not before it."""
-    cdef size_t low = 0
-    cdef size_t high = routes.n
-    cdef size_t middle
-    cdef const Route *row
-    while low < high:
-        middle = (low + high) // 2
-        row = &routes.rows[middle]
-        if row.network < network or (row.network == network and row.prefix_len < prefix_len):
-            low = middle + 1
-        else:
-            high = middle
-    return low
+cdef inline uint32_t bits_from(AnyAddress address, uint32_t start, uint32_t n) noexcept nogil:
+    """Return `n` >= 1 bits of the address from bit `start` on, counted from the most significant."""
+    return <uint32_t> ((address << start) >> (8 * sizeof(AnyAddress) - n))
 
 
-cdef uint32_t hop_around(const Routes *routes, uint32_t network, uint32_t prefix_len) noexcept nogil:
+cdef inline uint32_t shared_bits(AnyAddress left, AnyAddress right) noexcept nogil:
+    """Return how many bits from the most significant on are the same; of the same address all, or all but one."""
+    cdef AnyAddress differing = left ^ right
+    if AnyAddress is uint32_t:
+        return leading_zeros(<uint64_t> differing << 32 | 1)
+    else:
+        if differing >> 64:
+            return leading_zeros(<uint64_t> (differing >> 64))
+        return 64 + leading_zeros(<uint64_t> differing | 1)
+
+
+cdef uint32_t shared_depth(const AnyRoute *rows, size_t n) noexcept nogil:
+    """Return how many bits the routes share, none being shorter; one bit at least is left to lead on."""
+    cdef uint32_t depth = <uint32_t> (8 * sizeof(rows[0].network) - 1)
+    cdef size_t i
+    if n == 0:
+        return 0
+    for i in range(n):
+        depth = min(depth, rows[i].prefix_len)
+    return min(depth, shared_bits(rows[0].network, rows[n - 1].network))     # they are in order
+
+
+cdef uint32_t hop_around(const AnyRoute *rows, const Listed *listed, const AnyRoute *prefix) noexcept nogil:
     """Return the next hop of the longest route that is shorter than the prefix and covers it."""
-    cdef uint32_t shorter = prefix_len
+    cdef AnyRoute shorter = prefix[0]
     cdef size_t at
-    while shorter:
-        shorter -= 1
-        if routes.n_of_len[shorter]:
-            network &= mask_of(shorter)
-            at = find_route(routes, network, shorter)
-            if at < routes.n and routes.rows[at].network == network and routes.rows[at].prefix_len == shorter:
-                return routes.rows[at].next_hop
+    while shorter.prefix_len:
+        shorter.prefix_len -= 1
+        if listed.n_of_len[shorter.prefix_len]:
+            shorter.network = first_of(shorter.network, shorter.prefix_len)
+            at = find_row(rows, listed, <const AnyRoute *> &shorter)
+            if stands_at(rows, listed, at, <const AnyRoute *> &shorter):
+                return rows[at].next_hop
     return NO_ROUTE_HOP
 
 
-cdef int64_t add_node(Builder *b, uint32_t stride) noexcept nogil:
+cdef int64_t add_node(Builder *b, size_t n_words) noexcept nogil:
     """Append a node; return its offset or -1 when there is no room or offsets no longer fit 31 bits."""
     cdef size_t offset = b.n_words
-    cdef size_t wanted = offset + 1 + (<size_t> 1 << stride)
+    cdef size_t wanted = offset + n_words
     cdef size_t size = b.size_words
     cdef uint32_t *grown
     if wanted >= ROUTE_LEAF:
@@ -78,153 +95,178 @@ cdef int64_t add_node(Builder *b, uint32_t stride) noexcept nogil:
             return -1
         b.nodes = grown
         b.size_words = size
-    b.nodes[offset] = stride
     b.n_words = wanted
     return <int64_t> offset
 
 
-cdef uint32_t choose_stride(const Route *routes, size_t n, uint32_t depth) noexcept nogil:
+cdef uint32_t choose_stride(const AnyRoute *rows, size_t n, uint32_t depth) noexcept nogil:
     """As many bits as the longest prefix still needs, but at most 8 entries a route: bounded memory, few levels."""
     cdef uint32_t longest = depth + 1
     cdef uint32_t affordable = 3
     cdef size_t i
     for i in range(n):
-        if routes[i].prefix_len > longest:
-            longest = routes[i].prefix_len
+        longest = max(longest, rows[i].prefix_len)
     while (<size_t> 1 << (affordable - 2)) < n and affordable < 24:
         affordable += 1
     return min(longest - depth, affordable)
 
 
-cdef int64_t build_node(
-    Builder *b, const Route *routes, size_t n, uint32_t depth, uint32_t inherited
-) noexcept nogil:
-    """Build the node for `n` routes that share their first `depth` bits; return its offset or -1."""
-    cdef uint32_t stride = choose_stride(routes, n, depth)
-    cdef int64_t offset = add_node(b, stride)
-    if offset < 0 or fill_entries(b, routes, n, depth, <uint32_t> offset, 0, <uint32_t> 1 << stride, inherited) < 0:
+cdef int64_t build_node(Builder *b, const AnyRoute *rows, size_t n, uint32_t depth, uint32_t around) noexcept nogil:
+    """Build the node for `n` routes that share their first `depth` bits; return its offset or -1.
+
+    `around` is the next hop where none of them leads.
+    """
+    cdef Entries entries
+    cdef Node6 *node
+    cdef int64_t offset
+    entries.depth = depth if AnyRoute is Route else shared_depth(rows, n)
+    entries.stride = choose_stride(rows, n, entries.depth)
+    entries.offset = <uint32_t> (NODE4_WORDS if AnyRoute is Route else NODE6_WORDS)
+    offset = add_node(b, entries.offset + (<size_t> 1 << entries.stride))
+    if offset < 0:
+        return -1
+    entries.offset += <uint32_t> offset
+    if AnyRoute is Route:
+        b.nodes[offset] = entries.stride
+    else:
+        node = <Node6 *> (b.nodes + offset)
+        node.high = <uint64_t> (rows[0].network >> 64)
+        node.low = <uint64_t> rows[0].network
+        node.around = around
+        node.depth = <uint16_t> entries.depth
+        node.stride = <uint16_t> entries.stride
+    if fill_entries(b, rows, n, &entries, 0, <uint32_t> 1 << entries.stride, around) < 0:
         return -1
     return offset
 
 
 cdef int fill_entries(
     Builder *b,
-    const Route *routes,
+    const AnyRoute *rows,
     size_t n,
-    uint32_t depth,
-    uint32_t offset,
+    const Entries *entries,
     uint32_t first,
     uint32_t n_entries,
-    uint32_t inherited,
+    uint32_t around,
 ) noexcept nogil:
-    """Fill entries of the node at `offset` from the `n` routes that lie below them; return 0 or -1.
+    """Fill entries of a node from the `n` routes that lie below them; return 0 or -1.
 
-    The routes are sorted as in `Routes`, share their first `depth` bits and are not wider than these entries;
-    `inherited` is the next hop where none of them leads.
+    The routes are in order, share what is before these entries and are not wider than them.
     """
-    cdef uint32_t stride = b.nodes[offset]
-    cdef uint32_t end = depth + stride
+    cdef uint32_t end = entries.depth + entries.stride
     cdef int64_t child
     cdef uint32_t entry, last
     cdef size_t i = 0
     cdef size_t group
     for entry in range(first, first + n_entries):
-        b.nodes[offset + 1 + entry] = ROUTE_LEAF | inherited
+        b.nodes[entries.offset + entry] = ROUTE_LEAF | around
     while i < n:
-        entry = bits_from(routes[i].network, depth, stride)
-        if routes[i].prefix_len <= end:
+        entry = bits_from(rows[i].network, entries.depth, entries.stride)
+        if rows[i].prefix_len <= end:
             # It ends in this node: every entry below it. Longer ones come later and overwrite.
-            last = entry + ((<uint32_t> 1 << (end - routes[i].prefix_len)) - 1)
+            last = entry + ((<uint32_t> 1 << (end - rows[i].prefix_len)) - 1)
             while entry <= last:
-                b.nodes[offset + 1 + entry] = ROUTE_LEAF | routes[i].next_hop
+                b.nodes[entries.offset + entry] = ROUTE_LEAF | rows[i].next_hop
                 entry += 1
             i += 1
             continue
         group = 1
-        while i + group < n and bits_from(routes[i + group].network, depth, stride) == entry:
+        while i + group < n and bits_from(rows[i + group].network, entries.depth, entries.stride) == entry:
             group += 1
-        child = build_node(b, routes + i, group, end, b.nodes[offset + 1 + entry] & ~ROUTE_LEAF)
+        child = build_node(b, rows + i, group, end, b.nodes[entries.offset + entry] & ~ROUTE_LEAF)
         if child < 0:
             return -1
-        b.nodes[offset + 1 + entry] = <uint32_t> child
+        b.nodes[entries.offset + entry] = <uint32_t> child
         i += group
     return 0
 
 
-cdef int build_trie(Table *table, const Routes *routes) noexcept nogil:
-    """Give the table a trie of these routes in place of the one it may have; return 0, or -1 without memory."""
+cdef int build_trie(Trie *trie, const AnyRoute *rows, const Listed *listed) noexcept nogil:
     cdef Builder builder
-    cdef uint32_t differing = 0
-    cdef uint32_t shared = 31 if routes.n else 0
     cdef uint32_t *fitting
-    cdef size_t i, size_words
-    for i in range(routes.n):
-        differing |= routes.rows[0].network ^ routes.rows[i].network
-        shared = min(shared, routes.rows[i].prefix_len)
-    while shared and differing >> (32 - shared):
-        shared -= 1
+    cdef size_t size_words
+    cdef uint32_t shared = shared_depth(rows, listed.n)
     builder.nodes = NULL
     builder.n_words = 0
     builder.size_words = 0
     builder.fixed = False
-    if build_node(&builder, routes.rows, routes.n, shared, NO_ROUTE_HOP) < 0:
+    if build_node(&builder, rows, listed.n, shared, NO_ROUTE_HOP) < 0:
         free(builder.nodes)
         return -1
-    size_words = builder.n_words + (builder.n_words // 4 if routes.n >= PATCHED_FROM else 0)
+    size_words = builder.n_words + (builder.n_words // 4 if listed.n >= PATCHED_FROM else 0)
     fitting = <uint32_t *> realloc(builder.nodes, size_words * sizeof(uint32_t))
     if fitting == NULL:
         free(builder.nodes)
         return -1
-    free(table.nodes)
-    table.nodes = fitting
-    table.n_words = builder.n_words
-    table.size_words = size_words
-    table.n_built = <uint32_t> routes.n
-    table.shared_len = shared
-    table.shared_mask = mask_of(shared)
-    table.shared_bits = routes.rows[0].network & table.shared_mask if routes.n else 0
+    free(trie.nodes)
+    trie.nodes = fitting
+    trie.n_words = builder.n_words
+    trie.size_words = size_words
+    trie.n_built = <uint32_t> listed.n
+    if AnyRoute is Route:
+        trie.shared_len = shared
+        trie.shared_mask = ~last_of(<uint32_t> 0, shared)
+        trie.shared_bits = first_of(rows[0].network, shared) if listed.n else 0
     return 0
 
 
-cdef int patch_trie(
-    Table *table, const Routes *routes, const uint32_t *networks, const uint8_t *prefix_lens, size_t n
-) noexcept nogil:
-    """Bring the trie up to `routes`, which differ at these `n` prefixes only.
-
-    Return 0, or -1 if it has to be built anew, as it may be half done then.
-    """
+cdef int patch_trie(Trie *trie, const AnyRoute *rows, const Listed *listed, const AnyRoute *changed) noexcept nogil:
     cdef Builder builder
-    cdef uint32_t depth = table.shared_len
-    cdef uint32_t stride = table.nodes[0]
-    cdef uint32_t end = depth + stride
-    cdef uint32_t network, span
-    cdef size_t i, first, behind
-    cdef int failed = 0
-    if routes.n < table.n_built // 2 or routes.n > 2 * <size_t> table.n_built:
+    cdef Entries entries
+    cdef AnyRoute span, behind
+    cdef size_t first
+    cdef int failed
+    if listed.n < trie.n_built // 2 or listed.n > 2 * <size_t> trie.n_built:
         return -1               # other strides suit them now
-    builder.nodes = table.nodes
-    builder.n_words = table.n_words
-    builder.size_words = table.size_words
+    if find_entries(trie, changed, &entries) < 0:
+        return -1               # a route that does not share what all the others do
+    # The entries below a prefix, or the one entry around it, make a prefix themselves.
+    span.prefix_len = min(changed.prefix_len, entries.depth + entries.stride)
+    span.network = first_of(changed.network, span.prefix_len)
+    behind.prefix_len = 8 * sizeof(span.network) + 1
+    behind.network = last_of(span.network, span.prefix_len)
+    first = find_row(rows, listed, <const AnyRoute *> &span)
+    builder.nodes = trie.nodes
+    builder.n_words = trie.n_words
+    builder.size_words = trie.size_words
     builder.fixed = True
-    for i in range(n):
-        if prefix_lens[i] < depth or (networks[i] ^ table.shared_bits) & table.shared_mask:
-            return -1           # a route that does not share what all the others do
-        # The entries below a prefix, or the one entry around it, make a prefix themselves.
-        span = min(<uint32_t> prefix_lens[i], end)
-        network = networks[i] & mask_of(span)
-        first = find_route(routes, network, span)
-        behind = find_route(routes, network | ~mask_of(span), 33)
-        failed = fill_entries(
-            &builder,
-            routes.rows + first,
-            behind - first,
-            depth,
-            0,
-            bits_from(network, depth, stride),
-            <uint32_t> 1 << (end - span),
-            hop_around(routes, network, span),
-        )
-        if failed:
-            break
-    table.n_words = builder.n_words
+    failed = fill_entries(
+        &builder,
+        rows + first,
+        find_row(rows, listed, <const AnyRoute *> &behind) - first,
+        &entries,
+        bits_from(span.network, entries.depth, entries.stride),
+        <uint32_t> 1 << (entries.depth + entries.stride - span.prefix_len),
+        hop_around(rows, listed, <const AnyRoute *> &span),
+    )
+    trie.n_words = builder.n_words
     return failed
+
+
+cdef int find_entries(const Trie *trie, const AnyRoute *changed, Entries *entries) noexcept nogil:
+    """Find the node whose entries a patch fills again: the root, or a large one below; return 0, or -1 for none."""
+    cdef const Node6 *node
+    cdef uint32_t entry = 0
+    if AnyRoute is Route:
+        entries.offset = <uint32_t> NODE4_WORDS
+        entries.depth = trie.shared_len
+        entries.stride = trie.nodes[0]
+        if changed.prefix_len < entries.depth or (changed.network ^ trie.shared_bits) & trie.shared_mask:
+            return -1
+        return 0
+    else:
+        node = <const Node6 *> trie.nodes
+        if changed.prefix_len < node.depth or lies_beside(node, changed.network):
+            return -1
+        while True:
+            entries.offset = entry + <uint32_t> NODE6_WORDS
+            entries.depth = node.depth
+            entries.stride = node.stride
+            if changed.prefix_len <= entries.depth + entries.stride:
+                return 0
+            entry = trie.nodes[entries.offset + bits_from(changed.network, entries.depth, entries.stride)]
+            if entry & ROUTE_LEAF:
+                return 0
+            node = <const Node6 *> (trie.nodes + entry)
+            if node.stride < PATCHED_STRIDE or changed.prefix_len < node.depth or lies_beside(node, changed.network):
+                return 0

@@ -17,6 +17,7 @@ from flannel_udp._fastpath.coalesce cimport (
 )
 from flannel_udp._fastpath.drops cimport KEEP
 from flannel_udp._fastpath.ecn cimport DSCP_INHERIT, OuterTos, outer_tos, outer_tos_of
+from flannel_udp._fastpath.family cimport FAMILY_4
 from flannel_udp._fastpath.ipv4 cimport decrement_ttl, is_unicast, parse
 from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.routes cimport FIRST_PEER, RouteTable, lookup
@@ -33,6 +34,7 @@ from flannel_udp._fastpath.split cimport Split, complete_checksum, plan_split, w
 from flannel_udp._fastpath.turn cimport TURN_BYTES
 from flannel_udp._fastpath.wire cimport (
     IPV4_HEADER_BYTES,
+    IPV4_MAX_BYTES,
     VNET_GSO_TCPV4,
     VNET_GSO_UDP_L4,
     VNET_NEEDS_CSUM,
@@ -88,7 +90,7 @@ def queue(uint8_t[::1] bundle not None, uint32_t size, uint32_t rounds) -> int:
         for _ in range(rounds):
             for i in range(n):
                 memcpy(queue_end(waiting), &bundle[i * size], size)
-                queue_commit(waiting, size, FIRST_PEER, outer_tos(<Ipv4Header *> &bundle[i * size], tos))
+                queue_commit(waiting, size, FIRST_PEER, outer_tos((<Ipv4Header *> &bundle[i * size]).tos, tos))
             if waiting.used >= TURN_BYTES:
                 queue_clear(waiting)
     free(waiting.arena)
@@ -108,7 +110,7 @@ def complete(uint8_t[::1] packet_bytes not None, uint32_t checksum_offset, uint3
     view(&packet, &packet_bytes[0], <uint32_t> packet_bytes.shape[0])
     with nogil:
         for _ in range(rounds):
-            handled += complete_checksum(&vnet, &packet) == KEEP
+            handled += complete_checksum(&vnet, &packet, IPV4_HEADER_BYTES) == KEEP
     if handled != rounds:
         raise ValueError("a packet was dropped")
     return handled
@@ -128,13 +130,13 @@ def split(
     vnet.gso_type = VNET_GSO_TCPV4 if tcp else VNET_GSO_UDP_L4
     vnet.gso_size = <unsigned short> gso_size
     view(&packet, &whole[0], <uint32_t> whole.shape[0])
-    if plan_split(&plan, &vnet, &packet, <Ipv4Header *> packet.data) != KEEP:
+    if plan_split(&plan, FAMILY_4, &vnet, &packet, IPV4_MAX_BYTES) != KEEP:
         raise ValueError("the super-packet was dropped")
     if plan.n * (plan.header_len + plan.segment_payload) > <size_t> bundle.shape[0]:
         raise ValueError("the bundle is too small")
     with nogil:
         for _ in range(rounds):
-            plan_split(&plan, &vnet, &packet, <Ipv4Header *> packet.data)
+            plan_split(&plan, FAMILY_4, &vnet, &packet, IPV4_MAX_BYTES)
             offset = 0
             for i in range(plan.n):
                 offset += write_segment(&plan, &packet, i, &bundle[offset])

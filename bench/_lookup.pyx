@@ -1,8 +1,11 @@
 """The packet path's own look-up, inlined here as it is there, in a loop without Python."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
-from flannel_udp._fastpath.routes cimport RouteTable, lookup
+from flannel_udp._fastpath.routes cimport RouteTable
+from flannel_udp._fastpath.routes6 cimport RouteTable6
+from flannel_udp._fastpath.table cimport lookup
+from flannel_udp._fastpath.table6 cimport lookup6
 
 
 def look_up(RouteTable table not None, const uint32_t[::1] addresses not None, uint32_t zero) -> int:
@@ -17,5 +20,17 @@ def look_up(RouteTable table not None, const uint32_t[::1] addresses not None, u
     with nogil:
         for i in range(addresses.shape[0]):
             hop = lookup(&table.table, addresses[i] ^ (hop & zero))
+            total += hop
+    return total
+
+
+def look_up6(RouteTable6 table not None, const uint8_t[::1] addresses not None, uint32_t zero) -> int:
+    """Likewise IPv6 addresses, 16 bytes each in network order: where the next one stands hangs on the next hop."""
+    cdef uint32_t hop = 0
+    cdef uint32_t total = 0
+    cdef Py_ssize_t i
+    with nogil:
+        for i in range(0, addresses.shape[0], 16):
+            hop = lookup6(&table.table, &addresses[i + (hop & zero)])
             total += hop
     return total

@@ -69,13 +69,21 @@ static int64_t now_ms(void)
     return now_ns() / 1000000;
 }
 
-static struct sockaddr_in parse_end(const char *address, const char *port)
+union end { /* of either family: the kernel takes what is behind a shorter address for nothing */
+    struct sockaddr any;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+};
+
+static union end parse_end(const char *address, const char *port)
 {
-    struct sockaddr_in end = {.sin_family = AF_INET, .sin_port = htons((uint16_t)parse_number(port, 1, 65535))};
-    if (inet_pton(AF_INET, address, &end.sin_addr) != 1) {
-        fprintf(stderr, "blast: %s is no IPv4 address\n", address);
+    union end end = {.any.sa_family = strchr(address, ':') == NULL ? AF_INET : AF_INET6};
+    void *to = end.any.sa_family == AF_INET ? (void *)&end.v4.sin_addr : (void *)&end.v6.sin6_addr;
+    if (inet_pton(end.any.sa_family, address, to) != 1) {
+        fprintf(stderr, "blast: %s is no IP address\n", address);
         exit(2);
     }
+    end.v4.sin_port = htons((uint16_t)parse_number(port, 1, 65535)); /* at the same place in both */
     return end;
 }
 
@@ -109,11 +117,11 @@ static uint64_t send_batch(int udp, unsigned int n, uint64_t number) /* how many
     return 1; /* a full queue: offered and lost, go on */
 }
 
-static void send_all(int udp, const struct sockaddr_in *to, int64_t duration_ms, int64_t rate)
+static void send_all(int udp, const union end *to, int64_t duration_ms, int64_t rate)
 {
     uint64_t packets = 0;
     int64_t started = now_ns(), elapsed = 0;
-    if (connect(udp, (const struct sockaddr *)to, sizeof *to) < 0)
+    if (connect(udp, &to->any, sizeof *to) < 0)
         die("connect");
     if (prctl(PR_SET_TIMERSLACK, 1UL) < 0)
         die("PR_SET_TIMERSLACK");
@@ -145,7 +153,7 @@ static int receive_batch(int udp) /* 0 when nothing came for TICK_MS */
     return n < 0 ? 0 : n;
 }
 
-static void open_receiver(int udp, const struct sockaddr_in *at)
+static void open_receiver(int udp, const union end *at)
 {
     int size = RECEIVE_BUFFER;
     struct timeval tick = {.tv_usec = TICK_MS * 1000};
@@ -153,7 +161,7 @@ static void open_receiver(int udp, const struct sockaddr_in *at)
         die("SO_RCVBUFFORCE");
     if (setsockopt(udp, SOL_SOCKET, SO_RCVTIMEO, &tick, sizeof tick) < 0)
         die("SO_RCVTIMEO");
-    if (bind(udp, (const struct sockaddr *)at, sizeof *at) < 0)
+    if (bind(udp, &at->any, sizeof *at) < 0)
         die("bind");
     printf("ready\n");
     fflush(stdout);
@@ -211,8 +219,8 @@ int main(int argc, char **argv)
     int receives = strcmp(mode, "receive") == 0 && argc == 6;
     if (!sends && !receives && !(strcmp(mode, "count") == 0 && argc == 5))
         return usage();
-    struct sockaddr_in end = parse_end(argv[2], argv[3]);
-    int udp = socket(AF_INET, SOCK_DGRAM, 0);
+    union end end = parse_end(argv[2], argv[3]);
+    int udp = socket(end.any.sa_family, SOCK_DGRAM, 0);
     if (udp < 0)
         die("socket");
     if (sends) {

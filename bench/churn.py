@@ -1,7 +1,7 @@
 """A cluster that never rests: fills an etcd with peers, then moves them about at a fixed rate. Run by bench/control.py.
 
-    python -m bench.churn fill ENDPOINT SUBNETS
-    python -m bench.churn change ENDPOINT SUBNETS PER_S SECONDS FIRST_EPOCH PREFIX
+    python -m bench.churn fill ENDPOINT BACKEND SUBNETS
+    python -m bench.churn change ENDPOINT BACKEND SUBNETS PER_S SECONDS FIRST_EPOCH PREFIX
 
 It runs beside the etcd, as a process of its own. "change" prints a line a transaction, as soon as etcd has answered it:
 the moment in nanoseconds (CLOCK_MONOTONIC), then ``PLACE=ADDRESS`` for each subnet that moved.
@@ -52,10 +52,22 @@ def moves(n_subnets: int, first_epoch: int) -> Iterator[tuple[int, IPv4Address]]
         epoch += 1
 
 
+def lease_of(address: IPv4Address, backend: str) -> LeaseAttrs:
+    """Return what the lease of the host at an address says; with vxlan each host has a MAC of its own."""
+    match backend:
+        case "udp":
+            return LeaseAttrs(address)
+        case "vxlan":
+            mac = "02:00:" + address.packed.hex(":")
+            return LeaseAttrs(address, backend_type=backend, backend_data={"VNI": 1, "VtepMAC": mac})
+    return LeaseAttrs(address, backend_type=backend)
+
+
 class Store:
     """etcd, through its own protocol."""
 
-    def __init__(self, endpoint: str, prefix: str) -> None:
+    def __init__(self, endpoint: str, backend: str, prefix: str) -> None:
+        self._backend = backend
         channel = grpc.insecure_channel(endpoint)
         self._txn = channel.unary_unary(
             "/etcdserverpb.KV/Txn", pb.TxnRequest.SerializeToString, pb.TxnResponse.FromString
@@ -71,7 +83,7 @@ class Store:
         puts = [
             pb.PutRequest(
                 key=f"{self._subnets}{format_key(Subnet(subnet_at(place)))}".encode(),
-                value=format_value(LeaseAttrs(address)),
+                value=format_value(lease_of(address, self._backend)),
                 lease=self._lease_id,
             )
             for place, address in peers
@@ -79,9 +91,8 @@ class Store:
         self._txn(pb.TxnRequest(success=[pb.RequestOp(put=put) for put in puts]))
 
 
-def fill(endpoint: str, n_subnets: int) -> None:
+def fill(store: Store, n_subnets: int) -> None:
     """Write the peers with the places from 0 on."""
-    store = Store(endpoint, PREFIX)
     for first in range(0, n_subnets, FILL_PER_TRANSACTION):
         places = range(first, min(first + FILL_PER_TRANSACTION, n_subnets))
         store.put((place, home_of(place)) for place in places)
@@ -98,18 +109,19 @@ def change(store: Store, todo: Iterator[tuple[int, IPv4Address]], per_s: int, se
         print(answered_ns, *(f"{place}={address}" for place, address in moved), flush=True)  # noqa: T201 - its output
 
 
-def write_file(n_subnets: int, reserved: dict[str, str], config: dict[str, object]) -> str:
+def write_file(n_subnets: int, reserved: dict[str, str], config: dict[str, object], backend: str = "udp") -> str:
     """Return a registry file with the same peers, as reservations."""
-    subnets = {key.replace("/", "-"): {"PublicIP": address} for key, address in reserved.items()}
+    subnets: dict[str, object] = {key.replace("/", "-"): {"PublicIP": address} for key, address in reserved.items()}
     for place in range(n_subnets):
-        subnets[format_key(Subnet(subnet_at(place)))] = {"PublicIP": str(home_of(place))}
+        subnets[format_key(Subnet(subnet_at(place)))] = json.loads(format_value(lease_of(home_of(place), backend)))
     return json.dumps({"config": config, "subnets": subnets}, indent=2)
 
 
 if __name__ == "__main__":
-    what, endpoint, n_subnets, *more = sys.argv[1:]
+    what, endpoint, backend, n_subnets, *more = sys.argv[1:]
     if what == "fill":
-        fill(endpoint, int(n_subnets))
+        fill(Store(endpoint, backend, PREFIX), int(n_subnets))
     else:
         per_s, seconds, first_epoch, prefix = more
-        change(Store(endpoint, prefix), moves(int(n_subnets), int(first_epoch)), int(per_s), float(seconds))
+        todo = moves(int(n_subnets), int(first_epoch))
+        change(Store(endpoint, backend, prefix), todo, int(per_s), float(seconds))

@@ -1,10 +1,11 @@
 """The contenders: each a lab of two hosts, joined by one cable, with its own way from one to the other.
 
-    fu-NAME-h1  eth0 ─── one veth pair ─── eth0  fu-NAME-h2
+    fu-NAME-h1-p1 ─── cni0  fu-NAME-h1  eth0 ─── one veth pair ─── eth0  fu-NAME-h2  cni0 ─── fu-NAME-h2-p1
 
-Traffic goes from h1's overlay address to h2's (for `bare`, from underlay address to underlay address), so every
-contender crosses the same two namespaces and the same cable; pods would add a bridge and a veth pair to each alike.
-The labs stay up side by side: a contender that is not being measured has nothing to do.
+Traffic goes from pod to pod, as users have it: each behind a bridge and a veth pair of its host, attached alike by
+every contender (`bare` routes from host to host). Or there are no pods, and it goes from h1's overlay address to h2's
+(for `bare`, from underlay address to underlay address). The labs stay up side by side: a contender that is not being
+measured has nothing to do.
 """
 
 from __future__ import annotations
@@ -13,24 +14,34 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple, Protocol
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
 from flannel_udp.lab import ethtool
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node
-from flannel_udp.lab.plan import UNDERLAY, Plan
+from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node, interface_address
+from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping
+from flannel_udp.model import Address, Prefix
+from flannel_udp.netconf.config import DEFAULT_TYPE
 from flannel_udp.options import Offload
-from tests.support.agents import subnet_of
+from tests.support.by_hand_vxlan import KernelVxlan
 from tests.support.cni import CniPod, Runtime
 from tests.support.naive import NaivePeer
+from tests.support.naive_ipip import NaiveIpip
+from tests.support.peer import Peer
 
 OURS = "ours"
+OF_IPV6 = "-v6"
+"""What the names of contenders end with that go by IPv6 beside others that do not."""
+PODS, HOSTS = "pods", "hosts"
+BETWEEN = (PODS, HOSTS)
+"""Between what traffic goes."""
 
 _CUT = dict.fromkeys(ethtool.TSO + ethtool.GSO + ethtool.USO, False)
 CARDS: Mapping[str, Mapping[str, bool]] = {
@@ -44,20 +55,29 @@ CARDS: Mapping[str, Mapping[str, bool]] = {
 the way in, as a plain card does. `plain`: cut, never coalesced. `slow-…`: as `wire`, behind a line of that rate."""
 _LINES = {"slow-1g": "1gbit", "slow-100m": "100mbit"}
 
-SUBNETS = (IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24"))
+SUBNETS: Mapping[int, tuple[Prefix, Prefix]] = {
+    4: (IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24")),
+    6: (IPv6Network("fd00:10:244:1::/64"), IPv6Network("fd00:10:244:2::/64")),
+}
+"""By IP version, of the contenders without an agent."""
 _PATH_TRIES = 20
 _PATH_TIMEOUT_S = 0.5
 
-_VXLAN = "flannel.1"
-_VXLAN_VNI = 1
-_VXLAN_PORT = 8472
-_VXLAN_OVERHEAD_BYTES = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
-_VTEP_MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
+_USERSPACE = "--datapath=userspace"
+"""Our own packet path, also where the kernel could."""
+
+
+class Where(NamedTuple):
+    """Where something is measured: on which underlay, between pods or hosts, by which IP version."""
+
+    underlay: str
+    between: str
+    version: int = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two hosts and the address on which the second is reached through the contender.
+    """Two pods or hosts, and the addresses on which they reach each other through the contender.
 
     `mtu` is the overlay's in bytes; `daemons` are the processes that carry the packets, none where the kernel does.
     """
@@ -65,22 +85,35 @@ class Pair:
     name: str
     sender: Node
     receiver: Node
-    target: IPv4Address
+    source: Address
+    target: Address
     mtu: int
     daemons: tuple[int, ...] = ()
 
+    @property
+    def turned(self) -> Pair:
+        """The same the other way round."""
+        return replace(self, sender=self.receiver, receiver=self.sender, source=self.target, target=self.source)
+
+
+Hosts = tuple[Host, Host]
+
 
 @contextmanager
-def _two_hosts(name: str, underlay: str, pods: int = 0) -> Iterator[tuple[Host, Host]]:
-    """Two lab hosts without agents, and instead of the lab's bridge one cable between them."""
-    plan = Plan(f"bench{os.getpid()}-{name}", hosts=2, pods=pods, agents=())
+def _two_hosts(name: str, where: Where, backend: str = DEFAULT_TYPE) -> Iterator[Hosts]:
+    """Two lab hosts of one family without agents, and instead of the lab's bridge one cable between them."""
+    underlay, between, version = where
+    config = {"Network": str(OVERLAY), "Backend": {"Type": backend}}
+    pods = int(between == PODS)
+    plan = Plan(f"bench{os.getpid()}-{name}", hosts=2, pods=pods, agents=(), config=config, families=str(version))
     with Lab(plan) as lab:
         first, second = lab.hosts
         lab.net.configure(*(f"link del {host.name}" for host in lab.hosts))
         mtu = plan.underlay_mtu
         first.configure(f"link add eth0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {second.namespace}")
         for host in lab.hosts:
-            host.configure(f"addr add {host.underlay}/{UNDERLAY.prefixlen} dev eth0", "link set eth0 up")
+            address = interface_address(host.underlay_of(version), plan.network(host.name, version))
+            host.configure(f"addr add {address} dev eth0", "link set eth0 up")
             if CARDS[underlay]:
                 ethtool.set_features(host.namespace, "eth0", CARDS[underlay])
             if underlay in _LINES:
@@ -89,58 +122,112 @@ def _two_hosts(name: str, underlay: str, pods: int = 0) -> Iterator[tuple[Host, 
         yield first, second
 
 
+def _ends(name: str, hosts: Hosts, subnets: Sequence[Prefix], mtu: int, daemons: tuple[int, ...] = ()) -> Pair:
+    near, far = hosts
+    source, target = (subnet.network_address for subnet in subnets)
+    if near.pods:
+        source, target = (host.pods[0].address(source.version) for host in hosts)
+        return Pair(name, near.pods[0], far.pods[0], source, target, mtu, daemons)
+    return Pair(name, near, far, source, target, mtu, daemons)
+
+
 @contextmanager
-def _bare(underlay: str) -> Iterator[Pair]:
+def _bare(where: Where, *, name: str = "bare") -> Iterator[Pair]:
     """No tunnel."""
-    with _two_hosts("bare", underlay) as (sender, receiver):
-        yield Pair("bare", sender, receiver, receiver.underlay, sender.plan.underlay_mtu)
+    with _two_hosts(name, where) as hosts:
+        near, far = hosts
+        mtu, version = near.plan.underlay_mtu, where.version
+        if where.between == HOSTS:
+            yield Pair(name, near, far, near.underlay_of(version), far.underlay_of(version), mtu)
+            return
+        subnets = SUBNETS[version]
+        for host, peer, own, other in ((near, far, *subnets), (far, near, *subnets[::-1])):
+            host.configure(f"route add {other} via {peer.underlay_of(version)}")
+            host.attach_pods(own, mtu)
+        yield _ends(name, hosts, subnets, mtu)
 
 
 @contextmanager
-def _vxlan(underlay: str) -> Iterator[Pair]:
-    """The kernel's VXLAN as flannel sets it up: learning off, route onlink, permanent neighbour, forwarding entry."""
-    with _two_hosts("vxlan", underlay) as hosts:
-        sender, receiver = hosts
-        mtu = sender.plan.underlay_mtu - _VXLAN_OVERHEAD_BYTES
-        for (host, peer), subnet, other, mac, peer_mac in zip(
-            (hosts, hosts[::-1]), SUBNETS, SUBNETS[::-1], _VTEP_MACS, _VTEP_MACS[::-1], strict=True
-        ):
-            host.configure(
-                f"link add {_VXLAN} address {mac} mtu {mtu} type vxlan "
-                f"id {_VXLAN_VNI} dev eth0 local {host.underlay} dstport {_VXLAN_PORT} nolearning",
-                f"addr add {subnet.network_address}/32 dev {_VXLAN}",
-                f"link set {_VXLAN} up",
-                f"route add {other} via {other.network_address} dev {_VXLAN} onlink",
-                f"neigh replace {other.network_address} lladdr {peer_mac} dev {_VXLAN} nud permanent",
-            )
-            host.run(
-                ["bridge", "fdb", "replace", peer_mac, "dev", _VXLAN, "dst", str(peer.underlay), "self", "permanent"]
-            )
-        yield Pair("vxlan", sender, receiver, SUBNETS[1].network_address, mtu)
+def _vxlan(where: Where, *, name: str = "vxlan") -> Iterator[Pair]:
+    """The kernel's VXLAN as flannel sets it up, on both hosts."""
+    subnets = SUBNETS[where.version]
+    with _two_hosts(name, where) as hosts:
+        near, far = (KernelVxlan(host, subnet) for host, subnet in zip(hosts, subnets, strict=True))
+        near.add(far.as_peer)
+        far.add(near.as_peer)
+        yield _ends(name, hosts, subnets, near.mtu_bytes)
 
 
 @contextmanager
-def _naive(underlay: str) -> Iterator[Pair]:
+def _vxlan_and_ours(where: Where, *, name: str, ours: int) -> Iterator[Pair]:
+    """The kernel's VXLAN as flannel sets it up on one host, our packet path on the other: `ours` is 0 on the sender."""
+    with _two_hosts(name, where, "vxlan") as hosts:
+        agents, theirs, subnet = hosts[ours], hosts[1 - ours], SUBNETS[where.version][1 - ours]
+        kernel = KernelVxlan(theirs, subnet)
+        kernel.register()
+        mtu, daemons = _start_agents((agents,), (_USERSPACE,))
+        if agents.pods:
+            agents.attach_pods()
+        agents.wait_peers({subnet}, AGENT_TIMEOUT_S)
+        kernel.learn()
+        subnets = (_leased(agents, where.version), subnet)
+        yield _ends(name, hosts, subnets if ours == 0 else subnets[::-1], mtu, daemons)
+
+
+@contextmanager
+def _naive(where: Where, *, name: str = "naive") -> Iterator[Pair]:
     """A loop in C of one read and one sendto a packet: tests/support/naive_peer.c."""
-    with (
-        _two_hosts("naive", underlay) as (sender, receiver),
-        NaivePeer(sender, SUBNETS[0], {SUBNETS[1]: receiver.underlay}) as near,
-        NaivePeer(receiver, SUBNETS[1], {SUBNETS[0]: sender.underlay}) as far,
-    ):
-        daemons = (near.process.pid, far.process.pid)
-        yield Pair("naive", sender, receiver, SUBNETS[1].network_address, near.mtu, daemons)
+    with _two_hosts(name, where) as hosts, _naive_pair(name, where, hosts, NaivePeer) as pair:
+        yield pair
 
 
 @contextmanager
-def _ours(underlay: str, *, name: str = OURS, arguments: tuple[str, ...] = ()) -> Iterator[Pair]:
+def _naive_ipip(where: Where) -> Iterator[Pair]:
+    """The same over raw sockets; its hosts' cards join nothing, since it takes no super-packets."""
+    with _two_hosts("naive-ipip", where) as hosts:
+        for host in hosts:
+            ethtool.set_features(host.namespace, "eth0", dict.fromkeys(ethtool.GRO, False))
+        with _naive_pair("naive-ipip", where, hosts, NaiveIpip) as pair:
+            yield pair
+
+
+@contextmanager
+def _naive_pair(name: str, where: Where, hosts: Hosts, kind: Callable[..., Peer]) -> Iterator[Pair]:
+    """Such a loop on each host; they attach their pods by themselves."""
+    subnets = SUBNETS[where.version]
+    addresses = [host.underlay_of(where.version) for host in hosts]
+    with (
+        kind(hosts[0], subnets[0], {subnets[1]: addresses[1]}) as near,
+        kind(hosts[1], subnets[1], {subnets[0]: addresses[0]}) as far,
+    ):
+        yield _ends(name, hosts, subnets, near.mtu, (near.process.pid, far.process.pid))
+
+
+@contextmanager
+def _ours(
+    where: Where,
+    *,
+    name: str = OURS,
+    backend: str = DEFAULT_TYPE,
+    arguments: tuple[str, ...] = (),
+) -> Iterator[Pair]:
     """Our agents with a file registry, and with default settings but for the arguments."""
-    with _two_hosts(name, underlay) as hosts:
-        sender, receiver = hosts
+    with _two_hosts(name, where, backend) as hosts:
         mtu, daemons = _start_agents(hosts, arguments)
-        yield Pair(name, sender, receiver, subnet_of(receiver).network_address, mtu, daemons)
+        for host in hosts:
+            if host.pods:
+                host.attach_pods()
+        yield _ends(name, hosts, [_leased(host, where.version) for host in hosts], mtu, daemons)
 
 
-def _start_agents(hosts: tuple[Host, Host], arguments: tuple[str, ...]) -> tuple[int, tuple[int, ...]]:
+def _leased(host: Host, version: int) -> Prefix:
+    subnet = host.subnet_of(version)
+    if subnet is None:
+        raise FlannelError(f"{host.name}: the agent has no IPv{version} subnet")
+    return subnet
+
+
+def _start_agents(hosts: Sequence[Host], arguments: tuple[str, ...]) -> tuple[int, tuple[int, ...]]:
     """Start our agents and return the overlay's MTU in bytes and their process ids."""
     for host in hosts:
         host.start_agent(*arguments)
@@ -151,24 +238,12 @@ def _start_agents(hosts: tuple[Host, Host], arguments: tuple[str, ...]) -> tuple
 
 
 @contextmanager
-def _pods_by_hand(underlay: str) -> Iterator[Pair]:
-    """Our agents, which masquerade; from pod to pod, attached as the lab does it."""
-    name = f"{OURS}-pods"
-    with _two_hosts(name, underlay, pods=1) as hosts:
-        mtu, daemons = _start_agents(hosts, ("--ip-masq",))
-        for host in hosts:
-            host.attach_pods()
-        near, far = (host.pods[0] for host in hosts)
-        yield Pair(name, near, far, far.ip, mtu, daemons)
-
-
-@contextmanager
-def _pods_by_plugin(underlay: str, *, name: str, arguments: tuple[str, ...]) -> Iterator[Pair]:
+def _pods_by_plugin(where: Where, *, name: str, arguments: tuple[str, ...]) -> Iterator[Pair]:
     """Our agents; from pod to pod, added by our CNI plugin. The bridge masquerades if the agent does not."""
-    with _two_hosts(name, underlay) as hosts, TemporaryDirectory() as folder:
+    with _two_hosts(name, where._replace(between=HOSTS)) as hosts, TemporaryDirectory() as folder:
         mtu, daemons = _start_agents(hosts, arguments)
         near, far = (_added_pod(host, Path(folder)) for host in hosts)
-        yield Pair(name, near, far, far.ip, mtu, daemons)
+        yield Pair(name, near, far, near.ip, far.ip, mtu, daemons)
 
 
 def _added_pod(host: Host, folder: Path) -> CniPod:
@@ -178,39 +253,72 @@ def _added_pod(host: Host, folder: Path) -> CniPod:
     return pod
 
 
-Opener = Callable[[str], AbstractContextManager[Pair]]
-"""What opens a contender on an underlay."""
+Opener = Callable[[Where], AbstractContextManager[Pair]]
+"""What opens a contender."""
 
-CONTENDERS: Mapping[str, Opener] = {"bare": _bare, "vxlan": _vxlan, "naive": _naive, OURS: _ours}
+
+class NamedOpener(Protocol):
+    """One whose contender may have another name."""
+
+    def __call__(self, where: Where, *, name: str = ...) -> AbstractContextManager[Pair]:
+        """Open it."""
+        ...
+
+
+CONTENDERS: Mapping[str, NamedOpener] = {"bare": _bare, "vxlan": _vxlan, "naive": _naive, OURS: _ours}
 """The contenders of every run, by name."""
 
+BACKENDS: Mapping[str, Opener] = {
+    f"{OURS}-vxlan": functools.partial(_ours, name=f"{OURS}-vxlan", backend="vxlan", arguments=(_USERSPACE,)),
+    f"vxlan-to-{OURS}": functools.partial(_vxlan_and_ours, name=f"vxlan-to-{OURS}", ours=1),
+    f"{OURS}-to-vxlan": functools.partial(_vxlan_and_ours, name=f"{OURS}-to-vxlan", ours=0),
+    f"{OURS}-ipip": functools.partial(_ours, name=f"{OURS}-ipip", backend="ipip", arguments=(_USERSPACE,)),
+    "naive-ipip": _naive_ipip,
+    "host-gw": functools.partial(_ours, name="host-gw", backend="host-gw"),
+}
+"""What other backends carry: our agents, vxlan and ipip in userspace also where the kernel could, and a naive loop."""
 
-_PODS: Mapping[str, Opener] = {
-    f"{OURS}-pods": _pods_by_hand,
+
+def by_ipv6(name: str, opener: NamedOpener) -> Opener:
+    """Return what opens the contender under another name, by IPv6 wherever it is asked for."""
+    return lambda where: opener(where._replace(version=6), name=name)
+
+
+IPV6: Mapping[str, Opener] = {
+    f"{name}{OF_IPV6}": by_ipv6(f"{name}{OF_IPV6}", opener) for name, opener in CONTENDERS.items()
+}
+"""The same contenders by IPv6, to be measured in one run with those by IPv4."""
+
+_BY_PLUGIN: Mapping[str, Opener] = {
     f"{OURS}-cni": functools.partial(_pods_by_plugin, name=f"{OURS}-cni", arguments=("--ip-masq",)),
     f"{OURS}-cni-masq": functools.partial(_pods_by_plugin, name=f"{OURS}-cni-masq", arguments=()),
 }
 
 
-def variants(workers: Sequence[int] = (), *, rungs: bool = False, pods: bool = False) -> dict[str, Opener]:
+def variants(workers: Sequence[int] = (), *, rungs: bool = False, cni: bool = False) -> dict[str, Opener]:
     """Return our agents with other settings, by name: numbers of workers, and each rung of the offload ladder removed.
 
-    `off` is without any rung. With `pods` also from pod to pod, attached by hand and by the CNI plugin.
+    `off` is without any rung. With `cni` also from pod to pod as the CNI plugin adds them, masqueraded by the agent
+    (so is `masq`) or by the bridge.
     """
-    settings = {f"{OURS}-w{n}": ("--workers", str(n)) for n in workers}
+    settings: dict[str, tuple[str, ...]] = {f"{OURS}-w{n}": ("--workers", str(n)) for n in workers}
     if rungs:
         every = Offload().names()
         for rung in every:
             settings[f"{OURS}-no-{rung}"] = ("--offload", ",".join(name for name in every if name != rung))
         settings[f"{OURS}-off"] = ("--offload", "off")
-    opened = {name: functools.partial(_ours, name=name, arguments=arguments) for name, arguments in settings.items()}
-    return {**opened, **(_PODS if pods else {})}
+    if cni:
+        settings[f"{OURS}-masq"] = ("--ip-masq",)
+    opened: dict[str, Opener] = {
+        name: functools.partial(_ours, name=name, arguments=arguments) for name, arguments in settings.items()
+    }
+    return {**opened, **(_BY_PLUGIN if cni else {})}
 
 
 @contextmanager
-def open_contender(name: str, opener: Opener, underlay: str) -> Iterator[Pair]:
+def open_contender(name: str, opener: Opener, where: Where) -> Iterator[Pair]:
     """Open the contender once packets pass. Raises `FlannelError` where they do not."""
-    with opener(underlay) as pair:
+    with opener(where) as pair:
         if not any(ping(pair.sender, [pair.target], _PATH_TIMEOUT_S)[0] is not None for _ in range(_PATH_TRIES)):
             raise FlannelError(f"{name}: no ping from {pair.sender.path} to {pair.target} is answered")
         yield pair

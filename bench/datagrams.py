@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,23 @@ def saturate(pair: Pair, load: Load, *, payload_bytes: int) -> Values:
         received = parse_blast(receiver.stdout.readline() if receiver.stdout else "")
     name = f"udp{payload_bytes}"
     return {f"{name}_sent_kpps": sent.pps / 1e3, f"{name}_kpps": received.pps / 1e3}
+
+
+def saturate_both_ways(pair: Pair, load: Load) -> Values:
+    """Small datagrams as fast as one process each way can send them, at once: thousands a second delivered each way.
+
+    `weaker_share` is the weaker direction's divided by the stronger one's.
+    """
+    ways = (pair, pair.turned)
+    with ThreadPoolExecutor(len(ways)) as threads:
+        both = list(threads.map(lambda way: saturate(way, load, payload_bytes=SMALL_BYTES), ways))
+    there, back = (values[f"udp{SMALL_BYTES}_kpps"] for values in both)
+    return {
+        f"udp{SMALL_BYTES}_there_kpps": there,
+        f"udp{SMALL_BYTES}_back_kpps": back,
+        f"udp{SMALL_BYTES}_both_kpps": there + back,
+        f"udp{SMALL_BYTES}_weaker_share": min(there, back) / max(there, back),
+    }
 
 
 def offer(pair: Pair, load: Load, *, rates_pps: tuple[int, ...]) -> Values:

@@ -15,7 +15,7 @@ import socket
 import statistics
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.table import Table
@@ -104,7 +104,7 @@ def _datagrams_to_dead(sender: Host, n: int) -> Iterator[None]:
 
 def measure(rounds: int, seconds: int, dead: int) -> dict[str, list[float]]:
     """Return the near peer's TCP in Gbit/s, round by round: alone, beside the far peer, beside the dead ones."""
-    found: dict[str, list[float]] = {"alone": [], "beside far": [], "beside dead": []}
+    found: dict[str, list[float]] = {name: [] for name in ("alone", "beside far", *(("beside dead",) if dead else ()))}
     with _lab(dead) as lab:
         sender, near, far = lab.hosts
         _put_far_behind_a_line(sender, far)
@@ -117,11 +117,20 @@ def measure(rounds: int, seconds: int, dead: int) -> dict[str, list[float]]:
             found["alone"].append(_tcp_gbit_s(sender, near, seconds))
             with _datagrams_to_far(sender, far, seconds):
                 found["beside far"].append(_tcp_gbit_s(sender, near, seconds))
-            with _datagrams_to_dead(sender, dead):
-                found["beside dead"].append(_tcp_gbit_s(sender, near, seconds))
+            if dead:
+                with _datagrams_to_dead(sender, dead):
+                    found["beside dead"].append(_tcp_gbit_s(sender, near, seconds))
         counted = sender.control("/v1/status")["counters"]["out"]
     sys.stderr.write(json.dumps(counted) + "\n")
     return found
+
+
+def judged(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return what the near peer's TCP keeps of what it has alone: the median over the rounds, by what it is beside."""
+    return {
+        name: statistics.median(each / alone for each, alone in zip(values, found["alone"], strict=True))
+        for name, values in found.items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,9 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = Table(title=f"the near peer's TCP, medians of {given.rounds} rounds", title_justify="left")
     for heading in ("", "Gbit/s", "to alone"):
         table.add_column(heading, justify="right")
-    for name, values in found.items():
-        kept = statistics.median(each / alone for each, alone in zip(values, found["alone"], strict=True))
-        table.add_row(name, f"{statistics.median(values):.2f}", f"{kept:.2f}")
+    for name, kept in judged(found).items():
+        table.add_row(name, f"{statistics.median(found[name]):.2f}", f"{kept:.2f}")
     show(table)
     return 0
 

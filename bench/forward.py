@@ -1,9 +1,9 @@
 """How fast packets are forwarded: bare veth, the kernel's VXLAN, a naive loop and ours, side by side in one run.
 
-    python -m bench.forward [--underlay whole|wire|plain] [--rounds N] [--seconds N] [--json FILE] [--quick]
-                            [--measures LIST|all] [--congestion-control cubic|default] [--workers LIST] [--rungs]
-                            [--pods]
-    python -m bench.forward --targets [--rounds N] [--seconds N] [--json FILE] [--quick]
+    python -m bench.forward [--underlay whole|wire|plain|slow-1g|slow-100m] [--between pods|hosts]
+                            [--family 4|6] [--rounds N] [--seconds N] [--json FILE] [--quick] [--measures LIST|all]
+                            [--congestion-control cubic|default] [--workers LIST] [--rungs] [--cni] [--backends]
+    python -m bench.forward --targets [udp|backends|ipv6] [--rounds N] [--seconds N] [--json FILE] [--quick]
 
 A round takes every measure on every contender, one contender straight after the other, so that a machine that changes
 its speed changes it for all. The table goes to stdout, progress to stderr. Needs root.
@@ -24,14 +24,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import chart, lookup, machine, report, targets
+from bench import chart, far_and_near, lookup, machine, report, targets
 from bench.console import show
-from bench.contenders import CARDS, CONTENDERS, Opener, Pair, open_contender, variants
+from bench.contenders import (
+    BACKENDS,
+    BETWEEN,
+    CARDS,
+    CONTENDERS,
+    HOSTS,
+    IPV6,
+    PODS,
+    Opener,
+    Pair,
+    Where,
+    open_contender,
+    variants,
+)
 from bench.cpu import ForeignWatch
 from bench.datagrams import build_blast
 from bench.generators import Load
 from bench.measure import DEFAULT_MEASURES, MEASURES, default_congestion_control
 from bench.report import Sample
+from bench.targets import FAR, LOOKUP
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab import netns
 from tests.support.cni import NEEDED, plugins_are_here
@@ -55,14 +69,19 @@ class Settings:
     """What the command line asked for; `max_foreign` is the load of others that is let pass, in percent of one core."""
 
     underlay: str
+    between: str
+    family: int
     rounds: int
     seconds: int
     measures: tuple[str, ...]
     workers: tuple[int, ...]
     rungs: bool
-    pods: bool
+    cni: bool
+    backends: bool
     congestion_control: str
-    targets: bool
+    targets: str
+    """Which group of them is judged; empty for none."""
+
     max_foreign: float
     json: Path | None
 
@@ -85,6 +104,10 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
         allow_abbrev=False,
     )
     parser.add_argument("--underlay", choices=tuple(CARDS), help="the hosts' cards (default: wire)")
+    parser.add_argument("--between", choices=BETWEEN, help=f"what traffic goes between (default: {PODS})")
+    parser.add_argument(
+        "--family", type=int, choices=(4, 6), help="the IP version of packets, inside and outside (default: 4)"
+    )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--seconds", type=int, default=2, metavar="N", help="of each measure (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one round of one second")
@@ -101,15 +124,25 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
         "--rungs", action="store_true", help="take our agents without each of the offloads, and without any, as well"
     )
     parser.add_argument(
-        "--pods",
+        "--cni",
         action="store_true",
-        help="take our agents from pod to pod as well, attached by hand and by the CNI plugin",
+        help="take our agents with --ip-masq as well, and with pods that the CNI plugin adds",
+    )
+    parser.add_argument(
+        "--backends",
+        action="store_true",
+        help="take our agents with vxlan and ipip in userspace, beside the kernel's VXLAN, and with host-gw as well",
     )
     parser.add_argument(
         "--congestion-control", choices=(CUBIC, "default"), default=CUBIC, help="of TCP (default: %(default)s)"
     )
     parser.add_argument(
-        "--targets", action="store_true", help="measure what the targets need, on all underlays, and judge it"
+        "--targets",
+        nargs="?",
+        choices=tuple(targets.GROUPS),
+        const="all",
+        default="",
+        help="measure what the targets need, on all underlays, and judge it (default: %(const)s)",
     )
     parser.add_argument(
         "--max-foreign",
@@ -130,20 +163,32 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
         given.underlay
         or given.measures
         or given.workers
+        or given.between
+        or given.family
         or given.rungs
-        or given.pods
+        or given.cni
+        or given.backends
         or given.congestion_control != CUBIC
     ):
         parser.error("--targets says by itself what is measured, and where")
+    if given.cni and given.between == HOSTS:
+        parser.error("--cni is about pods: leave out --between hosts")
+    if given.family == 6 and "udp1400" in (given.measures or ()):
+        parser.error("--measures udp1400: by IPv6 not every contender carries as much in one packet")
+    if given.family == 6 and (given.backends or given.cni):
+        parser.error("--family 6 is about udp: leave out --backends and --cni")
     rounds, seconds = (1, 1) if given.quick else (given.rounds, given.seconds)
     return Settings(
         underlay=given.underlay or "wire",
+        between=given.between or PODS,
+        family=given.family or 4,
         rounds=rounds,
         seconds=seconds,
         measures=given.measures or DEFAULT_MEASURES,
         workers=given.workers,
         rungs=given.rungs,
-        pods=given.pods,
+        cni=given.cni,
+        backends=given.backends,
         congestion_control=given.congestion_control,
         targets=given.targets,
         max_foreign=given.max_foreign,
@@ -193,9 +238,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(settings: Settings) -> None:
     """Take the measures that were asked for on one underlay."""
-    openers = {**CONTENDERS, **variants(settings.workers, rungs=settings.rungs, pods=settings.pods)}
-    samples, mtus = run(settings, settings.underlay, dict.fromkeys(settings.measures, tuple(openers)), openers)
-    title = f"underlay {settings.underlay}, {_spoken(settings)}"
+    openers = {
+        **CONTENDERS,
+        **(BACKENDS if settings.backends else {}),
+        **variants(settings.workers, rungs=settings.rungs, cni=settings.cni),
+    }
+    place = Where(settings.underlay, settings.between, settings.family)
+    samples, mtus = run(settings, place, dict.fromkeys(settings.measures, tuple(openers)), openers)
+    title = f"{_name(place)}, {_spoken(settings)}"
     show(report.table(samples, tuple(openers), title))
     _show_rejected(settings, samples)
     if settings.json:
@@ -204,32 +254,36 @@ def _compare(settings: Settings) -> None:
 
 
 def _judge(settings: Settings) -> None:
-    """Take what the targets need on each underlay, and say of each target whether it is met."""
-    underlays: dict[str, dict[str, Any]] = {}
-    charts, every = [], []
-    for underlay in targets.underlays():
-        samples, mtus = run(settings, underlay, targets.needed(underlay), CONTENDERS)
-        underlays[underlay] = report.results(mtus, samples)
-        charts.append(report.chart(samples, f"underlay {underlay}, {_spoken(settings)}"))
-        every += samples
-        show(report.table(samples, tuple(mtus), f"underlay {underlay}, {_spoken(settings)}"))
-    found = lookup.measure()
-    verdicts = targets.judge({name: of["ratios"] for name, of in underlays.items()}, lookup.judged(found))
+    """Take what the targets need in each place, and say of each target whether it is met."""
+    judged = targets.GROUPS[settings.targets]
+    found: dict[Where, list[Sample]] = {}
+    results: dict[str, dict[str, Any]] = {}
+    charts = []
+    for place in targets.places(judged):
+        samples, mtus = run(settings, place, targets.needed(judged, place), {**CONTENDERS, **BACKENDS, **IPV6})
+        found[place], results[_name(place)] = samples, report.results(mtus, samples)
+        charts.append(report.chart(samples, f"{_name(place)}, {_spoken(settings)}"))
+        show(report.table(samples, tuple(mtus), f"{_name(place)}, {_spoken(settings)}"))
+    document: dict[str, Any] = {"machine": machine.describe(), "options": _options(settings), "places": results}
+    elsewhere: dict[str, Mapping[str, float]] = {}
+    if FAR in targets.elsewhere(judged):
+        logger.info("a near peer beside a slow one")
+        document["far_and_near"] = near = far_and_near.measure(settings.rounds, settings.seconds, dead=0)
+        elsewhere[FAR] = far_and_near.judged(near)
+    if LOOKUP in targets.elsewhere(judged):
+        looked_up = lookup.measure()
+        document["lookup"] = lookup.records(looked_up)
+        elsewhere[LOOKUP] = lookup.judged(looked_up)
+    verdicts = targets.judge(judged, found, elsewhere)
+    document["targets"] = targets.records(verdicts)
     show(targets.table(verdicts, f"ours divided by the other's, {_spoken(settings)}"))
-    _show_rejected(settings, every)
+    _show_rejected(settings, [sample for samples in found.values() for sample in samples])
     if settings.json:
-        document = {
-            "machine": machine.describe(),
-            "options": _options(settings),
-            "targets": targets.records(verdicts),
-            "underlays": underlays,
-            "lookup": lookup.records(found),
-        }
         chart.write(settings.json, document, charts)
 
 
 def run(
-    settings: Settings, underlay: str, plan: Plan, openers: Mapping[str, Opener]
+    settings: Settings, place: Where, plan: Plan, openers: Mapping[str, Opener]
 ) -> tuple[list[Sample], dict[str, int]]:
     """Take all samples; return them, and the overlay MTU of each contender in bytes. The labs are gone afterwards."""
     build_blast()
@@ -237,8 +291,8 @@ def run(
         pairs = []
         for name in openers:
             if any(name in contenders for contenders in plan.values()):
-                logger.info("underlay %s: setting up %s", underlay, name)
-                pairs.append(stack.enter_context(open_contender(name, openers[name], underlay)))
+                logger.info("%s: setting up %s", _name(place), name)
+                pairs.append(stack.enter_context(open_contender(name, openers[name], place)))
         nominal_s = settings.rounds * sum(
             MEASURES[measure].nominal_s(settings.seconds) * len(contenders) for measure, contenders in plan.items()
         )
@@ -281,10 +335,15 @@ def _require(settings: Settings) -> None:
     if missing:
         packages = " ".join(_TOOLS[tool] for tool in missing)
         raise FlannelError(f"the bench needs {', '.join(missing)}: on Debian and Ubuntu apt-get install {packages}")
-    if settings.pods and not plugins_are_here():
-        raise FlannelError(f"--pods needs {NEEDED}")
+    if settings.cni and not plugins_are_here():
+        raise FlannelError(f"--cni needs {NEEDED}")
     if settings.json and not os.access(settings.json.absolute().parent, os.W_OK):
         raise UsageError(f"--json {settings.json}: its folder is missing or not writable")
+
+
+def _name(place: Where) -> str:
+    by = "" if place.version == 4 else f", by IPv{place.version}"
+    return f"underlay {place.underlay}, between {place.between}{by}"
 
 
 def _spoken(settings: Settings) -> str:

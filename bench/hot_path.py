@@ -10,15 +10,19 @@ import ctypes
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Address
 
+from flannel_udp.dataplane import reference
+from flannel_udp.dataplane.encapsulation import UDP as PLAIN
+from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.dataplane.reference import VnetHeader
 from flannel_udp.errors import FlannelError
 from flannel_udp.options import NO_OFFLOAD, Offload
-from tests.support.engine_rig import EngineRig, small_table
-from tests.support.traffic import TCP, UDP, Flow, with_partial_checksum
+from tests.support.engine_rig import VXLAN, EngineRig, small_table
+from tests.support.repair import TCP, UDP, with_partial_checksum
+from tests.support.traffic import Flow
 
 REPETITIONS = 3
 _ROUNDS = 20
@@ -27,6 +31,7 @@ _SMALL_BYTES, _SMALL_PACKETS = 64, 64
 """UDP payload, and packets a round: as many as the engine reads in a batch."""
 _SEGMENT_BYTES, _SEGMENTS = 1432, 45
 """TCP payload of a packet that fills an overlay MTU of 1472, and how many such fit into a super-packet."""
+_MTU = 1472
 _OWN_POD, _PEERS_POD = IPv4Address("10.1.1.5"), IPv4Address("10.1.2.7")
 _PEER = "127.0.0.2"
 _VNET_NEEDS_CSUM, _VNET_GSO_TCPV4 = 1, 1
@@ -40,6 +45,7 @@ class Case:
     offload: Offload
     packets: int
     feed: Callable[[EngineRig], None]
+    encapsulation: Encapsulation = PLAIN
 
 
 def _out_small() -> Callable[[EngineRig], None]:
@@ -55,10 +61,16 @@ def _out_tcp() -> Callable[[EngineRig], None]:
     return lambda rig: _each(rig.tun.send, [vnet.pack() + whole])
 
 
-def _in(protocol: int, n: int, n_bytes: int) -> Callable[[EngineRig], None]:
-    flow = Flow(_PEERS_POD, _OWN_POD, protocol, 0)
-    waiting = [flow.next(bytes(n_bytes)) for _ in range(n)]
-    return lambda rig: _each(lambda packet: rig.from_peer(_PEER, packet), waiting)
+def _in(
+    protocol: int, n: int, n_bytes: int, encapsulation: Encapsulation = PLAIN, *, begun: bool = False
+) -> Callable[[EngineRig], None]:
+    """Return what sends so many packets of a peer; `begun`: their checksums are, as a kernel peer leaves them."""
+    flow, table = Flow(_PEERS_POD, _OWN_POD, protocol, 0), small_table(encapsulation)
+    packets = [flow.next(bytes(n_bytes)) for _ in range(n)]
+    if begun:
+        packets = [with_partial_checksum(packet) for packet in packets]
+    waiting = [reference.from_the_wire(packet, IPv4Address(_PEER), table) for packet in packets]
+    return lambda rig: _each(lambda datagram: rig.from_peer(_PEER, datagram), waiting)
 
 
 def _each(send: Callable[[bytes], object], packets: list[bytes]) -> None:
@@ -71,13 +83,28 @@ CASES: Mapping[str, Case] = {
     "out_tcp": Case("out, TCP split", Offload(), _SEGMENTS, _out_tcp()),
     "in_small": Case("in, UDP 64 B", NO_OFFLOAD, _SMALL_PACKETS, _in(UDP, _SMALL_PACKETS, _SMALL_BYTES)),
     "in_tcp": Case("in, TCP joined", Offload(), _SEGMENTS, _in(TCP, _SEGMENTS, _SEGMENT_BYTES)),
+    "vxlan_out_small": Case("vxlan out, UDP 64 B", Offload(), _SMALL_PACKETS, _out_small(), VXLAN),
+    "vxlan_out_tcp": Case("vxlan out, TCP split", Offload(), _SEGMENTS, _out_tcp(), VXLAN),
+    "vxlan_in_small": Case(
+        *("vxlan in, UDP 64 B", NO_OFFLOAD, _SMALL_PACKETS, _in(UDP, _SMALL_PACKETS, _SMALL_BYTES, VXLAN), VXLAN)
+    ),
+    "vxlan_in_tcp": Case(
+        *("vxlan in, TCP joined", Offload(), _SEGMENTS, _in(TCP, _SEGMENTS, _SEGMENT_BYTES, VXLAN), VXLAN)
+    ),
+    "vxlan_in_begun": Case(
+        "vxlan in, TCP of a kernel peer",
+        Offload(),
+        _SEGMENTS,
+        _in(TCP, _SEGMENTS, _SEGMENT_BYTES, VXLAN, begun=True),
+        VXLAN,
+    ),
 }
 """What is counted, in the order of the table. Small packets that come in are written one by one."""
 
 
 def run(case: Case, end_repetition: Callable[[], object]) -> int:
     """Move a case's packets; return how many a repetition has. Raises `FlannelError` where one was lost."""
-    with EngineRig(small_table(), offload=case.offload) as rig:
+    with EngineRig(replace(small_table(case.encapsulation), mtu=_MTU), offload=case.offload) as rig:
         for _ in range(REPETITIONS):
             for _ in range(_ROUNDS):
                 case.feed(rig)

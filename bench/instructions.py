@@ -69,16 +69,16 @@ def parse_dump(text: str) -> tuple[str, int]:
 
 
 def read_counts(path: Path) -> Counts:
-    """Return the figures of a file that `--json` wrote. Raises `FlannelError`."""
+    """Return the figures of a file that `--json` wrote, of those cases that it has. Raises `FlannelError`."""
     try:
         found = json.loads(path.read_text())[_KEY]
-        return {name: float(found[name]) for name in CASES}
+        if common := {name: float(found[name]) for name in CASES if name in found}:
+            return common
     except OSError as error:
         raise FlannelError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        raise FlannelError(
-            f"{path} holds no figures of these cases: give a file that --json of this bench wrote"
-        ) from None
+        pass
+    raise FlannelError(f"{path} holds no figures of these cases: give a file that --json of this bench wrote")
 
 
 def table(found: Counts, against: Counts | None) -> Table:
@@ -88,7 +88,9 @@ def table(found: Counts, against: Counts | None) -> Table:
     for heading in ("this build", *(("the other", "ratio") if against else ())):
         drawn.add_column(heading, justify="right")
     for name, case in CASES.items():
-        others = (f"{against[name]:.1f}", f"{found[name] / against[name]:.3f}") if against else ()
+        others: tuple[str, ...] = ("", "") if against else ()
+        if against and name in against:
+            others = (f"{against[name]:.1f}", f"{found[name] / against[name]:.3f}")
         drawn.add_row(case.title, f"{found[name]:.1f}", *others)
     return drawn
 
@@ -117,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.json:
             builds = {"this build": found, **({"the other": against} if against else {})}
             rows = {
-                case.title: {build: counts[name] for build, counts in builds.items()} for name, case in CASES.items()
+                case.title: {build: counts[name] for build, counts in builds.items() if name in counts}
+                for name, case in CASES.items()
             }
             plot = chart.Chart("Instructions a packet", rows)
             chart.write(given.json, {"machine": machine.describe(), _KEY: found}, [plot])

@@ -182,6 +182,7 @@ MEASURES: Mapping[str, Measure] = {
     "tcp-both": Measure(tcp_both_ways),
     "udp64": Measure(functools.partial(datagrams.saturate, payload_bytes=datagrams.SMALL_BYTES), extra_s=0.9),
     "udp1400": Measure(functools.partial(datagrams.saturate, payload_bytes=datagrams.LARGE_BYTES), extra_s=0.9),
+    "udp64-both": Measure(datagrams.saturate_both_ways, extra_s=0.9),
     "udp64-offered": Measure(
         functools.partial(datagrams.offer, rates_pps=_OFFERED_PPS), spans=len(_OFFERED_PPS), extra_s=1.3
     ),

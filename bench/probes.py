@@ -32,6 +32,8 @@ _PROBE_EVERY = 5
 _PAUSE_S = 0.001
 _GIVEN_UP_NS = 5_000_000_000
 _PORT = 9
+_PACKET_BYTES = 32
+"""Of a probe: IPv4 20, UDP 8, its place 4."""
 _IP_PKTINFO = 8  # linux/in.h; socket.IP_PKTINFO is new in Python 3.14
 
 
@@ -102,7 +104,7 @@ def watch(sender: Host, receiver: Host, writer: subprocess.Popen[str], n_subnets
         selectors.DefaultSelector() as ready,
     ):
         arriving.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        arriving.bind(("0.0.0.0", 8285))  # noqa: S104 - a lab's namespace; whichever peer it is for
+        arriving.bind(("0.0.0.0", receiver.plan.port))  # noqa: S104 - a lab's namespace; whichever peer it is for
         arriving.setblocking(False)
         ready.register(arriving, selectors.EVENT_READ)
         ready.register(writer.stdout, selectors.EVENT_READ)
@@ -145,7 +147,7 @@ def _note(line: str, seen: Seen, waiting: dict[tuple[int, int], int], *, probe: 
 
 
 def _receive(arriving: socket.socket, seen: Seen, waiting: dict[tuple[int, int], int]) -> None:
-    """Take what has arrived: the inner packet is the payload, and ends with the place."""
+    """Take what has arrived and is a probe: the payload ends with the inner packet, and that with the place."""
     while True:
         try:
             packet, notes, _, _ = arriving.recvmsg(2048, 128)
@@ -154,6 +156,9 @@ def _receive(arriving: socket.socket, seen: Seen, waiting: dict[tuple[int, int],
         at_ns = time.monotonic_ns()
         # struct in_pktinfo: index of the interface, local address, destination in the header
         (address,) = struct.unpack("!8xI", notes[0][2][:12])
-        (place,) = struct.unpack("!I", packet[-4:])
+        inner = packet[-_PACKET_BYTES:]
+        if inner[:1] != b"\x45" or inner[9] != socket.IPPROTO_UDP or inner[22:24] != _PORT.to_bytes(2, "big"):
+            continue  # an echo of the agent's own, which asks silent peers
+        (place,) = struct.unpack("!I", inner[-4:])
         seen.arrived.append((at_ns, place, address))
         waiting.pop((place, address), None)

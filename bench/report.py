@@ -14,7 +14,7 @@ from bench.chart import Chart
 from bench.contenders import OURS
 from bench.generators import Values
 
-BASELINES = ("vxlan", "naive")
+BASELINES = ("bare", "vxlan", "naive")
 """What ours is compared with."""
 
 Medians = Mapping[str, Mapping[str, float]]
@@ -48,6 +48,8 @@ METRICS = (
     Metric("tcp4_gbit_s", "TCP, 4 streams, Gbit/s", True, 2),
     Metric("tcp_both_gbit_s", "TCP, 1 stream each way, sum, Gbit/s", True, 2),
     Metric("udp64_kpps", "UDP 64 B delivered at saturation, kpps", True, 0),
+    Metric("udp64_both_kpps", "UDP 64 B both ways delivered, sum, kpps", True, 0),
+    Metric("udp64_weaker_share", "UDP 64 B both ways, weaker direction to stronger", True, 2),
     Metric("udp1400_kpps", "UDP 1,400 B delivered at saturation, kpps", True, 0),
     Metric("udp64_at_50k_delivered_kpps", "UDP 64 B delivered of 50 kpps", True, 1),
     Metric("udp64_at_50k_lost_percent", "UDP 64 B lost of 50 kpps, %", False, 2),
@@ -85,9 +87,30 @@ def ratios(of: Medians) -> dict[str, dict[str, float | None]]:
     }
 
 
-def _ratio(by_contender: Mapping[str, float], baseline: str) -> float | None:
-    ours, theirs = by_contender.get(OURS), by_contender.get(baseline)
+def _ratio(by_contender: Mapping[str, float], baseline: str, contender: str = OURS) -> float | None:
+    ours, theirs = by_contender.get(contender), by_contender.get(baseline)
     return ours / theirs if ours is not None and theirs else None
+
+
+def figure(samples: Sequence[Sample], metric: str, baseline: str, contender: str = OURS) -> float | None:
+    """Return a contender's divided by the baseline's, medians of the accepted samples; without one the contender's."""
+    by_contender = medians(samples).get(metric, {})
+    return _ratio(by_contender, baseline, contender) if baseline else by_contender.get(contender)
+
+
+def quartiles(
+    samples: Sequence[Sample], metric: str, baseline: str, contender: str = OURS
+) -> tuple[float, float] | None:
+    """Return the first and the third quartile of what the single rounds found; ``None`` for less than two of them."""
+    rounds = {sample.round for sample in samples}
+    found = [
+        figure([each for each in samples if each.round == number], metric, baseline, contender) for number in rounds
+    ]
+    known = [each for each in found if each is not None]
+    if len(known) < 2:
+        return None
+    first, _, third = statistics.quantiles(known, n=4, method="inclusive")
+    return first, third
 
 
 def n_rejected(samples: Sequence[Sample]) -> int:

@@ -100,6 +100,7 @@ class Successors:
         command = [
             *(sys.executable, "-P", "-m", "flannel_udp", "--takeover", "--iface", "eth0"),
             *("--subnet-file", str(host.subnet_file), "--control-socket", str(host.control_socket)),
+            *("--state-dir", str(host.state_dir)),
             *(*host.plan.registry_args, *host.plan.agent_args),
         ]
         env = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}

@@ -16,6 +16,10 @@ class UsageError(FlannelError):
     exit_code = 2
 
 
+class UnusableFile(UsageError):
+    """A file that a flag names is not there, cannot be read or makes no sense: a command ends, an agent waits."""
+
+
 class ConfigError(FlannelError):
     """The network configuration is wrong; ``faults`` holds one line a fault, in the order of the document."""
 
@@ -46,5 +50,21 @@ class LeaseLost(RegistryError):
     """The key is no longer as we last wrote it: deleted, expired or taken by another host."""
 
 
+class AddressClaimed(RegistryError):
+    """Another host has our subnet under our address, and has just now taken it from us."""
+
+
 class NoFreeSubnet(FlannelError):
     """Every subnet of the configured range is taken."""
+
+
+class PortInUse(FlannelError):
+    """Something else of this host has a UDP port that we need."""
+
+    def __init__(self, text: str, port: int, version: int = 4) -> None:
+        super().__init__(text)
+        self.port, self.version = port, version
+
+
+class Claimed(FlannelError):
+    """Another agent of this host has what only one can have."""

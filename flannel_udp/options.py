@@ -12,6 +12,7 @@ from pathlib import Path
 
 DEFAULT_CONTROL_SOCKET = Path("/run/flannel/flannel-udp.sock")
 DEFAULT_SUBNET_FILE = Path("/run/flannel/subnet.env")
+DEFAULT_STATE_DIR = Path("/var/lib/flannel-udp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,11 @@ class InterfaceOptions:
     public_ip: IPv4Address | None = None
     public_ipv6: IPv6Address | None = None
 
+    @property
+    def by_flags(self) -> bool:
+        """Whether one of the flags that name an interface is given: then ``--public-ip`` chooses none."""
+        return bool(self.iface or self.iface_regex or self.iface_can_reach)
+
 
 @dataclass(frozen=True, slots=True)
 class Offload:
@@ -85,6 +91,8 @@ NO_OFFLOAD = Offload(**dict.fromkeys((field.name for field in fields(Offload)), 
 class DataplaneOptions:
     """How packets are moved."""
 
+    datapath: str = "auto"
+    """Who carries VXLAN and IPIP: ``kernel``, ``userspace`` (our packet path), or ``auto``: the kernel where it can."""
     source_check: str = "strict"
     """``strict``, ``loose`` or ``off``: see docs/architecture.md, trust."""
     offload: Offload = Offload()
@@ -93,6 +101,8 @@ class DataplaneOptions:
     """Data threads, each with a TUN queue, a socket and an engine; 0: as many as the process may use cores."""
     busy_poll_us: int = 0
     """Microseconds for which a data thread spins after a packet before it waits for the next one."""
+    source_ports: int = 0
+    """Outer source ports of each worker's packets, a power of two; 0: all leave from the port that is received on."""
     tx_queue_packets: int = 5000
     """flannel0's transmit queue: 50 ms at 100,000 packets a second, see docs/decisions/0016."""
 
@@ -121,6 +131,8 @@ class Options:
     kube: KubeOptions = KubeOptions()
     interface: InterfaceOptions = InterfaceOptions()
     subnet_file: Path = DEFAULT_SUBNET_FILE
+    state_dir: Path = DEFAULT_STATE_DIR
+    """Where the host's id is kept, by which it knows its leases again: not shared with other hosts."""
     subnet_lease_renew_margin: int = 60
     """Minutes left on the lease at which it is renewed, 1 to 1439."""
     release_on_exit: bool = False

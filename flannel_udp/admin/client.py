@@ -8,14 +8,18 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from ipaddress import AddressValueError, IPv4Address
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from flannel_udp.admin.shapes import PeerRow, Route, Status
 from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.netconf.addresses import parse_address
 
 TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 30.0
+"""Without any news: the agent asks for a minute at most, and tells what it has as it comes."""
+_PART_BYTES = 64 * 1024
 _LONGEST_ANSWER = 64 * 1024 * 1024
 """Bytes; some 400,000 peers. Whatever is longer does not come from an agent."""
 
@@ -30,12 +34,27 @@ def fetch_peers(path: Path, timeout_s: float = TIMEOUT_S) -> list[PeerRow]:
     return cast(list[PeerRow], _expect(list, _get(path, "/v1/peers", timeout_s), path))
 
 
+def fetch_probed_peers(
+    path: Path,
+    progress: Callable[[int], object],
+    timeout_s: float = PROBE_TIMEOUT_S,
+    within_s: int | None = None,
+) -> list[PeerRow]:
+    """Return one row a peer, after each was asked by an echo. Raises as `fetch_status` does.
+
+    `progress(n)` is called now and then with the number of rows that have come. Who has not had their turn after
+    `within_s` seconds is not asked; by default the agent takes a minute.
+    """
+    target = "/v1/peers?probe" if within_s is None else f"/v1/peers?probe={within_s}"
+    return cast(list[PeerRow], _expect(list, _get(path, target, timeout_s, progress), path))
+
+
 def fetch_route(path: Path, address: str, timeout_s: float = TIMEOUT_S) -> Route:
     """Return where a packet for `address` would go. Raises `UsageError` if it is none, else as `fetch_status` does."""
     try:
-        parsed = IPv4Address(address)
-    except AddressValueError as error:
-        raise UsageError(f"{address!r} is not an IPv4 address") from error
+        parsed = parse_address(address)
+    except ValueError as error:
+        raise UsageError(f"{address!r} is not an IP address") from error
     return cast(Route, _expect(dict, _get(path, f"/v1/route?address={parsed}", timeout_s), path))
 
 
@@ -52,12 +71,12 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def _get(path: Path, target: str, timeout_s: float) -> Any:
+def _get(path: Path, target: str, timeout_s: float, progress: Callable[[int], object] = lambda _n: None) -> Any:
     connection = _UnixConnection(path, timeout_s)
     try:
         connection.request("GET", target)
         response = connection.getresponse()
-        answer = json.loads(response.read(_LONGEST_ANSWER))
+        answer = json.loads(_read(response, progress))
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise FlannelError(
             f"flannel-udp is not running: nothing answers on {path} (start it, or name its --control-socket)"
@@ -77,6 +96,17 @@ def _get(path: Path, target: str, timeout_s: float) -> Any:
         message = answer.get("error") if isinstance(answer, dict) else None
         raise FlannelError(message) if isinstance(message, str) else _nonsense(path)
     return answer
+
+
+def _read(response: http.client.HTTPResponse, progress: Callable[[int], object]) -> bytes:
+    """Return an answer's body, or the start of one that is too long to be an agent's."""
+    body = bytearray()
+    n_rows = 0
+    while len(body) < _LONGEST_ANSWER and (part := response.read1(_PART_BYTES)):
+        body += part
+        n_rows += part.count(b'"subnet"')  # but for one that was cut in two
+        progress(n_rows)
+    return bytes(body)
 
 
 def _expect(kind: type[dict[str, Any]] | type[list[Any]], answer: Any, path: Path) -> Any:

@@ -1,16 +1,18 @@
 """The local control socket: HTTP over a unix socket that only its owner may open.
 
-``GET /v1/status``, ``/v1/peers`` and ``/v1/route?address=A`` answer with the documents of `shapes`; whatever goes wrong
-answers ``{"error": "one line"}`` and a status of 400 or more.
+``GET /v1/status``, ``/v1/peers`` and ``/v1/route?address=A`` answer with the documents of `shapes`, ``/v1/peers?probe``
+after each peer was asked by an echo (``?probe=5``: within that many seconds); whatever goes wrong answers
+``{"error": "one line"}`` and a status of 400 or more.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import AddressValueError, IPv4Address
 from typing import Protocol
 
 from aiohttp import web
@@ -19,6 +21,8 @@ from aiohttp.typedefs import Handler
 from flannel_udp.admin.listener import BACKLOG, UnixListener
 from flannel_udp.admin.shapes import PeerRow, Route, Status
 from flannel_udp.errors import FlannelError
+from flannel_udp.model import Address
+from flannel_udp.netconf.addresses import parse_address
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +41,32 @@ class StatusSource(Protocol):
         """Yield one row a peer, in the order of their subnets, in parts, none of them empty."""
         ...
 
-    def route(self, address: IPv4Address) -> Route:
+    def probed_peers(self, within_s: float = ...) -> AsyncIterator[list[PeerRow]]:
+        """Likewise, after each peer was asked by an echo whose turn came in time."""
+        ...
+
+    async def route(self, address: Address) -> Route:
         """Return where a packet for `address` would go, and why."""
         ...
 
 
+class ControlServer:
+    """What answers on the control socket."""
+
+    def __init__(self, runner: web.AppRunner) -> None:
+        self._runner = runner
+        self._site: web.SockSite | None = None
+
+    async def answer_on(self, listening: socket.socket) -> None:
+        """Answer on this socket from now on, and on the former one no more."""
+        former, self._site = self._site, web.SockSite(self._runner, listening, backlog=BACKLOG)
+        await self._site.start()
+        if former is not None:
+            await former.stop()
+
+
 @asynccontextmanager
-async def control_server(listener: UnixListener, source: StatusSource) -> AsyncIterator[None]:
+async def control_server(listener: UnixListener, source: StatusSource) -> AsyncIterator[ControlServer]:
     """Answer on the listener, which is closed at the end."""
     try:
         runner = web.AppRunner(
@@ -51,8 +74,9 @@ async def control_server(listener: UnixListener, source: StatusSource) -> AsyncI
         )
         await runner.setup()
         try:
-            await web.SockSite(runner, listener.socket, backlog=BACKLOG).start()
-            yield
+            server = ControlServer(runner)
+            await server.answer_on(listener.socket)
+            yield server
         finally:
             await runner.cleanup()
     finally:
@@ -64,7 +88,10 @@ def _application(source: StatusSource) -> web.Application:
         return web.json_response(source.status())
 
     async def peers(request: web.Request) -> web.StreamResponse:
-        parts = source.peers()
+        probe = request.query.get("probe")
+        if probe and not re.fullmatch("[1-9][0-9]?", probe):
+            return _error(400, f"probe={probe[:60]!r} is no number of seconds, 1 to 99: ask for /v1/peers?probe=5")
+        parts = source.peers() if probe is None else source.probed_peers(*([float(probe)] if probe else []))
         first: list[PeerRow] = await anext(parts, [])  # what goes wrong here can still be answered with an error
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
@@ -77,10 +104,10 @@ def _application(source: StatusSource) -> web.Application:
     async def route(request: web.Request) -> web.Response:
         text = request.query.get("address", "")
         try:
-            address = IPv4Address(text)
-        except AddressValueError:
-            return _error(400, f"address={text[:60]!r} is not an IPv4 address: ask for /v1/route?address=10.1.16.5")
-        return web.json_response(source.route(address))
+            address = parse_address(text)
+        except ValueError:
+            return _error(400, f"address={text[:60]!r} is not an IP address: ask for /v1/route?address=10.1.16.5")
+        return web.json_response(await source.route(address))
 
     app = web.Application(middlewares=[_errors_as_json])
     app.add_routes([web.get("/v1/status", status), web.get("/v1/peers", peers), web.get("/v1/route", route)])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -18,11 +19,15 @@ _SHUTDOWN_TIMEOUT_S = 0.2
 """How long an answer that nobody reads may hold up the agent's end (aiohttp's default is a minute)."""
 
 
+class PortInUse(FlannelError):
+    """Another program has the port, for now."""
+
+
 @asynccontextmanager
-async def health_server(
-    listener: socket.socket | None, is_ready: Callable[[], bool], source: MetricsSource
-) -> AsyncIterator[None]:
-    """Serve ``/healthz`` (200 while the process lives), ``/readyz`` (200 or 503, as `is_ready` says) and ``/metrics``.
+async def health_server(listener: socket.socket | None, source: MetricsSource) -> AsyncIterator[None]:
+    """Serve ``/healthz`` (200 while the process lives), ``/readyz`` (200 when ready, else 503) and ``/metrics``.
+
+    ``/readyz`` says in words what is in the way, also of an agent that is ready though some of the traffic stops.
 
     `listener` is closed at the end; without one nothing is served.
     """
@@ -34,7 +39,10 @@ async def health_server(
         return web.Response(text="ok\n")
 
     async def readyz(_request: web.Request) -> web.Response:
-        return web.Response(text="ok\n") if is_ready() else web.Response(status=503, text="not ready\n")
+        status = source.status()
+        if not status["ready"]:
+            return web.Response(status=503, text=f"not ready: {status['state']}\n")
+        return web.Response(text="".join(f"degraded: {problem}\n" for problem in status["problems"]) or "ok\n")
 
     registry = metrics_registry(source)
 
@@ -83,6 +91,7 @@ def _listen(ip: str, port: int) -> socket.socket:
         return socket.create_server((ip, port), family=family)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        raise FlannelError(
+        kind = PortInUse if error.errno == errno.EADDRINUSE else FlannelError
+        raise kind(
             f"cannot serve health on {ip} port {port}: {reason}: choose another --healthz-ip or --healthz-port"
         ) from error

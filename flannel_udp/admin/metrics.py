@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from flannel_udp.admin.shapes import Counters, LeaseFacts, Status
+from flannel_udp.model import DEGRADATIONS, KERNEL_DROPS
 from flannel_udp.options import Offload
 
 _NOTHING_YET: Counters = {
@@ -21,6 +22,7 @@ _NOTHING_YET: Counters = {
     "in": {"packets": 0, "bytes": 0, "drops": {}},
     "icmp": {},
     "system_calls": {},
+    "offloaded_in": {},
 }
 _RUNGS = Offload().names()
 
@@ -91,9 +93,22 @@ class _AgentCollector(Collector):
             ("call",),
             (((call,), count) for call, count in counters["system_calls"].items()),
         )
+        yield _counter(
+            "offloaded_in",
+            "Packets that kernel peers had left for a network card to finish.",
+            ("what",),
+            (((what,), count) for what, count in counters["offloaded_in"].items()),
+        )
 
 
 def _state(status: Status) -> Iterator[Metric]:
+    dropped = status["kernel_drops"] or {}
+    yield _counter(
+        "kernel_drops",
+        "Packets that the kernel dropped without a word; of interface_* also what is not ours.",
+        ("place",),
+        (((place,), dropped[place]) for place in KERNEL_DROPS if place in dropped),
+    )
     repairs = status["host_repairs"] or {}
     yield _counter(
         "host_repairs",
@@ -102,7 +117,24 @@ def _state(status: Status) -> Iterator[Metric]:
         (((what,), count) for what, count in repairs.items()),
     )
     yield _gauge("peers", "Routes to peers.", status["peers"])
+    backend = status["backend"]
+    if backend is not None and "direct" in backend:
+        yield _gauge("direct_peers", "Peers to which packets take a route, and no tunnel.", backend["direct"])
+    yield _labelled_gauge(
+        "peers_by_health",
+        "Peers that are heard, idle, silent while packets go there, and ill: they do not answer either.",
+        ("health",),
+        (((health,), n) for health, n in (status["peer_health"] or {}).items()),
+    )
+    yield _gauge("narrow_paths", "Peers to which larger packets are lost without a word.", status["narrow_paths"])
+    yield _counter("underlay_icmp_errors", "ICMP errors about datagrams to peers.", (), [((), status["icmp_errors"])])
     yield _gauge("ready", "1 while /readyz says so.", status["ready"])
+    yield _labelled_gauge(
+        "degraded",
+        "1 for each kind of fault that stops some of the traffic.",
+        ("kind",),
+        (((kind,), kind in status["degraded"]) for kind in DEGRADATIONS),
+    )
     in_use = status["offload"] or ()
     yield _labelled_gauge(
         "offload", "1 for each offload in use.", ("rung",), (((rung,), rung in in_use) for rung in _RUNGS)

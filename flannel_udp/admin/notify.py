@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -15,6 +16,7 @@ _LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
 _PATIENCE_S = 0.05
 """How long a listener may take to make room: only so many messages wait for it, ten unless systemd has raised
 net.unix.max_dgram_qlen, and the descriptors of a few workers are more."""
+_POLL_S = 0.01
 _deaf: set[str] = set()
 """Who has let us wait in vain: not waited for again before it takes a message."""
 
@@ -78,6 +80,32 @@ def store_descriptors(descriptors: Mapping[str, int], forget: Collection[str] = 
         _send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
 
 
+async def forget_descriptors(names: Collection[str], patience_s: float) -> bool:
+    """Have systemd close what it keeps under these names; tell whether it has said, in time, that it has heard it."""
+    for name in names:
+        _send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    try:
+        # Alone in its message. systemd closes the pipe when it has seen all before it.
+        sent = _send("BARRIER=1", theirs)
+        os.close(theirs)
+        return sent and await _hangs_up(ours, patience_s)
+    finally:
+        os.close(ours)
+
+
+async def _hangs_up(pipe: int, patience_s: float) -> bool:
+    """Tell whether nobody has the other end of the pipe open any more."""
+    poll = select.poll()
+    poll.register(pipe, 0)  # POLLHUP is reported unasked
+    until_s = time.monotonic() + patience_s
+    while not poll.poll(0):
+        if time.monotonic() >= until_s:
+            return False
+        await asyncio.sleep(_POLL_S)
+    return True
+
+
 def take_stored_descriptors() -> dict[str, int]:
     """Return the descriptors that systemd kept for us, by name, as sd_listen_fds_with_names(3); they are ours now."""
     environ = os.environ
@@ -85,20 +113,24 @@ def take_stored_descriptors() -> dict[str, int]:
     names = listen["LISTEN_FDNAMES"].split(":")
     if listen["LISTEN_PID"] != str(os.getpid()) or listen["LISTEN_FDS"] != str(len(names)):
         return {}
-    found = dict(zip(names, range(_LISTEN_FDS_START, _LISTEN_FDS_START + len(names)), strict=True))
-    for fd in found.values():
+    found: dict[str, int] = {}
+    for fd, name in enumerate(names, start=_LISTEN_FDS_START):
         os.set_inheritable(fd, False)
+        if name in found:  # kept twice, since a removal was lost: the newest comes first
+            os.close(fd)
+        else:
+            found[name] = fd
     return found
 
 
-def _send(message: str, *fds: int) -> None:
-    """Send one datagram to systemd; without NOTIFY_SOCKET, or if nobody takes it, do nothing.
+def _send(message: str, *fds: int) -> bool:
+    """Send one datagram to systemd; without NOTIFY_SOCKET, or if nobody takes it, do nothing. Tell whether it went.
 
     The agent must never fail because its supervisor does not listen, nor wait for it longer than `_PATIENCE_S`.
     """
     name = os.environ.get("NOTIFY_SOCKET", "")
     if not name.startswith(("/", "@")):
-        return
+        return False
     # unix(7): a leading zero byte means the abstract namespace, which the environment spells as "@".
     address = "\0" + name[1:] if name.startswith("@") else name
     try:
@@ -107,7 +139,9 @@ def _send(message: str, *fds: int) -> None:
             sender.connect(address)  # only then does the kernel tell when the listener has made room
             socket.send_fds(sender, [message.encode()], fds)
         _deaf.discard(name)
+        return True
     except OSError as error:
         if isinstance(error, TimeoutError | BlockingIOError):
             _deaf.add(name)
         logger.debug("NOTIFY_SOCKET %s does not take %r: %s", name, message, error)
+        return False

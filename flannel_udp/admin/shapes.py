@@ -5,32 +5,50 @@ Addresses and subnets are text as flannel writes them (``10.1.15.0/24``); counts
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 Verdict = Literal["peer", "own subnet", "no route", "outside network"]
 
 
 class NetDevice(TypedDict):
-    """The external interface or the tunnel device; ``mtu`` in bytes."""
+    """The external interface or a tunnel device; ``mtu`` in bytes.
+
+    ``address`` is ``None`` for an interface in use by IPv6 alone; ``ipv6_address`` is there for one that is in use by
+    IPv6. A tunnel device has one of its family in ``address``.
+    """
 
     name: str
-    address: str
+    address: str | None
     mtu: int
+    ipv6_address: NotRequired[str]
 
 
 class BackendFacts(TypedDict):
-    """How packets travel; ``port`` is the UDP port every host listens on, where there is one."""
+    """How packets travel; ``port`` is the UDP port every host listens on, where there is one.
+
+    ``direct`` counts the peers to which packets take a route and no tunnel, where there may be such (DirectRouting).
+    ``datapath`` is "kernel" or "userspace" where a backend has both, ``why`` a clause about it where there is one.
+    ``data`` is what our lease says of us beside the public IP (BackendData), where a backend has such.
+    """
 
     type: str
     port: NotRequired[int]
+    direct: NotRequired[int]
+    datapath: NotRequired[str]
+    why: NotRequired[str]
+    data: NotRequired[dict[str, Any]]
 
 
 class LeaseFacts(TypedDict):
-    """Our lease: ``expires_in_s`` is ``None`` for a reservation, which never expires."""
+    """Our lease: ``expires_in_s`` is ``None`` for a reservation, which never expires.
+
+    ``mark`` is there where the lease bears one, 8 hexadecimal digits: the host's, by which it knows its leases again.
+    """
 
     key: str
     expires_in_s: float | None
     reserved: bool
+    mark: NotRequired[str]
 
 
 class DirectionCounters(TypedDict):
@@ -44,9 +62,34 @@ class DirectionCounters(TypedDict):
 # "in" is a keyword, so this one cannot be written as a class.
 Counters = TypedDict(
     "Counters",
-    {"out": DirectionCounters, "in": DirectionCounters, "icmp": dict[str, int], "system_calls": dict[str, int]},
+    {
+        "out": DirectionCounters,
+        "in": DirectionCounters,
+        "icmp": dict[str, int],
+        "system_calls": dict[str, int],
+        "offloaded_in": dict[str, int],
+    },
 )
-"""Both directions; ICMP answers to dropped packets, by what became of them; system calls of the packet path."""
+"""Both directions; ICMP answers to dropped packets, by what became of them; system calls of the packet path; packets
+that kernel peers left for a network card to finish: checksums that are only begun, TCP that is not cut."""
+
+
+class DroppedRow(TypedDict):
+    """A packet that was dropped; what is not known of it is ``None``.
+
+    ``time`` is in seconds since 1970, ``age_s`` counts from it. ``outer_address`` is who sent the datagram (``in``) or
+    the peer that it was for (``out``); ``source``, ``destination`` and ``protocol`` (a number) are the inner header's.
+    """
+
+    time: float
+    age_s: float
+    direction: str
+    outer_address: str | None
+    source: str | None
+    destination: str | None
+    protocol: int | None
+    bytes: int
+    summary: str
 
 
 class SocketBuffers(TypedDict):
@@ -64,13 +107,17 @@ class WorkerPackets(TypedDict):
 
 
 class Status(TypedDict):
-    """The agent at one moment; what it does not know yet is ``None``.
+    """The agent at one moment; what it does not know yet is ``None``, and so is what concerns a family that is off.
 
     ``state`` is a phrase ("waiting for configuration", "waiting for a lease", "running", or what is in the way of
-    traffic); ``ready`` is what /readyz says; ``problems`` has a sentence for each fault that stops some of the traffic;
-    ``revision`` is the registry's that the peers are at; ``offload`` names
-    the offloads in use; ``workers`` counts the data threads, ``worker_packets`` has one entry for each;
-    ``host_repairs`` says how often what of the host was put right; ``capabilities`` are the ones that were kept.
+    traffic); ``ready`` is what /readyz says; ``problems`` has a sentence for each fault that stops some of the
+    traffic, ``degraded`` the kinds of these (`flannel_udp.model.DEGRADATIONS`); ``revision`` is the registry's that the
+    peers are at; ``offload`` names the offloads in use; ``workers`` counts the data threads, ``worker_packets`` has one
+    entry for each; ``last_dropped`` has the last few dropped packets of each reason, the newest last, ``kernel_drops``
+    what the kernel dropped by itself, by place (`flannel_udp.model.KERNEL_DROPS`); ``host_repairs`` says how often what
+    of the host was put right; ``peer_health`` counts peers by `PeerRow`'s ``health``, ``narrow_paths`` those with a
+    ``path_mtu``; ``icmp_errors`` counts what the underlay said of datagrams to peers; ``capabilities`` are the ones
+    that were kept.
     """
 
     version: str
@@ -79,12 +126,17 @@ class Status(TypedDict):
     state: str
     ready: bool
     problems: list[str]
+    degraded: list[str]
     registry: str
     network: str | None
     subnet: str | None
     public_ip: str | None
+    ipv6_network: str | None
+    ipv6_subnet: str | None
+    public_ipv6: str | None
     interface: NetDevice | None
     tunnel: NetDevice | None
+    ipv6_tunnel: NetDevice | None
     backend: BackendFacts | None
     lease: LeaseFacts | None
     peers: int
@@ -94,15 +146,34 @@ class Status(TypedDict):
     worker_packets: list[WorkerPackets] | None
     socket_buffers: SocketBuffers | None
     host_repairs: dict[str, int] | None
+    peer_health: dict[str, int] | None
+    narrow_paths: int
+    icmp_errors: int
     capabilities: list[str]
     counters: Counters | None
+    last_dropped: dict[str, list[DroppedRow]] | None
+    kernel_drops: dict[str, int] | None
+
+
+class Echo(TypedDict):
+    """What came of an ICMP echo to a peer: the round trip in milliseconds, or one phrase why there is none."""
+
+    answered: bool
+    round_trip_ms: float | None
+    reason: str | None
 
 
 class PeerRow(TypedDict):
     """One peer: its subnet, where it is dialled, and the inner packets and bytes exchanged with it.
 
-    These are ``None`` where nobody counts them by peer, as with backends whose packets the kernel carries. ``problem``
-    says why nothing travels to it, ``None`` if nothing is in the way as far as is known.
+    A host with both families is two peers.
+
+    These are ``None`` where nobody counts them by peer, as with backends whose packets the kernel carries. ``health``
+    is "idle", "heard", "silent" or "ill"; ``heard_ago_s`` and ``error_ago_s`` are seconds since anything was heard from
+    it, and since the last ICMP ``error`` about a datagram to it; ``path_mtu`` is what an inner packet may have where
+    the path loses larger ones without a word. ``problem`` says why nothing travels to it, ``None`` if nothing is in the
+    way as far as is known. ``datapath`` is "direct" or "tunnel" where both are possible (DirectRouting). ``echo`` is
+    there if it was asked for.
     """
 
     subnet: str
@@ -111,14 +182,24 @@ class PeerRow(TypedDict):
     bytes_out: int | None
     packets_in: int | None
     bytes_in: int | None
+    health: str
+    heard_ago_s: float | None
+    error: str | None
+    error_ago_s: float | None
+    path_mtu: int | None
     problem: str | None
+    datapath: NotRequired[str]
+    echo: NotRequired[Echo]
 
 
 class Route(TypedDict):
     """Where a packet for ``address`` goes; ``reason`` is one sentence saying why, or why nowhere.
 
     ``subnet`` is the lease that covers it; ``public_ip`` and ``interface`` are there for the verdict "peer", ``port``
-    (the peer's) and ``tunnel`` (a device's name) as well where the backend has them.
+    (the peer's) and ``tunnel`` (a device's name) as well where packets take one; ``datapath`` as in `PeerRow`.
+    ``problem`` says why packets do not arrive there, where that is known. ``kernel`` is the entry of its tables that
+    the kernel uses for a packet of this host, ``kernel_for_pods`` for one of our pods if that is another one;
+    ``diverted`` says what leads either elsewhere than it has to go.
     """
 
     address: str
@@ -129,3 +210,8 @@ class Route(TypedDict):
     port: NotRequired[int]
     interface: NotRequired[str]
     tunnel: NotRequired[str]
+    datapath: NotRequired[str]
+    problem: NotRequired[str]
+    kernel: NotRequired[str]
+    kernel_for_pods: NotRequired[str]
+    diverted: NotRequired[str]

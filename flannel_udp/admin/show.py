@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flannel_udp.admin.shapes import (
     BackendFacts,
     Counters,
+    DroppedRow,
     LeaseFacts,
     NetDevice,
     PeerRow,
@@ -16,6 +17,7 @@ from flannel_udp.admin.shapes import (
     SocketBuffers,
     Status,
 )
+from flannel_udp.model import KERNEL_DROPS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +37,7 @@ def show_status(status: Status, stream: TextIO) -> None:
 
     console = _console(stream)
     for name, value in _status_lines(status):
-        style = "" if name != "state" else "green" if status["ready"] else "yellow"
+        style = "" if name != "state" else "green" if _health(status) == "ready" else "yellow"
         # Text, never markup: a value may hold square brackets.
         console.print(Text.assemble((f"{name:<11}", "bold"), (value, style)))
 
@@ -52,16 +54,42 @@ def show_peers(peers: Sequence[PeerRow], stream: TextIO) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("subnet", "public ip"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("packets out", "bytes out", "packets in", "bytes in"):
+    for heading in ("packets out", "bytes out", "packets in", "bytes in", "heard"):
         table.add_column(heading, justify="right", no_wrap=True)
-    faulty = any(peer["problem"] for peer in peers)
-    if faulty:
-        table.add_column("problem", no_wrap=True)
-    for peer in peers:
+    # What most have nothing to say about has no column unless one has.
+    others = {heading: [tell(peer) for peer in peers] for heading, tell in _PEER_COLUMNS.items()}
+    others = {heading: texts for heading, texts in others.items() if any(texts)}
+    for heading in others:
+        table.add_column(heading, no_wrap=True)
+    for number, peer in enumerate(peers):
         counts = (peer["packets_out"], peer["bytes_out"], peer["packets_in"], peer["bytes_in"])
-        row = (peer["subnet"], peer["public_ip"], *map(_count, counts), *([peer["problem"] or ""] if faulty else []))
-        table.add_row(*map(Text, row))
+        row = (peer["subnet"], peer["public_ip"], *map(_count, counts), _ago(peer["heard_ago_s"]) or "-")
+        table.add_row(*map(Text, (*row, *(texts[number] for texts in others.values()))))
     console.print(table)
+
+
+def _echo(peer: PeerRow) -> str:
+    if (echo := peer.get("echo")) is None:
+        return ""
+    return echo["reason"] or f"{echo['round_trip_ms']:g} ms"
+
+
+def _last_error(peer: PeerRow) -> str:
+    return f"{peer['error']}, {_ago(peer['error_ago_s'])}" if peer["error"] else ""
+
+
+def _ago(seconds: float | None) -> str:
+    return "" if seconds is None else f"{_duration(seconds)} ago"
+
+
+_PEER_COLUMNS: Mapping[str, Callable[[PeerRow], str]] = {
+    "echo": _echo,
+    "datapath": lambda peer: peer.get("datapath", ""),
+    "path mtu": lambda peer: "" if peer["path_mtu"] is None else str(peer["path_mtu"]),
+    "last error": _last_error,
+    "problem": lambda peer: peer["problem"] or "",
+}
+"""What a column of `show_peers` says of a peer, by its heading; "" for nothing."""
 
 
 def show_route(route: Route, stream: TextIO) -> None:
@@ -72,10 +100,21 @@ def show_route(route: Route, stream: TextIO) -> None:
     way, style = f"{route['verdict']} {route.get('subnet', '')}".rstrip(), "yellow"
     if route["verdict"] == "peer":
         port, tunnel = _optional(":{}", route.get("port")), _optional(" tunnel {}", route.get("tunnel"))
-        via = f"{route.get('public_ip')}{port} dev {route.get('interface')}{tunnel}"
-        way, style = f"via {via} subnet {route.get('subnet')}", "green"
+        direct = " direct" if route.get("datapath") == "direct" else ""
+        public_ip = route.get("public_ip") or ""
+        end = f"[{public_ip}]{port}" if port and ":" in public_ip else f"{public_ip}{port}"
+        via = f"{end} dev {route.get('interface')}{tunnel}{direct}"
+        way, style = f"via {via} subnet {route.get('subnet')}", "yellow" if "problem" in route else "green"
     console.print(Text.assemble((route["address"], "bold"), " ", (way, style)))
     console.print(Text(f"    {route['reason']}"))
+    if "problem" in route:
+        console.print(Text(f"    {route['problem']}", "yellow"))
+    if "kernel" in route:
+        console.print(Text(f"    the kernel: {route['kernel']}"))
+    if "kernel_for_pods" in route:
+        console.print(Text(f"    the kernel, for our pods: {route['kernel_for_pods']}"))
+    if "diverted" in route:
+        console.print(Text(f"    {route['diverted']}", style="red"))
 
 
 def _console(stream: TextIO) -> Console:
@@ -85,23 +124,23 @@ def _console(stream: TextIO) -> Console:
 
 
 def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
-    yield "state", f"{status['state']} ({'ready' if status['ready'] else 'not ready'})"
+    yield "state", f"{status['state']} ({_health(status)})"
     for problem in status["problems"]:
         yield "problem", problem
     yield "agent", f"flannel-udp {status['version']}, pid {status['pid']}, up {_duration(status['uptime_s'])}"
     yield "registry", status["registry"] + _optional(", revision {}", status["revision"])
     for name, fact in (
-        ("network", status["network"]),
-        ("subnet", status["subnet"]),
-        ("public ip", status["public_ip"]),
+        ("network", _both(status["network"], status["ipv6_network"])),
+        ("subnet", _both(status["subnet"], status["ipv6_subnet"])),
+        ("public ip", _both(status["public_ip"], status["public_ipv6"])),
         ("interface", _device(status["interface"])),
-        ("tunnel", _device(status["tunnel"])),
-        ("backend", _backend(status["backend"])),
+        *(("tunnel", _device(device)) for device in _tunnels(status)),
+        ("backend", _backend(status["backend"], status["peers"])),
         ("lease", _lease(status["lease"])),
     ):
         if fact:
             yield name, fact
-    yield "peers", str(status["peers"])
+    yield "peers", str(status["peers"]) + _optional(" ({})", _made(status["peer_health"] or {}) or None)
     if status["offload"] is not None:
         yield "offload", ", ".join(status["offload"]) or "none"
     if status["workers"] is not None:
@@ -116,25 +155,66 @@ def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
         yield "repairs", made
     yield "rights", ", ".join(status["capabilities"])
     if status["counters"]:
-        yield from _counter_lines(status["counters"])
+        yield from _counter_lines(status["counters"], status["last_dropped"] or {})
+    for place, count in (status["kernel_drops"] or {}).items():
+        if count:
+            yield "kernel", f"{_number(count)} dropped: {KERNEL_DROPS[place]}"
 
 
-def _counter_lines(counters: Counters) -> Iterator[tuple[str, str]]:
+def _health(status: Status) -> str:
+    if not status["ready"]:
+        return "not ready"
+    return "degraded" if status["degraded"] else "ready"
+
+
+def _counter_lines(counters: Counters, last: Mapping[str, Sequence[DroppedRow]]) -> Iterator[tuple[str, str]]:
     for name, direction in (("out", counters["out"]), ("in", counters["in"])):
         yield name, f"{_number(direction['packets'])} packets, {_number(direction['bytes'])} bytes"
         for reason, count in direction["drops"].items():
             if count:
-                yield "", f"{_number(count)} dropped: {reason}"
+                yield "", f"{_number(count)} dropped: {reason}{_newest(name, last.get(reason, ()))}"
     for name, counts in (("icmp", counters["icmp"]), ("calls", counters["system_calls"])):
-        yield name, ", ".join(f"{_number(count)} {what.replace('_', ' ')}" for what, count in counts.items())
+        yield name, _counted(counts)
+    if any(counters["offloaded_in"].values()):
+        yield "unfinished", _counted(counters["offloaded_in"])
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{_number(count)} {what.replace('_', ' ')}" for what, count in counts.items())
+
+
+def _newest(direction: str, dropped: Sequence[DroppedRow]) -> str:
+    """Return a clause about the newest packet of a reason that was dropped in this direction, if it is known."""
+    newest = [packet for packet in dropped if packet["direction"] == direction][-1:]
+    return "".join(f"; {_duration(packet['age_s'])} ago: {packet['summary']}" for packet in newest)
+
+
+def _both(v4: str | None, v6: str | None) -> str | None:
+    return " and ".join(text for text in (v4, v6) if text) or None
 
 
 def _device(device: NetDevice | None) -> str | None:
-    return device and f"{device['name']}, address {device['address']}, mtu {device['mtu']}"
+    if device is None:
+        return None
+    return f"{device['name']}, address {_both(device['address'], device.get('ipv6_address'))}, mtu {device['mtu']}"
 
 
-def _backend(backend: BackendFacts | None) -> str | None:
-    return backend and f"{backend['type']}{_optional(', port {}', backend.get('port'))}"
+def _tunnels(status: Status) -> Iterator[NetDevice]:
+    """Yield the tunnel devices; one that both families have is one."""
+    v4, v6 = status["tunnel"], status["ipv6_tunnel"]
+    if v4 is not None and v6 is not None and v4["name"] == v6["name"]:
+        yield {**v4, "ipv6_address": str(v6["address"])}
+        return
+    yield from (device for device in (v4, v6) if device is not None)
+
+
+def _backend(backend: BackendFacts | None, n_peers: int) -> str | None:
+    if backend is None:
+        return None
+    datapath = _optional(", {}", backend.get("datapath")) + _optional(" ({})", backend.get("why"))
+    direct = _optional(f", {{}} of {n_peers} peers direct", backend.get("direct"))
+    data = "".join(f", {name} {value}" for name, value in backend.get("data", {}).items())
+    return f"{backend['type']}{_optional(', port {}', backend.get('port'))}{data}{datapath}{direct}"
 
 
 def _buffers(buffers: SocketBuffers) -> str:

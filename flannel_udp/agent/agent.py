@@ -2,17 +2,18 @@
 
 The order of a life that begins afresh:
 
-1. answer for ourselves             control socket, /healthz
+1. answer for ourselves             control socket, /healthz          → waited for
 2. which interface?                 host.interface                    → waited for
-3. the network configuration        control.retry, backend.check      → waited for
+3. the network configuration        registry, control.retry, check    → waited for
 4. open what carries packets        backend.open                      → exit with one line
 5. follow the registry              control.synchroniser → network
 6. the lease                        control.lease                     → waited for
 7. the host                         host.upkeep: the network's device or routes; firewall rules; subnet.env; READY
 8. keep the lease; when it is lost stop forwarding at once and go back to 6
 
-One that takes over from another process has 3, 6 and the listeners of 1 from there, and goes on at 7. 6 to 8 are in
-`forwarding`. From 4 on host.upkeep keeps right what is on this host, whatever becomes of the host's network.
+One that takes over from another process has 3, 6 and the listeners of 1 from there, and goes on at 7: all that may fail
+comes before, while the other one still carries the packets. 6 to 8 are in `forwarding`. From 4 on host.upkeep keeps
+right what is on this host, whatever becomes of the host's network.
 """
 
 from __future__ import annotations
@@ -20,26 +21,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from flannel_udp.admin import notify
-from flannel_udp.admin.control_socket import control_server
-from flannel_udp.admin.health import health_server
+from flannel_udp.admin.claims import HostClaims
+from flannel_udp.admin.control_socket import ControlServer, control_server
+from flannel_udp.agent.asking import Asking, needs_of
 from flannel_udp.agent.documents import Documents
+from flannel_udp.agent.external import find_any_interface, wait_for_interface
+from flannel_udp.agent.families import open_families
 from flannel_udp.agent.forwarding import Forwarding
 from flannel_udp.agent.gate import Gate
+from flannel_udp.agent.listening import answer_probes, keep_sockets, listen
+from flannel_udp.agent.peer_watch import PeerWatch
+from flannel_udp.agent.registry_away import degradations_of
 from flannel_udp.agent.state import AgentState, Rooms
-from flannel_udp.backend.protocol import Backend, Context, Handed, Network
+from flannel_udp.backend.protocol import Backend, Context, Network
 from flannel_udp.backend.table import BACKENDS
+from flannel_udp.control.allocation import Seeker
+from flannel_udp.control.former import read_former
 from flannel_udp.control.lease import LeaseKeeper
+from flannel_udp.control.lease_safety import YIELD_S
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.reload import reload_config
 from flannel_udp.control.retry import retry, wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
-from flannel_udp.errors import FlannelError
-from flannel_udp.files import subnet_env
+from flannel_udp.errors import FlannelError, RegistryError
+from flannel_udp.files import host_id as host_id_file
+from flannel_udp.files.subnet_env import SubnetEnv
+from flannel_udp.files.yielded import yielded_file, yielded_for_s
 from flannel_udp.handover.conversation import serve_handover
 from flannel_udp.handover.stored import Store, open_or_resume
 from flannel_udp.handover.takeover import (
@@ -48,15 +62,16 @@ from flannel_udp.handover.takeover import (
     Running,
     Takeover,
     ask_takeover,
-    open_listeners,
     terms_of,
 )
-from flannel_udp.host import interface, own_networks
+from flannel_udp.host import own_networks
 from flannel_udp.host.blackhole import keep_blackhole
 from flannel_udp.host.capabilities import Kept
-from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.lookup.cut_off import refuse_cut_off
+from flannel_udp.host.own_addresses import OwnAddresses
+from flannel_udp.host.subnet_file import SubnetFile
 from flannel_udp.host.upkeep import Upkeep
-from flannel_udp.model import Delta, Interface, Lease, Subnet
+from flannel_udp.model import Degradation, Delta, Entry, Interface, Lease, LeaseAttrs
 from flannel_udp.netconf.config import NetworkConfig, parse_network_config
 from flannel_udp.options import Options
 from flannel_udp.registry import Registry
@@ -67,6 +82,8 @@ logger = logging.getLogger(__name__)
 # SIGTERM must end the agent within 2 s, whatever the registry and the firewall's tools do.
 RELEASE_TIMEOUT_S = 0.7
 CLEAN_TIMEOUT_S = 0.7
+CLAIMS_MAX = 3
+"""So many other hosts with our address are named."""
 
 _parse = partial(parse_network_config, backends=BACKENDS)
 
@@ -79,6 +96,7 @@ class Agent:
         self._kept = kept
         self._state = AgentState()
         self._documents = Documents(options, kept, self._state)
+        self._mark = 0  # of our leases, see `_find_mark`
         self._in_charge = False  # what carries packets is this process's: nobody goes on with it when we end
         self.reload_wanted = asyncio.Event()
         """Set it, and the network configuration is read again, see control.reload."""
@@ -93,8 +111,9 @@ class Agent:
         async with AsyncExitStack() as stack:
             stack.callback(self._say_stopping)
             stored = notify.take_stored_descriptors()
+            self._mark = await _find_mark(self._options)
             if self._options.takeover:
-                external = await self._wait_for_interface()
+                external = await find_any_interface(self._options.interface, self._state)
                 takeover = await ask_takeover(self._options, external)
                 if takeover is not None:
                     await self._live_on(stack, external, takeover, stored)
@@ -102,19 +121,26 @@ class Agent:
 
     async def _live_afresh(self, stack: AsyncExitStack, stored: Mapping[str, int]) -> None:
         self._in_charge = True
-        listeners = await self._answer(stack, open_listeners(self._options))
-        external = await self._wait_for_interface()
-        registry = open_registry(self._options)
+        claims = HostClaims()
+        stack.callback(claims.close)
+        listeners = await listen(self._options)
+        server = await self._answer(stack, listeners)
+        external = await find_any_interface(self._options.interface, self._state)
+        registry = await self._open_registry()
         stack.push_async_callback(registry.close)
         config, external = await self._wait_for_config(registry, external)
         backend = BACKENDS[config.backend.type]
         logger.info("%s", self._kept)
-        network = await open_or_resume(backend, self._context(config, external), stored)
+        _claim_network(claims, config)
+        context = self._context(config, external, claims)
+        seeker = _seeker(config, external, self._mark)
+        context = replace(context, read_former=partial(read_former, registry, config, seeker))
+        network = await open_or_resume(backend, context, stored)
         if not stored:
             network.start()  # else what waits there would be dropped before there is a table
         store = Store(network, stored)
         rooms, forwarding = self._open_rooms(stack, registry, external, (config, backend, network), store)
-        await self._run(registry, rooms, forwarding, listeners, None)
+        await self._run(registry, rooms, forwarding, _Entrances(listeners, server, claims), None)
 
     async def _live_on(
         self, stack: AsyncExitStack, external: Interface, takeover: Takeover, stored: Mapping[str, int]
@@ -122,42 +148,47 @@ class Agent:
         """Go on with what another process had; until it has ended that one goes on whenever this one does not."""
         for fd in stored.values():  # an earlier run's, of no use beside those that are in use
             os.close(fd)
-        servers = await stack.enter_async_context(AsyncExitStack())  # closed last
-        registry = open_registry(self._options)
+        claims, listeners = takeover.claims, takeover.listeners
+        stack.callback(claims.close)
+        servers = await stack.enter_async_context(AsyncExitStack())  # closed last but for the claims
+        servers.callback(listeners.close)
+        registry = open_registry(self._options, self._mark, in_use=True)
         stack.push_async_callback(registry.close)
         config, backend = takeover.config, BACKENDS[takeover.config.backend.type]
-        await _check_host(backend, config, external)
+        external = await wait_for_interface(self._options.interface, self._state, config.versions)
+        _claim_network(claims, config)
+        await takeover.check_registry(registry, self._documents.registry)
+        await self._check_host(backend, config, external)
         logger.info("%s", self._kept)
-        network = await backend.open(self._context(config, external, takeover.handed))
+        context = self._context(config, external, claims)
+        context = replace(context, handed=takeover.handed, read_former=takeover.read_former)
+        network = await backend.open(context)
         store = Store(network, stored)
         rooms, forwarding = self._open_rooms(stack, registry, external, (config, backend, network), store)
         lease = await _adopt(takeover, rooms)
-        taken = await takeover.take(network, self._options)
-        self._in_charge = True
-        listeners = await self._answer(servers, taken)
-        await self._run(registry, rooms, forwarding, listeners, lease)
+        try:
+            await takeover.take(network)
+        finally:
+            self._in_charge = takeover.taken
+        server = await self._answer(servers, listeners)
+        await self._run(registry, rooms, forwarding, _Entrances(listeners, server, claims), lease)
 
-    async def _wait_for_interface(self) -> Interface:
-        """Return the interface that the options name, as soon as there is one that is up and has an address."""
-        self._state.enter("waiting for the external interface")
-        external = await retry("finding the external interface", self._choose_interface)
-        if external != self._state.interface:
-            logger.info(
-                "using interface %s, address %s, public IP %s", external.name, external.address, external.public_ip
-            )
-            self._state.use_interface(external)
-        return external
-
-    async def _choose_interface(self) -> Interface:
-        facts = await asyncio.to_thread(interface.gather, self._options.interface)
-        return interface.choose(self._options.interface, facts)
-
-    async def _answer(self, servers: AsyncExitStack, listeners: Listeners) -> Listeners:
-        """Answer on the listeners until `servers` is closed."""
+    async def _answer(self, servers: AsyncExitStack, listeners: Listeners) -> ControlServer:
+        """Answer on the listeners until `servers` is closed, which closes them."""
         servers.callback(listeners.close)
-        await servers.enter_async_context(control_server(listeners.control, self._documents))
-        await servers.enter_async_context(health_server(listeners.health, lambda: self._state.ready, self._documents))
-        return listeners
+        server = await servers.enter_async_context(control_server(listeners.control, self._documents))
+        answering = answer_probes(listeners, self._options, self._documents, self._state)
+        servers.push_async_callback(_end, asyncio.create_task(answering, name="answer probes"))
+        return server
+
+    async def _open_registry(self) -> Registry:
+        """Return the registry, as soon as the files that its flags name can be used."""
+
+        async def open_() -> Registry:
+            return open_registry(self._options, self._mark)
+
+        self._state.enter("waiting for the registry's files")
+        return await retry("opening the registry", open_)
 
     async def _wait_for_config(self, registry: Registry, external: Interface) -> tuple[NetworkConfig, Interface]:
         """Return a configuration that this host can run, and the interface to run it through."""
@@ -165,21 +196,38 @@ class Agent:
 
         async def check(config: NetworkConfig) -> None:
             nonlocal external
-            external = await self._wait_for_interface()  # once more: the wait before may have been a long one
+            # Once more: the wait before may have been a long one, and now it is known which families are on.
+            external = await wait_for_interface(self._options.interface, self._state, config.versions)
             self._state.enter("waiting for configuration")
-            await _check_host(BACKENDS[config.backend.type], config, external)
+            await self._check_host(BACKENDS[config.backend.type], config, external)
 
         parsed = await wait_for_config(registry, _parse, check)
+        if parsed.config.versions == (6,) and self._options.registry == "etcd" and not self._options.kube.subnet_mgr:
+            logger.warning(
+                "IPv6 alone with etcd: flanneld cannot take part, all its hosts are one there: run flannel-udp on each"
+            )
         return parsed.config, external
 
-    def _context(self, config: NetworkConfig, external: Interface, handed: Handed | None = None) -> Context:
+    async def _check_host(self, backend: Backend, config: NetworkConfig, external: Interface) -> None:
+        """Raise FlannelError for a configuration that this host cannot run."""
+        own = await asyncio.to_thread(own_networks.read_own_networks)
+        for overlay in config.overlays:
+            own_networks.refuse_own_network(overlay, external.name, own)
+            own_networks.refuse_public_ip(external, overlay, own)
+        backend.check(config, external)
+        needs = await needs_of(self._options)
+        route_for = partial(backend.route_for, config, datapath=self._options.dataplane.datapath)
+        for warning in await asyncio.to_thread(refuse_cut_off, route_for, needs):
+            logger.warning("%s", warning)
+
+    def _context(self, config: NetworkConfig, external: Interface, claims: HostClaims) -> Context:
         loop = asyncio.get_running_loop()
 
         def look() -> None:
             if self._state.rooms:
                 self._state.rooms.upkeep.wake()
 
-        return Context(self._options, config, external, lambda: loop.call_soon_threadsafe(look), handed)
+        return Context(self._options, config, external, lambda: loop.call_soon_threadsafe(look), claims=claims)
 
     def _open_rooms(
         self,
@@ -194,24 +242,41 @@ class Agent:
         stack.push_async_callback(self._close, network)
         store.update()
         gate = Gate(network)
-        previous = _previous_subnet(options)
+        subnet_file = SubnetFile(options.subnet_file, self._state.tell)
+        former = _read_former(subnet_file)
+        previous = None if former is None else former.subnet
         keeper = LeaseKeeper(
             registry,
             network.attrs,
             options.subnet_lease_renew_margin * 60.0,
             network.forward_until,
+            mark=self._mark,
             previous=previous,
         )
-        peers = PeerTable(config.overlay, network.attrs.public_ip, backend.read_hop)
-        sync = Synchroniser(registry, peers, gate, keeper.observe)
-        firewall = Firewall(nftables=config.enable_nftables, resync_s=options.firewall.iptables_resync)
+        keeper.yield_for(
+            yielded_for_s(yielded_file(options.state_dir, config.overlays[0], network.attrs.found_by), YIELD_S)
+        )
+
+        def read_hop(attrs: LeaseAttrs, version: int) -> Any:
+            return backend.read_hop(attrs, network.attrs, version)
+
+        peers = PeerTable(config.overlays, network.attrs, read_hop)
+
+        def registry_away(trouble: RegistryError | None) -> None:
+            self._state.conditions.note("registry", degradations_of(trouble, keeper.left_s), said=True)
+
+        sync = Synchroniser(registry, peers, gate, keeper.observe, tell=registry_away, note_claims=self._note_claims)
 
         async def host_changed() -> None:
             store.update()
             await forwarding.host_changed()
 
-        upkeep = Upkeep(options, external, config.overlay, network, host_changed)
-        rooms = Rooms(config, backend, network, gate, keeper, sync, firewall, upkeep)
+        note = self._state.conditions.note
+        upkeep = Upkeep(options, external, config.overlays, network, host_changed, note=note)
+        watch = PeerWatch(network, lambda: upkeep.external, lambda: self._state.ready, note)
+        packets = network, lambda: upkeep.external, lambda: self._state.lease
+        families = open_families(config, options.firewall, former, self._state.conditions, packets)
+        rooms = Rooms(config, backend, network, gate, keeper, sync, families, upkeep, subnet_file, watch)
         forwarding = Forwarding(options, self._state, registry, rooms, previous)
         self._state.open_rooms(rooms)
         stack.push_async_callback(self._clean_up, rooms)
@@ -222,36 +287,59 @@ class Agent:
         registry: Registry,
         rooms: Rooms,
         forwarding: Forwarding,
-        listeners: Listeners,
+        entrances: _Entrances,
         adopted: Lease | None,
     ) -> None:
         """Hold one lease after another, beside everything that keeps the rest right."""
         config = rooms.config
+        own_addresses = OwnAddresses(rooms.sync.set_own_addresses)
+        await own_addresses.look()  # before any peer is published
+        asking = [Asking(self._options, self._state, rooms, overlay) for overlay in config.overlays]
+
+        def ask_again() -> None:
+            for each in asking:
+                each.wake()
+
+        rooms.gate.news = ask_again
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(own_addresses.run(), name="know our own addresses")
             tasks.create_task(rooms.sync.run(), name="synchronise")
-            tasks.create_task(self._hand_over(rooms, listeners), name="wait for a take-over")
+            tasks.create_task(self._hand_over(rooms, entrances), name="wait for a take-over")
+            keep = keep_sockets(entrances.listeners, entrances.server, self._state)
+            tasks.create_task(keep, name="keep the unix sockets")
+            if adopted is not None:
+                tasks.create_task(_compare_config(registry, config), name="compare the network configuration")
             tasks.create_task(self._reload(registry, config), name="reload when asked")
-            tasks.create_task(rooms.firewall.run(), name="keep the firewall rules")
+            for family in rooms.families:
+                tasks.create_task(family.firewall.run(), name="keep the firewall rules")
+                tasks.create_task(family.firewall.look_beside(), name="look at the firewall rules of others")
+                tasks.create_task(family.bridges.run(), name="look for a former subnet's bridges")
             tasks.create_task(rooms.upkeep.run(), name="keep the host right")
+            tasks.create_task(rooms.subnet_file.run(), name="keep subnet.env")
+            tasks.create_task(rooms.watch.run(), name="watch the peers")
+            for each in asking:
+                tasks.create_task(each.run(), name="ask what the kernel does")
             while True:
                 await forwarding.hold_lease(config, adopted)
                 adopted = None
                 if (await wait_for_config(registry, _parse)).config != config:
                     raise FlannelError("the network configuration has changed: start the agent again")
 
-    async def _hand_over(self, rooms: Rooms, listeners: Listeners) -> None:
+    async def _hand_over(self, rooms: Rooms, entrances: _Entrances) -> None:
         """Wait for another process to take over; once it forwards end, and take nothing down."""
         running = Running(
             lambda: terms_of(self._options, rooms.upkeep.external),  # the interface's address may change
             config=rooms.config,
             network=rooms.network,
             keeper=rooms.keeper,
-            listeners=listeners,
+            listeners=entrances.listeners,
+            claims=entrances.claims,
+            registry=self._documents.registry,
             is_ready=lambda: self._state.ready,
         )
-        pid = await serve_handover(listeners.handover.socket, running)
+        pid = await serve_handover(entrances.listeners.handover.accept, running)
         self._in_charge = False
-        listeners.leave()
+        entrances.listeners.leave()
         raise HandedOver(pid)
 
     async def _reload(self, registry: Registry, in_force: NetworkConfig) -> None:
@@ -263,6 +351,19 @@ class Agent:
             await reload_config(registry, in_force, _parse)
             if self._state.ready:
                 notify.notify_ready()
+
+    def _note_claims(self, claims: Sequence[Entry]) -> None:
+        """Note who else has a subnet under our address: what is meant for us may go there."""
+
+        def describe(entry: Entry) -> str:
+            who = "a copy of this host" if entry.mark == self._mark else "another host"
+            marks = f"its mark is {entry.mark:08x}, ours {self._mark:08x}"
+            return f"{who} has {entry.key} under our address ({marks}): give each host its own, see --public-ip"
+
+        found = [Degradation("identity", describe(entry)) for entry in claims[:CLAIMS_MAX]]
+        if more := len(claims) - len(found):
+            found.append(Degradation("identity", f"and {more} more hosts have"))
+        self._state.conditions.note("identity", found)
 
     def _say_stopping(self) -> None:
         if self._in_charge:
@@ -282,37 +383,79 @@ class Agent:
         await network.close(keep=not self._in_charge)
 
 
+@dataclass(frozen=True, slots=True)
+class _Entrances:
+    """What others of this host find us by."""
+
+    listeners: Listeners
+    server: ControlServer
+    claims: HostClaims
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))
+
+
+def _seeker(config: NetworkConfig, external: Interface, mark: int) -> Seeker:
+    """Return as what this host seeks its lease, before there is anything that says what the lease is to say."""
+    found = {version: ends.public_ip for version in config.versions if (ends := external.of(version)) is not None}
+    return Seeker(next(iter(found.values())), mark, versions=tuple(found))
+
+
+def _claim_network(claims: HostClaims, config: NetworkConfig) -> None:
+    """Raise `Claimed` if another agent makes that overlay here: whatever else differs, their routes are the same."""
+    for overlay in config.overlays:
+        claims.hold(f"the overlay network {overlay}", "stop it first, or take its place with --takeover")
+
+
 async def _adopt(takeover: Takeover, rooms: Rooms) -> Lease:
     """Have the lease, and the peers, that the old agent had; nothing waits for the registry."""
     try:
-        lease = rooms.keeper.adopt(takeover.state.entry, takeover.state.expires_s)
+        lease = rooms.keeper.adopt(takeover.state.entry, takeover.state.expires_s, rooms.config)
     except ValueError as error:
         raise FlannelError(f"cannot take over, the old agent goes on: {error}") from error
-    rooms.gate.open(lease.subnet.v4)
-    await rooms.gate.publish(lease.subnet.v4, [Delta(added=tuple(takeover.state.peers))], whole=True)
+    rooms.gate.open(lease.subnet)
+    await rooms.gate.publish(lease.subnet, [Delta(added=tuple(takeover.peers))], whole=True)
     return lease
 
 
-async def _check_host(backend: Backend, config: NetworkConfig, external: Interface) -> None:
-    """Raise FlannelError for a configuration that this host cannot run."""
-    own = await asyncio.to_thread(own_networks.read_own_networks)
-    own_networks.refuse_own_network(config.overlay, external.name, own)
-    backend.check(config, external)
+async def _compare_config(registry: Registry, in_force: NetworkConfig) -> None:
+    """Say so if the configuration that came with the packet path is not the registry's any more."""
+    if (await wait_for_config(registry, _parse)).config != in_force:
+        logger.warning(
+            "the network configuration in the registry is another one than that of the process we took over from, "
+            "which stays in force: start the agent afresh, without --takeover, to use the new one"
+        )
 
 
-def _previous_subnet(options: Options) -> Subnet | None:
+async def _find_mark(options: Options) -> int:
+    """Return what our leases bear, so that this host knows them again; with Kubernetes the node's uid does that."""
+    if options.kube.subnet_mgr:
+        return 0
     try:
-        env = subnet_env.read(options.subnet_file)
+        host_id = await asyncio.to_thread(host_id_file.keep_host_id, options.state_dir)
+    except FlannelError as failed:
+        host_id = host_id_file.new_host_id()
+        logger.warning("%s; this run has an id of its own and knows no earlier run's leases: see --state-dir", failed)
+    mark = host_id_file.mark_of(host_id)
+    logger.debug("the mark of this host's leases is %08x", mark)
+    return mark
+
+
+def _read_former(subnet_file: SubnetFile) -> SubnetEnv | None:
+    try:
+        return subnet_file.former()
     except FlannelError as unreadable:
         logger.warning("%s; going on without the subnet we had", unreadable)
         return None
-    return None if env is None else env.subnet
 
 
 async def _clean(rooms: Rooms) -> None:
     try:
-        await asyncio.wait_for(rooms.firewall.remove(), CLEAN_TIMEOUT_S)
-        await asyncio.to_thread(keep_blackhole, rooms.config.overlay, None)
+        for family in rooms.families:
+            await asyncio.wait_for(family.firewall.remove(), CLEAN_TIMEOUT_S / len(rooms.families))
+            await asyncio.to_thread(keep_blackhole, family.overlay, None)
     except (FlannelError, TimeoutError) as failed:
         logger.warning("the firewall rules stay: %s", str(failed) or f"removing them takes over {CLEAN_TIMEOUT_S:g} s")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 from flannel_udp import __version__
 from flannel_udp.admin.shapes import (
     BackendFacts,
     Counters,
+    DroppedRow,
+    Echo,
     LeaseFacts,
     NetDevice,
     PeerRow,
@@ -20,11 +21,15 @@ from flannel_udp.admin.shapes import (
     Status,
     WorkerPackets,
 )
+from flannel_udp.agent.prober import ALL_S
 from flannel_udp.agent.state import AgentState, Rooms
 from flannel_udp.backend.protocol import NetworkFacts
+from flannel_udp.dataplane.drop_log import describe
 from flannel_udp.dataplane.drops import DROP_REASONS
 from flannel_udp.host.capabilities import Kept
-from flannel_udp.model import Interface, Peer, PeerTraffic
+from flannel_udp.host.echo import EchoAnswer
+from flannel_udp.host.lookup.look import KernelRoute, look_up
+from flannel_udp.model import Address, Degradation, DroppedPacket, Interface, Peer, Prefix, prefix_order
 from flannel_udp.options import Options
 
 PEERS_PART = 64
@@ -47,24 +52,38 @@ class Documents:
         """Every reason that the counters may name."""
         return DROP_REASONS
 
+    @property
+    def registry(self) -> str:
+        """Where the table of subnets is, for people."""
+        if self._options.kube.subnet_mgr:
+            return "kubernetes"
+        if self._options.registry != "etcd":
+            return self._options.registry
+        return f"etcd {','.join(self._options.etcd.endpoints)} {self._options.etcd.prefix}"
+
     def status(self) -> Status:
         """Return the agent's state at this moment."""
         rooms, external, lease = self._state.rooms, self._state.interface, self._state.lease
         facts = rooms.network.facts() if rooms else NetworkFacts()
-        network = rooms.config.overlay if rooms else None
+        degradations = [*self._state.conditions.degradations, *_degradations(facts)]
         return Status(
             version=__version__,
             pid=os.getpid(),
             uptime_s=round(time.monotonic() - self._started_s, 3),
             state=self._state.phrase,
             ready=self._state.ready,
-            problems=[*facts.problems, *_problems(facts.faults)],
-            registry=self._registry(),
-            network=str(network) if network else None,
-            subnet=str(lease.subnet.v4) if lease else None,
-            public_ip=str(external.public_ip) if external else None,
+            problems=[item.text for item in degradations],
+            degraded=sorted({item.kind for item in degradations}),
+            registry=self.registry,
+            network=_overlay(rooms, 4),
+            subnet=_text(lease.subnet.v4) if lease else None,
+            public_ip=_public_ip(external, 4),
+            ipv6_network=_overlay(rooms, 6),
+            ipv6_subnet=_text(lease.subnet.v6) if lease else None,
+            public_ipv6=_public_ip(external, 6),
             interface=_interface(external),
-            tunnel=_tunnel(rooms, facts) if rooms else None,
+            tunnel=_tunnel(rooms, facts, 4) if rooms else None,
+            ipv6_tunnel=_tunnel(rooms, facts, 6) if rooms else None,
             backend=_backend(rooms, facts) if rooms else None,
             lease=_lease(rooms) if rooms else None,
             peers=rooms.sync.status.peers if rooms else 0,
@@ -73,38 +92,73 @@ class Documents:
             workers=None if facts.worker_packets is None else len(facts.worker_packets),
             worker_packets=_worker_packets(facts),
             socket_buffers=_socket_buffers(facts),
-            host_repairs=rooms.upkeep.repairs if rooms else None,
+            host_repairs={**rooms.upkeep.repairs, **rooms.subnet_file.repairs, **self._state.repairs}
+            if rooms
+            else None,
+            peer_health=rooms.watch.health_counts(rooms.sync.status.peers) if rooms else None,
+            narrow_paths=rooms.watch.n_narrow if rooms else 0,
+            icmp_errors=rooms.watch.n_errors if rooms else 0,
             capabilities=self._kept.names,
             counters=_counters(facts),
+            last_dropped=_last_dropped(facts),
+            kernel_drops=None if facts.kernel_drops is None else dict(facts.kernel_drops),
         )
 
     async def peers(self) -> AsyncIterator[list[PeerRow]]:
         """Yield one row a peer, in the order of their subnets, in parts that hold nobody up."""
-        rooms = self._state.rooms
-        if rooms is None:
-            return
-        peers = await asyncio.to_thread(rooms.network.peers)
-        faults = rooms.network.facts().faults
-        for first in range(0, len(peers), PEERS_PART):
-            part = peers[first : first + PEERS_PART]
-            yield [_row(peer, rooms.network.traffic(peer), faults.get(peer.subnet)) for peer in part]
+        if (rooms := self._state.rooms) is not None:
+            for part in await _peers_in_parts(rooms):
+                yield _rows(rooms, part)
 
-    def route(self, address: IPv4Address) -> Route:
-        """Return where a packet for `address` would go, and why."""
+    async def probed_peers(self, within_s: float = ALL_S) -> AsyncIterator[list[PeerRow]]:
+        """Likewise, after each peer was asked by an echo, as the answers come."""
+        if (rooms := self._state.rooms) is not None:
+            parts = await _peers_in_parts(rooms)
+            answers = rooms.watch.ask_all([peer for part in parts for peer in part], within_s)
+            for part in parts:
+                echoes = [_echo(await anext(answers)) for _ in part]
+                yield [{**row, "echo": echo} for row, echo in zip(_rows(rooms, part), echoes, strict=True)]
+
+    async def route(self, address: Address) -> Route:
+        """Return where a packet for `address` would go, and why; and what the kernel does with it."""
+        route, rooms, lease = self._route(address), self._state.rooms, self._state.lease
+        overlay = None if rooms is None else rooms.config.of(address.version)
+        if rooms is None or overlay is None or address not in overlay.network:
+            return route
+
+        def ask() -> KernelRoute | None:
+            ways = rooms.network.ways(address.version)
+            own = lease.subnet.of(address.version) if lease else None
+            return ways and look_up(address, overlay.network, own, ways)
+
+        kernel = await asyncio.to_thread(ask)
+        if kernel is not None:
+            route["kernel"] = kernel.host
+            if kernel.pods not in (None, kernel.host):
+                route["kernel_for_pods"] = kernel.pods
+            if kernel.fault is not None:
+                route["diverted"] = kernel.fault
+        return route
+
+    def _route(self, address: Address) -> Route:
         text, rooms, external = str(address), self._state.rooms, self._state.interface
         if rooms is None or external is None:
             return Route(address=text, verdict="no route", reason=f"the agent is {self._state.phrase}")
-        network = rooms.config.overlay
-        if address not in network:
-            reason = f"outside the overlay network {network}: the host routes it elsewhere"
+        overlay = rooms.config.of(address.version)
+        if overlay is None or address not in overlay.network:
+            reason = (
+                f"the overlay has no IPv{address.version}: the host routes it elsewhere"
+                if overlay is None
+                else f"outside the overlay network {overlay.network}: the host routes it elsewhere"
+            )
             return Route(address=text, verdict="outside network", reason=reason)
         lease, answer, facts = self._state.lease, rooms.network.route(address), rooms.network.facts()
         if answer.own and lease:
-            reason = "in this host's own subnet: the host delivers it itself"
-            return Route(address=text, verdict="own subnet", subnet=str(lease.subnet.v4), reason=reason)
+            return _own_route(address, lease.subnet.of(address.version))
         if answer.peer is None:
             return Route(address=text, verdict="no route", reason="no lease in the registry covers it")
         subnet = str(answer.peer.subnet)
+        problem = rooms.watch.facts(answer.peer).problem
         if answer.fault is not None:
             return Route(address=text, verdict="no route", subnet=subnet, reason=answer.fault)
         route = Route(
@@ -115,55 +169,100 @@ class Documents:
             interface=external.name,
             reason="the longest prefix in the registry that covers it",
         )
-        if facts.port is not None:
+        if problem is not None:
+            route["problem"] = problem
+        direct = rooms.network.is_direct(answer.peer)
+        if direct is not None:
+            route["datapath"] = _datapath(direct=direct)
+        if facts.port is not None and not direct:
             route["port"] = facts.port
-        if facts.device is not None:
-            route["tunnel"] = facts.device
+        device = _device(facts, address.version)
+        if device is not None and not direct:
+            route["tunnel"] = device
         return route
 
-    def _registry(self) -> str:
-        if self._options.kube.subnet_mgr:
-            return "kubernetes"
-        if self._options.registry != "etcd":
-            return self._options.registry
-        return f"etcd {','.join(self._options.etcd.endpoints)} {self._options.etcd.prefix}"
+
+def _own_route(address: Address, subnet: Prefix | None) -> Route:
+    if subnet is not None and address in subnet:
+        reason = "in this host's own subnet: the host delivers it itself"
+        return Route(address=str(address), verdict="own subnet", subnet=str(subnet), reason=reason)
+    reason = "an entry of the registry with this host's public IP covers it: the host delivers it itself"
+    return Route(address=str(address), verdict="own subnet", reason=reason)
 
 
-def _problems(faults: Mapping[IPv4Network, str]) -> list[str]:
-    named = [fault for _, fault in sorted(faults.items())[:PROBLEMS_MAX]]
-    more = len(faults) - len(named)
-    return [*named, f"and {more} more: see flannel-udp peers"] if more else named
+def _degradations(facts: NetworkFacts) -> Iterator[Degradation]:
+    for problem in facts.problems:
+        yield Degradation("host", problem)
+    named = sorted(facts.faults.items(), key=lambda item: prefix_order(item[0]))[:PROBLEMS_MAX]
+    for _, fault in named:
+        yield Degradation("peers", fault)
+    if more := len(facts.faults) - len(named):
+        yield Degradation("peers", f"and {more} more: see flannel-udp peers")
 
 
 def _backend(rooms: Rooms, facts: NetworkFacts) -> BackendFacts:
     backend = BackendFacts(type=rooms.backend.type)
     if facts.port is not None:
         backend["port"] = facts.port
+    if facts.direct is not None:
+        backend["direct"] = facts.direct
+    if facts.datapath is not None:
+        backend["datapath"] = facts.datapath
+    if facts.datapath_why is not None:
+        backend["why"] = facts.datapath_why
+    if isinstance(data := rooms.network.attrs.backend_data, Mapping):
+        backend["data"] = dict(data)
     return backend
+
+
+def _overlay(rooms: Rooms | None, version: int) -> str | None:
+    overlay = None if rooms is None else rooms.config.of(version)
+    return None if overlay is None else str(overlay.network)
+
+
+def _public_ip(external: Interface | None, version: int) -> str | None:
+    ends = None if external is None else external.of(version)
+    return None if ends is None else str(ends.public_ip)
 
 
 def _interface(external: Interface | None) -> NetDevice | None:
     if external is None:
         return None
-    return {"name": external.name, "address": str(external.address), "mtu": external.mtu}
+    address = None if external.v4 is None else str(external.v4.address)
+    found: NetDevice = {"name": external.name, "address": address, "mtu": external.mtu}
+    if external.v6 is not None:
+        found["ipv6_address"] = str(external.v6.address)
+    return found
 
 
-def _tunnel(rooms: Rooms, facts: NetworkFacts) -> NetDevice | None:
-    lease = rooms.keeper.lease
-    if lease is None or facts.device is None:
+def _device(facts: NetworkFacts, version: int) -> str | None:
+    return (facts.device_v6 or facts.device) if version == 6 else facts.device
+
+
+def _tunnel(rooms: Rooms, facts: NetworkFacts, version: int) -> NetDevice | None:
+    lease, device = rooms.keeper.lease, _device(facts, version)
+    subnet = None if lease is None else lease.subnet.of(version)
+    if subnet is None or device is None:
         return None
-    return {"name": facts.device, "address": f"{lease.subnet.v4.network_address}/32", "mtu": rooms.network.mtu}
+    return {
+        "name": device,
+        "address": f"{subnet.network_address}/{subnet.max_prefixlen}",
+        "mtu": rooms.network.mtu,
+    }
 
 
 def _lease(rooms: Rooms) -> LeaseFacts | None:
     lease, left_s = rooms.keeper.lease, rooms.keeper.left_s
     if lease is None:
         return None
-    return {
+    facts: LeaseFacts = {
         "key": lease.entry.key,
         "expires_in_s": None if left_s is None else round(left_s, 1),
         "reserved": lease.entry.reserved,
     }
+    if lease.entry.mark:
+        facts["mark"] = f"{lease.entry.mark:08x}"
+    return facts
 
 
 def _worker_packets(facts: NetworkFacts) -> list[WorkerPackets] | None:
@@ -188,16 +287,73 @@ def _counters(facts: NetworkFacts) -> Counters | None:
         "in": counters["in"],
         "icmp": counters["icmp"],
         "system_calls": counters["system_calls"],
+        "offloaded_in": counters["offloaded_in"],
     }
 
 
-def _row(peer: Peer, traffic: PeerTraffic | None, fault: str | None) -> PeerRow:
-    return PeerRow(
+def _last_dropped(facts: NetworkFacts) -> dict[str, list[DroppedRow]] | None:
+    if facts.last_dropped is None:
+        return None
+    now_s = time.time()
+    return {reason: [_dropped(packet, now_s) for packet in packets] for reason, packets in facts.last_dropped.items()}
+
+
+def _dropped(packet: DroppedPacket, now_s: float) -> DroppedRow:
+    return DroppedRow(
+        time=round(packet.time_s, 3),
+        age_s=round(max(0.0, now_s - packet.time_s), 3),
+        direction=packet.direction,
+        outer_address=_text(packet.outer),
+        source=_text(packet.source),
+        destination=_text(packet.destination),
+        protocol=packet.protocol,
+        bytes=packet.n_bytes,
+        summary=describe(packet),
+    )
+
+
+def _text(address: Address | Prefix | None) -> str | None:
+    return None if address is None else str(address)
+
+
+async def _peers_in_parts(rooms: Rooms) -> list[list[Peer]]:
+    await rooms.watch.count()
+    peers = await asyncio.to_thread(rooms.network.peers)
+    return [peers[first : first + PEERS_PART] for first in range(0, len(peers), PEERS_PART)]
+
+
+def _rows(rooms: Rooms, peers: Sequence[Peer]) -> list[PeerRow]:
+    faults = rooms.network.facts().faults
+    return [_row(rooms, peer, faults.get(peer.subnet)) for peer in peers]
+
+
+def _row(rooms: Rooms, peer: Peer, fault: str | None) -> PeerRow:
+    traffic, known = rooms.network.traffic(peer), rooms.watch.facts(peer)
+    row = PeerRow(
         subnet=str(peer.subnet),
         public_ip=str(peer.public_ip),
         packets_out=None if traffic is None else traffic.packets_out,
         bytes_out=None if traffic is None else traffic.bytes_out,
         packets_in=None if traffic is None else traffic.packets_in,
         bytes_in=None if traffic is None else traffic.bytes_in,
-        problem=fault,
+        health=known.health,
+        heard_ago_s=known.heard_ago_s,
+        error=known.error,
+        error_ago_s=known.error_ago_s,
+        path_mtu=known.path_mtu,
+        problem=fault or known.problem,
     )
+    direct = rooms.network.is_direct(peer)
+    if direct is not None:
+        row["datapath"] = _datapath(direct=direct)
+    return row
+
+
+def _datapath(*, direct: bool) -> str:
+    return "direct" if direct else "tunnel"
+
+
+def _echo(answer: EchoAnswer) -> Echo:
+    if answer.round_trip_s is not None:
+        return Echo(answered=True, round_trip_ms=round(answer.round_trip_s * 1e3, 3), reason=None)
+    return Echo(answered=False, round_trip_ms=None, reason=answer.refused or answer.unreachable or "no answer")

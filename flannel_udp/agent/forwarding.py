@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from dataclasses import replace
 
+from flannel_udp.admin.claims import is_claimed
+from flannel_udp.agent.families import lacking
 from flannel_udp.agent.state import AgentState, Rooms
+from flannel_udp.backend.leased_routes import ROUTES_CLAIM
 from flannel_udp.backend.remains import remove_remains
 from flannel_udp.backend.table import BACKENDS
-from flannel_udp.control.entries import read_lease
+from flannel_udp.control.entries import read_leases
+from flannel_udp.control.lease_safety import YIELD_S
 from flannel_udp.control.retry import retry
 from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
+from flannel_udp.files.yielded import forget_yielded, note_yielded, yielded_file
 from flannel_udp.host.connections import abandon_connections
-from flannel_udp.host.firewall.rules import rules_for
 from flannel_udp.model import Lease, Subnet
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.options import Options
@@ -52,9 +55,10 @@ class Forwarding:
         self._network = rooms.network
         self._keeper = rooms.keeper
         self._sync = rooms.sync
-        self._firewall = rooms.firewall
+        self._families = rooms.families
         self._upkeep = rooms.upkeep
-        self._overlay = rooms.config.overlay
+        self._subnet_file = rooms.subnet_file
+        self._config = rooms.config
         self._backend = rooms.backend
         self._swept = False  # what another backend left is removed
         self._gate = rooms.gate
@@ -64,29 +68,44 @@ class Forwarding:
     async def hold_lease(self, config: NetworkConfig, adopted: Lease | None = None) -> None:
         """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped.
 
-        An `adopted` lease is held already, and its table in force. Raises `FlannelError` when the host cannot be set
-        up, or for the loss itself if the options say so.
+        An `adopted` lease is held already, and its table in force. Raises `FlannelError` for the loss itself if the
+        options say so.
         """
-        if adopted is None:
+        if adopted is None and not self._keeper.claimed:
             self._state.enter("waiting for a lease")
         lease = adopted or await self._keeper.acquire(config)
+        yielded = yielded_file(self._options.state_dir, self._config.overlays[0], lease.attrs.found_by)
+        forget_yielded(yielded)
         # From now on it may be lost at any moment, also while the host is set up and the first peers are waited for.
         keeping = asyncio.create_task(self._keeper.keep(), name="keep the lease")
         try:
-            await self._upkeep.set_up(lease.subnet.v4, self._keeper.former)
+            await self._set_up(lease)
             if adopted is None:
-                self._gate.open(lease.subnet.v4)
+                self._gate.open(lease.subnet)
             starting = asyncio.create_task(self._start_forwarding(lease), name="start forwarding")
             lost = await self._forward_until(keeping, starting)
         finally:
             keeping.cancel()
             await asyncio.wait((keeping,))
+        if self._keeper.claimed:
+            note_yielded(yielded, YIELD_S)
         loss = f"lost our subnet {lease.subnet}: {lost}; forwarding stopped"
         if self._options.on_lease_loss == "exit":
             raise FlannelError(loss)
         logger.error("%s", loss)
-        self._state.enter("waiting for a lease", loss)
+        self._state.enter(f"waiting for a lease: {lost}" if self._keeper.claimed else "waiting for a lease", loss)
         await self._sync.set_own(None)
+
+    async def _set_up(self, lease: Lease) -> None:
+        """Set the host up. What cannot be set now is tried again by upkeep, and in the way until then.
+
+        To end here would take down what another process has handed over.
+        """
+        try:
+            await self._upkeep.set_up(lease.subnet, self._keeper.former)
+        except FlannelError as failed:
+            logger.warning("setting this host up failed: %s (trying again)", failed)
+            self._upkeep.wake()
 
     async def _forward_until(self, keeping: asyncio.Task[str], starting: asyncio.Task[None]) -> str:
         """Let forwarding begin; when the lease is lost, begun or not, stop at once and return why."""
@@ -103,6 +122,9 @@ class Forwarding:
             if keeping.done():
                 self._state.stop_serving()
                 self._env = None
+                for family in self._families:
+                    family.hold(None)
+                self._subnet_file.want(None)  # it keeps saying what the pods that run have
                 await self._gate.shut()
             await asyncio.wait((starting,))
 
@@ -116,32 +138,48 @@ class Forwarding:
     async def _get_ready(self, lease: Lease) -> None:
         options = self._options.firewall
         self._state.enter("waiting for the firewall rules")
-        rules = rules_for(
-            self._overlay,
-            lease.subnet.v4,
-            masquerade=options.ip_masq,
-            forward=options.iptables_forward_rules,
-            random_fully=not options.ip_masq_fully_random_disable,
+        for family in self._families:
+            await family.firewall.keep(family.rules(lease, options))
+        v4, v6 = self._config.v4, self._config.v6
+        self._env = subnet_env.SubnetEnv(
+            None if v4 is None or lease.subnet.v4 is None else v4.network,
+            lease.subnet,
+            self._network.mtu,
+            options.ip_masq,
+            None if v6 is None or lease.subnet.v6 is None else v6.network,
         )
-        await self._firewall.keep(rules)
-        self._env = subnet_env.SubnetEnv(self._overlay, lease.subnet, self._network.mtu, options.ip_masq)
-        subnet_env.write(self._options.subnet_file, self._env)
-        logger.info("wrote %s", self._options.subnet_file)
+        self._state.enter("waiting for subnet.env to be written")
+        self._subnet_file.want(self._env)
+        await self._subnet_file.stands()
+        for family in self._families:
+            family.hold(lease)
         if self._subnet not in (None, lease.subnet):
             logger.warning(
                 "our subnet is %s now and was %s: pods with an address of the old one are cut off: start them anew",
                 *(lease.subnet, self._subnet),
             )
         self._subnet = lease.subnet
+        self._note_lacking(lease)
         self._state.serve(lease)
         await retry("announcing that the network is up", self._registry.announce_up)
         if not self._swept:
             await retry("removing what another backend left on this host", self._remove_remains)
 
+    def _note_lacking(self, lease: Lease | None) -> None:
+        """Say by which of the families that are on this host takes no part."""
+        found = [] if lease is None else lacking(self._config, self._upkeep.external, lease)
+        self._state.conditions.note("families", found)
+
     async def _remove_remains(self) -> None:
-        """Remove what another backend, with which this host ran before, has left; once, now that ours stands."""
+        """Remove what earlier runs with another backend, or other options, have left; once, now that ours stands."""
         former = self._keeper.former
-        removed = await remove_remains(self._backend, BACKENDS, self._overlay, former, self._list_leases)
+        ours, attrs = self._network.keeps_routes, self._network.attrs
+        removed = await remove_remains(
+            *(self._backend, BACKENDS, self._config.overlays, former, self._list_leases),
+            versions=[version for version in (4, 6) if attrs.address_of(version) is not None],
+            routes=not ours,
+            alone=ours or not is_claimed(ROUTES_CLAIM),
+        )
         self._swept = True
         for what in removed:
             logger.info("removed what an earlier run left: %s", what)
@@ -149,27 +187,24 @@ class Forwarding:
             self._upkeep.wake()  # what was in the way of ours is gone
 
     async def _list_leases(self) -> list[Lease]:
-        leases = []
-        for entry in (await self._registry.list()).entries.values():
-            with suppress(ValueError):  # poisoned: the peer table warns about it
-                leases.append(read_lease(entry))
-        return leases
+        return read_leases((await self._registry.list()).entries)
 
     async def host_changed(self) -> None:
         """Pass on what has become of the external interface and the network's MTU."""
         former, external = self._state.interface, self._upkeep.external
         assert former is not None  # noqa: S101 - it was chosen before all else
         self._state.use_interface(external)
-        if external.address != former.address:
-            abandon_connections(former.address)
+        before, now = ([interface.of(version) for version in (4, 6)] for interface in (former, external))
+        gone = {ends.address for ends in before if ends} - {ends.address for ends in now if ends}
+        for address in gone:
+            abandon_connections(address)
+        if gone:
             await asyncio.sleep(NOTICE_S)
-        if external.public_ip != former.public_ip:
+        if [ends and ends.public_ip for ends in before] != [ends and ends.public_ip for ends in now]:
             self._keeper.set_attrs(self._network.attrs)
-            await self._sync.set_public_ip(external.public_ip)
+            await self._sync.set_public_ips(self._network.attrs)
+        self._note_lacking(self._keeper.lease)
         if self._env is not None and self._env.mtu != self._network.mtu:
             self._env = replace(self._env, mtu=self._network.mtu)
-            try:
-                subnet_env.write(self._options.subnet_file, self._env)
-            except FlannelError as failed:
-                logger.warning("%s: it still has the former MTU", failed)
+            self._subnet_file.want(self._env)
         self._state.tell()

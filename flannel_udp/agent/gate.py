@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Sequence
-from ipaddress import IPv4Network
+from collections.abc import Callable, Sequence
 
 from flannel_udp.backend.protocol import Network
-from flannel_udp.model import Delta
+from flannel_udp.model import Delta, Subnet
 
 
 class Gate:
@@ -16,12 +15,14 @@ class Gate:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._open_for: IPv4Network | None = None
+        self._open_for: Subnet | None = None
         self._one_at_a_time = asyncio.Lock()
         self.published = asyncio.Event()
         """Set when the network has got the first peers for the subnet that the gate is open for."""
+        self.news: Callable[[], object] = lambda: None
+        """Called whenever the network has got peers."""
 
-    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
+    async def publish(self, own: Subnet, deltas: Sequence[Delta], *, whole: bool) -> None:
         """Publish peers, unless the lease that they were for is gone meanwhile."""
         async with self._one_at_a_time:
             if own == self._open_for:
@@ -30,8 +31,9 @@ class Gate:
                     # Peers are in no cycles, and looking for some among 100,000 of them holds us up for 0.2 s.
                     gc.freeze()
                 self.published.set()
+                self.news()
 
-    def open(self, own: IPv4Network) -> None:
+    def open(self, own: Subnet) -> None:
         """Let peers for this subnet through."""
         self._open_for = own
         self.published.clear()

@@ -49,7 +49,7 @@ def _files(options: Options) -> list[FileAccess]:
     if options.kube.subnet_mgr:
         read = [options.kube.net_config_path, options.kube.kubeconfig_file]
     elif kind == "etcd":
-        read = [etcd.cafile, etcd.certfile, etcd.keyfile]
+        read = [etcd.cafile, etcd.certfile, etcd.keyfile, getattr(etcd.password, "path", None)]
     elif kind == "file":
         read, written = [Path(name)], [*written, Path(name)]
     return [FileAccess(path, os.R_OK) for path in read if path is not None] + [

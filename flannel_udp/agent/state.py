@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from dataclasses import dataclass
 
 from flannel_udp.admin import notify
+from flannel_udp.agent.conditions import Conditions
+from flannel_udp.agent.families import FamilyRooms
 from flannel_udp.agent.gate import Gate
+from flannel_udp.agent.peer_watch import PeerWatch
 from flannel_udp.backend.protocol import Backend, Network
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.synchroniser import Synchroniser
-from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.subnet_file import SubnetFile
 from flannel_udp.host.upkeep import Upkeep
 from flannel_udp.model import Interface, Lease
 from flannel_udp.netconf.config import NetworkConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +32,10 @@ class Rooms:
     gate: Gate
     keeper: LeaseKeeper
     sync: Synchroniser
-    firewall: Firewall
+    families: tuple[FamilyRooms, ...]
     upkeep: Upkeep
+    subnet_file: SubnetFile
+    watch: PeerWatch
 
 
 class AgentState:
@@ -37,6 +46,11 @@ class AgentState:
         self._interface: Interface | None = None
         self._rooms: Rooms | None = None
         self._serving = False
+        self._hindrances: dict[str, str] = {}
+        self.repairs: Counter[str] = Counter({"control-socket": 0})
+        """How often what of the agent's own files was put back; the network's are counted by ``host.upkeep``."""
+        self.conditions = Conditions()
+        """What stops some of the traffic though we are ready; `note` it here."""
 
     @property
     def rooms(self) -> Rooms | None:
@@ -55,19 +69,33 @@ class AgentState:
 
     @property
     def obstacle(self) -> str | None:
-        """Why no traffic can pass just now, on the host's side."""
-        return self._rooms.upkeep.obstacle if self._rooms else None
+        """What of ours is missing on the host just now, or nobody can be told of it."""
+        kept = (self._rooms.upkeep.obstacle or self._rooms.subnet_file.obstacle) if self._rooms else None
+        return kept or next(iter(self._hindrances.values()), None)
 
     @property
     def ready(self) -> bool:
         """Whether packets of our subnet are carried, and the firewall rules that they need stand."""
-        rules_stand = self._rooms is not None and self._rooms.firewall.stands
+        rules_stand = self._rooms is not None and all(family.firewall.stands for family in self._rooms.families)
         return self._serving and rules_stand and self.obstacle is None
 
     @property
     def phrase(self) -> str:
         """What the agent is doing, or what is in the way."""
         return self.obstacle or self._phase
+
+    def hinder(self, source: str, why: str | None) -> None:
+        """Note what keeps us from being ready beside what upkeep sees to; ``None``: of this `source` nothing does."""
+        former = self._hindrances.pop(source, None)
+        if why is not None:
+            self._hindrances[source] = why
+        if why == former:
+            return
+        if why is not None:
+            logger.warning("not ready: %s", why)
+        else:
+            logger.info("no longer in the way: %s", former)
+        self.tell()
 
     def use_interface(self, external: Interface) -> None:
         """Note which interface the others are reached through."""

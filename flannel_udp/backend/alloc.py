@@ -5,14 +5,14 @@ The smallest backend there is; docs/write-a-backend.md walks through it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+from flannel_udp.backend.families import open_families
 from flannel_udp.backend.kernel import KernelNetwork
-from flannel_udp.backend.protocol import Backend, Context, accept_types
-from flannel_udp.model import Interface, LeaseAttrs, RouteAnswer
+from flannel_udp.backend.protocol import Backend, Context, Network, accept_types
+from flannel_udp.model import Address, Interface, LeaseAttrs, RouteAnswer
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.netconf.reader import ObjectReader
 
@@ -21,8 +21,9 @@ class AllocBackend:
     """See `Backend`."""
 
     type = "alloc"
-    families = frozenset({4})
+    families = frozenset({4, 6})
     option_keys = ()
+    hop_type = None
 
     def read_options(self, reader: ObjectReader) -> Mapping[str, Any]:  # noqa: ARG002 - the protocol's
         """There are none."""
@@ -31,15 +32,22 @@ class AllocBackend:
     def check(self, config: NetworkConfig, external: Interface) -> None:
         """Every host can run it."""
 
-    def read_hop(self, attrs: LeaseAttrs) -> None:
+    def route_for(self, config: NetworkConfig, address: Address, datapath: str) -> None:
+        """It sets no routes."""
+
+    def read_hop(self, attrs: LeaseAttrs, own: LeaseAttrs | None = None, version: int = 4) -> None:  # noqa: ARG002 - the protocol's
         """Take hosts of this backend and those that name none, which flannel's alloc and udp are."""
         accept_types(attrs, self.type, ("", self.type))
 
-    async def open(self, context: Context) -> AllocNetwork:
+    async def open(self, context: Context) -> Network:
         """Return what does nothing but know the peers. Raises `FlannelError`."""
-        return AllocNetwork(context, LeaseAttrs(context.external.public_ip))
 
-    async def remove_remains(self, overlay: IPv4Network) -> list[str]:  # noqa: ARG002 - the protocol's
+        async def open_one(version: int) -> Network:
+            return AllocNetwork(context, LeaseAttrs(None), version)
+
+        return await open_families(context.config, context.external, open_one)
+
+    async def remove_remains(self, versions: Collection[int]) -> list[str]:  # noqa: ARG002 - the protocol's
         """It leaves nothing."""
         return []
 
@@ -50,7 +58,7 @@ BACKEND: Backend = AllocBackend()
 class AllocNetwork(KernelNetwork):
     """See `Network`: what all of them have, and the answer to who carries packets."""
 
-    def route(self, address: IPv4Address) -> RouteAnswer:
+    def route(self, address: Address) -> RouteAnswer:
         """See `Network.route`."""
         answer = super().route(address)
         if answer.peer is None:

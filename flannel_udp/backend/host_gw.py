@@ -6,38 +6,49 @@ protocol number of our own, and, where our lease ends some day, a source that ta
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from itertools import islice
 from typing import Any
 
+from flannel_udp.backend.ends import share_of
+from flannel_udp.backend.families import open_families
 from flannel_udp.backend.kernel import KernelNetwork, kernel_mtu
-from flannel_udp.backend.lease_end import LeaseEnd
-from flannel_udp.backend.protocol import Context, NetworkFacts, accept_types
-from flannel_udp.backend.routes import ROUTE_PROTOCOL, Hop, RouteSet
-from flannel_udp.errors import ConfigError, FlannelError
-from flannel_udp.host.monitor import Interest, OwnRoutes
-from flannel_udp.host.rtnetlink import LOOPBACK_INDEX
-from flannel_udp.model import Delta, Interface, LeaseAttrs, Peer, RouteAnswer
+from flannel_udp.backend.leased_routes import LeasedRoutes, leasable
+from flannel_udp.backend.neighbour_activity import neighbour_activity
+from flannel_udp.backend.protocol import Context, EchoRoute, Network, NetworkFacts, accept_types
+from flannel_udp.backend.routes import Hop
+from flannel_udp.errors import ConfigError
+from flannel_udp.host.lookup.question import Ways
+from flannel_udp.host.monitor import Interest
+from flannel_udp.host.repair import Standing
+from flannel_udp.model import (
+    Address,
+    Delta,
+    Interface,
+    LeaseAttrs,
+    Peer,
+    PeerActivity,
+    Prefix,
+    RouteAnswer,
+    Subnet,
+    subnets_of,
+)
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.netconf.reader import ObjectReader
 
 logger = logging.getLogger(__name__)
-
-SAID_MAX = 10
-"""So many faults of routes are logged at once; `status` and `peers` have them all."""
 
 
 class HostGwBackend:
     """See `Backend`."""
 
     type = "host-gw"
-    families = frozenset({4})
+    families = frozenset({4, 6})
     option_keys = ()
+    hop_type = None
 
     def read_options(self, reader: ObjectReader) -> Mapping[str, Any]:  # noqa: ARG002 - the protocol's
         """There are none."""
@@ -48,212 +59,137 @@ class HostGwBackend:
         kernel_mtu(external)
         _refuse_nat(external)
 
-    def read_hop(self, attrs: LeaseAttrs) -> None:
+    def route_for(self, config: NetworkConfig, address: Address, datapath: str) -> Prefix | None:  # noqa: ARG002 - the protocol's
+        """Each subnet that may be leased has a route some day."""
+        return leasable(config, address)
+
+    def read_hop(self, attrs: LeaseAttrs, own: LeaseAttrs | None = None, version: int = 4) -> None:  # noqa: ARG002 - the protocol's
         """Take hosts of this backend; the public IP is the gateway."""
         accept_types(attrs, self.type, (self.type,))
 
-    async def open(self, context: Context) -> HostGwNetwork:
+    async def open(self, context: Context) -> Network:
         """Return what has no route yet, and touches none of an earlier run. Raises `FlannelError`."""
-        return HostGwNetwork(context)
 
-    async def remove_remains(self, overlay: IPv4Network) -> list[str]:  # noqa: ARG002 - ours are known by their marks
-        """Remove the routes of an earlier run, and the address that they hang on."""
+        async def open_one(version: int) -> Network:
+            return HostGwNetwork(context, version)
 
-        def remove() -> list[str]:
-            n = RouteSet().clear()
-            LeaseEnd().remove_former()
-            return [f"routes of the backend host-gw: {n}"] if n else []
+        return await open_families(context.config, context.external, open_one)
 
-        return await asyncio.to_thread(remove)
+    async def remove_remains(self, versions: Collection[int]) -> list[str]:  # noqa: ARG002 - the protocol's
+        """What it leaves are routes, and `remains` removes those of every backend."""
+        return []
 
 
 BACKEND = HostGwBackend()
 
 
 def _refuse_nat(external: Interface) -> None:
-    if external.public_ip != external.address:
-        where = f"our public IP {external.public_ip} is not the address {external.address} of {external.name}"
-        advice = "others cannot route through a host behind NAT: leave --public-ip out, or choose another type"
-        raise ConfigError([f"Backend.Type is host-gw, and {where}: {advice}"])
+    for ends, flag in ((external.v4, "--public-ip"), (external.v6, "--public-ipv6")):
+        if ends is not None and ends.public_ip != ends.address:
+            where = f"our public IP {ends.public_ip} is not the address {ends.address} of {external.name}"
+            advice = f"others cannot route through a host behind NAT: leave {flag} out, or choose another type"
+            raise ConfigError([f"Backend.Type is host-gw, and {where}: {advice}"])
 
 
 class HostGwNetwork(KernelNetwork):
     """See `Network`: the peers' routes in the kernel, and the address on which their lives hang."""
 
     look_every_s = 10.0  # as flanneld: for what the kernel does not report
+    keeps_routes = True
 
-    def __init__(self, context: Context) -> None:
-        address = context.external.public_ip
-        super().__init__(context, LeaseAttrs(address, backend_type=BACKEND.type))
+    def __init__(self, context: Context, version: int) -> None:
+        super().__init__(context, LeaseAttrs(None, backend_type=BACKEND.type), version)
         self.repairs: Counter[str] = Counter(route=0)
         self._clean_on_exit = context.options.firewall.clean_on_exit
-        self._look = context.on_fault
-        self._routes = RouteSet()
-        self._end = LeaseEnd()
-        self._until_s: float | None = None  # when the lease ends, by CLOCK_BOOTTIME
-        self._held: IPv4Network | None = None  # until `hold` the routes are another process's, if there are any
-        self._first: IPv4Address | None = None  # the first address of what was held last
-        self._faults: Mapping[IPv4Network, str] = {}  # as last logged
-        self._end_fault: str | None = None  # likewise
-        self._tasks: set[asyncio.Task[None]] = set()
-        # Work in a thread goes on when whoever waits for it is cancelled.
-        self._one_at_a_time = threading.Lock()
+        self._routes = LeasedRoutes(context, self._hops, version=version)
 
     # What packets do
 
-    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
-        """See `Network.publish`: the difference goes to the kernel."""
+    async def publish(self, own: Subnet, deltas: Sequence[Delta], *, whole: bool) -> None:
+        """See `Network.publish`: the difference goes to the kernel; in a take-over `hold` will set them."""
         await super().publish(own, deltas, whole=whole)
-        if own != self._held:  # a take-over: `hold` will set them
-            return
+        share = share_of(own, self._version)
         if whole:
-            await self._work_or_look(own, self._load)
+            await self._routes.load(share)
         else:
-            changed = {peer.subnet for delta in deltas for peer in (*delta.removed, *delta.added, *delta.changed)}
-            await self._work_or_look(own, lambda: self._apply(changed))
+            await self._routes.apply(share, subnets_of(deltas))
 
     async def withdraw(self) -> None:
         """See `Network.withdraw`: the routes go with their address, at once; what has none follows one by one."""
         await super().withdraw()
-        self._held = None
-        await asyncio.to_thread(self._withdraw)
+        await self._routes.withdraw()
 
     def forward_until(self, boottime_s: float | None) -> None:
         """See `Network.forward_until`: the kernel removes the address, and with it the routes."""
-        if boottime_s == self._until_s:
-            return
-        self._until_s = boottime_s
-        if self._held is not None:
-            work = self._work_or_look(self._held, self._follow_lease)
-            task = asyncio.create_task(work, name="let the routes live as long as the lease")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._routes.forward_until(boottime_s)
 
-    async def _work_or_look(self, held: IPv4Network, work: Callable[[], int]) -> None:
-        """Do it, see `_work`; what fails is upkeep's to try again, and to tell."""
-        try:
-            await self._work(held, work)
-        except FlannelError:
-            self._look()
+    def _hops(self, subnets: Collection[Prefix] | None, source: Address | None) -> dict[Prefix, Hop | None]:
+        peers, index = self._peers, self._external.index
+        return {
+            at: None if (peer := peers.get(at)) is None else Hop(peer.public_ip, index, source)
+            for at in (peers if subnets is None else subnets)
+        }
 
     # The host
 
-    async def hold(self, subnet: IPv4Network, former: LeaseAttrs | None) -> None:
+    async def hold(self, subnet: Subnet, former: LeaseAttrs | None) -> None:
         """See `KeptNetwork.hold`. What flanneld's host-gw left is taken over with the first routes."""
         if former is not None and former.backend_type == BACKEND.type:
             self._routes.inherit()
-        self._held, self._first = subnet, subnet.network_address
-        known = self._own == subnet  # the peers, from the process that ran before
-        await self._work(subnet, self._load if known else self._follow_lease)
+        share = share_of(subnet, self._version)
+        await self._routes.hold(share, load=self._own == share)
 
     def interest(self) -> Interest:
         """See `KeptNetwork.interest`: routes to our peers, and the address on lo that they hang on."""
-        return Interest({LOOPBACK_INDEX}, frozenset(), OwnRoutes(ROUTE_PROTOCOL, self._routes.gateway))
+        return self._routes.interest()
 
-    async def repair(self) -> None:
-        """See `KeptNetwork.repair`."""
-        if self._own is None:  # what of ours is there may be a killed run's, and good
-            return
-        n = await self._work(self._own, self._repair)
+    async def repair(self) -> Standing:
+        """See `KeptNetwork.repair`. A route that cannot be set is its peer's fault: see `facts`."""
+        n = await self._routes.repair()
         if n:
             self.repairs["route"] += n
             logger.info("put right: routes to peers: %d", n)
+        return Standing(again_s=self._routes.again_s)
 
     async def follow(self, external: Interface) -> None:
         """See `KeptNetwork.follow`: all routes lead out of that interface."""
         _refuse_nat(external)
         await super().follow(external)
-        if self._own is not None:
-            await self._work(self._own, self._load)
-
-    # In a thread
-
-    async def _work(self, held: IPv4Network, work: Callable[[], int]) -> int:
-        """Do something to the routes or their address in a thread, unless they are not for that subnet any more."""
-
-        def unless_withdrawn() -> int:
-            with self._one_at_a_time:
-                return work() if self._held == held else 0
-
-        n = await asyncio.to_thread(unless_withdrawn)
-        self._say_faults()
-        return n
-
-    def _load(self) -> int:
-        self._keep_end()
-        n = self._routes.load({at: hop for at, peer in self._peers.items() if (hop := self._hop(peer))})
-        self._end.remove_former()
-        return n
-
-    def _apply(self, changed: Iterable[IPv4Network]) -> int:
-        return self._routes.apply({at: self._hop(self._peers.get(at)) for at in changed})
-
-    def _follow_lease(self) -> int:
-        return self._load() if self._keep_end() and self._own is not None else 0
-
-    def _repair(self) -> int:
-        return self._load() if self._keep_end() else self._routes.repair()
-
-    def _keep_end(self) -> bool:
-        """Have the address live as long as the lease; tell whether routes need another source than before."""
-        before = self._end.source
-        # A lease without end (a reservation, Kubernetes) needs no address: its routes are flanneld's to the letter.
-        self._end.hold(None if self._until_s is None else self._first)
-        self._end.live_until(self._until_s)
-        return self._end.source != before
-
-    def _hop(self, peer: Peer | None) -> Hop | None:
-        return None if peer is None else Hop(peer.public_ip, self._external.index, self._end.source)
-
-    def _withdraw(self) -> None:
-        self._end.remove()  # before all else, also if thousands of routes are being set just now
-        with self._one_at_a_time:
-            self._end.remove()
-            self._routes.clear()
-
-    def _stay(self) -> None:
-        with self._one_at_a_time:
-            self._end.live_until(None)
+        await self._routes.reload()
 
     # What is said
 
-    def _say_faults(self) -> None:
-        """Log why routes do not end with the lease, which cannot be set, and what is right again; each once."""
-        if self._end.fault != self._end_fault:
-            self._end_fault = self._end.fault
-            if self._end_fault is None:
-                logger.info("routes end with the lease again")
-            else:
-                logger.warning("%s", self._end_fault)
-        before, now = self._faults, self._routes.faults
-        if now is before:
-            return
-        self._faults = now
-        new = [text for at, text in now.items() if before.get(at) != text]
-        gone = [str(at) for at in before if at not in now and at in self._peers]
-        for text in new[:SAID_MAX]:
-            logger.warning("%s", text)
-        if len(new) > SAID_MAX:
-            logger.warning("... and %d more like these: see flannel-udp peers", len(new) - SAID_MAX)
-        if gone:
-            more = f" and {len(gone) - SAID_MAX} more" if len(gone) > SAID_MAX else ""
-            logger.info("routes that could not be set stand now: %s%s", ", ".join(gone[:SAID_MAX]), more)
+    async def activity(self) -> AsyncIterator[list[PeerActivity]]:
+        """See `Network.activity`, as far as the kernel's neighbours tell."""
+        async for part in neighbour_activity(self._external.index, self.find, self.mtu, self._version):
+            yield part
 
-    def route(self, address: IPv4Address) -> RouteAnswer:
+    def echo_route(self, peer: Peer) -> EchoRoute:
+        """See `Network.echo_route`: no host has its subnet's first address; the second one is a bridge's."""
+        second: tuple[Address, ...] = tuple(islice(peer.subnet, 1, 2))
+        return EchoRoute((peer.public_ip, *second))
+
+    def route(self, address: Address) -> RouteAnswer:
         """See `Network.route`."""
         answer = super().route(address)
         return answer if answer.peer is None else replace(answer, fault=self._routes.faults.get(answer.peer.subnet))
 
+    def ways(self, version: int = 4) -> Ways:  # noqa: ARG002 - of the one that it carries
+        """See `Network.ways`: through the peers' public IPs, where that is possible; `facts` has the other ones."""
+        faults = self._routes.faults
+        gateways = {subnet: peer.public_ip for subnet, peer in self._peers.items() if subnet not in faults}
+        return Ways(self._external.index, gateways)
+
     def facts(self) -> NetworkFacts:
         """See `Network.facts`."""
-        fault = self._end.fault
-        return NetworkFacts(problems=() if fault is None else (fault,), faults=self._routes.faults)
+        fault = self._routes.end_fault
+        return replace(super().facts(), problems=() if fault is None else (fault,), faults=self._routes.faults)
 
     async def close(self, *, keep: bool) -> None:
         """See `Network.close`: routes stay for the next run, as flanneld's do, unless the options say otherwise."""
-        if keep or self._held is None:
+        if keep or not self._routes.held:
             return
         if self._clean_on_exit:
             await self.withdraw()
         else:
-            await asyncio.to_thread(self._stay)
+            await self._routes.stay()

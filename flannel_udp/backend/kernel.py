@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence, Set
 
+from flannel_udp.backend.ends import ends_of, share_of, with_public_ip
+from flannel_udp.backend.kernel_drops import KernelDrops
 from flannel_udp.backend.mtu import inner_mtu
-from flannel_udp.backend.protocol import Context, NetworkFacts
+from flannel_udp.backend.protocol import Context, EchoRoute, NetworkFacts
 from flannel_udp.errors import FlannelError
+from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.monitor import Interest
-from flannel_udp.model import Delta, Interface, LeaseAttrs, Peer, RouteAnswer, longest_match
+from flannel_udp.host.repair import STANDS, Standing
+from flannel_udp.model import (
+    Address,
+    Delta,
+    Interface,
+    LeaseAttrs,
+    Peer,
+    PeerActivity,
+    Prefix,
+    RouteAnswer,
+    Subnet,
+    longest_match,
+    peers_at,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,29 +39,39 @@ def kernel_mtu(external: Interface) -> int:
     return inner_mtu(external, 0, MTU_MAX_BYTES)
 
 
+def refuse_handed(context: Context) -> None:
+    """Raise `FlannelError` for descriptors of a packet path, of which there is none here; they are closed then."""
+    if context.handed is not None:
+        context.handed.close()
+        raise FlannelError(f"the backend {context.config.backend.type} has no packet path of its own")
+
+
 class KernelNetwork:
-    """See `Network`. By itself it carries nothing: a backend whose network does extends it."""
+    """See `Network`, for one family. By itself it carries nothing: a backend whose network does extends it.
+
+    `attrs` is what our lease is to say beside the public IP of that family.
+    """
 
     look_every_s: float | None = None
+    keeps_routes = False
 
-    def __init__(self, context: Context, attrs: LeaseAttrs) -> None:
-        """Raises `FlannelError` for descriptors of a packet path, of which there is none here; they are closed then."""
-        if context.handed is not None:
-            for fd in context.handed.descriptors.values():
-                os.close(fd)
-            raise FlannelError(f"the backend {context.config.backend.type} has no packet path of its own")
+    def __init__(self, context: Context, attrs: LeaseAttrs, version: int = 4) -> None:
+        """Raises `FlannelError`, see `refuse_handed` and `ends_of`."""
+        refuse_handed(context)
+        self._version = version
         self._external = context.external
-        self.attrs = attrs
+        self.attrs = with_public_ip(attrs, ends_of(context.external, version).public_ip)
         self.mtu = kernel_mtu(context.external)
         self.repairs: Counter[str] = Counter()
-        self._own: IPv4Network | None = None
-        self._peers: dict[IPv4Network, Peer] = {}
+        self._kernel_drops = KernelDrops(context.external.index)
+        self._own: Prefix | None = None
+        self._peers: dict[Prefix, Peer] = {}
 
     # What packets do
 
-    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
+    async def publish(self, own: Subnet, deltas: Sequence[Delta], *, whole: bool) -> None:
         """See `Network.publish`."""
-        self._own = own
+        self._own = share_of(own, self._version)
         peers = {} if whole else self._peers.copy()  # a new one: `peers` may be walking the old one, in a thread
         for delta in deltas:
             for peer in delta.removed:
@@ -68,29 +91,34 @@ class KernelNetwork:
 
     # The host
 
-    async def hold(self, subnet: IPv4Network, former: LeaseAttrs | None) -> None:
+    async def hold(self, subnet: Subnet, former: LeaseAttrs | None) -> None:
         """See `KeptNetwork.hold`."""
 
     def interest(self) -> Interest:
         """See `KeptNetwork.interest`: the external interface is looked after by upkeep."""
         return Interest(set(), set())
 
-    async def repair(self) -> None:
+    async def repair(self) -> Standing:
         """See `KeptNetwork.repair`."""
+        return STANDS
 
     async def follow(self, external: Interface) -> None:
         """See `KeptNetwork.follow`."""
-        mtu, former = kernel_mtu(external), self._external
-        self._external = external
-        if external.address != former.address:
-            logger.info(
-                "the external address is %s on %s now, it was %s on %s: public IP %s",
-                *(external.address, external.name, former.address, former.name, external.public_ip),
-            )
-        self.attrs = replace(self.attrs, public_ip=external.public_ip)
+        mtu = kernel_mtu(external)
+        self._move(external)
         if mtu != self.mtu:
             self.mtu = mtu
             logger.info("the MTU of %s is %d now, and so is the overlay's", external.name, self.mtu)
+
+    def _move(self, external: Interface) -> None:
+        """Take another external interface, or the same one with other addresses, for ours. Raises `FlannelError`."""
+        ends, former = ends_of(external, self._version), self._external
+        if ends.address != (was := ends_of(former, self._version).address):
+            logger.info(
+                "the external address is %s on %s now, it was %s on %s: public IP %s",
+                *(ends.address, external.name, was, former.name, ends.public_ip),
+            )
+        self._external, self.attrs = external, with_public_ip(self.attrs, ends.public_ip)
 
     # What is asked
 
@@ -98,17 +126,56 @@ class KernelNetwork:
         """See `Network.peers`."""
         return sorted(self._peers.values())
 
+    def is_direct(self, peer: Peer) -> bool | None:  # noqa: ARG002 - the protocol's
+        """See `Network.is_direct`."""
+        return None
+
     def traffic(self, peer: Peer) -> None:
         """See `Network.traffic`: the kernel does not count by peer."""
 
-    def route(self, address: IPv4Address) -> RouteAnswer:
+    async def activity(self) -> AsyncIterator[Sequence[PeerActivity]]:
+        """See `Network.activity`: likewise."""
+        return
+        yield ()  # what makes it a generator
+
+    def find(self, public_ips: Set[int]) -> dict[int, Peer]:
+        """See `Network.find`."""
+        return peers_at(self._peers.values(), public_ips)
+
+    def echo_route(self, peer: Peer) -> EchoRoute | None:  # noqa: ARG002 - the protocol's
+        """See `Network.echo_route`: nobody knows who carries packets, if anybody does."""
+        return None
+
+    @property
+    def source_ports(self) -> Collection[int]:
+        """See `Network.source_ports`: there is no socket."""
+        return ()
+
+    @property
+    def path_news(self) -> int:
+        """See `Network.path_news`."""
+        return 0
+
+    @property
+    def path_limits(self) -> Mapping[Address, int]:
+        """See `Network.path_limits`."""
+        return {}
+
+    def limit_path_mtu(self, public_ip: Address, n_bytes: int | None) -> None:
+        """See `Network.limit_path_mtu`."""
+
+    def route(self, address: Address) -> RouteAnswer:
         """See `Network.route`."""
         own = self._own is not None and address in self._own
         return RouteAnswer(None if own else longest_match(self._peers, address), own)
 
+    def ways(self, version: int = 4) -> Ways | None:  # noqa: ARG002 - of the one that it carries
+        """See `Network.ways`: whoever sets routes knows."""
+        return None
+
     def facts(self) -> NetworkFacts:
         """See `Network.facts`."""
-        return NetworkFacts()
+        return NetworkFacts(kernel_drops=self._kernel_drops.counts(self._external.index))
 
     async def come_round(self) -> None:
         """See `Network.come_round`: there is no thread."""

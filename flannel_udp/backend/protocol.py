@@ -6,13 +6,27 @@ became of the peers. docs/write-a-backend.md walks through the smallest one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Protocol
 
+from flannel_udp.dataplane.claims import NO_CLAIMS, Claims
+from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.upkeep import KeptNetwork
-from flannel_udp.model import Delta, Interface, LeaseAttrs, Peer, PeerTraffic, RouteAnswer
+from flannel_udp.model import (
+    Address,
+    Delta,
+    DroppedPacket,
+    Interface,
+    LeaseAttrs,
+    Peer,
+    PeerActivity,
+    PeerTraffic,
+    Prefix,
+    RouteAnswer,
+    Subnet,
+)
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.netconf.reader import ObjectReader
 from flannel_udp.options import Options
@@ -29,6 +43,19 @@ class Handed:
     descriptors: Mapping[str, int]
     state: Mapping[str, Any] | None = None
 
+    def close(self) -> None:
+        """Close the descriptors: nobody goes on with them."""
+        for fd in self.descriptors.values():
+            os.close(fd)
+
+
+HopType = type[Any] | None
+"""See `Backend.hop_type`; there `type` is the backend's own."""
+
+
+async def _no_former() -> None:
+    """There was no earlier run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -39,6 +66,11 @@ class Context:
     external: Interface
     on_fault: Callable[[], object]
     handed: Handed | None = None
+    claims: Claims = NO_CLAIMS
+    """What no other agent of this host may have, too: the network claims its port, its device."""
+    read_former: Callable[[], Awaitable[LeaseAttrs | None]] = _no_former
+    """Asks the registry, for as long as that takes, what our entry says since an earlier run; ``None``: there is none,
+    or none that can be understood."""
 
 
 class Backend(Protocol):
@@ -59,6 +91,11 @@ class Backend(Protocol):
         """Its own keys of the object Backend."""
         ...
 
+    @property
+    def hop_type(self) -> HopType:
+        """What `read_hop` returns: a type that JSON can hold, a frozen dataclass of such, or ``None`` for nothing."""
+        ...
+
     def read_options(self, reader: ObjectReader) -> Mapping[str, Any]:
         """Return its own keys, defaults filled in, ready to be written as JSON; faults go to `reader`."""
         ...
@@ -70,10 +107,19 @@ class Backend(Protocol):
         """
         ...
 
-    def read_hop(self, attrs: LeaseAttrs) -> Any:
-        """Return what it needs to know of a peer beside the public IP, a frozen value, ``None`` for nothing.
+    def route_for(self, config: NetworkConfig, address: Address, datapath: str) -> Prefix | None:
+        """Return the destination of the route that it may set and that has this address, ``None`` for none.
 
-        Raises `ValueError` with one line for a lease that it cannot send to: that one is no peer.
+        `datapath` is the option, see `backend.datapath`. May ask the kernel, so ask in a thread.
+        Whatever a wider route leads elsewhere now is taken by it.
+        """
+        ...
+
+    def read_hop(self, attrs: LeaseAttrs, own: LeaseAttrs | None = None, version: int = 4) -> Any:
+        """Return what it needs to know of a peer of that IP version beside the public IP, a `hop_type`.
+
+        `own` is what our own lease says, if there is one to say it. Raises `ValueError` with one line for a lease that
+        it cannot send to: that one is no peer.
         """
         ...
 
@@ -81,8 +127,10 @@ class Backend(Protocol):
         """Open what carries packets; nothing is carried before `Network.hold`. Raises `FlannelError`."""
         ...
 
-    async def remove_remains(self, overlay: IPv4Network) -> list[str]:
-        """Remove what a run with this backend has left on the host, where another one runs now; say what it was.
+    async def remove_remains(self, versions: Collection[int]) -> list[str]:
+        """Remove what a run with this backend has left on the host of these IP versions, and say what it was.
+
+        Another backend runs now, or this one without these versions.
 
         Nothing of anybody else's is touched. Raises `FlannelError`.
         """
@@ -92,11 +140,21 @@ class Backend(Protocol):
 class Network(KeptNetwork, Protocol):
     """What carries packets for one configuration; `host.upkeep` keeps it right, see `KeptNetwork`."""
 
-    attrs: LeaseAttrs
-    """What our lease is to say of us."""
+    @property
+    def attrs(self) -> LeaseAttrs:
+        """What our lease is to say of us."""
+        ...
 
-    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
-        """Let packets travel to the peers: the last ones after `deltas`; with `whole` there were none before."""
+    @property
+    def keeps_routes(self) -> bool:
+        """Whether it has kernel routes of our protocol number (`backend.routes`): else those of earlier runs go."""
+        ...
+
+    async def publish(self, own: Subnet, deltas: Sequence[Delta], *, whole: bool) -> None:
+        """Let packets travel to the peers: the last ones after `deltas`; with `whole` there were none before.
+
+        Neither has anything of a family that the backend does not carry.
+        """
         ...
 
     def start(self) -> None:
@@ -118,12 +176,59 @@ class Network(KeptNetwork, Protocol):
         """Return the peers that packets travel to now, by subnet; may take long, so ask in a thread."""
         ...
 
+    def is_direct(self, peer: Peer) -> bool | None:
+        """Tell whether packets to the peer take a route, and no tunnel; ``None`` where all go the same way."""
+        ...
+
     def traffic(self, peer: Peer) -> PeerTraffic | None:
         """Return a peer's traffic since it appeared, ``None`` where nobody counts it."""
         ...
 
-    def route(self, address: IPv4Address) -> RouteAnswer:
+    def activity(self) -> AsyncIterator[Sequence[PeerActivity]]:
+        """Yield what has happened with peers since it was asked last, in parts that hold nobody up."""
+        ...
+
+    def find(self, public_ips: Set[int]) -> Mapping[int, Peer]:
+        """Return the peers at those of these public IPs, numbers in host order, that have any; ask in a thread."""
+        ...
+
+    def echo_route(self, peer: Peer) -> EchoRoute | None:
+        """Return how to ask the peer's kernel whether packets travel there and back; ``None`` where they never do."""
+        ...
+
+    @property
+    def source_ports(self) -> Collection[int]:
+        """The UDP ports that datagrams to peers leave from."""
+        ...
+
+    @property
+    def path_news(self) -> int:
+        """Grows whenever the underlay's paths may have changed."""
+        ...
+
+    @property
+    def path_limits(self) -> Mapping[Address, int]:
+        """What `limit_path_mtu` said, here or in the process that we took over from."""
+        ...
+
+    def limit_path_mtu(self, public_ip: Address, n_bytes: int | None) -> None:
+        """Let inner packets to a peer have so many bytes at most, from 576 on; ``None``: as many as ever.
+
+        Does nothing where the kernel carries packets.
+        """
+        ...
+
+    def route(self, address: Address) -> RouteAnswer:
         """Tell where a packet for `address` would go."""
+        ...
+
+    def ways(self, version: int = 4) -> Ways | None:
+        """Return what the kernel has to do with overlay packets of that IP version.
+
+        ``None`` where that is nobody's business here, or none of that version are carried.
+
+        May take long, so ask in a thread.
+        """
         ...
 
     def facts(self) -> NetworkFacts:
@@ -145,20 +250,46 @@ class Network(KeptNetwork, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class EchoRoute:
+    """Where to send ICMP echoes that go the way of packets to a peer's pods: to the first address that answers.
+
+    `source` is the address to send from, ``None``: the one that the kernel chooses.
+    """
+
+    targets: tuple[Address, ...]
+    source: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkFacts:
     """What `status` says of a network; what it does not have is ``None``."""
 
     device: str | None = None
+    device_v6: str | None = None
+    """That of IPv6, where it is another one than `device`."""
     port: int | None = None
+    """The UDP port that every host receives outer packets on."""
+    ip_protocol: int | None = None
+    """What outer packets bear where they are no datagrams: 4 with IP in IP (RFC 2003)."""
+    datapath: str | None = None
+    """``kernel`` or ``userspace`` with a backend that has both."""
+    datapath_why: str | None = None
+    """Why it is that one, a clause, where there is more to say than that it is the usual one."""
     offload: Sequence[str] | None = None
     worker_packets: Sequence[tuple[int, int]] | None = None
     """Inner packets out and in, one entry a data thread."""
     socket_buffers: tuple[int, int] | None = None
     """Bytes for receiving and for sending that the kernel granted each socket."""
     counters: Mapping[str, Any] | None = None
+    last_dropped: Mapping[str, Sequence[DroppedPacket]] | None = None
+    """The packets that were dropped last, by reason, the newest last."""
+    direct: int | None = None
+    """To how many peers packets take a route, and no tunnel (DirectRouting)."""
+    kernel_drops: Mapping[str, int] | None = None
+    """What the kernel dropped since the start, by place, see `model.KERNEL_DROPS`."""
     problems: Sequence[str] = ()
     """A sentence for each fault that is no single peer's."""
-    faults: Mapping[IPv4Network, str] = field(default_factory=dict)
+    faults: Mapping[Prefix, str] = field(default_factory=dict)
     """Why packets for these peers' subnets do not travel."""
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "udp": "flannel_udp.backend.udp",
+    "vxlan": "flannel_udp.backend.vxlan",
+    "ipip": "flannel_udp.backend.ipip",
     "host-gw": "flannel_udp.backend.host_gw",
     "alloc": "flannel_udp.backend.alloc",
 }

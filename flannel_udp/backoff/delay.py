@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
+SPREAD = 0.25
+"""Of a delay: so much longer it may be, so that hosts that failed together do not come back together."""
+
 
 def doubled(delay_s: float, last_s: float) -> float:
     """Return the delay that follows `delay_s`, at most `last_s`."""
@@ -9,9 +14,13 @@ def doubled(delay_s: float, last_s: float) -> float:
 
 
 class Backoff:
-    """The delays of one loop that tries until it works: `first_s` seconds, doubling to `last_s`."""
+    """The delays of one loop that tries until it works: `first_s` seconds, doubling to `last_s`.
 
-    def __init__(self, first_s: float, last_s: float) -> None:
+    `rng` makes them longer by up to `SPREAD`; without one they are exact.
+    """
+
+    def __init__(self, first_s: float, last_s: float, rng: random.Random | None = None) -> None:
+        self._rng = rng
         self._first_s = first_s
         self._last_s = last_s
         self._next_s = first_s
@@ -20,7 +29,7 @@ class Backoff:
         """Return for how many seconds to wait now; the next delay is longer."""
         delay_s = self._next_s
         self._next_s = doubled(delay_s, self._last_s)
-        return delay_s
+        return delay_s if self._rng is None else delay_s * self._rng.uniform(1, 1 + SPREAD)
 
     def reset(self) -> None:
         """Begin with the first delay again: it worked."""

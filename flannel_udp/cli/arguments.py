@@ -66,8 +66,6 @@ def _help_text(flag: Flag) -> str:
         text += "; may be repeated"
     if flag.default_text:
         text += f" (default {flag.default_text})"
-    if flag.missing:
-        text += " [not available yet]"
     return text
 
 
@@ -132,6 +130,13 @@ def _without_secret(name: str, flags: Iterable[Flag]) -> str:
     return f"--{name}"
 
 
+def unknown_variables(flags: Iterable[Flag], environ: Mapping[str, str]) -> list[str]:
+    """Return a line for each FLANNELD_… variable that is no flag's: a typing error goes unnoticed otherwise."""
+    known = {flag.variable for flag in flags if flag.in_environment}
+    unknown = sorted(name for name in environ if name.startswith("FLANNELD_") and name not in known)
+    return [f"environment variable {name} is no flag's and ignored{did_you_mean(name, known)}" for name in unknown]
+
+
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """Return a hint for a near miss; empty when nothing is near."""
     near = get_close_matches(word, list(known), n=1)
@@ -144,8 +149,6 @@ def _read(flag: Flag, texts: Sequence[str], source: str) -> Any:
         values = [flag.parse(text) for text in texts]
     except ValueError as error:
         raise UsageError(f"{source}: {error}") from None
-    if flag.missing and values[-1]:
-        raise UsageError(f"{source}: {flag.missing} is not available yet; leave the flag out")
     # flanneld: an empty --iface matches the default interface, which is what is left when none is given.
     return tuple(filter(None, values)) if flag.repeatable else values[-1]
 

@@ -20,9 +20,12 @@ from flannel_udp.cli.flags import (
     CNI_INSTALL_FLAGS,
     CONTROL_SOCKET_FLAG,
     DOCKER_OPTS_FLAGS,
+    DOCTOR_CNI_FLAGS,
     FIREWALL_SHOW_FLAGS,
     INTERFACE_FLAGS,
     JSON_FLAG,
+    KUBERNETES_FLAGS,
+    PROBE_FLAG,
     REGISTRY_FLAGS,
     SUBNET_FILE_FLAG,
     Flag,
@@ -31,7 +34,8 @@ from flannel_udp.errors import ConfigError, UsageError
 from flannel_udp.options import DEFAULT_SUBNET_FILE
 
 if TYPE_CHECKING:
-    from flannel_udp.host.firewall.rules import Network, Rules
+    from flannel_udp.host.firewall.rules import Rules
+    from flannel_udp.model import Prefix
     from flannel_udp.netconf.config import ParsedConfig
     from flannel_udp.registry import Registry
 
@@ -85,8 +89,29 @@ def _status(given: Values) -> int:
 def _peers(given: Values) -> int:
     from flannel_udp.admin import client, show
 
-    _show(given, client.fetch_peers(to_options(given).control_socket), show.show_peers)
+    path = to_options(given).control_socket
+    if given.get("probe"):
+        n_peers = client.fetch_status(path)["peers"]
+        peers = client.fetch_probed_peers(path, _progress(f"of {n_peers:,} peers asked"))
+    else:
+        peers = client.fetch_peers(path)
+    _show(given, peers, show.show_peers)
     return 0
+
+
+def _progress(what: str) -> Callable[[int], None]:
+    """Return what says on standard error how far a command is, every second once it has taken two."""
+    from time import monotonic
+
+    due_s = monotonic() + 2.0
+
+    def say(n: int) -> None:
+        nonlocal due_s
+        if monotonic() >= due_s:
+            due_s = monotonic() + 1.0
+            sys.stderr.write(f"flannel-udp: {n:,} {what}\n")
+
+    return say
 
 
 def _route_get(given: Values) -> int:
@@ -97,38 +122,54 @@ def _route_get(given: Values) -> int:
     return 0
 
 
+def _doctor(given: Values) -> int:
+    from flannel_udp.doctor import cni, examine, show
+    from flannel_udp.doctor.finding import Verdict
+
+    bin_dirs = (given["bin-dir"],) if "bin-dir" in given else cni.BIN_DIRS
+    found = examine.examine(to_options(given), given.get("conf-dir", cni.CONF_DIR), bin_dirs)
+    if given.get("json"):
+        sys.stdout.write(json.dumps([item.row() for item in found], indent=2) + "\n")
+    else:
+        show.show(found, sys.stdout)
+    return 1 if any(item.verdict is Verdict.FAULT for item in found) else 0
+
+
 def _iface_show(given: Values) -> int:
     from flannel_udp.host import interface, interface_why
 
     options = to_options(given).interface
-    host = interface.gather(options)
-    choice = interface.decide(options, host)
-    (interface_why.show_json if given.get("json") else interface_why.show)(choice, host, sys.stdout)
+    host = interface.gather(options, interface.VERSIONS)
+    versions = interface.VERSIONS if host.has_ipv6 else interface.VERSIONS[:1]
+    choice = interface.decide(options, host, versions)
+    (interface_why.show_json if given.get("json") else interface_why.show)(choice, host, sys.stdout, versions)
     if choice.interface is None:
-        raise interface.no_interface(choice, host)
+        raise interface.no_interface(choice, host, versions)
     return 0
 
 
 def _firewall_show(given: Values) -> int:
     from flannel_udp.admin.show import show_json
+    from flannel_udp.host.firewall.owner import suffix_of
     from flannel_udp.host.firewall.show import show_document, show_text
 
-    rules, dialect = _rules(given), given.get("dialect", "")
+    rules, network = _rules(given)
+    shown = rules, given.get("dialect", ""), suffix_of(network) if given.get("suffix") else ""
     if given.get("json"):
-        show_json(show_document(rules, dialect), sys.stdout)
+        show_json(show_document(*shown), sys.stdout)
     else:
-        sys.stdout.write(show_text(rules, dialect))
+        sys.stdout.write(show_text(*shown))
     return 0
 
 
-def _rules(given: Values) -> Rules:
+def _rules(given: Values) -> tuple[Rules, Prefix]:
     from flannel_udp.files import subnet_env
     from flannel_udp.host.firewall.rules import rules_for
 
     options = to_options(given)
     file, masquerade = options.subnet_file, options.firewall.ip_masq
-    network: Network | None = given.get("network")
-    subnet: Network | None = given.get("subnet")
+    network: Prefix | None = given.get("network")
+    subnet: Prefix | None = given.get("subnet")
     if network is None and subnet is None:
         env = subnet_env.read(file)
         if env is None:
@@ -139,7 +180,8 @@ def _rules(given: Values) -> Rules:
     if subnet.network_address not in network or subnet.prefixlen < network.prefixlen:
         raise UsageError(f"the subnet {subnet} is not inside the network {network}")
     forward, plain = options.firewall.iptables_forward_rules, options.firewall.ip_masq_fully_random_disable
-    return rules_for(network, subnet, masquerade=masquerade, forward=forward, random_fully=not plain)
+    rules = rules_for(network, subnet, masquerade=masquerade, forward=forward, random_fully=not plain)
+    return rules, network
 
 
 def _show(given: Values, document: Result, for_people: Callable[[Result, TextIO], None]) -> None:
@@ -171,7 +213,7 @@ def _docker_opts(given: Values) -> int:
         ip_masq=not given.get("m", False),
     )
     subnet_file, output = given.get("f", DEFAULT_SUBNET_FILE), given.get("d", Path("/run/docker_opts.env"))
-    write_docker_opts(subnet_file, output, wanted, os.environ)
+    _warn(write_docker_opts(subnet_file, output, wanted, os.environ))
     return 0
 
 
@@ -264,17 +306,37 @@ COMMANDS: Mapping[str, Command] = {
     "peers": Command(
         "list the other hosts, their subnets and what was exchanged with them",
         "Packets and bytes count from the start of the agent; - where the kernel carries them, which does not count\n"
-        "by peer. A column says what keeps packets from a peer, if anything does.\n\n"
-        "example: flannel-udp peers",
+        "by peer. Where there is something to say, columns tell the last ICMP error about packets to a peer, what the\n"
+        "path there carries, and what keeps packets from it. With --probe the agent asks each peer by an ICMP echo.\n\n"
+        "example: flannel-udp peers --probe",
         _peers,
-        _ASK,
+        {"agent": (CONTROL_SOCKET_FLAG, JSON_FLAG, PROBE_FLAG)},
     ),
     "route get": Command(
         "tell where a packet for an address would go: which peer, prefix and interface, or why nowhere",
         "example: flannel-udp route get 10.1.15.7",
         _route_get,
         _ASK,
-        ("ADDRESS", "an IPv4 address"),
+        ("ADDRESS", "an IPv4 or IPv6 address"),
+    ),
+    "doctor": Command(
+        "ask of this host what keeps pods' packets from passing, and say what mends it",
+        "One line a question: ok; note, what may become a fault; skip, what could not be asked, and why; FAULT, what\n"
+        "is wrong, why, and after `mend:` the command that mends it. Nothing is changed, and no agent needs to run:\n"
+        "what it would know is then taken from the subnet file and the registry. Run it as root, with the flags (or\n"
+        "the environment) that the agent has; it takes ten seconds or so. docs/troubleshooting.md goes by symptom.\n"
+        'With --json: [{"question": "forwarding", "ok": false, "what": "...", "mend": "sysctl ..."}, ...].\n'
+        "exit codes: 0 nothing is wrong, 1 something is, 2 wrong usage.\n\n"
+        "example: sudo flannel-udp doctor --etcd-endpoints=http://192.0.2.10:2379 --iface=eth1",
+        _doctor,
+        {
+            "agent": (CONTROL_SOCKET_FLAG, SUBNET_FILE_FLAG),
+            "registry": REGISTRY_FLAGS,
+            "Kubernetes": KUBERNETES_FLAGS,
+            "interface": INTERFACE_FLAGS,
+            "container runtimes": DOCTOR_CNI_FLAGS,
+            "output": (JSON_FLAG,),
+        },
     ),
     "iface show": Command(
         "tell which interface the agent would take with these flags, and why each other one not",
@@ -287,7 +349,8 @@ COMMANDS: Mapping[str, Command] = {
     "firewall show": Command(
         "print the firewall rules of a host, as nft -f and iptables-restore --noflush take them",
         "Nothing is asked of the kernel and nothing is changed; root is not needed. Network, subnet and whether to\n"
-        "masquerade are read from the subnet file unless they are given.\n\n"
+        "masquerade are read from the subnet file unless they are given. Where another overlay's rules have flannel's\n"
+        "names, an agent's own are under those with a suffix: --suffix.\n\n"
         "example: flannel-udp firewall show --network=10.1.0.0/16 --subnet=10.1.15.0/24 --ip-masq --dialect=nftables",
         _firewall_show,
         {"rules": (*FIREWALL_SHOW_FLAGS, SUBNET_FILE_FLAG), "output": (JSON_FLAG,)},
@@ -301,7 +364,9 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "docker-opts": Command(
         "write the Docker daemon's options for this host's subnet",
-        "As flannel's mk-docker-opts.sh does; with neither -i nor -c both forms are written.\n\n"
+        "As flannel's mk-docker-opts.sh does; with neither -i nor -c both forms are written.\n"
+        "What the environment has of DOCKER_OPTS comes first, without --bip, --mtu and --ip-masq: ours are written,\n"
+        "and one of the user's own that says something else is named.\n\n"
         "example: flannel-udp docker-opts -k DOCKER_NETWORK_OPTIONS -d /run/flannel/docker",
         _docker_opts,
         {"options": DOCKER_OPTS_FLAGS},

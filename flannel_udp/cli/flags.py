@@ -22,13 +22,15 @@ from flannel_udp.cli.parsers import (
     parse_listen_ip,
     parse_network,
     parse_offload,
-    parse_optional_ipv4,
     parse_optional_path,
     parse_path,
+    parse_public_ip,
+    parse_public_ipv6,
     parse_reachable,
     parse_regex,
     parse_registry,
     parse_secret_file,
+    parse_source_ports,
     parse_workers,
     whole,
 )
@@ -41,7 +43,7 @@ class Flag:
 
     `parse` turns its text into a value and raises `ValueError` with the reason; `field` is the attribute of `Options`
     it sets (dotted), empty for a flag that sets none, which then says its default in `default`. A `switch` takes a
-    value only after `=`. `missing` names a feature that does not exist yet: the flag is refused unless it is off.
+    value only after `=`.
     """
 
     name: str
@@ -53,7 +55,6 @@ class Flag:
     switch: bool = False
     repeatable: bool = False
     secret: bool = False
-    missing: str = ""
     in_environment: bool = True
 
     @property
@@ -77,8 +78,8 @@ class Flag:
         return "" if value is None else str(value)
 
 
-def _switch(name: str, help_: str, field: str = "", default: str = "", missing: str = "") -> Flag:
-    return Flag(name, help_, "BOOL", parse_bool, field, default, switch=True, missing=missing)
+def _switch(name: str, help_: str, field: str = "", default: str = "") -> Flag:
+    return Flag(name, help_, "BOOL", parse_bool, field, default, switch=True)
 
 
 REGISTRY_FLAGS = (
@@ -128,10 +129,10 @@ INTERFACE_FLAGS = (
         "public-ip",
         "the IPv4 address other hosts dial, when it is not the interface's own",
         "IP",
-        parse_optional_ipv4,
+        parse_public_ip,
         "interface.public_ip",
     ),
-    Flag("public-ipv6", "the same for IPv6", "IP", missing="IPv6"),
+    Flag("public-ipv6", "the same for IPv6", "IP", parse_public_ipv6, "interface.public_ipv6"),
 )
 
 LEASE_FLAGS = (
@@ -162,6 +163,13 @@ SUBNET_FILE_FLAG = Flag(
 
 HOST_FLAGS = (
     SUBNET_FILE_FLAG,
+    Flag(
+        "state-dir",
+        "where the host keeps the id by which it knows its own leases again (ours)",
+        "DIR",
+        parse_path,
+        "state_dir",
+    ),
     CONTROL_SOCKET_FLAG,
     Flag(
         "takeover",
@@ -195,7 +203,8 @@ FIREWALL_FLAGS = (
     _switch("ip-blackhole-route", "drop what no pod of this host's subnet takes", "firewall.ip_blackhole_route"),
     _switch(
         "clean-on-exit",
-        "when the agent stops, remove these rules, that route and the backend's routes to peers (host-gw) (ours)",
+        "when the agent stops, remove these rules, that route and what the kernel has of the backend (routes to peers, "
+        "the kernel's tunnel device) (ours)",
         "firewall.clean_on_exit",
     ),
 )
@@ -211,6 +220,9 @@ FIREWALL_SHOW_FLAGS = (
         choice("nftables", "iptables"),
         in_environment=False,
     ),
+    Flag(
+        "suffix", "with the names beside another overlay's rules", "BOOL", parse_bool, switch=True, in_environment=False
+    ),
 )
 
 HEALTH_FLAGS = (
@@ -220,6 +232,13 @@ HEALTH_FLAGS = (
 )
 
 DATAPLANE_FLAGS = (
+    Flag(
+        "datapath",
+        "who carries VXLAN and IPIP: the kernel, our own packet path, or auto: the kernel where it can (ours)",
+        "auto|kernel|userspace",
+        choice("auto", "kernel", "userspace"),
+        "dataplane.datapath",
+    ),
     Flag(
         "source-check",
         "how strictly the sender of a packet is checked (ours)",
@@ -245,8 +264,15 @@ DATAPLANE_FLAGS = (
         "dataplane.busy_poll_us",
     ),
     Flag(
+        "source-ports",
+        "outer source ports, by which the underlay tells flows apart; 0: the one that is received on (ours)",
+        "N",
+        parse_source_ports,
+        "dataplane.source_ports",
+    ),
+    Flag(
         "tx-queue-len",
-        "packets that wait at flannel0 at most (ours)",
+        "packets that wait at our TUN device at most (ours)",
         "N",
         whole(1, 1_000_000),
         "dataplane.tx_queue_packets",
@@ -289,6 +315,8 @@ IGNORED_FLAGS = tuple(
 
 JSON_FLAG = Flag("json", "print JSON for programs", "BOOL", parse_bool, switch=True, in_environment=False)
 
+PROBE_FLAG = Flag("probe", "ask every peer by an ICMP echo", "BOOL", parse_bool, switch=True, in_environment=False)
+
 CNI_INSTALL_FLAGS = (
     Flag(
         "bin-dir",
@@ -308,6 +336,25 @@ CNI_INSTALL_FLAGS = (
     Flag("python", "the Python that runs it, 3.11 or later", "FILE", default="this one", in_environment=False),
 )
 
+DOCTOR_CNI_FLAGS = (
+    Flag(
+        "conf-dir",
+        "the folder of CNI configurations",
+        "DIR",
+        parse_path,
+        default="/etc/cni/net.d",
+        in_environment=False,
+    ),
+    Flag(
+        "bin-dir",
+        "the only folder of CNI plugins",
+        "DIR",
+        parse_path,
+        default="/opt/cni/bin, and those of distributions",
+        in_environment=False,
+    ),
+)
+
 DOCKER_OPTS_FLAGS = (
     Flag("f", "flannel's file", "FILE", parse_path, default=str(DEFAULT_SUBNET_FILE), in_environment=False),
     Flag("d", "the file to write", "FILE", parse_path, default="/run/docker_opts.env", in_environment=False),
@@ -324,7 +371,7 @@ AGENT_GROUPS: Mapping[str, tuple[Flag, ...]] = {
     "host": HOST_FLAGS,
     "firewall": FIREWALL_FLAGS,
     "health and logs": HEALTH_FLAGS,
-    "packet path of the backend udp": DATAPLANE_FLAGS,
+    "packet path of our own": DATAPLANE_FLAGS,
     "Kubernetes": KUBERNETES_FLAGS,
 }
 

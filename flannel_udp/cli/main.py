@@ -10,11 +10,21 @@ import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from textwrap import fill
+from typing import IO
 
 from flannel_udp import __version__
 from flannel_udp.backend.table import BACKENDS
-from flannel_udp.cli.arguments import add_flags, did_you_mean, make_parser, read_arguments, to_options
+from flannel_udp.cli.arguments import (
+    add_flags,
+    did_you_mean,
+    make_parser,
+    read_arguments,
+    to_options,
+    unknown_variables,
+)
 from flannel_udp.cli.commands import COMMANDS, Command
 from flannel_udp.cli.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS
 from flannel_udp.errors import ConfigError, FlannelError, UsageError
@@ -25,6 +35,7 @@ LAB_SUMMARY = "build hosts and pods in network namespaces, to try and to test"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
+    _open_closed_streams()
     try:
         try:
             code = _dispatch(sys.argv[1:] if argv is None else list(argv))
@@ -33,25 +44,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except FlannelError as error:
         for line in error.faults if isinstance(error, ConfigError) else [str(error)]:
-            sys.stderr.write(f"flannel-udp: {line}\n")
-        return error.exit_code
+            _complain(line)
+        code = error.exit_code
     except KeyboardInterrupt:
-        return 130  # 128 + SIGINT, as a shell reports it
+        code = 130  # 128 + SIGINT, as a shell reports it
     except BrokenPipeError:
-        _give_up_stdout()  # the reader (`| head`) has gone
-        return 141  # 128 + SIGPIPE
+        _give_up(sys.stdout)  # the reader (`| head`) has gone
+        code = 141  # 128 + SIGPIPE
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _give_up_stdout()
-        sys.stderr.write(f"flannel-udp: cannot write {error.filename or 'the output'}: {error.strerror}\n")
-        return FlannelError.exit_code
+        _give_up(sys.stdout)
+        _complain(f"cannot write {error.filename or 'the output'}: {error.strerror}")
+        code = FlannelError.exit_code
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _give_up(sys.stderr)
     return code
 
 
-def _give_up_stdout() -> None:
-    """Let what is still buffered go nowhere: Python flushes once more at exit, and would complain again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _open_closed_streams() -> None:
+    """Lead the streams that the parent has closed nowhere: else a socket of ours gets the number of one of them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        setattr(sys, name, getattr(sys, name) or _open_nowhere(mode))
+
+
+def _open_nowhere(mode: str) -> IO[str]:
+    return Path(os.devnull).open(mode, encoding="utf-8")
+
+
+def _complain(line: str) -> None:
+    with suppress(OSError):  # a log that cannot be written changes no exit code
+        sys.stderr.write(f"flannel-udp: {line}\n")
+
+
+def _give_up(stream: IO[str]) -> None:
+    """Let what is still buffered go nowhere: Python flushes once more at exit, and would make the exit code 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -68,6 +98,8 @@ def _dispatch(argv: list[str]) -> int:
 
 def _agent(argv: list[str]) -> int:
     options = agent_options(argv, os.environ)
+    for line in unknown_variables(AGENT_FLAGS, os.environ):
+        _complain(f"warning: {line}")
     from flannel_udp.agent.run import run
 
     return run(options)
@@ -123,6 +155,8 @@ def _lab(argv: list[str]) -> int:
     kind = getattr(args, "backend", None)
     if kind is not None and kind not in BACKENDS:
         parser.error(f"--backend: {kind!r} is not one of {', '.join(BACKENDS)}{did_you_mean(kind, BACKENDS)}")
+    if kind is not None and "6" in args.families and 6 not in BACKENDS[kind].families:
+        parser.error(f"--families {args.families}: the backend {kind} carries IPv4 only")
     return command.run(args)
 
 

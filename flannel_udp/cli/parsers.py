@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 from flannel_udp.options import NO_OFFLOAD, Offload
@@ -54,6 +54,13 @@ def parse_workers(text: str) -> int:
     return 0 if text == "auto" else whole(1, 256)(text)
 
 
+def parse_source_ports(text: str) -> int:
+    """Return a number of outer source ports, 0 for none beside the one that is received on."""
+    if text not in ("0", "2", "4", "8", "16", "32"):
+        raise ValueError(f"{text!r} is not 0, 2, 4, 8, 16 or 32")
+    return int(text)
+
+
 def choice(*words: str) -> Callable[[str], str]:
     """Return a parser that takes one of `words`."""
 
@@ -78,18 +85,10 @@ def parse_optional_path(text: str) -> Path | None:
 
 
 def parse_secret_file(text: str) -> str:
-    """Return the secret that a file holds, without the newline at its end; an empty name means none."""
-    if not text:
-        return ""
-    try:
-        secret = Path(text).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise ValueError(f"{text} is not UTF-8 text") from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise ValueError(f"cannot read {text!r}: {getattr(error, 'strerror', None) or error}") from None
-    if not secret or not secret.isprintable():
-        raise ValueError(f"{text} holds no password: it must be one line")
-    return secret
+    """Return the secret in a file, which may come later; an empty name means none."""
+    from flannel_udp.files.secret import secret_in  # noqa: PLC0415 - only where it is asked for
+
+    return secret_in(Path(text)) if text else ""
 
 
 def parse_regex(text: str) -> str:
@@ -118,6 +117,33 @@ def parse_optional_ipv4(text: str) -> IPv4Address | None:
         raise ValueError(f"{text!r} is not an IPv4 address such as 192.0.2.1") from None
 
 
+def parse_public_ip(text: str) -> IPv4Address | None:
+    """Read the address by which other hosts reach this one; empty means the interface's, as in flanneld."""
+    address = parse_optional_ipv4(text)
+    _check_dialled(address)
+    return address
+
+
+def parse_public_ipv6(text: str) -> IPv6Address | None:
+    """Read it for IPv6."""
+    try:
+        address = IPv6Address(text) if text else None
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IPv6 address such as 2001:db8::1") from None
+    if address is not None and address.scope_id is not None:
+        raise ValueError(f"{text!r} names an interface of this host, which means nothing on others")
+    _check_dialled(address)
+    return address
+
+
+def _check_dialled(address: IPv4Address | IPv6Address | None) -> None:
+    from flannel_udp.netconf.addresses import why_not_dialled  # noqa: PLC0415 - --help and --version need none of it
+
+    why = None if address is None else why_not_dialled(address)
+    if why is not None:
+        raise ValueError(f"{address} {why}: give the address by which other hosts reach this one")
+
+
 def parse_network(text: str) -> IPv4Network | IPv6Network:
     """Read a network without host bits."""
     try:
@@ -127,9 +153,8 @@ def parse_network(text: str) -> IPv4Network | IPv6Network:
 
 
 def parse_reachable(text: str) -> str:
-    """Check an IPv4 address to be reached and return it as it is; empty means none."""
-    parse_optional_ipv4(text)
-    return text
+    """Check an IP address to be reached and return it as it is; empty means none."""
+    return parse_listen_ip(text) if text else text
 
 
 def parse_registry(text: str) -> str:

@@ -13,6 +13,9 @@ from flannel_udp.cni.request import Document
 _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 """What Python ignores; ignored signals stay so in the programs that it starts, unless told otherwise."""
 
+_OTHER_ADDRESS = "already has an IP address different from"
+"""What the plugin `bridge` says where its bridge was made for another subnet."""
+
 
 def find(plugin: str, path: tuple[str, ...]) -> str:
     """Return the executable of that name. Raises `CniError`."""
@@ -68,4 +71,9 @@ def _failure(plugin: str, command: str, code: int, printed: bytes) -> CniError:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
         said = printed.decode(errors="replace").strip()
         return CniError(DELEGATE_FAILED, f"{plugin} failed in {command} ({how}) without a CNI error", said[:1000])
+    if _OTHER_ADDRESS in msg:
+        msg += (
+            "; if that is a former subnet's: stop the pods that are on the bridge and remove it (`ip link del cni0`): "
+            "it is made anew"
+        )
     return CniError(error_code if isinstance(error_code, int) else DELEGATE_FAILED, f"{plugin}: {msg}", str(details))

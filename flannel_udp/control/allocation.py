@@ -1,26 +1,55 @@
-"""Which subnet to take, in flannel's order. Pure: a snapshot and a random generator in, a decision out."""
+"""Which subnet to take, in flannel's order. Pure: a snapshot and a random generator in, a decision out.
+
+Where both families are on the subnet has a part of each, under one key; they are chosen by themselves.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
-from itertools import islice
+from itertools import chain, islice
 
-from flannel_udp.control.entries import check_prefix, read_lease
-from flannel_udp.errors import NoFreeSubnet, RegistryError
-from flannel_udp.model import Entry, Lease, Snapshot, Subnet
-from flannel_udp.netconf.config import NetworkConfig, SubnetRange
-from flannel_udp.registry.keys import format_key, parse_key
+from flannel_udp.control.entries import check_prefix, read_leases
+from flannel_udp.errors import AddressClaimed, NoFreeSubnet, RegistryError
+from flannel_udp.model import Address, Entry, Lease, LeaseAttrs, Prefix, Snapshot, Subnet, prefix_of
+from flannel_udp.netconf.config import AnyRange, NetworkConfig
+from flannel_udp.registry.keys import Faults, parse_key
 
 CANDIDATES = 100
 """flannel picks among this many free subnets, so that hosts starting together rarely race for the same one."""
 
 
 @dataclass(frozen=True, slots=True)
+class Seeker:
+    """Who seeks a subnet: the host that is found by that address, and with that mark, 0 for none.
+
+    ``yields``: another host has just taken our subnet under our own address; it is left to it for a while.
+    ``versions``: the IP versions that it has an address of; it gets a part of no other family.
+    """
+
+    address: Address
+    mark: int = 0
+    yields: bool = False
+    versions: tuple[int, ...] = (4,)
+
+    @classmethod
+    def saying(cls, attrs: LeaseAttrs, mark: int, *, yields: bool = False) -> Seeker:
+        """Return the host whose lease is to say that. Raises `ValueError` if it has no address at all."""
+        if attrs.found_by is None:
+            raise ValueError("a host without any address cannot have a lease")
+        versions = tuple(version for version in (4, 6) if attrs.address_of(version) is not None)
+        return cls(attrs.found_by, mark, yields, versions)
+
+    def holds(self, lease: Lease) -> bool:
+        """Tell whether a lease is under the host's address."""
+        return lease.attrs.address_of(self.address.version) == self.address
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """Delete the leases in ``discard``, then hold ``subnet``: renew the entry ``reuse``, or create one if ``None``."""
+    """Delete the leases in ``discard``, then hold ``subnet``: take the entry ``reuse``, or create one if ``None``."""
 
     subnet: Subnet
     reuse: Entry | None = None
@@ -30,95 +59,191 @@ class Decision:
 def choose_subnet(
     config: NetworkConfig,
     snapshot: Snapshot,
-    public_ip: IPv4Address,
+    seeker: Seeker,
     previous: Subnet | None,
     rng: random.Random,
 ) -> Decision:
-    """Decide which subnet the host with `public_ip` takes.
+    """Decide which subnet a host takes, with a part of each family that is on and that it has an address of.
 
-    `config` has IPv4 on; `previous` is the subnet of an existing subnet.env. The order: an entry under our public IP
-    that fits (a reservation before `previous` before the rest), else `previous` if it fits and is free, else a random
-    one of the first 100 free subnets. Leases of ours that do not fit are discarded; a reservation is somebody's
-    hand-made decision and stays. Raises `NoFreeSubnet`.
+    `previous` is the subnet of an existing subnet.env. The order: an entry under our address that fits (a reservation
+    before one under our mark before `previous` before the rest), else, for each part, that of `previous`, or of what is
+    discarded, if it fits and is free, else a random one of the first 100 free ones. What does not fit is discarded if
+    our mark is on it, and stays otherwise: a reservation is somebody's hand-made decision, and a lease may be
+    anybody's. What ended by our clock is as good as held while there is something else. Raises `NoFreeSubnet`,
+    `AddressClaimed`.
     """
-    if config.v4 is None:
-        raise ValueError("choose_subnet needs a configuration with IPv4")
-    ours, blocking = _survey(snapshot, config.v4.network, public_ip)
-    fitting = [lease for lease in ours if config.fits(lease.subnet)]
-    if fitting:
-        fitting.sort(key=lambda lease: (not lease.entry.reserved, lease.subnet != previous, lease.entry.key))
-        return Decision(fitting[0].subnet, reuse=fitting[0].entry)
-    discard = tuple(lease for lease in ours if not lease.entry.reserved)
-    keys = snapshot.entries.keys() - {lease.entry.key for lease in discard}
-    if (
-        previous is not None
-        and config.fits(previous)
-        and format_key(previous) not in keys
-        and not any(previous.v4.overlaps(subnet) for subnet in blocking)
-    ):
-        return Decision(previous, discard=discard)
-    free = list(islice(free_subnets(config.v4, blocking, keys), CANDIDATES))
+    leases = read_leases(snapshot.entries)
+    ours = [lease for lease in leases if seeker.holds(lease)]
+    lease = find_former(config, ours, seeker, previous)
+    if lease is not None:
+        if seeker.yields and not lease.entry.reserved:
+            raise AddressClaimed(describe_claim(lease.entry, seeker.address, seeker.mark))
+        return Decision(config.part_of(lease.subnet), reuse=lease.entry)
+    discard = tuple(lease for lease in ours if seeker.mark and lease.entry.mark == seeker.mark)
+    held = [lease for lease in leases if lease not in discard]
+    # Our own that ended we may have back.
+    ended = [lease for lease in read_leases(snapshot.ended) if not seeker.holds(lease)]
+    poisoned = _named(snapshot.entries.keys() - {lease.entry.key for lease in leases})
+    wanted = [*([] if previous is None else [previous]), *(lease.subnet for lease in discard)]
+    parts = [
+        _choose_part(subnets, _Taken.of(subnets.network, held, ended, poisoned), wanted, rng)
+        for subnets in map(config.of, seeker.versions)
+        if subnets is not None
+    ]
+    return Decision(Subnet.made_of(parts), discard=discard)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What one family's part cannot be."""
+
+    held: Sequence[Prefix]
+    ended: Sequence[Prefix]
+    """Over by our clock: avoided while there is something else."""
+    poisoned: Collection[Prefix]
+    """Of entries that cannot be understood: they block nothing, but their own keys cannot be created."""
+
+    @classmethod
+    def of(cls, network: Prefix, held: Iterable[Lease], ended: Iterable[Lease], poisoned: Collection[Prefix]) -> _Taken:
+        """Return it for the family of the overlay `network`."""
+        return cls(_inside(network, held), _inside(network, ended), poisoned)
+
+
+def _choose_part(subnets: AnyRange, taken: _Taken, wanted: Iterable[Subnet], rng: random.Random) -> Prefix:
+    """Choose one family's part: the first of those `wanted` that is free, else any. Raises `NoFreeSubnet`."""
+    for subnet in wanted:
+        part = subnet.of(subnets.network.version)
+        if part is None or part in taken.poisoned or not subnets.fits(part):
+            continue
+        if not any(part.overlaps(other) for other in chain(taken.held, taken.ended)):
+            return part
+    free = list(islice(free_subnets(subnets, (*taken.held, *taken.ended), taken.poisoned), CANDIDATES))
+    free = free or list(islice(free_subnets(subnets, taken.held, taken.poisoned), CANDIDATES))
     if not free:
-        first, last = config.v4.first.network_address, config.v4.last.network_address
+        first, last = subnets.first.network_address, subnets.last.network_address
         raise NoFreeSubnet(
-            f"all {config.v4.count} subnets of length /{config.v4.subnet_len} from {first} to {last} are taken: "
+            f"all {subnets.count} subnets of length /{subnets.subnet_len} from {first} to {last} are taken: "
             "delete stale leases or widen the network configuration"
         )
-    return Decision(rng.choice(free), discard=discard)
+    return rng.choice(free)
 
 
-def accept_assigned(config: NetworkConfig, entry: Entry) -> Decision:
+def find_former(
+    config: NetworkConfig, leases: Iterable[Lease], seeker: Seeker, previous: Subnet | None
+) -> Lease | None:
+    """Return the lease that a host takes for its own: the first one of `choose_subnet`'s order, if there is any.
+
+    A reservation may have a part of a family that is off, or lack one that is on: what of it fits is taken.
+    """
+
+    def fits(lease: Lease) -> bool:
+        if not lease.entry.reserved:
+            return config.fits(lease.subnet, seeker.versions)
+        part = config.part_of(lease.subnet)
+        return config.fits(part, ()) and any(part.of(version) for version in seeker.versions)
+
+    return min(
+        (lease for lease in leases if seeker.holds(lease) and fits(lease)),
+        key=lambda lease: (
+            not lease.entry.reserved,
+            -len(config.part_of(lease.subnet).prefixes),
+            lease.entry.mark != seeker.mark,
+            lease.subnet != previous,
+            lease.entry.key,
+        ),
+        default=None,
+    )
+
+
+def find_rival(leases: Iterable[Lease], key: str, subnet: Subnet) -> Lease | None:
+    """Return whose entry has a part of the subnet for which `key` was created, ``None``: it is nobody else's.
+
+    Two keys may share one part, so that the store keeps nobody from creating the second one. Who lists the registry
+    after that sees the first one at least; where both hosts see each other both choose anew.
+    """
+    return next(
+        (
+            lease
+            for lease in leases
+            if lease.entry.key != key
+            and any(
+                ours.version == theirs.version and ours.overlaps(theirs)
+                for ours in subnet.prefixes
+                for theirs in lease.subnet.prefixes
+            )
+        ),
+        None,
+    )
+
+
+def accept_assigned(config: NetworkConfig, entry: Entry, versions: Collection[int]) -> Decision:
     """Decide to take the subnet that the registry assigned to this host; its length may be any.
 
-    `config` has IPv4 on. Raises `RegistryError` when the subnet is no part of the overlay network.
+    What of it can be taken is, of the IP versions that the host has an address of. Raises `RegistryError` when no part
+    of it is a part of an overlay network.
     """
-    if config.v4 is None:
-        raise ValueError("accept_assigned needs a configuration with IPv4")
+    faults: Faults = {}
+    parts: list[Prefix] = []
     try:
-        subnet = parse_key(entry.key)
-        check_prefix(subnet.v4, config.v4.network)
+        subnet = parse_key(entry.key, faults)
+        for overlay in config.overlays:
+            part = subnet.of(overlay.version)
+            if part is None or overlay.version not in versions:
+                continue
+            try:
+                check_prefix(part, overlay)
+                parts.append(part)
+            except ValueError as error:
+                faults[overlay.version] = str(error)
+        if not parts:
+            raise ValueError(next(iter(faults.values()), f"{entry.key!r} has no part of a family that is on"))
     except ValueError as error:
         raise RegistryError(f"the subnet assigned to this host is of no use: {error}: make the two agree") from None
-    return Decision(subnet, reuse=entry)
+    return Decision(Subnet.made_of(parts), reuse=entry)
 
 
-def free_subnets(
-    subnets: SubnetRange[IPv4Network], blocking: Iterable[IPv4Network], keys: Collection[str]
-) -> Iterator[Subnet]:
-    """Yield the subnets that overlap nothing in `blocking` and whose key is not among `keys`, from SubnetMin on.
-
-    A poisoned entry blocks nothing, but its own key cannot be created.
-    """
+def free_subnets(subnets: AnyRange, blocking: Iterable[Prefix], taken: Collection[Prefix]) -> Iterator[Prefix]:
+    """Yield the subnets of one family that overlap nothing in `blocking` and are not `taken`, from SubnetMin on."""
     step = subnets.step
     end = int(subnets.last.network_address) + step
-    address = int(subnets.first.network_address)
+    low = subnets.first.network_address
+    address = int(low)
     # Sorted by address, the blocked spans are walked once, side by side with the candidates.
     spans = sorted((int(subnet.network_address), subnet.num_addresses) for subnet in blocking)
     for start, size in (*spans, (end, 0)):
         while address + step <= min(start, end):
-            subnet = Subnet(IPv4Network((address, subnets.subnet_len)))
-            if format_key(subnet) not in keys:
+            subnet = prefix_of(low + (address - int(low)), subnets.subnet_len)
+            if subnet not in taken:
                 yield subnet
             address += step
         if start + size > address:
             address = -(-(start + size) // step) * step  # up to the next multiple: subnets are aligned
 
 
-def _survey(snapshot: Snapshot, network: IPv4Network, public_ip: IPv4Address) -> tuple[list[Lease], list[IPv4Network]]:
-    """Return the entries under `public_ip`, wherever they are, and the subnets inside `network` that stay taken.
+def describe_claim(entry: Entry, public_ip: Address, mark: int) -> str:
+    """Return who else has taken our subnet under our own address, for people."""
+    who = "a copy of this host, or a second agent on it," if entry.mark == mark else "another host"
+    return (
+        f"{who} claims our address {public_ip}: {entry.key} is under the mark {entry.mark:08x} now, ours is {mark:08x}"
+    )
 
-    Our own reservations count among these: what they cover is routed to us by the other hosts.
-    """
-    ours, blocking = [], []
-    for entry in snapshot.entries.values():
-        try:
-            lease = read_lease(entry)
-            if lease.attrs.public_ip == public_ip:
-                ours.append(lease)
-                if not entry.reserved:
-                    continue
-            check_prefix(lease.subnet.v4, network)
-            blocking.append(lease.subnet.v4)
-        except ValueError:
-            continue  # poisoned: the peer table warns about it
-    return ours, blocking
+
+def _named(keys: Iterable[str]) -> set[Prefix]:
+    """Return what these keys stand for, as far as they can be understood."""
+    parts: set[Prefix] = set()
+    for key in keys:
+        with suppress(ValueError):
+            parts.update(parse_key(key, {}).prefixes)
+    return parts
+
+
+def _inside(network: Prefix, leases: Iterable[Lease]) -> list[Prefix]:
+    """Return the parts of the leases that are a true part of `network`."""
+    found = []
+    for lease in leases:
+        part = lease.subnet.of(network.version)
+        if part is not None:
+            with suppress(ValueError):
+                check_prefix(part, network)
+                found.append(part)
+    return found

@@ -1,31 +1,41 @@
-"""How an entry of the registry becomes a lease and a lease becomes a peer; whatever cannot is poisoned. Pure.
+"""How an entry of the registry becomes a lease and a lease becomes peers; whatever cannot is poisoned. Pure.
 
-A poisoned entry costs nobody but itself: it is passed over with one warning, in routing and in allocation.
+A poisoned entry costs nobody but itself: it is passed over with one warning, in routing and in allocation. Of an entry
+with both families the poisoned one is passed over, and the other counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from flannel_udp.model import Entry, Lease, LeaseAttrs, Peer
-from flannel_udp.registry.keys import parse_key, parse_value
+from flannel_udp.model import Address, Entry, Lease, LeaseAttrs, Prefix
+from flannel_udp.netconf.addresses import why_not_dialled
+from flannel_udp.registry.keys import Faults, parse_key, parse_value
 
-# First bytes of addresses: "this network", never a destination (RFC 1122 section 3.2.1.3), and multicast (RFC 5771).
-_NO_HOSTS = frozenset((0, *range(224, 240)))
-_BROADCAST = IPv4Address("255.255.255.255")
-
-ReadHop = Callable[[LeaseAttrs], Any]
-"""What the backend has to know of a peer beside its public IP; raises `ValueError` for one that it cannot send to."""
+ReadHop = Callable[[LeaseAttrs, int], Any]
+"""What the backend has to know of a peer of that IP version beside its public IP; raises `ValueError` for one that it
+cannot send to."""
 
 
 def read_lease(entry: Entry) -> Lease:
-    """Parse key and value. Raises `ValueError` with one line."""
-    return Lease(parse_key(entry.key), parse_value(entry.value), entry)
+    """Parse key and value. Raises `ValueError` with one line where neither family's part can be understood."""
+    faults: Faults = {}
+    subnet = parse_key(entry.key, faults)
+    return Lease(subnet, parse_value(entry.value, faults), entry, faults)
 
 
-def check_prefix(subnet: IPv4Network, network: IPv4Network) -> None:
+def read_leases(entries: Mapping[str, Entry]) -> list[Lease]:
+    """Return what can be understood; the peer table warns about the rest."""
+    leases = []
+    for entry in entries.values():
+        with suppress(ValueError):
+            leases.append(read_lease(entry))
+    return leases
+
+
+def check_prefix(subnet: Prefix, network: Prefix) -> None:
     """Raise `ValueError` unless `subnet` is a true part of the overlay `network`; its length may be any."""
     if subnet.prefixlen <= network.prefixlen:
         raise ValueError(f"{subnet} is as wide as the overlay network {network} or wider")
@@ -33,12 +43,12 @@ def check_prefix(subnet: IPv4Network, network: IPv4Network) -> None:
         raise ValueError(f"{subnet} is outside the overlay network {network}")
 
 
-def read_peer(subnet: IPv4Network, attrs: LeaseAttrs, read_hop: ReadHop) -> Peer:
-    """Return where packets for a lease's subnet go. Raises `ValueError` if the backend cannot send there.
+def why_not_sent_to(address: Address, network: Prefix, own: Mapping[Address, str]) -> str | None:
+    """Return why no packets can be sent to a peer at `address`, in a clause "is ..."; ``None`` if they can.
 
-    Loopback addresses pass: a lab may run several agents on one machine.
+    `network` is the overlay of that family; `own` says what of this host's addresses, and of its networks' broadcasts,
+    each one is.
     """
-    hop, address = read_hop(attrs), attrs.public_ip
-    if int(address) >> 24 in _NO_HOSTS or address == _BROADCAST:
-        raise ValueError(f"PublicIP {address} is no address of one host")
-    return Peer(subnet, address, hop)
+    if address in network:
+        return f"is in the overlay network {network}, so what is sent there comes back into the overlay"
+    return why_not_dialled(address) or own.get(address)

@@ -10,11 +10,13 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
-from flannel_udp.control.allocation import Decision, accept_assigned, choose_subnet
+from flannel_udp.control.allocation import Decision, Seeker, accept_assigned, choose_subnet, find_rival
 from flannel_udp.control.boottime import Alarm, now_s
-from flannel_udp.control.entries import read_lease
+from flannel_udp.control.entries import read_lease, read_leases
+from flannel_udp.control.former import read_attrs
 from flannel_udp.control.lease_actions import (
     Action,
     Ask,
@@ -31,14 +33,15 @@ from flannel_udp.control.lease_actions import (
     Result,
     Say,
     Survey,
+    Take,
 )
 from flannel_udp.control.lease_machine import LeaseMachine
 from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays
-from flannel_udp.errors import FlannelError, LeaseLost
+from flannel_udp.errors import FlannelError, LeaseLost, SubnetTaken
 from flannel_udp.model import LEASE_TTL_S, Entry, Lease, LeaseAttrs, Subnet
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry import Registry
-from flannel_udp.registry.keys import format_key, format_value, parse_value
+from flannel_udp.registry.keys import format_key, format_value
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,8 @@ OVER_S = 0.0
 class LeaseKeeper:
     """Holds one lease for the host with `attrs`; `acquire`, then `keep` until it is lost, then `acquire` again.
 
-    `previous` is the subnet of an existing subnet.env, `margin_s` the life left at which the lease is renewed.
+    `previous` is the subnet of an existing subnet.env, `margin_s` the life left at which the lease is renewed, `mark`
+    the host's, which its leases bear, 0 for none.
     `forward_until` is told again and again until when the host may forward for the lease, by CLOCK_BOOTTIME (``None``:
     for ever), and at its loss that the time is over.
     """
@@ -61,6 +65,7 @@ class LeaseKeeper:
         margin_s: float,
         forward_until: Callable[[float | None], None],
         *,
+        mark: int = 0,
         previous: Subnet | None = None,
         delays: Delays = DEFAULT_DELAYS,
         rng: random.Random | None = None,
@@ -71,10 +76,12 @@ class LeaseKeeper:
         self._config: NetworkConfig | None = None
         # flannel's pick needs no secrecy, only that hosts differ.
         self._rng = rng or random.Random()  # noqa: S311
-        self._machine = LeaseMachine(attrs, margin_s, delays)
+        self._machine = LeaseMachine(attrs, margin_s, delays, mark, self._rng)
         self._todo: deque[Callable[[], list[Action]]] = deque()  # what happened and the machine was not told yet
         self._woken = asyncio.Event()  # something was put there, or the alarm went off
         self._call: asyncio.Task[Result] | None = None  # the request under way, or the last one
+        self.claimed = False
+        """Whether the lease was lost to another host with our own address; it keeps the subnet for a while."""
         self.former: LeaseAttrs | None = None
         """What our entry said that `acquire` found, before it was rewritten; ``None`` if the lease was created new or
         adopted, or if what stood there could not be read."""
@@ -103,27 +110,33 @@ class LeaseKeeper:
         """When the lease ends, by CLOCK_BOOTTIME; ``None`` as for `left_s`."""
         return self._machine.expires_s
 
+    def yield_for(self, seconds: float) -> None:
+        """Leave what another host has taken under our address to it for so long; before the first `acquire`."""
+        self._machine.yield_until(now_s() + seconds)
+
     async def acquire(self, config: NetworkConfig) -> Lease:
         """Return a lease, for as long as it takes to get one; `keep` it at once: its time is running."""
         self._config = config
         self._todo.append(lambda: self._machine.seek(now_s()))
         outcome = await self._drive(Complaints("acquiring a subnet"))
         assert isinstance(outcome, Held)  # noqa: S101 - a machine without a lease cannot lose one
-        lease = outcome.lease
+        lease, self.claimed = outcome.lease, False
         if outcome.found is None:
             self.former, what = None, "acquired a new"
         else:
-            self.former, what = _read_attrs(outcome.found), "kept our reserved" if lease.entry.reserved else "kept our"
+            self.former, what = read_attrs(outcome.found), "kept our reserved" if lease.entry.reserved else "kept our"
         logger.info("%s subnet %s", what, lease.subnet)
         return lease
 
-    def adopt(self, entry: Entry, expires_s: float | None) -> Lease:
+    def adopt(self, entry: Entry, expires_s: float | None, config: NetworkConfig | None = None) -> Lease:
         """Go on with a lease that another process of this host held until now; `keep` it at once.
 
-        `expires_s` is its end by CLOCK_BOOTTIME, ``None`` for a reservation. Raises `ValueError` for an entry that is
-        not ours.
+        `expires_s` is its end by CLOCK_BOOTTIME, ``None`` for a reservation; `config` says which families are on, all
+        if it is not given. Raises `ValueError` for an entry that is not ours.
         """
         lease = read_lease(entry)
+        if config is not None:
+            lease = replace(lease, subnet=config.part_of(lease.subnet))
         self._machine.adopt(now_s(), lease, expires_s)
         self.former = None
         self._forward_until(self._machine.stop_s)
@@ -136,6 +149,7 @@ class LeaseKeeper:
         outcome = await self._drive(Complaints("renewing the subnet"))
         assert isinstance(outcome, Lost)  # noqa: S101 - a machine that holds a lease can only lose it
         self._previous = outcome.lease.subnet
+        self.claimed = outcome.claimed
         return outcome.reason
 
     def observe(self, seen: Entry | None) -> None:
@@ -209,14 +223,15 @@ class LeaseKeeper:
     async def _ask(self, request: Request) -> Result:
         match request:
             case Survey():
-                return await self._survey(request.attrs)
+                return await self._survey(request.seeker)
             case Discard():
                 await self._registry.delete(request.entry)
                 return None
             case Create():
-                return await self._registry.create(format_key(request.subnet), format_value(request.attrs), LEASE_TTL_S)
-            case Renew():
-                return await self._registry.renew(request.entry, format_value(request.attrs), LEASE_TTL_S)
+                return await self._create(request)
+            case Take() | Renew():
+                write = self._registry.take if isinstance(request, Take) else self._registry.renew
+                return await write(request.entry, format_value(request.attrs), LEASE_TTL_S)
             case Measure():
                 # Asked for, because the life of a lease that is kept alive is that of its first grant, by whoever made
                 # it; and because an etcd member that was the leader until just now may have granted what it may not.
@@ -224,16 +239,30 @@ class LeaseKeeper:
             case Inspect():
                 return (await self._registry.list()).entries.get(request.key)
 
-    async def _survey(self, attrs: LeaseAttrs) -> Decision:
+    async def _create(self, request: Create) -> Entry:
+        """Create our entry; with a part of both families only if no other host has one of these already.
+
+        The store keeps two hosts from the same key only, and not from two keys that share a part.
+        """
+        value = format_value(request.attrs)
+        entry = await self._registry.create(format_key(request.subnet), value, LEASE_TTL_S)
+        if self._config is None or len(self._config.versions) == 1:
+            return entry
+        snapshot = await self._registry.list()
+        rival = await asyncio.to_thread(lambda: find_rival(read_leases(snapshot.entries), entry.key, request.subnet))
+        if rival is None:
+            return entry
+        await self._registry.delete(entry)
+        raise SubnetTaken(f"{rival.entry.key} has a part of our {entry.key}, and was written at the same time")
+
+    async def _survey(self, seeker: Seeker) -> Decision:
         assert self._config is not None  # noqa: S101 - only acquire() makes the machine ask for it
         assigned = await self._registry.assigned()
         if assigned is not None:
-            return accept_assigned(self._config, assigned)
+            return accept_assigned(self._config, assigned, seeker.versions)
         snapshot = await self._registry.list()
         # In a thread, because reading 100,000 leases takes seconds and the event loop serves others meanwhile.
-        return await asyncio.to_thread(
-            choose_subnet, self._config, snapshot, attrs.public_ip, self._previous, self._rng
-        )
+        return await asyncio.to_thread(choose_subnet, self._config, snapshot, seeker, self._previous, self._rng)
 
     def _give_up_call(self) -> None:
         if self._call is not None:
@@ -250,10 +279,3 @@ class LeaseKeeper:
         except FlannelError as error:
             return self._machine.fail(now_s(), number, error)
         return self._machine.answer(now_s(), number, result)
-
-
-def _read_attrs(entry: Entry) -> LeaseAttrs | None:
-    try:
-        return parse_value(entry.value)
-    except ValueError:
-        return None

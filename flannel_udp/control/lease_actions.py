@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flannel_udp.control.allocation import Decision
+from flannel_udp.control.allocation import Decision, Seeker
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import Entry, Lease, LeaseAttrs, Subnet
 
@@ -13,9 +13,9 @@ from flannel_udp.model import Entry, Lease, LeaseAttrs, Subnet
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """List the registry and choose a subnet for the host with `attrs`: a `Decision`."""
+    """List the registry and choose a subnet: a `Decision`."""
 
-    attrs: LeaseAttrs
+    seeker: Seeker
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,14 @@ class Create:
     """Create the subnet's key if there is none: the `Entry`."""
 
     subnet: Subnet
+    attrs: LeaseAttrs
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Make the entry ours, under a new lease, and say `attrs`, if it is still as it was found: the `Entry` now."""
+
+    entry: Entry
     attrs: LeaseAttrs
 
 
@@ -55,7 +63,7 @@ class Inspect:
     key: str
 
 
-Request = Survey | Discard | Create | Renew | Measure | Inspect
+Request = Survey | Discard | Create | Take | Renew | Measure | Inspect
 Result = Decision | Entry | float | None
 Outcome = Result | FlannelError
 
@@ -81,10 +89,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Stop forwarding before anything else."""
+    """Stop forwarding before anything else. `claimed`: to somebody with our own address, who keeps it for a while."""
 
     lease: Lease
     reason: str
+    claimed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,15 @@ us is a doubt, unless it was written after our own last write: a renewal, which 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
-from ipaddress import IPv4Address
 
+from flannel_udp.control.allocation import describe_claim
 from flannel_udp.control.entries import read_lease
 from flannel_udp.control.lease_actions import Complain, Inspect, Lost, Measure, Outcome, Recovered, Renew
 from flannel_udp.control.lease_phases import Holding, Idle, Inspection, Renewal, Rest, Step, Terms
-from flannel_udp.control.lease_safety import DOUBT_S, Life, renew_delay_s
+from flannel_udp.control.lease_safety import DOUBT_S, YIELD_S, Life, renew_delay_s, spread_s
 from flannel_udp.errors import FlannelError, LeaseLost
-from flannel_udp.model import Entry, Lease
+from flannel_udp.model import Address, Entry, Lease, LeaseAttrs
 
 
 def hold(lease: Lease, terms: Terms, now_s: float, sent_s: float, left_s: float | None) -> Holding:
@@ -25,13 +24,13 @@ def hold(lease: Lease, terms: Terms, now_s: float, sent_s: float, left_s: float 
     elif left_s is None:
         due_s = None
     else:
-        due_s = sent_s + renew_delay_s(left_s, terms.margin_s, terms.delays.renew_retry_s)
-    return Holding(lease, Life.granted(sent_s, left_s), Rest(due_s), frozenset({lease.attrs.public_ip}))
+        due_s = sent_s + renew_delay_s(left_s, terms.margin_s, terms.delays.renew_retry_s, terms.rng.random())
+    return Holding(lease, Life.granted(sent_s, left_s), Rest(due_s), _addresses(lease.attrs))
 
 
 def adopt(lease: Lease, now_s: float, expires_s: float | None) -> Holding:
     """Hold a lease that another process held until now; renew it at once."""
-    return Holding(lease, Life.inherited(now_s, expires_s), Rest(now_s), frozenset({lease.attrs.public_ip}))
+    return Holding(lease, Life.inherited(now_s, expires_s), Rest(now_s), _addresses(lease.attrs))
 
 
 def give_up_in_time(holding: Holding, now_s: float) -> Step:
@@ -69,36 +68,35 @@ def kept(holding: Holding, terms: Terms, now_s: float, outcome: Outcome) -> Step
             return _inspected(holding, terms, now_s, outcome)
         case Renewal(attrs), Entry():
             lease = replace(holding.lease, attrs=attrs, entry=outcome)
-            return replace(holding, lease=lease, ours=frozenset({attrs.public_ip})), [Measure(outcome)]
+            return replace(holding, lease=lease, ours=_addresses(attrs)), [Measure(outcome)]
         case Renewal() as renewal, float() | None:
             renewed = hold(holding.lease, terms, now_s, renewal.sent_s, outcome)
             return _doubt(renewed, now_s) if renewal.doubted else renewed, [Recovered()]
     raise TypeError(f"{outcome!r} is no answer while {holding.doing!r}")
 
 
-def observe(holding: Holding, now_s: float, seen: Entry | None) -> Step:
+def observe(holding: Holding, terms: Terms, now_s: float, seen: Entry | None) -> Step:
     """Take note of what a watch shows under our key; ``None`` for nothing."""
     ours = holding.lease.entry
     if seen is None:
         return _doubt(holding, now_s), []
     if seen.revision == ours.revision:
         return holding, []
-    taken = _describe_taken(seen, holding.ours)
+    taken = _taken(holding, terms, now_s, seen)
     if taken is not None and seen.revision > ours.revision:
-        return _lose(holding, taken)
+        return taken
     return _doubt(holding, now_s), []
 
 
 def _renew(holding: Holding, terms: Terms, now_s: float, entry: Entry, *, inspected: bool) -> Step:
     renewal = Renewal(terms.attrs, now_s, inspected)
-    return replace(holding, doing=renewal, ours=holding.ours | {terms.attrs.public_ip}), [Renew(entry, terms.attrs)]
+    return replace(holding, doing=renewal, ours=holding.ours | _addresses(terms.attrs)), [Renew(entry, terms.attrs)]
 
 
 def _inspected(holding: Holding, terms: Terms, now_s: float, seen: Entry | None) -> Step:
     if seen is None:
         return _lose(holding, f"{holding.lease.entry.key} was deleted from the registry or expired")
-    taken = _describe_taken(seen, holding.ours)
-    return _lose(holding, taken) if taken else _renew(holding, terms, now_s, seen, inspected=True)
+    return _taken(holding, terms, now_s, seen) or _renew(holding, terms, now_s, seen, inspected=True)
 
 
 def _doubt(holding: Holding, now_s: float) -> Holding:
@@ -114,6 +112,25 @@ def _lose(holding: Holding, reason: str) -> Step:
     return Idle(), [Lost(holding.lease, reason)]
 
 
+def _taken(holding: Holding, terms: Terms, now_s: float, seen: Entry) -> Step | None:
+    """Lose the lease if `seen`, which is under our key, is somebody else's; ``None`` if it is ours.
+
+    A lease that we hold keeps its id; a person who makes a reservation of it, or writes it by hand, takes the id away.
+    Any other id is that of somebody with our address.
+    """
+    try:
+        attrs = read_lease(seen).attrs
+    except ValueError as error:
+        return _lose(holding, f"{seen.key} was overwritten: {error}")
+    holder = next((address for address in (attrs.public_ip, attrs.public_ipv6) if address in holding.ours), None)
+    if holder is None:
+        return _lose(holding, f"{seen.key} was taken by {attrs.found_by}")
+    if seen.mark == 0 or seen.lease_id == holding.lease.entry.lease_id:
+        return None
+    claim = describe_claim(seen, holder, terms.mark)
+    return Idle(now_s + YIELD_S), [Lost(holding.lease, claim, claimed=True)]
+
+
 def _try_later(holding: Holding, terms: Terms, now_s: float, error: FlannelError) -> Step:
     pause_s, expires_s = _pause_s(holding, terms, now_s), holding.life.expires_s
     if expires_s is None:
@@ -121,7 +138,8 @@ def _try_later(holding: Holding, terms: Terms, now_s: float, error: FlannelError
     else:
         remaining = f"{max(expires_s - now_s, 0) / 60:.0f} min of it are left"
     complaint = Complain(error, f"{remaining}; trying again every {pause_s:.2g} s")
-    return replace(holding, doing=Rest(now_s + pause_s)), [complaint]
+    due_s = now_s + spread_s(pause_s, terms.rng.random())  # a registry that comes back is not asked by all at once
+    return replace(holding, doing=Rest(due_s)), [complaint]
 
 
 def _pause_s(holding: Holding, terms: Terms, now_s: float) -> float:
@@ -137,10 +155,6 @@ def _pause_s(holding: Holding, terms: Terms, now_s: float) -> float:
     return min(delays.renew_retry_s, max((holding.stop_s - now_s) / 4, delays.first_retry_s))
 
 
-def _describe_taken(seen: Entry, ours: Collection[IPv4Address]) -> str | None:
-    """Return why `seen`, which is under our key, means that it is lost; ``None`` if it is of one of `ours`."""
-    try:
-        holder = read_lease(seen).attrs.public_ip
-    except ValueError as error:
-        return f"{seen.key} was overwritten: {error}"
-    return None if holder in ours else f"{seen.key} was taken by {holder}"
+def _addresses(attrs: LeaseAttrs) -> frozenset[Address]:
+    """Return what a host that says that is found by."""
+    return frozenset() if attrs.found_by is None else frozenset((attrs.found_by,))

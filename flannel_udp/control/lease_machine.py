@@ -12,13 +12,15 @@ store. One request is under way at a time; an answer to any other one is ignored
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from flannel_udp.control.lease_actions import Action, Ask, Outcome, Request, Result
 from flannel_udp.control.lease_holding import adopt, give_up_in_time, kept, observe, renew, renew_soon
-from flannel_udp.control.lease_phases import Holding, Idle, Phase, Rest, Seeking, Step, Terms
+from flannel_udp.control.lease_phases import Claimed, Holding, Idle, Phase, Rest, Seeking, Step, Terms
 from flannel_udp.control.lease_safety import earliest
 from flannel_udp.control.lease_seeking import sought, survey
 from flannel_udp.control.retry import Delays
@@ -32,11 +34,11 @@ class LeaseMachine:
     `observe` and `set_attrs` at any time. Every action is to be carried out, in their order.
 
     All times are seconds of one clock that never goes back and never stands still. `margin_s` is the life left at
-    which the lease is renewed.
+    which the lease is renewed, `mark` the host's, 0 for none; `rng` spreads the renewals of many hosts.
     """
 
-    def __init__(self, attrs: LeaseAttrs, margin_s: float, delays: Delays) -> None:
-        self._terms = Terms(attrs, margin_s, delays)
+    def __init__(self, attrs: LeaseAttrs, margin_s: float, delays: Delays, mark: int, rng: random.Random) -> None:
+        self._terms = Terms(attrs, margin_s, delays, mark, rng)
         self._phase: Phase = Idle()
         self._number = 0  # of the last request
 
@@ -64,7 +66,8 @@ class LeaseMachine:
 
     def seek(self, now_s: float) -> list[Action]:
         """Begin to acquire a lease."""
-        self._phase = Seeking(Rest(now_s), self._terms.delays.first_retry_s)
+        yield_until_s = self._phase.yield_until_s if isinstance(self._phase, Idle) else -math.inf
+        self._phase = Seeking(Rest(now_s), self._terms.delays.first_retry_s, yield_until_s=yield_until_s)
         return self.tick(now_s)
 
     def adopt(self, now_s: float, lease: Lease, expires_s: float | None) -> None:
@@ -72,8 +75,8 @@ class LeaseMachine:
 
         Raises `ValueError` for one of another host.
         """
-        if lease.attrs.public_ip != self._terms.attrs.public_ip:
-            raise ValueError(f"{lease.entry.key} belongs to {lease.attrs.public_ip}")
+        if lease.attrs.found_by != self._terms.attrs.found_by:
+            raise ValueError(f"{lease.entry.key} belongs to {lease.attrs.found_by}")
         self._phase = adopt(lease, now_s, expires_s)
 
     def tick(self, now_s: float) -> list[Action]:
@@ -91,7 +94,8 @@ class LeaseMachine:
     def observe(self, now_s: float, seen: Entry | None) -> list[Action]:
         """Take note of what a watch shows under our key; ``None`` for nothing."""
         return self._step(
-            now_s, lambda phase: observe(phase, now_s, seen) if isinstance(phase, Holding) else _stay(phase)
+            now_s,
+            lambda phase: observe(phase, self._terms, now_s, seen) if isinstance(phase, Holding) else _stay(phase),
         )
 
     def set_attrs(self, now_s: float, attrs: LeaseAttrs) -> list[Action]:
@@ -102,10 +106,16 @@ class LeaseMachine:
         self._terms = replace(self._terms, attrs=attrs)
         return self._step(now_s, lambda phase: _stay(renew_soon(phase, now_s) if isinstance(phase, Holding) else phase))
 
+    def yield_until(self, time_s: float) -> None:
+        """Leave what another host has taken under our address to it until then: an earlier run has lost it."""
+        self._phase = Idle(time_s)
+
     def let_go(self) -> Lease | None:
-        """Give up the lease, to be released; return what was held."""
-        lease, self._phase = self.lease, Idle()
-        return lease
+        """Give up the lease, to be released; return what was held, or was about to be: it is written already."""
+        phase, self._phase = self._phase, Idle()
+        if isinstance(phase, Seeking) and isinstance(phase.doing, Claimed):
+            return phase.doing.lease
+        return phase.lease if isinstance(phase, Holding) else None
 
     # How it goes on.
 
@@ -134,7 +144,7 @@ class LeaseMachine:
         if isinstance(phase, Idle) or due_s is None or now_s < due_s:
             return _stay(phase)
         if isinstance(phase, Seeking):
-            return survey(phase, self._terms)
+            return survey(phase, self._terms, now_s)
         return renew(phase, self._terms, now_s)
 
 

@@ -5,23 +5,29 @@
 
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 from flannel_udp.control.allocation import Decision
 from flannel_udp.control.lease_actions import Report, Request
 from flannel_udp.control.lease_safety import Life, earliest
 from flannel_udp.control.retry import Delays
-from flannel_udp.model import Entry, Lease, LeaseAttrs
+from flannel_udp.model import Address, Entry, Lease, LeaseAttrs
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the lease is to say, the life left at which it is renewed (seconds), and how long to wait after failures."""
+    """What the lease is to say, the life left at which it is renewed (seconds), and how long to wait after failures.
+
+    ``mark`` is the host's, 0 for none; ``rng`` spreads renewals.
+    """
 
     attrs: LeaseAttrs
     margin_s: float
     delays: Delays
+    mark: int
+    rng: random.Random
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,9 @@ class Rest:
 @dataclass(frozen=True, slots=True)
 class Idle:
     """No lease is held, and none is sought."""
+
+    yield_until_s: float = -math.inf
+    """Until then what another host has taken under our own address is left to it."""
 
 
 # Seeking.
@@ -78,6 +87,8 @@ class Seeking:
     """How long to rest after the next failure."""
     races: int = 0
     """How many times in a row another host was faster."""
+    yield_until_s: float = -math.inf
+    """See `Idle`."""
     found: Entry | None = None
     """The entry of ours that is reused, as it was before we wrote it; ``None`` when a new one is created."""
 
@@ -111,7 +122,7 @@ class Holding:
     """What the registry confirmed last."""
     life: Life
     doing: Rest | Renewal | Inspection
-    ours: frozenset[IPv4Address]
+    ours: frozenset[Address]
     """Addresses that the entry may have by our own doing: also what was written and not confirmed."""
     doubt_until_s: float | None = None
     """Something spoke against us, and no renewal that was sent after it has succeeded: when we stop for that."""

@@ -32,14 +32,28 @@ def safety_s(life_s: float) -> float:
     return min(SLACK_S + life_s * DRIFT, life_s / 4)
 
 
-def renew_delay_s(left_s: float, margin_s: float, pause_s: float) -> float:
+YIELD_S = 600.0
+"""For how long a host whose subnet another one took under the same address does not take it back."""
+SPREAD_S = 900.0
+"""Over how long the renewals of hosts that started together are spread, where the margin has room for that."""
+
+
+def renew_delay_s(left_s: float, margin_s: float, pause_s: float, part: float) -> float:
     """Return how long to wait with the renewal of a lease that lives `left_s` more seconds.
 
-    Until the margin is reached, or so long before we would have to stop that several tries have room. A lease granted
-    for little more or less than that is renewed every `pause_s`, or at half its life if that is sooner, instead of
-    without a pause.
+    Until less than the margin is left, and so long before we would have to stop that several tries have room. `part`,
+    from 0 to 1 and another one for each renewal, says when within what that leaves: a thousand hosts that started in
+    one minute do not renew in one. A lease granted for little more or less than that is renewed every `pause_s`, or at
+    half its life if that is sooner, instead of without a pause.
     """
-    return max(left_s - max(margin_s, 2 * safety_s(left_s)), min(pause_s, left_s / 2))
+    latest_s = 2 * safety_s(left_s)
+    at_s = margin_s - part * min(margin_s - latest_s, SPREAD_S) if margin_s > latest_s else latest_s * (1 + part / 4)
+    return max(left_s - at_s, spread_s(min(pause_s, left_s / 2), part))
+
+
+def spread_s(pause_s: float, part: float) -> float:
+    """Return a pause that is up to a quarter shorter, by `part` from 0 to 1: what many hosts wait for at once."""
+    return pause_s * (1 - part / 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flannel_udp.control.allocation import Decision
+from flannel_udp.control.allocation import Decision, Seeker
 from flannel_udp.control.lease_actions import (
     Complain,
     Create,
@@ -13,22 +13,24 @@ from flannel_udp.control.lease_actions import (
     Measure,
     Outcome,
     Recovered,
-    Renew,
     Say,
     Survey,
+    Take,
 )
 from flannel_udp.control.lease_holding import hold
 from flannel_udp.control.lease_phases import Claimed, Claiming, Discarding, Rest, Seeking, Step, Surveying, Terms
-from flannel_udp.errors import FlannelError, LeaseLost, RegistryError, SubnetTaken
+from flannel_udp.control.lease_safety import YIELD_S
+from flannel_udp.errors import AddressClaimed, FlannelError, LeaseLost, RegistryError, SubnetTaken
 from flannel_udp.model import Entry, Lease
 
 RACES = 10
 """How many times in a row another host may be faster before it counts as a failure."""
 
 
-def survey(seeking: Seeking, terms: Terms) -> Step:
+def survey(seeking: Seeking, terms: Terms, now_s: float) -> Step:
     """List the registry and choose."""
-    return replace(seeking, doing=Surveying()), [Survey(terms.attrs)]
+    seeker = Seeker.saying(terms.attrs, terms.mark, yields=now_s < seeking.yield_until_s)
+    return replace(seeking, doing=Surveying()), [Survey(seeker)]
 
 
 def sought(seeking: Seeking, terms: Terms, now_s: float, outcome: Outcome) -> Step:
@@ -55,13 +57,15 @@ def _raced(seeking: Seeking, terms: Terms, now_s: float, error: RegistryError) -
     if races == RACES:
         failure = RegistryError(f"other hosts were faster {RACES} times in a row")
         return _try_later(seeking, terms, now_s, failure)
-    phase, actions = survey(replace(seeking, races=races), terms)
+    phase, actions = survey(replace(seeking, races=races), terms, now_s)
     return phase, [Say(f"another host was faster: {error}"), *actions]
 
 
 def _try_later(seeking: Seeking, terms: Terms, now_s: float, error: FlannelError) -> Step:
     delays = terms.delays
     then = f"trying again every {delays.first_retry_s:g} to {delays.last_retry_s:g} s"
+    if isinstance(error, AddressClaimed):
+        then = f"give each host its own, see --public-ip; it keeps the subnet for {YIELD_S / 60:g} min, unless it goes"
     rest = Rest(now_s + seeking.retry_s)
     return replace(seeking, doing=rest, retry_s=delays.after(seeking.retry_s), races=0), [Complain(error, then)]
 
@@ -78,7 +82,7 @@ def _carry_out(seeking: Seeking, terms: Terms, now_s: float, decision: Decision)
     found = seeking.found
     if found is None or found.key != decision.reuse.key:  # else an earlier try may have written what stands there now
         found = decision.reuse
-    return replace(seeking, doing=claiming, found=found), [Renew(decision.reuse, terms.attrs)]
+    return replace(seeking, doing=claiming, found=found), [Take(decision.reuse, terms.attrs)]
 
 
 def _hold(seeking: Seeking, claimed: Claimed, terms: Terms, now_s: float, left_s: float | None) -> Step:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from flannel_udp.backoff.delay import Backoff, doubled
 from flannel_udp.backoff.said_once import SaidOnce
-from flannel_udp.errors import ConfigError, FlannelError, RegistryDenied
+from flannel_udp.errors import Claimed, ConfigError, FlannelError, RegistryDenied, UnusableFile, UsageError
 from flannel_udp.netconf.config import NetworkConfig, ParsedConfig
 from flannel_udp.registry import Registry
 
@@ -35,7 +36,7 @@ class Delays:
 
     def backoff(self) -> Backoff:
         """Return the delays of a loop that tries until it works."""
-        return Backoff(self.first_retry_s, self.last_retry_s)
+        return Backoff(self.first_retry_s, self.last_retry_s, random.Random())  # noqa: S311 - no secret
 
 
 DEFAULT_DELAYS = Delays()
@@ -65,12 +66,17 @@ class Complaints:
 
 
 async def retry(what: str, call: Callable[[], Awaitable[T]], delays: Delays = DEFAULT_DELAYS) -> T:
-    """Return what `call` returns, as soon as it no longer raises a `FlannelError`; `what` opens the log lines."""
+    """Return what `call` returns, as soon as it no longer raises a `FlannelError`; `what` opens the log lines.
+
+    A `UsageError` is raised on, unless it is about a file, and so is `Claimed`.
+    """
     complaints, backoff = Complaints(what), delays.backoff()
     while True:
         try:
             result = await call()
         except FlannelError as error:
+            if isinstance(error, Claimed) or (isinstance(error, UsageError) and not isinstance(error, UnusableFile)):
+                raise  # the command line stays what it is, and another agent what it has
             complaints.failed(error, f"trying again every {delays.first_retry_s:g} to {delays.last_retry_s:g} s")
         else:
             complaints.worked()

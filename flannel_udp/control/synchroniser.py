@@ -9,32 +9,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
+from flannel_udp.backoff.delay import Backoff
 from flannel_udp.control.peer_log import PeerLog
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays
 from flannel_udp.errors import RegistryError
-from flannel_udp.model import Change, Delta, Entry, Lease, Snapshot
-from flannel_udp.registry import Registry
+from flannel_udp.model import Address, Change, Delta, Entry, Lease, LeaseAttrs, Snapshot, Subnet
+from flannel_udp.registry import Registry, Tell
 
 logger = logging.getLogger(__name__)
 
 PAUSE_S = 0.03
 """Between two publishes. A thousand changes a second make at most 33 tables so, and each is on average 15 ms later."""
 
+RELIST_S = 60.0
+"""A store that lists and lets nobody watch is listed again after so long at most: a listing costs it much."""
+
 Observe = Callable[[Entry | None], None]
 """Told what the watch shows under our own key, ``None`` for nothing: `LeaseKeeper.observe`."""
+
+
+NoteClaims = Callable[[Sequence[Entry]], None]
+"""Told again and again which leases of other hosts have our address, see `PeerTable.claims`."""
 
 
 class Publisher(Protocol):
     """Where the peers go: the data path."""
 
-    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
+    async def publish(self, own: Subnet, deltas: Sequence[Delta], *, whole: bool) -> None:
         """Put routes in force: `own` is this host's subnet, the peers are the last ones after `deltas`.
 
         With `whole` there were none before. A publisher that lets a publish pass undone gets a whole one next, as only
@@ -57,7 +65,10 @@ class SyncStatus:
 
 
 class Synchroniser:
-    """Runs until cancelled. Exceptions of the publisher are not caught: they end `run`."""
+    """Runs until cancelled. Exceptions of the publisher are not caught: they end `run`.
+
+    `tell` hears of what keeps us from following the registry, and of its end; the log says both.
+    """
 
     def __init__(
         self,
@@ -66,11 +77,16 @@ class Synchroniser:
         publisher: Publisher,
         observe: Observe,
         delays: Delays = DEFAULT_DELAYS,
+        *,
+        tell: Tell = lambda _trouble: None,
+        note_claims: NoteClaims = lambda _claims: None,
     ) -> None:
         self._registry = registry
+        self._tell = tell
         self._table = table
         self._publisher = publisher
         self._observe = observe
+        self._note_claims = note_claims
         self._delays = delays
         self._lease: Lease | None = None
         self._synchronised = False  # a snapshot was taken in
@@ -94,20 +110,31 @@ class Synchroniser:
         """Set the lease that this host holds; without one nothing is published."""
         async with self._feeding:
             self._lease = lease
-            self._log.write(self._table.set_own(None if lease is None else lease.subnet.v4))
+            self._log.write(self._table.set_own(None if lease is None else lease.subnet))
+            self._note_claims(self._table.claims())
             self._whole = True
             self._stale.set()
         if lease is not None and self._synchronised:
             # The watch may have been ahead of us: what it said about our key went by unseen.
             self._observe(self._table.entry(lease.entry.key))
 
-    async def set_public_ip(self, public_ip: IPv4Address) -> None:
-        """Set the address that this host is dialled at, when it has changed."""
+    async def set_public_ips(self, ours: LeaseAttrs) -> None:
+        """Set the addresses that this host is dialled at, when they have changed."""
         async with self._feeding:
-            delta = self._table.set_public_ip(public_ip)
+            delta = self._table.set_public_ips(ours)
             self._log.write(delta)
+            self._note_claims(self._table.claims())
             self._unpublished.append(delta)
             self._stale.set()
+
+    async def set_own_addresses(self, own: Mapping[Address, str]) -> None:
+        """Set what addresses this host has, when they have changed, see `PeerTable.set_own_addresses`."""
+        async with self._feeding:
+            delta = self._table.set_own_addresses(own)
+            self._log.write(delta)
+            if delta:
+                self._unpublished.append(delta)
+                self._stale.set()
 
     async def run(self) -> None:
         """Follow the registry and publish, until cancelled."""
@@ -116,16 +143,26 @@ class Synchroniser:
             tasks.create_task(self._publish(), name="publish the peers")
 
     async def _follow(self) -> None:
-        complaints, backoff = Complaints("watching the subnets"), self._delays.backoff()
+        complaints, refused = Complaints("watching the subnets"), self._delays.backoff()
+        relist = Backoff(self._delays.first_retry_s, RELIST_S, random.Random())  # noqa: S311 - no secret
+
+        def tell(trouble: RegistryError | None) -> None:
+            if trouble is None:  # the watch stands; a listing alone tells nothing
+                complaints.worked()
+                refused.reset()
+                relist.reset()
+            self._tell(trouble)
+
         while True:
+            backoff = refused
             try:
-                async with contextlib.aclosing(self._registry.watch()) as events:
+                async with contextlib.aclosing(self._registry.watch(tell)) as events:
                     async for event in events:
-                        complaints.worked()
-                        backoff.reset()
+                        backoff = relist
                         await self._take(event)
             except RegistryError as error:  # refused us; everything else is retried inside
                 complaints.failed(error, "trying again until it works")
+                self._tell(error)
             await asyncio.sleep(backoff.next_s())
 
     async def _take(self, event: Snapshot | Change) -> None:
@@ -133,6 +170,7 @@ class Synchroniser:
         lease = self._lease
         if lease is not None and (isinstance(event, Snapshot) or lease.entry.key in event.entries):
             self._observe(event.entries.get(lease.entry.key))
+        former = self._table.count
         async with self._feeding:
             for part in self._table.parts(event):
                 self._table.feed(part)
@@ -140,7 +178,10 @@ class Synchroniser:
             delta = self._table.take_delta()
             self._revision = event.revision
             self._last_event_s = time.time()
+            if former and not self._table.count and isinstance(event, Snapshot):
+                logger.warning("the registry lists none of its %d peers any more: was it emptied, or restored?", former)
             self._log.write(delta)
+            self._note_claims(self._table.claims())
             if delta or not self._synchronised:
                 self._synchronised = True
                 self._unpublished.append(delta)
@@ -151,13 +192,13 @@ class Synchroniser:
             await self._stale.wait()
             async with self._feeding:
                 self._stale.clear()
-                own = None if self._lease is None else self._lease.subnet.v4
+                own = None if self._lease is None else self._lease.subnet
                 deltas, self._unpublished = self._unpublished, []
                 if own is None or not self._synchronised:
                     continue  # set_own or the first snapshot raises the flag again, for a whole publish
                 whole, self._whole = self._whole, False
                 if whole:
-                    deltas = [Delta(added=self._table.peers())]
+                    deltas = [Delta(added=self._table.peers(), ours=self._table.ours())]
             await self._publisher.publish(own, deltas, whole=whole)
             self._published += 1
             self.first_published.set()

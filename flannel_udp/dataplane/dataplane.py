@@ -5,33 +5,37 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from flannel_udp._fastpath.engine import Engine, watch
-from flannel_udp._fastpath.routes import OWN, RouteTable
 from flannel_udp.dataplane.adopted import Adopted, descriptor_names
-from flannel_udp.dataplane.lanes import close_lanes, open_lanes
-from flannel_udp.dataplane.offload import enable_on_socket, enable_on_tunnel, hands_over_super_packets
-from flannel_udp.dataplane.table import TableBuilder
+from flannel_udp.dataplane.claims import NO_CLAIMS, Claims, device_claim
+from flannel_udp.dataplane.dropped import last_dropped
+from flannel_udp.dataplane.encapsulation import UDP, Encapsulation
+from flannel_udp.dataplane.family_path import Ends, FamilyPath
+from flannel_udp.dataplane.lanes import close_lanes
+from flannel_udp.dataplane.offload import enable_on_tunnel, hands_over_super_packets
+from flannel_udp.dataplane.outer_sockets import outer_sockets
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, Tunnel, adopt_tunnel, open_tunnel
-from flannel_udp.dataplane.underlay import (
-    SocketBuffers,
-    check_underlay,
-    close_sockets,
-    granted_buffers,
-    open_icmp,
-    open_sockets,
-)
+from flannel_udp.dataplane.underlay import SocketBuffers, close_sockets, granted_buffers, open_icmp
 from flannel_udp.dataplane.worker import Worker
 from flannel_udp.errors import FlannelError
-from flannel_udp.model import Delta, Peer, PeerTraffic, RouteAnswer, longest_match
+from flannel_udp.model import (
+    Address,
+    Delta,
+    DroppedPacket,
+    Peer,
+    PeerActivity,
+    PeerTraffic,
+    RouteAnswer,
+    Subnet,
+    peers_at,
+)
 from flannel_udp.options import DataplaneOptions, Offload
 
-QUIET_POINT_POLL_S = 0.01
 DSCP_INHERIT = -1
 
 
@@ -48,77 +52,115 @@ class WorkerPackets(NamedTuple):
 
 
 class Dataplane:
-    """flannel0, the underlay sockets and the engines between them, one of each a worker.
+    """The TUN device, the underlay sockets and the engines between them, one of each a worker and IP version.
 
-    The device and the sockets can be replaced; the engines, the table in force and the counters live on. With `adopted`
-    nothing is opened: those descriptors are used, and are the dataplane's from now on. `dscp` is the outer header's, -1
-    for the inner one's. `on_fault()` is called, in any thread, when flannel0 is lost or has to be looked at.
+    The device and the sockets can be replaced; the engines, the tables in force and the counters live on. Packets of an
+    IP version are carried if there is an address of it among `addresses`, from which they leave, at most one a version.
+    With `adopted` nothing is opened: those descriptors are used, and are the dataplane's from now on. `port` is every
+    host's, ``None`` where the `encapsulation` has none. `device` is the device's name, flannel0 or the next free one
+    unless said. `dscp` is the outer header's, -1 for the inner one's. `on_fault()` is called, in any thread, when the
+    device is lost or has to be looked at. `claims` keep other agents of this host away from the port and the device.
     Raises FlannelError where something cannot be opened; nothing stays open then.
     """
 
     def __init__(
         self,
-        address: IPv4Address,
-        port: int,
+        addresses: Sequence[Address],
+        port: int | None,
         options: DataplaneOptions,
         on_fault: Callable[[], object],
         *,
+        encapsulation: Encapsulation = UDP,
+        device: str | None = None,
         dscp: int = 0,
         adopted: Adopted | None = None,
+        claims: Claims = NO_CLAIMS,
     ) -> None:
-        self._options, self._port, self._on_fault = options, port, on_fault
+        self._options, self._on_fault, self._claims = options, on_fault, claims
+        self._outer = outer_sockets(encapsulation, port, options.source_ports)
+        self._encapsulation, self._device, self._port, self._dscp = encapsulation, device, port, dscp
         self._lent = False  # another process is about to read from the descriptors
         self._replaced = 0  # how often descriptors were opened anew
+        self._paths: dict[int, FamilyPath] = {}  # by IP version, 4 first
+        addresses = sorted(addresses, key=lambda address: address.version)
         with ExitStack() as opened:
             if adopted is None:
-                self._open(address, opened)
+                self._open(addresses, opened)
             else:
-                self._adopt(adopted, address, opened)
+                self._adopt(adopted, addresses, opened)
             # Nothing is switched while another process uses the descriptors.
-            self._granted = adopted.granted if adopted and adopted.granted else self._enable(self.tunnel, self._sockets)
-            self._engines: list[Engine] = []
-            self._lanes = open_lanes(self._sockets, udp_gro=self._granted.udp_gro)
-            opened.callback(self._close_lanes)
-            for queue, udp, lanes in zip(self.tunnel.filenos(), self._sockets, self._lanes, strict=True):
-                engine = Engine(
-                    queue,
-                    udp.fileno(),
-                    self._icmp.fileno(),
-                    port,
-                    source_check=options.source_check,
-                    vnet_bytes=VNET_HEADER_BYTES,
-                    dscp=dscp,
-                    segment=self._granted.udp_segment,
-                    join_tcp=self._granted.join_tcp,
-                    join_udp=self._granted.join_udp,
-                    lanes=[lane.fileno() for lane in lanes],
-                )
-                opened.callback(engine.close)
-                self._engines.append(engine)
+            self._granted = (
+                adopted.granted if adopted and adopted.granted else self._enable(self.tunnel, self._all_sockets())
+            )
+            for path in self._paths.values():
+                self._open_engines(path)
             self._opened = opened.pop_all()
-        self._workers = [Worker(engine, options.busy_poll_us) for engine in self._engines]
-        self._builder = TableBuilder(self._note_baseline)
-        self._baseline: dict[int, PeerTraffic] = {}  # of an index that was another peer's: what that one had
-        self._table: RouteTable | None = None
+        by_worker = list(zip(*(path.engines for path in self._paths.values()), strict=True))
+        self._workers = [Worker(engines, options.busy_poll_us) for engines in by_worker]
         self._running: set[int] = set()
+        for worker in self._workers:
+            self._opened.callback(worker.close)
         self._opened.callback(self.stop)
+        for public_ip, n_bytes in adopted.path_limits.items() if adopted else ():
+            self.limit_path_mtu(public_ip, n_bytes)
 
-    def _open(self, address: IPv4Address, opened: ExitStack) -> None:
+    def _open(self, addresses: Iterable[Address], opened: ExitStack) -> None:
         n_workers = count_workers(self._options)
-        self.tunnel = open_tunnel(n_workers)
+        for address in addresses:
+            self._outer.claim(address, self._claims)
+            self._add_path(Ends(address, self._outer.open(address, n_workers)), opened)
+        self.tunnel = open_tunnel(n_workers, self._claims, self._device)
         opened.callback(self._close_tunnel)
-        self._sockets = open_sockets(address, self._port, n_workers)
-        opened.callback(self._close_sockets)
-        self._icmp = opened.enter_context(open_icmp())
+        for path in self._paths.values():
+            path.icmp = open_icmp(path.version)
 
-    def _adopt(self, adopted: Adopted, address: IPv4Address, opened: ExitStack) -> None:
+    def _adopt(self, adopted: Adopted, addresses: Iterable[Address], opened: ExitStack) -> None:
         # All of them are ours before the first one is looked at, so that none is left open.
-        self._icmp = opened.enter_context(socket.socket(fileno=adopted.icmp))
-        self._sockets = [socket.socket(fileno=fd) for fd in adopted.sockets]
-        opened.callback(self._close_sockets)
-        self.tunnel = adopt_tunnel(adopted.queues)
+        sockets = {version: [socket.socket(fileno=fd) for fd in fds] for version, fds in adopted.sockets.items()}
+        for address in addresses:
+            path = self._add_path(Ends(address, sockets[address.version]), opened)
+            path.icmp = socket.socket(fileno=adopted.icmp[address.version])
+        self.tunnel = adopt_tunnel(adopted.queues, self._device)
         opened.callback(self._close_tunnel)
-        check_underlay(self._sockets, address, self._port)
+        for path in self._paths.values():
+            self._outer.check(path.ends.sockets, path.ends.address)
+            self._outer.claim(path.ends.address, self._claims)
+        self._claims.hold(device_claim(self.tunnel.index))
+
+    def _add_path(self, ends: Ends, opened: ExitStack) -> FamilyPath:
+        path = FamilyPath(ends, with_macs=self._encapsulation.kind == "vxlan")
+        self._paths[path.version] = path
+        opened.callback(path.close)
+        return path
+
+    def _open_engines(self, path: FamilyPath) -> None:
+        """Have an engine for each worker; that of a second IP version is beside that of the first."""
+        assert path.icmp is not None  # noqa: S101 - opened, or adopted
+        path.ends = path.ends._replace(lanes=self._outer.open_lanes(path.ends.sockets, self._granted))
+        first = next(iter(self._paths.values()))
+        for number, (queue, udp, lanes) in enumerate(
+            zip(self.tunnel.filenos(), path.ends.sockets, path.ends.lanes, strict=True)
+        ):
+            engine = Engine(
+                queue,
+                udp.fileno(),
+                path.icmp.fileno(),
+                self._port or 0,
+                source_check=self._options.source_check,
+                vnet_bytes=VNET_HEADER_BYTES,
+                dscp=self._dscp,
+                segment=self._granted.udp_segment,
+                join_tcp=self._granted.join_tcp,
+                join_udp=self._granted.join_udp,
+                lanes=lanes.filenos(),
+                ports=lanes.n_ports,
+                encapsulation=self._encapsulation.kind,
+                vni=self._encapsulation.vni,
+                own_mac=self._encapsulation.own_mac,
+                version=path.version,
+                beside=None if path is first else first.engines[number],
+            )
+            path.engines.append(engine)
 
     def start(self) -> None:
         """Start to move packets; until a table is published all are dropped, and counted. Running workers run on."""
@@ -151,11 +193,22 @@ class Dataplane:
 
     def descriptors(self) -> Mapping[str, int]:
         """Return what another process would adopt, by name; the descriptors stay ours."""
-        return descriptor_names(self.tunnel.filenos(), [udp.fileno() for udp in self._sockets], self._icmp.fileno())
+        sockets: dict[int, list[int]] = {
+            path.version: [udp.fileno() for udp in path.ends.sockets] for path in self._paths.values()
+        }
+        icmp: dict[int, int] = {
+            path.version: path.icmp.fileno() for path in self._paths.values() if path.icmp is not None
+        }
+        return descriptor_names(self._encapsulation.kind, self.tunnel.filenos(), sockets, icmp)
 
     def state(self) -> Mapping[str, Any]:
-        """Return what it would have to know of them: the offloads that were granted."""
-        return {"granted": self._granted.names()}
+        """Return what it would have to know of them: what they speak, the offloads granted, which paths are narrow."""
+        limits = {str(address): n_bytes for address, n_bytes in self.path_limits.items()}
+        return {
+            "encapsulation": asdict(self._encapsulation),
+            "granted": self._granted.names(),
+            "path_limits": limits,
+        }
 
     @property
     def generation(self) -> tuple[int, bool]:
@@ -169,16 +222,16 @@ class Dataplane:
     def _close_tunnel(self) -> None:
         self.tunnel.close()
 
-    def _close_sockets(self) -> None:
-        close_sockets(self._sockets)
+    def _all_sockets(self) -> list[socket.socket]:
+        return [udp for path in self._paths.values() for udp in path.ends.sockets]
 
-    def _close_lanes(self) -> None:
-        close_lanes(self._lanes)
+    def _all_engines(self) -> list[Engine]:
+        return [engine for path in self._paths.values() for engine in path.engines]
 
     @property
     def tunnel_lost(self) -> bool:
         """Whether reading from flannel0 has failed for good: it was deleted, or broke."""
-        return any(engine.tun_errno for engine in self._engines)
+        return any(engine.tun_errno for engine in self._all_engines())
 
     def reopen_tunnel(self) -> None:
         """Open a device in place of flannel0, which then carries packets again once it is configured.
@@ -187,24 +240,31 @@ class Dataplane:
         nothing has changed then.
         """
         self._refuse_if_lent()
-        former, tunnel = self.tunnel, open_tunnel(self.workers)
-        self._swap(tunnel, self._sockets, self._lanes, tunnel.close)
+        former, tunnel = self.tunnel, open_tunnel(self.workers, self._claims, self._device)
+        with ExitStack() as undo:
+            undo.callback(self._claims.let_go, device_claim(tunnel.index))
+            undo.callback(tunnel.close)
+            self._swap(tunnel)
+            undo.pop_all()
         former.close()
+        self._claims.let_go(device_claim(former.index))
 
-    def rebind(self, address: IPv4Address) -> None:
-        """Send from this address of the external interface, and receive at it; likewise."""
+    def rebind(self, address: Address) -> None:
+        """Send packets of its IP version from this address, and receive at it; likewise."""
         self._refuse_if_lent()
-        former, former_lanes = self._sockets, self._lanes
-        sockets = open_sockets(address, self._port, self.workers)
-        lanes = open_lanes(sockets, udp_gro=self._granted.udp_gro)
-
-        def close_new() -> None:
-            close_lanes(lanes)
-            close_sockets(sockets)
-
-        self._swap(self.tunnel, sockets, lanes, close_new)
-        close_lanes(former_lanes)
-        close_sockets(former)
+        path = self._paths[address.version]
+        former = path.ends
+        self._outer.claim(address, self._claims)
+        with ExitStack() as undo:  # whatever is in the way, nothing stays half replaced
+            undo.callback(self._outer.let_go, address, self._claims)
+            sockets = self._outer.open(address, self.workers)
+            undo.callback(close_sockets, sockets)
+            ends = Ends(address, sockets, self._outer.open_lanes(sockets, self._granted))
+            undo.callback(close_lanes, ends.lanes)
+            self._swap(self.tunnel, ends)
+            undo.pop_all()
+        path.close_former(former)
+        self._outer.let_go(former.address, self._claims)
 
     def take_back(self) -> None:
         """Go on with what was lent."""
@@ -212,30 +272,23 @@ class Dataplane:
         self.start()
         self._on_fault()  # what was refused meanwhile is due
 
-    def _swap(
-        self,
-        tunnel: Tunnel,
-        sockets: list[socket.socket],
-        lanes: list[list[socket.socket]],
-        close_new: Callable[[], None],
-    ) -> None:
-        """Have the engines work on these: the device, or the sockets with their lanes, are new, the others are in use.
+    def _swap(self, tunnel: Tunnel, *moved: Ends) -> None:
+        """Have the engines work on this device, and on sockets that have moved: what is not new is in use.
 
-        Raises FlannelError; nothing has changed then, and `close_new` was called.
+        Raises FlannelError; nothing has changed then.
         """
+        ends = {path.version: path.ends for path in self._paths.values()}
+        ends.update({each.address.version: each for each in moved})
         try:
-            granted = self._enable(tunnel, sockets)
-            watched = [watch(queue, udp.fileno()) for queue, udp in zip(tunnel.filenos(), sockets, strict=True)]
+            granted = self._enable(tunnel, (udp for each in ends.values() for udp in each.sockets))
+            by_worker = zip(tunnel.filenos(), *(each.sockets for each in ends.values()), strict=True)
+            epolls = [watch(queue, *(udp.fileno() for udp in sockets)) for queue, *sockets in by_worker]
         except OSError as failed:  # somebody has deleted the device meanwhile, or no descriptor is left
-            close_new()
             raise FlannelError(f"{tunnel.name} and its sockets cannot be used: {failed.strerror}") from failed
         stopped = self._stop(range(self.workers))
-        for engine, queue, udp, others, epoll in zip(
-            self._engines, tunnel.filenos(), sockets, lanes, watched, strict=True
-        ):
-            rungs = (granted.udp_segment, granted.join_tcp, granted.join_udp)
-            engine.attach(queue, udp.fileno(), *rungs, [lane.fileno() for lane in others], epoll)
-        self.tunnel, self._sockets, self._lanes, self._granted = tunnel, sockets, lanes, granted
+        for path in self._paths.values():
+            path.attach(tunnel.filenos(), ends[path.version], granted, epolls)
+        self.tunnel, self._granted = tunnel, granted
         self._replaced += 1
         for number in stopped:
             self.start_worker(number)
@@ -246,32 +299,30 @@ class Dataplane:
 
     def _enable(self, tunnel: Tunnel, sockets: Iterable[socket.socket]) -> Offload:
         """Switch on what is wanted and possible on the device and the sockets; return what is on."""
-        granted = enable_on_tunnel(tunnel.filenos()[0], self._options.offload)
+        granted = enable_on_tunnel(tunnel.filenos()[0], self._options.offload, self._paths)
         for udp in sockets:
-            granted = enable_on_socket(udp, granted)
+            granted = self._outer.enable(udp, granted)
         return granted
 
     @property
     def socket_buffers(self) -> SocketBuffers:
         """What the kernel granted each UDP socket."""
-        return granted_buffers(self._sockets[0])
+        return granted_buffers(self._all_sockets()[0])
 
-    async def publish(self, own: IPv4Network | None, deltas: Sequence[Delta], *, whole: bool) -> None:
-        """Put a table for our subnet in force, and return once the old one is let go.
+    @property
+    def socket_drops(self) -> int:
+        """How many datagrams the kernel has dropped that were for our sockets: full, or a wrong UDP checksum."""
+        return sum(path.socket_drops for path in self._paths.values())
 
-        The peers are those of the last table after `deltas`; with `whole` there were none before. The table is built
-        outside the data thread, which never waits: it finds the new pointer at its next batch.
+    async def publish(self, own: Subnet | None, deltas: Sequence[Delta], *, whole: bool) -> None:
+        """Put tables for our subnet in force, and return once the old ones are let go.
+
+        The peers are those of the last tables after `deltas`; with `whole` there were none before. They are built
+        outside the data threads, which never wait: they find the new pointers at their next batch.
         """
-        await self._old_table_let_go()  # a publish that was cancelled may have left it with the engines
-        table = await asyncio.to_thread(self._builder.build, own, deltas, whole=whole)
-        for engine in self._engines:
-            engine.publish(table)
-        self._table = table
-        await self._old_table_let_go()
-
-    async def _old_table_let_go(self) -> None:
-        while sum(engine.reclaim() for engine in self._engines):
-            await asyncio.sleep(QUIET_POINT_POLL_S)
+        for version, path in self._paths.items():
+            part = None if own is None else own.of(version)
+            await path.publish(part, [delta.of(version) for delta in deltas], whole=whole)
 
     def forward_until(self, boottime_s: float | None) -> None:
         """Forward nothing from that time of CLOCK_BOOTTIME on, ``None``: there is no such time.
@@ -279,13 +330,38 @@ class Dataplane:
         The data threads keep to it by themselves, whatever becomes of the control plane.
         """
         boottime_ns = None if boottime_s is None else round(boottime_s * 1e9)
-        for engine in self._engines:
+        for engine in self._all_engines():
             engine.forward_until(boottime_ns)
 
     def forget_path_mtus(self) -> None:
         """Ask for the path MTU to each peer anew: the underlay's routes or MTUs may have changed."""
-        for engine in self._engines:
+        for engine in self._all_engines():
             engine.forget_path_mtus()
+
+    def set_mtu(self, n_bytes: int) -> None:
+        """Say what the device's MTU is: TCP that is longer a kernel peer has sent uncut."""
+        for engine in self._all_engines():
+            engine.set_inner_mtu(n_bytes)
+
+    @property
+    def n_source_ports(self) -> int:
+        """How many ports beside the one that is received on a worker's datagrams leave from."""
+        return self._outer.n_source_ports
+
+    @property
+    def source_ports(self) -> Set[int]:
+        """The UDP ports that datagrams leave from."""
+        return self._outer.source_ports([lanes for path in self._paths.values() for lanes in path.ends.lanes])
+
+    @property
+    def path_limits(self) -> Mapping[Address, int]:
+        """Bytes that inner packets to these peers may have: what `limit_path_mtu` said."""
+        return {at: n_bytes for path in self._paths.values() for at, n_bytes in path.path_limits.items()}
+
+    def limit_path_mtu(self, public_ip: Address, n_bytes: int | None) -> None:
+        """Let inner packets to a peer have so many bytes at most, 576 (IPv6 1,280) or more; ``None``: no limit."""
+        if public_ip.version in self._paths:
+            self._paths[public_ip.version].limit_path_mtu(public_ip, n_bytes)
 
     @property
     def offload(self) -> Offload:
@@ -293,9 +369,9 @@ class Dataplane:
         return replace(
             self._granted,
             tso=self._granted.tso and hands_over_super_packets(self.tunnel.name),
-            udp_segment=all(engine.segments for engine in self._engines),
-            join_tcp=all(engine.joins_tcp for engine in self._engines),
-            join_udp=all(engine.joins_udp for engine in self._engines),
+            udp_segment=all(engine.segments for engine in self._all_engines()),
+            join_tcp=all(engine.joins_tcp for engine in self._all_engines()),
+            join_udp=all(engine.joins_udp for engine in self._all_engines()),
         )
 
     @property
@@ -311,52 +387,57 @@ class Dataplane:
     def counters(self) -> dict[str, Any]:
         """Return the counters of all engines together, as `Engine.counters` does."""
         total: dict[str, Any] = {}
-        for engine in self._engines:
-            _add(total, engine.counters())
+        for engine in self._all_engines():
+            add_counters(total, engine.counters())
         return total
+
+    def last_dropped(self) -> dict[str, list[DroppedPacket]]:
+        """Return the packets that were dropped last, by reason, the newest last."""
+        return last_dropped(self._all_engines())
 
     def worker_packets(self) -> list[WorkerPackets]:
         """Return what each worker carried. A flow stays on one worker, so a busy one shows here."""
-        counted = [engine.counters() for engine in self._engines]
-        return [WorkerPackets(counters["out"]["packets"], counters["in"]["packets"]) for counters in counted]
+        carried = []
+        for engines in zip(*(path.engines for path in self._paths.values()), strict=True):
+            counted = [engine.counters() for engine in engines]
+            carried.append(WorkerPackets(*(sum(each[way]["packets"] for each in counted) for way in ("out", "in"))))
+        return carried
 
     def sorted_peers(self) -> list[Peer]:
-        """Return the peers of the table in force, in the order of their subnets; takes long, so ask in a thread."""
-        return self._builder.sorted_peers()
+        """Return the peers of the tables in force, in the order of their subnets; takes long, so ask in a thread."""
+        return [peer for path in self._paths.values() for peer in path.sorted_peers()]
 
     def traffic(self, peer: Peer) -> PeerTraffic:
         """Return a peer's traffic since it appeared."""
-        index = self._builder.index_of(peer.public_ip)
-        if index is None:  # it went just now
-            return PeerTraffic(0, 0, 0, 0)
-        traffic = self._raw_traffic(index)
-        return traffic.since(self._baseline[index]) if index in self._baseline else traffic
+        return self._paths[peer.version].traffic(peer)
 
-    def route(self, address: IPv4Address) -> RouteAnswer:
+    def activity(self) -> Iterator[list[PeerActivity]]:
+        """Yield what has happened with peers since it was asked last, in parts that hold nobody up."""
+        for path in self._paths.values():
+            yield from path.activity()
+
+    def find(self, public_ips: Set[int]) -> dict[int, Peer]:
+        """Return the peers at those of these public IPs, numbers in host order, that have any; ask in a thread."""
+        return peers_at(self.peers(), public_ips)
+
+    def route(self, address: Address) -> RouteAnswer:
         """Ask the table in force for an address's next hop."""
-        hop = 0 if self._table is None else self._table.lookup(int(address))
-        if hop == OWN:
-            return RouteAnswer(peer=None, own=True)
-        return RouteAnswer(peer=longest_match(self._builder.peers, address) if hop else None, own=False)
+        path = self._paths.get(address.version)
+        return RouteAnswer(peer=None, own=False) if path is None else path.route(address)
 
     def peers(self) -> list[Peer]:
-        """Return the peers of the table in force."""
-        return list(self._builder.peers.copy().values())
+        """Return the peers of the tables in force."""
+        return [peer for path in self._paths.values() for peer in path.peers()]
 
     def close(self) -> None:
         """Stop the data threads and close everything; the kernel removes flannel0."""
         self._opened.close()
 
-    def _note_baseline(self, index: int) -> None:
-        self._baseline[index] = self._raw_traffic(index)
 
-    def _raw_traffic(self, index: int) -> PeerTraffic:
-        return PeerTraffic(*map(sum, zip(*(engine.peer_counters(index) for engine in self._engines), strict=True)))
-
-
-def _add(total: dict[str, Any], more: dict[str, Any]) -> None:
+def add_counters(total: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Add to `total`, in place, what is counted under the same names."""
     for name, value in more.items():
         if isinstance(value, dict):
-            _add(total.setdefault(name, {}), value)
+            add_counters(total.setdefault(name, {}), value)
         else:
             total[name] = total.get(name, 0) + value

@@ -1,22 +1,33 @@
-"""Lanes: sockets of one address and port, each with a send buffer of its own, through which packets leave.
+"""Lanes: sockets of one address, each with a send buffer of its own, through which packets leave.
 
 The kernel charges a packet to its socket until the network card has it, or somebody drops it. With one socket for all,
 what waits for a slow peer, or for one whose hardware address nobody tells, fills the buffer for all peers.
 
-All sockets of a lane's port are in one group (SO_REUSEPORT). A program of ours lets the kernel choose among the first
-ones only, those of the workers: no lane ever receives.
+They have the port of the workers' sockets. All sockets of a port are in one group (SO_REUSEPORT); a program of ours
+lets the kernel choose among the first ones only, those of the workers: no lane ever receives. Or they have some source
+ports of the kernel's choice (`--source-ports`), by which the underlay tells flows apart, and a filter lets nothing in.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import socket
-import struct
 from collections.abc import Sequence
 
 from flannel_udp.dataplane.offload import SOL_UDP, UDP_GRO
-from flannel_udp.dataplane.underlay import BUFFER_BYTES, IP_MTU_DISCOVER, IP_PMTUDISC_DO, set_send_buffer
+from flannel_udp.dataplane.socket_filter import (
+    LOAD_WORD,
+    MODULO,
+    RETURN_A,
+    SO_ATTACH_REUSEPORT_CBPF,
+    SOURCE_ADDRESS,
+    SOURCE_ADDRESS6_END,
+    Step,
+    attach_program,
+    let_nothing_in,
+)
+from flannel_udp.dataplane.underlay import BUFFER_BYTES, bound_to, open_udp, set_send_buffer
+from flannel_udp.model import Address
 
 logger = logging.getLogger(__name__)
 
@@ -25,52 +36,86 @@ LANES = 64
 LANE_BYTES = 192 << 10
 """A lane's send buffer, without the kernel's own bookkeeping: 2 ms at 1 Gbit/s."""
 
-_SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h
-# linux/bpf_common.h, linux/filter.h
-_LOAD_WORD, _MODULO, _RETURN_A = 0x20, 0x94, 0x16
-_NETWORK_HEADER, _SOURCE_AT = -0x100000 & 0xFFFFFFFF, 12
+
+class Lanes:
+    """The sockets that one worker's packets leave by."""
+
+    def __init__(self, udp: socket.socket, further: Sequence[socket.socket] = (), n_ports: int = 0) -> None:
+        self._further = further
+        self._own = () if n_ports else (udp,)  # one with another port only receives
+        self.n_ports = n_ports or 1
+        """How many source ports they have, in turn: all packets of a flow leave from one of them."""
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """All of them."""
+        return [*self._own, *self._further]
+
+    def filenos(self) -> list[int]:
+        """Return their descriptors."""
+        return [lane.fileno() for lane in self.sockets]
+
+    def close(self) -> None:
+        """Close all but the worker's socket."""
+        for lane in self._further:
+            lane.close()
 
 
-def open_lanes(sockets: Sequence[socket.socket], *, udp_gro: bool) -> list[list[socket.socket]]:
-    """Return the further lanes of each worker's socket; none of any where the kernel does not allow them.
+def open_lanes(sockets: Sequence[socket.socket], *, udp_gro: bool, source_ports: int = 0) -> list[Lanes]:
+    """Return the lanes of each worker's socket; it alone where the kernel does not allow more.
 
-    `udp_gro`: whether the sockets have UDP_GRO. Lanes must have what they have, although they never receive: the kernel
-    asks one of the group before it joins datagrams, and does not ask our program which (linux, udp4_gro_lookup_skb).
+    `udp_gro`: whether the sockets have UDP_GRO. Lanes of the same port must have what they have, although they never
+    receive: the kernel asks one of the group before it joins datagrams, and does not ask our program which (linux,
+    udp4_gro_lookup_skb). With `source_ports`, a power of two, the lanes of each worker have so many ports of the
+    kernel's choice.
     """
     per_worker = 1 << (LANES // len(sockets)).bit_length() - 1
-    opened: list[list[socket.socket]] = [[] for _ in sockets]
+    n_ports = min(source_ports, per_worker)
+    opened: list[Lanes] = []
     try:
+        if not n_ports:
+            for udp in sockets:
+                set_send_buffer(udp, LANE_BYTES)
+            _receive_with_first(sockets[0], len(sockets))
         for udp in sockets:
-            set_send_buffer(udp, LANE_BYTES)
-        _receive_with_first(sockets[0], len(sockets))
-        for lanes, udp in zip(opened, sockets, strict=True):
-            for _ in range(per_worker - 1):
-                lanes.append(_open_lane(udp, udp_gro=udp_gro))
+            further: list[socket.socket] = []
+            opened.append(Lanes(udp, further, n_ports))
+            address, port = bound_to(udp)
+            while len(further) < n_ports:
+                further.append(_open_lane(address, 0, udp_gro=False, deaf=True))
+            ports = [lane.getsockname()[1] for lane in further] or [port]
+            while len(further) < per_worker - (not n_ports):
+                port = ports[len(further) % len(ports)]
+                further.append(_open_lane(address, port, udp_gro=udp_gro and not n_ports, deaf=n_ports > 0))
     except OSError as failed:
         logger.warning("all peers share one send buffer, a slow one may fill it: %s", failed.strerror)
         close_lanes(opened)
         for udp in sockets:
             set_send_buffer(udp, BUFFER_BYTES)
-        return [[] for _ in sockets]
+        return [Lanes(udp) for udp in sockets]
     return opened
 
 
-def close_lanes(opened: Sequence[Sequence[socket.socket]]) -> None:
+def close_lanes(opened: Sequence[Lanes]) -> None:
     """Close them all."""
     for lanes in opened:
-        for lane in lanes:
-            lane.close()
+        lanes.close()
 
 
-def _open_lane(udp: socket.socket, *, udp_gro: bool) -> socket.socket:
-    lane = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+def _open_lane(address: Address, port: int, *, udp_gro: bool, deaf: bool) -> socket.socket:
+    """Open a socket at that address and port; a `deaf` one lets nothing in."""
+    lane = open_udp(address.version)
     try:
         set_send_buffer(lane, LANE_BYTES)
-        lane.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
         if udp_gro:
             lane.setsockopt(SOL_UDP, UDP_GRO, 1)
+        if deaf:
+            let_nothing_in(lane)
+        if port:
+            lane.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        lane.bind((str(address), port))
+        # After it where the kernel chooses the port: it takes one that others of our user share for a free one, too.
         lane.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        lane.bind(udp.getsockname())
     except OSError:
         lane.close()
         raise
@@ -79,10 +124,6 @@ def _open_lane(udp: socket.socket, *, udp_gro: bool) -> socket.socket:
 
 def _receive_with_first(udp: socket.socket, n: int) -> None:
     """Let the group's first `n` sockets receive: each what comes from addresses that leave its number, modulo `n`."""
-    code = b"".join(
-        struct.pack("=HBBI", operation, 0, 0, operand)
-        for operation, operand in ((_LOAD_WORD, _NETWORK_HEADER + _SOURCE_AT), (_MODULO, n), (_RETURN_A, 0))
-    )
-    instructions = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))  # struct sock_fprog
-    udp.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
+    source = SOURCE_ADDRESS if udp.family == socket.AF_INET else SOURCE_ADDRESS6_END
+    program = [Step(LOAD_WORD, source), Step(MODULO, n), Step(RETURN_A)]
+    attach_program(udp, SO_ATTACH_REUSEPORT_CBPF, program)

@@ -13,6 +13,7 @@ import fcntl
 import logging
 import socket
 import struct
+from collections.abc import Collection
 from dataclasses import replace
 
 from flannel_udp.dataplane.join_probe import TCP, UDP, takes_super_packets
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 # linux/if_tun.h
 TUNSETOFFLOAD = 0x400454D0
-TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x08, 0x20, 0x40
-IP_RECVTOS = 13  # linux/in.h; socket.IP_RECVTOS is there on newer Pythons only
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+IP_RECVTOS, IPV6_RECVTCLASS = 13, 66  # linux/in.h, linux/in6.h; socket.IP_RECVTOS is there on newer Pythons only
 # linux/sockios.h, linux/ethtool.h
 SIOCETHTOOL, ETHTOOL_GTSO = 0x8946, 0x1E
 _ETHTOOL_VALUE = struct.Struct("=II")  # command, answer
@@ -31,15 +32,16 @@ _ETHTOOL_VALUE = struct.Struct("=II")  # command, answer
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 
 
-def enable_on_tunnel(fd: int, wanted: Offload) -> Offload:
-    """Switch on what is wanted and possible on the TUN; return what is on."""
+def enable_on_tunnel(fd: int, wanted: Offload, versions: Collection[int] = (4,)) -> Offload:
+    """Switch on what is wanted and possible on the TUN for the IP versions that it carries; return what is on."""
     granted = wanted
+    tso = TUN_F_TSO_ECN | (TUN_F_TSO4 if 4 in versions else 0) | (TUN_F_TSO6 if 6 in versions else 0)
     # The kernel takes USO4 and USO6 together only, and knows them since 6.2; both ways, reading and writing.
     if (wanted.uso or wanted.join_udp) and not _set_tunnel(fd, TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6):
         granted = replace(granted, uso=False, join_udp=False)
-    if wanted.tso and not _set_tunnel(fd, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO_ECN):
+    if wanted.tso and not _set_tunnel(fd, TUN_F_CSUM | tso):
         granted = replace(granted, tso=False)
-    bits = (TUN_F_TSO4 | TUN_F_TSO_ECN if granted.tso else 0) | (TUN_F_USO4 | TUN_F_USO6 if granted.uso else 0)
+    bits = (tso if granted.tso else 0) | (TUN_F_USO4 | TUN_F_USO6 if granted.uso else 0)
     if not _set_tunnel(fd, bits | TUN_F_CSUM if bits else 0):
         granted = replace(granted, tso=False, uso=False)
         _set_tunnel(fd, 0)
@@ -68,10 +70,13 @@ def hands_over_super_packets(name: str) -> bool:
 def enable_on_socket(udp: socket.socket, wanted: Offload) -> Offload:
     """Switch on what is wanted and possible on the UDP socket; return what is on.
 
-    Each datagram's TOS byte is always asked for: congestion marks must cross the tunnel (RFC 6040).
+    Each datagram's TOS byte, or traffic class, is always asked for: congestion marks must cross the tunnel (RFC 6040).
     """
     granted = wanted
-    udp.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
+    if udp.family == socket.AF_INET:
+        udp.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
+    else:
+        udp.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVTCLASS, 1)
     if wanted.udp_gro and not _set_socket(udp, UDP_GRO, 1):
         granted = replace(granted, udp_gro=False)
     # 0 leaves the socket as it is: the size comes with each call. Kernels before 4.18 do not know the option.

@@ -1,4 +1,4 @@
-"""Open the TUN device, flannel0 or the next free flannelN."""
+"""Open the TUN device: the one of a given name, or flannel0 or the next free flannelN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Protocol
 
 import pytun
 
-from flannel_udp.errors import FlannelError
+from flannel_udp.dataplane.claims import NO_CLAIMS, Claims, device_claim
+from flannel_udp.errors import Claimed, FlannelError
 
 # linux/if_tun.h; pytun does not name them all
 IFF_VNET_HDR, IFF_MULTI_QUEUE, IFF_PERSIST = 0x4000, 0x0100, 0x0800
@@ -65,31 +66,52 @@ class Tunnel:
             queue.close()
 
 
-def open_tunnel(n_queues: int) -> Tunnel:
-    """Open flannel0 or, where that is taken, the next free name (flanneld's way).
+def open_tunnel(n_queues: int, claims: Claims = NO_CLAIMS, only: str | None = None) -> Tunnel:
+    """Open the device called `only`; ``None``: flannel0 or, where that is taken, the next free name (flanneld's way).
 
-    A persistent flannel0 that a killed run left behind is free and so is taken over.
+    A persistent device that a killed run left behind is free and so is taken over.
     Raises FlannelError.
     """
-    for number in range(DEVICES_MAX):
+    for name in [f"flannel{number}" for number in range(DEVICES_MAX)] if only is None else [only]:
+        there = _index(name)
         queues: list[pytun.TunTapDevice] = []
         try:
+            # Before a queue is opened: one more queue of another agent's device would get some of its packets.
+            if there is not None:
+                claims.hold(device_claim(there))
             for _ in range(n_queues):
-                queues.append(_open_queue(f"flannel{number}", n_queues > 1))
+                queues.append(_open_queue(name, n_queues > 1))
             tunnel = Tunnel(queues)
+            claims.hold(device_claim(tunnel.index))
             if tunnel.persistent:
                 _undo_foreign_settings(queues[0].fileno())
+            elif there is not None:  # only its holder keeps such a device alive: one that claims nothing
+                raise Claimed(f"another program has {name} open")
             return tunnel
         except (pytun.Error, OSError, FlannelError) as failed:
             for queue in queues:
                 queue.close()
+            if there is not None and not isinstance(failed, Claimed):
+                claims.let_go(device_claim(there))
+            if isinstance(failed, Claimed):
+                continue
             if isinstance(failed, FlannelError):  # deleted as soon as it was made
                 raise
             code = failed.args[0] if failed.args else None
             # EBUSY: another process has it open. EINVAL: a device of this name is no TUN, or not with as many queues.
             if code not in (errno.EBUSY, errno.EINVAL):
                 raise FlannelError(_explain(code, failed)) from failed
+    if only is not None:
+        raise FlannelError(f"{only} is another program's, or no TUN device of ours: `ip -d link show {only}` shows it")
     raise FlannelError(f"flannel0 to flannel{DEVICES_MAX - 1} are all taken: remove some with 'ip link del NAME'")
+
+
+def _index(name: str) -> int | None:
+    """Return the index of a device, ``None`` if there is none of that name."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return None
 
 
 def _undo_foreign_settings(fd: int) -> None:
@@ -121,16 +143,19 @@ class _AdoptedQueue:
         os.close(self._fd)
 
 
-def adopt_tunnel(queues: Sequence[int]) -> Tunnel:
+def adopt_tunnel(queues: Sequence[int], only: str | None = None) -> Tunnel:
     """Return the open device that these descriptors are all the queues of; they are the tunnel's from now on.
 
-    Raises FlannelError, and closes them, for anything but a live device that this agent could have made.
+    Raises FlannelError, and closes them, for anything but a live device that this agent could have made, with the name
+    `only` where one is given.
     """
     wanted = pytun.IFF_TUN | pytun.IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if len(queues) > 1 else 0)
     try:
         facts = {_facts(fd) for fd in queues}
         if len(facts) != 1 or any(flags & ~IFF_PERSIST != wanted for _, flags in facts):
             raise FlannelError("the descriptors that were handed over are not the queues of one tunnel device of ours")
+        if only not in (None, *(name for name, _ in facts)):
+            raise FlannelError(f"the tunnel device that was handed over is not {only}")
         return Tunnel([_AdoptedQueue(fd) for fd in queues])
     except (FlannelError, OSError) as unfit:
         for fd in queues:
@@ -138,6 +163,15 @@ def adopt_tunnel(queues: Sequence[int]) -> Tunnel:
         if isinstance(unfit, OSError):  # deleted, or moved to another namespace
             raise FlannelError(f"the tunnel device that was handed over is of no use: {unfit.strerror}") from unfit
         raise
+
+
+def device_of(fd: int) -> str | None:
+    """Return the name of the open device that goes with its last descriptor; ``None`` for one that stays anyway.
+
+    Raises FlannelError if it is none, or was deleted.
+    """
+    name, flags = _facts(fd)
+    return None if flags & IFF_PERSIST else name
 
 
 def _facts(fd: int) -> tuple[str, int]:

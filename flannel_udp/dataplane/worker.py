@@ -1,17 +1,18 @@
-"""One data thread: an engine on a uvloop loop of its own, so that it never waits for the control plane."""
+"""One data thread: engines on a uvloop loop of its own, so that it never waits for the control plane."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
 import uvloop
 
 from flannel_udp._fastpath.engine import Engine
+from flannel_udp.errors import FlannelError
 
 logger = logging.getLogger(__name__)
 
@@ -29,32 +30,49 @@ _LOST = {
 
 
 class Worker:
-    """Runs `engine` until it is asked to stop, spinning for `busy_poll_us` microseconds after a packet."""
+    """Runs the engines of one TUN queue until it is asked to stop, spinning for `busy_poll_us` µs after a packet.
 
-    def __init__(self, engine: Engine, busy_poll_us: int) -> None:
-        self._engine = engine
+    The first one is polled, and moves the packets of a second one, too.
+    """
+
+    def __init__(self, engines: Sequence[Engine], busy_poll_us: int) -> None:
+        self._engines, self._engine = engines, engines[0]
         self._busy_poll_us = busy_poll_us
+        self._loop: uvloop.Loop | None = None  # from the first start until `close`: a restart needs no descriptors
 
     def start(self, on_fault: Callable[[], object]) -> None:
-        """Start the thread, which calls `on_fault()` once when the TUN is lost (the engine's `tun_errno` says why)."""
+        """Start the thread, which calls `on_fault()` once when the TUN is lost (the engine's `tun_errno` says why).
+
+        Raises `FlannelError`, the first time only.
+        """
+        if self._loop is None:
+            try:
+                self._loop = uvloop.new_event_loop()
+            except OSError as error:
+                raise FlannelError(f"cannot start a data thread: {error.strerror}") from error
         self._on_fault = on_fault
         self._in_use = self._rungs()
         self._said: set[tuple[str, bool]] = set()
         self._thread = threading.Thread(target=self._run, name="flannel-data", daemon=True)
-        self._loop = uvloop.new_event_loop()
         self._loop.add_reader(self._engine.fileno(), self._poll)
         self._thread.start()
 
     def ask_to_stop(self) -> None:
         """Let the thread end, within 50 ms."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
 
     def join(self) -> None:
-        """Wait for the thread's end; then the engine may be changed or closed, or the worker started again."""
+        """Wait for the thread's end; then the engine may be changed, or the worker started again or closed."""
         self._thread.join()
-        self._loop.close()
+
+    def close(self) -> None:
+        """End; the engine may be closed then."""
+        if self._loop is not None:
+            self._loop.close()
 
     def _run(self) -> None:
+        assert self._loop is not None  # noqa: S101 - `start` made it
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
         self._loop.remove_reader(self._engine.fileno())
@@ -70,8 +88,11 @@ class Worker:
 
     def _rungs(self) -> frozenset[str]:
         """Return which of the offloads that may be refused at run time are in use."""
-        engine = self._engine
-        in_use = {"udp-segment": engine.segments, "join-tcp": engine.joins_tcp, "join-udp": engine.joins_udp}
+        in_use = {
+            "udp-segment": all(engine.segments for engine in self._engines),
+            "join-tcp": all(engine.joins_tcp for engine in self._engines),
+            "join-udp": all(engine.joins_udp for engine in self._engines),
+        }
         return frozenset(name for name, on in in_use.items() if on)
 
     def _say_what_changed(self, in_use: frozenset[str]) -> None:
@@ -87,6 +108,7 @@ class Worker:
     def probe(self) -> Future[None]:
         """Return what is done as soon as the running thread has come round to it."""
         answered: Future[None] = Future()
+        assert self._loop is not None  # noqa: S101 - `start` made it
         with suppress(RuntimeError):  # the loop is closed: nobody answers
             self._loop.call_soon_threadsafe(answered.set_result, None)
         return answered

@@ -6,6 +6,7 @@ which is started for every pod: so this module imports nothing heavy.
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.files.atomic import write_atomically
-from flannel_udp.model import Subnet
+from flannel_udp.model import Prefix, Subnet
 
 _ASSIGNMENT = re.compile(
     r"""^[ \t]* (?:export[ \t]+)? (?P<key>[A-Za-z_][A-Za-z0-9_]*) =
@@ -22,25 +23,33 @@ _ASSIGNMENT = re.compile(
         [ \t\r]* (?:\#.*)? $""",
     re.MULTILINE | re.VERBOSE,
 )
-_REQUIRED = ("FLANNEL_NETWORK", "FLANNEL_SUBNET", "FLANNEL_MTU", "FLANNEL_IPMASQ")
-_IPV6 = ("FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET")
+_IPV4, _IPV6 = ("FLANNEL_NETWORK", "FLANNEL_SUBNET"), ("FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET")
+_ALWAYS = ("FLANNEL_MTU", "FLANNEL_IPMASQ")
+DIRECTORY_MODE = 0o755
 _BOOLEANS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True, slots=True)
 class SubnetEnv:
-    """What the file holds. ``mtu`` is flannel0's, in bytes; ``ipv6_network`` is set exactly if ``subnet.v6`` is."""
+    """What the file holds. ``mtu`` is the tunnel's, in bytes.
 
-    network: IPv4Network
+    ``network`` is set exactly if ``subnet.v4`` is, and ``ipv6_network`` if ``subnet.v6`` is.
+    """
+
+    network: IPv4Network | None
     subnet: Subnet
     mtu: int
     ip_masq: bool
     ipv6_network: IPv6Network | None = None
 
-    @property
-    def gateway(self) -> str:
-        """The subnet's first host address with its prefix length: what FLANNEL_SUBNET holds."""
-        return f"{self.subnet.v4.network_address + 1}/{self.subnet.v4.prefixlen}"
+    def network_of(self, version: int) -> Prefix | None:
+        """Return the overlay network of one family, by IP version; ``None``: it is off."""
+        return self.network if version == 4 else self.ipv6_network
+
+    def gateway_of(self, version: int) -> str | None:
+        """Return the first host address of a family's subnet with its prefix length, as FLANNEL_SUBNET holds it."""
+        subnet = self.subnet.of(version)
+        return None if subnet is None else f"{subnet.network_address + 1}/{subnet.prefixlen}"
 
 
 class SubnetEnvMissing(FlannelError):
@@ -83,25 +92,31 @@ def parse(text: str, origin: str) -> SubnetEnv:
     `origin` names the source in errors. Raises `SubnetEnvError`.
     """
     values = {m["key"]: m["double"] or m["single"] or m["bare"] or "" for m in _ASSIGNMENT.finditer(text)}
-    # The two IPv6 keys come together or not at all.
-    required = _REQUIRED + _IPV6 if any(values.get(key) for key in _IPV6) else _REQUIRED
-    missing = tuple(key for key in required if not values.get(key))
+    # The two keys of a family come together or not at all, and one family there is.
+    has_ipv4, has_ipv6 = (any(values.get(key) for key in keys) for keys in (_IPV4, _IPV6))
+    neither = not has_ipv4 and not has_ipv6
+    required = [
+        key
+        for keys in zip(_IPV4, _IPV6, strict=True)
+        for key, wanted in zip(keys, (has_ipv4 or neither, has_ipv6 or neither), strict=True)
+        if wanted
+    ]
+    missing = tuple(key for key in (*required, *_ALWAYS) if not values.get(key))
     if missing:
         raise SubnetEnvError(f"{origin} lacks {', '.join(missing)}", missing)
 
     def value_of(key: str) -> _Value:
         return _Value(values[key], f"{origin}: {key}")
 
-    dual_stack = len(required) > len(_REQUIRED)
     return SubnetEnv(
-        network=value_of("FLANNEL_NETWORK").ipv4_network(),
+        network=value_of("FLANNEL_NETWORK").ipv4_network() if has_ipv4 else None,
         subnet=Subnet(
-            value_of("FLANNEL_SUBNET").ipv4_network(),
-            value_of("FLANNEL_IPV6_SUBNET").ipv6_network() if dual_stack else None,
+            value_of("FLANNEL_SUBNET").ipv4_network() if has_ipv4 else None,
+            value_of("FLANNEL_IPV6_SUBNET").ipv6_network() if has_ipv6 else None,
         ),
         mtu=value_of("FLANNEL_MTU").mtu(),
         ip_masq=value_of("FLANNEL_IPMASQ").boolean(),
-        ipv6_network=value_of("FLANNEL_IPV6_NETWORK").ipv6_network() if dual_stack else None,
+        ipv6_network=value_of("FLANNEL_IPV6_NETWORK").ipv6_network() if has_ipv6 else None,
     )
 
 
@@ -141,15 +156,10 @@ class _Value:
 
 def format_env(env: SubnetEnv) -> str:
     """Return the file's text in flannel's order; the subnet is written as its first host address."""
-    lines = [
-        f"FLANNEL_NETWORK={env.network}",
-        f"FLANNEL_SUBNET={env.gateway}",
-    ]
-    if env.subnet.v6 is not None:
-        lines += [
-            f"FLANNEL_IPV6_NETWORK={env.ipv6_network}",
-            f"FLANNEL_IPV6_SUBNET={env.subnet.v6.network_address + 1}/{env.subnet.v6.prefixlen}",
-        ]
+    lines: list[str] = []
+    for version, (network, subnet) in ((4, _IPV4), (6, _IPV6)):
+        if (gateway := env.gateway_of(version)) is not None:
+            lines += [f"{network}={env.network_of(version)}", f"{subnet}={gateway}"]
     lines += [f"FLANNEL_MTU={env.mtu}", f"FLANNEL_IPMASQ={'true' if env.ip_masq else 'false'}"]
     return "\n".join(lines) + "\n"
 
@@ -157,9 +167,12 @@ def format_env(env: SubnetEnv) -> str:
 def write(path: Path, env: SubnetEnv) -> None:
     """Replace the file (mode 0644) atomically, making its directory (0755) if need be: the runtime may not be root.
 
-    A failed attempt leaves the old one and nothing else. Raises `FlannelError`.
+    A link stays, and what it leads to is written. A failed attempt leaves the old one and nothing else. Raises
+    `FlannelError`.
     """
     try:
-        write_atomically(path, format_env(env).encode("ascii"), mode=0o644, directory_mode=0o755)
+        write_atomically(
+            Path(os.path.realpath(path)), format_env(env).encode("ascii"), mode=0o644, directory_mode=DIRECTORY_MODE
+        )
     except OSError as error:
         raise FlannelError(f"cannot write {path}: {error.strerror}") from error

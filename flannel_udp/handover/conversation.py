@@ -3,7 +3,7 @@
     new                                         old
     hello: who I am and what I want       ─▶
                                           ◀─    refused: why; or the state, and the descriptors (SCM_RIGHTS)
-    [opens nothing, builds everything]
+    [builds everything: what may fail]
     ready                                 ─▶
                                           ◀─    refused: what has changed since the offer; or, for each worker,
                                           ◀─    go N: worker N has stopped, all that it had read is sent
@@ -14,6 +14,8 @@
 Both sides have every descriptor open, and never read from one at the same time: a packet that comes between two
 workers waits in the kernel, in its order. Whenever the new one ends, gives up or is silent for too long, the old one
 says "taken back" (if anybody still listens) and goes on. Whenever the old one ends without a word, the new one goes on.
+One that is told to stop meanwhile gives the other a word, and time: the new one until it has said "started", the old
+one until it has said its first "go".
 
 Each message is one JSON object in one record of SOCK_SEQPACKET. The state may be megabytes, so it is a memory file of
 its own among the descriptors. See docs/decisions/0009.
@@ -27,24 +29,29 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from flannel_udp.admin.listener import peer_credentials
 from flannel_udp.errors import FlannelError
-from flannel_udp.handover.state import HandoverState, Terms
+from flannel_udp.handover.in_thread import in_thread
+from flannel_udp.handover.state import HandoverState, Terms, read_state, write_state
+from flannel_udp.model import Peer
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Grows with every change of the messages or of `HandoverState`; agents that differ in it do not talk."""
 STATE = "state"
-"""The name among the descriptors of the memory file with the `HandoverState`."""
+"""The name among the descriptors of the memory file with the `HandoverState` and the peers."""
 
 _OFFER_TIMEOUT_S = 5.0
 """For answers that take no work."""
+_STATE_TIMEOUT_S = 15.0
+"""For the old agent's state, 100,000 peers in it, which it writes beside all that it does."""
 _READY_TIMEOUT_S = 15.0
 """For the new agent's preparations, a table of 100,000 routes among them; the old one forwards meanwhile."""
 _START_TIMEOUT_S = 2.0
@@ -61,6 +68,10 @@ class Holder(Protocol):
 
     def offer(self, terms: Terms) -> tuple[HandoverState, Mapping[str, int]]:
         """Return the state and the descriptors by name. Raises `FlannelError` for what is not to be had."""
+        ...
+
+    def peers(self) -> Iterable[Peer]:
+        """Return whom packets travel to. Called in a thread, may take long."""
         ...
 
     @property
@@ -128,7 +139,9 @@ class Connection:
                 descriptors.update(zip(names, fds, strict=True))
                 fds = []
         except TimeoutError:
-            raise HandoverFailed(f"the other agent said nothing for {timeout_s:g} s") from None
+            raise HandoverFailed(
+                f"process {self.peer_pid} said nothing for {timeout_s:g} s: if it hangs, kill it and start afresh"
+            ) from None
         except ConnectionError:
             return {"say": "gone", "names": []}
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -137,6 +150,11 @@ class Connection:
             for fd in fds:
                 os.close(fd)
         return dict(message)
+
+    def stop(self) -> None:
+        """Let whoever waits for a message, in any thread, go on as if the other end had gone. It may still be told."""
+        with contextlib.suppress(OSError):  # it has gone
+            self._sock.shutdown(socket.SHUT_RD)
 
     def _next(self) -> tuple[bytes, list[int], int, Any]:
         return socket.recv_fds(self._sock, _MESSAGE_BYTES, _DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC)
@@ -154,33 +172,65 @@ def handover_path(control_socket: Path) -> Path:
 # The old agent
 
 
-async def serve_handover(listener: socket.socket, holder: Holder) -> int:
-    """Answer on `listener` until the packet path is handed over; return the pid of the process that has it now."""
-    loop = asyncio.get_running_loop()
-    listener.setblocking(False)
+async def serve_handover(accept: Callable[[], Awaitable[socket.socket]], holder: Holder) -> int:
+    """Answer who comes in by `accept` until the packet path is handed over; return the pid of the process that has it.
+
+    That also where we are cancelled meanwhile: what is given is not ours any more.
+    """
     while True:
-        sock, _ = await loop.sock_accept(listener)
-        connection = Connection(sock)
+        connection = Connection(await accept())
+        giving = _Giving(connection, holder)
         try:
-            pid = connection.peer_pid
-            connection.check_peer()
-            hello = await asyncio.to_thread(connection.receive, _OFFER_TIMEOUT_S)
-            state, descriptors = _offer(hello, holder)  # on the loop, where what it looks at stands still
-            logger.info("process %d takes over", pid)
-            try:
-                await asyncio.to_thread(_give, connection, state, descriptors)
-                holder.commit()  # on the loop, likewise
-                await asyncio.to_thread(_step_aside, connection, holder)
-            except FlannelError:
-                await asyncio.to_thread(holder.resume)
-                raise
-            return pid
+            await giving.run()
+            return connection.peer_pid
         except FlannelError as failed:
-            logger.warning("the take-over by process %d failed, this agent goes on: %s", pid, failed)
-            with contextlib.suppress(HandoverFailed):
-                connection.send("refused", why=str(failed))
+            logger.warning("the take-over by process %d failed, this agent goes on: %s", *(connection.peer_pid, failed))
+            giving.refuse(str(failed))
+        except asyncio.CancelledError:
+            if giving.done:
+                return connection.peer_pid
+            giving.refuse("this agent was told to stop: start the other one plainly")
+            raise
         finally:
             connection.close()
+
+
+class _Giving:
+    """One conversation, with a new agent."""
+
+    def __init__(self, connection: Connection, holder: Holder) -> None:
+        self._connection = connection
+        self._holder = holder
+        self.done = False
+        """Whether the other one has it all."""
+
+    async def run(self) -> None:
+        """Hand over. Raises `FlannelError`; then nothing has changed."""
+        connection, holder = self._connection, self._holder
+        connection.check_peer()
+        hello = await in_thread(lambda: connection.receive(_OFFER_TIMEOUT_S), connection.stop)
+        state, descriptors = _offer(hello, holder)  # on the loop, where what it looks at stands still
+        logger.info("process %d takes over", connection.peer_pid)
+        try:
+            await in_thread(lambda: _give(connection, holder, state, descriptors), connection.stop)
+            holder.commit()  # on the loop, likewise
+            await in_thread(self._step_aside, _never_mind)  # some milliseconds, and then it is another's, or it failed
+        except FlannelError:
+            await asyncio.to_thread(holder.resume)
+            raise
+
+    def refuse(self, why: str) -> None:
+        """Say why nothing is given."""
+        with contextlib.suppress(HandoverFailed):
+            self._connection.send("refused", why=why)
+
+    def _step_aside(self) -> None:
+        _step_aside(self._connection, self._holder)
+        self.done = True
+
+
+def _never_mind() -> None:
+    """Let it come to its end."""
 
 
 def _offer(hello: Mapping[str, Any], holder: Holder) -> tuple[HandoverState, Mapping[str, int]]:
@@ -194,16 +244,16 @@ def _offer(hello: Mapping[str, Any], holder: Holder) -> tuple[HandoverState, Map
     return holder.offer(Terms.parse(hello.get("terms")))
 
 
-def _give(connection: Connection, state: HandoverState, descriptors: Mapping[str, int]) -> None:
+def _give(connection: Connection, holder: Holder, state: HandoverState, descriptors: Mapping[str, int]) -> None:
     """Send all that the new agent needs, and return once it has prepared itself. Raises `HandoverFailed`."""
     memory = os.memfd_create("flannel-udp handover", os.MFD_CLOEXEC)
     try:
-        with open(memory, "wb", closefd=False) as file:
-            file.write(state.format())
         names = [*descriptors]
         for start in range(0, len(names), _DESCRIPTORS_MAX):
             part = {name: descriptors[name] for name in names[start : start + _DESCRIPTORS_MAX]}
             connection.send("descriptors", part)
+        with open(memory, "wb", closefd=False) as file:
+            write_state(file, state, holder.peers())
         connection.send("state", {STATE: memory})
     finally:
         os.close(memory)
@@ -239,11 +289,18 @@ def _expect(message: Mapping[str, Any], word: str) -> None:
 class Offered:
     """What a running agent offers; `descriptors` stay the caller's. Blocking, so for a thread."""
 
-    def __init__(self, connection: Connection, state: HandoverState, descriptors: dict[str, int]) -> None:
+    def __init__(
+        self, connection: Connection, state: HandoverState, peers: list[Peer], descriptors: dict[str, int]
+    ) -> None:
         self._connection = connection
         self.state = state
+        self.peers = peers
         self.descriptors = descriptors
         self.pid = connection.peer_pid
+        self.taken = False
+        """Whether what was offered is ours."""
+        self._may_stop = threading.Lock()
+        self._stopped = self._committed = False
 
     def take(self, workers: int, start: Callable[[int], None], stop: Callable[[], None]) -> float:
         """Have the old agent stop worker after worker, and `start` ours in its place; `stop` stops all of ours.
@@ -251,24 +308,9 @@ class Offered:
         Returns for how many seconds packets waited at most. Raises `HandoverFailed`; ours are stopped then, and the old
         agent goes on.
         """
-        started, waited_s = 0, 0.0
         try:
-            with contextlib.suppress(HandoverFailed):  # gone: what it said before is still to be read
-                self._connection.send("ready")
-            while started < workers:
-                message = self._connection.receive(_OFFER_TIMEOUT_S)
-                if message["say"] == "gone":  # without "taken back": it has died, and what it had is ours
-                    for worker in range(started, workers):
-                        start(worker)
-                    return waited_s
-                _expect(message, "go")
-                start(started)
-                waited_s = max(waited_s, time.monotonic() - float(message["since_s"]))
-                started += 1
-            with contextlib.suppress(HandoverFailed):  # gone: as above
-                self._connection.send("started")
-            if (message := self._connection.receive(_OFFER_TIMEOUT_S))["say"] not in ("yours", "gone"):
-                _expect(message, "yours")
+            waited_s = self._take(workers, start)
+            self.taken = True
             return waited_s
         except BaseException:
             stop()
@@ -276,19 +318,56 @@ class Offered:
         finally:
             self._connection.close()
 
+    def _take(self, workers: int, start: Callable[[int], None]) -> float:
+        started, waited_s = 0, 0.0
+        with contextlib.suppress(HandoverFailed):  # gone: what it said before is still to be read
+            self._connection.send("ready")
+        while started < workers:
+            message = self._connection.receive(_OFFER_TIMEOUT_S)
+            if message["say"] == "gone":  # without "taken back": it has died, and what it had is ours
+                self._commit()
+                for worker in range(started, workers):
+                    start(worker)
+                return waited_s
+            _expect(message, "go")
+            start(started)
+            waited_s = max(waited_s, time.monotonic() - float(message["since_s"]))
+            started += 1
+        self._commit()
+        with contextlib.suppress(HandoverFailed):  # gone: as above
+            self._connection.send("started")
+        try:
+            message = self._connection.receive(_OFFER_TIMEOUT_S)
+        except HandoverFailed:  # it stands still: when it goes on it finds our "started", and ends
+            return waited_s
+        if message["say"] != "gone":
+            _expect(message, "yours")
+        return waited_s
+
+    def _commit(self) -> None:
+        """From now on the old agent takes it for ours. Raises `HandoverFailed` if we were told to stop before."""
+        with self._may_stop:
+            if self._stopped:
+                raise HandoverFailed("told to stop, the old agent goes on")
+            self._committed = True
+
+    def give_up(self) -> None:
+        """Have `take`, in another thread, fail soon, unless it is too late."""
+        with self._may_stop:
+            if not self._committed:
+                self._stopped = True
+                self._connection.stop()
+
     def decline(self) -> None:
         """Take nothing: the old agent goes on."""
         self._connection.close()
 
 
-def ask_handover(control_socket: Path, terms: Terms) -> Offered | None:
-    """Ask the agent that runs for what it has; ``None`` if none is there.
-
-    Raises `HandoverFailed` when it refuses, or what answers is no agent of this version.
-    """
+def reach_agent(control_socket: Path) -> Connection | None:
+    """Connect to the agent that runs, ``None`` if none is there. Raises `HandoverFailed`."""
     path = handover_path(control_socket)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sock.settimeout(_OFFER_TIMEOUT_S)
+    sock.setblocking(False)  # one whose backlog is full would let us wait
     try:
         sock.connect(str(path))
     except (FileNotFoundError, ConnectionRefusedError):
@@ -297,32 +376,40 @@ def ask_handover(control_socket: Path, terms: Terms) -> Offered | None:
     except OSError as error:
         sock.close()
         raise HandoverFailed(f"cannot reach the agent on {path}: {error.strerror or error}") from error
-    connection = Connection(sock)
+    return Connection(sock)
+
+
+def ask_handover(connection: Connection, terms: Terms) -> Offered:
+    """Ask the agent at the other end for what it has; `Connection.stop` cuts it short.
+
+    Raises `HandoverFailed` when it refuses, or what answers is no agent of this version.
+    """
     descriptors: dict[str, int] = {}
     try:
         connection.check_peer()
         connection.send("hello", protocol=PROTOCOL, terms=terms.document())
         while STATE not in descriptors:
-            message = connection.receive(_OFFER_TIMEOUT_S, descriptors)
+            message = connection.receive(_STATE_TIMEOUT_S if descriptors else _OFFER_TIMEOUT_S, descriptors)
             if message["say"] != "descriptors":
                 _expect(message, "state")
-        return Offered(connection, _read_state(descriptors.pop(STATE)), descriptors)
+        return Offered(connection, *_read_state(descriptors.pop(STATE)), descriptors)
     except BaseException as failed:
         for fd in descriptors.values():
             os.close(fd)
         connection.close()
         if isinstance(failed, HandoverFailed):
             raise HandoverFailed(
-                f"cannot take over from the agent on {control_socket}, which goes on: {failed}"
+                f"cannot take over from process {connection.peer_pid}, which goes on: {failed}"
             ) from None
         raise
 
 
-def _read_state(memory: int) -> HandoverState:
+def _read_state(memory: int) -> tuple[HandoverState, list[Peer]]:
     with open(memory, "rb") as file:
         file.seek(0)  # the position is the writer's, too
-        raw = file.read(_STATE_BYTES_MAX)
-    try:
-        return HandoverState.parse(raw)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise HandoverFailed(f"its state makes no sense: {error}") from error
+        try:
+            if os.fstat(memory).st_size > _STATE_BYTES_MAX:
+                raise ValueError("it is too long")
+            return read_state(file)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise HandoverFailed(f"its state makes no sense: {error}") from error

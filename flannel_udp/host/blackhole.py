@@ -3,64 +3,72 @@
 Without it a packet for an address of ours that no pod has follows the overlay's route into the tunnel, or the default
 route while there is no tunnel. The route has the worst metric there is, so that the bridge's own route for the same
 subnet, where there is one, wins; flanneld gives it none, and then the blackhole would hide a bridge that comes later.
-Like everything in `netlink`, this blocks for some milliseconds.
+Like everything in `netlink`, this blocks for about a millisecond.
 """
 
 from __future__ import annotations
 
 import errno
-from ipaddress import IPv4Network
-from socket import AF_INET
+from collections.abc import Iterator
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
-from flannel_udp.host.netlink import RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTPROT_BOOT, open_netlink
+from flannel_udp.errors import FlannelError
+from flannel_udp.host.family import family_of
+from flannel_udp.host.route_query import stream_routes
+from flannel_udp.host.rtnetlink import (
+    RTPROT_BOOT,
+    Route,
+    Rtnetlink,
+    add_route,
+    delete_route,
+    open_rtnetlink,
+    parse_route,
+)
+from flannel_udp.model import Prefix, lies_in
 
 _RTN_BLACKHOLE = 6  # linux/rtnetlink.h
 WORST_METRIC = 2**32 - 1
 """Also how the routes of an earlier run are known as ours."""
 
 
-def keep_blackhole(network: IPv4Network, subnet: IPv4Network | None) -> None:
+def keep_blackhole(network: Prefix, subnet: Prefix | None) -> None:
     """Leave `subnet` as the only one of the overlay `network` that such a route of ours is for, ``None`` for no route.
 
     Raises `FlannelError`.
     """
-    with open_netlink("setting the blackhole route") as ip:
-        for message in ip.get_routes(family=AF_INET, table=RT_TABLE_MAIN, type=_RTN_BLACKHOLE):
-            found = IPv4Network((message.get_attr("RTA_DST") or 0, message["dst_len"]))
-            ours = message["type"] == _RTN_BLACKHOLE and message.get_attr("RTA_PRIORITY") == WORST_METRIC
-            if ours and found != subnet and found.subnet_of(network):
-                ip.route("del", dst=str(found), table=RT_TABLE_MAIN, type=_RTN_BLACKHOLE, priority=WORST_METRIC)
+    with open_rtnetlink("setting the blackhole route") as netlink:
+        former = [
+            route
+            for route in _ours(netlink, network.version)
+            if route.destination != subnet and lies_in(route.destination, network)
+        ]
+        netlink.apply([delete_route(route) for route in former])
         if subnet is not None:
-            _add(ip, subnet)
+            _restore(netlink, subnet)
 
 
-def restore_blackhole(subnet: IPv4Network) -> bool:
-    """Put the route for `subnet` back and tell whether it was gone; soon done, however many routes there are.
-
-    Raises `FlannelError`.
-    """
-    with open_netlink("putting the blackhole route back") as ip:
-        return _add(ip, subnet)
+def restore_blackhole(subnet: Prefix) -> bool:
+    """Put the route for `subnet` back and tell whether it was gone. Raises `FlannelError`."""
+    with open_rtnetlink("putting the blackhole route back") as netlink:
+        return _restore(netlink, subnet)
 
 
-def _add(ip: IPRoute, subnet: IPv4Network) -> bool:
-    """Tell whether there was none. To add is to ask: a look-up would find the bridge's route, which is better."""
-    try:
-        ip.route(
-            "add",
-            family=AF_INET,
-            dst=str(subnet),
-            table=RT_TABLE_MAIN,
-            scope=RT_SCOPE_UNIVERSE,
-            proto=RTPROT_BOOT,
-            type=_RTN_BLACKHOLE,
-            priority=WORST_METRIC,
-        )
-    except NetlinkError as error:
-        if error.code == errno.EEXIST:
-            return False
-        raise
-    return True
+def _ours(netlink: Rtnetlink, version: int) -> Iterator[Route]:
+    for route in map(parse_route, list(stream_routes(netlink, version=version, kind=_RTN_BLACKHOLE))):
+        if route.metric == WORST_METRIC:
+            yield route
+
+
+def _restore(netlink: Rtnetlink, subnet: Prefix) -> bool:
+    if any(route.destination == subnet for route in _ours(netlink, subnet.version)):
+        return False
+    # Of IPv6 the kernel makes a route without a device one of lo.
+    route = Route(subnet, None, 0, protocol=RTPROT_BOOT, metric=WORST_METRIC, type=_RTN_BLACKHOLE)
+    (refusal,) = netlink.apply([add_route(route)])
+    if refusal is None:
+        return True
+    if refusal.code != errno.EEXIST:
+        raise OSError(refusal.code, refusal.why)
+    raise FlannelError(
+        f"a route to {subnet} with metric {WORST_METRIC} is in place of our blackhole route: "
+        f"`{family_of(subnet).ip} route del {subnet} metric {WORST_METRIC}` removes it"
+    )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
+
+from flannel_udp.model import Address
 
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
-def abandon_connections(address: IPv4Address) -> int:
+def abandon_connections(address: Address) -> int:
     """Shut down what is connected from `address`, so that its owner connects anew; return how many there were.
 
     TCP does not learn that its address is gone: a registry's connection would hang until its keep-alive gives up. The
@@ -37,7 +39,7 @@ def _copy_of(number: int) -> socket.socket:
         raise
 
 
-def _is(name: object, address: IPv4Address) -> bool:
+def _is(name: object, address: Address) -> bool:
     """Compare a socket's own name; sockets for both families write an IPv4 address as ::ffff:192.0.2.1."""
     if not isinstance(name, tuple):
         return False

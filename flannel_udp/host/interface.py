@@ -3,55 +3,72 @@
 1. every ``--iface``, a name or one of the host's addresses;
 2. every ``--iface-regex``, tried on all addresses, then on all names;
 3. ``--iface-can-reach``: the interface and the source address of the kernel's route to it;
-4. only if none of these was given, the interface of the default route.
+4. only if none of these was given, the interface that has ``--public-ip``, with IPv6 alone ``--public-ipv6``;
+5. and if none has (the host is behind NAT), or it was not given either, the interface of the default route.
 
-`gather` asks the kernel for the facts, `choose` decides over them.
+It is one interface for both IP families. With both, IPv4 chooses, IPv6 if IPv4 finds none; the other family's address
+is the one that its own choice has on that interface, or the best there. An option that names an address of one family
+names the interface to the other one.
+
+`gather` asks the kernel for the facts, `decide` decides over them.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from ipaddress import AddressValueError, IPv4Address
-from socket import AF_INET
-from typing import Any, Literal
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from ipaddress import ip_address
+from typing import Literal
 
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.host.netlink import IFF_UP, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTN_UNICAST, address_of, open_netlink
-from flannel_udp.model import Interface
+from flannel_udp.host import links
+from flannel_udp.host.family import family_of
+from flannel_udp.host.links import IFA_F_DADFAILED, RT_SCOPE_UNIVERSE, stream_addresses, stream_devices
+from flannel_udp.host.route_query import find_way, is_local, next_hop_devices, stream_default_routes
+from flannel_udp.host.rtnetlink import RTN_UNICAST, Rtnetlink, open_rtnetlink, parse_route
+from flannel_udp.model import Address as IpAddress
+from flannel_udp.model import Ends, Interface
 from flannel_udp.options import InterfaceOptions
 
 logger = logging.getLogger(__name__)
 
-# linux/if.h, linux/if_addr.h, linux/rtnetlink.h
-_IFF_LOOPBACK = 0x8
-_IFA_F_DEPRECATED = 0x20
-_IFA_F_PERMANENT = 0x80
+# linux/if_addr.h, linux/rtnetlink.h
+_IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
 _RT_SCOPE_LINK = 253
-
-_NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
-"""How the kernel answers a route lookup: no route; an `unreachable`, a `prohibit`, a `blackhole` route."""
+VERSIONS = (4, 6)
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One IPv4 address of the host; ``scope`` is rtnetlink's: 0 global, 200 site, 253 link-local, 254 host."""
+    """One address of the host; ``scope`` is rtnetlink's: 0 global, 200 site, 253 link-local, 254 host."""
 
-    address: IPv4Address
+    address: IpAddress
     scope: int = RT_SCOPE_UNIVERSE
     permanent: bool = True
     deprecated: bool = False
+    temporary: bool = False
+    """One of those that a host changes so that nobody knows it again (RFC 8981)."""
+    tentative: bool = False
+    """Nobody may use it yet: the kernel still asks whether another host has it (RFC 4862 section 5.4)."""
+    duplicate: bool = False
+    """Another host has it, and the kernel does not use it."""
 
-    def rank(self) -> tuple[int, bool, bool]:
+    def rank(self) -> tuple[int, int, bool, bool, bool]:
         """Return what the smaller of goes first."""
-        return self.scope, self.deprecated, not self.permanent
+        return self.address.version, self.scope, self.deprecated, self.temporary, not self.permanent
+
+    def why_unusable(self) -> str | None:
+        """Return a clause that goes on after the address, ``None`` if outer packets can bear it."""
+        if self.duplicate:
+            return "is a duplicate: another host on the link has it"
+        if self.tentative:
+            return "is tentative: the kernel still asks whether another host has it"
+        if self.address.version == 6 and self.address.is_link_local:
+            return "is link-local: other hosts cannot dial it"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +81,35 @@ class Link:
     addresses: tuple[Address, ...] = ()
     up: bool = True
     loopback: bool = False
+    carrier: bool = True
 
-    def ranked(self) -> list[IPv4Address]:
-        """Return the addresses, best first: widest scope, not deprecated, permanent, and then the kernel's order."""
-        return [item.address for item in sorted(self.addresses, key=Address.rank)]
+    def ranked(self, version: int = 4) -> list[IpAddress]:
+        """Return the addresses of a family that can be used, best first.
 
-    def why_unusable(self) -> str | None:
-        """Return one clause saying why no outer packet can leave here, ``None`` if one can."""
+        That is: the widest scope, not deprecated, not temporary, permanent, and then the kernel's order.
+        """
+        usable = [item for item in self.addresses if item.why_unusable() is None and item.address.version == version]
+        return [item.address for item in sorted(usable, key=Address.rank)]
+
+    def why_unusable(self, version: int = 4) -> str | None:
+        """Return one clause saying why no outer packet of a family can leave here, ``None`` if one can."""
         if not self.up:
             return f"{self.name} is down"
-        if not self.addresses:
-            return f"{self.name} has no IPv4 address"
-        return None
+        if self.ranked(version):
+            return None
+        found = [item for item in self.addresses if item.address.version == version]
+        for item in found:
+            if item.tentative or item.duplicate:
+                return f"{item.address} of {self.name} {item.why_unusable()}"
+        others = " but link-local ones, which other hosts cannot dial" if found else ""
+        return f"{self.name} has no {family_of(version).name} address{others}"
+
+    def waits(self, version: int) -> bool:
+        """Tell whether an address of that family will be there in a moment."""
+        found = [item for item in self.addresses if item.address.version == version]
+        return (
+            self.carrier and not self.ranked(version) and any(item.tentative and not item.duplicate for item in found)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +118,7 @@ class DefaultRoute:
 
     link_index: int
     metric: int = 0
+    version: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +126,7 @@ class Reach:
     """The kernel's unicast route to the address of ``--iface-can-reach``."""
 
     link_index: int
-    source: IPv4Address | None
+    source: IpAddress | None
     """``None`` for a route that has none: over a device without an address, say."""
 
 
@@ -107,16 +142,30 @@ class HostNetwork:
         """Return the device with this index, ``None`` if it went away between two questions to the kernel."""
         return next((link for link in self.links if link.index == index), None)
 
-    def usable_links(self) -> list[Link]:
+    def holds(self, address: IpAddress) -> bool:
+        """Tell whether this is one of the host's own addresses."""
+        return any(item.address == address for link in self.links for item in link.addresses)
+
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether an interface has an IPv6 address that others can dial."""
+        found = (item for link in self.links if not link.loopback for item in link.addresses)
+        return any(item.address.version == 6 and not item.address.is_link_local for item in found)
+
+    def usable_links(self, version: int = 4) -> list[Link]:
         """Return the devices that can carry the tunnel, the loopback last: ``.*`` means a wire if there is one."""
-        return sorted((link for link in self.links if link.why_unusable() is None), key=lambda link: link.loopback)
+        usable = (link for link in self.links if link.why_unusable(version) is None)
+        return sorted(usable, key=lambda link: link.loopback)
 
 
 class _NoMatchError(Exception):
     """One option led nowhere; the text says why in one clause."""
 
 
-Rule = Literal["iface", "iface-regex", "iface-can-reach", "default route"]
+Rule = Literal["iface", "iface-regex", "iface-can-reach", "public-ip", "public-ipv6", "default route"]
+
+
+_FLAGS: tuple[Rule, ...] = ("iface", "iface-regex", "iface-can-reach")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +174,8 @@ class Attempt:
 
     rule: Rule
     text: str
-    find: Callable[[HostNetwork], tuple[Link, IPv4Address]]
+    find: Callable[[HostNetwork, int], tuple[Link, IpAddress]]
+    """For one family, by IP version."""
 
     def __str__(self) -> str:
         return self.rule if self.rule == "default route" else f"--{self.rule}={self.text}"
@@ -139,48 +189,104 @@ class Choice:
     interface: Interface | None
     refusals: tuple[str, ...]
     """One clause an attempt that led nowhere, "OPTION: why"."""
+    lacks: tuple[str, ...] = ()
+    """Why the interface has no address of a family that is wanted, one clause each."""
+    waits: bool = False
+    """Whether such an address will be there in a moment."""
+    version: int = 4
+    """The IP version of the family that chose."""
 
 
-def decide(options: InterfaceOptions, host: HostNetwork) -> Choice:
-    """Make the attempts in their order until one finds an interface. Raises `UsageError` for a broken regex."""
+def decide(options: InterfaceOptions, host: HostNetwork, versions: Sequence[int] = (4,)) -> Choice:
+    """Choose the interface and the addresses for these IP versions. Raises `UsageError` for a broken regex."""
+    choices = [_decide(options, host, version) for version in versions]
+    first = next((choice for choice in choices if choice.interface is not None), None)
+    if first is None:
+        refusals = dict.fromkeys(refusal for choice in choices for refusal in choice.refusals)
+        return replace(choices[0], refusals=tuple(refusals))
+    interface = first.interface
+    link = host.link(interface.index) if interface is not None else None
+    assert interface is not None and link is not None  # noqa: S101 - it was chosen out of this host's
+    lacks, waits = [], False
+    for version, choice in zip(versions, choices, strict=True):
+        if choice is first:
+            continue
+        own = choice.interface
+        if own is not None and own.index == link.index:
+            interface = _with(interface, version, own.of(version))
+        elif (why := link.why_unusable(version)) is None:
+            interface = with_address(options, interface, link.ranked(version)[0])
+        else:
+            lacks.append(why)
+            waits |= link.waits(version)
+    return replace(first, interface=interface, lacks=tuple(lacks), waits=waits)
+
+
+def with_address(options: InterfaceOptions, interface: Interface, address: IpAddress) -> Interface:
+    """Return the interface with another address of that family."""
+    return _with(interface, address.version, _ends(options, address))
+
+
+def _with(interface: Interface, version: int, ends: Ends | None) -> Interface:
+    return replace(interface, v4=ends) if version == 4 else replace(interface, v6=ends)
+
+
+def _ends(options: InterfaceOptions, address: IpAddress) -> Ends:
+    public = options.public_ip if address.version == 4 else options.public_ipv6
+    return Ends(address, public or address)
+
+
+def _decide(options: InterfaceOptions, host: HostNetwork, version: int) -> Choice:
+    """Make the attempts in their order until one finds an interface that has an address of this IP version."""
     attempts = [Attempt("iface", text, partial(_by_name_or_address, text)) for text in options.iface]
     attempts += [Attempt("iface-regex", text, partial(_by_pattern, _compile(text))) for text in options.iface_regex]
     if options.iface_can_reach:
         attempts.append(Attempt("iface-can-reach", options.iface_can_reach, _by_reach))
     refusals: list[str] = []
+    public = options.public_ip if version == 4 else options.public_ipv6
+    if not attempts and public is not None:
+        rule: Rule = "public-ip" if version == 4 else "public-ipv6"
+        attempt = Attempt(rule, str(public), partial(_by_name_or_address, str(public)))
+        if host.holds(public):
+            attempts.append(attempt)  # waited for if its interface is down: another one would send from a wrong address
+        else:
+            refusals.append(f"{attempt}: no interface has this address: a NAT in front of us")
     for attempt in attempts or [Attempt("default route", "", _by_default_route)]:
         made = attempt
         try:
-            link, address = attempt.find(host)
+            link, address = attempt.find(host, version)
         except _NoMatchError as error:
             refusals.append(f"{attempt}: {error}")
             continue
-        interface = Interface(link.name, link.index, link.mtu, address, options.public_ip or address)
-        return Choice(made, interface, tuple(refusals))
-    return Choice(made, None, tuple(refusals))
+        interface = with_address(options, Interface(link.name, link.index, link.mtu, None), address)
+        return Choice(made, interface, tuple(refusals), version=version)
+    return Choice(made, None, tuple(refusals), version=version)
 
 
-def choose(options: InterfaceOptions, host: HostNetwork) -> Interface:
-    """Choose the external interface and the address to bind.
+def choose(options: InterfaceOptions, host: HostNetwork, versions: Sequence[int] = (4,)) -> Interface:
+    """Choose the external interface and the addresses to bind.
 
     Raises `FlannelError` when none of the options given matches, or none was given and the host has no usable default
     route: an interface may come yet. `UsageError` for a broken regex.
     """
-    choice = decide(options, host)
+    choice = decide(options, host, versions)
     if choice.interface is None:
-        raise no_interface(choice, host)
-    for refusal in choice.refusals:
-        logger.warning("%s; going on with %s", refusal, choice.made)
+        raise no_interface(choice, host, versions)
     return choice.interface
 
 
-def no_interface(choice: Choice, host: HostNetwork) -> FlannelError:
+def no_interface(choice: Choice, host: HostNetwork, versions: Sequence[int] = (4,)) -> FlannelError:
     """Return the error of a choice that found nothing."""
-    existing = ", ".join(f"{link.name} ({' '.join(map(str, link.ranked()))})" for link in host.usable_links())
-    tail = f"interfaces that are up with an IPv4 address: {existing or 'none'}"
-    if choice.made.rule != "default route":
+    usable = dict.fromkeys(link for version in versions for link in host.usable_links(version))
+    existing = ", ".join(
+        f"{link.name} ({' '.join(str(address) for version in versions for address in link.ranked(version))})"
+        for link in usable
+    )
+    which = " or ".join(family_of(version).name for version in versions)
+    tail = f"interfaces that are up with an {which} address: {existing or 'none'}"
+    if choice.made.rule in _FLAGS:
         return FlannelError(f"no interface matches: {'; '.join(choice.refusals)}; {tail}")
-    return FlannelError(f"no interface to use: {choice.refusals[0]}; name one with --iface; {tail}")
+    return FlannelError(f"no interface to use: {'; '.join(choice.refusals)}; name one with --iface; {tail}")
 
 
 def _compile(text: str) -> re.Pattern[str]:
@@ -190,137 +296,143 @@ def _compile(text: str) -> re.Pattern[str]:
         raise UsageError(f"--iface-regex={text}: not a regular expression: {error}") from error
 
 
-def _by_name_or_address(text: str, host: HostNetwork) -> tuple[Link, IPv4Address]:
+def _by_name_or_address(text: str, host: HostNetwork, version: int) -> tuple[Link, IpAddress]:
     try:
-        address = IPv4Address(text)
-    except AddressValueError:
+        address = ip_address(text)
+    except ValueError:
         link = next((link for link in host.links if link.name == text), None)
         if link is None:
             raise _NoMatchError("no such interface") from None
-        return link, _best_address(link)
+        return link, _best_address(link, version)
     # The same address may sit on several interfaces; one that is up is the one that works.
-    holders = [link for link in host.links if address in link.ranked()]
+    holders = [(link, item) for link in host.links for item in link.addresses if item.address == address]
     if not holders:
         raise _NoMatchError("no interface has this address")
-    link = next((link for link in holders if link.up), holders[0])
-    _best_address(link)
+    link, item = next((found for found in holders if found[0].up), holders[0])
+    best = _best_address(link, version)
+    if address.version != version:
+        return link, best
+    if (why := item.why_unusable()) is not None:
+        raise _NoMatchError(f"it {why}")
     return link, address
 
 
-def _by_pattern(pattern: re.Pattern[str], host: HostNetwork) -> tuple[Link, IPv4Address]:
-    usable = host.usable_links()
+def _by_pattern(pattern: re.Pattern[str], host: HostNetwork, version: int) -> tuple[Link, IpAddress]:
+    usable = host.usable_links(version)
     for link in usable:
-        for address in link.ranked():
+        for address in link.ranked(version):
             if pattern.search(str(address)):
                 return link, address
     for link in usable:
         if pattern.search(link.name):
-            return link, link.ranked()[0]
-    unusable = [reason for link in host.links if pattern.search(link.name) and (reason := link.why_unusable())]
+            return link, link.ranked(version)[0]
+    unusable = [reason for link in host.links if pattern.search(link.name) and (reason := link.why_unusable(version))]
     raise _NoMatchError(" and ".join(unusable) or "matches no address and no name")
 
 
-def _by_reach(host: HostNetwork) -> tuple[Link, IPv4Address]:
+def _by_reach(host: HostNetwork, version: int) -> tuple[Link, IpAddress]:
     link = host.link(host.reach.link_index) if host.reach else None
     if host.reach is None or link is None:
         raise _NoMatchError("no route leads there (or it is this host's own address)")
-    return link, host.reach.source or _best_address(link)
+    source = host.reach.source
+    return link, source if source is not None and source.version == version else _best_address(link, version)
 
 
-def _by_default_route(host: HostNetwork) -> tuple[Link, IPv4Address]:
+def _by_default_route(host: HostNetwork, version: int) -> tuple[Link, IpAddress]:
     reasons = []
-    for route in sorted(host.default_routes, key=lambda route: route.metric):
+    routes = (route for route in host.default_routes if route.version == version)
+    for route in sorted(routes, key=lambda route: route.metric):
         link = host.link(route.link_index)
         if link is None:
             continue
         try:
-            return link, _best_address(link)
+            return link, _best_address(link, version)
         except _NoMatchError as error:
             reasons.append(str(error))
-    raise _NoMatchError("; ".join(reasons) or "this host has none for IPv4")
+    raise _NoMatchError("; ".join(reasons) or f"this host has none for {family_of(version).name}")
 
 
-def _best_address(link: Link) -> IPv4Address:
-    reason = link.why_unusable()
+def _best_address(link: Link, version: int) -> IpAddress:
+    reason = link.why_unusable(version)
     if reason is not None:
         raise _NoMatchError(reason)
-    return link.ranked()[0]
+    return link.ranked(version)[0]
 
 
-def gather(options: InterfaceOptions) -> HostNetwork:
-    """Ask the kernel for the facts that `choose` needs under these options; blocks for some milliseconds.
+def gather(options: InterfaceOptions, versions: Sequence[int] = (4,)) -> HostNetwork:
+    """Ask the kernel for the facts that `decide` needs under these options; blocks for some milliseconds.
 
-    Raises `UsageError` if ``--iface-can-reach`` is no IPv4 address, `FlannelError` if netlink does not work.
+    Raises `UsageError` if ``--iface-can-reach`` is no IP address, `FlannelError` if netlink does not work.
     """
-    with open_netlink("listing the network interfaces") as ip:
-        reach = _look_up(ip, _parse_can_reach(options.iface_can_reach)) if options.iface_can_reach else None
-        by_default_route = not (options.iface or options.iface_regex or options.iface_can_reach)
-        return HostNetwork(
-            links=_read_links(ip),
-            # A host may hold a whole Internet's routes: they are read only if they decide.
-            default_routes=_read_default_routes(ip) if by_default_route else (),
-            reach=reach,
-        )
+    with open_rtnetlink("listing the network interfaces") as netlink:
+        reach = _look_up(netlink, _parse_can_reach(options.iface_can_reach)) if options.iface_can_reach else None
+        links = _read_links(netlink)
+        # A host may hold a whole Internet's routes: they are read only if they decide, and last: the rest stays unread.
+        wanted = () if options.by_flags else versions
+        return HostNetwork(links, tuple(route for version in wanted for route in _default_routes(version)), reach)
 
 
-def _parse_can_reach(text: str) -> IPv4Address:
+def is_own_address(address: IpAddress) -> bool:
+    """Ask the kernel whether this is one of the host's addresses. Raises `FlannelError` if netlink does not work."""
+    with open_rtnetlink("looking for an address") as netlink:
+        return is_local(netlink, address)
+
+
+def _parse_can_reach(text: str) -> IpAddress:
     try:
-        return IPv4Address(text)
-    except AddressValueError as error:
-        raise UsageError(f"--iface-can-reach={text}: not an IPv4 address") from error
+        return ip_address(text)
+    except ValueError as error:
+        raise UsageError(f"--iface-can-reach={text}: not an IP address") from error
 
 
-def _look_up(ip: IPRoute, target: IPv4Address) -> Reach | None:
-    try:
-        messages = list(ip.route("get", dst=str(target)))
-    except NetlinkError as error:
-        if error.code in _NO_ROUTE:
-            return None
-        raise
-    for message in messages:
-        if message["type"] == RTN_UNICAST:
-            source = message.get_attr("RTA_PREFSRC")
-            return Reach(message.get_attr("RTA_OIF"), IPv4Address(source) if source else None)
-    return None
+def _look_up(netlink: Rtnetlink, target: IpAddress) -> Reach | None:
+    way = find_way(netlink, target)
+    if way is None or way.type != RTN_UNICAST:
+        return None
+    return Reach(way.oif, way.source)
 
 
-def _read_links(ip: IPRoute) -> tuple[Link, ...]:
+def _read_links(netlink: Rtnetlink) -> tuple[Link, ...]:
     addresses: dict[int, list[Address]] = {}
-    for message in ip.get_addr(family=AF_INET):
-        addresses.setdefault(message["index"], []).append(_read_address(message))
+    for version in VERSIONS:
+        for found in stream_addresses(netlink, version=version):
+            addresses.setdefault(found.index, []).append(_judge(found))
     return tuple(
         Link(
-            index=message["index"],
-            name=message.get_attr("IFLA_IFNAME"),
-            mtu=message.get_attr("IFLA_MTU"),
-            addresses=tuple(addresses.get(message["index"], ())),
-            up=bool(message["flags"] & IFF_UP),
-            loopback=bool(message["flags"] & _IFF_LOOPBACK),
+            found.index,
+            found.name,
+            found.mtu,
+            tuple(addresses.get(found.index, ())),
+            found.up,
+            found.loopback,
+            found.carrier,
         )
-        for message in ip.get_links()
+        for found in stream_devices(netlink)
     )
 
 
-def _read_address(message: Any) -> Address:
-    address = address_of(message)
-    flags = message["flags"]  # the low eight bits; the attribute IFA_FLAGS has all 32
+def _judge(found: links.Address) -> Address:
+    ipv6 = found.address.version == 6  # IPv4 has no such states: the numbers mean something else, or nothing
+    flags = found.flags
     return Address(
-        address=address,
+        address=found.address,
         # `ip address add 169.254.1.1/16` gets global scope unless told otherwise: look at the address too.
-        scope=max(message["scope"], _RT_SCOPE_LINK) if address.is_link_local else message["scope"],
+        scope=max(found.scope, _RT_SCOPE_LINK) if found.address.is_link_local else found.scope,
         permanent=bool(flags & _IFA_F_PERMANENT),
         deprecated=bool(flags & _IFA_F_DEPRECATED),
+        temporary=ipv6 and bool(flags & _IFA_F_TEMPORARY),
+        tentative=not found.usable,
+        duplicate=ipv6 and bool(flags & IFA_F_DADFAILED),
     )
 
 
-def _read_default_routes(ip: IPRoute) -> tuple[DefaultRoute, ...]:
+def _default_routes(version: int) -> list[DefaultRoute]:
     routes = []
-    for message in ip.get_routes(family=AF_INET, table=RT_TABLE_MAIN):
-        in_main = message.get_attr("RTA_TABLE") == RT_TABLE_MAIN
-        if not in_main or message["dst_len"] != 0 or message["type"] != RTN_UNICAST:
-            continue
-        metric = message.get_attr("RTA_PRIORITY") or 0
-        # With several next hops the route has no RTA_OIF: each hop names its own.
-        hops = [hop["oif"] for hop in message.get_attr("RTA_MULTIPATH") or ()]
-        routes += [DefaultRoute(index, metric) for index in hops or [message.get_attr("RTA_OIF")]]
-    return tuple(routes)
+    # On a channel of its own each: the rest of the table is left unread there.
+    with open_rtnetlink("listing the default routes") as netlink:
+        for body in stream_default_routes(netlink, version):
+            route = parse_route(body)
+            if route.type == RTN_UNICAST:
+                # With several next hops the route itself names no interface.
+                routes += [DefaultRoute(index, route.metric, version) for index in next_hop_devices(body)]
+    return routes

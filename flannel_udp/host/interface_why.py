@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from ipaddress import IPv4Address
 from typing import TextIO
 
+from flannel_udp.host.family import family_of
 from flannel_udp.host.interface import Address, Choice, HostNetwork, Link
+from flannel_udp.model import Address as IpAddress
 from flannel_udp.model import Interface
 
 
@@ -23,19 +24,32 @@ class Candidate:
     reason: str
 
 
-def explain(choice: Choice, host: HostNetwork) -> list[Candidate]:
-    """Return every candidate: the chosen one, then interface by interface, best address first, then bare interfaces."""
+def explain(choice: Choice, host: HostNetwork, versions: Sequence[int] = (4,)) -> list[Candidate]:
+    """Return every candidate: the chosen ones, then interface by interface, best address first, then bare interfaces.
+
+    IPv6's link-local addresses are none: every interface has some, and others cannot dial them.
+    """
     found = [
-        _candidate(choice, host, link, item) for link in host.links for item in sorted(link.addresses, key=Address.rank)
+        _candidate(choice, host, link, item)
+        for link in host.links
+        for item in sorted(link.addresses, key=Address.rank)
+        if item.address.version in versions and not (item.address.version == 6 and item.address.is_link_local)
     ]
-    found += [Candidate(link.name, None, False, str(link.why_unusable())) for link in host.links if not link.addresses]
+    bare = [link for link in host.links if link.name not in {candidate.interface for candidate in found}]
+    found += [Candidate(link.name, None, False, str(link.why_unusable(versions[0]))) for link in bare]
     return sorted(found, key=lambda candidate: not candidate.chosen)
 
 
 def _candidate(choice: Choice, host: HostNetwork, link: Link, item: Address) -> Candidate:
-    taken = choice.interface
-    chosen = taken is not None and (link.index, item.address) == (taken.index, taken.address)
-    reason = _why(choice, host, link) if chosen else link.why_unusable() or _why_not(choice, host, link, item)
+    taken, version = choice.interface, item.address.version
+    ends = None if taken is None or taken.index != link.index else taken.of(version)
+    chosen = ends is not None and ends.address == item.address
+    if chosen:
+        leads = version == choice.version
+        reason = _why(choice, host, link) if leads else f"the {family_of(version).name} address of that interface"
+    else:
+        unusable = item.why_unusable()
+        reason = link.why_unusable(version) or (unusable and f"it {unusable}") or _why_not(choice, host, link, item)
     return Candidate(link.name, str(item.address), chosen, reason)
 
 
@@ -47,8 +61,10 @@ def _why(choice: Choice, host: HostNetwork, link: Link) -> str:
             return f"the first that {choice.made} matches"
         case "iface-can-reach":
             return f"the route to {choice.made.text} leaves from here"
+        case "public-ip" | "public-ipv6":
+            return f"{choice.made} is its address"
         case "default route":
-            return f"the default route leads over it, with metric {_metric(host, link)}"
+            return f"the default route leads over it, with metric {_metric(choice, host, link)}"
 
 
 def _why_not(choice: Choice, host: HostNetwork, link: Link, item: Address) -> str:
@@ -56,81 +72,100 @@ def _why_not(choice: Choice, host: HostNetwork, link: Link, item: Address) -> st
     taken, made = choice.interface, choice.made
     if taken is None:
         return "no default route leads over it" if made.rule == "default route" else "no option leads to it"
+    ends = taken.of(item.address.version)
+    same_link = link.index == taken.index
+    if ends is None or (item.address.version != choice.version and not same_link):
+        return f"{taken.name} is the interface"
+    if item.address.version != choice.version:
+        return _why_worse(link, item, ends.address)
+    return _why_not_best(choice, host, ends.address, link, item)
+
+
+def _why_not_best(choice: Choice, host: HostNetwork, best: IpAddress, link: Link, item: Address) -> str:
+    """Say why the family that chose took its `best` address, and not this one."""
+    taken, made = choice.interface, choice.made
+    assert taken is not None  # noqa: S101 - it has the best one
     same_link = link.index == taken.index
     match made.rule:
         case "iface":
             by_name = same_link and made.text == link.name
-            return _why_worse(link, item, taken.address) if by_name else f"{made} names another"
+            return _why_worse(link, item, best) if by_name else f"{made} names another"
         case "iface-regex":
-            return _why_not_matched(made.text, taken, link, item)
+            return _why_not_matched(made.text, taken, best, link, item)
         case "iface-can-reach":
-            return f"the route to {made.text} leaves from {taken.address} of {taken.name}"
+            return f"the route to {made.text} leaves from {best} of {taken.name}"
+        case "public-ip" | "public-ipv6":
+            return f"{made} names another"
         case "default route":
-            return _why_worse(link, item, taken.address) if same_link else _why_not_default(host, taken, link)
+            return _why_worse(link, item, best) if same_link else _why_not_default(choice, host, taken, link)
 
 
-def _why_not_default(host: HostNetwork, taken: Interface, link: Link) -> str:
-    metric = _metric(host, link)
+def _why_not_default(choice: Choice, host: HostNetwork, taken: Interface, link: Link) -> str:
+    metric = _metric(choice, host, link)
     if metric is None:
         return "no default route leads over it"
     return f"its default route has metric {metric}, and that over {taken.name} goes first"
 
 
-def _why_not_matched(pattern: str, taken: Interface, link: Link, item: Address) -> str:
+def _why_not_matched(pattern: str, taken: Interface, best: IpAddress, link: Link, item: Address) -> str:
     if re.search(pattern, str(item.address)):
-        return f"it matches too, and {taken.address} of {taken.name} goes first"
+        return f"it matches too, and {best} of {taken.name} goes first"
     if not re.search(pattern, link.name):
         return f"--iface-regex={pattern} matches neither the address nor {link.name}"
-    if re.search(pattern, str(taken.address)):
+    if re.search(pattern, str(best)):
         return f"the name {link.name} matches, but addresses go before names"
     if link.index == taken.index:
-        return _why_worse(link, item, taken.address)
+        return _why_worse(link, item, best)
     return f"the name {link.name} matches too, and {taken.name} goes first"
 
 
-def _why_worse(link: Link, item: Address, best_address: IPv4Address) -> str:
+def _why_worse(link: Link, item: Address, best_address: IpAddress) -> str:
     """Say what puts one address of an interface behind the best one."""
     best = next(other for other in link.addresses if other.address == best_address)
     if item.scope > best.scope:
         return f"its scope is narrower than that of {best.address}: a global address goes before a link-local one"
     if item.deprecated > best.deprecated:
         return f"it is deprecated, {best.address} is not"
+    if item.temporary > best.temporary:
+        return f"it is one of those that change (RFC 8981), {best.address} is not"
     if item.permanent < best.permanent:
         return f"it is temporary, {best.address} is permanent"
     return f"{best.address} goes first in the kernel's list"
 
 
-def _metric(host: HostNetwork, link: Link) -> int | None:
-    """Return the lowest metric of a default route over the interface."""
-    return min((route.metric for route in host.default_routes if route.link_index == link.index), default=None)
+def _metric(choice: Choice, host: HostNetwork, link: Link) -> int | None:
+    """Return the lowest metric of a default route, of the family that chose, over the interface."""
+    routes = (route for route in host.default_routes if route.version == choice.version)
+    return min((route.metric for route in routes if route.link_index == link.index), default=None)
 
 
-def show_json(choice: Choice, host: HostNetwork, stream: TextIO) -> None:
-    """Write the choice as a document; "chosen" is null where nothing was."""
-    taken = choice.interface
+def show_json(choice: Choice, host: HostNetwork, stream: TextIO, versions: Sequence[int] = (4,)) -> None:
+    """Write the choice as a document; "chosen" is null where nothing was, what is of a family is there if that is."""
     document = {
-        "chosen": None
-        if taken is None
-        else {
-            "interface": taken.name,
-            "address": str(taken.address),
-            "public_ip": str(taken.public_ip),
-            "mtu": taken.mtu,
-            "by": str(choice.made),
-        },
+        "chosen": None if choice.interface is None else _chosen(choice, choice.interface),
         "refused": list(choice.refusals),
-        "candidates": [asdict(candidate) for candidate in explain(choice, host)],
+        "candidates": [asdict(candidate) for candidate in explain(choice, host, versions)],
     }
+    if choice.lacks:
+        document["lacks"] = list(choice.lacks)
     stream.write(json.dumps(document, indent=2) + "\n")
 
 
-def show(choice: Choice, host: HostNetwork, stream: TextIO) -> None:
+def _chosen(choice: Choice, taken: Interface) -> dict[str, str | int]:
+    found: dict[str, str | int] = {"interface": taken.name}
+    for ends, address, public in ((taken.v4, "address", "public_ip"), (taken.v6, "address_v6", "public_ipv6")):
+        if ends is not None:
+            found |= {address: str(ends.address), public: str(ends.public_ip)}
+    return found | {"mtu": taken.mtu, "by": str(choice.made)}
+
+
+def show(choice: Choice, host: HostNetwork, stream: TextIO, versions: Sequence[int] = (4,)) -> None:
     """Write the choice for people: a line a candidate, then what the agent would do with it."""
-    stream.writelines(f"{line}\n" for line in _lines(choice, host))
+    stream.writelines(f"{line}\n" for line in _lines(choice, host, versions))
 
 
-def _lines(choice: Choice, host: HostNetwork) -> Iterator[str]:
-    candidates = explain(choice, host)
+def _lines(choice: Choice, host: HostNetwork, versions: Sequence[int]) -> Iterator[str]:
+    candidates = explain(choice, host, versions)
     width = max((len(candidate.interface) for candidate in candidates), default=0)
     for candidate in candidates:
         verdict = "chosen" if candidate.chosen else "not"
@@ -140,5 +175,9 @@ def _lines(choice: Choice, host: HostNetwork) -> Iterator[str]:
         return
     for refusal in choice.refusals:
         yield f"passed over: {refusal}"
-    other = f"{taken.public_ip} (--public-ip)" if taken.public_ip != taken.address else "the same"
-    yield f"the agent binds to {taken.address} of {taken.name}, MTU {taken.mtu}; other hosts dial {other}"
+    for why in choice.lacks:
+        yield f"one family is missing: {why}"
+    for ends, flag in ((taken.v4, "--public-ip"), (taken.v6, "--public-ipv6")):
+        if ends is not None:
+            other = f"{ends.public_ip} ({flag})" if ends.public_ip != ends.address else "the same"
+            yield f"the agent binds to {ends.address} of {taken.name}, MTU {taken.mtu}; other hosts dial {other}"

@@ -7,9 +7,13 @@ import errno
 import select
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1  # linux/socket.h, linux/netlink.h
 
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h: beyond net.core.rmem_max, needs CAP_NET_ADMIN
+_BUFFER_BYTES = 4 << 20
+"""The default of 208 KiB holds some 200 messages: fewer than routes that a daemon, or we, change in one go."""
 _DATAGRAM_BYTES = 65_536  # netlink(7): 8 KiB suffice for one message; the kernel may put many into a datagram
 _READS_MAX = 16  # datagrams a wake-up: other work waits meanwhile
 
@@ -20,6 +24,8 @@ def open_groups(protocol: int, groups: Iterable[int]) -> socket.socket:
     netlink = socket.socket(socket.AF_NETLINK, kind, protocol)
     try:
         netlink.bind((0, 0))  # the kernel chooses the port id; without one nothing is delivered
+        with suppress(PermissionError):
+            netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
         for group in groups:
             netlink.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
     except OSError:
@@ -31,13 +37,20 @@ def open_groups(protocol: int, groups: Iterable[int]) -> socket.socket:
 class Listener:
     """Calls `changed()` on the running loop for every wake-up with a datagram that `concerns` us, until closed.
 
-    It is also called when messages were lost.
+    It is also called when messages were lost, after `lost()`.
     """
 
-    def __init__(self, netlink: socket.socket, concerns: Callable[[bytes], bool], changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        netlink: socket.socket,
+        concerns: Callable[[bytes], bool],
+        changed: Callable[[], None],
+        lost: Callable[[], None] | None = None,
+    ) -> None:
         self._netlink = netlink
         self._concerns = concerns
         self._changed = changed
+        self._lost = lost
         # A descriptor that reports an error (ENOBUFS) once is never reported again by uvloop: it watches an epoll
         # descriptor of ours, and the socket is in that.
         self._epoll = select.epoll()
@@ -62,5 +75,7 @@ class Listener:
                 if failed.errno != errno.ENOBUFS:
                     raise
                 changed = True  # messages were lost: anything may have changed (netlink(7))
+                if self._lost is not None:
+                    self._lost()
         if changed:
             self._changed()

@@ -1,81 +1,87 @@
-"""The tunnel device's kernel state through netlink: MTU, its one /32 address, link up, the overlay route.
+"""The tunnel device's kernel state through netlink: MTU, its one address of each family, link up, the overlay's routes.
 
-Every function blocks for a few milliseconds on pyroute2's synchronous API, which runs an event loop of its own: call
-it through ``asyncio.to_thread``, in a process that starts uvloop by ``uvloop.run`` (under a uvloop *policy* pyroute2's
-own loop would be a uvloop too, and that one cannot open netlink sockets).
+Every function blocks for about a millisecond, however many devices, addresses and routes the host has: call it through
+``asyncio.to_thread``.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from socket import AF_INET
-from typing import Any
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.repair import LinkState, TunnelShape
+from flannel_udp.host.disabled_ipv6 import why_no_ipv6
+from flannel_udp.host.family import IPV4, IPV6, Family, family_of
+from flannel_udp.host.links import (
+    FOREVER_S,
+    device,
+    device_named,
+    link_state,
+    make_no_ipv6_addresses,
+    put_address,
+    remove_address,
+    remove_kernels_ipv6_addresses,
+    set_carrier,
+    set_device,
+    stream_addresses,
+)
+from flannel_udp.host.repair import Fault, LinkState, TunnelEnd, TunnelShape
+from flannel_udp.host.route_query import is_local, routes_in_force, stream_routes
+from flannel_udp.host.rtnetlink import (
+    RTN_UNICAST,
+    RTPROT_BOOT,
+    RTPROT_KERNEL,
+    Route,
+    Rtnetlink,
+    delete_route,
+    open_rtnetlink,
+    parse_route,
+    replace_route,
+)
+from flannel_udp.model import Address, Prefix
 
 logger = logging.getLogger(__name__)
 
-# linux/rtnetlink.h, linux/if.h, linux/if_link.h
-RT_TABLE_MAIN = 254
-RT_SCOPE_UNIVERSE = 0
-RTN_UNICAST = 1
-RTPROT_KERNEL = 2
-RTPROT_BOOT = 3
-IFF_UP = 0x1
-RTM_F_FIB_MATCH = 0x2000
-IN6_ADDR_GEN_MODE_NONE = 1
 
-
-@contextmanager
-def open_netlink(doing: str) -> Iterator[IPRoute]:
-    """Yield a netlink socket; the kernel's refusals become one-line `FlannelError`s that begin with `doing`."""
-    try:
-        with IPRoute() as ip:
-            yield ip
-    except NetlinkError as error:
-        raise FlannelError(f"{doing}: {_explain(error.code)}") from error
-    except OSError as error:
-        raise FlannelError(f"{doing}: {_explain(error.errno or 0)}") from error
-
-
-def _explain(code: int) -> str:
-    match code:
-        case errno.EPERM | errno.EACCES:
-            return "needs CAP_NET_ADMIN in this network namespace: run as root or grant the capability"
-        case errno.ENODEV:
-            return "the device is gone: something removed it while it was set up"
-        case _:
-            return os.strerror(code)
-
-
-def configure_tunnel(name: str, address: IPv4Address, network: IPv4Network, mtu: int, txqueuelen: int) -> None:
+def configure_tunnel(name: str, shape: TunnelShape, txqueuelen: int) -> None:
     """Give the device `name` flannel's shape, whatever a killed run or an earlier lease left on it.
 
-    That is: `mtu` bytes, a queue of `txqueuelen` packets, `address`/32 as the only IPv4 address, no IPv6 link-local
-    address, link up, and `network` routed to it. Calling it again, with the same or other values, is fine. Raises
-    `FlannelError`.
+    That is: its MTU, a queue of `txqueuelen` packets, for each end its address, the only one of that family, no IPv6
+    link-local address, link up, and the overlay routed to it. Calling it again, with the same or other values, is fine.
+    Raises `FlannelError` where no end could be had: what one of two lacks is for `tunnel_state` to find.
     """
-    with open_netlink(f"configuring {name}") as ip:
-        link = _find_link(ip, name)
-        if link is None:
+    with open_rtnetlink(f"configuring {name}") as netlink:
+        found = device_named(netlink, name)
+        if found is None:
             raise FlannelError(f"configuring {name}: there is no such network device")
-        index = link["index"]
-        _refuse_connected_network(ip, index, network)
-        ip.link("set", index=index, mtu=mtu, txqlen=txqueuelen)
-        _stop_ipv6_address_generation(ip, link)
-        _keep_only_address(ip, index, address)
+        index = found.index
+        ends = _Ends(shape.ends)
+        ends.each(lambda end: _refuse_connected_network(netlink, index, end.network))
+        netlink.do(set_device(index, mtu=shape.mtu, queue_packets=txqueuelen))
+        stop_ipv6_addresses(netlink, index)
+        ends.each(lambda end: _keep_only_address(netlink, index, end.address))
         # An address can be added to a device that is down, a route cannot.
-        ip.link("set", index=index, state="up")
-        _keep_only_route(ip, index, network)
+        netlink.do(set_device(index, up=True))
+        ends.each(lambda end: _keep_only_route(netlink, index, end.network))
+
+
+class _Ends:
+    """The ends that nothing has failed for yet: what is wrong with one family's costs the other one nothing."""
+
+    def __init__(self, ends: Sequence[TunnelEnd]) -> None:
+        self._left = list(ends)
+
+    def each(self, step: Callable[[TunnelEnd], None]) -> None:
+        """Take a step for each end. Raises what the last one that was left failed with."""
+        for end in list(self._left):
+            try:
+                step(end)
+            except (FlannelError, OSError):
+                if self._left == [end]:
+                    raise
+                self._left.remove(end)
 
 
 def unconfigure(name: str) -> None:
@@ -84,193 +90,184 @@ def unconfigure(name: str) -> None:
     Call it after the TUN's descriptor is closed: the kernel then has removed a device of our own with all that was on
     it, and only a persistent one, made by somebody else, is still there to be left clean. Raises `FlannelError`.
     """
-    with open_netlink(f"cleaning {name}") as ip:
-        link = _find_link(ip, name)
-        if link is None:
+    with open_rtnetlink(f"cleaning {name}") as netlink:
+        found = device_named(netlink, name)
+        if found is None:
             return
-        _remove_routes(ip, link["index"], keep=None)
-        _remove_addresses(ip, link["index"], keep=None)
-        ip.link("set", index=link["index"], state="down")
+        for family in (IPV4, IPV6):
+            _remove_routes(netlink, found.index, family, keep=None)
+            _remove_addresses(netlink, found.index, family, keep=None)
+        netlink.do(set_device(found.index, up=False))
 
 
-def link_state(index: int) -> LinkState | None:
-    """Ask the kernel for the state of a device, ``None`` if it is gone. Raises `FlannelError`."""
-    with open_netlink("looking at the host's network") as ip:
-        return _link_state(ip, index)
+def external_state(index: int, addresses: Iterable[Address]) -> tuple[LinkState | None, frozenset[Address]]:
+    """Ask the kernel for a device's state, ``None`` if it is gone, and which of these addresses are the host's own.
 
-
-def tunnel_state(index: int, network: IPv4Network) -> tuple[LinkState | None, bool]:
-    """Ask the kernel for the state of the tunnel device, and whether the route to `network` leads to it.
-
-    The devices are asked for by index and the route is looked up, so their number does not matter; the addresses of all
-    devices are listed, and all main routes where the look-up finds another than ours. Raises `FlannelError`.
+    They need not be the device's: they may be on `lo`, say. Raises `FlannelError`.
     """
-    with open_netlink("looking at the tunnel device") as ip:
-        return _link_state(ip, index), _leads_to(ip, index, network)
+    with open_rtnetlink("looking at the host's network") as netlink:
+        own = frozenset(address for address in addresses if is_local(netlink, address))
+        return link_state(netlink, index), own
 
 
-def repair_tunnel(index: int, shape: TunnelShape, repairs: Collection[str]) -> None:
-    """Put right what of the device's link, address, MTU and route is named, and touch nothing else of it.
+def can_bind(address: Address) -> bool:
+    """Tell whether a UDP socket of this process may have this address; true for any with net.ipv4.ip_nonlocal_bind."""
+    try:
+        with socket.socket(family_of(address).af, socket.SOCK_DGRAM) as udp:
+            udp.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
+
+
+def tunnel_state(index: int, networks: Iterable[Prefix]) -> tuple[LinkState | None, frozenset[Prefix]]:
+    """Ask the kernel for the state of the tunnel device, and to which of these networks the route as we make it stands.
 
     Raises `FlannelError`.
     """
-    with open_netlink("repairing the tunnel device") as ip:
-        if "mtu" in repairs:
-            ip.link("set", index=index, mtu=shape.mtu)
-        if "address" in repairs:
-            ip.addr("replace", index=index, address=str(shape.address), prefixlen=32)
-        if "link" in repairs:
-            ip.link("set", index=index, state="up")
-        if "route" in repairs:
-            _refuse_connected_network(ip, index, shape.network)
-            _put_route(ip, index, shape.network)
+    with open_rtnetlink("looking at the tunnel device") as netlink:
+        routed = frozenset(network for network in networks if _leads_to(netlink, index, network))
+        return link_state(netlink, index), routed
 
 
-def _link_state(ip: IPRoute, index: int) -> LinkState | None:
-    try:
-        (link,) = ip.link("get", index=index)
-    except NetlinkError as error:
-        if error.code == errno.ENODEV:
-            return None
-        raise
-    return LinkState(
-        name=link.get_attr("IFLA_IFNAME"),
-        index=index,
-        mtu=link.get_attr("IFLA_MTU"),
-        up=bool(link["flags"] & IFF_UP),
-        addresses=tuple(IPv4Interface((address_of(item), item["prefixlen"])) for item in _addresses(ip, index)),
-    )
+def repair_tunnel(index: int, mtu: int, fault: Fault) -> None:
+    """Put right one of the differences of `host.repair`, and nothing else of the device. Raises `FlannelError`."""
+    with open_rtnetlink(f"putting right the tunnel device's {fault.what}") as netlink:
+        match fault:
+            case Fault("mtu"):
+                netlink.do(set_device(index, mtu=mtu))
+                stop_ipv6_addresses(netlink, index)
+            case Fault("ipv6"):
+                stop_ipv6_addresses(netlink, index)
+            case Fault("address", TunnelEnd() as end):
+                _put_address(netlink, index, end.address)
+            case Fault("link"):
+                netlink.do(set_device(index, up=True))
+                found = device(netlink, index)
+                if found is not None and not found.carrier:
+                    netlink.do(set_carrier(index))
+            case Fault("route", TunnelEnd() as end):
+                _refuse_connected_network(netlink, index, end.network)
+                _put_route(netlink, index, end.network)
 
 
-def _leads_to(ip: IPRoute, index: int, network: IPv4Network) -> bool:
-    """Tell whether the route to `network`, as we make it, leads to the device."""
-    try:
-        # What entry would be used? That is ours, unless a longer prefix covers this address.
-        found = list(ip.route("get", dst=str(network.network_address), flags=RTM_F_FIB_MATCH))
-    except NetlinkError:
-        found = []  # none, or one that refuses: ours may stand behind it
-    ours = [message for message in found if message.get_attr("RTA_TABLE") == RT_TABLE_MAIN]
-    if not any(_is_route_for(message, network) for message in ours):
-        ours = _main_routes(ip)
-    return any(message.get_attr("RTA_OIF") == index and _is_route_for(message, network) for message in ours)
+def stop_ipv6_addresses(netlink: Rtnetlink, index: int) -> None:
+    """Keep the kernel from giving the device an fe80:: address: its router solicitations would come out of the TUN.
 
-
-def address_of(message: Any) -> IPv4Address:
-    """Return the host's own address of an address message.
-
-    On a point-to-point device IFA_ADDRESS is the far end and IFA_LOCAL ours; elsewhere both are ours.
+    The kernel takes IPv6 off a device whose MTU falls below 1,280 bytes (RFC 8200 section 5) and starts it anew, with
+    the host's defaults, when that rises again; a device without IPv6 needs nothing.
     """
-    return IPv4Address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+    found = device(netlink, index)
+    if found is not None and found.makes_ipv6_addresses:
+        netlink.do(make_no_ipv6_addresses(index), fine=(errno.EAFNOSUPPORT,))  # gone again since we asked
+        remove_kernels_ipv6_addresses(netlink, index)
 
 
-def _find_link(ip: IPRoute, name: str) -> Any | None:
-    return next((link for link in ip.get_links() if link.get_attr("IFLA_IFNAME") == name), None)
+# Addresses
 
 
-def _link_name(ip: IPRoute, index: int | None) -> str:
-    names = (link.get_attr("IFLA_IFNAME") for link in ip.get_links() if link["index"] == index)
-    return next(names, "no device")
+def _keep_only_address(netlink: Rtnetlink, index: int, address: Address) -> None:
+    _remove_addresses(netlink, index, family_of(address), keep=address)
+    left = stream_addresses(netlink, index, version=address.version)
+    if not any(found.valid_s == FOREVER_S and found.address == address for found in left):
+        _put_address(netlink, index, address)  # or let the one that an earlier run's lease was to end stay
 
 
-def _stop_ipv6_address_generation(ip: IPRoute, link: Any) -> None:
-    """Keep the kernel from giving the device an fe80:: address: its router solicitations would come out of the TUN."""
-    families = link.get_attr("IFLA_AF_SPEC")
-    if families is None or families.get_attr("AF_INET6") is None:
-        return  # IPv6 is off on this host, and naming the family would be an error
-    off = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]})]}
-    ip.link("set", index=link["index"], IFLA_AF_SPEC=off)
+def _put_address(netlink: Rtnetlink, index: int, address: Address) -> None:
+    (refusal,) = netlink.apply([put_address(index, address)])
+    if refusal is None:
+        return
+    if address.version == 6 and refusal.code in (errno.EACCES, errno.EOPNOTSUPP):
+        raise FlannelError(why_no_ipv6(_name(netlink, index)))
+    raise OSError(refusal.code, refusal.why)
 
 
-def _addresses(ip: IPRoute, index: int) -> list[Any]:
-    return [message for message in ip.get_addr(family=AF_INET) if message["index"] == index]
+def _remove_addresses(netlink: Rtnetlink, index: int, family: Family, keep: Address | None) -> None:
+    for found in list(stream_addresses(netlink, index, version=family.version)):
+        if family is IPV6 and found.address.is_link_local:
+            continue  # the kernel's own are seen to by `stop_ipv6_addresses`
+        if (found.address, found.far_end, found.prefix_len) != (keep, keep, family.n_bits):
+            # A subnet's first address takes its secondary ones along (promote_secondaries is off by default).
+            remove_address(netlink, index, found.address, far_end=found.far_end, prefix_len=found.prefix_len)
 
 
-def _keep_only_address(ip: IPRoute, index: int, address: IPv4Address) -> None:
-    _remove_addresses(ip, index, keep=address)
-    if not _addresses(ip, index):
-        ip.addr("add", index=index, address=str(address), prefixlen=32)
+# The overlay's route
 
 
-def _remove_addresses(ip: IPRoute, index: int, keep: IPv4Address | None) -> None:
-    for message in _addresses(ip, index):
-        local, far_end, prefix_len = address_of(message), message.get_attr("IFA_ADDRESS"), message["prefixlen"]
-        if (local, far_end, prefix_len) == (keep, str(keep), 32):
-            continue
-        try:
-            ip.addr("del", index=index, local=str(local), address=far_end, prefixlen=prefix_len)
-        except NetlinkError as error:
-            # Removing a subnet's first address takes its secondary ones along (promote_secondaries is off by default).
-            if error.code != errno.EADDRNOTAVAIL:
-                raise
+def _leads_to(netlink: Rtnetlink, index: int, network: Prefix) -> bool:
+    """Tell whether the route to `network` as we make it is there, before any other one in its place."""
+    (in_force,) = routes_in_force(netlink, [network])
+    if in_force is not None and _collides(in_force, network):
+        return in_force.oif == index
+    # Another table, a longer prefix, or a route that refuses is before it: so the kernel does not tell us of ours.
+    ours = list(_ours(netlink, index, network))
+    if not ours:
+        return False
+    if network.version == 6:
+        return True  # one with a lower metric may be before it, but none takes its place; replacing would be a change
+    (refusal,) = netlink.apply([replace_route(ours[0])])  # changes nothing
+    return refusal is None or refusal.code != errno.EEXIST
 
 
-def _main_routes(ip: IPRoute) -> list[Any]:
-    return [
-        message
-        for message in ip.get_routes(family=AF_INET, table=RT_TABLE_MAIN)
-        if message.get_attr("RTA_TABLE") == RT_TABLE_MAIN
-    ]
+def _ours(netlink: Rtnetlink, index: int, network: Prefix) -> Iterator[Route]:
+    for body in stream_routes(netlink, version=network.version, oif=index):
+        route = parse_route(body)
+        if route.oif == index and _collides(route, network):
+            yield route
 
 
-def _destination(message: Any) -> IPv4Network:
-    """Return where a route leads; the default route carries no RTA_DST."""
-    return IPv4Network((message.get_attr("RTA_DST") or 0, message["dst_len"]))
+def _collides(route: Route, network: Prefix) -> bool:
+    """True for a route to `network` in the place of one of ours: the same prefix, TOS 0 and the usual metric."""
+    return route.destination == network and not route.tos and route.metric == family_of(network).usual_metric
 
 
-def _is_route_for(message: Any, network: IPv4Network) -> bool:
-    """True for a route to `network` that one of ours would collide with: the same prefix, TOS 0 and metric 0."""
-    return _destination(message) == network and message["tos"] == 0 and not message.get_attr("RTA_PRIORITY")
-
-
-def _refuse_connected_network(ip: IPRoute, index: int, network: IPv4Network) -> None:
+def _refuse_connected_network(netlink: Rtnetlink, index: int, network: Prefix) -> None:
     """Never take over a route that the kernel made: `network` is then another interface's own, in use by it."""
-    for message in _main_routes(ip):
-        foreign = message.get_attr("RTA_OIF") != index
-        if foreign and message["proto"] == RTPROT_KERNEL and _is_route_for(message, network):
-            owner = _link_name(ip, message.get_attr("RTA_OIF"))
+    for body in list(stream_routes(netlink, version=network.version, protocol=RTPROT_KERNEL)):
+        if body[1] != network.prefixlen:
+            continue
+        route = parse_route(body)
+        # The kernel's IPv6 routes have a better metric (256) than ours: they are before them.
+        same = route.destination == network if network.version == 6 else _collides(route, network)
+        if route.oif != index and same:
+            owner = _name(netlink, route.oif)
             raise FlannelError(
                 f"the overlay network {network} is the own network of interface {owner}: "
                 f"choose another Network, or remove that address from {owner}"
             )
 
 
-def _keep_only_route(ip: IPRoute, index: int, network: IPv4Network) -> None:
-    _remove_routes(ip, index, keep=network)
-    for message in _main_routes(ip):
-        if message.get_attr("RTA_OIF") != index and _is_route_for(message, network):
-            device = _link_name(ip, message.get_attr("RTA_OIF"))
-            logger.warning("taking over the route %s, which led to %s", network, device)
-    _put_route(ip, index, network)
+def _keep_only_route(netlink: Rtnetlink, index: int, network: Prefix) -> None:
+    _remove_routes(netlink, index, family_of(network), keep=network)
+    (holder,) = routes_in_force(netlink, [network])
+    if holder is not None and _collides(holder, network) and holder.oif != index:
+        logger.warning("taking over the route %s, which led to %s", network, _name(netlink, holder.oif))
+    _put_route(netlink, index, network)
 
 
-def _put_route(ip: IPRoute, index: int, network: IPv4Network) -> None:
+def _put_route(netlink: Rtnetlink, index: int, network: Prefix) -> None:
     # Scope and protocol as flanneld's: `ip route` shows plainly "10.1.0.0/16 dev flannel0".
-    ip.route(
-        "replace",
-        family=AF_INET,
-        dst=str(network),
-        oif=index,
-        table=RT_TABLE_MAIN,
-        scope=RT_SCOPE_UNIVERSE,
-        proto=RTPROT_BOOT,
-        type=RTN_UNICAST,
-    )
+    route = Route(network, None, index, protocol=RTPROT_BOOT, type=RTN_UNICAST, metric=family_of(network).usual_metric)
+    (refusal,) = netlink.apply([replace_route(route)])
+    if refusal is None:
+        return
+    if refusal.code != errno.EEXIST:
+        raise OSError(refusal.code, refusal.why)
+    # It is there, behind another one: nobody uses it, so it can go and come back in that one's place.
+    netlink.apply([delete_route(former) for former in list(_ours(netlink, index, network))])
+    netlink.do(replace_route(route))
 
 
-def _remove_routes(ip: IPRoute, index: int, keep: IPv4Network | None) -> None:
+def _remove_routes(netlink: Rtnetlink, index: int, family: Family, keep: Prefix | None) -> None:
     """Remove the device's routes but the one for `keep`; those that came with an address go with the address."""
-    for message in _main_routes(ip):
-        if message.get_attr("RTA_OIF") != index or message["proto"] == RTPROT_KERNEL:
-            continue
-        if keep is not None and _is_route_for(message, keep):
-            continue
-        ip.route(
-            "del",
-            family=AF_INET,
-            dst=str(_destination(message)),
-            oif=index,
-            table=RT_TABLE_MAIN,
-            scope=message["scope"],
-            priority=message.get_attr("RTA_PRIORITY") or 0,
-            tos=message["tos"],
-        )
+    surplus = [
+        route
+        for route in map(parse_route, list(stream_routes(netlink, version=family.version, oif=index)))
+        if route.oif == index and route.protocol != RTPROT_KERNEL and not (keep and _collides(route, keep))
+    ]
+    netlink.apply([delete_route(route) for route in surplus])
+
+
+def _name(netlink: Rtnetlink, index: int) -> str:
+    found = device(netlink, index) if index else None
+    return found.name if found else "no device"

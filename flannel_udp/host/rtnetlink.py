@@ -1,10 +1,11 @@
-"""IPv4 routes and addresses by raw rtnetlink, many messages a system call.
+"""The channel to the kernel's rtnetlink, many messages a system call, and routes of either family as its messages.
 
-pyroute2, which `netlink` uses, builds and parses each message in Python objects of its own: 10,000 routes would hold
-the GIL, and so the event loop, for seconds. Here a message is one `struct` and a system call carries a hundred, so that
-most of the time passes inside the kernel, without the GIL. How it goes:
+A library that builds and parses each message in objects of its own holds the GIL, and so the event loop, for seconds
+where there are 10,000 routes. Here a message is one `struct` and a system call carries a hundred, so that most of the
+time passes inside the kernel, without the GIL. Questions about routes are in `route_query`, devices and addresses in
+`links`. How it goes:
 
-1. a caller makes messages, which are values: `add_route`, `append_route`, `delete_route`
+1. a caller makes messages, which are values: `add_route`, `append_route`, `replace_route`, `delete_route`
 2. `Rtnetlink.apply` sends them in batches; only the last of a batch asks for an acknowledgement (NLM_F_ACK). A refusal
    is always answered and bears its message's sequence number; where none came before the last answer, all was done
 3. dumps are filtered by the kernel (NETLINK_GET_STRICT_CHK, Linux 4.20); of what an older kernel sends beyond that,
@@ -17,24 +18,24 @@ Everything blocks: call it through ``asyncio.to_thread``. Numbers are in host by
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.netlink import (
-    IFF_UP,
-    RT_SCOPE_UNIVERSE,
-    RT_TABLE_MAIN,
-    RTM_F_FIB_MATCH,
-    RTN_UNICAST,
-    _explain,
-)
+from flannel_udp.host.family import family_by_af, family_of
+from flannel_udp.model import Address, Prefix
+
+RT_TABLE_MAIN = 254
+RT_SCOPE_UNIVERSE = 0
+RTN_UNICAST, RTN_LOCAL = 1, 2
+RTPROT_KERNEL, RTPROT_BOOT = 2, 3
 
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10  # a refusal does not repeat the message that it refuses
@@ -47,26 +48,20 @@ _NLM_F_ACK_TLVS = 0x200
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLMSGERR_ATTR_MSG = 1
 
-_RTM_NEWLINK, _RTM_GETLINK = 16, 18
-_RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
-_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
-_RTM_F_LOOKUP_TABLE = 0x1000
-_RTN_LOCAL = 2
+RTM_NEWROUTE, _RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 _RTNH_F_ONLINK = 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_CACHEINFO = 1, 2, 3, 6
-_RT_SCOPE_HOST = 254
-_IFLA_IFNAME, _IFLA_EXT_MASK = 3, 29
-_RTEXT_FILTER_SKIP_STATS = 8
+_RTA_CACHEINFO, _RTA_TABLE, _RTA_EXPIRES = 12, 15, 23
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length with this header, type, flags, sequence number, port
-_RTMSG = struct.Struct("=8BI")  # family, dst_len, src_len, tos, table, protocol, scope, type; flags
-_IFADDRMSG = struct.Struct("=4BI")  # family, prefixlen, flags, scope; index
-_IFINFOMSG = struct.Struct("=BxHiII")  # family, hardware type, index, flags, change mask
+RTMSG = struct.Struct("=8BI")  # family, dst_len, src_len, tos, table, protocol, scope, type; flags
 _ATTRIBUTE = struct.Struct("=HH")  # struct rtattr: length with this header, type
 _ERROR = struct.Struct("=i16x")  # struct nlmsgerr: negative errno, the header of the refused message
-_CACHEINFO = struct.Struct("=IIII")  # struct ifa_cacheinfo: preferred and valid lifetimes (s), two times of changes
+_EXPIRES = struct.Struct("=8xi20x")  # of a struct rta_cacheinfo: for how long, in clock ticks; 0: for good
 _U32 = struct.Struct("=I")
+
+CLOCK_TICKS = 100
+"""USER_HZ: what the kernel tells times in, on every architecture of today."""
 
 _DATAGRAM_BYTES = 65_536  # netlink(7): the kernel puts no more than 32 KiB into a datagram
 
@@ -75,21 +70,16 @@ _DATAGRAM_BYTES = 65_536  # netlink(7): the kernel puts no more than 32 KiB into
 _MESSAGES_A_SEND = 100
 _QUESTIONS_A_SEND = 20
 
-FOREVER_S = 0xFFFFFFFF
-"""INFINITY_LIFE_TIME: an address that stays."""
-LOOPBACK_INDEX = 1
-"""LOOPBACK_IFINDEX: of `lo` in every network namespace."""
-
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route of the IPv4 main table, made by us or found. One with several next hops has neither gateway nor `oif`."""
+    """A route, made by us or found. One with several next hops has neither gateway nor `oif`."""
 
-    destination: IPv4Network
-    gateway: IPv4Address | None
+    destination: Prefix
+    gateway: Address | None
     oif: int
     """The interface's index."""
-    source: IPv4Address | None = None
+    source: Address | None = None
     """What address the host's own packets get (RTA_PREFSRC)."""
     onlink: bool = False
     """The gateway is a neighbour though no route of the interface says so."""
@@ -99,26 +89,10 @@ class Route:
     tos: int = 0
     scope: int = RT_SCOPE_UNIVERSE
     type: int = RTN_UNICAST
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """An IPv4 address of an interface."""
-
-    index: int
-    """The interface's."""
-    address: IPv4Address
-    prefix_len: int
-    label: str
-    valid_s: int
-    """Until the kernel removes it, rounded up to whole seconds; `FOREVER_S`: it stays."""
-
-
-class Link(NamedTuple):
-    """An interface."""
-
-    name: str
-    up: bool
+    table: int = RT_TABLE_MAIN
+    """Ours are all in the main one."""
+    ends_s: float | None = None
+    """When the kernel uses it no more, by CLOCK_BOOTTIME; of IPv6 only. ``None``: it stays."""
 
 
 class Message(NamedTuple):
@@ -139,7 +113,7 @@ class Refusal(NamedTuple):
 
 def add_route(route: Route) -> Message:
     """Add a route; refused (EEXIST) where one to the same destination, of the same TOS and metric, is there."""
-    return Message(_RTM_NEWROUTE, _NLM_F_CREATE | _NLM_F_EXCL, _route_body(route))
+    return Message(RTM_NEWROUTE, _NLM_F_CREATE | _NLM_F_EXCL, _route_body(route))
 
 
 def append_route(route: Route) -> Message:
@@ -148,7 +122,16 @@ def append_route(route: Route) -> Message:
     Then `delete_route` of the former one changes a route without a gap. NLM_F_REPLACE would do so in one message, but
     to the first route that has the destination, whoever made it.
     """
-    return Message(_RTM_NEWROUTE, _NLM_F_CREATE | _NLM_F_APPEND, _route_body(route))
+    return Message(RTM_NEWROUTE, _NLM_F_CREATE | _NLM_F_APPEND, _route_body(route))
+
+
+def replace_route(route: Route) -> Message:
+    """Put a route in place of the first one to the same destination, of the same TOS and metric, or where none is.
+
+    IPv4: where that first one is this very route nothing changes; refused (EEXIST) if it is there behind another. IPv6:
+    of that first one all next hops are replaced, and its life.
+    """
+    return Message(RTM_NEWROUTE, _NLM_F_CREATE | _NLM_F_REPLACE, _route_body(route))
 
 
 def delete_route(route: Route) -> Message:
@@ -169,7 +152,17 @@ def open_rtnetlink(doing: str) -> Iterator[Rtnetlink]:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
             yield Rtnetlink(netlink)
     except OSError as error:
-        raise FlannelError(f"{doing}: {_explain(error.errno or 0)}") from error
+        raise FlannelError(f"{doing}: {_explain(error)}") from error
+
+
+def _explain(error: OSError) -> str:
+    match error.errno:
+        case errno.EPERM:
+            return "needs CAP_NET_ADMIN in this network namespace: run as root or grant the capability"
+        case errno.ENODEV:
+            return "the device is gone: something removed it while it was set up"
+        case _:
+            return error.strerror or str(error)
 
 
 class Rtnetlink:
@@ -192,90 +185,30 @@ class Rtnetlink:
         for index, kind, flags, body in self._exchange(messages, _MESSAGES_A_SEND):
             if kind == _NLMSG_ERROR:
                 refusals[index] = _refusal(flags, body)
-        if any(refusal and refusal.code in (errno.EPERM, errno.EACCES) for refusal in refusals):
+        # EACCES is no matter of privileges: a device, say, on which IPv6 is disabled.
+        if any(refusal and refusal.code == errno.EPERM for refusal in refusals):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         return refusals
 
-    def routes_of(self, protocol: int) -> list[Route]:
-        """Return the main table's routes that bear this protocol number, in the order in which they are in force."""
-        return [parse_route(body) for body in self.bodies_of(protocol)]
-
-    def bodies_of(self, protocol: int) -> list[bytes]:
-        """Return them as the kernel says them, for `parse_route`: one that has not changed is the same bytes again."""
-        head = _RTMSG.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, 0, 0)
-        bodies: dict[bytes, None] = {}  # one that moved while the table was read would come twice
-        try:
-            for body in self._dump(_RTM_GETROUTE, head, _RTM_NEWROUTE):
-                if body[5] == protocol and body[4] == RT_TABLE_MAIN:
-                    bodies[body] = None
-        except FileNotFoundError:
-            pass  # ENOENT: nobody made a main table in this namespace yet
-        return list(bodies)
-
-    def holders(self, destinations: Sequence[IPv4Network]) -> list[Route | None]:
-        """Return for each destination the main table's route to exactly it that is in force.
-
-        ``None`` where the kernel answers with another route: one of another table, one to a part of the destination, or
-        one that refuses packets (RTN_BLACKHOLE and the like), for which it tells an error instead.
-        """
-        flags = RTM_F_FIB_MATCH | _RTM_F_LOOKUP_TABLE
-        head = _RTMSG.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, flags)
-        bodies = [head + _attribute(_RTA_DST, destination.network_address.packed) for destination in destinations]
-        found: list[Route | None] = [None] * len(destinations)
-        for index, body in self._ask([Message(_RTM_GETROUTE, 0, body) for body in bodies], _RTM_NEWROUTE):
-            if body[4] == RT_TABLE_MAIN and (route := parse_route(body)).destination == destinations[index]:
-                found[index] = route
-        return found
-
-    def is_local(self, address: IPv4Address) -> bool:
-        """Tell whether packets to this address are for the host itself, no broadcasts nor on their way elsewhere."""
-        head = _RTMSG.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
-        question = Message(_RTM_GETROUTE, 0, head + _attribute(_RTA_DST, address.packed))
-        return any(parse_route(body).type == _RTN_LOCAL for _, body in self._ask([question], _RTM_NEWROUTE))
-
-    def link(self, index: int) -> Link | None:
-        """Return what an interface is called and whether it is up, ``None`` if there is none of this index."""
-        head = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0)
-        question = Message(_RTM_GETLINK, 0, head + _attribute(_IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS)))
-        for _, body in self._ask([question], _RTM_NEWLINK):
-            name = dict(_attributes(body, _IFINFOMSG.size))[_IFLA_IFNAME]
-            return Link(_text(name), bool(_IFINFOMSG.unpack_from(body)[3] & IFF_UP))
-        return None
-
-    def addresses(self, index: int = 0) -> list[Address]:
-        """Return the IPv4 addresses of an interface, those of all interfaces for index 0."""
-        head = _IFADDRMSG.pack(socket.AF_INET, 0, 0, 0, index)
-        found = map(_parse_address, self._dump(_RTM_GETADDR, head, _RTM_NEWADDR))
-        return [address for address in found if index in (0, address.index)]
-
-    def put_address(self, index: int, address: IPv4Address, label: str, preferred_s: int, valid_s: int) -> None:
-        """Give an interface `address`/32 for `valid_s` seconds, at least 1, or change how long the one it has stays.
-
-        After `preferred_s` seconds the address is marked as deprecated, which changes nothing in routing. Scope host:
-        neither the kernel nor a program that looks for an address of this host chooses it.
-        """
-        life = _attribute(_IFA_CACHEINFO, _CACHEINFO.pack(preferred_s, valid_s, 0, 0))
-        body = _address_body(index, address, label) + life
-        self._change_address(Message(_RTM_NEWADDR, _NLM_F_CREATE | _NLM_F_REPLACE, body))
-
-    def delete_address(self, index: int, address: IPv4Address, label: str) -> None:
-        """Take `address`/32 off an interface if it has this label; none such is fine."""
-        try:
-            self._change_address(Message(_RTM_DELADDR, 0, _address_body(index, address, label)))
-        except OSError as error:
-            if error.errno != errno.EADDRNOTAVAIL:
-                raise
-
-    def _change_address(self, message: Message) -> None:
+    def do(self, message: Message, *, fine: Collection[int] = ()) -> None:
+        """Have the kernel do this; raises `OSError` in its words where it refuses, but for these `errno` values."""
         (refusal,) = self.apply([message])
-        if refusal:
+        if refusal and refusal.code not in fine:
             raise OSError(refusal.code, refusal.why)
 
-    def _ask(self, questions: Sequence[Message], answer: int) -> Iterator[tuple[int, bytes]]:
-        """Yield the body of each answer of this message type, with the index of its question."""
-        for index, kind, _, body in self._exchange(questions, _QUESTIONS_A_SEND):
+    def ask(self, questions: Sequence[Message], answer: int) -> list[tuple[int, bytes | Refusal]]:
+        """Return the body of each answer of this message type, or the refusal, with the index of its question."""
+        found: list[tuple[int, bytes | Refusal]] = []
+        for index, kind, flags, body in self._exchange(questions, _QUESTIONS_A_SEND):
             if kind == answer:
-                yield index, body
+                found.append((index, body))
+            elif kind == _NLMSG_ERROR and (refusal := _refusal(flags, body)):
+                found.append((index, refusal))
+        return found
+
+    def ask_one(self, question: Message, answer: int) -> bytes | None:
+        """Return the body of the answer of this message type, ``None`` where the kernel refuses."""
+        return next((body for _, body in self.ask([question], answer) if isinstance(body, bytes)), None)
 
     def _exchange(self, messages: Sequence[Message], at_once: int) -> Iterator[tuple[int, int, int, bytes]]:
         """Send messages and yield what comes back: index of the message, then type, flags and body of the answer."""
@@ -289,7 +222,7 @@ class Rtnetlink:
                     done = done or (kind == _NLMSG_ERROR and sequence == last)
                     yield start + sequence - first, kind, flags, body
 
-    def _dump(self, request: int, head: bytes, wanted: int) -> Iterator[bytes]:
+    def dump(self, request: int, head: bytes, wanted: int) -> Iterator[bytes]:
         """Yield the bodies of a dump's messages of the type `wanted`. Read to its end before the next request."""
         self._send([Message(request, _NLM_F_DUMP, head)], 0)
         while True:
@@ -325,8 +258,8 @@ class Rtnetlink:
 
 
 def _route_body(route: Route) -> bytes:
-    head = _RTMSG.pack(
-        socket.AF_INET,
+    head = RTMSG.pack(
+        family_of(route.destination).af,
         route.destination.prefixlen,
         0,
         route.tos,
@@ -336,50 +269,54 @@ def _route_body(route: Route) -> bytes:
         route.type,
         _RTNH_F_ONLINK if route.onlink else 0,
     )
-    parts = [head, _attribute(_RTA_DST, route.destination.network_address.packed)]
+    parts = [head, attribute(_RTA_DST, route.destination.network_address.packed)]
     if route.oif:
-        parts.append(_attribute(_RTA_OIF, _U32.pack(route.oif)))
+        parts.append(attribute(_RTA_OIF, _U32.pack(route.oif)))
     if route.gateway is not None:
-        parts.append(_attribute(_RTA_GATEWAY, route.gateway.packed))
+        parts.append(attribute(_RTA_GATEWAY, route.gateway.packed))
     if route.source is not None:
-        parts.append(_attribute(_RTA_PREFSRC, route.source.packed))
+        parts.append(attribute(_RTA_PREFSRC, route.source.packed))
     if route.metric:
-        parts.append(_attribute(_RTA_PRIORITY, _U32.pack(route.metric)))
+        parts.append(attribute(_RTA_PRIORITY, _U32.pack(route.metric)))
+    if route.ends_s is not None:
+        left_s = route.ends_s - time.clock_gettime(time.CLOCK_BOOTTIME)
+        parts.append(attribute(_RTA_EXPIRES, _U32.pack(max(1, math.floor(left_s)))))
     return b"".join(parts)
 
 
-def parse_route(body: bytes) -> Route:
-    """Understand what the kernel says of a route."""
-    _, prefix_len, _, tos, _, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
-    found = dict(_attributes(body, _RTMSG.size))
-    gateway, source = found.get(_RTA_GATEWAY), found.get(_RTA_PREFSRC)
+def split_life(body: bytes) -> tuple[bytes, float | None]:
+    """Return what of a message about a route is the same each time, and for how many seconds the route stays.
+
+    ``None``: it stays for good.
+    """
+    offset = RTMSG.size
+    while offset < len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, offset)
+        if kind == _RTA_CACHEINFO:
+            (ticks,) = _EXPIRES.unpack_from(body, offset + _ATTRIBUTE.size)
+            return body[:offset] + body[offset + length :], ticks / CLOCK_TICKS if ticks else None
+        offset += (length + 3) & ~3  # RTA_ALIGN
+    return body, None
+
+
+def parse_route(body: bytes, ends_s: float | None = None) -> Route:
+    """Understand what the kernel says of a route; `ends_s`, as in `Route`, comes from `split_life`."""
+    af, prefix_len, _, tos, table, protocol, scope, kind, flags = RTMSG.unpack_from(body)
+    found, family = dict(attributes(body, RTMSG.size)), family_by_af(af)
     return Route(
-        destination=IPv4Network((found.get(_RTA_DST, bytes(4)), prefix_len)),  # the default route has no RTA_DST
-        gateway=IPv4Address(gateway) if gateway else None,
-        oif=_number(found.get(_RTA_OIF)),
-        source=IPv4Address(source) if source else None,
+        destination=family.prefix(found.get(_RTA_DST), prefix_len),
+        gateway=family.address(found.get(_RTA_GATEWAY)),
+        oif=number(found.get(_RTA_OIF)),
+        source=family.address(found.get(_RTA_PREFSRC)),
         onlink=bool(flags & _RTNH_F_ONLINK),
         protocol=protocol,
-        metric=_number(found.get(_RTA_PRIORITY)),
+        metric=number(found.get(_RTA_PRIORITY)),
         tos=tos,
         scope=scope,
         type=kind,
+        table=number(found.get(_RTA_TABLE)) or table,  # the head has room for numbers up to 255
+        ends_s=ends_s,
     )
-
-
-def _address_body(index: int, address: IPv4Address, label: str) -> bytes:
-    head = _IFADDRMSG.pack(socket.AF_INET, 32, 0, _RT_SCOPE_HOST, index)
-    same = _attribute(_IFA_LOCAL, address.packed) + _attribute(_IFA_ADDRESS, address.packed)
-    return head + same + _attribute(_IFA_LABEL, label.encode() + b"\0")
-
-
-def _parse_address(body: bytes) -> Address:
-    _, prefix_len, _, _, index = _IFADDRMSG.unpack_from(body)
-    found = dict(_attributes(body, _IFADDRMSG.size))
-    _, valid_s, _, _ = _CACHEINFO.unpack_from(found[_IFA_CACHEINFO])
-    # On a point-to-point device IFA_ADDRESS is the far end.
-    address = IPv4Address(found.get(_IFA_LOCAL) or found[_IFA_ADDRESS])
-    return Address(index, address, prefix_len, _text(found.get(_IFA_LABEL, b"")), valid_s)
 
 
 def _refusal(flags: int, body: bytes) -> Refusal | None:
@@ -387,24 +324,28 @@ def _refusal(flags: int, body: bytes) -> Refusal | None:
     (code,) = _ERROR.unpack_from(body)
     if code == 0:
         return None
-    words = dict(_attributes(body, _ERROR.size)).get(_NLMSGERR_ATTR_MSG) if flags & _NLM_F_ACK_TLVS else None
-    return Refusal(-code, _text(words) if words else os.strerror(-code))
+    words = dict(attributes(body, _ERROR.size)).get(_NLMSGERR_ATTR_MSG) if flags & _NLM_F_ACK_TLVS else None
+    return Refusal(-code, text(words) if words else os.strerror(-code))
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """Return a struct rtattr with its value and padding."""
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def _attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+def attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Yield kind and value of each attribute of a message's body; its fixed part has `offset` bytes."""
     while offset < len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, offset)
         yield kind, body[offset + _ATTRIBUTE.size : offset + length]
         offset += (length + 3) & ~3  # RTA_ALIGN
 
 
-def _number(value: bytes | None) -> int:
+def number(value: bytes | None) -> int:
+    """Return a 32-bit attribute's value, 0 where it is missing."""
     return 0 if value is None else int(_U32.unpack(value)[0])
 
 
-def _text(value: bytes) -> str:
+def text(value: bytes) -> str:
+    """Return a string attribute's value."""
     return value.rstrip(b"\0").decode(errors="replace")

@@ -15,18 +15,20 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Network
+from functools import partial
 from typing import Protocol
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import interface, netlink
 from flannel_udp.host.blackhole import keep_blackhole, restore_blackhole
+from flannel_udp.host.family import family_of
+from flannel_udp.host.interface import HostNetwork
 from flannel_udp.host.monitor import Interest, Monitor, open_monitor_socket
-from flannel_udp.host.repair import LinkState, Pace, why_lost
-from flannel_udp.model import Interface, LeaseAttrs
+from flannel_udp.host.repair import STANDS, LinkState, Paces, Standing, why_lost
+from flannel_udp.model import Address, Degradation, Ends, Interface, LeaseAttrs, Prefix, Subnet
 from flannel_udp.options import Options
 
 logger = logging.getLogger(__name__)
@@ -38,22 +40,29 @@ LOOK_EVERY_S = 0.2
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
 HOST_REPAIRS = ("blackhole", "interface")
 """What is counted of the host itself: the blackhole route put back, the external interface usable again."""
+_MOVE, _BLACKHOLE = "move", "blackhole"  # what has a pace of its own
+_FLAG = {4: "--public-ip", 6: "--public-ipv6"}
 
 
 class KeptNetwork(Protocol):
     """What a backend has on this host, as far as it has to be kept right."""
 
-    mtu: int
-    """The overlay's, in bytes."""
-    repairs: Counter[str]
-    """How often what of it was put right; what never was is there with 0."""
+    @property
+    def mtu(self) -> int:
+        """The overlay's, in bytes."""
+        ...
+
+    @property
+    def repairs(self) -> Counter[str]:
+        """How often what of it was put right; what never was is there with 0."""
+        ...
 
     @property
     def look_every_s(self) -> float | None:
         """How often to look although the kernel has reported nothing; ``None``: never."""
         ...
 
-    async def hold(self, subnet: IPv4Network, former: LeaseAttrs | None) -> None:
+    async def hold(self, subnet: Subnet, former: LeaseAttrs | None) -> None:
         """Set the host up for this subnet, and keep it so. Raises `FlannelError`.
 
         `former` is what our entry said before this run wrote it: with which backend the host ran last, if it did.
@@ -64,8 +73,8 @@ class KeptNetwork(Protocol):
         """Return which news of the kernel concern it."""
         ...
 
-    async def repair(self) -> None:
-        """Look, and put right what is not as it should be. Raises `FlannelError`."""
+    async def repair(self) -> Standing:
+        """Look, put right what is not as it should be, and say what still is not. Raises `FlannelError`."""
         ...
 
     async def follow(self, external: Interface) -> None:
@@ -76,29 +85,35 @@ class KeptNetwork(Protocol):
 class Upkeep:
     """Watches over `external` and what the network has; `set_up` once there is a lease, `run` all the time.
 
-    `news()` is awaited after `external`, the MTU, `obstacle` or the network's device has changed.
+    `news()` is awaited after `external`, the MTU, `obstacle` or the network's device has changed; `note` is told what
+    stops some of the traffic, see `agent.conditions`.
     """
 
     def __init__(
         self,
         options: Options,
         external: Interface,
-        overlay: IPv4Network,
+        overlays: Sequence[Prefix],
         kept: KeptNetwork,
         news: Callable[[], Awaitable[None]],
+        *,
+        note: Callable[[str, Iterable[Degradation]], None],
     ) -> None:
         self.external = external
         self.obstacle: str | None = None
         """Why no traffic can pass just now."""
         self._options = options
-        self._overlay = overlay
+        self._overlays = overlays
         self._kept = kept
         self._news = news
+        self._note = note
         self._repairs = Counter(dict.fromkeys(HOST_REPAIRS, 0))
         self._external_lost = False
+        self._elsewhere: Set[Address] = frozenset()  # on another interface, `lo`, say, as they were chosen
         self._untold = False  # there is news that `news` has not been awaited for
-        self._subnet: IPv4Network | None = None  # since `set_up`
-        self._pace = Pace()
+        self._subnet: Subnet | None = None  # since `set_up`
+        self._paces = Paces()
+        self._retry_s = FIRST_RETRY_S / 2
         self._woken = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
 
@@ -111,108 +126,211 @@ class Upkeep:
         """Have a look soon: something may have changed."""
         self._woken.set()
 
-    async def set_up(self, subnet: IPv4Network, former: LeaseAttrs | None) -> None:
+    async def set_up(self, subnet: Subnet, former: LeaseAttrs | None) -> None:
         """Set the host up for this subnet, and keep it so, see `KeptNetwork.hold`. Raises `FlannelError`."""
         async with self._one_at_a_time:
             self._subnet = subnet
             await self._kept.hold(subnet, former)
             self._untold = True
-            await asyncio.to_thread(keep_blackhole, self._overlay, self._blackhole)
+            for overlay in self._overlays:
+                await asyncio.to_thread(keep_blackhole, overlay, self._blackhole.get(overlay.version))
 
     async def run(self) -> None:
         """Keep everything right until cancelled."""
-        monitor = Monitor(open_monitor_socket(), self.wake)
-        retry_s: float | None = 0.0  # look once at the start: what happened before we listened went by unseen
+        monitor = Monitor(open_monitor_socket(entries=bool(self._kept.interest().entries)), self.wake)
+        again_s: float | None = 0.0  # look once at the start: what happened before we listened went by unseen
         try:
             while True:
                 with suppress(TimeoutError):
                     # wait_for loses a cancellation before Python 3.12
-                    async with asyncio.timeout(self._kept.look_every_s if retry_s is None else retry_s):
+                    async with asyncio.timeout(again_s):
                         await self._woken.wait()
-                await asyncio.sleep(max(SETTLE_S, self._pace.pause_s(time.monotonic())))
+                await asyncio.sleep(SETTLE_S)
                 self._woken.clear()
                 async with self._one_at_a_time:
-                    retry_s = await self._attempt(monitor, retry_s)
+                    again_s = await self._look(monitor)
                 await asyncio.sleep(LOOK_EVERY_S)
         finally:
             monitor.close()
 
-    async def _attempt(self, monitor: Monitor, retry_s: float | None) -> float | None:
-        """Look and act; return after how many seconds to try again if nothing is reported, ``None``: it went well."""
+    async def _look(self, monitor: Monitor) -> float | None:
+        """Look and act; return after how many seconds to do so again if nothing is reported, ``None``: never."""
         repaired, mtu = sum(self.repairs.values()), self._kept.mtu
-        try:
-            monitor.interest = self._interest()
-            external = await asyncio.to_thread(netlink.link_state, self.external.index)
-            obstacle = await self._follow(external, monitor)
-            await self._kept.repair()
-            await self._restore_blackhole()
-            retry_s = None
-        except FlannelError as failed:
-            obstacle = str(failed)
-            retry_s = min(2 * (retry_s or FIRST_RETRY_S / 2), LAST_RETRY_S)
-        self._note_obstacle(obstacle)
+        monitor.interest = self._interest()
+        obstacles: list[str] = []
+        problems: list[str] = []
+        waits: list[float | None] = [self._kept.look_every_s]
+        failed = False
+        for step in (partial(self._follow, monitor), self._kept.repair, self._restore_blackhole):
+            try:
+                standing = await step()
+            except FlannelError as error:  # the other steps are none the worse for it
+                standing = Standing((str(error),))
+                failed = True
+            obstacles += [text for text in standing.obstacles if text not in obstacles]
+            problems += standing.problems
+            waits.append(standing.again_s)
+        self._retry_s = min(2 * self._retry_s, LAST_RETRY_S) if failed else FIRST_RETRY_S / 2
+        if failed:
+            waits.append(self._retry_s)
+        self._note("host", [Degradation("host", text) for text in problems])
+        self._note_obstacle("; ".join(obstacles) or None)
         repaired_now = sum(self.repairs.values()) > repaired
         if self._untold or repaired_now or mtu != self._kept.mtu:
             self._untold = False
             await self._news()
         if repaired_now:
             self.wake()  # look again: what changed while we were at it went by unseen
-            if self._pace.note(time.monotonic()):
-                logger.warning("somebody undoes our repairs again and again: they become rarer from now on")
-        return retry_s
+        return min((wait_s for wait_s in waits if wait_s is not None), default=None)
 
     def _interest(self) -> Interest | None:
         """Return which news concern us; while something is in the way, anything may change that."""
         if self.obstacle is not None:
             return None
         kept = self._kept.interest()
-        blackhole = {self._blackhole.prefixlen} if self._blackhole else set()
-        return replace(kept, devices={self.external.index, *kept.devices}, prefix_lens={*kept.prefix_lens, *blackhole})
+        blackhole = {subnet.prefixlen for subnet in self._blackhole.values()}
+        return replace(
+            kept,
+            devices={self.external.index, *kept.devices},
+            prefix_lens={*kept.prefix_lens, *blackhole},
+            addresses={
+                *(ends.address for _, ends in _ends_of(self.external)),
+                *([self._missed_public_ip] if self._missed_public_ip else []),
+            },
+        )
 
     # The external interface
 
-    async def _follow(self, found: LinkState | None, monitor: Monitor) -> str | None:
-        """Stay with the interface and the address in use while they are there; else choose again, as at the start.
+    async def _follow(self, monitor: Monitor) -> Standing:
+        """Stay with the interface and the addresses in use while they are there; else choose again, as at the start.
 
-        Returns why no interface is usable, ``None`` if one is. Raises `FlannelError`.
+        Of an address that has only gone that family waits for another one. Raises `FlannelError`.
         """
-        why = why_lost(self.external, found)
-        if why is None and found is not None:
-            await self._use(replace(self.external, mtu=found.mtu))
-            return None
-        self._external_lost = True
-        monitor.interest = None  # another interface may come, or this one come back under another index
-        facts = await asyncio.to_thread(interface.gather, self._options.interface)
+        external = self.external
+        found, local = await self._ask_about(external)
+        why = why_lost(external, found, local & self._elsewhere)
+        public_ip_came = await self._public_ip_has_come()
+        if not why and found is not None and not public_ip_came:
+            return await self._use(replace(external, name=found.name, mtu=found.mtu))
+        versions = _versions_of(external)
+        facts = await asyncio.to_thread(interface.gather, self._options.interface, versions)
+        if found is not None and len(why) < len(versions) and not public_ip_came:
+            return await self._follow_one_family(replace(external, name=found.name, mtu=found.mtu), facts, why)
+        text = "; ".join(dict.fromkeys(why.values()))
         try:
-            external = interface.choose(self._options.interface, facts)
+            external = interface.choose(self._options.interface, facts, versions)
         except FlannelError:
-            return f"{why}: waiting for it"
-        await self._use(external)
-        return None
+            self._external_lost = True
+            monitor.interest = None  # another interface may come, or this one come back under another index
+            return Standing((f"{text}: waiting for it",))
+        if self._has_public_ip and external.of(versions[0]) != self.external.of(versions[0]):
+            # Nobody is behind a NAT all of a sudden: from another address peers would take nothing.
+            self._external_lost = True
+            monitor.interest = None
+            return Standing((f"{text}, which is {_FLAG[versions[0]]}: waiting for it",))
+        self._elsewhere = _elsewhere(external, facts)
+        return await self._use(_keep_families(external, self.external))
 
-    async def _use(self, external: Interface) -> None:
+    async def _follow_one_family(self, external: Interface, facts: HostNetwork, why: Mapping[int, str]) -> Standing:
+        """Go on where one family's address went: with another one of the interface, or with the other family alone."""
+        link = facts.link(external.index)
+        problems = []
+        for version, text in why.items():
+            ranked = [] if link is None else link.ranked(version)
+            unusable = "" if link is None else link.why_unusable(version)
+            if ranked:
+                external = interface.with_address(self._options.interface, external, ranked[0])
+            else:
+                problems.append(f"{text}, and {unusable}: no {family_of(version).name} traffic until there is one")
+        standing = await self._use(external, waiting=frozenset(why))
+        return replace(standing, problems=(*problems, *standing.problems))
+
+    async def _ask_about(self, external: Interface) -> tuple[LinkState | None, frozenset[Address]]:
+        addresses = [ends.address for _, ends in _ends_of(external)]
+        return await asyncio.to_thread(netlink.external_state, external.index, addresses)
+
+    @property
+    def _has_public_ip(self) -> bool:
+        """Whether the interface was chosen for having ``--public-ip``, with IPv6 alone ``--public-ipv6``."""
+        ends = self.external.v4 or self.external.v6
+        return not self._options.interface.by_flags and ends is not None and ends.address == self._public_ip
+
+    @property
+    def _public_ip(self) -> Address | None:
+        options = self._options.interface
+        return options.public_ip if self.external.v4 is not None else options.public_ipv6
+
+    @property
+    def _missed_public_ip(self) -> Address | None:
+        """``--public-ip`` where an interface that has it would be taken, and none has yet."""
+        return None if self._options.interface.by_flags or self._has_public_ip else self._public_ip
+
+    async def _public_ip_has_come(self) -> bool:
+        missed = self._missed_public_ip
+        return missed is not None and await asyncio.to_thread(interface.is_own_address, missed)
+
+    async def _use(self, external: Interface, waiting: Set[int] = frozenset()) -> Standing:
+        """Go on with it; of the families that are `waiting` for an address nothing is asked."""
         former = self.external
-        if self._external_lost and external.address == former.address:
+        now = dict(_ends_of(external))
+        moves = any(now[version].address != ends.address for version, ends in _ends_of(former) if version in now)
+        now_s = time.monotonic()
+        self._paces.looked([_MOVE] if moves else [], now_s)
+        if moves and not self._paces.due(_MOVE, now_s):
+            changes = f"the address of {external.name} changes again and again: `ip -ts monitor address` shows when"
+            return Standing((changes,), again_s=self._paces.again_s(now_s))
+        if not moves and (self._external_lost or external.index != former.index):
             self._repairs["interface"] += 1
         self._external_lost = False
-        if external == former:
-            return
-        await self._kept.follow(external)
-        self.external, self._untold = external, True
+        if external != former:
+            if external.index == former.index and external.name != former.name:
+                logger.info("interface %s is called %s now", former.name, external.name)
+            await self._kept.follow(external)
+            self.external, self._untold = external, True
+        if moves:
+            self._paces.made(_MOVE, now_s)
+        return await self._carries(external, waiting)
+
+    async def _carries(self, external: Interface, waiting: Set[int]) -> Standing:
+        """Say what keeps packets from leaving or arriving although the interface is up and the address is there."""
+        found, local = await self._ask_about(external)
+        asked = [ends.address for version, ends in _ends_of(external) if version not in waiting]
+        foreign = [
+            f"the kernel takes no packets to {address} for this host: "
+            f"is {external.name} in a VRF? `{family_of(address).ip} route get {address}` shows it"
+            for address in asked
+            if address not in local and not await asyncio.to_thread(netlink.can_bind, address)
+        ]
+        if foreign and len(foreign) == len(asked):
+            return Standing(tuple(foreign))
+        problems = foreign
+        if found is not None and not found.carrier:
+            problems.append(f"interface {external.name} has no carrier: is its cable, or its other end, out?")
+        return Standing(problems=tuple(problems))
 
     # The blackhole route
 
     @property
-    def _blackhole(self) -> IPv4Network | None:
-        """Where it leads to, if one is wanted."""
-        return self._subnet if self._options.firewall.ip_blackhole_route else None
+    def _blackhole(self) -> Mapping[int, Prefix]:
+        """Where they lead to, by IP version, if any are wanted."""
+        if self._subnet is None or not self._options.firewall.ip_blackhole_route:
+            return {}
+        return {subnet.version: subnet for subnet in self._subnet.prefixes}
 
-    async def _restore_blackhole(self) -> None:
+    async def _restore_blackhole(self) -> Standing:
         """Raises `FlannelError`."""
-        subnet = self._blackhole
-        if subnet is not None and await asyncio.to_thread(restore_blackhole, subnet):
-            self._repairs["blackhole"] += 1
-            logger.info("put right: the blackhole route for %s", subnet)
+        now_s = time.monotonic()
+        if self._blackhole and not self._paces.due(_BLACKHOLE, now_s):
+            return Standing(again_s=FIRST_RETRY_S)
+        for subnet in self._blackhole.values():
+            if await asyncio.to_thread(restore_blackhole, subnet):
+                self._repairs["blackhole"] += 1
+                logger.info("put right: the blackhole route for %s", subnet)
+                if self._paces.made(_BLACKHOLE, now_s):
+                    logger.warning(
+                        "somebody undoes our repairs again and again, they become rarer from now on: blackhole"
+                    )
+        return STANDS
 
     # What is said
 
@@ -224,3 +342,24 @@ class Upkeep:
         else:
             logger.info("traffic can pass again, through %s", self.external.name)
         self.obstacle, self._untold = obstacle, True
+
+
+def _ends_of(external: Interface) -> list[tuple[int, Ends]]:
+    """Return the addresses of each family that there is, by IP version."""
+    return [(version, ends) for version in interface.VERSIONS if (ends := external.of(version)) is not None]
+
+
+def _versions_of(external: Interface) -> tuple[int, ...]:
+    return tuple(version for version, _ in _ends_of(external))
+
+
+def _elsewhere(external: Interface, facts: HostNetwork) -> frozenset[Address]:
+    """Return those of its addresses that another interface has."""
+    link = facts.link(external.index)
+    own = set() if link is None else {item.address for item in link.addresses}
+    return frozenset(ends.address for _, ends in _ends_of(external) if ends.address not in own)
+
+
+def _keep_families(external: Interface, former: Interface) -> Interface:
+    """Return it with what it lacks as it was: what runs with a family goes on waiting for its address."""
+    return replace(external, v4=external.v4 or former.v4, v6=external.v6 or former.v6)

@@ -9,19 +9,23 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import cycle
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from flannel_udp.errors import FlannelError
+from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab.by_hand import ALLOC, routes_from
 from flannel_udp.lab.demo import run_demo
 from flannel_udp.lab.lab import ENDING_SIGNALS, Lab, lab_names, remove
 from flannel_udp.lab.plan import OVERLAY, Plan
+
+_DATAPATHS = ("auto", "kernel", "userspace")
 
 _LOGGER = logging.getLogger("flannel_udp.lab")
 
@@ -56,8 +60,15 @@ def _show(lab: Lab) -> None:
     for host in lab.hosts:
         pid = host.agent_pid()
         state = "-" if pid is None else f"{'ready' if host.is_ready() else 'not ready'} (process {pid})"
-        pods = "\n".join(f"{name} {address}" for name, address in host.pod_addresses().items())
-        table.add_row(host.name, str(host.underlay), str(host.subnet or "-"), host.backend or "-", state, pods or "-")
+        underlay = "\n".join(str(host.underlay_of(version)) for version in lab.plan.versions)
+        subnet = "\n".join(map(str, host.prefixes))
+        pods = "\n".join(
+            f"{pod.name} {address}"
+            for pod in host.pods
+            for version in lab.plan.versions
+            if (address := pod.known_address(version)) is not None
+        )
+        table.add_row(host.name, underlay, subnet or "-", host.backend or "-", state, pods or "-")
     Console().print(table)
 
 
@@ -117,7 +128,29 @@ def _plan(args: argparse.Namespace) -> Plan:
     config: dict[str, Any] = {"Network": str(OVERLAY)}
     if args.backend is not None:
         config["Backend"] = {"Type": args.backend}
-    return Plan(name=args.name, hosts=args.hosts, pods=args.pods, registry=args.registry, config=config)
+    plan = Plan(
+        name=args.name,
+        hosts=args.hosts,
+        pods=args.pods,
+        registry=args.registry,
+        config=config,
+        families=args.families,
+    )
+    if not 0 <= args.routed < plan.hosts:
+        raise UsageError(f"--routed {args.routed}: of {plan.hosts} hosts 0 to {plan.hosts - 1} can be behind a router")
+    names = plan.host_names
+    return replace(plan, host_args=_datapaths(names, args.datapath), routed=tuple(names[plan.hosts - args.routed :]))
+
+
+def _datapaths(hosts: Sequence[str], text: str | None) -> dict[str, tuple[str, ...]]:
+    """Return the argument of each host's agent; a list goes round."""
+    if text is None:
+        return {}
+    given = text.split(",")
+    unknown = [datapath for datapath in given if datapath not in _DATAPATHS]
+    if unknown:
+        raise UsageError(f"--datapath {text}: {unknown[0]!r} is none of {', '.join(_DATAPATHS)}")
+    return {host: (f"--datapath={datapath}",) for host, datapath in zip(hosts, cycle(given), strict=False)}
 
 
 @contextmanager

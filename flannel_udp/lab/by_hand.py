@@ -9,9 +9,15 @@ ALLOC = "alloc"
 
 
 def routes_from(lab: Lab, host: Host) -> list[str]:
-    """Return the `ip` commands that lead from a host to the subnets of all others."""
-    others = [other for other in lab.hosts if other is not host and other.subnet]
-    return [f"route add {other.subnet} via {other.underlay}" for other in others]
+    """Return the `ip` commands that lead from a host to the subnets of all others, by the families that it has."""
+    own = {subnet.version for subnet in host.prefixes}
+    return [
+        f"route add {subnet} via {other.underlay_of(subnet.version)}"
+        for other in lab.hosts
+        if other is not host
+        for subnet in other.prefixes
+        if subnet.version in own
+    ]
 
 
 def put_routes(lab: Lab) -> None:

@@ -2,57 +2,79 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Self
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.lab.node import Node, Pod
-from flannel_udp.lab.probe import ECHO_REQUEST, ping
+from flannel_udp.lab.node import Host, Node, Pod
+from flannel_udp.lab.probe import ECHO_PROTOCOL, ECHO_REQUEST, ping
+from flannel_udp.lab.tunnel import Tunnel, tunnel_of
+from flannel_udp.model import Address
 
-# Outgoing packets are shown to ETH_P_ALL sockets only, not to those that ask for IPv4.
-_ETH_P_ALL, _ETH_P_IP = 0x0003, 0x0800
+# Outgoing packets are shown to ETH_P_ALL sockets only, not to those that ask for one protocol.
+_ETH_P_ALL = 0x0003
+_ETH_P = {4: 0x0800, 6: 0x86DD}
 _SNAP_BYTES = 65_535
-_UDP_HEADER_LEN = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """The fields of an IPv4 packet that the demonstration shows; `total_len` counts bytes, header included."""
+    """The fields of an IP packet that the demonstration shows; `total_len` counts bytes, header included.
 
-    source: IPv4Address
-    destination: IPv4Address
+    `ttl` is IPv6's hop limit. `protocol` is what follows the header: extension headers of IPv6 are not looked behind.
+    """
+
+    source: Address
+    destination: Address
     ttl: int
     protocol: int
     total_len: int
     payload: bytes
 
+    @property
+    def version(self) -> int:
+        """The IP version."""
+        return self.source.version
+
     @classmethod
     def parse(cls, data: bytes) -> Self | None:
-        """Return the packet that `data` begins with, ``None`` if that is no whole IPv4 packet (RFC 791 3.1)."""
-        if len(data) < 20 or data[0] >> 4 != 4:
-            return None
-        header_len = (data[0] & 0x0F) * 4
-        total_len, ttl, protocol, source, destination = struct.unpack_from("!2xH4xBB2x4s4s", data)
-        if not 20 <= header_len <= total_len <= len(data):
-            return None
-        payload = data[header_len:total_len]
-        return cls(IPv4Address(source), IPv4Address(destination), ttl, protocol, total_len, payload)
+        """Return the packet that `data` begins with, ``None`` if that is no whole one (RFC 791 3.1, RFC 8200 3)."""
+        match data[0] >> 4 if data else 0:
+            case 4 if len(data) >= 20:
+                header_len = (data[0] & 0x0F) * 4
+                total_len, ttl, protocol, source, destination = struct.unpack_from("!2xH4xBB2x4s4s", data)
+                if 20 <= header_len <= total_len <= len(data):
+                    ends = IPv4Address(source), IPv4Address(destination)
+                    return cls(*ends, ttl, protocol, total_len, data[header_len:total_len])
+            case 6 if len(data) >= 40:
+                payload_len, protocol, ttl, source, destination = struct.unpack_from("!4xHBB16s16s", data)
+                total_len = 40 + payload_len
+                if total_len <= len(data):
+                    ends6 = IPv6Address(source), IPv6Address(destination)
+                    return cls(*ends6, ttl, protocol, total_len, data[40:total_len])
+        return None
 
-    def inside(self, port: int) -> Packet | None:
-        """Return the inner packet, if this is an outer one: UDP to the overlay's port."""
-        if self.protocol != socket.IPPROTO_UDP or len(self.payload) < _UDP_HEADER_LEN:
+    def inside(self, tunnel: Tunnel | None) -> Packet | None:
+        """Return the inner packet, if this is an outer one of the tunnel."""
+        if tunnel is None or self.protocol != tunnel.protocol:
             return None
-        (destination_port,) = struct.unpack_from("!2xH", self.payload)
-        return Packet.parse(self.payload[_UDP_HEADER_LEN:]) if destination_port == port else None
+        inner = tunnel.strip(self.payload)
+        return None if inner is None else Packet.parse(inner)
 
-    def is_echo_request(self, source: IPv4Address, destination: IPv4Address) -> bool:
+    def is_echo_request(self, source: Address, destination: Address) -> bool:
         """Tell whether this is a ping from `source` to `destination`."""
-        ends = (self.source, self.destination) == (source, destination)
-        return ends and self.protocol == socket.IPPROTO_ICMP and self.payload[:1] == bytes([ECHO_REQUEST])
+        return (self.source, self.destination) == (source, destination) and self.is_ping
+
+    @property
+    def is_ping(self) -> bool:
+        """Whether it is an echo request."""
+        kind = bytes([ECHO_REQUEST[self.version]])
+        return self.protocol == ECHO_PROTOCOL[self.version] and self.payload[:1] == kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +87,66 @@ class Step:
     packet: Packet | None = None
 
 
-def trace(source: Pod, target: Pod) -> list[Step]:
-    """Send one ping and return what its request looked like at each step from pod to pod. The hosts must differ."""
+def trace(source: Pod, target: Pod, *, version: int = 4) -> list[Step]:
+    """Send one ping and return what its request looked like at each step from pod to pod. The hosts must differ.
+
+    `version` is the family's IP version.
+    """
+    tunnel = tunnel_of(source.plan, version)
+    ends = source.address(version), target.address(version)
+    tunnelled = tunnel is not None and tunnel.device == _device_towards(source.host, ends[1])
     places = (
         (source, "eth0", "the pod sends it to its gateway, the host's bridge cni0"),
-        *(_through_tunnel if source.plan.backend == "udp" else _by_route)(source.host, target.host),
+        *(
+            _through_tunnel(source.host, target.host, tunnel)
+            if tunnel is not None and tunnelled
+            else _by_route(source.host, target.host)
+        ),
         (target, "eth0", "its host routed it (TTL - 1) over cni0 to the pod"),
     )
     with ExitStack() as stack:
         taps = [stack.enter_context(_open_tap(node, interface)) for node, interface, _ in places]
-        ping(source, [target.ip])
+        ping(source, [ends[1]])
+        ttl = _ttl(version)
         return [
-            Step(node, interface, story, _find(tap, source, target))
+            Step(node, interface, story.replace("TTL", ttl), _find(tap, ends, tunnel))
             for (node, interface, story), tap in zip(places, taps, strict=True)
         ]
 
 
-def _through_tunnel(source: Node, target: Node) -> tuple[tuple[Node, str, str], ...]:
+def _ttl(version: int) -> str:
+    """Return what the number of hops that are left is called."""
+    return "TTL" if version == 4 else "hop limit"
+
+
+def _device_towards(host: Host, address: Address) -> str:
+    """Return the device that a host sends packets for `address` to, empty where it has no route."""
+    done = host.run(["ip", "-json", "route", "get", str(address)], check=False)
+    return str(json.loads(done.stdout)[0]["dev"]) if done.returncode == 0 else ""
+
+
+def _is_tun(host: Host, device: str) -> bool:
+    """Tell whether our agent, or another program, carries the device's packets, and not the kernel."""
+    done = host.run(["ip", "-json", "-details", "link", "show", device], check=False)
+    return done.returncode != 0 or bool(json.loads(done.stdout)[0]["linkinfo"]["info_kind"] == "tun")
+
+
+def _through_tunnel(source: Host, target: Host, tunnel: Tunnel) -> tuple[tuple[Node, str, str], ...]:
+    device = tunnel.device
+    if tunnel.kind == "udp":
+        return (
+            (source, device, "the host routed it (TTL - 1) into the TUN device, where the agent reads it"),
+            (source, "eth0", "the agent took one from the TTL and sent it as the payload of a UDP datagram"),
+            (target, device, "the other agent took one from the TTL and wrote it to its TUN device"),
+        )
+    sender, reads = ("agent", "TUN device, where the agent reads it")
+    if not _is_tun(source, device):
+        sender, reads = "kernel", f"{tunnel.kind} device"
+    receiver, writes = ("agent", "wrote it to its TUN device") if _is_tun(target, device) else ("kernel", "received it")
     return (
-        (source, "flannel0", "the host routed it (TTL - 1) into the TUN device, where the agent reads it"),
-        (source, "eth0", "the agent took one from the TTL and sent it as the payload of a UDP datagram"),
-        (target, "flannel0", "the other agent took one from the TTL and wrote it to its TUN device"),
+        (source, device, f"the host routed it (TTL - 1) into the {reads}"),
+        (source, "eth0", f"the {sender} put {tunnel.headers} in front of it"),
+        (target, device, f"the other {receiver} took that off and {writes}"),
     )
 
 
@@ -108,27 +169,36 @@ def _open_tap(node: Node, interface: str) -> socket.socket:
     return tap
 
 
-def _find(tap: socket.socket, source: Pod, target: Pod) -> Packet | None:
-    """Return the first packet that is, or carries, the echo request."""
+def _find(tap: socket.socket, ends: tuple[Address, Address], tunnel: Tunnel | None) -> Packet | None:
+    """Return the first packet that is, or carries, the echo request between these ends."""
     while True:
         try:
             data, address = tap.recvfrom(_SNAP_BYTES)
         except OSError:  # EAGAIN: that was all; ENETDOWN: the interface is down
             return None
-        packet = Packet.parse(data) if address[1] == _ETH_P_IP else None
+        packet = Packet.parse(data) if address[1] == _ETH_P[ends[0].version] else None
         if packet is None:
             continue
-        inner = packet.inside(source.plan.port) or packet
-        if inner.is_echo_request(source.ip, target.ip):
+        inner = packet.inside(tunnel) or packet
+        if inner.is_echo_request(*ends):
             return packet
 
 
-def describe(packet: Packet, port: int) -> str:
+def describe(packet: Packet, tunnel: Tunnel | None) -> str:
     """Return the packet in words; an outer one with the inner one below it, indented."""
-    inner = packet.inside(port)
-    if inner is None:
-        kind = "ICMP echo request" if packet.payload[:1] == bytes([ECHO_REQUEST]) else f"protocol {packet.protocol}"
-        return f"{packet.source} → {packet.destination}  {kind}  TTL {packet.ttl}  {packet.total_len} bytes"
-    source_port, destination_port = struct.unpack_from("!HH", packet.payload)
-    outer = f"{packet.source}:{source_port} → {packet.destination}:{destination_port}"
-    return f"{outer}  UDP  TTL {packet.ttl}  {packet.total_len} bytes, inside:\n  {describe(inner, port)}"
+    inner = packet.inside(tunnel)
+    size = f"{_ttl(packet.version)} {packet.ttl}  {packet.total_len} bytes"
+    if tunnel is None or inner is None:
+        kind = f"protocol {packet.protocol}"
+        if packet.is_ping:
+            kind = "ICMP echo request" if packet.version == 4 else "ICMPv6 echo request"
+        return f"{packet.source} → {packet.destination}  {kind}  {size}"
+    if tunnel.protocol == socket.IPPROTO_UDP:
+        source, destination = (str(a) if a.version == 4 else f"[{a}]" for a in (packet.source, packet.destination))
+        source_port, destination_port = struct.unpack_from("!HH", packet.payload)
+        outer = f"{source}:{source_port} → {destination}:{destination_port}  UDP"
+    else:
+        outer = f"{packet.source} → {packet.destination}  IPIP"
+    between = tunnel.describe(packet.payload)
+    lines = [f"{outer}  {size}, inside:", *([f"  {between}"] if between else [])]
+    return "\n".join([*lines, f"  {describe(inner, None)}"])

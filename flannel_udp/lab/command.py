@@ -46,6 +46,20 @@ def _add_plan(parser: argparse.ArgumentParser, backends: Iterable[str]) -> None:
         help=f"how packets travel: {', '.join(backends)} (default: flannel's, udp)",
     )
     parser.add_argument(
+        "--datapath",
+        metavar="LIST",
+        help="of a tunnel: auto, kernel or userspace; several go round the hosts: kernel,userspace",
+    )
+    parser.add_argument(
+        "--routed", type=int, default=0, metavar="N", help="how many of the hosts, the last ones, are behind a router"
+    )
+    parser.add_argument(
+        "--families",
+        choices=("4", "6", "46"),
+        default="4",
+        help="addresses of hosts and pods: IPv4, IPv6 or both (default: %(default)s)",
+    )
+    parser.add_argument(
         "--registry", choices=("file", "etcd"), default="file", help="where the leases live (default: %(default)s)"
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 from flannel_udp.errors import UsageError
@@ -16,8 +16,9 @@ from flannel_udp.lab.capture import describe, trace
 from flannel_udp.lab.drawing import draw
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Pod
-from flannel_udp.lab.plan import UNDERLAY, Plan
+from flannel_udp.lab.plan import ROUTED, ROUTED_V6, UNDERLAY, UNDERLAY_V6, Plan
 from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
+from flannel_udp.lab.tunnel import tunnel_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,26 +46,50 @@ def show(lab: Lab, stream: TextIO, width: int) -> bool:
         stream.write(f"{text}\n\n")
         stream.flush()  # keeps its place among the progress lines, which go to stderr
 
-    pods, plan = lab.pods(), lab.plan
+    plan = lab.plan
     first, last = lab.hosts[0].pods[0], lab.hosts[-1].pods[0]
-    overlay = str(plan.config.get("Network"))
-    say(draw(lab.status(), underlay=str(UNDERLAY), overlay=overlay, backend=plan.backend, port=plan.port, width=width))
+    say(
+        draw(
+            lab.status(),
+            underlay=_underlay(plan),
+            overlay=" and ".join(plan.overlays),
+            backend=plan.backend,
+            tunnels={version: tunnel_of(plan, version) for version in plan.versions},
+            mtu=lab.hosts[0].mtu,
+            width=width,
+        )
+    )
     if plan.backend == ALLOC:
         say(_route_by_hand(lab, first, last))
-    say(format_routes(lab.hosts[0], overlay))
-    logger.info("pinging between %d pods", len(pods))
-    times = ping_matrix(pods)
+    answered = [_show_family(lab, say, version) for version in plan.versions]
+    return all(answered)
+
+
+def _show_family(lab: Lab, say: Callable[[str], None], version: int) -> bool:
+    """Show the routes, pings, a transfer and one packet by IPv4 or IPv6; return whether every ping was answered."""
+    pods = [pod for pod in lab.pods() if pod.known_address(version)]
+    first, last = lab.hosts[0].pods[0], lab.hosts[-1].pods[0]
+    by = "" if lab.plan.versions == (4,) else f" by IPv{version}"
+    say(format_routes(lab.hosts[0], lab.plan.overlays[lab.plan.versions.index(version)]))
+    logger.info("pinging between %d pods%s", len(pods), by)
+    times = ping_matrix(pods, version=version)
     say(format_pings([pod.path for pod in pods], times))
     logger.info("sending over TCP for 2 s")
-    rate = tcp_rate(first, last, last.ip)
-    say(f"TCP, one connection from {first.path} to {last.path}: {rate / 1e9:.2f} Gbit/s")
-    say(format_trace(first, last))
+    rate = tcp_rate(first, last, last.address(version))
+    say(f"TCP{by}, one connection from {first.path} to {last.path}: {rate / 1e9:.2f} Gbit/s")
+    say(format_trace(first, last, version))
     return None not in times.values()
+
+
+def _underlay(plan: Plan) -> str:
+    networks, behind = ({4: UNDERLAY, 6: UNDERLAY_V6}, {4: ROUTED, 6: ROUTED_V6})
+    near, far = (" and ".join(str(of[version]) for version in plan.versions) for of in (networks, behind))
+    return near + (f", and {far} behind a router ({', '.join(plan.routed)})" if plan.routed else "")
 
 
 def _route_by_hand(lab: Lab, source: Pod, target: Pod) -> str:
     """Show that no packet travels without routes, put them, and say what was done."""
-    (before,) = ping(source, [target.ip], timeout_s=1.0)
+    (before,) = ping(source, [target.address(source.plan.versions[0])], timeout_s=1.0)
     reached = "is not answered, as it should be" if before is None else "is answered: the routes are there already"
     put_routes(lab)
     return _shortened(
@@ -76,7 +101,7 @@ def _route_by_hand(lab: Lab, source: Pod, target: Pod) -> str:
 
 def format_routes(host: Host, overlay: str) -> str:
     """Return the routes into the overlay that a host has."""
-    command = ["ip", "route", "show", "root", overlay]
+    command = ["ip", *(["-6"] if ":" in overlay else []), "route", "show", "root", overlay]
     return _shortened(f"{host.name}: {' '.join(command)}", host.run(command).stdout.splitlines())
 
 
@@ -109,11 +134,11 @@ def _cell(times: Mapping[tuple[str, str], float | None], source: str, target: st
     return "LOST" if seconds is None else f"{seconds * 1e3:.2f}"
 
 
-def format_trace(source: Pod, target: Pod) -> str:
-    """Send one ping and return what it looked like at each step."""
+def format_trace(source: Pod, target: Pod, version: int = 4) -> str:
+    """Send one ping by a family and return what it looked like at each step."""
     lines = [f"one packet from {source.path} to {target.path}"]
-    for number, step in enumerate(trace(source, target), start=1):
-        seen = describe(step.packet, source.plan.port) if step.packet else "not seen here"
+    for number, step in enumerate(trace(source, target, version=version), start=1):
+        seen = describe(step.packet, tunnel_of(source.plan, version)) if step.packet else "not seen here"
         lines.append(f"{number}  {step.node.path} {step.interface}: {step.story}")
         lines += [f"     {line}" for line in seen.splitlines()]
     return "\n".join(lines)

@@ -37,8 +37,8 @@ class EtcdTls:
 class EtcdServer:
     """One etcd process. Everything it writes, its log too, is below `directory`; nothing of it is removed here.
 
-    `command` starts etcd, so that it may be run inside a network namespace (``ip netns exec …``); ports are chosen
-    among the free ones of the caller's namespace unless given.
+    Clients are served at the `further` addresses as well. `command` starts etcd, so that it may be run inside a network
+    namespace (``ip netns exec …``); ports are chosen among the free ones of the caller's namespace unless given.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class EtcdServer:
         *,
         name: str = "etcd",
         address: str = "127.0.0.1",
+        further: Sequence[str] = (),
         client_port: int = 0,
         peer_port: int = 0,
         tls: EtcdTls | None = None,
@@ -56,7 +57,8 @@ class EtcdServer:
         if shutil.which(command[0]) is None:
             raise FlannelError(f"{command[0]} is not installed; on Debian and Ubuntu: apt-get install etcd-server")
         self.name = name
-        self.endpoint = f"{'http' if tls is None else 'https'}://{address}:{client_port or free_port(address)}"
+        scheme, port = "http" if tls is None else "https", client_port or free_port(address)
+        self.endpoint, *self._further = (f"{scheme}://{host}:{port}" for host in (address, *further))
         self.peer_url = f"http://{address}:{peer_port or free_port(address)}"
         self._directory = directory
         self._tls = tls
@@ -100,7 +102,7 @@ class EtcdServer:
         flags = [
             f"--name={self.name}",
             f"--data-dir={self._directory / self.name}",
-            f"--listen-client-urls={self.endpoint}",
+            f"--listen-client-urls={','.join([self.endpoint, *self._further])}",
             f"--advertise-client-urls={self.endpoint}",
             f"--listen-peer-urls={self.peer_url}",
             f"--initial-advertise-peer-urls={self.peer_url}",

@@ -1,8 +1,11 @@
 """Class `Lab`: a whole overlay network of namespaces, brought up, attached to, taken down.
 
-    fu-NAME-net     bridge "underlay" 192.0.2.254/24, ports h1, h2, …; the lab's etcd, if it has one
+    fu-NAME-net     bridge "underlay" 192.0.2.254/24, ports h1, h2, …; the lab's etcd, if it has one;
+                    for hosts behind a router, which it is then, bridge "routed" 198.51.100.254/24 with their ports
     fu-NAME-h1      eth0 192.0.2.1/24; our agent; bridge cni0 with its subnet's first address, ports p1, …
     fu-NAME-h1-p1   eth0 with an address of the host's subnet, default route to cni0
+
+With IPv6 the same by 2001:db8::/64 (behind the router 2001:db8:1::/64): the bridges have ::fe, h1 has ::1.
 
 Outside are only names (`ip netns`) and /run/flannel-udp-lab/NAME/, so labs may use the same addresses side by side.
 """
@@ -13,23 +16,33 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
+from ipaddress import ip_network
 from types import TracebackType
 from typing import Any, Self
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab import ethtool, netns
 from flannel_udp.lab.etcd_server import EtcdServer
-from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node, Pod
-from flannel_udp.lab.plan import STATE_DIR, UNDERLAY, UNDERLAY_GATEWAY, Plan, check_name, lab_of_namespace
+from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node, Pod, interface_address
+from flannel_udp.lab.plan import (
+    GATEWAY_NUMBER,
+    ROUTED,
+    ROUTED_V6,
+    STATE_DIR,
+    UNDERLAY,
+    UNDERLAY_V6,
+    Plan,
+    check_name,
+    lab_of_namespace,
+)
 from flannel_udp.lab.registry import require_registry, start_registry
+from flannel_udp.model import Prefix
 
 logger = logging.getLogger(__name__)
 
-BRIDGE = "underlay"
+BRIDGE, ROUTED_BRIDGE = "underlay", "routed"
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CUT = dict.fromkeys(ethtool.TSO + ethtool.GSO + ethtool.USO, False)
 _HOST_CARD = {
@@ -109,20 +122,27 @@ class Lab:
         return self.host(host).pod(pod) if pod else self.host(host)
 
     def status(self) -> dict[str, Any]:
-        """Return what `lab status --json` prints; backend, subnet and ip are null while they are not known."""
+        """Return what `lab status --json` prints; backend, subnet and ip are null while they are not known.
 
-        def text(value: IPv4Address | IPv4Network | None) -> str | None:
-            return None if value is None else str(value)
+        What is of IPv6 has names that end in ``_v6``, and is there if the lab has IPv6.
+        """
+
+        def by_family(name: str, value_of: Callable[[int], object]) -> dict[str, str | None]:
+            """Return the value of each family that the lab can show; that of IPv4 is always there."""
+            found = {4: value_of(4) if 4 in self.plan.versions else None}
+            found |= {6: value_of(6)} if 6 in self.plan.versions else {}
+            names = {4: name, 6: f"{name}_v6"}
+            return {names[version]: None if value is None else str(value) for version, value in found.items()}
 
         return {
             "name": self.name,
             "hosts": [
                 {
                     "name": host.name,
-                    "underlay": str(host.underlay),
+                    **by_family("underlay", host.underlay_of),
                     "backend": host.backend,
-                    "subnet": text(host.subnet),
-                    "pods": [{"name": pod.name, "ip": text(host.pod_addresses().get(pod.name))} for pod in host.pods],
+                    **by_family("subnet", host.subnet_of),
+                    "pods": [{"name": pod.name, **by_family("ip", pod.known_address)} for pod in host.pods],
                 }
                 for host in self.hosts
             ],
@@ -140,15 +160,23 @@ class Lab:
         for host in hosts:
             host.wait_ready(max(deadline - time.monotonic(), 0.0))
             host.attach_pods()
-            logger.info("%s is ready: its pods are in %s", host.name, host.subnet)
-        subnets = {host.subnet for host in hosts if host.subnet} | self._subnets_of_others()
+            logger.info("%s is ready: its pods are in %s", host.name, " and ".join(map(str, host.prefixes)))
+        subnets = {subnet for host in hosts for subnet in host.prefixes} | self._subnets_of_others()
         for host in hosts:
-            host.wait_peers(subnets - {host.subnet}, max(deadline - time.monotonic(), 0.0))
+            # A host that lacks a family has no peers of it.
+            own = {subnet.version for subnet in host.prefixes}
+            others = {subnet for subnet in subnets if subnet.version in own} - set(host.prefixes)
+            host.wait_peers(others, max(deadline - time.monotonic(), 0.0))
 
-    def _subnets_of_others(self) -> set[IPv4Network]:
+    def _subnets_of_others(self) -> set[Prefix]:
         """Return the subnets that are reserved for the hosts without our agent."""
-        others = {str(host.underlay) for host in self.hosts if not host.runs_agent}
-        return {IPv4Network(subnet) for subnet, address in self.plan.reservations.items() if address in others}
+        others = {str(host.underlay_of(v)) for host in self.hosts if not host.runs_agent for v in self.plan.versions}
+        return {
+            ip_network(subnet)
+            for subnets, addresses in self.plan.reservations.items()
+            for subnet, address in zip(subnets.split("&"), addresses.split("&"), strict=True)
+            if address in others
+        }
 
     def _claim(self) -> None:
         """Take the name: making the folder is what two processes cannot both succeed in."""
@@ -167,30 +195,48 @@ class Lab:
             )
 
     def _build(self) -> None:
-        """Make the namespaces, the underlay's bridge, and a cable from it to every host."""
+        """Make the namespaces, the underlay's bridges, and a cable from one of them to every host."""
         logger.info("building hosts: %d, pods on each: %d", self.plan.hosts, self.plan.pods)
         nodes: list[Node] = [self.net, *self.hosts, *self.pods()]
         netns.ip_batch(f"netns add {node.namespace}" for node in nodes)
+        if 6 in self.plan.versions:
+            for node in nodes:
+                _prepare_ipv6(node)
         mtu = self.plan.underlay_mtu
-        self.net.configure(
-            "link set lo up",
-            f"link add {BRIDGE} mtu {mtu} type bridge",
-            f"addr add {UNDERLAY_GATEWAY}/{UNDERLAY.prefixlen} dev {BRIDGE}",
-            f"link set {BRIDGE} up",
-        )
+        self.net.configure("link set lo up")
+        # Always by IPv4 too: whoever asks the lab's etcd by hand does it from here.
+        also = 6 in self.plan.versions
+        self._build_bridge(BRIDGE, [UNDERLAY, *([UNDERLAY_V6] if also else [])])
+        if self.plan.routed:
+            self._build_bridge(ROUTED_BRIDGE, [ROUTED, *([ROUTED_V6] if also else [])])
+            _set_forwarding(self.net)
         for host in self.hosts:
+            bridge = ROUTED_BRIDGE if host.name in self.plan.routed else BRIDGE
             self.net.configure(
                 f"link add {host.name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {host.namespace}",
-                f"link set {host.name} master {BRIDGE} up",
+                f"link set {host.name} master {bridge} up",
             )
             host.configure(
                 "link set lo up",
-                f"addr add {host.underlay}/{UNDERLAY.prefixlen} dev eth0",
+                *(f"addr add {address} dev eth0" for address in self._underlay_addresses(host)),
                 "link set eth0 up",
-                f"route add default via {UNDERLAY_GATEWAY}",
+                *(f"route add default via {self.plan.gateway(host.name, version)}" for version in self.plan.versions),
             )
             _set_forwarding(host)
             self._set_offload(host)
+
+    def _underlay_addresses(self, host: Host) -> list[str]:
+        return [
+            interface_address(host.underlay_of(version), self.plan.network(host.name, version))
+            for version in self.plan.versions
+        ]
+
+    def _build_bridge(self, name: str, networks: Sequence[Prefix]) -> None:
+        self.net.configure(
+            f"link add {name} mtu {self.plan.underlay_mtu} type bridge",
+            *(f"addr add {interface_address(network[GATEWAY_NUMBER], network)} dev {name}" for network in networks),
+            f"link set {name} up",
+        )
 
     def _set_offload(self, host: Host) -> None:
         """Make the cable cut super-packets at both ends; only the host's end coalesces, as only a real card does."""
@@ -200,9 +246,23 @@ class Lab:
             ethtool.set_features(self.net.namespace, host.name, _CUT)
 
 
-def _set_forwarding(host: Host) -> None:
-    """Let the host route between its pods and the other hosts'."""
-    netns.call_inside(host.namespace, lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n"))
+def _set_forwarding(node: Node) -> None:
+    """Let the node route: a host between its pods and the other hosts', a router between the hosts."""
+    netns.write_sysctls(node.namespace, {"ipv4/ip_forward": 1})
+    if 6 in node.plan.versions:
+        netns.write_sysctls(node.namespace, {"ipv6/conf/all/forwarding": 1})
+
+
+def _prepare_ipv6(node: Node) -> None:
+    """Switch IPv6 on, and duplicate address detection off (RFC 4862 5.4): an address could not be used for a second.
+
+    What a new namespace begins with is the machine's: a container's may have IPv6 off.
+    """
+    settings = {"disable_ipv6": 0, "accept_dad": 0}
+    netns.write_sysctls(
+        node.namespace,
+        {f"ipv6/conf/{which}/{name}": value for which in ("all", "default") for name, value in settings.items()},
+    )
 
 
 def lab_names() -> list[str]:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -142,6 +142,19 @@ def call_inside(namespace: str, function: Callable[[], T]) -> T:
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         return pool.submit(inside).result()
+
+
+def write_sysctls(namespace: str, settings: Mapping[str, int]) -> None:
+    """Write these files below /proc/sys/net of a namespace. Raises `FlannelError` for what this kernel has not."""
+
+    def write() -> None:
+        for name, value in settings.items():
+            try:
+                Path("/proc/sys/net", name).write_text(f"{value}\n")
+            except OSError as error:
+                raise FlannelError(f"cannot write /proc/sys/net/{name}: {error.strerror}") from None
+
+    call_inside(namespace, write)
 
 
 def _enter(namespace: str) -> None:

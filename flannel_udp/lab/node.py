@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence, Set
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_network
 from typing import IO, Any
 
 from flannel_udp.errors import FlannelError
@@ -20,6 +20,7 @@ from flannel_udp.files import subnet_env
 from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab import netns
 from flannel_udp.lab.plan import HostSubnet, Plan
+from flannel_udp.model import Address, Prefix, Subnet, prefix_order
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +98,23 @@ class Pod(Node):
 
     @property
     def ip(self) -> IPv4Address:
-        """The pod's address. Raises `FlannelError` before it is attached."""
-        try:
-            return self.host.pod_addresses()[self.name]
-        except KeyError:
+        """The pod's IPv4 address. Raises `FlannelError` before it is attached."""
+        address = self.address(4)
+        assert isinstance(address, IPv4Address)  # noqa: S101 - for mypy
+        return address
+
+    def address(self, version: int) -> Address:
+        """Return the pod's address of a family, by IP version. Raises `FlannelError` before it is attached."""
+        address = self.known_address(version)
+        if address is None:
             raise FlannelError(
-                f"{self.path} has no address yet: the pods of {self.host.name} are not attached"
-            ) from None
+                f"{self.path} has no IPv{version} address yet: the pods of {self.host.name} are in no such subnet"
+            )
+        return address
+
+    def known_address(self, version: int) -> Address | None:
+        """Return the same, ``None`` while it has none."""
+        return self.host.pod_addresses(version).get(self.name)
 
 
 class Host(Node):
@@ -112,9 +123,12 @@ class Host(Node):
     def __init__(self, plan: Plan, name: str) -> None:
         super().__init__(plan, name)
         self.underlay = plan.underlay(name)
+        """The IPv4 address, which it has if the plan's families say so; see `underlay_of`."""
         self.state = plan.state / name
         self.subnet_file = self.state / "subnet.env"
         self.control_socket = self.state / "flannel-udp.sock"
+        self.state_dir = plan.state / "lib" / name
+        """The agent's, which outlives it: each host of the lab has an id of its own."""
         self.log_file = self.state / "agent.log"
         self.pods = [Pod(self, pod) for pod in plan.pod_names]
         self._pid_file = self.state / "agent.pid"
@@ -127,6 +141,10 @@ class Host(Node):
             if pod.name == name:
                 return pod
         raise FlannelError(f"{self.name} has no pod {name}: the lab has {self.plan.pods} a host")
+
+    def underlay_of(self, version: int) -> Address:
+        """Return its address of a family on the underlay, by IP version."""
+        return self.plan.underlay_of(self.name, version)
 
     # The agent
 
@@ -143,8 +161,10 @@ class Host(Node):
             # -P: root must not import whatever lies in the folder that the lab was started from.
             *(sys.executable, "-P", "-m", "flannel_udp", "--iface", "eth0"),
             *("--subnet-file", str(self.subnet_file), "--control-socket", str(self.control_socket)),
+            *("--state-dir", str(self.state_dir)),
             *self.plan.registry_args,
             *self.plan.agent_args,
+            *self.plan.host_args.get(self.name, ()),
             *extra_args,
         ]
         # What the caller's own agent or service manager is told by environment is not meant for the lab's agents.
@@ -228,14 +248,14 @@ class Host(Node):
                 f"{self.name}: the agent is not ready after {timeout_s:g} s; its last words:\n{self._last_words()}"
             )
 
-    def wait_peers(self, subnets: Set[IPv4Network], timeout_s: float = AGENT_TIMEOUT_S) -> None:
+    def wait_peers(self, subnets: Set[Prefix], timeout_s: float = AGENT_TIMEOUT_S) -> None:
         """Wait until the agent has these subnets among its peers: readiness says nothing about the other hosts."""
 
-        def missing() -> set[IPv4Network]:
-            return set(subnets) - {IPv4Network(peer["subnet"]) for peer in self.control("/v1/peers")}
+        def missing() -> set[Prefix]:
+            return set(subnets) - {ip_network(peer["subnet"]) for peer in self.control("/v1/peers")}
 
         if not netns.wait_until(lambda: not missing(), timeout_s):
-            unknown = ", ".join(map(str, sorted(missing())))
+            unknown = ", ".join(map(str, sorted(missing(), key=prefix_order)))
             raise FlannelError(f"{self.name}: after {timeout_s:g} s the agent does not know the peers {unknown}")
 
     def _last_words(self) -> str:
@@ -246,48 +266,80 @@ class Host(Node):
 
     @property
     def subnet(self) -> IPv4Network | None:
-        """The host's share of the overlay, ``None`` while it has none."""
-        known = self._subnet_env() or self._attached()
-        return known.subnet if known else None
+        """The host's share of the overlay by IPv4, ``None`` while it has none."""
+        return self._known[0].v4
 
-    def _subnet_env(self) -> HostSubnet | None:
+    def subnet_of(self, version: int) -> Prefix | None:
+        """Return its share by a family, by IP version; ``None`` while it has none."""
+        return self._known[0].of(version)
+
+    @property
+    def prefixes(self) -> tuple[Prefix, ...]:
+        """What it has by any family, IPv4 first."""
+        return self._known[0].prefixes
+
+    @property
+    def mtu(self) -> int | None:
+        """The overlay's in bytes, as the host's pods have it; ``None`` while nobody says."""
+        return self._known[1]
+
+    @property
+    def _known(self) -> tuple[Subnet, int | None]:
+        """Subnet and MTU, as the agent says, else whoever attached the pods."""
+        return self._subnet_env() or self._attached() or (Subnet(None), None)
+
+    def _subnet_env(self) -> tuple[Subnet, int] | None:
         env = subnet_env.read(self.subnet_file)
-        return HostSubnet(env.subnet.v4, env.mtu) if env else None
+        return (env.subnet, env.mtu) if env else None
 
-    def _attached(self) -> HostSubnet | None:
+    def _attached(self) -> tuple[Subnet, int] | None:
         if not self._pods_file.exists():
             return None
         record = json.loads(self._pods_file.read_text())
-        return HostSubnet(IPv4Network(record["subnet"]), record["mtu"])
+        return Subnet.made_of(map(ip_network, record["subnets"])), record["mtu"]
 
-    def pod_addresses(self) -> dict[str, IPv4Address]:
-        """Return the attached pods and their addresses."""
-        attached = self._attached()
-        return {name: attached.pod_address(name) for name in self.plan.pod_names} if attached else {}
+    def pod_addresses(self, version: int = 4) -> dict[str, Address]:
+        """Return the attached pods that have an address of this family, and the addresses."""
+        subnet, mtu = self._attached() or (Subnet(None), 0)
+        part = subnet.of(version)
+        return {} if part is None else {name: HostSubnet(part, mtu).pod_address(name) for name in self.plan.pod_names}
 
-    def attach_pods(self, subnet: IPv4Network | None = None, mtu: int | None = None) -> None:
+    def attach_pods(self, subnet: Prefix | Subnet | None = None, mtu: int | None = None) -> None:
         """Put the bridge cni0 and the pods behind it into the subnet, as a CNI plugin does.
 
         Subnet and MTU (bytes) are the agent's by default; a host without our agent has to be told both.
         """
-        given = HostSubnet(subnet, mtu) if subnet is not None and mtu is not None else self._subnet_env()
-        if given is None:
+        if subnet is not None and mtu is not None:
+            given = (subnet if isinstance(subnet, Subnet) else Subnet.made_of([subnet]), mtu)
+        elif (said := self._subnet_env()) is not None:
+            given = said
+        else:
             raise FlannelError(f"{self.name}: no agent has written a subnet: give subnet and mtu")
-        gateway, prefix_len = given.gateway, given.subnet.prefixlen
-        addresses = {pod: given.pod_address(pod.name) for pod in self.pods}
-        lines = ["link add cni0 type bridge", f"addr add {gateway}/{prefix_len} dev cni0", "link set cni0 up"]
+        whole, mtu = given
+        parts = [HostSubnet(part, mtu) for part in whole.prefixes]
+        addresses = {pod: [part.pod_address(pod.name) for part in parts] for pod in self.pods}
+        lines = [
+            "link add cni0 type bridge",
+            *(f"addr add {interface_address(part.gateway, part.subnet)} dev cni0" for part in parts),
+            "link set cni0 up",
+        ]
         for pod in self.pods:
             lines += [
-                f"link add {pod.name} mtu {given.mtu} type veth peer name eth0 mtu {given.mtu} netns {pod.namespace}",
+                f"link add {pod.name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod.namespace}",
                 f"link set {pod.name} master cni0 up",
             ]
         self.configure(*lines)
-        for pod, address in addresses.items():
+        for pod, own in addresses.items():
             pod.configure(
                 "link set lo up",
-                f"addr add {address}/{prefix_len} dev eth0",
+                *(f"addr add {interface_address(a, part.subnet)} dev eth0" for a, part in zip(own, parts, strict=True)),
                 "link set eth0 up",
-                f"route add default via {gateway}",
+                *(f"route add default via {part.gateway}" for part in parts),
             )
-        record = json.dumps({"subnet": str(given.subnet), "mtu": given.mtu}) + "\n"
+        record = json.dumps({"subnets": [str(part.subnet) for part in parts], "mtu": mtu}) + "\n"
         replace_file(self._pods_file, record.encode())
+
+
+def interface_address(address: Address, network: Prefix) -> str:
+    """Return what `ip addr add` is told: an IPv6 address is used at once, nobody else in a lab can have it."""
+    return f"{address}/{network.prefixlen}{' nodad' if address.version == 6 else ''}"

@@ -7,21 +7,32 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Self
 
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.files.atomic import replace_file
+from flannel_udp.model import Address, Prefix
 from flannel_udp.netconf.config import DEFAULT_TYPE
 
 STATE_DIR = Path("/run/flannel-udp-lab")
 UNDERLAY = IPv4Network("192.0.2.0/24")  # RFC 5737: TEST-NET-1
+ROUTED = IPv4Network("198.51.100.0/24")  # TEST-NET-2
 OVERLAY = IPv4Network("10.244.0.0/16")
-UNDERLAY_GATEWAY = UNDERLAY[254]
+UNDERLAY_V6 = IPv6Network("2001:db8::/64")  # RFC 3849: documentation
+ROUTED_V6 = IPv6Network("2001:db8:1::/64")
+OVERLAY_V6 = IPv6Network("fd00:10:244::/48")
+GATEWAY_NUMBER = 254
+"""Of the bridge among the addresses of its network: .254, ::fe."""
+UNDERLAY_GATEWAY, ROUTED_GATEWAY = UNDERLAY[GATEWAY_NUMBER], ROUTED[GATEWAY_NUMBER]
 MAX_HOSTS = MAX_PODS = 250  # what fits in a /24 beside the gateway
 ETCD_PORT = 2379
-DEFAULT_PORT = 8285
+DEFAULT_PORTS = {"udp": 8285, "vxlan": 8472}
+FAMILIES: Mapping[str, tuple[int, ...]] = {"4": (4,), "6": (6,), "46": (4, 6)}
+"""What a lab's families may be, and which IP versions that is."""
+IPV6_MIN_MTU = 1280
+"""Bytes; RFC 8200 section 5: Linux has no IPv6 on a device that carries less."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _NAMESPACE = re.compile(r"fu-(?P<lab>[a-z0-9][a-z0-9-]*)-(?:net|h\d+(?:-p\d+)?)")
@@ -47,15 +58,22 @@ class Plan:
     registry: str = "file"
     """``file`` or ``etcd``; an etcd runs inside the lab."""
     config: Mapping[str, Any] = field(default_factory=lambda: {"Network": str(OVERLAY)})
-    """The network configuration that is stored in the registry."""
+    """The network configuration that is stored in the registry; what it says nothing of is filled in by `families`."""
     reservations: Mapping[str, str] = field(default_factory=dict)
-    """Subnet → public IP: leases without expiry, for hosts that run something else than our agent."""
+    """Subnet → public IP: leases without expiry, for hosts that run something else than our agent. With both families
+    two of each, with an & between them; IPv6 alone has ``0.0.0.0/0&`` and ``0.0.0.0&`` in front."""
     agents: tuple[str, ...] | None = None
     """The hosts on which `Lab.up` starts our agent; ``None`` means all."""
     agent_args: tuple[str, ...] = ()
     """Further arguments for every agent."""
+    host_args: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Host → further arguments for its agent alone, after those for every one."""
+    routed: tuple[str, ...] = ()
+    """The hosts on a network of their own, which reach the others, and are reached, through a router only."""
     underlay_mtu: int = 1500
     """Bytes."""
+    families: str = "4"
+    """``4``, ``6`` or ``46``: which addresses the hosts have on the underlay, and their pods in the overlay."""
     offload: str = "whole"
     """What the hosts' network cards do: ``whole`` passes super-packets on uncut, ``wire`` cuts them on the way out and
     coalesces on the way in as a real card does, ``plain`` cuts and never coalesces."""
@@ -71,11 +89,46 @@ class Plan:
                 raise UsageError(f"a lab cannot have {number} {what}: give {low} to {high}")
         if self.registry not in ("file", "etcd"):
             raise UsageError(f"unknown lab registry {self.registry!r}: use file or etcd")
+        if self.families not in FAMILIES:
+            raise UsageError(f"unknown families {self.families!r}: use {', '.join(FAMILIES)}")
+        if 6 in self.versions and self.underlay_mtu < IPV6_MIN_MTU:
+            raise UsageError(f"IPv6 needs an underlay MTU of {IPV6_MIN_MTU} bytes at least, not {self.underlay_mtu}")
         if self.offload not in ("whole", "wire", "plain"):
             raise UsageError(f"unknown offload {self.offload!r}: use whole, wire or plain")
-        unknown = [host for host in self.agents or () if host not in self.host_names]
-        if unknown:
-            raise UsageError(f"an agent is asked for on {unknown[0]}, which is none of the lab's {self.hosts} hosts")
+        for what, names in (
+            ("an agent is asked for on", self.agents or ()),
+            ("arguments are given for", self.host_args),
+            ("a router is asked for before", self.routed),
+        ):
+            unknown = [name for name in names if name not in self.host_names]
+            if unknown:
+                raise UsageError(f"{what} {unknown[0]}, which is none of the lab's {self.hosts} hosts")
+        object.__setattr__(self, "config", self._completed(self.config))
+
+    def _completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration with IPv6 on, and IPv4 off, as the families say, where it says nothing itself."""
+        completed = dict(config)
+        wanted: dict[str, Any] = {}
+        if 6 in self.versions:
+            wanted |= {"EnableIPv6": True, "IPv6Network": str(OVERLAY_V6)}
+        if 4 not in self.versions:
+            wanted["EnableIPv4"] = False
+            if completed.get("Network") == str(OVERLAY):  # the default, which would be warned about
+                del completed["Network"]
+        said = {key.lower() for key in config}
+        return completed | {key: value for key, value in wanted.items() if key.lower() not in said}
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The families as IP versions: (4,), (6,) or (4, 6)."""
+        return FAMILIES[self.families]
+
+    @property
+    def overlays(self) -> tuple[str, ...]:
+        """The overlay's networks, IPv4 first, as the configuration has them."""
+        keys = {4: "network", 6: "ipv6network"}
+        said = {key.lower(): value for key, value in self.config.items()}
+        return tuple(str(said.get(keys[version])) for version in self.versions)
 
     @property
     def host_names(self) -> list[str]:
@@ -103,34 +156,59 @@ class Plan:
         return self.state / "registry.json"
 
     @property
+    def etcd_endpoint(self) -> str:
+        """Where the lab's etcd is, if it has one: at the underlay's bridge."""
+        server = UNDERLAY_GATEWAY if 4 in self.versions else f"[{UNDERLAY_V6[GATEWAY_NUMBER]}]"
+        return f"http://{server}:{ETCD_PORT}"
+
+    @property
     def registry_args(self) -> list[str]:
         """How every agent, and `flannel-udp config`, is told where the registry is."""
         if self.registry == "etcd":
-            return ["--registry", "etcd", "--etcd-endpoints", f"http://{UNDERLAY_GATEWAY}:{ETCD_PORT}"]
+            return ["--registry", "etcd", "--etcd-endpoints", self.etcd_endpoint]
         return ["--registry", f"file:{self.registry_file}"]
 
     @property
     def backend(self) -> str:
         """How packets travel: the type of the backend that the network configuration names."""
-        return str(self._backend.get("Type", DEFAULT_TYPE)).lower()
+        return str(self.option("Type", DEFAULT_TYPE)).lower()
 
     @property
     def port(self) -> int:
-        """The UDP port of the overlay, with the backend udp."""
-        return int(self._backend.get("Port", DEFAULT_PORT))
+        """The UDP port of the overlay, with the backends udp and vxlan."""
+        return int(self.option("Port", DEFAULT_PORTS.get(self.backend, 0)))
 
-    @property
-    def _backend(self) -> Mapping[str, Any]:
+    def option(self, key: str, default: Any) -> Any:
+        """Return what the configuration's object Backend has under a key, which it may spell in any case."""
         backend = self.config.get("Backend")
-        return backend if isinstance(backend, Mapping) else {}
+        given = backend if isinstance(backend, Mapping) else {}
+        return next((value for name, value in given.items() if name.lower() == key.lower()), default)
 
     def namespace(self, *node: str) -> str:
         """Return the namespace of ``net``, of a host (``h1``) or of a pod (``h1``, ``p1``)."""
         return "-".join(("fu", self.name, *node))
 
     def underlay(self, host: str) -> IPv4Address:
-        """Return the host's address on the underlay: h1 has 192.0.2.1."""
-        return UNDERLAY[int(host.removeprefix("h"))]
+        """Return the host's IPv4 address on the underlay: h1 has 192.0.2.1, behind a router 198.51.100.1."""
+        return (ROUTED if host in self.routed else UNDERLAY)[_number(host)]
+
+    def underlay_v6(self, host: str) -> IPv6Address:
+        """Return its IPv6 address there: h1 has 2001:db8::1, behind a router 2001:db8:1::1."""
+        return (ROUTED_V6 if host in self.routed else UNDERLAY_V6)[_number(host)]
+
+    def underlay_of(self, host: str, version: int) -> Address:
+        """Return its address of a family, by IP version."""
+        return self.underlay(host) if version == 4 else self.underlay_v6(host)
+
+    def network(self, host: str, version: int) -> Prefix:
+        """Return the network of the underlay that the host is on."""
+        if host in self.routed:
+            return ROUTED if version == 4 else ROUTED_V6
+        return UNDERLAY if version == 4 else UNDERLAY_V6
+
+    def gateway(self, host: str, version: int = 4) -> Address:
+        """Return the host's router."""
+        return self.network(host, version)[GATEWAY_NUMBER]
 
     def save(self) -> None:
         """Write lab.json, from which any later process can attach."""
@@ -146,28 +224,33 @@ class Plan:
         except FileNotFoundError:
             raise FlannelError(f"no lab named {name} is up: make one with `flannel-udp lab up --name {name}`") from None
         plan["agents"] = None if plan["agents"] is None else tuple(plan["agents"])
-        plan["agent_args"] = tuple(plan["agent_args"])
+        plan["agent_args"], plan["routed"] = tuple(plan["agent_args"]), tuple(plan["routed"])
+        plan["host_args"] = {host: tuple(arguments) for host, arguments in plan["host_args"].items()}
         return cls(**plan)
 
 
 @dataclass(frozen=True, slots=True)
 class HostSubnet:
-    """What an agent, or whoever attached the pods, says about a host: its subnet, and the MTU of its pods in bytes."""
+    """What an agent, or whoever attached the pods, says of one family of a host: subnet, MTU of pods in bytes."""
 
-    subnet: IPv4Network
+    subnet: Prefix
     mtu: int
 
     @property
-    def gateway(self) -> IPv4Address:
+    def gateway(self) -> Address:
         """The address of the host's bridge: the first of the subnet."""
         return self.subnet[1]
 
-    def pod_address(self, pod: str) -> IPv4Address:
+    def pod_address(self, pod: str) -> Address:
         """Return the address of a pod: p1 follows the gateway. Raises `FlannelError` when the subnet is too small."""
         index = int(pod.removeprefix("p")) + 1
         if index >= self.subnet.num_addresses - 1:
             raise FlannelError(f"the subnet {self.subnet} has no address left for {pod}: ask for fewer pods")
         return self.subnet[index]
+
+
+def _number(host: str) -> int:
+    return int(host.removeprefix("h"))
 
 
 def lab_of_namespace(namespace: str) -> str | None:

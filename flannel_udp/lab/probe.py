@@ -9,13 +9,16 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from ipaddress import IPv4Address
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns
 from flannel_udp.lab.node import Node, Pod
+from flannel_udp.model import Address
 
-ECHO_REPLY, ECHO_REQUEST = 0, 8  # RFC 792
+SOCKET_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+ECHO_PROTOCOL = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
+ECHO_REQUEST = {4: 8, 6: 128}  # RFC 792; RFC 4443 section 4.1
+ECHO_REPLY = {4: 0, 6: 129}
 _PAYLOAD = bytes(range(56))
 _CHUNK_BYTES = 1 << 18
 
@@ -29,59 +32,72 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def echo_request(ident: int, sequence: int) -> bytes:
-    """Return an ICMP echo request: type, code, checksum, identifier, sequence number (all be16 but the first two)."""
+def echo_request(ident: int, sequence: int, version: int = 4) -> bytes:
+    """Return an ICMP echo request: type, code, checksum, identifier, sequence number (all be16 but the first two).
+
+    That of IPv6 has no checksum: the kernel computes it on a raw socket, for it knows the addresses (RFC 3542 3.1).
+    """
     body = struct.pack("!HH", ident, sequence) + _PAYLOAD
-    head = struct.pack("!BB", ECHO_REQUEST, 0)
-    return head + struct.pack("!H", checksum(head + b"\0\0" + body)) + body
+    head = struct.pack("!BB", ECHO_REQUEST[version], 0)
+    total = checksum(head + b"\0\0" + body) if version == 4 else 0
+    return head + struct.pack("!H", total) + body
 
 
-def ping(source: Node, targets: Sequence[IPv4Address], timeout_s: float = 2.0) -> list[float | None]:
+def ping(source: Node, targets: Sequence[Address], timeout_s: float = 2.0) -> list[float | None]:
     """Send one echo request to each target; return the round-trip times in seconds, ``None`` for a reply that is lost.
 
-    All requests leave at once and share the timeout.
+    The targets are of one family. All requests leave at once and share the timeout.
     """
+    if not targets:
+        return []
+    version = targets[0].version
     ident = int.from_bytes(os.urandom(2))
     replies: list[float | None] = [None] * len(targets)
-    with source.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
+    with source.socket(SOCKET_FAMILY[version], socket.SOCK_RAW, ECHO_PROTOCOL[version]) as sock:
         sock.setblocking(False)
         sent = []
         for sequence, target in enumerate(targets):
             sent.append(time.monotonic())
             with suppress(OSError):  # a refusal (no route) is a lost ping like any other
-                sock.sendto(echo_request(ident, sequence), (str(target), 0))
+                sock.sendto(echo_request(ident, sequence, version), (str(target), 0))
         deadline = time.monotonic() + timeout_s
         while None in replies and (left_s := deadline - time.monotonic()) > 0:
             if not netns.is_readable(sock.fileno(), left_s):
                 break
-            packet, (sender, _) = sock.recvfrom(2048)
-            reply = packet[(packet[0] & 0x0F) * 4 :]
+            packet, sender = sock.recvfrom(2048)
+            # A raw socket of IPv4 hands the IP header over, one of IPv6 does not (RFC 3542 section 3).
+            reply = packet[(packet[0] & 0x0F) * 4 :] if version == 4 else packet
             kind, _, _, reply_ident, sequence = struct.unpack_from("!BBHHH", reply)
-            if (kind, reply_ident) == (ECHO_REPLY, ident) and sender == str(targets[sequence]):
+            if (kind, reply_ident) == (ECHO_REPLY[version], ident) and sender[0] == str(targets[sequence]):
                 replies[sequence] = time.monotonic() - sent[sequence]
     return replies
 
 
-def ping_matrix(pods: Sequence[Pod], timeout_s: float = 2.0) -> dict[tuple[str, str], float | None]:
-    """Ping from every pod to every other; return seconds, or ``None`` for a lost one, by the paths of both."""
+def ping_matrix(pods: Sequence[Pod], timeout_s: float = 2.0, version: int = 4) -> dict[tuple[str, str], float | None]:
+    """Ping from every pod to every other; return seconds, or ``None`` for a lost one, by the paths of both.
+
+    `version` is the family's IP version. Raises `FlannelError` where a pod has no address of it.
+    """
     result = {}
     for source in pods:
         others = [pod for pod in pods if pod is not source]
-        for target, seconds in zip(others, ping(source, [pod.ip for pod in others], timeout_s), strict=True):
+        addresses = [pod.address(version) for pod in others]
+        for target, seconds in zip(others, ping(source, addresses, timeout_s), strict=True):
             result[source.path, target.path] = seconds
     return result
 
 
-def tcp_rate(source: Node, target: Node, address: IPv4Address, duration_s: float = 2.0) -> float:
+def tcp_rate(source: Node, target: Node, address: Address, duration_s: float = 2.0) -> float:
     """Send over one TCP connection to the target's `address`; return what arrived, in bits a second.
 
     Raises `FlannelError` when nothing gets through.
     """
-    with target.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+    family = SOCKET_FAMILY[address.version]
+    with target.socket(family, socket.SOCK_STREAM) as listener:
         listener.settimeout(duration_s + 5.0)
         listener.bind((str(address), 0))
         listener.listen(1)
-        sender = threading.Thread(target=_send, args=(source, listener.getsockname(), duration_s))
+        sender = threading.Thread(target=_send, args=(source, family, listener.getsockname(), duration_s))
         sender.start()
         try:
             connection, _ = listener.accept()
@@ -96,9 +112,9 @@ def tcp_rate(source: Node, target: Node, address: IPv4Address, duration_s: float
             sender.join()
 
 
-def _send(source: Node, address: tuple[str, int], duration_s: float) -> None:
+def _send(source: Node, family: int, address: tuple[str, int], duration_s: float) -> None:
     chunk = bytes(_CHUNK_BYTES)
-    with source.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+    with source.socket(family, socket.SOCK_STREAM) as sock:
         sock.settimeout(duration_s + 3.0)
         try:
             sock.connect(address)

@@ -13,7 +13,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab import netns
 from flannel_udp.lab.etcd_server import EtcdServer
-from flannel_udp.lab.plan import ETCD_PORT, UNDERLAY_GATEWAY, Plan
+from flannel_udp.lab.plan import ETCD_PORT, GATEWAY_NUMBER, UNDERLAY_GATEWAY, UNDERLAY_V6, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def start_registry(plan: Plan) -> EtcdServer | None:
     Returns the etcd, if the plan has one.
     """
     config = dict(plan.config)
-    subnets = {key.replace("/", "-"): {"PublicIP": address} for key, address in plan.reservations.items()}
+    subnets = {key.replace("/", "-"): _value(addresses) for key, addresses in plan.reservations.items()}
     if plan.registry == "file":
         text = json.dumps({"config": config, "subnets": subnets}, indent=2) + "\n"
         replace_file(plan.registry_file, text.encode())
@@ -54,11 +54,17 @@ def start_registry(plan: Plan) -> EtcdServer | None:
     return server
 
 
+def _value(addresses: str) -> dict[str, str]:
+    """Return the value of a reservation for a host with these addresses, one a family, with an & between them."""
+    return {"PublicIPv6" if ":" in address else "PublicIP": address for address in addresses.split("&")}
+
+
 def _start_etcd(plan: Plan) -> EtcdServer:
     """Start it inside the namespace of the bridge, where every host reaches it; it ends with the lab."""
     server = EtcdServer(
         plan.state / "etcd",
         address=str(UNDERLAY_GATEWAY),
+        further=[f"[{UNDERLAY_V6[GATEWAY_NUMBER]}]"] if 6 in plan.versions else [],
         client_port=ETCD_PORT,
         peer_port=ETCD_PORT + 1,
         command=("ip", "netns", "exec", plan.namespace("net"), "etcd"),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from flannel_udp.model import Subnet
+from flannel_udp.model import Prefix, Subnet
+from flannel_udp.netconf.addresses import LINK_LOCAL, why_no_overlay
 from flannel_udp.netconf.reader import JsonObject, ObjectReader, decode_object, shown
 
 DEFAULT_TYPE = "udp"
@@ -64,10 +65,14 @@ class SubnetRange(Generic[Net]):
         """How many subnets there are to lease."""
         return (int(self.last.network_address) - int(self.first.network_address)) // self.step + 1
 
-    def fits(self, subnet: Net) -> bool:
+    def fits(self, subnet: Prefix) -> bool:
         """Tell whether `subnet` has the configured length and lies within [SubnetMin, SubnetMax]."""
         low, high = int(self.first.network_address), int(self.last.network_address)
-        return subnet.prefixlen == self.subnet_len and low <= int(subnet.network_address) <= high
+        alike = (subnet.version, subnet.prefixlen) == (self.network.version, self.subnet_len)
+        return alike and low <= int(subnet.network_address) <= high
+
+
+AnyRange: TypeAlias = "SubnetRange[IPv4Network] | SubnetRange[IPv6Network]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +110,45 @@ class NetworkConfig:
     enable_nftables: bool
     backend: BackendConfig
 
+    def of(self, version: int) -> AnyRange | None:
+        """Return what there is of one family, by IP version; ``None``: it is off."""
+        return self.v4 if version == 4 else self.v6
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions that are on: (4,), (6,) or (4, 6). A host is found by its address of the first one."""
+        return tuple(version for version in (4, 6) if self.of(version) is not None)
+
+    @property
+    def overlays(self) -> tuple[Prefix, ...]:
+        """The overlay networks of the families that are on, IPv4 first."""
+        return tuple(family.network for family in (self.v4, self.v6) if family is not None)
+
     @property
     def overlay(self) -> IPv4Network:
-        """The IPv4 overlay network; no backend so far runs without one. Raises `ValueError` if IPv4 is off."""
+        """The IPv4 overlay network, for what carries IPv4 only. Raises `ValueError` if IPv4 is off."""
         if self.v4 is None:
             raise ValueError("a configuration without IPv4 has no IPv4 network")
         return self.v4.network
 
-    def fits(self, subnet: Subnet) -> bool:
-        """Tell whether a host may hold `subnet`: each family that is on must fit, one that is off must be absent."""
-        v4_fits = self.v4 is not None and self.v4.fits(subnet.v4)
-        if self.v6 is None or subnet.v6 is None:
-            return v4_fits and self.v6 is None and subnet.v6 is None
-        return v4_fits and self.v6.fits(subnet.v6)
+    def part_of(self, subnet: Subnet) -> Subnet:
+        """Return what of a subnet counts here: the parts of the families that are on."""
+        return Subnet(None if self.v4 is None else subnet.v4, None if self.v6 is None else subnet.v6)
+
+    def fits(self, subnet: Subnet, versions: Collection[int] = (4, 6)) -> bool:
+        """Tell whether a host may hold `subnet`, that has addresses of these IP versions.
+
+        A family that is on, and of which the host has an address, must be there; what is there must fit; one that is
+        off must be absent.
+        """
+        for version in (4, 6):
+            part, subnets = subnet.of(version), self.of(version)
+            if part is None:
+                if subnets is not None and version in versions:
+                    return False
+            elif subnets is None or not subnets.fits(part):
+                return False
+        return True
 
     def to_document(self) -> dict[str, Any]:
         """Return the normalised configuration, ready to be written as JSON; parsing it again gives an equal value."""
@@ -230,6 +261,12 @@ def _read_network(reader: ObjectReader, key: str, family: _Family[Net]) -> Net |
     if network.prefixlen == 0:
         reader.wrong(key, "a part of the address space, not all of it")
         return None
+    unusable = why_no_overlay(network)
+    if unusable is not None:
+        reader.wrong(key, f"a network whose addresses hosts can have: {unusable}")
+        return None
+    if network.overlaps(LINK_LOCAL):
+        reader.warnings.append(f"{key} {network} overlaps {LINK_LOCAL}, addresses that hosts give themselves")
     if network.network_address != family.address(text.partition("/")[0]):
         reader.warnings.append(f"{key} is {shown(text)}: taken as {network}")
     return network

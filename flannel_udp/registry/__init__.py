@@ -6,10 +6,14 @@ A registry is a small fenced key-value store. It never interprets a subnet entry
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
+from flannel_udp.errors import RegistryError
 from flannel_udp.model import Change, Entry, Snapshot
+
+Tell = Callable[[RegistryError | None], None]
+"""Told what keeps a watch from following, when an outage begins; ``None`` as soon as the watch stands (again)."""
 
 
 class Registry(Protocol):
@@ -46,8 +50,15 @@ class Registry(Protocol):
         """Create `key` under a new lease of `ttl_s` seconds, only if it does not exist. Raises `SubnetTaken`."""
         ...
 
+    async def take(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
+        """Make an entry that was found ours: under a new lease of our own mark, only if it is still as `entry` says.
+
+        Whoever held it sees that. A reservation stays a reservation. Raises `LeaseLost`.
+        """
+        ...
+
     async def renew(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
-        """Make the entry live `ttl_s` seconds from now and hold `value`, only if it is still as `entry` says.
+        """Make our entry live `ttl_s` seconds from now and hold `value`, only if it is still as `entry` says.
 
         A reservation stays a reservation. When `value` is unchanged no watcher sees an event.
         Returns the entry as it is now. Raises `LeaseLost`.
@@ -62,12 +73,16 @@ class Registry(Protocol):
         """Return the seconds until the entry expires, ``None`` for a reservation. Raises `LeaseLost` if it is gone."""
         ...
 
-    def watch(self) -> AsyncGenerator[Snapshot | Change, None]:
+    def adopt(self, entry: Entry) -> None:
+        """Take note that another process of this host has written this entry, and that it is ours from now on."""
+        ...
+
+    def watch(self, tell: Tell = ...) -> AsyncGenerator[Snapshot | Change, None]:
         """Yield a `Snapshot`, then what changes, for ever.
 
         Compaction, disconnection and failover are handled inside: they are retried with back-off (one log line an
-        outage, one on recovery) and end in a fresh `Snapshot`. An unreachable store yields nothing. Only
-        `RegistryDenied` is raised.
+        outage, one on recovery; `tell` hears of both) and end in what was missed, or in a fresh `Snapshot`. An
+        unreachable store yields nothing. Only `RegistryDenied` is raised.
         """
         ...
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from socket import AF_INET, inet_pton
 from typing import Any, NoReturn, TypeVar
@@ -19,35 +20,62 @@ from flannel_udp.model import LeaseAttrs, Subnet
 MAX_KEY_CHARS = 80
 """The longest key flannel can write, ``255.255.255.255-32&`` and a full IPv6 prefix, has 63 characters."""
 MAX_VALUE_BYTES = 64 * 1024
+SHORT_VALUE_BYTES = 1024
+"""flannel's values have less than half of it."""
 MAX_CONTAINERS = 256
 """Objects and arrays a value may open: bounds the depth of nesting without a parser, and flannel needs three."""
 
-# The lease of an IPv6-only flannel network has 0.0.0.0-0 in front of the "&".
+_NO_IPV4 = "0.0.0.0-0"
+"""What stands in front of the "&" for a host without IPv4; its PublicIP is 0.0.0.0 (flannel's way)."""
 _KEY = re.compile(r"(?P<v4>[0-9.]+)-(?P<v4_len>[0-9]{1,3})(?:&(?P<v6>[0-9a-f:]+)-(?P<v6_len>[0-9]{1,3}))?")
+
+_NOWHERE = IPv4Address("0.0.0.0")  # noqa: S104 - nothing is bound to it
 
 _Address = TypeVar("_Address", IPv4Address, IPv6Address)
 _Network = TypeVar("_Network", IPv4Network, IPv6Network)
 
 
+Faults = dict[int, str]
+"""What is wrong with the part of one family, by IP version, one line each."""
+
+
 def format_key(subnet: Subnet) -> str:
-    """Return the key of a subnet: ``10.1.15.0-24``, dual stack ``10.1.15.0-24&fd00:1:2::-64``."""
-    v4 = f"{subnet.v4.network_address}-{subnet.v4.prefixlen}"
+    """Return the key of a subnet: ``10.1.15.0-24``, ``10.1.15.0-24&fd00:1:2::-64``, ``0.0.0.0-0&fd00:1:2::-64``."""
+    v4 = _NO_IPV4 if subnet.v4 is None else f"{subnet.v4.network_address}-{subnet.v4.prefixlen}"
     if subnet.v6 is None:
         return v4
     return f"{v4}&{subnet.v6.network_address}-{subnet.v6.prefixlen}"
 
 
-def parse_key(key: str) -> Subnet:
-    """Return the subnet a key stands for. Raises `ValueError` for everything that cannot be one host's subnet."""
+def parse_key(key: str, faults: Faults | None = None) -> Subnet:
+    """Return the subnet a key stands for. Raises `ValueError` for everything that cannot be one host's subnet.
+
+    With `faults` a part of one family that cannot be is noted there and missing in the subnet, if the other one can.
+    """
     if len(key) > MAX_KEY_CHARS:
         raise ValueError(f"subnet key {key[:MAX_KEY_CHARS]!r}… is longer than {MAX_KEY_CHARS} characters")
     match = _KEY.fullmatch(key)
     if match is None:
         raise ValueError(f"subnet key {key!r} does not look like 10.1.15.0-24 or 10.1.15.0-24&fd00:1:2::-64")
-    v4 = _parse_network(IPv4Network, key, match["v4"], int(match["v4_len"]))
     if match["v6"] is None:
-        return Subnet(v4)
-    return Subnet(v4, _parse_network(IPv6Network, key, match["v6"], int(match["v6_len"])))
+        return Subnet(_parse_network(IPv4Network, key, match["v4"], int(match["v4_len"])))
+    v4: IPv4Network | None = None
+    v6: IPv6Network | None = None
+    found: Faults = {}
+    if not key.startswith(f"{_NO_IPV4}&"):
+        try:
+            v4 = _parse_network(IPv4Network, key, match["v4"], int(match["v4_len"]))
+        except ValueError as error:
+            found[4] = str(error)
+    try:
+        v6 = _parse_network(IPv6Network, key, match["v6"], int(match["v6_len"]))
+    except ValueError as error:
+        found[6] = str(error)
+    if found and (faults is None or (v4 is None and v6 is None)):
+        raise ValueError(next(iter(found.values())))
+    if faults is not None:
+        faults.update(found)
+    return Subnet(v4, v6)
 
 
 def _parse_network(kind: type[_Network], key: str, address: str, prefix_len: int) -> _Network:
@@ -73,7 +101,7 @@ def _version(kind: type[IPv4Network | IPv6Network]) -> str:
 def format_value(attrs: LeaseAttrs) -> bytes:
     """Return the value byte for byte as flannel writes it: no blanks, fields in its order, empty ones left out."""
     fields: dict[str, Any] = {
-        "PublicIP": str(attrs.public_ip),
+        "PublicIP": str(attrs.public_ip or _NOWHERE),
         "PublicIPv6": None if attrs.public_ipv6 is None else str(attrs.public_ipv6),
     }
     if attrs.backend_type:
@@ -86,26 +114,61 @@ def format_value(attrs: LeaseAttrs) -> bytes:
     return json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
 
 
-def parse_value(value: bytes) -> LeaseAttrs:
+def parse_value(value: bytes, faults: Faults | None = None) -> LeaseAttrs:
     """Return what a lease's value says.
 
     Accepts what flanneld's JSON reader (Go's encoding/json) accepts: any blanks, unknown fields, field names in any
-    case, the last of several spellings wins. Raises `ValueError` for everything else.
+    case, the last of several spellings wins. Raises `ValueError` for everything else; with `faults` an address that is
+    none is noted there and missing in what is returned.
     """
     fields = _parse_object(value)
-    if "publicip" not in fields:
-        raise ValueError("lease value has no PublicIP")
-    public_ipv6 = fields.get("publicipv6")
     backend_type = fields.get("backendtype")
     if not isinstance(backend_type, str | None):
         raise ValueError(f"lease value: BackendType {_short(backend_type)} is no string")
+    found: Faults = {}
+    public_ip: IPv4Address | None = None
+    public_ipv6: IPv6Address | None = None
+    try:
+        public_ip = _parse_public_ip(fields)
+    except ValueError as error:
+        found[4] = str(error)
+    try:
+        if (text := fields.get("publicipv6")) is not None:
+            public_ipv6 = _parse_address(IPv6Address, "IPv6", "PublicIPv6", text)
+    except ValueError as error:
+        found[6] = str(error)
+    if found and faults is None:
+        raise ValueError(next(iter(found.values())))
+    if faults is not None:
+        faults.update(found)
     return LeaseAttrs(
-        public_ip=_parse_address(_ipv4, "IPv4", "PublicIP", fields["publicip"]),
-        public_ipv6=None if public_ipv6 is None else _parse_address(IPv6Address, "IPv6", "PublicIPv6", public_ipv6),
+        public_ip=public_ip,
+        public_ipv6=public_ipv6,
         backend_type=backend_type or "",
         backend_data=fields.get("backenddata"),
         backend_v6_data=fields.get("backendv6data"),
     )
+
+
+def kept_key(key: str) -> str:
+    """Return what a registry keeps of a key: itself, or if it is too long for any subnet's what tells it apart."""
+    if len(key) <= 2 * MAX_KEY_CHARS:
+        return key
+    return f"{key[:MAX_KEY_CHARS]}...{sha256(key.encode(errors='surrogatepass')).hexdigest()}"
+
+
+def kept_value(value: bytes) -> bytes:
+    """Return what a registry keeps of a value: itself, or if it is long and no lease's what is wrong with it.
+
+    Anybody may write 10,000 values of a megabyte there, and nobody has use for one that cannot be understood.
+    """
+    if len(value) <= SHORT_VALUE_BYTES:
+        return value
+    try:
+        parse_value(value, faults={})
+    except ValueError as error:
+        return json.dumps(f"{error} ({sha256(value).hexdigest()})").encode()
+    return value
 
 
 def _parse_object(value: bytes) -> dict[str, Any]:
@@ -123,6 +186,13 @@ def _parse_object(value: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError(f"lease value is no JSON object: {_short(document)}")
     return {name.casefold(): field for name, field in document.items()}
+
+
+def _parse_public_ip(fields: dict[str, Any]) -> IPv4Address | None:
+    if "publicip" not in fields:
+        raise ValueError("lease value has no PublicIP")
+    address = _parse_address(_ipv4, "IPv4", "PublicIP", fields["publicip"])
+    return None if address == _NOWHERE else address
 
 
 def _parse_address(parse: Callable[[str], _Address], version: str, name: str, field: object) -> _Address:

@@ -10,9 +10,11 @@ from flannel_udp.options import Options
 from flannel_udp.registry import Registry
 
 
-def open_registry(options: Options) -> Registry:
+def open_registry(options: Options, mark: int = 0, *, in_use: bool = False) -> Registry:
     """Return the registry that `options` names, not yet connected; the caller closes it.
 
+    `mark` is the host's, which the leases will bear that are taken with it; 0 where none is taken. With `in_use`
+    another process of this host works with it: a file that is not there is an outage then, too.
     Call it inside the event loop that will use it. Raises `UsageError` for a flag, an endpoint or a certificate file
     that is wrong.
     """
@@ -32,9 +34,9 @@ def open_registry(options: Options) -> Registry:
     if options.registry == "etcd":
         from flannel_udp.registry.etcd.registry import EtcdRegistry  # noqa: PLC0415 - see above
 
-        return EtcdRegistry(options.etcd)
+        return EtcdRegistry(options.etcd, mark)
     if kind == "file" and path:
         from flannel_udp.registry.file.registry import FileRegistry  # noqa: PLC0415 - see above
 
-        return FileRegistry(Path(path))
+        return FileRegistry(Path(path), mark, in_use=in_use)
     raise UsageError(f"--registry {options.registry!r}: give etcd or file:PATH")

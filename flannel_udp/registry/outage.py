@@ -4,36 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 
 from flannel_udp.backoff.delay import Backoff
 from flannel_udp.errors import RegistryError
+from flannel_udp.registry import Tell
 
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 2.0
 
 
-class Outage:
-    """The trouble one watch has with its store, if any."""
+def keep_quiet(_trouble: RegistryError | None) -> None:
+    """Be told of outages by the log only."""
 
-    def __init__(self, logger: logging.Logger) -> None:
+
+class Outage:
+    """The trouble one watch has with its store, if any; `tell` hears of it beside the log."""
+
+    def __init__(self, logger: logging.Logger, tell: Tell = keep_quiet) -> None:
         self._logger = logger
+        self._tell = tell
         self._began_s: float | None = None
         self._ended_s = time.monotonic()
-        self._backoff = Backoff(FIRST_DELAY_S, LAST_DELAY_S)
+        self._stands = False  # as `tell` was told
+        self._backoff = Backoff(FIRST_DELAY_S, LAST_DELAY_S, random.Random())  # noqa: S311 - no secret
 
     async def wait(self, reason: RegistryError) -> None:
         """Note a failure and sleep before the next try: 0.1 s at first, doubling to 2 s."""
         if self._began_s is None:
             self._began_s = time.monotonic()
+            self._stands = False
             self._logger.warning("watching the subnets: %s; trying again until it works", reason)
+            self._tell(reason)
             # A store that works for a moment and fails again does not get the short delay back.
             if self._began_s - self._ended_s > LAST_DELAY_S:
                 self._backoff.reset()
         await asyncio.sleep(self._backoff.next_s())
 
     def over(self) -> None:
-        """Note that the watch stands; without a failure before it this does nothing."""
+        """Note that the watch stands."""
+        if not self._stands:
+            self._stands = True
+            self._tell(None)
         if self._began_s is None:
             return
         self._ended_s = time.monotonic()

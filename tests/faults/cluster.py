@@ -145,6 +145,11 @@ class Cluster:
             host.wait_ready()
         wait_for_peers(hosts)
 
+    def restart_agent(self, host: Host) -> None:
+        """End the host's agent and start it again, as at first."""
+        host.stop_agent()
+        host.start_agent(*self._agent_args)
+
     def shorten_lease(self, host: Host, ttl_s: int) -> None:
         """Start the host's agent again with its subnet under a lease of this life, which its renewals do not change."""
         host.stop_agent()

@@ -1,15 +1,21 @@
-"""The faults run by name only (`tox -e faults`): they take minutes, and write the table of docs/reliability.md."""
+"""The faults run by name only (`tox -e faults`): they take minutes, and write the tables of docs/reliability.md."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.came_out import NAME, CameOut
 from tests.faults.recorder import Recorder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Run the rows' tests, too, and write to the page that FLANNEL_UDP_FAULTS_PAGE names."""
+    if page := os.environ.get("FLANNEL_UDP_FAULTS_PAGE"):
+        config.pluginmanager.register(CameOut(Path(page)), NAME)
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +25,7 @@ def needs_etcd() -> None:
 
 
 @pytest.fixture(scope="session")
-def record() -> Iterator[Recorder]:
-    """The table; written at the end of the run to the page that FLANNEL_UDP_FAULTS_PAGE names."""
-    recorder = Recorder()
-    yield recorder
-    if page := os.environ.get("FLANNEL_UDP_FAULTS_PAGE"):
-        recorder.write(Path(page))
+def record(request: pytest.FixtureRequest) -> Recorder:
+    """The figures of this run."""
+    came_out = request.config.pluginmanager.get_plugin(NAME)
+    return came_out.recorder if isinstance(came_out, CameOut) else Recorder()

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 from flannel_udp.lab.netns import wait_until
 from tests.support.flow import Flow
 
-BEGIN, END = "<!-- figures: written by tox -e faults -->", "<!-- end of the figures -->"
 GIVE_UP_S = 30.0
 """Past every promise: what takes longer is no figure of the table."""
 _LOG_LINES = 30
@@ -89,8 +87,7 @@ class Recorder:
 
     def table(self) -> str:
         """Return the tables, one a group, in Markdown."""
-        date = datetime.now(UTC).strftime("%Y-%m-%d")
-        lines = [f"Linux {platform.release()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date}.", ""]
+        lines = [circumstances(), ""]
         for group in dict.fromkeys(fault.group for fault in self._faults):
             lines += [f"### {group}", ""]
             lines += ["| fault | what was done | right again after | packets lost | promised | also |"]
@@ -99,12 +96,20 @@ class Recorder:
             lines += [""]
         return "\n".join(lines)
 
-    def write(self, page: Path) -> None:
-        """Put the tables in place of those that stand in the page."""
-        text = page.read_text()
-        before, _, rest = text.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        page.write_text(f"{before}{BEGIN}\n\n{self.table()}{END}{after}")
+
+def circumstances() -> str:
+    """Return on what the tests ran, and when."""
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    return f"Linux {platform.release()}, {os.cpu_count()} cores, Python {platform.python_version()}, {date}."
+
+
+def put_between(text: str, what: str, body: str) -> str:
+    """Return a page's text with something else between the two comments that mark where `what` stands."""
+    begin, end = f"<!-- {what}: written by tox -e faults -->", f"<!-- end of {what} -->"
+    before, began, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    assert began and ended, f"the page has no place for {what}: {begin} ... {end}"
+    return f"{before}{begin}\n\n{body}{end}{after}"
 
 
 @contextmanager

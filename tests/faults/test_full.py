@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 
 import pytest
 
 from flannel_udp.errors import FlannelError
-from tests.faults.cluster import Member, cluster
+from tests.faults.cluster import Member, cluster, key_of
 from tests.faults.recorder import Recorder
 from tests.support.agents import Log
 from tests.support.labs import NEEDS_NETNS
@@ -19,6 +20,7 @@ QUOTA_MIB = 16
 LIFE_S = 20
 FULL_S = 30.0
 CONVERGE_S = 5.0
+START_S = 10.0
 
 
 def test_etcd_has_no_space_left(record: Recorder) -> None:
@@ -39,6 +41,29 @@ def test_etcd_has_no_space_left(record: Recorder) -> None:
             mark = one.mark(member)
             fault.wait_right(started_s, lambda: one.both_know(mark))
             fault.also = [f"{len(log.lines('lost our subnet'))} leases lost"]
+
+
+def test_an_agent_is_started_again_while_etcd_is_full(record: Recorder) -> None:
+    """It can be granted no lease, and the one that it had lives on."""
+    with cluster(1, f"--quota-backend-bytes={QUOTA_MIB << 20}") as one:
+        member, key = one.members[0], key_of(one.h1)
+        action = f"{QUOTA_MIB} MiB written (alarm NOSPACE), agent stopped by SIGTERM and started again"
+        with record.fault(
+            "etcd, one member",
+            "etcd full, agent started again",
+            action,
+            *one.flows(),
+            limit_s=START_S,
+            may_lose=math.inf,
+        ) as fault:
+            fill(member)
+            log = Log(one.h1)
+            started_s = time.monotonic()
+            one.restart_agent(one.h1)
+            fault.wait_right(started_s, one.h1.is_ready)
+            assert key_of(one.h1) == key
+            assert len(log.lines("is full (mvcc: database space exceeded)")) == 1
+            make_room(member)
 
 
 def fill(member: Member) -> None:

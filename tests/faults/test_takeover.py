@@ -19,7 +19,7 @@ from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from tests.faults.cluster import flows
 from tests.faults.recorder import Recorder
-from tests.support.agents import Agent, Log, subnet_of, up_with_peers, wait_for
+from tests.support.agents import Agent, Log, pid_of, subnet_of, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -38,11 +38,6 @@ HEARD_S = 0.2
 def duo() -> Iterator[Lab]:
     with Lab(Plan(fresh_name(), hosts=2)) as lab:
         yield up_with_peers(lab)
-
-
-def pid_of(host: Host) -> int:
-    pid: int = host.control("/v1/status")["pid"]
-    return pid
 
 
 def timed(event: Event, took_s: list[float]) -> Event:

@@ -2,12 +2,14 @@
 
 An input is a row of records, the last one possibly cut short:
 
-    flags     1 byte    FROM_PEER, POLL, REPAIR, REPAIR_L4, EXTRA, FOLLOW; bits 6 and 7: the peer
+    flags     1 byte    FROM_PEER, POLL, REPAIR, REPAIR_L4, EXTRA, FOLLOW; bits 6 and 7: the peer, one of the packet's
+                        IP version or, where both are there, ACROSS: one of the other
     extra     with EXTRA: 10 bytes of virtio-net header (from the TUN), or how many datagrams more there are in the same
-              call and the outer TOS (from a peer)
+              call and the outer TOS (from a peer); with an encapsulation that has something in front of the packet then
+              also a place in there and the value it gets, and how a kernel peer left the packet: BEGUN, PADDED, cut
     length    1 byte    of the header bytes that follow
-    header    IPv4 header and what comes behind it; with FOLLOW it is the packet that would come next in the last one's
-              flow instead, but for the bytes that are changed here: pairs of a place and a value
+    header    IPv4 or IPv6 header and what comes behind it; with FOLLOW it is the packet that would come next in the
+              last one's flow instead, but for the bytes that are changed here: pairs of a place and a value
     payload   2 bytes   little endian: how many filler bytes follow; so a short input makes a long packet
 
 Lengths and checksums are repaired where the flags say so: no mutation would ever find a right one.
@@ -15,19 +17,25 @@ Lengths and checksums are repaired where the flags say so: no mutation would eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import SupportsBytes
 
 from flannel_udp.dataplane import reference
 from flannel_udp.dataplane.reference import VnetHeader
-from tests.support.twin import PEERS, PENDING_MAX_BYTES, UDP_PAYLOAD_MAX_BYTES, FromPeer, FromTun
+from tests.support.engine_rig import PEERS
+from tests.support.repair import TCP, repaired, with_partial_checksum
+from tests.support.twin import PENDING_MAX_BYTES, UDP_PAYLOAD_MAX_BYTES, FromPeer, FromTun
 
 FROM_PEER, POLL, REPAIR, REPAIR_L4, EXTRA, FOLLOW = 1, 2, 4, 8, 16, 32
 PEER_SHIFT = 6
+ACROSS = 3
+BEGUN, PADDED, CUT_SHIFT, CUT_UNIT = 1, 2, 2, 32
+PADDING_BYTES = 6
 RECORDS_MAX = 64
-IPV4_MAX_BYTES = 65_535
+PACKET_MAX_BYTES = 65_535
 # What one record may make of it: the receivers' buffers are finite, and a lost packet would look like a difference.
 SEGMENTS_MAX = 48
-_FILLER = bytes(i * 7 % 251 for i in range(IPV4_MAX_BYTES))
+_FILLER = bytes(i * 7 % 251 for i in range(PACKET_MAX_BYTES))
 
 
 class _Reader:
@@ -46,8 +54,17 @@ class _Reader:
         return self._at >= len(self._data)
 
 
-def batches(data: bytes) -> Iterator[list[FromTun | FromPeer]]:
-    """Yield what happens between two polls."""
+def record(header: SupportsBytes, payload_len: int = 0, flags: int = REPAIR | REPAIR_L4, extra: bytes = b"") -> bytes:
+    """Return one record of an input; `header` is bytes, or what scapy makes bytes of."""
+    raw = bytes(header)
+    length = payload_len.to_bytes(2, "little")
+    return bytes([flags | (EXTRA if extra else 0)]) + extra + bytes([len(raw)]) + raw + length
+
+
+def batches(
+    data: bytes, *, encapsulated: bool = False, versions: Sequence[int] = (4,)
+) -> Iterator[list[FromTun | FromPeer]]:
+    """Yield what happens between two polls of an engine that carries those IP versions."""
     reader = _Reader(data)
     batch: list[FromTun | FromPeer] = []
     pending = 0
@@ -56,17 +73,18 @@ def batches(data: bytes) -> Iterator[list[FromTun | FromPeer]]:
         if reader.ended:
             break
         flags = reader.take(1)[0]
-        extra = reader.take((2 if flags & FROM_PEER else VnetHeader.LAYOUT.size) if flags & EXTRA else 0)
+        extra_from_peer = 5 if encapsulated else 2
+        extra = reader.take((extra_from_peer if flags & FROM_PEER else VnetHeader.LAYOUT.size) if flags & EXTRA else 0)
         header = reader.take(reader.take(1)[0])
         payload_len = int.from_bytes(reader.take(2), "little")
-        packet = (header + _FILLER[:payload_len])[:IPV4_MAX_BYTES]
+        packet = (header + _FILLER[:payload_len])[:PACKET_MAX_BYTES]
         if flags & FOLLOW and last:
             packet = changed(follower(last), header)
         if flags & REPAIR:
             packet = repaired(packet, bool(flags & REPAIR_L4))
         last = packet
-        step = _from_peer(flags, extra, packet) if flags & FROM_PEER else _from_tun(extra, packet)
-        n_bytes = len(step.packet) if isinstance(step, FromTun) else sum(map(len, step.datagrams))
+        step = _from_peer(flags, extra, packet, versions) if flags & FROM_PEER else _from_tun(extra, packet)
+        n_bytes = len(step.packet) if isinstance(step, FromTun) else sum(map(len, step.packets))
         if pending + n_bytes > PENDING_MAX_BYTES:
             yield batch
             batch, pending = [], 0
@@ -85,31 +103,23 @@ def _from_tun(extra: bytes, packet: bytes) -> FromTun:
     return FromTun(vnet, packet)
 
 
-def _from_peer(flags: int, extra: bytes, packet: bytes) -> FromPeer:
-    address = PEERS[(flags >> PEER_SHIFT) % len(PEERS)]
-    datagrams = [packet[:UDP_PAYLOAD_MAX_BYTES]]
+def _from_peer(flags: int, extra: bytes, packet: bytes, versions: Sequence[int]) -> FromPeer:
+    peer = flags >> PEER_SHIFT
+    sorted_versions = sorted(versions, key=lambda version: version != reference.version_of(packet))
+    address = PEERS[sorted_versions[-1 if peer == ACROSS else 0]][peer % ACROSS]
+    place, value, left = extra[2:] or (255, 0, 0)
+    packets = [packet[: UDP_PAYLOAD_MAX_BYTES - reference.VXLAN_HEADING_BYTES - PADDING_BYTES]]
     wanted = extra[0] % SEGMENTS_MAX if extra else 0
-    while len(datagrams) <= wanted and datagrams[0] and len(datagrams[0]) * (len(datagrams) + 1) <= 60_000:
-        datagrams.append(follower(datagrams[-1]))
-    return FromPeer(address, tuple(datagrams), extra[1] if extra else 0)
-
-
-def repaired(packet: bytes, transport_too: bool) -> bytes:
-    """Return the packet with the right version, total length and checksums."""
-    if len(packet) < reference.HEADER_BYTES:
-        return packet
-    header_len = max((packet[0] & 15) * 4, reference.HEADER_BYTES)
-    packet = bytes([0x40 | header_len // 4]) + packet[1:2] + len(packet).to_bytes(2, "big") + packet[4:]
-    if len(packet) < header_len:
-        return packet
-    place = header_len + {6: 16, 17: 6}.get(packet[9], 0)
-    if transport_too and place > header_len and len(packet) >= place + 2:
-        if packet[9] == 17:
-            packet = packet[: header_len + 4] + (len(packet) - header_len).to_bytes(2, "big") + packet[header_len + 6 :]
-        pseudo = packet[12:20] + bytes([0, packet[9]]) + (len(packet) - header_len).to_bytes(2, "big")
-        value = reference.checksum(pseudo + packet[header_len:place] + b"\0\0" + packet[place + 2 :])
-        packet = packet[:place] + (value or 0xFFFF * (packet[9] == 17)).to_bytes(2, "big") + packet[place + 2 :]
-    return reference.with_ttl(packet, packet[8])
+    while len(packets) <= wanted and packets[0] and len(packets[0]) * (len(packets) + 1) <= 60_000:
+        packets.append(follower(packets[-1]))
+    if left & BEGUN:
+        packets = [with_partial_checksum(each) for each in packets]
+    if left & PADDED and len(packets) == 1:
+        packets[0] += b"\xff" * PADDING_BYTES
+    cut = (left >> CUT_SHIFT) * CUT_UNIT if len(packets) == 1 else 0
+    if cut:
+        cut = max(cut, len(packets[0]) // SEGMENTS_MAX + 1)
+    return FromPeer(address, tuple(packets), extra[1] if extra else 0, (place, value) if extra[2:] else None, cut)
 
 
 def changed(packet: bytes, changes: bytes) -> bytes:
@@ -122,13 +132,15 @@ def changed(packet: bytes, changes: bytes) -> bytes:
 
 def follower(packet: bytes) -> bytes:
     """Return the packet that would come next in a packet's flow."""
-    if reference.fault_of(packet):
+    version = reference.version_of(packet)
+    if reference.fault_of(packet, version):
         return packet
-    header_len = (packet[0] & 15) * 4
-    packet = packet[:4] + ((int.from_bytes(packet[4:6], "big") + 1) % 2**16).to_bytes(2, "big") + packet[6:]
-    if packet[9] == 6 and len(packet) >= header_len + 20:
-        place = header_len + 4
-        payload = max(len(packet) - header_len - (packet[header_len + 12] >> 4) * 4, 0)
+    if version == 4:
+        packet = packet[:4] + ((int.from_bytes(packet[4:6], "big") + 1) % 2**16).to_bytes(2, "big") + packet[6:]
+    headers = reference.headers_of(packet)
+    if headers.protocol == TCP and headers.has_transport and len(packet) >= headers.transport_at + 20:
+        place = headers.transport_at + 4
+        payload = max(len(packet) - headers.transport_at - (packet[place + 8] >> 4) * 4, 0)
         sequence = (int.from_bytes(packet[place : place + 4], "big") + payload) % 2**32
         packet = packet[:place] + sequence.to_bytes(4, "big") + packet[place + 4 :]
     return repaired(packet, transport_too=True)

@@ -34,6 +34,8 @@ class Fault:
 
     wait_s: float = 0.0
     refuse: Refused | None = None
+    retry_after: str = ""
+    """Beside `refuse`: the header of that name."""
     plain: str = ""
     """Answer with this text, which is no JSON, and status 200."""
     raw: bytes = b""
@@ -156,7 +158,7 @@ class ApiServer:
         try:
             return await handler(request)
         except Refused as refused:
-            return web.json_response(refused.status, status=refused.code)
+            return web.json_response(refused.status, status=refused.code, headers=refused.headers)
 
     async def _admit(self, request: web.Request) -> Fault:
         """Authenticate, authorise, and meet what the test ordered."""
@@ -189,6 +191,7 @@ class ApiServer:
         fault = ordered.pop(0) if ordered else Fault()
         await asyncio.sleep(fault.wait_s)
         if fault.refuse is not None:
+            fault.refuse.headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
             raise fault.refuse
         if fault.plain:
             raise web.HTTPOk(text=fault.plain)

@@ -19,6 +19,7 @@ class Refused(Exception):
         super().__init__(message)
         self.code = code
         self.reason = reason
+        self.headers: dict[str, str] = {}
 
     @property
     def status(self) -> Object:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -112,6 +111,26 @@ def test_a_default_route_that_comes_later_is_waited_for(bare: Host) -> None:
     bare.subnet_file.unlink()
 
 
+def test_a_way_to_an_address_that_comes_later_is_waited_for(bare: Host) -> None:
+    bare.configure("route del default")
+    try:
+        with Agent(bare, "--iface-can-reach=203.0.113.9", iface="") as agent:
+            agent.wait_for_line("--iface-can-reach=203.0.113.9: no route leads there")
+            assert bare.control("/v1/status")["state"] == "waiting for the external interface"
+            bare.configure("route add default dev eth0")  # which has no source of its own
+            agent.wait_for_line("using interface eth0, address 192.0.2.1")
+            agent.wait_ready()
+            assert agent.stop() == 0
+    finally:
+        bare.configure("route replace default via 192.0.2.254")
+    bare.subnet_file.unlink()
+
+
+def test_only_what_the_command_line_alone_gets_wrong_ends_with_2(bare: Host) -> None:
+    assert refused(bare, "--iface-regex=(", code=2).startswith("--iface-regex: '(' is not a regular expression")
+    assert refused(bare, "--iface-can-reach=a.example", code=2).startswith("--iface-can-reach: 'a.example' is not")
+
+
 def test_a_port_in_use_is_told(bare: Host) -> None:
     with bare.socket(socket.AF_INET, socket.SOCK_DGRAM) as squatter:
         squatter.bind((str(bare.underlay), 8285))
@@ -120,36 +139,6 @@ def test_a_port_in_use_is_told(bare: Host) -> None:
 
 
 # etcd's flags
-
-
-def etcd(*arguments: str) -> tuple[str, ...]:
-    return ("--registry=etcd", "--etcd-endpoints=https://192.0.2.254:2379", *arguments)
-
-
-def test_an_absent_certificate_is_wrong_usage(bare: Host) -> None:
-    line = refused(bare, *etcd("--etcd-cafile=/nonexistent/ca.pem"), code=2)
-    assert line == "--etcd-cafile /nonexistent/ca.pem: No such file or directory"
-
-
-def test_an_unreadable_certificate_is_wrong_usage(bare: Host, tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    ca = tmp_path / "ca.pem"
-    ca.write_text("for root's eyes only")
-    ca.chmod(0o600)
-    # Root without the right to override permissions, and not the file's owner.
-    ca_owner = 12_345
-    os.chown(ca, ca_owner, ca_owner)
-    drop = "-dac_override,-dac_read_search"
-    wrapper = ("setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}")
-    line = refused(bare, *etcd(f"--etcd-cafile={ca}"), code=2, wrapper=wrapper)
-    assert line == f"--etcd-cafile {ca}: Permission denied"
-
-
-def test_a_certificate_that_is_none_is_wrong_usage(bare: Host, tmp_path: Path) -> None:
-    ca = tmp_path / "ca.pem"
-    ca.write_text("no certificate")
-    line = refused(bare, *etcd(f"--etcd-cafile={ca}"), code=2)
-    assert line == f"--etcd-cafile {ca}: holds no certificate in PEM form"
 
 
 def test_a_password_in_the_url_is_refused_and_not_repeated(bare: Host) -> None:
@@ -199,8 +188,8 @@ def waits_until_it_is_right(host: Host, config: Mapping[str, object], *faults: s
             [f'Backend.Type is "wireguard": this agent has no such backend, it has {", ".join(BACKENDS)}'],
         ),
         (
-            {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00::/48"},
-            ["EnableIPv6 is true: the backend udp carries IPv4 only"],
+            {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00::/48", "Backend": {"Type": "ipip"}},
+            ["EnableIPv6 is true: the backend ipip carries IPv4 only"],
         ),
         (
             {"Network": "10.244.0.0/16", "SubnetLen": 99, "Backend": {"Port": 0}},
@@ -247,26 +236,22 @@ def test_a_full_disk_leaves_the_old_subnet_env_and_no_other_file() -> None:
         disk.mkdir()
         script = (
             f"mount -t tmpfs -o size=64k none {disk} && echo old >{disk}/subnet.env; "
-            f"dd if=/dev/zero of={disk}/ballast bs=4k 2>/dev/null; "
-            f'"$@"; code=$?; ls -A {disk}; cat {disk}/subnet.env; exit $code'
+            f'dd if=/dev/zero of={disk}/ballast bs=4k 2>/dev/null; exec "$@"'
         )
         with Agent(host, f"--subnet-file={disk}/subnet.env", wrapper=("sh", "-c", script, "sh")) as agent:
-            assert agent.exit_code() == 1
-            said = agent.said()
-        complaint = said.index(f"flannel-udp: cannot write {disk}/subnet.env: No space left on device")
-        assert said[complaint + 1 :] == ["ballast", "subnet.env", "old"]
-        assert "No space" not in "".join(said[:complaint])
+            agent.wait_for_line(f"not ready: cannot write {disk}/subnet.env: No space left on device")
+            in_its_mounts = ("nsenter", f"--mount=/proc/{agent.process.pid}/ns/mnt")
+            files = host.run([*in_its_mounts, "ls", "-A", str(disk)]).stdout.split()
+            assert set(files) - {".subnet.env.lock"} == {"ballast", "subnet.env"}
+            assert host.run([*in_its_mounts, "cat", f"{disk}/subnet.env"]).stdout == "old\n"
+            assert agent.stop() == 0
         disk.rmdir()
         assert remains_of(host) == set()
 
 
 def test_a_directory_that_takes_no_subnet_env_is_one_clear_line(bare: Host) -> None:
     with Agent(bare, "--subnet-file=/proc/flannel/subnet.env") as agent:
-        assert agent.exit_code() == 1
-        assert agent.said()[-1].startswith("flannel-udp: cannot write /proc/flannel/subnet.env: ")
+        agent.wait_for_line("not ready: cannot write /proc/flannel/subnet.env: ")
+        assert not bare.is_ready()
+        assert agent.stop() == 0
     assert remains_of(bare) == set()
-
-
-def test_a_control_socket_that_cannot_be_made_is_one_clear_line(bare: Host) -> None:
-    line = refused(bare, "--control-socket=/proc/flannel-udp.sock", code=1)
-    assert line.startswith("cannot make the control socket /proc/flannel-udp.sock: ")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flannel_udp.control.peer_log import SPAN_LINES, SPAN_S
 from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
@@ -20,6 +21,7 @@ from tests.support.agents import Agent, log_of, peers_of, remains_of, subnet_of,
 from tests.support.by_hand import PREFIX, EtcdByHand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.standstill import freeze
 
 pytestmark = NEEDS_NETNS
 
@@ -90,6 +92,45 @@ def test_a_file_that_breaks_while_traffic_flows_costs_no_packet(pair: Lab) -> No
         assert len(peers_of(h1)) == 1
         flow.wait_for_one_sent_from_now()
     assert flow.lost == 0
+
+
+@pytest.mark.parametrize("times", [1, 10])
+def test_a_file_that_is_gone_for_a_while_is_an_outage_in_the_status_and_costs_no_packet(pair: Lab, times: int) -> None:
+    h1, h2 = pair.hosts
+    registry = pair.plan.registry_file
+    aside = registry.with_name("aside.json")
+    log = h1.log_file
+    before = log.read_text().count("watching the subnets: ")
+    with Flow(h1.pods[0], h2.pods[0]) as flow:
+        for _ in range(times):
+            registry.rename(aside)
+            wait_for("h1 shows it", lambda: h1.control("/v1/status")["degraded"] == ["registry"])
+            (problem,) = h1.control("/v1/status")["problems"]
+            assert (
+                f": registry file {registry} is gone: put it back: the peers stay as they were, our lease ends"
+                in problem
+            )
+            assert h1.is_ready()
+            assert len(peers_of(h1)) == 1
+            aside.rename(registry)
+            wait_for("it is over", lambda: h1.control("/v1/status")["problems"] == [], RETRY_S)
+        flow.wait_for_one_sent_from_now()
+    assert flow.lost == 0
+    assert log.read_text().count("watching the subnets: ") == before + 2 * times
+    assert "lost our subnet" not in log.read_text()
+
+
+def test_a_file_in_a_read_only_folder_that_reserves_our_subnet_does(host: Host) -> None:
+    registry = host.plan.registry_file
+    ours = {"PublicIP": str(host.underlay), "PublicIPv6": None}
+    registry.write_text(json.dumps(json.loads(GOOD) | {"subnets": {"10.244.7.0-24": ours}}))
+    before = registry.read_bytes()
+    folder = registry.parent
+    script = f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && mount -t tmpfs none {host.state}"
+    with Agent(host, wrapper=("sh", "-c", f'{script} && exec "$@"', "sh")) as agent:
+        agent.wait_for_line("subnet 10.244.7.0/24")
+        assert not [line for line in agent.said() if "registry file" in line]
+    assert registry.read_bytes() == before
 
 
 def test_a_file_that_cannot_be_written_is_told_once_and_tried_again(host: Host) -> None:
@@ -226,7 +267,7 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_before_etcd_gives_it_away(ho
     with Agent(host, *USE_ETCD) as agent:
         agent.wait_ready()
         assert str(subnet_of(host)) == "10.244.7.0/24"
-        os.kill(etcd.pid, signal.SIGSTOP)
+        freeze(etcd.pid)
         stopped_s, used_s = time.monotonic(), cpu_s(agent)
         line = agent.wait_for_line("lost our subnet", 16)
         assert time.monotonic() - stopped_s < 13  # 12 s after the last renewal was sent
@@ -257,7 +298,7 @@ def test_a_poisoned_store_costs_no_good_peer_and_few_lines(host: Host, etcd: Etc
     with Agent(host, *USE_ETCD) as agent:
         agent.wait_ready()
         wait_for("the good peers", lambda: peers_of(host) == good)
-        before = len(agent.said())
+        before, start_s = len(agent.said()), time.monotonic()
         own = f'{{"PublicIP":"{host.underlay}"}}'
         for key, value in {
             "no subnet": "?",
@@ -275,5 +316,6 @@ def test_a_poisoned_store_costs_no_good_peer_and_few_lines(host: Host, etcd: Etc
         assert peers_of(host) == good | {"10.244.104.0/24": "192.0.2.104"}
         lines = agent.said()[before:]
         print(f"{len(lines)} lines for 10,005 bad keys")  # noqa: T201 - pytest -s shows it
-        assert len(lines) <= 30
+        n_spans = 1 + (time.monotonic() - start_s) // SPAN_S  # on a busy machine it takes longer than one
+        assert len(lines) <= SPAN_LINES * n_spans
         assert all(sum(f"'{key}'" in line for line in lines) == 1 for key in ("no subnet", "0.0.0.0-0"))

@@ -217,9 +217,14 @@ def test_who_fights_with_us_is_told_once_and_costs_little(h1: Host) -> None:
     fought = repairs_of(h1)["mtu"]
     assert 10 <= fought <= 15, fought
     (warning,) = log.lines("again and again")
-    assert warning == "somebody undoes our repairs again and again: they become rarer from now on"
-    assert len(log.lines()) == fought + 1
+    assert warning == "somebody undoes our repairs again and again, they become rarer from now on: mtu"
+    unsteady = "the MTU of flannel0 does not stay at 1472: `ip -ts monitor link` shows when"
+    assert log.lines("does not stay") == [f"degraded: {unsteady}"]
+    assert len(log.lines()) == fought + 2
+    status = h1.control("/v1/status")
+    assert (status["ready"], status["problems"], status["degraded"]) == (True, [unsteady], ["host"])
     wait_for("in the end we win", lambda: is_right(h1), timeout_s=20.0)
+    wait_for("nothing is wrong any more", lambda: h1.control("/v1/status")["problems"] == [])
 
 
 # The external interface
@@ -273,7 +278,8 @@ def test_another_external_mtu_is_followed_by_flannel0_and_subnet_env(duo: Lab, h
         wait_for("it is counted", lambda: repairs_of(h1) == {"mtu": 1})
         assert h1.control("/v1/status")["tunnel"]["mtu"] == 1372
         assert_traffic(duo)
-        assert log.lines() == ["the MTU of eth0 is 1400 now: the tunnel's is 1372"]
+        said = ["the MTU of eth0 is 1400 now: the tunnel's is 1372", f"wrote {h1.subnet_file}"]
+        wait_for("both are said", lambda: log.lines() == said)
     finally:
         h1.configure("link set eth0 mtu 1500")
     wait_for("flannel0 follows back", lambda: is_right(h1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,11 +14,12 @@ import pytest
 
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
-from flannel_udp.lab.plan import UNDERLAY_GATEWAY, Plan
+from flannel_udp.lab.plan import OVERLAY, OVERLAY_V6, UNDERLAY_GATEWAY, Plan
 from flannel_udp.lab.probe import ping_matrix
 from tests.kube_api.manifest import RULES, find
 from tests.kube_api.server import ApiServer
-from tests.support.agents import Agent, peers_of, remains_of, subnet_of, wait_for, wait_for_peers
+from tests.kube_api.store import Store
+from tests.support.agents import Agent, peers_of, remains_of, subnet_of, wait_for, wait_for_peers, wait_for_pings
 from tests.support.kernel_state import ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
@@ -90,6 +92,35 @@ def test_host_gw_nodes_say_so_and_have_the_routes_that_flanneld_would_make(tmp_p
         agents[0].wait_for_line("entry '10.244.9.0-24' is ignored: its backend is '', ours is host-gw")
 
 
+@pytest.mark.parametrize("backend", ["udp", "host-gw", "vxlan"])
+def test_dual_stack_nodes_carry_both_families_whatever_the_order_of_their_podcidrs(
+    tmp_path: Path, backend: str
+) -> None:
+    net_conf = tmp_path / "net-conf.json"
+    both = {"Network": str(OVERLAY), "EnableIPv6": True, "IPv6Network": str(OVERLAY_V6)}
+    net_conf.write_text(json.dumps({**both, "Backend": {"Type": backend}}))
+    plan = Plan(fresh_name(), agents=(), families="46")
+    with ExitStack() as running:
+        lab = running.enter_context(Lab(plan))
+        listener = running.enter_context(lab.net.socket(*STREAM))
+        listener.bind((str(UNDERLAY_GATEWAY), PORT))
+        listener.listen()
+        api = running.enter_context(ApiServer(listener, rules=RULES))
+        pair = Cluster(lab, api, net_conf)
+        for number, host in enumerate(lab.hosts):
+            cidrs = [f"10.244.{number}.0/24", f"fd00:10:244:{number + 1}::/64"]
+            api.add_node(host.name, ",".join(cidrs[::-1] if number else cidrs))
+        agents = [running.enter_context(pair.agent(host)) for host in lab.hosts]
+        for agent in agents:
+            agent.wait_ready()
+            agent.host.attach_pods()
+        wait_for_pings(lab, (4, 6))
+        for host in lab.hosts:
+            said = annotations_of(pair, host)
+            assert (said["public-ip"], said["public-ipv6"]) == (str(host.underlay), str(host.underlay_of(6)))
+            assert (said["backend-v6-data"] == "null") == (backend != "vxlan")
+
+
 def test_pods_reach_each_other_while_nodes_come_change_and_go(pair: Cluster) -> None:
     h1, h2 = pair.lab.hosts
     with ExitStack() as running:
@@ -134,7 +165,7 @@ def test_pods_reach_each_other_while_nodes_come_change_and_go(pair: Cluster) -> 
         wait_for("h7 is a peer", lambda: "10.244.7.0/24" in peers_of(h1))
         assert None not in ping_matrix(pair.lab.pods()).values()
 
-        assert [agent.stop() for agent in agents] == [0, 0]
+        assert agents[0].stop() == 0
     assert {seen.verb for seen in pair.api.requests} == {"get", "list", "watch", "patch"}
     assert "flannel0" not in remains_of(h2)
 
@@ -156,10 +187,73 @@ def test_nodes_reach_each_other_by_host_gw_and_say_so(tmp_path: Path) -> None:
         }
         # A node's subnet has no end, so its routes need none: they are flannel's but for the protocol number.
         assert ours_of(h1) == [f"{subnet_of(h2)} via {h2.underlay} dev eth0"]
+        assert agents[1].stop() == 0  # it would write the annotation again
         pair.api.do(lambda store: store.annotate("h2", backend_type="vxlan"))
         agents[0].wait_for_line("entry '10.244.1.0-24' is ignored: its backend is 'vxlan', ours is host-gw")
         wait_for("its route is gone", lambda: ours_of(h1) == [])
         assert [agent.stop() for agent in agents] == [0, 0]
+
+
+@pytest.mark.parametrize("datapath", ["kernel", "userspace"])
+def test_vxlan_nodes_say_where_frames_go_as_flanneld_does_and_find_it_again(tmp_path: Path, datapath: str) -> None:
+    with cluster(tmp_path, backend="vxlan") as pair, ExitStack() as running:
+        h1 = pair.lab.hosts[0]
+        agents = [running.enter_context(pair.agent(host, f"--datapath={datapath}")) for host in pair.lab.hosts]
+        for agent in agents:
+            agent.wait_ready()
+            agent.host.attach_pods()
+        wait_for_peers(pair.lab.hosts)
+        wait_for("traffic", lambda: None not in ping_matrix(pair.lab.pods(), timeout_s=0.5).values())
+        before = {host.name: annotations_of(pair, host) for host in pair.lab.hosts}
+        for host in pair.lab.hosts:
+            mac = json.loads(before[host.name]["backend-data"])["VtepMAC"]
+            assert before[host.name] == {
+                "kube-subnet-manager": "true",
+                "backend-type": "vxlan",
+                "backend-data": f'{{"VNI":1,"VtepMAC":"{mac}"}}',
+                "public-ip": str(host.underlay),
+            }
+        # As after a reboot: the node still says it, the host has no device.
+        assert agents[0].stop() == 0
+        h1.run(["ip", "link", "del", "flannel.1"], check=False)
+        again = running.enter_context(pair.agent(h1, f"--datapath={datapath}"))
+        again.wait_ready()
+        assert annotations_of(pair, h1) == before["h1"]
+        wait_for("traffic", lambda: None not in ping_matrix(pair.lab.pods(), timeout_s=0.5).values())
+        assert [again.stop(), agents[1].stop()] == [0, 0]
+
+
+def test_ipip_nodes_say_so_as_flanneld_does(tmp_path: Path) -> None:
+    with cluster(tmp_path, backend="ipip") as pair, ExitStack() as running:
+        agents = [running.enter_context(pair.agent(host, "--datapath=userspace")) for host in pair.lab.hosts]
+        for agent in agents:
+            agent.wait_ready()
+            agent.host.attach_pods()
+        wait_for_peers(pair.lab.hosts)
+        wait_for("traffic", lambda: None not in ping_matrix(pair.lab.pods(), timeout_s=0.5).values())
+        for host in pair.lab.hosts:
+            assert annotations_of(pair, host) == {
+                "kube-subnet-manager": "true",
+                "backend-type": "ipip",
+                "backend-data": "null",
+                "public-ip": str(host.underlay),
+            }
+        assert [agent.stop() for agent in agents] == [0, 0]
+
+
+def test_a_take_over_keeps_a_lease_whose_public_ip_an_administrator_has_overwritten(one: Cluster) -> None:
+    (h1,) = one.lab.hosts
+    one.api.do(lambda store: store.annotate("h1", public_ip_overwrite="203.0.113.7"))
+    with one.agent(h1) as old:
+        old.wait_ready()
+        wait_for("it is overwritten", lambda: annotations_of(one, h1)["public-ip"] == "203.0.113.7")
+        with one.agent(h1, "--takeover") as new:
+            new.wait_for_line(f"took over from process {old.process.pid}")
+            assert old.exit_code() == 0
+            new.wait_ready()
+            new.wait_for_line("told Kubernetes that the network of node h1 is available")
+            assert not [line for line in new.said() if "lost our subnet" in line]
+            assert (str(subnet_of(h1)), new.stop()) == ("10.244.0.0/24", 0)
 
 
 def annotations_of(cluster: Cluster, host: Host) -> dict[str, str]:
@@ -218,7 +312,7 @@ def test_a_node_that_comes_back_with_another_subnet_takes_that(one: Cluster) -> 
 @pytest.mark.parametrize(
     ("cidr", "line"),
     [
-        (None, "node 'h1' has no IPv4 podCIDR: run kube-controller-manager with --allocate-node-cidrs"),
+        (None, "node 'h1' has no podCIDR: run kube-controller-manager with --allocate-node-cidrs"),
         ("10.9.1.0/24", "10.9.1.0/24 is outside the overlay network 10.244.0.0/16"),
     ],
 )
@@ -252,6 +346,36 @@ def test_what_rbac_forbids_is_said_and_waited_out(one: Cluster) -> None:
         agent.wait_ready()
 
 
+def test_annotations_that_a_person_edits_stop_no_traffic(pair: Cluster) -> None:
+    h1, h2 = pair.lab.hosts
+    with pair.agent(h1) as agent, pair.agent(h2) as other:
+        for started in (agent, other):
+            started.wait_ready()
+            started.host.attach_pods()
+        wait_for("pods reach each other", lambda: None not in ping_matrix(pair.lab.pods()).values())
+        as_registered = annotations_of(pair, h1)
+        for edit in ({"kube_subnet_manager": None}, {"public_ip": "192.0.2.66"}):
+            pair.api.do(partial(Store.annotate, name="h1", **edit))
+            wait_for("they are written again", lambda: annotations_of(pair, h1) == as_registered)
+        wait_for("pods reach each other", lambda: None not in ping_matrix(pair.lab.pods()).values())
+        assert h1.is_ready()
+        assert not [line for line in agent.said() if "lost our subnet" in line]
+        assert len([line for line in agent.said() if "somebody changed its annotations" in line]) == 2
+
+
+def test_a_role_that_may_list_and_not_watch_is_one_line_and_few_lists(one: Cluster) -> None:
+    (host,) = one.lab.hosts
+    one.api.rules = [dict(rule, verbs=[verb for verb in rule["verbs"] if verb != "watch"]) for rule in RULES]
+    with one.agent(host) as agent:
+        agent.wait_ready()
+        before = one.api.count("list")
+        time.sleep(10)  # a list a second before, now after 1, 2, 4 and 8 s
+        assert one.api.count("list") - before <= 4
+        assert len([line for line in agent.said() if "watching the subnets" in line]) == 1
+        assert host.control("/v1/status")["degraded"] == ["registry"]
+        one.api.rules = RULES
+
+
 def test_a_net_conf_that_is_not_there_is_waited_for(one: Cluster, tmp_path: Path) -> None:
     (host,) = one.lab.hosts
     path = tmp_path / "net-conf.json"
@@ -267,11 +391,6 @@ def test_a_net_conf_that_is_not_there_is_waited_for(one: Cluster, tmp_path: Path
     ("arguments", "environment", "line"),
     [
         ((), {"NODE_NAME": ""}, "--kube-subnet-mgr: which node is this? Set NODE_NAME"),
-        (
-            ("--kubeconfig-file", "/nonexistent"),
-            {},
-            "--kubeconfig-file /nonexistent: Configuration file /nonexistent not",
-        ),
         (("--kube-api-url=api:6443",), {}, "--kube-api-url: 'api:6443' is not a URL"),
         (
             ("--kube-annotation-prefix=Flannel",),

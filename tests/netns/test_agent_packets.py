@@ -16,6 +16,7 @@ from flannel_udp.lab.capture import trace
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Pod
 from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.tunnel import tunnel_of
 from tests.support.agents import command_json, subnet_of, up_with_peers
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.taps import IcmpErrors, Tap, send_raw
@@ -49,7 +50,7 @@ def test_each_agent_takes_one_from_the_ttl_and_each_kernel_one(pair: Lab) -> Non
     source, target = pair.pods()
     seen = [step.packet for step in trace(source, target)]
     assert all(seen)
-    inner = [packet.inside(8285) or packet for packet in seen if packet]
+    inner = [packet.inside(tunnel_of(source.plan)) or packet for packet in seen if packet]
     assert [packet.ttl for packet in inner] == [64, 63, 62, 61, 60]
 
 

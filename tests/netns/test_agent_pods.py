@@ -52,6 +52,7 @@ def test_every_host_holds_one_entry_with_exactly_flannels_value(lab: Lab) -> Non
         else:
             fields = json.loads(value)
             assert fields.pop("Expires").endswith("Z")
+            assert fields.pop("Owner")[:8] == host.control("/v1/status")["lease"]["mark"]
             assert fields == {"PublicIP": str(host.underlay), "PublicIPv6": None}
 
 

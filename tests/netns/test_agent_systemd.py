@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -19,6 +18,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.support.agents import Agent, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.standstill import freeze
 
 pytestmark = NEEDS_NETNS
 
@@ -146,8 +146,7 @@ def test_pings_come_in_time_while_it_waits_and_while_it_runs_and_stop_with_it(la
         wait_for("ready", lambda: "READY=1" in manager.listen())
         so_far = manager.pings()
         wait_for("pings while it runs", lambda: manager.pings() >= so_far + 3)
-        agent.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, agent.process.pid, os.WSTOPPED | os.WNOWAIT)
+        freeze(agent.process.pid)
         so_far = manager.pings()
         time.sleep(WATCHDOG_S)  # what a manager waits
         assert manager.pings() == so_far

@@ -13,12 +13,13 @@ from contextlib import closing
 
 import pytest
 
-from flannel_udp.handover.conversation import HandoverFailed, Offered, ask_handover, serve_handover
+from flannel_udp.handover.conversation import HandoverFailed, Offered, ask_handover, reach_agent, serve_handover
 from flannel_udp.handover.state import HandoverState, Terms
 from flannel_udp.handover.takeover import HANDOVER
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
+from flannel_udp.model import Peer
 from tests.support.agents import Agent, Log, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
@@ -42,9 +43,9 @@ def terms_of(lab: Lab, host: Host) -> Terms:
 
 
 def ask(lab: Lab, host: Host) -> Offered:
-    offered = ask_handover(host.control_socket, terms_of(lab, host))
-    assert offered is not None
-    return offered
+    connection = reach_agent(host.control_socket)
+    assert connection is not None
+    return ask_handover(connection, terms_of(lab, host))
 
 
 def take(offered: Offered) -> None:
@@ -105,6 +106,9 @@ class Heir:
     def offer(self, _terms: Terms) -> tuple[HandoverState, Mapping[str, int]]:
         return self._offered.state, self._offered.descriptors
 
+    def peers(self) -> list[Peer]:
+        return self._offered.peers
+
     def commit(self) -> None:
         self._event()
 
@@ -121,7 +125,12 @@ def hand_over_through(lab: Lab, host: Host, event: Callable[[], object]) -> Agen
     host.kill_agent()
     with closing(socket.socket(fileno=os.dup(offered.descriptors[HANDOVER]))) as listener:
         listener.listen()  # once more, so that we are who answers there
-        serving = threading.Thread(target=lambda: asyncio.run(serve_handover(listener, Heir(offered, event))))
+        listener.setblocking(False)
+
+        async def accept() -> socket.socket:
+            return (await asyncio.get_running_loop().sock_accept(listener))[0]
+
+        serving = threading.Thread(target=lambda: asyncio.run(serve_handover(accept, Heir(offered, event))))
         serving.start()
         agent = Agent(host, "--takeover")
         serving.join()

@@ -147,7 +147,8 @@ def test_readyz_and_metrics_say_what_is_known_and_no_zero_for_what_nobody_counts
         figures = {sample.name.removeprefix("flannel_udp_"): sample.value for sample in samples}
         assert (figures["ready"], figures["peers"], figures["workers"]) == (1, 0, 0)
         assert figures.keys() == {
-            *("build_info", "lease_expires_seconds", "peers", "ready", "workers", "offload", "host_repairs_total")
+            *("build_info", "lease_expires_seconds", "peers", "ready", "workers", "offload", "host_repairs_total"),
+            *("kernel_drops_total", "degraded", "narrow_paths", "peers_by_health", "underlay_icmp_errors_total"),
         }
         host.configure("link set eth0 down")
         wait_for("not ready", lambda: get(host, "/readyz")[0] == "503")

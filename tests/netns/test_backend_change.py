@@ -16,6 +16,7 @@ from flannel_udp.lab.plan import OVERLAY, UNDERLAY_GATEWAY, Plan
 from flannel_udp.lab.probe import ping
 from tests.support.agents import Agent, Log, restart_agents, subnet_of, wait_for
 from tests.support.by_hand import by_hand
+from tests.support.by_hand_vxlan import mac_of
 from tests.support.flow import Flow
 from tests.support.kernel_state import kernel_state, ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -45,59 +46,97 @@ def bare(duo: Lab) -> set[str]:
     return kernel_state(duo.hosts[0])
 
 
-def of_udp(subnet: IPv4Network, _peer: str) -> set[str]:
-    first = subnet.network_address
+def of_tunnel(device: str, own: Host) -> set[str]:
+    first = subnet_of(own).network_address
     return {
-        "link flannel0",
-        f"address flannel0 inet {first}/32",
-        f"route local {first} dev flannel0 table local proto kernel scope host src {first}",
-        f"route {OVERLAY} dev flannel0",
+        f"link {device}",
+        f"address {device} inet {first}/32",
+        f"route local {first} dev {device} table local proto kernel scope host src {first}",
     }
 
 
-def of_host_gw(subnet: IPv4Network, peer: str) -> set[str]:
-    first = subnet.network_address
+def of_udp(own: Host, _peer: Host) -> set[str]:
+    return {*of_tunnel("flannel0", own), f"route {OVERLAY} dev flannel0"}
+
+
+def of_vxlan_by_us(own: Host, _peer: Host) -> set[str]:
+    return {*of_tunnel("flannel.1", own), f"route {OVERLAY} dev flannel.1"}
+
+
+def of_vxlan_by_the_kernel(own: Host, peer: Host) -> set[str]:
+    subnet = subnet_of(peer)
+    return {
+        *of_tunnel("flannel.1", own),
+        f"route {subnet} via {subnet.network_address} dev flannel.1 proto 82 onlink",
+        f"neighbour {subnet.network_address} dev flannel.1 lladdr {mac_of(peer)} PERMANENT",
+    }
+
+
+def of_ipip_by_us(own: Host, _peer: Host) -> set[str]:
+    return {*of_tunnel("flannel.ipip", own), f"route {OVERLAY} dev flannel.ipip"}
+
+
+def of_host_gw(own: Host, peer: Host) -> set[str]:
+    first = subnet_of(own).network_address
     return {
         f"address lo inet {first}/32",
         f"route local {first} dev lo table local proto kernel scope host src {first}",
-        f"route {peer} dev eth0 proto 82 src {first}",
+        f"route {subnet_of(peer)} via {peer.underlay} dev eth0 proto 82 src {first}",
     }
 
 
-def of_alloc(_subnet: IPv4Network, _peer: str) -> set[str]:
+def of_alloc(_own: Host, _peer: Host) -> set[str]:
     return set()
 
 
-OWN: Mapping[str, Callable[[IPv4Network, str], set[str]]] = {"udp": of_udp, "host-gw": of_host_gw, "alloc": of_alloc}
+KERNEL, US = ("--datapath=kernel",), ("--datapath=userspace",)
+WAYS: Mapping[str, tuple[str, tuple[str, ...], Callable[[Host, Host], set[str]]]] = {
+    "udp": ("udp", (), of_udp),
+    "vxlan by us": ("vxlan", US, of_vxlan_by_us),
+    "vxlan by the kernel": ("vxlan", KERNEL, of_vxlan_by_the_kernel),
+    "ipip by us": ("ipip", US, of_ipip_by_us),
+    "host-gw": ("host-gw", (), of_host_gw),
+    "alloc": ("alloc", (), of_alloc),
+}
+"""Backend, the agents' arguments, and what our agent has on its host."""
+
+JOURNEY = (
+    ("udp", Host.stop_agent),
+    ("vxlan by the kernel", Host.stop_agent),
+    ("host-gw", Host.kill_agent),
+    ("udp", Host.stop_agent),
+    ("vxlan by us", Host.kill_agent),
+    ("vxlan by the kernel", Host.kill_agent),
+    ("vxlan by us", Host.stop_agent),
+    ("host-gw", Host.stop_agent),
+    ("alloc", Host.kill_agent),
+    ("vxlan by the kernel", Host.stop_agent),
+    ("ipip by us", Host.kill_agent),
+    ("host-gw", Host.stop_agent),
+    ("udp", Host.stop_agent),
+    ("alloc", Host.stop_agent),
+)
+"""Where to, and how the agents before end."""
 
 
 @pytest.mark.parametrize(
-    ("kind", "end"),
-    [
-        ("udp", Host.stop_agent),
-        ("host-gw", Host.kill_agent),
-        ("alloc", Host.kill_agent),
-        ("host-gw", Host.stop_agent),
-        ("udp", Host.stop_agent),
-        ("alloc", Host.stop_agent),
-    ],
-    ids=["to udp", "udp to host-gw", "host-gw to alloc", "alloc to host-gw", "host-gw to udp", "udp to alloc"],
+    ("way", "end"), JOURNEY, ids=[f"{number} to {way}" for number, (way, _) in enumerate(JOURNEY, 1)]
 )
 def test_nothing_of_the_former_backend_stays_and_nothing_else_goes(
-    duo: Lab, bare: set[str], kind: str, end: Callable[[Host], None]
+    duo: Lab, bare: set[str], way: str, end: Callable[[Host], None]
 ) -> None:
     """In this order: each case goes on from where the one before has ended."""
     h1, h2 = duo.hosts
+    kind, arguments, of_ours = WAYS[way]
     hand, subnet, log = by_hand(duo), subnet_of(h1), Log(h1)
     for host in duo.hosts:
         end(host)
     hand.choose_backend(kind)
-    restart_agents(duo.hosts)
-    expected = bare | OWN[kind](subnet, f"{subnet_of(h2)} via {h2.underlay}")
-    wait_for("what the former one left is gone", lambda: kernel_state(h1) == expected)
+    restart_agents(duo.hosts, *arguments)
+    wait_for("what the former one left is gone", lambda: kernel_state(h1) == bare | of_ours(h1, h2))
     assert subnet_of(h1) == subnet
     value = json.loads(hand.subnets()[str(subnet).replace("/", "-")])
-    assert value.get("BackendType") == ("host-gw" if kind == "host-gw" else None)
+    assert value.get("BackendType") == (None if kind in ("udp", "alloc") else kind)
     assert h1.control("/v1/status")["backend"]["type"] == kind
     reached = ping(h1.pods[0], [h2.pods[0].ip], timeout_s=0.5) != [None]
     assert reached == (kind != "alloc")
@@ -172,7 +211,7 @@ def make_vxlan(host: Host, vni: int = 1) -> None:
 def test_flannelds_vxlan_device_goes_with_all_that_is_on_it_where_our_entry_names_it(
     flannelds: Lab, h1: Host, kind: str
 ) -> None:
-    expected = kernel_state(h1) | OWN[kind](OURS, f"{THEIRS} via 192.0.2.2")
+    expected = kernel_state(h1) | WAYS[kind][2](*flannelds.hosts)
     make_vxlan(h1)
     with gone_over(flannelds, "vxlan", kind, BackendData={"VNI": 1, "VtepMAC": "0a:00:00:00:00:01"}) as agent:
         wait_for("it is gone, and ours is there", lambda: kernel_state(h1) == expected)
@@ -181,7 +220,7 @@ def test_flannelds_vxlan_device_goes_with_all_that_is_on_it_where_our_entry_name
 
 @pytest.mark.parametrize("peer", ["", "host-gw"], ids=["gone over", "not yet"])
 def test_flannelds_host_gw_routes_go_where_our_entry_names_it(flannelds: Lab, h1: Host, peer: str) -> None:
-    expected = kernel_state(h1) | OWN["udp"](OURS, "")
+    expected = kernel_state(h1) | of_udp(*flannelds.hosts)
     h1.configure(f"route add {THEIRS} via 192.0.2.2")
     with gone_over(flannelds, "host-gw", "udp", peer=peer) as agent:
         wait_for("they are gone, and ours is there", lambda: kernel_state(h1) == expected)
@@ -194,10 +233,10 @@ def test_where_our_entry_names_nothing_or_another_nothing_of_flannelds_is_touche
 ) -> None:
     make_vxlan(h1, vni=7)
     h1.configure(f"route replace {THEIRS} via 192.0.2.2")
-    expected = kernel_state(h1) | OWN["udp"](OURS, "")
+    expected = kernel_state(h1) | of_udp(*flannelds.hosts)
     h1.configure("route add 10.244.9.0/24 via 192.0.2.2 proto 82")  # of ours, so that there is something to remove
     with gone_over(flannelds, former, "udp") as agent:
-        agent.wait_for_line("removed what an earlier run left: routes of the backend host-gw: 1")
+        agent.wait_for_line("removed what an earlier run left: our routes to peers: 1")
         assert kernel_state(h1) == expected
         assert len([line for line in agent.said() if "removed" in line]) == 1
 

@@ -114,7 +114,7 @@ def test_a_take_over_loses_nothing_and_writes_no_route(duo: Lab) -> None:
             monitor.terminate()
             assert agent.stop() == 0
         assert monitor.communicate()[0] == ""
-    assert log.lines("put right") == log.lines("warning") == []
+    assert log.lines("put right") == log.complaints() == []
 
 
 def test_a_take_over_that_fails_leaves_routes_address_and_key_to_the_old_agent(duo: Lab) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import http.client
-import json
 import socket
 import time
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Iterator
+from ipaddress import IPv4Network
 
 import pytest
 
@@ -17,54 +14,21 @@ from flannel_udp.host.monitor import open_monitor_socket
 from flannel_udp.lab import netns
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
-from flannel_udp.lab.plan import ETCD_PORT, UNDERLAY_GATEWAY, Plan
-from tests.support.by_hand import PREFIX
+from flannel_udp.lab.plan import Plan
 from tests.support.kernel_state import ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.many_peers import N_PEERS, NETWORK, EtcdGateway, host_number, subnet_number
 from tests.support.one_host import News
 
 pytestmark = [*NEEDS_NETNS, pytest.mark.usefixtures("needs_etcd")]
 
-N_PEERS, N_CHANGES = 10_000, 100
-PUTS_A_REQUEST = 100
-"""etcd takes 128 (--max-txn-ops)."""
+N_CHANGES = 100
 PATIENCE_S = 60.0
-NETWORK = "10.0.0.0/8"
-FIRST_SUBNET = int(IPv4Address("10.64.0.0"))
-FIRST_GATEWAY = int(IPv4Address("198.18.1.0"))
-"""RFC 2544's network, 198.18.0.0/15, is on-link, and so has room for all."""
 
 
-class Etcd:
-    """The lab's etcd by its HTTP gateway, on one connection: thousands of keys would take etcdctl minutes."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.connect((str(UNDERLAY_GATEWAY), ETCD_PORT))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._http = http.client.HTTPConnection("etcd")
-        self._http.sock = sock
-
-    def put(self, peers: Iterable[tuple[int, int]]) -> None:
-        """Write entries: number of the subnet, number of the host."""
-        puts = [{"requestPut": _texts(subnet, host)} for subnet, host in peers]
-        self._http.request("POST", "/v3/kv/txn", json.dumps({"success": puts}))
-        answer = self._http.getresponse()
-        said = answer.read().decode()
-        assert answer.status == http.HTTPStatus.OK, said
-
-
-def _texts(subnet: int, host: int) -> dict[str, str]:
-    key = f"{PREFIX}/subnets/{subnet_number(subnet).network_address}-24"
-    value = f'{{"PublicIP":"{gateway_number(host)}","PublicIPv6":null,"BackendType":"host-gw"}}'
-    return {name: base64.b64encode(text.encode()).decode() for name, text in (("key", key), ("value", value))}
-
-
-def subnet_number(number: int) -> IPv4Network:
-    return IPv4Network((FIRST_SUBNET + (number << 8), 24))
-
-
-def gateway_number(number: int) -> IPv4Address:
-    return IPv4Address(FIRST_GATEWAY + number)
+def entry(subnet: int, host: int) -> tuple[IPv4Network, str]:
+    value = f'{{"PublicIP":"{host_number(host)}","PublicIPv6":null,"BackendType":"host-gw"}}'
+    return subnet_number(subnet), value
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +40,16 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def etcd(lab: Lab) -> Iterator[Etcd]:
+def etcd(lab: Lab) -> Iterator[EtcdGateway]:
     """An etcd with all the peers."""
     with lab.net.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        etcd = Etcd(sock)
-        for start in range(0, N_PEERS, PUTS_A_REQUEST):
-            etcd.put((number, number) for number in range(start, start + PUTS_A_REQUEST))
+        etcd = EtcdGateway(sock)
+        etcd.put_all(entry(number, number) for number in range(N_PEERS))
         yield etcd
 
 
 @pytest.fixture(scope="module")
-def host(lab: Lab, etcd: Etcd) -> Host:
+def host(lab: Lab, etcd: EtcdGateway) -> Host:
     """A host whose agent has loaded the peers."""
     (host,) = lab.hosts
     started_s = time.monotonic()
@@ -108,16 +71,16 @@ def tell(figure: str) -> None:
 
 def test_all_have_their_route(host: Host) -> None:
     source = host.subnet and host.subnet.network_address
-    expected = {f"{subnet_number(i)} via {gateway_number(i)} dev eth0 src {source}" for i in range(N_PEERS)}
+    expected = {f"{subnet_number(i)} via {host_number(i)} dev eth0 src {source}" for i in range(N_PEERS)}
     assert set(ours_of(host)) == expected
 
 
-def test_a_change_is_one_route_more_and_one_less(host: Host, etcd: Etcd, news: News) -> None:
+def test_a_change_is_one_route_more_and_one_less(host: Host, etcd: EtcdGateway, news: News) -> None:
     took_ms = []
     for number in range(N_CHANGES):
         time.sleep(PAUSE_S)  # each is to be a publish of its own
         started_s = time.monotonic()
-        etcd.put([(number, N_PEERS + number)])
+        etcd.put([entry(number, N_PEERS + number)])
         told: list[str] = []
         while len(told) < 2 and time.monotonic() - started_s < PATIENCE_S:
             told += news()
@@ -126,7 +89,7 @@ def test_a_change_is_one_route_more_and_one_less(host: Host, etcd: Etcd, news: N
     took_ms.sort()
     tell(f"a change from etcd to the kernel: p50 {took_ms[N_CHANGES // 2]:.1f} ms, p99 {took_ms[-2]:.1f} ms")
     changed = {line.split(" dev ")[0] for line in ours_of(host)}
-    assert {f"{subnet_number(i)} via {gateway_number(N_PEERS + i)}" for i in range(N_CHANGES)} <= changed
+    assert {f"{subnet_number(i)} via {host_number(N_PEERS + i)}" for i in range(N_CHANGES)} <= changed
 
 
 def test_a_restart_writes_no_route(host: Host, news: News) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,11 @@ def host() -> Iterator[Host]:
 
 
 def has_tun_open(agent: Agent) -> bool:
-    return any(str(link.readlink()) == "/dev/net/tun" for link in Path(f"/proc/{agent.process.pid}/fd").iterdir())
+    for link in Path(f"/proc/{agent.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if str(link.readlink()) == "/dev/net/tun":
+                return True
+    return False
 
 
 def test_udps_descriptors_are_closed_and_forgotten_and_flannel0_is_gone(host: Host, tmp_path: Path) -> None:

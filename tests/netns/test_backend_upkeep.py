@@ -120,7 +120,7 @@ def test_an_interface_that_is_made_anew_has_its_routes_again(trio: Lab, h1: Host
     wait_for("its routes", lambda: are_right(trio))
     assert_traffic(trio)
     assert log.lines("no traffic") == ["no traffic: interface eth0 is gone: waiting for it"]
-    assert problems_of(h1) == []
+    wait_for("nothing is wrong", lambda: problems_of(h1) == [])  # the kernel may have been asked amid it
 
 
 def test_another_address_of_the_interface_is_registered_and_the_others_route_to_it(trio: Lab, h1: Host) -> None:
@@ -145,7 +145,8 @@ def test_another_mtu_of_the_interface_is_subnet_envs(trio: Lab, h1: Host) -> Non
     h1.configure("link set eth0 mtu 1400")
     try:
         wait_for("subnet.env follows", lambda: subnet_env.require(h1.subnet_file).mtu == 1400)
-        assert log.lines() == ["the MTU of eth0 is 1400 now, and so is the overlay's"]
+        said = ["the MTU of eth0 is 1400 now, and so is the overlay's", f"wrote {h1.subnet_file}"]
+        wait_for("both are said", lambda: log.lines() == said)
     finally:
         h1.configure("link set eth0 mtu 1500")
     wait_for("subnet.env follows back", lambda: subnet_env.require(h1.subnet_file).mtu == 1500)
@@ -173,7 +174,8 @@ def test_a_foreign_route_is_named_and_left_and_ours_comes_when_it_goes(trio: Lab
     assert wait_for("ours is back", lambda: are_right(trio)) < REPAIR_S
     wait_for("nothing is named", lambda: problems_of(h1) == [])
     assert_traffic(trio)
-    assert [line for line in log.lines() if "route" in line] == [
+    # Whether the kernel was asked meanwhile where packets go, which is said as well, is a matter of the moment.
+    assert [line for line in log.lines() if "route" in line and "degraded" not in line] == [
         fault,
         f"routes that could not be set stand now: {subnet}",
         "put right: routes to peers: 1",
@@ -208,7 +210,7 @@ def test_a_peer_that_is_not_on_link_is_named_and_the_others_are_unaffected(trio:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ('{"PublicIP":"192.0.2.1","BackendType":"host-gw"}', "it has our public IP, but our subnet is {own}"),
+        ('{"PublicIP":"192.0.2.1","BackendType":"host-gw"}', "it has our public IP, but our subnet is {own}; what"),
         ('{"PublicIP":"192.0.2.9","BackendType":"vxlan"}', "its backend is 'vxlan', ours is host-gw"),
         ('{"PublicIP":"192.0.2.9"}', "its backend is '', ours is host-gw"),
         ('{"PublicIP":"192.0.2.9","BackendType":7}', "lease value: BackendType 7 is no string"),
@@ -222,8 +224,9 @@ def test_an_entry_that_is_no_peer_is_ignored_with_one_warning(trio: Lab, h1: Hos
     hand, log = by_hand(trio), Log(h1)
     key = STRANGERS.replace("/", "-")
     hand.put(key, value)
-    wait_for("it is said", lambda: bool(log.lines(f"entry '{key}' is ignored: ")))
-    assert log.lines() == [f"entry '{key}' is ignored: {why.format(own=subnet_of(h1))}"]
+    wait_for("it is said", lambda: bool(log.lines(f"entry '{key}' is ")))
+    (line,) = log.lines()
+    assert why.format(own=subnet_of(h1)) in line
     assert STRANGERS not in peers_of(h1)
     assert are_right(trio)
     hand.delete(key)

@@ -11,6 +11,7 @@ from scapy.layers.inet import IP, UDP
 
 from flannel_udp.dataplane.reference import ReferenceTable
 from flannel_udp.lab.netns import call_inside
+from flannel_udp.model import Address, Prefix
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.engine_rig import EngineRig
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -70,7 +71,7 @@ def test_a_full_socket_costs_whole_runs_each_packet_counted_and_no_spinning(
 
 @pytest.mark.parametrize("offload", [NO_OFFLOAD, Offload()], ids=["one by one", "in runs"])
 def test_a_peer_that_never_answers_costs_another_peer_nothing(name: str, offload: Offload) -> None:
-    routes: dict[IPv4Network, IPv4Address | str] = {
+    routes: dict[Prefix, Address | str] = {
         IPv4Network("10.1.2.0/24"): SILENT,
         IPv4Network("10.1.3.0/24"): LIVE,
     }

@@ -16,6 +16,7 @@ from flannel_udp.dataplane.offload import enable_on_tunnel
 from flannel_udp.dataplane.reference import OWN, ReferenceTable
 from flannel_udp.dataplane.tunnel import open_tunnel
 from flannel_udp.lab.netns import call_inside
+from flannel_udp.model import Address, Prefix
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.engine_rig import EngineRig, small_table
 from tests.support.labs import NEEDS_NETNS, empty_namespace
@@ -56,7 +57,7 @@ def test_peers_that_cannot_be_reached_cost_no_other_peer_a_packet(
     offload: Offload, inside: Callable[[Callable[[], None]], None]
 ) -> None:
     peers = [GOOD, *FAILING]
-    routes: dict[IPv4Network, IPv4Address | str] = {
+    routes: dict[Prefix, Address | str] = {
         IPv4Network(f"10.1.{2 + i}.0/24"): IPv4Address(peer) for i, peer in enumerate(peers)
     }
     routes[IPv4Network("10.1.1.0/24")] = OWN

@@ -70,7 +70,7 @@ def real(name: str, folder: Path) -> None:
 def test_a_missing_tool_is_named_and_waited_for(host: Host, dialect: str, tmp_path: Path) -> None:
     with start(host, tmp_path) as agent:
         line = agent.wait_for_line(f"is not in PATH ({tmp_path})")
-        assert line == f"firewall rules: {TOOLS[dialect][-1]} is not in PATH ({tmp_path}) (trying again every 1 to 5 s)"
+        assert line == f"firewall rules: {TOOLS[dialect][0]} is not in PATH ({tmp_path}) (trying again every 1 to 5 s)"
         assert readiness(host) == 503
         assert not host.subnet_file.exists()
         for name in TOOLS[dialect]:

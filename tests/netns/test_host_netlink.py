@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, TypeVar
 
@@ -22,9 +23,9 @@ from pyroute2 import netns
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.interface import choose, gather
-from flannel_udp.host.netlink import configure_tunnel, link_state, tunnel_state, unconfigure
-from flannel_udp.host.repair import LinkState
-from flannel_udp.model import Interface
+from flannel_udp.host.netlink import configure_tunnel, external_state, tunnel_state, unconfigure
+from flannel_udp.host.repair import LinkState, TunnelEnd, TunnelShape
+from flannel_udp.model import Address, Interface
 from flannel_udp.options import InterfaceOptions
 from tests.support.labs import fresh_name
 
@@ -35,6 +36,7 @@ pytestmark = [
 
 ADDRESS = IPv4Address("10.1.15.0")
 NETWORK = IPv4Network("10.1.0.0/16")
+SHAPE = TunnelShape((TunnelEnd(ADDRESS, NETWORK),), 1472)
 NO_SUCH_INDEX = 999_999
 T = TypeVar("T")
 
@@ -117,12 +119,13 @@ def host(namespace: Namespace) -> Namespace:
 
 
 def configure(namespace: Namespace, address: IPv4Address = ADDRESS, network: IPv4Network = NETWORK) -> None:
-    namespace.call(configure_tunnel, "flannel0", address, network, 1472, 1000)
+    namespace.call(configure_tunnel, "flannel0", TunnelShape((TunnelEnd(address, network),), 1472), 1000)
 
 
 def state_of(namespace: Namespace) -> tuple[LinkState | None, bool]:
     """Return the state of flannel0, if there is one, and whether the overlay's route leads there."""
-    return namespace.call(lambda: tunnel_state(index_of("flannel0"), NETWORK))
+    state, routed = namespace.call(lambda: tunnel_state(index_of("flannel0"), [NETWORK]))
+    return state, NETWORK in routed
 
 
 def index_of(device: str) -> int:
@@ -167,7 +170,7 @@ def test_fresh_device_gets_flannels_shape_and_takes_it_along_when_closed(namespa
 def test_beside_a_running_uvloop_it_works_in_a_thread(tun: Namespace) -> None:
     async def on_uvloop() -> None:
         # Threads inherit the network namespace of the one that starts them.
-        await asyncio.to_thread(configure_tunnel, "flannel0", ADDRESS, NETWORK, 1472, 1000)
+        await asyncio.to_thread(configure_tunnel, "flannel0", SHAPE, 1000)
 
     tun.call(lambda: uvloop.run(on_uvloop()))
     assert tun.addresses("flannel0") == ["10.1.15.0/32"]
@@ -178,9 +181,10 @@ def test_state_of_the_host_can_be_asked(tun: Namespace) -> None:
     assert before is not None
     assert (before.name, before.up, before.addresses, routed) == ("flannel0", False, (), False)
     configure(tun)
-    after = LinkState("flannel0", before.index, 1472, True, (IPv4Interface((ADDRESS, 32)),))
+    # Nobody holds its descriptor, so it has no carrier.
+    after = LinkState("flannel0", before.index, 1472, True, (IPv4Interface((ADDRESS, 32)),), carrier=False)
     assert state_of(tun) == (after, True)
-    assert tun.call(link_state, before.index) == after
+    assert tun.call(external_state, before.index, [ADDRESS]) == (after, frozenset[Address]({ADDRESS}))
 
 
 @pytest.mark.parametrize(
@@ -279,8 +283,8 @@ def test_missing_device_is_one_clear_line(namespace: Namespace) -> None:
 
 
 def test_impossible_mtu_is_one_clear_line(tun: Namespace) -> None:
-    with pytest.raises(FlannelError, match=r"^configuring flannel0: Invalid argument$"):
-        tun.call(configure_tunnel, "flannel0", ADDRESS, NETWORK, 10, 1000)
+    with pytest.raises(FlannelError, match=r"^configuring flannel0: mtu less than device minimum$"):
+        tun.call(configure_tunnel, "flannel0", replace(SHAPE, mtu=10), 1000)
 
 
 def test_without_ipv6_on_the_host_the_device_is_configured_all_the_same(tun: Namespace) -> None:
@@ -304,7 +308,9 @@ def test_without_capability_it_is_one_clear_line(tun: Namespace) -> None:
     code = (
         "from ipaddress import *; from flannel_udp.errors import FlannelError\n"
         "from flannel_udp.host.netlink import configure_tunnel\n"
-        "try: configure_tunnel('flannel0', IPv4Address('10.1.15.0'), IPv4Network('10.1.0.0/16'), 1472, 1000)\n"
+        "from flannel_udp.host.repair import TunnelEnd, TunnelShape\n"
+        "end = TunnelEnd(IPv4Address('10.1.15.0'), IPv4Network('10.1.0.0/16'))\n"
+        "try: configure_tunnel('flannel0', TunnelShape((end,), 1472), 1000)\n"
         "except FlannelError as error: print(error)\n"
     )
     bare = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code]

@@ -104,6 +104,16 @@ def test_behind_nat_another_address_is_dialled(host: str) -> None:
     )
 
 
+def test_a_public_ip_alone_chooses_the_interface_that_has_it(host: str) -> None:
+    shown = document(host, "--public-ip=198.51.100.2")
+    assert (shown["chosen"]["interface"], shown["chosen"]["by"]) == ("eth1", "--public-ip=198.51.100.2")
+    done = run(host, "--public-ip=203.0.113.77")
+    assert done.stdout.splitlines()[-2:] == [
+        "passed over: --public-ip=203.0.113.77: no interface has this address: a NAT in front of us",
+        "the agent binds to 192.0.2.2 of eth0, MTU 1500; other hosts dial 203.0.113.77 (--public-ip)",
+    ]
+
+
 def test_what_leads_nowhere_is_explained_and_fails(host: str) -> None:
     done = run(host, "--iface=eth2", "--iface=eth3")
     assert done.returncode == 1

@@ -25,6 +25,14 @@ FIRST = IPv4Address("10.1.15.0")
 """The first address of our subnet, 10.1.15.0/24."""
 THEIRS = IPv4Network("10.1.16.0/24")
 PEER = IPv4Address("192.0.2.2")
+TUNNEL = 77
+"""flannel0's index."""
+MAKE_TUNNEL = (
+    f"link add flannel0 index {TUNNEL} type veth peer name far1",
+    "link set far1 up",
+    "link set flannel0 up",
+    f"address add {FIRST}/32 dev flannel0",
+)
 
 
 @pytest.fixture
@@ -70,6 +78,32 @@ def valid_s(host: OneHost) -> int:
 def wait_for_the_end(host: OneHost) -> None:
     """Wait for the kernel to remove our routes: nobody of ours is there to do anything."""
     assert netns.wait_until(lambda: not host.routes("proto 82"), PATIENCE_S)
+
+
+def test_where_a_tunnel_device_has_the_address_too_both_end(host: OneHost) -> None:
+    host.ip(*MAKE_TUNNEL)
+    end = LeaseEnd(lambda: TUNNEL)
+    end.hold(FIRST)
+    host.call(end.live_until, in_s(3600))
+    assert end.fault is None
+    lives = [line for line in host.show("-4 address show") if line.startswith("valid_lft") and "forever" not in line]
+    assert len(lives) == 2
+    assert lives[0] == lives[1]
+    routed(host, end)
+    host.call(end.live_until, in_s(LATENESS_S + 3))
+    wait_for_the_end(host)
+    assert str(FIRST) not in "".join(host.show("-4 address show"))
+
+
+def test_a_tunnel_device_s_address_stays_where_the_lease_has_no_end_any_more(host: OneHost) -> None:
+    host.ip(*MAKE_TUNNEL)
+    end = LeaseEnd(lambda: TUNNEL)
+    end.hold(FIRST)
+    host.call(end.live_until, in_s(3600))
+    end.hold(None)
+    host.call(end.remove_former)
+    assert ours(host) == []
+    assert any("valid_lft forever" in line for line in host.show("-4 address show dev flannel0"))
 
 
 # The end

@@ -20,8 +20,9 @@ from flannel_udp.lab import netns
 from flannel_udp.lab.capture import trace
 from flannel_udp.lab.lab import Lab, lab_names, remove
 from flannel_udp.lab.node import Node
-from flannel_udp.lab.plan import STATE_DIR, Plan
-from flannel_udp.lab.probe import ping_matrix, tcp_rate
+from flannel_udp.lab.plan import ROUTED_GATEWAY, STATE_DIR, UNDERLAY_GATEWAY, Plan
+from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
+from flannel_udp.lab.tunnel import tunnel_of
 from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, namespaces_of, state_of
 from tests.support.naive import NaivePeer
 from tests.support.socat import SocatPeer
@@ -66,10 +67,24 @@ def test_a_packet_is_seen_at_every_step_and_loses_one_of_its_ttl_at_each_router(
     packets = [step.packet for step in steps]
     assert [step.interface for step in steps] == ["eth0", "flannel0", "eth0", "flannel0", "eth0"]
     assert all(packets)
-    inner = [packet.inside(8285) or packet for packet in packets if packet]
+    inner = [packet.inside(tunnel_of(source.plan)) or packet for packet in packets if packet]
     assert [packet.ttl for packet in inner] == [64, 63, 62, 61, 60]
     assert packets[2] is not None
     assert (str(packets[2].source), str(packets[2].destination)) == ("192.0.2.1", "192.0.2.2")
+
+
+def test_a_host_behind_a_router_is_reached_over_it_alone() -> None:
+    with Lab(Plan(fresh_name(), hosts=3, pods=0, routed=("h3",))) as lab:
+        h1, h2, h3 = lab.hosts
+        assert f"via {UNDERLAY_GATEWAY}" in h1.run(["ip", "route", "get", str(h3.underlay)]).stdout
+        assert "via" not in h1.run(["ip", "route", "get", str(h2.underlay)]).stdout
+        assert f"via {ROUTED_GATEWAY}" in h3.run(["ip", "route", "get", str(h1.underlay)]).stdout
+        assert None not in [*ping(h1, [h2.underlay, h3.underlay]), *ping(h3, [h2.underlay])]
+
+
+def test_one_host_alone_is_given_arguments() -> None:
+    with Lab(Plan(fresh_name(), pods=0, agent_args=("--workers=1",), host_args={"h2": ("--workers=3",)})) as lab:
+        assert [host.control("/v1/status")["workers"] for host in lab.hosts] == [1, 3]
 
 
 def test_a_packet_that_never_arrives_is_told_from_one_that_does() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,7 +115,17 @@ def test_down_all_removes_every_lab_of_the_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--hosts", "0"), ("--pods", "300"), ("--name", "../x"), ("--registry", "redis"), ("--backend", "vxlan")]
+    "words",
+    [
+        ("--hosts", "0"),
+        ("--pods", "300"),
+        ("--name", "../x"),
+        ("--registry", "redis"),
+        ("--backend", "wireguard"),
+        ("--datapath", "kernel,card"),
+        ("--routed", "2"),
+        ("--routed", "-1"),
+    ],
 )
 def test_a_lab_that_cannot_be_is_wrong_usage(words: tuple[str, ...]) -> None:
     done = run("up", *words)
@@ -190,6 +201,58 @@ def test_a_demonstration_draws_pings_transfers_traces_and_leaves_nothing() -> No
     ]
     assert not namespaces_of(name)
     assert not state_of(name).exists()
+
+
+@pytest.mark.parametrize("datapath", ["kernel", "userspace"])
+def test_a_demonstration_of_vxlan_shows_every_header_of_a_packet(datapath: str) -> None:
+    done = run("demo", "--name", fresh_name(), "--backend", "vxlan", "--datapath", datapath, COLUMNS="120")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 pings answered" in done.stdout
+    assert "backend vxlan, MTU 1450: flannel.1 to flannel.1" in done.stdout
+    carrier = "agent" if datapath == "userspace" else "kernel"
+    assert f"h1 eth0: the {carrier} put Ethernet, VXLAN and UDP in front of it" in done.stdout
+    assert re.search(r"192\.0\.2\.1:\d+ → 192\.0\.2\.2:8472  UDP  TTL 64  134 bytes, inside:\n", done.stdout)
+    assert re.search(r"VNI 1, Ethernet ([0-9a-f]{2}:){5}[0-9a-f]{2} → ", done.stdout)
+    assert [line.split("TTL ")[1].split()[0] for line in done.stdout.splitlines() if "ICMP echo request" in line] == [
+        "64",
+        "63",
+        "63",
+        "63",
+        "62",
+    ]
+
+
+def test_a_demonstration_of_both_families_shows_a_packet_of_each() -> None:
+    name = fresh_name()
+    done = run("demo", "--name", name, "--families", "46")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 of 2 pings answered") == 2
+    assert "192.0.2.1:8285 → 192.0.2.2:8285  UDP" in done.stdout
+    assert "[2001:db8::1]:8285 → [2001:db8::2]:8285  UDP  hop limit 64  152 bytes, inside:" in done.stdout
+    assert namespaces_of(name) == []
+
+
+def test_a_demonstration_of_ipip_shows_a_packet_in_a_packet() -> None:
+    done = run("demo", "--name", fresh_name(), "--backend", "ipip", "--datapath", "userspace", COLUMNS="120")
+    assert done.returncode == 0, done.stderr
+    assert "backend ipip, MTU 1480: flannel.ipip to flannel.ipip" in done.stdout
+    assert "192.0.2.1 → 192.0.2.2  IPIP  TTL 64  104 bytes, inside:\n" in done.stdout
+    assert [line.split("TTL ")[1].split()[0] for line in done.stdout.splitlines() if "ICMP echo request" in line] == [
+        "64",
+        "63",
+        "63",
+        "63",
+        "62",
+    ]
+
+
+def test_a_lab_with_a_host_behind_a_router_and_two_datapaths_talks() -> None:
+    words = ("--backend", "vxlan", "--datapath", "kernel,userspace", "--hosts", "4", "--routed", "1")
+    done = run("demo", "--name", fresh_name(), *words)
+    assert done.returncode == 0, done.stderr
+    assert "12 of 12 pings answered" in done.stdout
+    assert "198.51.100.0/24 behind a router (h4)" in done.stdout
+    assert "198.51.100.4:8472" in done.stdout
 
 
 def test_a_demonstration_of_routes_shows_them_and_a_packet_without_a_header() -> None:

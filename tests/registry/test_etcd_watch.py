@@ -29,14 +29,18 @@ async def heard(
             yield response
 
     monkeypatch.setattr(registry._client, "watch", watch)
-    async with aclosing(registry._changes(10, Outage(logging.getLogger(__name__)))) as changes:
+    async with aclosing(
+        registry._changes(pb.ResponseHeader(revision=10), Outage(logging.getLogger(__name__)))
+    ) as changes:
         async for change in changes:
             yield dict(change.entries)
     await registry.close()
 
 
 def answer(revision: int, *keys: str, created: bool = False) -> pb.WatchResponse:
-    events = [pb.Event(kv=pb.KeyValue(key=f"/coreos.com/network/subnets/{key}".encode(), value=VALUE)) for key in keys]
+    prefix = "/coreos.com/network/subnets/"
+    kvs = [pb.KeyValue(key=f"{prefix}{key}".encode(), value=VALUE, mod_revision=revision) for key in keys]
+    events = [pb.Event(kv=kv) for kv in kvs]
     return pb.WatchResponse(header=pb.ResponseHeader(revision=revision), created=created, events=events)
 
 

@@ -96,7 +96,9 @@ async def test_what_is_unknown_is_kept(registry: FileRegistry, path: Path) -> No
     assert "Tür links ☃" in path.read_text()
 
 
-async def test_expired_entries_are_absent_and_go_with_the_next_write(registry: FileRegistry, path: Path) -> None:
+async def test_expired_entries_are_absent_and_stay_until_their_subnet_is_wanted(
+    registry: FileRegistry, path: Path
+) -> None:
     subnets = {
         "10.1.1.0-24": {"PublicIP": "192.0.2.1", "Expires": "2001-01-01T00:00:00Z"},
         "10.1.2.0-24": {"PublicIP": "192.0.2.2", "Expires": expires_in(60)},
@@ -114,8 +116,11 @@ async def test_expired_entries_are_absent_and_go_with_the_next_write(registry: F
         "10.1.6.0-24": True,
     }
     assert len(json.loads(path.read_text())["subnets"]) == 6
-    await registry.create("10.1.1.0-24", VALUE, LEASE_TTL_S)
-    assert sorted(json.loads(path.read_text())["subnets"]) == ["10.1.1.0-24", *sorted(entries)]
+    assert set((await registry.list()).ended) == {"10.1.1.0-24", "10.1.4.0-24"}
+    await registry.write_config(CONFIG)
+    assert json.loads(path.read_text())["subnets"] == subnets
+    await registry.create("10.1.1.0-25", VALUE, LEASE_TTL_S)
+    assert json.loads(path.read_text())["subnets"].keys() == {"10.1.1.0-25", *subnets} - {"10.1.1.0-24"}
 
 
 async def test_a_missing_file_is_empty_and_is_made_by_the_first_write(registry: FileRegistry, path: Path) -> None:
@@ -403,7 +408,7 @@ async def test_a_watch_sees_an_editor_that_writes_in_place_and_one_that_replaces
         change = await seen.change()
         assert set(change.entries) == {"10.1.1.0-24", "10.1.2.0-24"}
         assert change.entries["10.1.1.0-24"] is None
-        path.unlink()
+        path.write_text("{}")
         assert (await seen.change()).entries == {"10.1.2.0-24": None}
 
 

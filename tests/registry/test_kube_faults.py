@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import shutil
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +20,7 @@ from flannel_udp.registry import outage
 from flannel_udp.registry.kube import client as kube_client
 from flannel_udp.registry.kube import registry as kube
 from flannel_udp.registry.kube.client import KubeClient
-from flannel_udp.registry.kube.options import open_http
+from flannel_udp.registry.kube.options import KubeFiles
 from flannel_udp.registry.kube.registry import KubeRegistry
 from tests.kube_api.server import ApiServer, Fault
 from tests.kube_api.store import Refused
@@ -243,10 +245,11 @@ async def test_a_list_that_expires_between_its_parts_is_begun_anew(
     api: ApiServer, registry: KubeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kube_client, "PAGE_NODES", 1)
-    api.order("list", Fault(), Fault(refuse=Refused(410, "Expired", "continue token too old")))
+    not_whole = Fault(refuse=Refused(400, "BadRequest", "resourceVersion 0 is not served"))
+    api.order("list", not_whole, Fault(), Fault(refuse=Refused(410, "Expired", "continue token too old")), not_whole)
     async with watching(registry) as seen:
         assert (await seen.snapshot()).entries.keys() == {"10.1.2.0-24"}
-    assert api.count("list") == 4
+    assert api.count("list") == 2 + 4
 
 
 # A server that is away, slow or odd
@@ -275,7 +278,7 @@ async def test_an_outage_is_one_warning_and_changes_meanwhile_are_seen(
         (Fault(plain="[]"), "the answer is an object that is no node"),
         (Fault(plain='{"metadata": {"name": 7}}'), "the answer is a node with fields of wrong types"),
         (Fault(plain='{"metadata": {"name": "h1", "annotations": {"a": 1}}}'), "fields of wrong types"),
-        (Fault(plain='{"metadata": {"name": "h1"}, "spec": []}'), "no IPv4 podCIDR"),
+        (Fault(plain='{"metadata": {"name": "h1"}, "spec": []}'), "no podCIDR"),
     ],
 )
 async def test_an_odd_answer_is_one_line(fault: Fault, says: str, api: ApiServer, registry: KubeRegistry) -> None:
@@ -300,6 +303,15 @@ async def test_a_slow_answer_is_given_up(
     api.order("get", Fault(wait_s=1.0))
     with pytest.raises(RegistryError, match=r"GET /api/v1/nodes/h1: no complete answer within 0\.2 s"):
         await registry.assigned()
+
+
+async def test_a_server_that_asks_for_patience_is_given_it(api: ApiServer, registry: KubeRegistry) -> None:
+    api.order("get", Fault(refuse=Refused(429, "TooManyRequests", "slow down"), retry_after="1"))
+    with pytest.raises(RegistryError, match="slow down"):
+        await registry.assigned()
+    await registry.assigned()
+    first, second = (seen.at_s for seen in api.requests)
+    assert second - first >= 0.95
 
 
 async def test_nobody_listening_is_one_line(api: ApiServer, registry: KubeRegistry) -> None:
@@ -360,7 +372,7 @@ async def test_a_rotated_token_is_read_again_and_never_logged(
         secure.tokens = {"first": "flannel"}
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(secure.address[1]))
-        client = KubeClient(open_http(KubeOptions(subnet_mgr=True), tmp_path))
+        client = KubeClient(KubeFiles(KubeOptions(subnet_mgr=True), tmp_path))
         try:
             assert (await client.get_node("h1")).name == "h1"
             secure.tokens = {"second": "flannel"}
@@ -386,6 +398,56 @@ async def test_a_certificate_of_somebody_else_is_refused(tmp_path: Path) -> None
         with pytest.raises(RegistryError, match="CERTIFICATE_VERIFY_FAILED"):
             await registry.assigned()
         await registry.close()
+
+
+async def test_certificates_that_are_replaced_one_by_one_are_used_once_they_fit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    authority = make_authority(tmp_path, "ca")
+    server = make_certificate(tmp_path, "server", authority, "IP:127.0.0.1")
+    former, ours = (make_certificate(tmp_path, name, authority, "DNS:client") for name in ("former", "ours"))
+    stranger = make_certificate(tmp_path, "stranger", make_authority(tmp_path, "strange"), "DNS:client")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.certfile)
+    context.load_cert_chain(server.certfile, server.keyfile)
+    context.verify_mode = ssl.CERT_REQUIRED
+    used = tmp_path / "used.crt", tmp_path / "used.key"
+    shutil.copy(stranger.certfile, used[0])
+    shutil.copy(stranger.keyfile, used[1])
+    with ApiServer(tls=context) as secure:
+        secure.add_node("h1", "10.1.1.0/24")
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(
+            json.dumps(
+                {
+                    "current-context": "x",
+                    "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+                    "clusters": [{"name": "c", "cluster": {"server": secure.url, "certificate-authority": "ca.crt"}}],
+                    "users": [{"name": "u", "user": {"client-certificate": "used.crt", "client-key": "used.key"}}],
+                }
+            )
+        )
+        registry = KubeRegistry(KubeOptions(subnet_mgr=True, kubeconfig_file=kubeconfig), {"NODE_NAME": "h1"})
+        with pytest.raises(RegistryError, match="GET /api/v1/nodes/h1"):
+            await registry.assigned()
+        shutil.copy(former.certfile, used[0])
+        for _ in range(2):
+            with pytest.raises(RegistryError, match="GET /api/v1/nodes/h1"):
+                await registry.assigned()
+        shutil.copy(former.keyfile, used[1])
+        async with watching(registry) as seen:
+            await seen.snapshot()
+            await wait_for_requests(secure, "watch", 1)
+            shutil.copy(ours.certfile, used[0])
+            shutil.copy(ours.keyfile, used[1])
+            assert (await registry.assigned()).key == "10.1.1.0-24"
+            key = add_peer(secure, 3)
+            assert (await seen.change()).entries.keys() == {key}
+        await registry.close()
+    half = [message for message in caplog.messages if "going on with what was read before" in message]
+    assert len(half) == 1, caplog.messages
+    assert caplog.messages.count("Kubernetes: the credentials were replaced: using the new ones") == 2
+    assert "watching the subnets" not in caplog.text
 
 
 async def test_a_watch_ends_whenever_it_is_cancelled(registry: KubeRegistry) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.errors import UsageError
+from flannel_udp.errors import UnusableFile, UsageError
+from flannel_udp.files.secret import secret_in
 from flannel_udp.options import EtcdOptions, Options
-from flannel_udp.registry.etcd.options import open_credentials, parse_endpoints
+from flannel_udp.registry.etcd.options import open_credentials, parse_endpoints, read_secrets
 from flannel_udp.registry.open import open_registry
 from flannel_udp.registry.urls import Endpoint
 from tests.registry.certificates import Pair, make_authority
@@ -108,10 +109,10 @@ def test_a_certificate_and_its_key_belong_together(pair: Pair) -> None:
 def test_a_file_that_cannot_be_read_is_named_with_its_flag(flag: str, pair: Pair, tmp_path: Path) -> None:
     options = EtcdOptions(cafile=pair.certfile, certfile=pair.certfile, keyfile=pair.keyfile)
     missing = tmp_path / "missing.pem"
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UnusableFile) as caught:
         open_credentials(_with(options, flag, missing), https=True)
     assert str(caught.value) == f"--etcd-{flag} {missing}: No such file or directory"
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UnusableFile) as caught:
         open_credentials(_with(options, flag, tmp_path), https=True)
     assert str(caught.value) == f"--etcd-{flag} {tmp_path}: Is a directory"
 
@@ -124,7 +125,7 @@ def test_a_file_that_holds_something_else_is_named_with_its_flag(
     wrong = tmp_path / "wrong.pem"
     wrong.write_bytes(content)
     options = EtcdOptions(cafile=pair.certfile, certfile=pair.certfile, keyfile=pair.keyfile)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UnusableFile) as caught:
         open_credentials(_with(options, flag, wrong), https=True)
     assert f"--etcd-{flag} {wrong}" in str(caught.value)
     assert "PEM" in str(caught.value)
@@ -132,7 +133,7 @@ def test_a_file_that_holds_something_else_is_named_with_its_flag(
 
 def test_a_key_of_another_certificate_is_refused(pair: Pair, tmp_path: Path) -> None:
     stranger = make_authority(tmp_path, "stranger")
-    with pytest.raises(UsageError, match="not a certificate and its unencrypted key"):
+    with pytest.raises(UnusableFile, match="not a certificate and its unencrypted key"):
         open_credentials(EtcdOptions(certfile=pair.certfile, keyfile=stranger.keyfile), https=True)
 
 
@@ -150,5 +151,21 @@ def test_an_encrypted_key_is_refused_and_no_password_asked_for(pair: Pair, tmp_p
         "pass:geheim",
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=20)
-    with pytest.raises(UsageError, match="not a certificate and its unencrypted key"):
+    with pytest.raises(UnusableFile, match="not a certificate and its unencrypted key"):
         open_credentials(EtcdOptions(certfile=pair.certfile, keyfile=encrypted), https=True)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n", b"hunter2\nhunter2\n", b"\xffhunter2", b"hunter2\0"])
+def test_a_password_file_that_is_no_line_yet_is_read_again_when_it_is_needed_and_not_told(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    options = EtcdOptions(password=secret_in(file))
+    with pytest.raises(UnusableFile, match="--etcd-password-file: ") as caught:
+        read_secrets(options, https=False)
+    assert str(file) in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    file.write_text("hunter2\n")
+    assert read_secrets(options, https=False).password == "hunter2"  # noqa: S105 - of nobody

@@ -20,6 +20,7 @@ from tests.registry.support import etcdctl, watching
 
 KEY = "10.1.15.0-24"
 NODE = "h1"
+MARK, OTHER_MARK = 0x1234ABCD, 0xFEDCBA98
 OTHER_KEY = "10.1.16.0-24"
 VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
 OTHER_VALUE = b'{"PublicIP":"192.0.2.2","PublicIPv6":null}'
@@ -33,8 +34,8 @@ class Store:
         self._kube_api = kube_api
         self._opened: list[Registry] = []
 
-    def open(self) -> Registry:
-        registry = open_registry(self._options)
+    def open(self, mark: int = 0) -> Registry:
+        registry = open_registry(self._options, mark)
         self._opened.append(registry)
         return registry
 
@@ -175,6 +176,48 @@ async def test_a_lease_that_nobody_renews_expires_and_watchers_hear_of_it(regist
     with pytest.raises(LeaseLost):
         await registry.renew(entry, VALUE, 60)
     await other.create(KEY, OTHER_VALUE, LEASE_TTL_S)
+
+
+# Marks
+
+
+async def test_a_lease_bears_the_mark_of_its_host_and_keeps_its_id_when_it_is_renewed(store: Store) -> None:
+    registry, other = store.open(MARK), store.open(OTHER_MARK)
+    entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    assert entry.mark == MARK
+    assert (await registry.renew(entry, OTHER_VALUE, LEASE_TTL_S)).lease_id == entry.lease_id
+    assert (await other.list()).entries[KEY].mark == MARK
+    assert (await other.create(OTHER_KEY, VALUE, LEASE_TTL_S)).mark == OTHER_MARK
+
+
+@pytest.mark.parametrize("mark", [MARK, OTHER_MARK])
+async def test_an_entry_that_is_taken_is_under_a_new_lease_and_whoever_held_it_sees_that(
+    store: Store, mark: int
+) -> None:
+    registry, other = store.open(MARK), store.open(mark)
+    former = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    async with watching(registry) as seen:
+        await seen.snapshot()
+        taken = await other.take((await other.list()).entries[KEY], VALUE, LEASE_TTL_S)
+        (shown,) = (await seen.change()).entries.values()
+        assert shown is not None
+        assert (shown.value, shown.lease_id) == (VALUE, taken.lease_id)
+        assert shown.revision > former.revision
+    assert (taken.mark, taken.value) == (mark, VALUE)
+    assert taken.lease_id != former.lease_id
+    assert await other.time_left_s(taken) == pytest.approx(LEASE_TTL_S, abs=10)
+    for use in (registry.renew(former, VALUE, 60), registry.delete(former), registry.take(former, VALUE, 60)):
+        with pytest.raises(LeaseLost):
+            await use
+    assert (await other.list()).entries == {KEY: taken}
+    assert await other.renew(taken, VALUE, LEASE_TTL_S) == taken
+
+
+async def test_a_reservation_that_is_taken_stays_one_and_bears_no_mark(store: Store) -> None:
+    store.put_by_hand(KEY, VALUE)
+    registry = store.open(MARK)
+    taken = await registry.take((await registry.list()).entries[KEY], OTHER_VALUE, LEASE_TTL_S)
+    assert (taken.value, taken.lease_id, taken.mark) == (OTHER_VALUE, 0, 0)
 
 
 # Renewing

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from ipaddress import IPv4Network
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +17,7 @@ from typing import Any, Self
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
+from flannel_udp.lab.probe import ping_matrix
 
 PATIENCE_S = 30.0
 """How long a test waits for what should take a fraction of a second: the machine may be busy with other things."""
@@ -25,6 +28,23 @@ def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = PATIEN
     started_s = time.monotonic()
     assert wait_until(condition, timeout_s), f"not within {timeout_s:g} s: {what}"
     return time.monotonic() - started_s
+
+
+def all_reach(lab: Lab, version: int) -> bool:
+    """Tell whether every pod's ping to every other one by this IP version is answered."""
+    return None not in ping_matrix(lab.pods(), 0.5, version).values()
+
+
+def wait_for_pings(lab: Lab, versions: Iterable[int] | None = None) -> None:
+    """Wait until that is so by each of these versions, else by all that the lab has."""
+    for version in lab.plan.versions if versions is None else versions:
+        wait_for(f"pings by IPv{version}", partial(all_reach, lab, version))
+
+
+def pid_of(host: Host) -> int:
+    """Return the process id of the agent that answers."""
+    pid: int = host.control("/v1/status")["pid"]
+    return pid
 
 
 def subnet_of(host: Host) -> IPv4Network:
@@ -41,11 +61,14 @@ def peers_of(host: Host) -> dict[str, str]:
 
 def wait_for_peers(hosts: Sequence[Host]) -> None:
     """Wait until the agents of these hosts know each other's present subnets."""
-    subnets = {str(subnet_of(host)): str(host.underlay) for host in hosts}
+    subnets = {
+        host: {str(host.subnet_of(version)): str(host.underlay_of(version)) for version in host.plan.versions}
+        for host in hosts
+    }
 
     def knows_the_others(host: Host) -> bool:
-        others = {subnet: address for subnet, address in subnets.items() if address != str(host.underlay)}
-        return others.items() <= peers_of(host).items()
+        known = peers_of(host).items()
+        return all(theirs.items() <= known for other, theirs in subnets.items() if other is not host)
 
     wait_for("the agents know each other", lambda: all(knows_the_others(host) for host in hosts))
 
@@ -105,6 +128,10 @@ class Log:
         """Return the lines that hold `part`."""
         return [line for line in log_of(self._host)[self._start :] if part in line]
 
+    def complaints(self) -> list[str]:
+        """Return its warnings and errors."""
+        return [line for line in self.lines() if line.startswith(("W ", "E "))]
+
 
 def links_of(host: Host) -> list[str]:
     """Return the names of the tunnel devices of a host."""
@@ -119,10 +146,22 @@ def remains_of(host: Host) -> set[str]:
     return {*files, *links_of(host), *routes}
 
 
+@contextmanager
+def undoing(host: Host, what: str) -> Iterator[None]:
+    """Have a daemon that runs `ip` with this every 100 ms."""
+    daemon = host.popen(["sh", "-c", f"while :; do ip {what} 2>/dev/null; sleep 0.1; done"], stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        daemon.kill()
+        daemon.wait()
+
+
 class Agent:
     """Our agent on a lab's host, run by the test itself; killed at the end of the block if it still runs.
 
-    `wrapper` is a command that runs the agent with something taken away; `iface` is the flag's value.
+    `wrapper` is a command that runs the agent with something taken away; `iface` is the flag's value, ``None``: no
+    such flag; `program` is what Python runs as the agent.
     """
 
     def __init__(
@@ -130,13 +169,16 @@ class Agent:
         host: Host,
         *arguments: str,
         wrapper: Sequence[str] = (),
-        iface: str = "eth0",
+        iface: str | None = "eth0",
         environment: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "flannel_udp"),
     ) -> None:
         self.host = host
         command = [
-            *(*wrapper, sys.executable, "-m", "flannel_udp", "--iface", iface),
+            *(*wrapper, sys.executable, *program),
+            *([] if iface is None else ["--iface", iface]),
             *("--subnet-file", str(host.subnet_file), "--control-socket", str(host.control_socket)),
+            *("--state-dir", str(host.state_dir)),
             *(*host.plan.registry_args, *arguments),
         ]
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLANNELD_") and k != "NOTIFY_SOCKET"}

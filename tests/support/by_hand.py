@@ -7,16 +7,20 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.plan import ETCD_PORT, OVERLAY, UNDERLAY_GATEWAY
 
 PREFIX = "/coreos.com/network"
 
 
 class ByHand(ABC):
     """Keys are the last part of the path: ``10.244.1.0-24``; values are JSON text."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
 
     @abstractmethod
     def subnets(self) -> dict[str, str]:
@@ -27,6 +31,10 @@ class ByHand(ABC):
         """Write an entry, without a lease: a reservation."""
 
     @abstractmethod
+    def put_leased(self, key: str, value: str) -> None:
+        """Write an entry under a lease of an hour, as another host would."""
+
+    @abstractmethod
     def delete(self, key: str) -> None:
         """Delete an entry."""
 
@@ -35,15 +43,16 @@ class ByHand(ABC):
         """Write the network configuration."""
 
     def choose_backend(self, kind: str) -> None:
-        """Write the lab's usual network configuration with a backend of this type."""
-        self.configure({"Network": str(OVERLAY), "Backend": {"Type": kind}})
+        """Write the lab's network configuration with a backend of this type, and none of its options."""
+        self.configure({**self._lab.plan.config, "Backend": {"Type": kind}})
 
 
 class FileByHand(ByHand):
     """The registry file, edited under its lock and replaced by a rename."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.path = lab.plan.registry_file
+    @property
+    def path(self) -> Path:
+        return self._lab.plan.registry_file
 
     def subnets(self) -> dict[str, str]:
         entries: dict[str, Any] = json.loads(self.path.read_text())["subnets"]
@@ -52,6 +61,10 @@ class FileByHand(ByHand):
     def put(self, key: str, value: str) -> None:
         with self._document() as document:
             document["subnets"][key] = json.loads(value)
+
+    def put_leased(self, key: str, value: str) -> None:
+        expires = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.put(key, json.dumps(json.loads(value) | {"Expires": expires, "Owner": "0badcafe-00000001"}))
 
     def delete(self, key: str) -> None:
         with self._document() as document:
@@ -80,12 +93,9 @@ class FileByHand(ByHand):
 class EtcdByHand(ByHand):
     """etcd through its own client, etcdctl, in the namespace of the underlay's bridge."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-
     def etcdctl(self, *arguments: str, stdin: str = "") -> str:
         """Run etcdctl and return what it prints."""
-        endpoint = f"--endpoints=http://{UNDERLAY_GATEWAY}:{ETCD_PORT}"
+        endpoint = f"--endpoints={self._lab.plan.etcd_endpoint}"
         return self._lab.net.run(["env", "ETCDCTL_API=3", "etcdctl", endpoint, *arguments], stdin=stdin).stdout
 
     def subnets(self) -> dict[str, str]:
@@ -95,6 +105,10 @@ class EtcdByHand(ByHand):
 
     def put(self, key: str, value: str) -> None:
         self.etcdctl("put", f"{PREFIX}/subnets/{key}", value)
+
+    def put_leased(self, key: str, value: str) -> None:
+        lease = self.etcdctl("lease", "grant", "3600").split()[1]
+        self.etcdctl("put", f"--lease={lease}", f"{PREFIX}/subnets/{key}", value)
 
     def delete(self, key: str) -> None:
         assert self.etcdctl("del", f"{PREFIX}/subnets/{key}").strip() == "1"

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from flannel_udp.lab.etcd_server import EtcdServer, start_cluster
+from tests.support.standstill import freeze
 
 NAMES = ("one", "two", "three")
 
@@ -107,7 +108,7 @@ class EtcdCluster:
 
 def stop(member: EtcdServer) -> None:
     """Let a member neither answer nor hang up."""
-    os.kill(member.pid, signal.SIGSTOP)
+    freeze(member.pid)
 
 
 def go_on(member: EtcdServer) -> None:

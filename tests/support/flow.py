@@ -11,22 +11,27 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from flannel_udp.dataplane.underlay import SO_RCVBUFFORCE
 from flannel_udp.lab.node import Pod
 from tests.support.agents import wait_for
 
 _PORT = 9000
 _SETTLE_S = 1.0
+_BUFFER_BYTES = 16 << 20
 
 
 class Flow:
     """Sends one UDP datagram every `interval_s` while the block runs. One flow a target at a time."""
 
-    def __init__(self, source: Pod, target: Pod, interval_s: float = 0.005) -> None:
+    def __init__(self, source: Pod, target: Pod, interval_s: float = 0.005, version: int = 4) -> None:
         self.hosts = (source.host, target.host)
-        self._to = (str(target.ip), _PORT)
+        self._to = (str(target.address(version)), _PORT)
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
         self._interval_s = interval_s
-        self._out = source.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._in = target.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._out = source.socket(family, socket.SOCK_DGRAM)
+        self._in = target.socket(family, socket.SOCK_DGRAM)
+        # What waited for an agent comes at once, and the usual 208 KiB hold 256 packets: more would be lost in here.
+        self._in.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
         self._in.bind(self._to)
         self._in.settimeout(0.05)
         self._ending = threading.Event()

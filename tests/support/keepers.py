@@ -19,6 +19,7 @@ from tests.support.memory_registry import MemoryRegistry
 T = TypeVar("T")
 
 OUR_IP = "192.0.2.1"
+OUR_MARK, OTHER_MARK = 0x1234, 0x5678
 OUR_VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
 OTHER_VALUE = b'{"PublicIP":"192.0.2.9","PublicIPv6":null}'
 CONFIG = parse_config('{"Network": "10.1.0.0/16"}').config
@@ -38,10 +39,12 @@ def keeper_of(
     forward_until: Callable[[float | None], None] = forward_for_ever,
     *,
     backend_type: str = "",
+    mark: int = 0,
 ) -> LeaseKeeper:
     wanted = None if previous is None else Subnet(IPv4Network(previous))
     attrs = LeaseAttrs(IPv4Address(public_ip), backend_type=backend_type)
-    return LeaseKeeper(registry, attrs, margin_s, forward_until, previous=wanted, delays=QUICK, rng=random.Random(1))
+    rng = random.Random(1)
+    return LeaseKeeper(registry, attrs, margin_s, forward_until, mark=mark, previous=wanted, delays=QUICK, rng=rng)
 
 
 async def soon(promise: Awaitable[T]) -> T:

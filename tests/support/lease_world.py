@@ -31,12 +31,13 @@ from flannel_udp.control.lease_actions import (
     Request,
     Result,
     Survey,
+    Take,
 )
 from flannel_udp.control.lease_machine import LeaseMachine
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import DEFAULT_DELAYS, Delays
 from flannel_udp.errors import FlannelError, LeaseLost, RegistryError, SubnetTaken
-from flannel_udp.model import Change, Entry, Lease, LeaseAttrs, Snapshot, Subnet
+from flannel_udp.model import Change, Entry, Lease, LeaseAttrs, Snapshot, Subnet, lease_id_of
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry.keys import format_key, format_value
 from tests.support.backends import read_udp_hop
@@ -99,6 +100,16 @@ class Store:
         self._ends_s[lease_id] = self.now_s + TTL_S
         return self.put(key, value, lease_id)
 
+    def take(self, entry: Entry, value: bytes, lease_id: int) -> Entry:
+        if entry.reserved:
+            return self.renew(entry, value)
+        current = self.entries.get(entry.key)
+        if current is not None and current.lease_id == lease_id:
+            return current  # the request came twice
+        self.check(entry)
+        self._ends_s[lease_id] = self.now_s + TTL_S
+        return self.put(entry.key, value, lease_id)
+
     def renew(self, entry: Entry, value: bytes) -> Entry:
         # As in etcd: the lease is kept alive first, then the key is compared.
         if not entry.reserved:
@@ -123,6 +134,7 @@ class Host:
     def __init__(self, world: World, number: int) -> None:
         self._world = world
         self.attrs = LeaseAttrs(IPv4Address("192.0.2.0") + number)
+        self.mark = number
         self.previous: Subnet | None = None
         self.holds: Lease | None = None
         self.connected = True
@@ -140,9 +152,9 @@ class Host:
         self._wake_number = 0
         self._booted_s = 0.0
         self._rate = 1.0
-        self.machine = world.make_machine(self.attrs)
+        self.machine = world.make_machine(self)
         self.has_table = number <= world.tables
-        self.table = PeerTable(world.network, self.attrs.public_ip, read_udp_hop)
+        self.table = PeerTable((world.network,), self.attrs, read_udp_hop)
 
     def boot(self) -> None:
         """Start with a new clock: CLOCK_BOOTTIME begins at 0."""
@@ -154,8 +166,8 @@ class Host:
         """Start the agent, after a kill too."""
         self.life += 1
         self.holds, self.awake, self.wedged, self._inbox = None, True, False, []
-        self.machine = self._world.make_machine(self.attrs)
-        self.table = PeerTable(self._world.network, self.attrs.public_ip, read_udp_hop)
+        self.machine = self._world.make_machine(self)
+        self.table = PeerTable((self._world.network,), self.attrs, read_udp_hop)
         self.seek()
         if self.connected:
             self._world.watch(self)
@@ -185,7 +197,7 @@ class Host:
         """Let the lease say this from now on, whatever the machine is doing."""
 
         def tell() -> list[Action]:
-            self.table.set_public_ip(attrs.public_ip)
+            self.table.set_public_ips(attrs)
             return self.machine.set_attrs(self.clock_s(), attrs)
 
         self.attrs = attrs  # also for a machine that is made before this one can take note
@@ -218,7 +230,7 @@ class Host:
                 case Held():
                     self.holds, self.previous = action.lease, action.lease.subnet
                     self.until_s = self.machine.stop_s
-                    self.table.set_own(action.lease.subnet.v4)
+                    self.table.set_own(action.lease.subnet)
                     self._world.grants += 1
                     self._world.check_owner(self)
                     if self.has_table:
@@ -288,8 +300,8 @@ class World:
         self.store.changed = self._tell
         self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
 
-    def make_machine(self, attrs: LeaseAttrs) -> LeaseMachine:
-        return LeaseMachine(attrs, MARGIN_S, self._delays)
+    def make_machine(self, host: Host) -> LeaseMachine:
+        return LeaseMachine(host.attrs, MARGIN_S, self._delays, host.mark, self.random)
 
     def start(self) -> None:
         for host in self.hosts:
@@ -346,7 +358,7 @@ class World:
 
     def send(self, host: Host, ask: Ask) -> None:
         """Carry a request there and its answer back, if nothing prevents it."""
-        life, lease_id = host.life, next(self._numbers)
+        life, lease_id = host.life, lease_id_of(host.mark, next(self._numbers))
 
         def arrive() -> None:
             if not host.connected:
@@ -380,13 +392,14 @@ class World:
         try:
             match request:
                 case Survey():
-                    address = request.attrs.public_ip
-                    result = choose_subnet(self.config, store.snapshot(), address, host.previous, self.random)
+                    result = choose_subnet(self.config, store.snapshot(), request.seeker, host.previous, self.random)
                 case Discard():
                     store.check(request.entry)
                     store.remove(request.entry.key)
                 case Create():
                     result = store.create(format_key(request.subnet), format_value(request.attrs), lease_id)
+                case Take():
+                    result = store.take(request.entry, format_value(request.attrs), lease_id)
                 case Renew():
                     result = store.renew(request.entry, format_value(request.attrs))
                 case Measure():
@@ -429,7 +442,7 @@ class World:
             if other is host or not other.forwards():
                 continue
             assert other.holds is not None
-            if host.holds.subnet.v4.overlaps(other.holds.subnet.v4):
+            if host.holds.subnet.ipv4.overlaps(other.holds.subnet.ipv4):
                 owners = f"{host.attrs.public_ip} and {other.attrs.public_ip}"
                 raise TwoOwnersError(f"{owners} forward for {host.holds.subnet} at {self.now_s:.3f} s")
 
@@ -442,7 +455,7 @@ class World:
                 assert entry is not None, host.attrs.public_ip
                 assert entry.value == format_value(host.attrs), host.attrs.public_ip
         for host in self.hosts[: self.tables]:
-            fresh = PeerTable(self.network, host.attrs.public_ip, read_udp_hop)
-            fresh.set_own(None if host.holds is None else host.holds.subnet.v4)
+            fresh = PeerTable((self.network,), host.attrs, read_udp_hop)
+            fresh.set_own(None if host.holds is None else host.holds.subnet)
             fresh.apply(snapshot)
             assert set(host.table.peers()) == set(fresh.peers()), host.attrs.public_ip

@@ -9,13 +9,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryError, SubnetTaken
-from flannel_udp.model import Change, Entry, Snapshot
+from flannel_udp.model import Change, Entry, Snapshot, lease_id_of
+from flannel_udp.registry import Tell
+from flannel_udp.registry.outage import keep_quiet
 
 
 class MemoryRegistry:
     """See `flannel_udp.registry.Registry`. Nothing expires unless the test deletes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: int = 0) -> None:
+        self.mark = mark
+        """The host's whose agent uses this registry."""
         self.config: bytes | None = None
         self.entries: dict[str, Entry] = {}
         self.revision = 1
@@ -55,6 +59,9 @@ class MemoryRegistry:
     def snapshot(self) -> Snapshot:
         return Snapshot(dict(self.entries), self.revision)
 
+    def _new_lease_id(self) -> int:
+        return lease_id_of(self.mark, self.revision) if self.mark else 7
+
     # What the agent calls.
 
     def _begin(self, call: str) -> None:
@@ -91,7 +98,13 @@ class MemoryRegistry:
         self.ttls_s.add(ttl_s)
         if key in self.entries:
             raise SubnetTaken(f"{key} is taken")
-        return self.put(key, value)
+        return self.put(key, value, self._new_lease_id())
+
+    async def take(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
+        self._begin("take")
+        self.ttls_s.add(ttl_s)
+        self._check(entry)
+        return self.put(entry.key, value, self._new_lease_id() if entry.lease_id else 0)
 
     async def renew(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
         self._begin("renew")
@@ -111,10 +124,14 @@ class MemoryRegistry:
         self._check(entry)
         return None if entry.reserved else self.granted_s
 
-    async def watch(self) -> AsyncGenerator[Snapshot | Change, None]:
+    def adopt(self, entry: Entry) -> None:
+        """See `Registry.adopt`: the entry says all there is to know."""
+
+    async def watch(self, tell: Tell = keep_quiet) -> AsyncGenerator[Snapshot | Change, None]:
         self._begin("watch")
         events: asyncio.Queue[Snapshot | Change | RegistryError] = asyncio.Queue()
         self._watchers.append(events)
+        tell(None)
         try:
             yield self.snapshot()
             while True:

@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from flannel_udp.lab.node import Host
-from flannel_udp.lab.plan import OVERLAY
-from tests.support.peer import Peer
+from flannel_udp.model import Prefix
+from tests.support.peer import Peer, endpoint
+
+Peers = Mapping[IPv4Network, IPv4Address] | Mapping[IPv6Network, IPv6Address]
+"""Subnets, and the public IPs behind them."""
 
 _SOURCE = Path(__file__).with_name("naive_peer.c")
 _CFLAGS = ("-std=c11", "-D_DEFAULT_SOURCE", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wsign-compare", "-Werror")
@@ -30,11 +33,25 @@ def build_naive_peer() -> Path:
 
 
 class NaivePeer(Peer):
-    """One packet a system call, TTL as flanneld has it. `peers` maps subnets to the public IPs behind them."""
+    """One packet a system call, TTL as flanneld has it. `peers` maps subnets to the public IPs behind them.
+
+    It is of one family, that of `subnet`; a dual-stack host runs two, each with a `device` of its own.
+    """
 
     def __init__(
-        self, host: Host, subnet: IPv4Network, peers: Mapping[IPv4Network, IPv4Address], network: IPv4Network = OVERLAY
+        self,
+        host: Host,
+        subnet: Prefix,
+        peers: Peers,
+        network: Prefix | None = None,
+        *,
+        device: str = "flannel0",
     ) -> None:
-        routes = [f"{peer_subnet}={address}" for peer_subnet, address in peers.items()]
-        command = [str(build_naive_peer()), "flannel0", f"{host.underlay}:{host.plan.port}", *routes]
-        super().__init__(host, subnet, network, command)
+        at = endpoint(host.underlay_of(subnet.version), host.plan.port)
+        command = [str(build_naive_peer()), device, at, *peer_routes(peers)]
+        super().__init__(host, subnet, network, command, device=device)
+
+
+def peer_routes(peers: Peers) -> list[str]:
+    """Return the program's arguments that say where the subnets are."""
+    return [f"{subnet}={address}" for subnet, address in peers.items()]

@@ -14,7 +14,14 @@ from flannel_udp.host.monitor import open_monitor_socket
 from flannel_udp.lab import netns
 from tests.support.labs import fresh_name
 
-_KINDS = {20: "new address", 21: "deleted address", 24: "new route", 25: "deleted route"}  # linux/rtnetlink.h
+_KINDS = {  # linux/rtnetlink.h; an entry is a neighbour, or one of a forwarding table
+    20: "new address",
+    21: "deleted address",
+    24: "new route",
+    25: "deleted route",
+    28: "new entry",
+    29: "deleted entry",
+}
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 PATIENCE_S = 20.0
 T = TypeVar("T")
@@ -49,6 +56,20 @@ class OneHost:
     def ip(self, *lines: str) -> None:
         """Run lines of `ip` inside."""
         netns.ip_batch(lines, namespace=self.name)
+
+    def add_links(self, index: int) -> None:
+        """Make eth0 with this index, and eth1, both up; nobody is at their other ends."""
+        self.ip(
+            f"link add eth0 index {index} type veth peer name far0",
+            "link add eth1 type veth peer name far1",
+            *(f"link set {name} up" for name in ("far0", "far1", "eth0", "eth1")),
+        )
+        # Until then the kernel has news of the links, for which all that listens asks again.
+        for name in ("eth0", "eth1"):
+            assert netns.wait_until(partial(self._is_up, name), PATIENCE_S)
+
+    def _is_up(self, name: str) -> bool:
+        return "state UP" in self.show(f"link show {name}")[0]
 
     def show(self, command: str) -> list[str]:
         """Return the lines that an `ip` command prints inside."""

@@ -28,10 +28,12 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
         "socket": 41,
         "sendto": 44,
         "setsockopt": 54,
+        "fsync": 74,
         "recvmmsg": 299,
         "sendmmsg": 307,
         "epoll_create1": 291,
         "epoll_wait": 232,
+        "eventfd2": 290,
     },
     "aarch64": {
         "read": 63,
@@ -41,10 +43,12 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
         "socket": 198,
         "sendto": 206,
         "setsockopt": 208,
+        "fsync": 82,
         "recvmmsg": 243,
         "sendmmsg": 269,
         "epoll_create1": 20,
         "epoll_wait": 22,  # glibc: epoll_pwait
+        "eventfd2": 19,
     },
 }
 # linux/bpf_common.h, linux/seccomp.h, linux/prctl.h

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
-
 from flannel_udp.lab.node import Host
-from flannel_udp.lab.plan import OVERLAY
-from tests.support.peer import Peer
+from flannel_udp.model import Address, Prefix
+from tests.support.peer import Peer, endpoint
 
 
 class SocatPeer(Peer):
     """Everything the overlay route brings goes to `peer`, everything `peer` sends comes out of the TUN."""
 
-    def __init__(self, host: Host, subnet: IPv4Network, peer: IPv4Address, network: IPv4Network = OVERLAY) -> None:
+    def __init__(
+        self, host: Host, subnet: Prefix, peer: Address, network: Prefix | None = None, *, device: str = "flannel0"
+    ) -> None:
         port = host.plan.port
+        there, here = endpoint(peer, port), endpoint(host.underlay_of(peer.version), port)
         command = [
             "socat",
             "-b65536",
-            "TUN,tun-name=flannel0,iff-no-pi",
-            f"UDP-DATAGRAM:{peer}:{port},bind={host.underlay}:{port}",
+            f"TUN,tun-name={device},iff-no-pi",
+            f"UDP{peer.version}-DATAGRAM:{there},bind={here}",
         ]
-        super().__init__(host, subnet, network, command)
+        super().__init__(host, subnet, network, command, device=device)

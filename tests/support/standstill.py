@@ -1,9 +1,10 @@
-"""Let one thread of another process stand still while all others go on: by ptrace(2), as a debugger would."""
+"""Let another process stand still, or one thread of it while all others go on: by ptrace(2), as a debugger would."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,23 @@ _WALL = 0x40000000  # linux/wait.h: threads, too
 _TRIES = 100
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def freeze(pid: int) -> None:
+    """Stop a process (SIGSTOP), and return once none of its threads runs: kill(2) returns before that."""
+    os.kill(pid, signal.SIGSTOP)
+    until_s = time.monotonic() + 10
+    while any(_state(task) not in "TZ" for task in Path(f"/proc/{pid}/task").iterdir()):
+        assert time.monotonic() < until_s, f"process {pid} does not stop"
+        time.sleep(0.001)
+
+
+def _state(task: Path) -> str:
+    """Return a thread's state as proc(5) has it, behind its name, which may hold anything; gone is a zombie's."""
+    try:
+        return (task / "stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return "Z"
 
 
 def _ptrace(request: int, tid: int) -> None:

@@ -11,12 +11,17 @@ RUNNING: Status = {
     "state": "running",
     "ready": True,
     "problems": [],
+    "degraded": [],
     "registry": "etcd",
     "network": "10.1.0.0/16",
     "subnet": "10.1.15.0/24",
     "public_ip": "192.0.2.1",
+    "ipv6_network": None,
+    "ipv6_subnet": None,
+    "public_ipv6": None,
     "interface": {"name": "eth0", "address": "192.0.2.1", "mtu": 1500},
     "tunnel": {"name": "flannel0", "address": "10.1.15.0", "mtu": 1472},
+    "ipv6_tunnel": None,
     "backend": {"type": "udp", "port": 8285},
     "lease": {"key": "10.1.15.0-24", "expires_in_s": 86_399.5, "reserved": False},
     "peers": 2,
@@ -26,14 +31,44 @@ RUNNING: Status = {
     "worker_packets": [{"packets_out": 1_234_560, "packets_in": 0}, {"packets_out": 7, "packets_in": 0}],
     "socket_buffers": {"receive_bytes": 4_194_304, "send_bytes": 212_992},
     "host_repairs": {"link": 1_000, "route": 2, "tunnel": 0},
+    "peer_health": {"heard": 1, "idle": 1, "silent": 0, "ill": 0},
+    "narrow_paths": 0,
+    "icmp_errors": 0,
     "capabilities": ["CAP_NET_ADMIN", "CAP_NET_RAW"],
     "counters": {
         "out": {"packets": 1_234_567, "bytes": 1_500_000_000, "drops": {"no_route": 3, "too_short": 0}},
         "in": {"packets": 0, "bytes": 0, "drops": {}},
         "icmp": {"sent": 1, "rate_limited": 2, "failed": 0},
         "system_calls": {"tun_reads": 1_000, "udp_sends": 7},
+        "offloaded_in": {"partial_checksums": 5, "super_packets": 0},
     },
+    "last_dropped": {
+        "no_route": [
+            {
+                "time": 1_800_000_000.5,
+                "age_s": 12.0,
+                "direction": "out",
+                "outer_address": None,
+                "source": "10.1.15.2",
+                "destination": "10.1.99.1",
+                "protocol": 1,
+                "bytes": 84,
+                "summary": "10.1.15.2 > 10.1.99.1, ICMP, 84 bytes",
+            }
+        ]
+    },
+    "kernel_drops": {"socket": 5, "tunnel_out": 0},
 }
+DUAL: Status = {
+    **RUNNING,
+    "ipv6_network": "fd00:1::/48",
+    "ipv6_subnet": "fd00:1:0:15::/64",
+    "public_ipv6": "2001:db8::1",
+    "interface": {"name": "eth0", "address": "192.0.2.1", "mtu": 1500, "ipv6_address": "2001:db8::1"},
+    "tunnel": {"name": "flannel0", "address": "10.1.15.0/32", "mtu": 1452},
+    "ipv6_tunnel": {"name": "flannel0", "address": "fd00:1:0:15::/128", "mtu": 1452},
+}
+"""Likewise, with both families."""
 WAITING: Status = {
     **RUNNING,
     "uptime_s": 5.0,
@@ -53,7 +88,10 @@ WAITING: Status = {
     "worker_packets": None,
     "socket_buffers": None,
     "host_repairs": None,
+    "peer_health": None,
     "counters": None,
+    "last_dropped": None,
+    "kernel_drops": None,
 }
 PEER: PeerRow = {
     "subnet": "10.1.16.0/24",
@@ -62,5 +100,10 @@ PEER: PeerRow = {
     "bytes_out": 84,
     "packets_in": 2,
     "bytes_in": 168,
+    "health": "heard",
+    "heard_ago_s": 2.5,
+    "error": None,
+    "error_ago_s": None,
+    "path_mtu": None,
     "problem": None,
 }

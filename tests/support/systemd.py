@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,10 @@ _LISTEN = """
 import os, socket, sys
 with socket.socket(socket.AF_UNIX) as sock:
     sock.connect(sys.argv[1])
-    names, fds, _, _ = socket.recv_fds(sock, 4096, 16)
+    names, fds, _, _ = socket.recv_fds(sock, 4096, 200)
 high = [os.dup2(fd, 200 + number) for number, fd in enumerate(fds)]
+for fd in fds:
+    os.close(fd)
 for number, fd in enumerate(high):
     os.dup2(fd, 3 + number)
     os.close(fd)
@@ -29,64 +32,90 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """Starts a program with descriptors as systemd does: from 3 on, their names in the environment."""
 
 
+CLOSE_S = 0.2
+"""systemd closes a descriptor in a process of its own, after it has taken note of the removal (asynchronous_close)."""
+
+
 class Systemd:
-    """A service manager for one agent at a time; its sockets are in `folder`. Closes what it keeps at the end."""
+    """A service manager for one agent at a time; its sockets are in `folder`.
+
+    It listens all the time, and has copies of its own of what it keeps, until it is told to remove them, or the end.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._notify, self._hand = folder / "notify", folder / "hand"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._giver = socket.socket(socket.AF_UNIX)
-        self._stored: dict[str, int] = {}
+        self._stored: list[tuple[str, int]] = []  # as systemd's, newest first
+        self._closing: list[threading.Timer] = []
+        self._one_at_a_time = threading.Lock()
         self._ready = False
+        self._over = threading.Event()
+        self._listening = threading.Thread(target=self._listen)
 
     def __enter__(self) -> Self:
         self._socket.bind(str(self._notify))
-        self._socket.setblocking(False)
+        self._socket.settimeout(0.05)
         self._giver.bind(str(self._hand))
         self._giver.listen()
         self._giver.settimeout(PATIENCE_S)
+        self._listening.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._listen()
+        self._over.set()
+        self._listening.join()
         self._socket.close()
         self._giver.close()
-        for fd in self._stored.values():
+        for timer in self._closing:
+            timer.join()
+        for _name, fd in self._stored:
             os.close(fd)
 
     @contextmanager
     def run(self, host: Host, *arguments: str) -> Iterator[Agent]:
         """Run an agent of that host, with what is stored; the block may end before it."""
-        self._listen()
         self._ready = False
         environment = {"NOTIFY_SOCKET": str(self._notify)}
-        wrapper = (sys.executable, "-c", _LISTEN, str(self._hand)) if self._stored else ()
+        with self._one_at_a_time:
+            stored = list(self._stored)
+        wrapper = (sys.executable, "-c", _LISTEN, str(self._hand)) if stored else ()
         with Agent(host, *arguments, wrapper=wrapper, environment=environment) as agent:
-            if self._stored:
+            if stored:
                 connection, _ = self._giver.accept()
                 with connection:
-                    socket.send_fds(connection, [":".join(self._stored).encode()], list(self._stored.values()))
+                    names = ":".join(name for name, _ in stored)
+                    socket.send_fds(connection, [names.encode()], [fd for _, fd in stored])
             yield agent
 
     def is_ready(self) -> bool:
         """Tell whether the agent that runs has said so."""
-        self._listen()
         return self._ready
 
     def stored(self) -> list[str]:
         """Return the names of the descriptors that are kept now."""
-        self._listen()
-        return sorted(self._stored)
+        with self._one_at_a_time:
+            return sorted(name for name, _ in self._stored)
 
     def _listen(self) -> None:
-        while True:
+        while not self._over.is_set():
             try:
                 message, fds, _, _ = socket.recv_fds(self._socket, 4096, 4)
-            except BlockingIOError:
-                return
+            except TimeoutError:
+                continue
             fields = dict(line.split("=", 1) for line in message.decode().splitlines())
-            self._ready |= "READY" in fields
-            if "FDSTOREREMOVE" in fields and fields["FDNAME"] in self._stored:
-                os.close(self._stored.pop(fields["FDNAME"]))
-            if "FDSTORE" in fields:
-                (self._stored[fields["FDNAME"]],) = fds
+            with self._one_at_a_time:
+                if "FDSTOREREMOVE" in fields:
+                    self._remove(fields["FDNAME"])
+                if "FDSTORE" in fields:
+                    self._stored.insert(0, (fields["FDNAME"], fds.pop()))
+            for fd in fds:  # a barrier's
+                os.close(fd)
+            self._ready |= "READY" in fields  # last: what came before it is done
+
+    def _remove(self, name: str) -> None:
+        for stored in [each for each in self._stored if each[0] == name]:
+            self._stored.remove(stored)
+            timer = threading.Timer(CLOSE_S, os.close, stored[1:])
+            timer.start()
+            self._closing.append(timer)

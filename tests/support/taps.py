@@ -68,6 +68,11 @@ class Tap(_Listener):
         ]
 
 
+def is_echo_request(packet: bytes) -> bool:
+    """Tell whether an IPv4 packet without options is an ICMP echo request (RFC 792): agents ask their peers so."""
+    return packet[9] == socket.IPPROTO_ICMP and packet[20] == 8
+
+
 class IcmpErrors(_Listener):
     """The ICMP errors that reach a node, in the order in which they come."""
 

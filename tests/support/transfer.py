@@ -18,7 +18,8 @@ _CHUNK_BYTES = 1 << 18
 class Transfer:
     """Sends `n_bytes`, or with `endless` those again and again while the block runs; its end waits for all of them."""
 
-    def __init__(self, source: Pod, target: Pod, n_bytes: int, *, endless: bool = False) -> None:
+    def __init__(self, source: Pod, target: Pod, n_bytes: int, *, endless: bool = False, version: int = 4) -> None:
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
         self._data = random.Random(n_bytes).randbytes(n_bytes)
         self._pattern = self._data + self._data[:_CHUNK_BYTES]
         self._over = threading.Event()
@@ -26,11 +27,11 @@ class Transfer:
             self._over.set()
         self._sent_bytes = self.received_bytes = 0
         self._first_fault: int | None = None
-        self._listener = target.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._listener = target.socket(family, socket.SOCK_STREAM)
         self._listener.settimeout(PATIENCE_S)
-        self._listener.bind((str(target.ip), 0))
+        self._listener.bind((str(target.address(version)), 0))
         self._listener.listen(1)
-        self._out = source.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._out = source.socket(family, socket.SOCK_STREAM)
         self._out.settimeout(3 * PATIENCE_S)
         self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
 

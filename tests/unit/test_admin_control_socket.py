@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,10 @@ class Source:
     async def peers(self) -> AsyncIterator[list[PeerRow]]:
         yield [PEER]
 
-    def route(self, address: IPv4Address) -> Route:
+    async def probed_peers(self, within_s: float = 60.0) -> AsyncIterator[list[PeerRow]]:  # noqa: ARG002
+        yield [{**PEER, "echo": {"answered": True, "round_trip_ms": 0.5, "reason": None}}]
+
+    async def route(self, address: IPv4Address | IPv6Address) -> Route:
         if address == IPv4Address("10.1.0.1"):
             raise FlannelError("no network configuration yet")
         if address == IPv4Address("10.1.0.2"):
@@ -67,7 +70,8 @@ async def test_status_peers_and_route_arrive_as_the_daemon_gave_them(path: Path)
     async with control_server(UnixListener(path), Source()):
         assert await ask(client.fetch_status, path) == RUNNING
         assert await ask(client.fetch_peers, path) == [PEER]
-        assert (await ask(client.fetch_route, path, "10.1.9.9"))["address"] == "10.1.9.9"
+        for address in ("10.1.9.9", "fd00:1::9"):
+            assert (await ask(client.fetch_route, path, address))["address"] == address
 
 
 @pytest.mark.parametrize("sizes", [(), (3,), (2, 1, 3)])
@@ -140,9 +144,9 @@ def test_socket_never_was_open_to_others_not_even_for_a_moment(path: Path) -> No
 @pytest.mark.parametrize(
     ("target", "status", "error"),
     [
-        ("/v1/route?address=nonsense", 400, "address='nonsense' is not an IPv4 address"),
-        ("/v1/route?address=fd00::1", 400, "address='fd00::1' is not an IPv4 address"),
-        ("/v1/route", 400, "address='' is not an IPv4 address"),
+        ("/v1/route?address=nonsense", 400, "address='nonsense' is not an IP address"),
+        ("/v1/route?address=fe80::1%25eth0", 400, "address='fe80::1%eth0' is not an IP address"),
+        ("/v1/route", 400, "address='' is not an IP address"),
         ("/v1/nothing", 404, "GET /v1/nothing: Not Found"),
         ("/v1/route?address=10.1.0.1", 503, "no network configuration yet"),
         ("/v1/route?address=10.1.0.2", 500, "internal error: see the agent's log"),
@@ -175,7 +179,10 @@ async def test_a_second_agent_is_refused_by_pid_and_the_first_goes_on(path: Path
         with pytest.raises(FlannelError) as caught:
             async with control_server(UnixListener(path), Source()):
                 pass
-        assert str(caught.value) == (f"another flannel-udp is running (pid {os.getpid()}, on {path}): stop it first")
+        assert str(caught.value) == (
+            f"another flannel-udp is running (pid {os.getpid()}, on {path}): stop it first, or take its place with "
+            "--takeover; for another overlay beside it choose another --control-socket and --subnet-file"
+        )
         assert await ask(client.fetch_status, path) == RUNNING
 
 
@@ -398,9 +405,9 @@ def test_somebody_else_is_told_whom_to_be(tmp_path: Path) -> None:
     assert done.stdout == f"permission denied on {path}: ask as the user that runs flannel-udp (root)\n"
 
 
-@pytest.mark.parametrize("text", ["", "pod", "10.1.2.300", "fd00::1", "10.1.2.3/24", "10.1.2.3&x=1"])
+@pytest.mark.parametrize("text", ["", "pod", "10.1.2.300", "fd00::1::", "fe80::1%eth0", "10.1.2.3/24", "10.1.2.3&x=1"])
 def test_an_address_that_is_none_is_wrong_usage_and_asks_nobody(path: Path, text: str) -> None:
-    with pytest.raises(UsageError, match="is not an IPv4 address"):
+    with pytest.raises(UsageError, match="is not an IP address"):
         client.fetch_route(path, text)
 
 

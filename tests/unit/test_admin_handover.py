@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import os
 import socket
 import threading
@@ -14,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from flannel_udp.admin.listener import UnixListener
+from flannel_udp.admin.listener import FileId, UnixListener
+from flannel_udp.backend.vxlan.hop import VxlanHop
 from flannel_udp.errors import FlannelError
 from flannel_udp.handover import conversation as handover
 from flannel_udp.handover.conversation import (
@@ -23,9 +26,10 @@ from flannel_udp.handover.conversation import (
     Offered,
     ask_handover,
     handover_path,
+    reach_agent,
     serve_handover,
 )
-from flannel_udp.handover.state import HandoverState, Terms
+from flannel_udp.handover.state import HandoverState, Terms, read_hops, read_state, write_state
 from flannel_udp.model import Entry, Peer
 
 TERMS = Terms("file:/r.json", "192.0.2.1", "192.0.2.1", 3, "auto")
@@ -35,8 +39,10 @@ STATE = HandoverState(
     config='{"Network": "10.1.0.0/16"}',
     entry=Entry("10.1.15.0-24", b'{"PublicIP":"192.0.2.1"}', 7, 4711),
     expires_s=1e6,
-    peers=[Peer(IPv4Network(f"10.1.{i}.0/24"), IPv4Address(f"192.0.2.{i}")) for i in range(2, 200)],
+    registry="file:/r.json",
+    files={"control": FileId(1, 2)},
 )
+PEERS = [Peer(IPv4Network((f"10.{i >> 8}.{i & 255}.0", 24)), IPv4Address(f"192.0.2.{i & 255}")) for i in range(1_200)]
 
 
 class Agent:
@@ -54,6 +60,9 @@ class Agent:
         if differences := TERMS.differences(terms):
             raise FlannelError("; ".join(differences))
         return STATE, self._descriptors
+
+    def peers(self) -> list[Peer]:
+        return PEERS
 
     def commit(self) -> None:
         if self.changed:
@@ -93,7 +102,7 @@ class Served:
         self._old = old
 
     async def __aenter__(self) -> asyncio.Task[int]:
-        self.task = asyncio.create_task(serve_handover(self._listener.socket, self._old))
+        self.task = asyncio.create_task(serve_handover(self._listener.accept, self._old))
         return self.task
 
     async def __aexit__(self, *_: object) -> None:
@@ -103,9 +112,9 @@ class Served:
 
 
 async def ask(path: Path, terms: Terms = TERMS) -> Offered:
-    offered = await asyncio.to_thread(ask_handover, path, terms)
-    assert offered is not None
-    return offered
+    connection = reach_agent(path)
+    assert connection is not None
+    return await asyncio.to_thread(ask_handover, connection, terms)
 
 
 def close_all(descriptors: Mapping[str, int]) -> None:
@@ -122,7 +131,7 @@ async def test_each_worker_starts_when_its_predecessor_has_stopped(path: Path, o
 
     async with Served(path, old) as served:
         offered = await ask(path)
-        assert offered.state == STATE
+        assert (offered.state, offered.peers) == (STATE, PEERS)
         assert len(offered.descriptors) == 451
         assert await asyncio.to_thread(offered.take, 3, start, started.clear) < 1
         assert await served == os.getpid() == offered.pid
@@ -131,10 +140,10 @@ async def test_each_worker_starts_when_its_predecessor_has_stopped(path: Path, o
 
 
 def test_nobody_there_is_none(path: Path) -> None:
-    assert ask_handover(path, TERMS) is None
+    assert reach_agent(path) is None
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
         dead.bind(str(handover_path(path)))
-        assert ask_handover(path, TERMS) is None
+        assert reach_agent(path) is None
 
 
 async def test_who_wants_something_else_is_told_what(path: Path, old: Agent) -> None:
@@ -219,7 +228,7 @@ def test_an_old_one_that_is_killed_leaves_all_to_the_new_one(n_go: int) -> None:
     for worker in range(n_go):
         dying.send("go", worker=worker, since_s=0.0)
     dying.close()
-    Offered(Connection(near), STATE, {}).take(3, started.append, started.clear)
+    Offered(Connection(near), STATE, [], {}).take(3, started.append, started.clear)
     assert started == [0, 1, 2]
 
 
@@ -232,7 +241,7 @@ def test_a_start_that_fails_stops_all_and_hangs_up() -> None:
 
     Connection(far).send("go", worker=0, since_s=0.0)
     with pytest.raises(FlannelError, match="no thread"):
-        Offered(Connection(near), STATE, {}).take(3, start, lambda: stopped.append(True))
+        Offered(Connection(near), STATE, [], {}).take(3, start, lambda: stopped.append(True))
     assert stopped == [True]
     assert Connection(far).receive(1.0)["say"] == "ready"
     assert Connection(far).receive(1.0)["say"] == "gone"
@@ -251,9 +260,39 @@ def test_nonsense_is_one_error(raw: bytes) -> None:
 
 
 def test_the_state_is_the_same_after_its_way() -> None:
-    assert HandoverState.parse(STATE.format()) == STATE
-    reserved = replace(STATE, expires_s=None, entry=replace(STATE.entry, lease_id=0, value=b"\xff"))
-    assert HandoverState.parse(reserved.format()) == reserved
+    for state in (STATE, replace(STATE, expires_s=None, entry=replace(STATE.entry, lease_id=0, value=b"\xff"))):
+        file = io.BytesIO()
+        write_state(file, state, iter(PEERS))
+        file.seek(0)
+        assert read_state(file) == (state, PEERS)
+
+
+def test_peers_keep_what_the_backend_knows_of_them() -> None:
+    hops = [replace(peer, hop=VxlanHop(number)) for number, peer in enumerate(PEERS)]
+    file = io.BytesIO()
+    write_state(file, STATE, iter(hops))
+    file.seek(0)
+    _, peers = read_state(file)
+    assert read_hops(peers, VxlanHop) == hops
+    assert read_hops(PEERS, None) == PEERS
+    assert read_hops([replace(PEERS[0], hop=7)], int) == [replace(PEERS[0], hop=7)]
+    with pytest.raises(TypeError):
+        read_hops(PEERS, VxlanHop)
+
+
+def test_an_agent_of_an_earlier_version_has_the_usual_datapath() -> None:
+    document = TERMS.document()
+    del document["datapath"]
+    assert TERMS.differences(Terms.parse(document)) == []
+    assert TERMS.differences(replace(TERMS, datapath="kernel")) == ["its datapath is kernel, ours auto"]
+
+
+def test_what_another_version_has_beside_is_ignored_and_what_it_lacks_is_one_error() -> None:
+    document = json.loads(json.dumps({**STATE.document(), "mood": "fine"}))
+    assert HandoverState.parse(document) == STATE
+    del document["expires_s"]
+    with pytest.raises(KeyError, match="expires_s"):
+        HandoverState.parse(document)
 
 
 @pytest.mark.parametrize("document", [None, 3, [], {}, {"workers": "3"}])

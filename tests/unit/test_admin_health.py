@@ -15,14 +15,17 @@ from flannel_udp.admin.health import health_server, open_health_listener
 from flannel_udp.admin.shapes import Status
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab.etcd_server import free_port
-from tests.support.status import WAITING
+from tests.support.status import RUNNING, WAITING
 
 
 class Agent:
     drop_reasons = ("no_route",)
 
+    def __init__(self, status: Status = WAITING) -> None:
+        self.now = status
+
     def status(self) -> Status:
-        return WAITING
+        return self.now
 
 
 AGENT = Agent()
@@ -42,13 +45,22 @@ def get(port: int, target: str, method: str = "GET", ip: str = "127.0.0.1") -> i
         connection.close()
 
 
+def text_of_readyz(port: int) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
+
+
 async def test_healthy_at_once_and_ready_when_ready(port: int, caplog: pytest.LogCaptureFixture) -> None:
-    ready = False
+    agent = Agent()
     with caplog.at_level(logging.INFO):
-        async with health_server(open_health_listener("127.0.0.1", port), lambda: ready, AGENT):
+        async with health_server(open_health_listener("127.0.0.1", port), agent):
             assert await asyncio.to_thread(get, port, "/healthz") == 200
             assert await asyncio.to_thread(get, port, "/readyz") == 503
-            ready = True
+            agent.now = RUNNING
             assert await asyncio.to_thread(get, port, "/readyz") == 200
             assert await asyncio.to_thread(get, port, "/readyz", "HEAD") == 200
             assert await asyncio.to_thread(get, port, "/readyz", "POST") == 405
@@ -56,9 +68,19 @@ async def test_healthy_at_once_and_ready_when_ready(port: int, caplog: pytest.Lo
     assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
 
 
+async def test_readyz_says_what_is_in_the_way_also_of_an_agent_that_is_ready(port: int) -> None:
+    agent = Agent()
+    async with health_server(open_health_listener("127.0.0.1", port), agent):
+        assert await asyncio.to_thread(text_of_readyz, port) == "not ready: waiting for configuration\n"
+        agent.now = RUNNING
+        assert await asyncio.to_thread(text_of_readyz, port) == "ok\n"
+        agent.now = {**RUNNING, "problems": ["the cable is cut", "the cat sleeps"], "degraded": ["host"]}
+        assert await asyncio.to_thread(text_of_readyz, port) == "degraded: the cable is cut\ndegraded: the cat sleeps\n"
+
+
 async def test_afterwards_the_port_is_free_again(port: int) -> None:
     for _ in range(2):
-        async with health_server(open_health_listener("127.0.0.1", port), lambda: True, AGENT):
+        async with health_server(open_health_listener("127.0.0.1", port), AGENT):
             assert await asyncio.to_thread(get, port, "/healthz") == 200
     with pytest.raises(ConnectionRefusedError):
         await asyncio.to_thread(get, port, "/healthz")
@@ -68,7 +90,7 @@ async def test_closing_does_not_wait_for_idle_clients(port: int) -> None:
     clock = asyncio.get_running_loop().time
     idle = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        async with health_server(open_health_listener("127.0.0.1", port), lambda: True, AGENT):
+        async with health_server(open_health_listener("127.0.0.1", port), AGENT):
             await asyncio.to_thread(idle.request, "GET", "/healthz")
             await asyncio.to_thread(lambda: idle.getresponse().read())
             began = clock()
@@ -83,13 +105,13 @@ async def test_port_zero_listens_nowhere() -> None:
         return sorted(str(link.readlink()) for link in links if link.is_symlink() and link.is_socket())
 
     before = sockets()
-    async with health_server(open_health_listener("127.0.0.1", 0), lambda: True, AGENT):
+    async with health_server(open_health_listener("127.0.0.1", 0), AGENT):
         assert sockets() == before
 
 
 def test_it_serves_on_the_agents_own_loop(port: int) -> None:
     async def serve() -> int:
-        async with health_server(open_health_listener("127.0.0.1", port), lambda: True, AGENT):
+        async with health_server(open_health_listener("127.0.0.1", port), Agent(RUNNING)):
             return await asyncio.to_thread(get, port, "/readyz")
 
     assert uvloop.run(serve()) == 200
@@ -98,7 +120,7 @@ def test_it_serves_on_the_agents_own_loop(port: int) -> None:
 async def test_ipv6_works_too(port: int) -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 on this host")
-    async with health_server(open_health_listener("::1", port), lambda: True, AGENT):
+    async with health_server(open_health_listener("::1", port), AGENT):
         assert await asyncio.to_thread(get, port, "/healthz", "GET", "::1") == 200
 
 
@@ -108,7 +130,7 @@ async def test_a_port_in_use_is_one_clear_line() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(FlannelError) as caught:
-            async with health_server(open_health_listener("127.0.0.1", port), lambda: True, AGENT):
+            async with health_server(open_health_listener("127.0.0.1", port), AGENT):
                 pass
     assert str(caught.value) == (
         f"cannot serve health on 127.0.0.1 port {port}: Address already in use: "
@@ -119,7 +141,7 @@ async def test_a_port_in_use_is_one_clear_line() -> None:
 
 async def test_an_address_of_another_host_is_one_clear_line(port: int) -> None:
     with pytest.raises(FlannelError, match="Cannot assign requested address: choose another --healthz-ip"):
-        async with health_server(open_health_listener("203.0.113.1", port), lambda: True, AGENT):
+        async with health_server(open_health_listener("203.0.113.1", port), AGENT):
             pass
 
 
@@ -135,6 +157,6 @@ async def test_an_address_of_another_host_is_one_clear_line(port: int) -> None:
 )
 async def test_what_can_be_no_address_or_port_is_wrong_usage(ip: str, number: int, named: str) -> None:
     with pytest.raises(UsageError) as caught:
-        async with health_server(open_health_listener(ip, number), lambda: True, AGENT):
+        async with health_server(open_health_listener(ip, number), AGENT):
             pass
     assert str(caught.value).startswith(named)

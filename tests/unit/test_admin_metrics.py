@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from flannel_udp.admin.health import health_server, open_health_listener
 from flannel_udp.admin.shapes import Status
 from flannel_udp.lab.etcd_server import free_port
+from flannel_udp.model import DEGRADATIONS
 from flannel_udp.options import Offload
 from tests.support.status import RUNNING, WAITING
 
@@ -47,7 +48,7 @@ def port() -> int:
 
 
 async def scrape(port: int, status: Status) -> Samples:
-    async with health_server(open_health_listener("127.0.0.1", port), lambda: status["ready"], Agent(status)):
+    async with health_server(open_health_listener("127.0.0.1", port), Agent(status)):
         _, text = await asyncio.to_thread(get, port)
     return parse(text)
 
@@ -78,11 +79,22 @@ async def test_a_running_agents_figures_are_exported(port: int) -> None:
         ("icmp_answers_total", ("failed",)): 0,
         ("system_calls_total", ("tun_reads",)): 1_000,
         ("system_calls_total", ("udp_sends",)): 7,
+        ("offloaded_in_total", ("partial_checksums",)): 5,
+        ("offloaded_in_total", ("super_packets",)): 0,
+        ("kernel_drops_total", ("socket",)): 5,
+        ("kernel_drops_total", ("tunnel_out",)): 0,
         ("host_repairs_total", ("link",)): 1_000,
         ("host_repairs_total", ("route",)): 2,
         ("host_repairs_total", ("tunnel",)): 0,
         ("peers", ()): 2,
+        ("peers_by_health", ("heard",)): 1,
+        ("peers_by_health", ("idle",)): 1,
+        ("peers_by_health", ("silent",)): 0,
+        ("peers_by_health", ("ill",)): 0,
+        ("narrow_paths", ()): 0,
+        ("underlay_icmp_errors_total", ()): 0,
         ("ready", ()): 1,
+        **{("degraded", (kind,)): 0 for kind in DEGRADATIONS},
         **{("offload", (rung,)): float(rung in ("tso", "udp-gro")) for rung in Offload().names()},
         ("workers", ()): 2,
         ("worker_packets_total", ("in", "0")): 0,
@@ -112,6 +124,11 @@ async def test_what_nobody_counts_is_not_exported_as_0(port: int) -> None:
     assert {name for name, _ in await scrape(port, status)}.isdisjoint(traffic)
 
 
+async def test_direct_peers_are_exported_where_there_may_be_any(port: int) -> None:
+    status: Status = {**RUNNING, "backend": {"type": "udp", "port": 8285, "direct": 0}}
+    assert (await scrape(port, status))[("direct_peers", ())] == 0
+
+
 async def test_a_reservation_expires_never(port: int) -> None:
     status: Status = {**RUNNING, "lease": {"key": "10.1.15.0-24", "expires_in_s": None, "reserved": True}}
     assert (await scrape(port, status))[("lease_expires_seconds", ())] == math.inf
@@ -119,7 +136,7 @@ async def test_a_reservation_expires_never(port: int) -> None:
 
 async def test_every_scrape_is_of_its_moment_and_of_this_agent_alone(port: int) -> None:
     agent = Agent(WAITING)
-    async with health_server(open_health_listener("127.0.0.1", port), lambda: False, agent):
+    async with health_server(open_health_listener("127.0.0.1", port), agent):
         kind, before = await asyncio.to_thread(get, port)
         agent.now = RUNNING
         _, after = await asyncio.to_thread(get, port)
@@ -129,18 +146,29 @@ async def test_every_scrape_is_of_its_moment_and_of_this_agent_alone(port: int) 
 
 
 async def test_counters_and_gauges_say_what_they_are(port: int) -> None:
-    async with health_server(open_health_listener("127.0.0.1", port), lambda: True, Agent(RUNNING)):
+    async with health_server(open_health_listener("127.0.0.1", port), Agent(RUNNING)):
         _, text = await asyncio.to_thread(get, port)
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert all(family.documentation for family in families.values())
-    counters = {"packets", "bytes", "drops", "icmp_answers", "system_calls", "host_repairs", "worker_packets"}
+    counters = {
+        "packets",
+        "bytes",
+        "drops",
+        "icmp_answers",
+        "system_calls",
+        "offloaded_in",
+        "host_repairs",
+        "worker_packets",
+        "kernel_drops",
+        "underlay_icmp_errors",
+    }
     assert {name.removeprefix("flannel_udp_") for name, f in families.items() if f.type == "counter"} == counters
     assert {f.type for f in families.values()} == {"counter", "gauge"}
 
 
 async def test_nothing_of_the_registrys_address_is_told(port: int) -> None:
     status: Status = {**RUNNING, "registry": "etcd https://user:secret@etcd.example:2379 /coreos.com/network"}
-    async with health_server(open_health_listener("127.0.0.1", port), lambda: True, Agent(status)):
+    async with health_server(open_health_listener("127.0.0.1", port), Agent(status)):
         _, text = await asyncio.to_thread(get, port)
     assert "secret" not in text
     assert "etcd" not in text

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -15,6 +17,7 @@ import pytest
 
 from flannel_udp.admin import notify
 from flannel_udp.admin.notify import (
+    forget_descriptors,
     keep_watchdog,
     notify_ready,
     notify_reloading,
@@ -162,3 +165,46 @@ async def test_without_a_watchdog_the_task_ends_at_once(monkeypatch: pytest.Monk
         raise AssertionError("nobody asked")
 
     await asyncio.wait_for(keep_watchdog(never), 10)
+
+
+# What systemd keeps
+
+
+async def test_forgetting_is_over_when_systemd_has_seen_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        forgetting = asyncio.create_task(forget_descriptors(["tun-0", "icmp"], 30.0))
+        heard = [await asyncio.to_thread(systemd.recv, 1000) for _ in range(2)]
+        message, fds, _, _ = await asyncio.to_thread(socket.recv_fds, systemd, 1000, 4)
+        assert [*heard, message] == [b"FDSTOREREMOVE=1\nFDNAME=tun-0", b"FDSTOREREMOVE=1\nFDNAME=icmp", b"BARRIER=1"]
+        assert not forgetting.done()
+        for fd in fds:
+            os.close(fd)
+        assert await asyncio.wait_for(forgetting, 10)
+
+
+async def test_nobody_is_waited_for_who_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    assert not await asyncio.wait_for(forget_descriptors(["tun-0"], 30.0), 10)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        assert not await asyncio.wait_for(forget_descriptors(["tun-0"], 0.05), 10)
+
+
+KEPT = """
+import os
+from flannel_udp.admin.notify import take_stored_descriptors
+for fd in (3, 4, 5):
+    os.dup2(os.open("/dev/null", os.O_RDONLY), fd)
+os.environ["LISTEN_PID"] = str(os.getpid())
+print(take_stored_descriptors(), [fd for fd in (3, 4, 5) if os.path.exists(f"/proc/self/fd/{fd}")])
+"""
+
+
+def test_of_what_is_kept_twice_the_newest_counts() -> None:
+    environ = {**os.environ, "LISTEN_FDS": "3", "LISTEN_FDNAMES": "icmp:tun-0:icmp"}
+    done = subprocess.run([sys.executable, "-c", KEPT], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "{'icmp': 3, 'tun-0': 4} [3, 4]\n"

@@ -10,9 +10,9 @@ from typing import TextIO
 
 import pytest
 
-from flannel_udp.admin.shapes import PeerRow, Route
+from flannel_udp.admin.shapes import PeerRow, Route, Status
 from flannel_udp.admin.show import show_json, show_peers, show_route, show_status
-from tests.support.status import RUNNING, WAITING
+from tests.support.status import DUAL, RUNNING, WAITING
 
 PEER: PeerRow = {
     "subnet": "10.1.16.0/24",
@@ -21,8 +21,56 @@ PEER: PeerRow = {
     "bytes_out": 10**15,
     "packets_in": 7,
     "bytes_in": 588,
+    "health": "heard",
+    "heard_ago_s": 75.0,
+    "error": None,
+    "error_ago_s": None,
+    "path_mtu": None,
     "problem": None,
 }
+HEARD = ["1", "min", "15", "s", "ago"]
+
+
+def lines_of(status: Status) -> list[str]:
+    stream = io.StringIO()
+    show_status(status, stream)
+    return stream.getvalue().splitlines()
+
+
+def test_what_concerns_both_families_is_one_line_and_a_device_of_both_is_one_device() -> None:
+    assert lines_of(DUAL)[3:8] == [
+        "network    10.1.0.0/16 and fd00:1::/48",
+        "subnet     10.1.15.0/24 and fd00:1:0:15::/64",
+        "public ip  192.0.2.1 and 2001:db8::1",
+        "interface  eth0, address 192.0.2.1 and 2001:db8::1, mtu 1500",
+        "tunnel     flannel0, address 10.1.15.0/32 and fd00:1:0:15::/128, mtu 1452",
+    ]
+
+
+def test_two_tunnel_devices_are_two_lines() -> None:
+    two: Status = {**DUAL, "ipv6_tunnel": {"name": "flannel-v6.1", "address": "fd00:1:0:15::/128", "mtu": 1430}}
+    assert [line for line in lines_of(two) if line.startswith("tunnel")] == [
+        "tunnel     flannel0, address 10.1.15.0/32, mtu 1452",
+        "tunnel     flannel-v6.1, address fd00:1:0:15::/128, mtu 1430",
+    ]
+
+
+def test_ipv6_alone_says_nothing_of_ipv4() -> None:
+    alone: Status = {
+        **DUAL,
+        "network": None,
+        "subnet": None,
+        "public_ip": None,
+        "tunnel": None,
+        "interface": {"name": "eth0", "address": None, "mtu": 1500, "ipv6_address": "2001:db8::1"},
+    }
+    assert lines_of(alone)[3:8] == [
+        "network    fd00:1::/48",
+        "subnet     fd00:1:0:15::/64",
+        "public ip  2001:db8::1",
+        "interface  eth0, address 2001:db8::1, mtu 1500",
+        "tunnel     flannel0, address fd00:1:0:15::/128, mtu 1452",
+    ]
 
 
 def test_a_running_agent_is_one_page() -> None:
@@ -39,7 +87,7 @@ def test_a_running_agent_is_one_page() -> None:
         "tunnel     flannel0, address 10.1.15.0, mtu 1472\n"
         "backend    udp, port 8285\n"
         "lease      10.1.15.0-24, expires in 23 h 59 min\n"
-        "peers      2\n"
+        "peers      2 (1 heard, 1 idle)\n"
         "offload    tso, udp-gro\n"
         "workers    2\n"
         "           worker 0: 1,234,560 packets out, 0 in\n"
@@ -48,10 +96,12 @@ def test_a_running_agent_is_one_page() -> None:
         "repairs    1,000 link, 2 route\n"
         "rights     CAP_NET_ADMIN, CAP_NET_RAW\n"
         "out        1,234,567 packets, 1,500,000,000 bytes\n"
-        "           3 dropped: no_route\n"
+        "           3 dropped: no_route; 12 s ago: 10.1.15.2 > 10.1.99.1, ICMP, 84 bytes\n"
         "in         0 packets, 0 bytes\n"
         "icmp       1 sent, 2 rate limited, 0 failed\n"
         "calls      1,000 tun reads, 7 udp sends\n"
+        "unfinished 5 partial checksums, 0 super packets\n"
+        "kernel     5 dropped: datagrams to our UDP sockets: no room to receive, or a wrong checksum (SO_MEMINFO)\n"
     )
 
 
@@ -101,9 +151,29 @@ def test_peers_are_a_table_that_is_never_cut() -> None:
     lines = stream.getvalue().splitlines()
     assert lines[0].split("  ")[0] == "subnet"
     assert [line.split() for line in lines[1:]] == [
-        ["10.1.16.0/24", "192.0.2.2", "1,000,000,000,000", "1,000,000,000,000,000", "7", "588"],
-        ["10.1.17.0/24", "192.0.2.200", "1,000,000,000,000", "1,000,000,000,000,000", "7", "588"],
+        ["10.1.16.0/24", "192.0.2.2", "1,000,000,000,000", "1,000,000,000,000,000", "7", "588", *HEARD],
+        ["10.1.17.0/24", "192.0.2.200", "1,000,000,000,000", "1,000,000,000,000,000", "7", "588", *HEARD],
     ]
+
+
+def test_what_is_known_of_one_peer_only_has_a_column_all_the_same() -> None:
+    stream = io.StringIO()
+    ill: PeerRow = {
+        **PEER,
+        "heard_ago_s": None,
+        "error": "port unreachable, says 192.0.2.2",
+        "error_ago_s": 3.0,
+        "path_mtu": 1372,
+        "problem": "nothing comes back",
+        "echo": {"answered": False, "round_trip_ms": None, "reason": "no answer"},
+    }
+    show_peers([PEER, {**PEER, "echo": {"answered": True, "round_trip_ms": 0.25, "reason": None}}, ill], stream)
+    heading, first, second, third = stream.getvalue().splitlines()
+    assert heading.split()[-6:] == ["echo", "path", "mtu", "last", "error", "problem"]
+    assert first.split()[-len(HEARD) :] == HEARD
+    assert "0.25 ms" in second
+    for text in ("-", "no answer", "1372", "port unreachable, says 192.0.2.2, 3 s ago", "nothing comes back"):
+        assert text in third
 
 
 def test_no_peers_says_so() -> None:
@@ -129,6 +199,30 @@ def test_a_route_to_a_peer_reads_like_ip_route_get() -> None:
         "10.1.16.5 via 192.0.2.2:8285 dev eth0 tunnel flannel0 subnet 10.1.16.0/24\n"
         "    10.1.16.0/24 is the longest prefix that covers it\n"
     )
+
+
+def test_a_route_past_the_tunnel_says_so() -> None:
+    route: Route = {
+        "address": "10.1.16.5",
+        "verdict": "peer",
+        "reason": "10.1.16.0/24 is the longest prefix that covers it",
+        "subnet": "10.1.16.0/24",
+        "public_ip": "192.0.2.2",
+        "interface": "eth0",
+        "datapath": "direct",
+    }
+    stream = io.StringIO()
+    show_route(route, stream)
+    assert stream.getvalue().startswith("10.1.16.5 via 192.0.2.2 dev eth0 direct subnet 10.1.16.0/24\n")
+
+
+def test_peers_by_two_datapaths_have_a_column_that_says_which() -> None:
+    stream = io.StringIO()
+    rows: list[PeerRow] = [{**PEER, "datapath": "direct", "packets_out": None}, {**PEER, "datapath": "tunnel"}]
+    show_peers(rows, stream)
+    heading, *lines = stream.getvalue().splitlines()
+    assert heading.split()[-1] == "datapath"
+    assert [line.split()[-1] for line in lines] == ["direct", "tunnel"]
 
 
 @pytest.mark.parametrize(

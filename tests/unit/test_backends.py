@@ -10,13 +10,12 @@ import pytest
 
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.errors import ConfigError, FlannelError
-from flannel_udp.model import Interface, LeaseAttrs
+from flannel_udp.model import Ends, Interface, LeaseAttrs
 from flannel_udp.netconf.config import BackendConfig, NetworkConfig
 from tests.support.backends import parse_config
 
 NETWORK = {"Network": "10.1.0.0/16"}
-KERNEL = [kind for kind in BACKENDS if kind != "udp"]
-"""Backends without an option of their own, whose packets are as long as the interface's."""
+WITHOUT_OPTIONS = [kind for kind in BACKENDS if not BACKENDS[kind].option_keys]
 
 
 def parse(**backend: Any) -> BackendConfig:
@@ -32,7 +31,7 @@ def faults(**keys: Any) -> list[str]:
 
 
 def interface(mtu: int, public_ip: str = "192.0.2.1") -> Interface:
-    return Interface("eth0", 2, mtu, IPv4Address("192.0.2.1"), IPv4Address(public_ip))
+    return Interface("eth0", 2, mtu, Ends(IPv4Address("192.0.2.1"), IPv4Address(public_ip)))
 
 
 def config_of(kind: str, **options: Any) -> NetworkConfig:
@@ -45,7 +44,7 @@ def test_a_backend_is_found_by_its_own_name_in_any_case(kind: str) -> None:
     assert parse(Type=kind.upper()).type == kind
 
 
-@pytest.mark.parametrize("kind", ["vxlan", "wireguard", "ipsec", "extension", "nonsense", "aws-vpc"])
+@pytest.mark.parametrize("kind", ["wireguard", "ipsec", "extension", "nonsense", "aws-vpc"])
 def test_a_backend_that_we_do_not_have_is_refused_with_those_that_we_have(kind: str) -> None:
     known = ", ".join(BACKENDS)
     assert faults(Backend={"Type": kind, "VNI": "x"}) == [
@@ -53,7 +52,14 @@ def test_a_backend_that_we_do_not_have_is_refused_with_those_that_we_have(kind: 
     ]
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("kind", [kind for kind in BACKENDS if 6 in BACKENDS[kind].families])
+def test_a_backend_carries_ipv6_beside_ipv4_or_alone(kind: str) -> None:
+    v6 = {"EnableIPv6": True, "IPv6Network": "fd00:1::/48", "Backend": {"Type": kind}}
+    assert parse_config(json.dumps({**NETWORK, **v6})).config.versions == (4, 6)
+    assert parse_config(json.dumps({**v6, "EnableIPv4": False})).config.versions == (6,)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BACKENDS if 6 not in BACKENDS[kind].families])
 def test_a_backend_refuses_the_families_that_it_does_not_carry(kind: str) -> None:
     v6 = {"EnableIPv6": True, "IPv6Network": "fd00::/48", "Backend": {"Type": kind}}
     carries = f"EnableIPv6 is true: the backend {kind} carries IPv4 only"
@@ -80,6 +86,14 @@ def test_udps_dscp_can_be_a_number(dscp: int) -> None:
 @pytest.mark.parametrize("backend", [{"dScP": "inherit"}, {"DSCP": "INHERIT"}])
 def test_udps_dscp_can_be_the_inner_packets(backend: Any) -> None:
     assert parse(**backend).options["DSCP"] == "inherit"
+
+
+@pytest.mark.parametrize(
+    ("backend", "direct"),
+    [({"directrouting": True}, True), ({"DirectRouting": False}, None), ({"DirectRouting": None}, None)],
+)
+def test_udps_direct_routing_can_be_switched_on(backend: Any, direct: bool | None) -> None:
+    assert parse(**backend).options.get("DirectRouting") is direct
 
 
 @pytest.mark.parametrize("backend", [{}, {"DSCP": None}])
@@ -112,6 +126,8 @@ def test_udps_mtu_is_as_large_as_the_interface_allows_unless_said() -> None:
         ({"MTU": 65_508}, "Backend.MTU is 65508: expected 68 to 65507"),
         ({"MTU": 0}, "Backend.MTU is 0: expected 68 to 65507"),
         ({"MTU": "1400"}, 'Backend.MTU is "1400": expected a whole number'),
+        ({"DirectRouting": "yes"}, 'Backend.DirectRouting is "yes": expected true or false'),
+        ({"DirectRouting": 1}, "Backend.DirectRouting is 1: expected true or false"),
     ],
 )
 def test_a_wrong_option_of_udp_is_one_line(backend: dict[str, Any], fault: str) -> None:
@@ -126,7 +142,7 @@ def test_udp_needs_room_for_its_headers() -> None:
 # --- those that the kernel carries --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KERNEL)
+@pytest.mark.parametrize("kind", WITHOUT_OPTIONS)
 def test_a_backend_without_options_has_none_and_warns_of_what_it_is_given(kind: str) -> None:
     parsed = parse_config(json.dumps({**NETWORK, "Backend": {"Type": kind, "Port": "any"}}))
     assert parsed.config.backend == BackendConfig(kind, {})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Iterator
+from ipaddress import IPv6Address
 from types import ModuleType
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from bench import compiled, encap, lookup
 from flannel_udp._fastpath.checksum import checksum
 from flannel_udp._fastpath.routes import NO_ROUTE, PEERS_FROM, RouteList, RouteTable
+from flannel_udp._fastpath.routes6 import RouteList6, RouteTable6
 from flannel_udp.errors import FlannelError
 
 NETWORK = 0x0A020000
@@ -35,9 +38,25 @@ def test_the_loop_looks_up_every_address(look_up: ModuleType) -> None:
     assert look_up.look_up(TABLE, array("I", addresses), 0) == 2 * PEERS_FROM
 
 
+def test_the_loop_looks_up_every_ipv6_address(look_up: ModuleType) -> None:
+    network = int(IPv6Address("fd00:10:244::"))
+    table = RouteTable6(
+        RouteList6(network.to_bytes(16, "big"), b"\x40", array("I", [PEERS_FROM])), bytes(32) + b"\x20\x01" + bytes(14)
+    )
+    addresses = [network + 1, network + (1 << 64) - 1, network + (1 << 64), 0]
+    packed = b"".join(address.to_bytes(16, "big") for address in addresses)
+    assert look_up.look_up6(table, packed, 0) == 2 * PEERS_FROM
+
+
+def batched16(packed: bytes) -> Iterator[bytes]:
+    return (packed[at : at + 16] for at in range(0, len(packed), 16))
+
+
+@pytest.mark.parametrize("layout", lookup.LAYOUTS, ids=lambda layout: layout.title)
 @pytest.mark.parametrize("n", lookup.SIZES[:2])
-def test_every_address_that_is_looked_up_has_a_route(n: int) -> None:
-    table, addresses = lookup.make_case(random.Random(1), n)
+def test_every_address_that_is_looked_up_has_a_route(layout: lookup.Layout, n: int) -> None:
+    table, packed = lookup.make_case(random.Random(1), layout, n)
+    addresses = packed if isinstance(packed, array) else [int.from_bytes(each, "big") for each in batched16(packed)]
     hops = {table.lookup(address) for address in addresses}
     assert hops == set(range(PEERS_FROM, PEERS_FROM + n))
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 
 import pytest
 from rich.console import Console
+from scapy.layers.inet import ICMP, IP, UDP
 
-from bench import churn, control
-from bench.churn import ELSEWHERE, HOMES, OVERLAY, home_of, moves, subnet_at
+from bench import churn, control, probes
+from bench.churn import ELSEWHERE, HOMES, OVERLAY, home_of, lease_of, moves, subnet_at
 from bench.control import CARRIED, PROMISES, Promise
 from bench.probes import EARLY_NS, STALE_NS, Seen, percentile
+from flannel_udp.model import LeaseAttrs
 from flannel_udp.registry.file.document import entries_of, parse_document
+from flannel_udp.registry.keys import format_value
 
 MS = 1_000_000
 MOST = Promise("delay", 10, "delay", 50, "ms")
@@ -36,19 +40,23 @@ def test_a_promise_is_kept_up_to_its_bound(promise: Promise, figure: float | Non
     assert promise.words(figure) == words
 
 
-def test_the_table_has_a_row_for_every_promise_of_the_sizes_that_were_measured() -> None:
+@pytest.mark.parametrize("backend", ["udp", "vxlan"])
+def test_the_table_has_a_row_for_every_promise_of_the_sizes_that_were_measured(backend: str) -> None:
     out = io.StringIO()
-    Console(file=out, width=200).print(control._table({10_000: {"wrong": 0, "etcd_load_s": 2.5}}))
+    Console(file=out, width=200).print(control._table({10_000: {"wrong": 0, "etcd_load_s": 2.5}}, backend))
     rows = out.getvalue().splitlines()
-    assert sum("10,000" in row for row in rows) == sum(promise.subnets == 10_000 for promise in PROMISES)
+    of_backend = [promise for promise in PROMISES if promise.backend == backend]
+    assert sum("10,000" in row for row in rows) == sum(promise.subnets == 10_000 for promise in of_backend)
     assert not any("100,000" in row for row in rows)
-    assert next("NOT met" in row for row in rows if "load from etcd" in row)
-    assert next("not measured" in row for row in rows if "throughput" in row)
+    assert next("NOT met" in row for row in rows if "load from etcd" in row) == (backend == "udp")
+    assert next("not measured" in row for row in rows if "delay" in row)
 
 
 def test_it_is_said_where_etcd_was_too_slow() -> None:
-    found = {10_000: {"changes_per_s": CARRIED}, 100_000: {"changes_per_s": 612.3}}
-    assert control._remarks(found) == ["100,000 subnets: etcd carried 612 changes/s only, so the delays are of those"]
+    found = {10_000: {"changes_per_s": CARRIED["udp"]}, 100_000: {"changes_per_s": 612.3}}
+    assert control._remarks(found, "udp") == [
+        "100,000 subnets: etcd carried 612 changes/s only, so the delays are of those"
+    ]
 
 
 def test_every_move_leads_to_an_address_that_nobody_else_has() -> None:
@@ -70,9 +78,26 @@ def test_the_registry_file_holds_the_same_peers() -> None:
     document = parse_document(churn.write_file(3, {"10.255.0.0/26": "192.0.2.1"}, {"Network": str(OVERLAY)}).encode())
     entries = entries_of(document, 0.0)
     subnets = {IPv4Network(key.replace("-", "/")): json.loads(entry.value) for key, entry in entries.items()}
-    assert subnets[subnet_at(2)] == {"PublicIP": str(home_of(2))}
+    assert subnets[subnet_at(2)] == {"PublicIP": str(home_of(2)), "PublicIPv6": None}
     assert len(subnets) == 4
     assert all(entry.reserved for entry in entries.values())
+
+
+@pytest.mark.parametrize("heading", [b"", bytes(22)], ids=["udp", "vxlan"])
+def test_a_probe_is_told_from_an_echo_of_the_agents_own(heading: bytes) -> None:
+    inner = IP(src="10.255.0.0", dst="10.1.0.65")
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as arriving,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out,
+    ):
+        arriving.setsockopt(socket.IPPROTO_IP, probes._IP_PKTINFO, 1)
+        arriving.bind(("127.0.0.1", 0))
+        arriving.setblocking(False)
+        for packet in (inner / ICMP(type=8) / bytes(12), inner / UDP(sport=40_000, dport=9) / (7).to_bytes(4, "big")):
+            out.sendto(heading + bytes(packet), arriving.getsockname())
+        found = Seen()
+        probes._receive(arriving, found, {})
+    assert [(place, address) for _, place, address in found.arrived] == [(7, int(IPv4Address("127.0.0.1")))]
 
 
 def seen(*arrived: tuple[int, int, int]) -> Seen:
@@ -117,3 +142,9 @@ def test_percentiles_are_figures_that_were_measured() -> None:
     ordered = [float(n) for n in range(1, 101)]
     assert [percentile(ordered, share) for share in (0.0, 0.5, 0.99, 1.0)] == [1, 51, 100, 100]
     assert IPv4Address(int(home_of(0))) == HOMES[1]
+
+
+def test_with_vxlan_every_host_says_where_frames_go() -> None:
+    value = json.loads(format_value(lease_of(IPv4Address("198.18.0.5"), "vxlan")))
+    assert value["BackendData"] == {"VNI": 1, "VtepMAC": "02:00:c6:12:00:05"}
+    assert lease_of(IPv4Address("198.18.0.5"), "udp") == LeaseAttrs(IPv4Address("198.18.0.5"))

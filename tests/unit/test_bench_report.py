@@ -37,12 +37,14 @@ def test_medians_are_of_the_accepted_samples_only() -> None:
 
 
 def test_ratios_are_ours_to_each_baseline() -> None:
-    assert ratios(medians(SAMPLES)) == {"tcp1_gbit_s": {"vxlan": pytest.approx(1.2), "naive": pytest.approx(10.0)}}
+    assert ratios(medians(SAMPLES)) == {
+        "tcp1_gbit_s": {"bare": None, "vxlan": pytest.approx(1.2), "naive": pytest.approx(10.0)}
+    }
 
 
 def test_there_is_no_ratio_to_a_baseline_that_is_zero_or_missing_and_none_without_ours() -> None:
     cpu = [sample("vxlan", 0.0, metric="cpu"), sample("ours", 3.0, metric="cpu"), sample("naive", 1.0, metric="rtt")]
-    assert ratios(medians(cpu)) == {"cpu": {"vxlan": None, "naive": None}, "rtt": {"vxlan": None, "naive": None}}
+    assert ratios(medians(cpu)) == {name: {"bare": None, "vxlan": None, "naive": None} for name in ("cpu", "rtt")}
 
 
 def row_of(samples: list[Sample]) -> list[str]:
@@ -59,7 +61,7 @@ def test_a_contender_whose_samples_were_all_rejected_shows_as_a_dash() -> None:
 def test_a_median_of_fewer_samples_than_rounds_says_of_how_many() -> None:
     first = [sample("vxlan", 4.0), sample("ours", 6.0)]
     second = [sample("vxlan", 4.0, number=2), sample("ours", 9.0, number=2, accepted=False)]
-    assert row_of(first + second) == ["4.00", "6.00 (1)", "1.50", "-"]
+    assert row_of(first + second) == ["4.00", "6.00 (1)", "-", "1.50"]
 
 
 def test_the_document_is_json_and_holds_every_sample_with_the_rejected_ones_marked() -> None:
@@ -93,7 +95,9 @@ def test_a_percentile_is_a_value_that_enough_values_do_not_exceed(values: list[f
         (["--workers", "two"], "'two' is no list of numbers"),
         (["--targets", "--underlay", "whole"], "--targets says by itself"),
         (["--targets", "--rungs"], "--targets says by itself"),
-        (["--targets", "--pods"], "--targets says by itself"),
+        (["--targets", "--cni"], "--targets says by itself"),
+        (["--targets", "--backends"], "--targets says by itself"),
+        (["--targets", "speed"], "invalid choice: 'speed'"),
         (["--json", "forward.svg"], "another suffix"),
     ],
 )
@@ -134,8 +138,8 @@ def test_the_rungs_are_removed_one_by_one_and_all_together() -> None:
     assert set(names[2:]) == {f"ours-no-{rung}" for rung in Offload().names()} | {"ours-off"}
 
 
-def test_pods_are_attached_by_hand_and_by_the_plugin() -> None:
-    assert list(variants(pods=True)) == ["ours-pods", "ours-cni", "ours-cni-masq"]
+def test_the_plugins_pods_are_masqueraded_by_the_agent_or_by_the_bridge() -> None:
+    assert list(variants(cni=True)) == ["ours-masq", "ours-cni", "ours-cni-masq"]
 
 
 def test_the_chart_says_how_many_times_better_ours_is_also_where_less_is_better() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,10 @@ class Source:
     async def peers(self) -> AsyncIterator[list[PeerRow]]:
         yield [PEER]
 
-    def route(self, address: IPv4Address) -> Route:
+    async def probed_peers(self, within_s: float = 60.0) -> AsyncIterator[list[PeerRow]]:  # noqa: ARG002
+        yield [{**PEER, "echo": {"answered": True, "round_trip_ms": 0.5, "reason": None}}]
+
+    async def route(self, address: IPv4Address | IPv6Address) -> Route:
         if address == IPv4Address("10.1.0.1"):
             raise FlannelError("no network configuration yet")
         return {"address": str(address), "verdict": "no route", "reason": "no lease covers it"}

@@ -175,7 +175,9 @@ def test_the_same_in_other_words_is_stored_and_said_to_be_the_same(put: Put) -> 
     assert json.loads(put.registry.read_text())["config"] == {"network": "10.1.0.0/16", "SubnetLen": 24}
 
 
-@pytest.mark.parametrize("former", ['{"Network": 5}', "5", '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}'])
+@pytest.mark.parametrize(
+    "former", ['{"Network": 5}', "5", '{"Network": "10.1.0.0/16", "Backend": {"Type": "wireguard"}}']
+)
 def test_what_was_stored_before_hinders_nothing_whatever_it_is(put: Put, former: str) -> None:
     put.registry.write_text(f'{{"config": {former}}}')
     out, err = put(RAW)

@@ -53,6 +53,13 @@ def test_dual_stack_is_a_second_range_and_route() -> None:
     assert conf["ipMasq"] is False
 
 
+def test_ipv6_alone_is_one_range_and_route() -> None:
+    only = SubnetEnv(None, Subnet(None, DUAL.subnet.v6), 1472, ip_masq=True, ipv6_network=DUAL.ipv6_network)
+    conf = delegate_conf(CONF, only)
+    assert conf["ipam"]["ranges"] == [[{"subnet": "fd00:1:2::/64"}]]
+    assert conf["ipam"]["routes"] == [{"dst": "fd00:1::/48"}]
+
+
 def test_what_is_given_wins_but_for_ranges_and_name() -> None:
     given: dict[str, Any] = {
         **CONF,

@@ -65,6 +65,14 @@ class Host:
         return (self.folder / "data" / "abc").exists()
 
 
+def test_a_bridge_of_a_former_subnet_is_told_with_what_mends_it(host: Host) -> None:
+    said = '\\"cni0\\" already has an IP address different from 10.1.15.1/24'
+    host.delegate("cat <<'E'", f'{{"code": 999, "msg": "failed to set bridge addr: {said}"}}', "E", "exit 1")
+    _, msg = host.call("ADD")
+    assert "already has an IP address different from 10.1.15.1/24; if that is a former subnet's: stop the pods" in msg
+    assert "`ip link del cni0`" in msg
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     host = Host(tmp_path)

@@ -8,12 +8,13 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flannel_udp.backend.udp import UdpBackend
 from flannel_udp.errors import ConfigError
 from flannel_udp.model import Subnet
+from flannel_udp.netconf.addresses import LINK_LOCAL, why_no_overlay
 from flannel_udp.netconf.config import BackendConfig, NetworkConfig, SubnetRange, parse_network_config
 from flannel_udp.netconf.reader import MAX_CONFIG_BYTES, MAX_NESTING
 
@@ -89,10 +90,40 @@ def test_ipv6_range_starts_at_the_second_and_ends_at_the_last_subnet() -> None:
     assert v6.count == 65_535
 
 
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        ("0.1.0.0/16", '0.0.0.0/8 is "this network"'),
+        ("127.5.0.0/16", "127.0.0.0/8 is loopback"),
+        ("126.0.0.0/7", "127.0.0.0/8 is loopback"),
+        ("224.0.0.0/8", "224.0.0.0/4 is multicast"),
+        ("239.255.0.0/16", "224.0.0.0/4 is multicast"),
+        ("192.0.0.0/2", "224.0.0.0/4 is multicast"),
+        ("255.255.0.0/16", "255.255.255.255/32 is broadcast"),
+        ("240.0.0.0/4", "255.255.255.255/32 is broadcast"),
+    ],
+)
+def test_a_network_of_addresses_that_no_host_can_have_is_refused(network: str, why: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_config(json.dumps({"Network": network, "SubnetMin": network.split("/", maxsplit=1)[0]}))
+    expected = "expected a network whose addresses hosts can have"
+    assert refused.value.faults == [f'Network is "{network}": {expected}: {why}']
+
+
+@pytest.mark.parametrize("network", ["240.10.0.0/16", "255.0.0.0/9", "1.0.0.0/8", "126.0.0.0/8", "223.255.0.0/16"])
+def test_what_linux_routes_may_be_an_overlay(network: str) -> None:
+    assert parse_v4(Network=network).network == IPv4Network(network)
+
+
+def test_link_local_addresses_as_an_overlay_are_warned_about() -> None:
+    parsed = parse_config(json.dumps({"Network": "169.254.0.0/16"}))
+    assert parsed.warnings == ("Network 169.254.0.0/16 overlaps 169.254.0.0/16, addresses that hosts give themselves",)
+
+
 def test_the_last_network_of_the_address_space_does_not_overflow() -> None:
-    assert parse_v4(Network="255.255.255.240/28").last == IPv4Network("255.255.255.252/30")
-    last = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0/124"
-    assert parse_v6(IPv6Network=last).last == IPv6Network("ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126")
+    assert parse_v4(Network="255.255.255.224/28").last == IPv4Network("255.255.255.236/30")
+    last = "feff:ffff:ffff:ffff:ffff:ffff:ffff:fff0/124"  # what comes after that is multicast
+    assert parse_v6(IPv6Network=last).last == IPv6Network("feff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126")
 
 
 def test_zero_and_null_mean_the_default_as_in_go() -> None:
@@ -319,15 +350,17 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     """Good configurations with any subset of their keys written out."""
     document: dict[str, Any] = {"EnableNFTables": draw(st.booleans()), "EnableIPv4": draw(st.booleans())}
     document["EnableIPv6"] = not document["EnableIPv4"] or draw(st.booleans())
-    families: list[tuple[str, type[IPv4Network] | type[IPv6Network], int, int]] = [
-        ("", IPv4Network, 32, 28),
-        ("IPv6", IPv6Network, 128, 124),
+    unicast = st.integers(0x10 << 120, (0xFE << 120) - 1)
+    families: list[tuple[str, type[IPv4Network] | type[IPv6Network], st.SearchStrategy[int], int, int, int]] = [
+        ("", IPv4Network, st.integers(0, (1 << 32) - 1), 32, 1, 28),
+        ("IPv6", IPv6Network, unicast, 128, 8, 124),
     ]
-    for prefix, net, bits, narrowest in families:
+    for prefix, net, addresses, bits, widest, narrowest in families:
         if not document["EnableIPv6" if prefix else "EnableIPv4"]:
             continue
-        prefix_len = draw(st.integers(1, narrowest))
-        network = net((draw(st.integers(0, (1 << bits) - 1)) >> (bits - prefix_len) << (bits - prefix_len), prefix_len))
+        prefix_len = draw(st.integers(widest, narrowest))
+        network = net((draw(addresses) >> (bits - prefix_len) << (bits - prefix_len), prefix_len))
+        assume(why_no_overlay(network) is None and not network.overlaps(LINK_LOCAL))
         subnet_len = draw(st.integers(prefix_len + 2, bits - 2))
         document[f"{prefix}Network"] = str(network)
         document[f"{prefix}SubnetLen"] = subnet_len

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import find, target
-from tests.fuzz.scenario import batches
 from tests.fuzz.seeds import outbound
 from tests.support.twin import Difference, FromPeer, FromTun
 
@@ -31,9 +30,10 @@ def test_the_engine_does_what_its_twin_does(file: Path) -> None:
 
 
 def test_the_corpus_reaches_both_directions_and_super_packets() -> None:
-    steps = [step for file in CORPUS for batch in batches(file.read_bytes()[1:]) for step in batch]
+    steps = [step for file in CORPUS for batch in target.steps_of(file.read_bytes()) for step in batch]
     assert any(isinstance(step, FromTun) and step.vnet.gso_type in (1, 5) for step in steps)
-    assert any(isinstance(step, FromPeer) and len(step.datagrams) > 1 for step in steps)
+    assert any(isinstance(step, FromTun) and step.vnet.gso_type == 4 for step in steps)
+    assert any(isinstance(step, FromPeer) and len(step.packets) > 1 for step in steps)
 
 
 TOO_BIG = b"\0" + dict(outbound())["out-too-big-then-checksum-outside"]

@@ -18,6 +18,7 @@ from flannel_udp._fastpath.drops import DropReason
 from flannel_udp.dataplane import reference
 from flannel_udp.dataplane.offload import SOL_UDP, UDP_SEGMENT
 from flannel_udp.dataplane.reference import ReferenceTable, VnetHeader
+from flannel_udp.model import Address, Prefix
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.agents import wait_for
 from tests.support.engine_rig import AGENT, EngineRig, compile_table, small_table
@@ -223,8 +224,10 @@ def test_every_peer_is_found_by_its_address_and_no_stranger() -> None:
     chooser = random.Random(20_261_122)
     for _ in range(500):
         addresses = {IPv4Address(chooser.getrandbits(32) | 1) for _ in range(chooser.randint(1, 40))}
-        routes = {IPv4Network((0x0A000000 + (i << 8), 24)): address for i, address in enumerate(addresses)}
-        compiled = compile_table(ReferenceTable(dict(routes)))
+        routes: dict[Prefix, Address | str] = {
+            IPv4Network((0x0A000000 + (i << 8), 24)): address for i, address in enumerate(addresses)
+        }
+        compiled = compile_table(ReferenceTable(routes))
         for address in addresses:
             assert compiled.peer_address(compiled.peer_of(int(address))) == int(address)
         strangers = {IPv4Address(chooser.getrandbits(32)) for _ in range(20)} - addresses

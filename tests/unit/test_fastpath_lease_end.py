@@ -17,7 +17,7 @@ from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.agents import wait_for
 from tests.support.engine_rig import EngineRig, small_table
 from tests.support.refusals import Refusal, refused, thread_waits_in
-from tests.support.traffic import with_partial_checksum
+from tests.support.repair import with_partial_checksum
 
 LEASE_ASKED_EVERY = 16
 OUT = bytes(IP(src="10.1.1.5", dst="10.1.2.7") / UDP() / b"12345")

@@ -11,6 +11,7 @@ from scapy.packet import Raw
 
 from flannel_udp._fastpath.drops import SENTENCES, DropReason
 from flannel_udp.dataplane.reference import ReferenceTable
+from flannel_udp.netconf.addresses import is_unicast
 from tests.support.engine_rig import EngineRig, small_table
 
 
@@ -87,6 +88,18 @@ def test_an_outbound_packet_that_cannot_go_is_dropped_for_its_reason(rig: Engine
     rig.poll()
     assert rig.drops("out") == {reason: 1}
     assert rig.to_peer("127.0.0.2") == rig.to_peer("127.0.0.3") == rig.to_tun() == []
+
+
+def test_the_packet_path_and_the_configuration_agree_on_which_addresses_a_host_can_have(rig: EngineRig) -> None:
+    edges = [0, 0x01000000, 0x7F000000, 0x80000000, 0xE0000000, 0xF0000000, 0xFFFFFFFF, 0x0A010203, 0xFE000000]
+    for edge in edges:
+        for number in range(max(0, edge - 2), min(2**32 - 1, edge + 2) + 1):
+            destination = IPv4Address(number)
+            before = rig.drops("out").get("not_unicast", 0)
+            rig.from_tun(bytes(IP(src="10.1.1.5", dst=str(destination)) / UDP()))
+            rig.poll()
+            dropped = rig.drops("out").get("not_unicast", 0) - before
+            assert (dropped == 0) == is_unicast(destination), destination
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,11 @@ from tests.support.engine_rig import EngineRig, compile_table, small_table
 
 addresses = st.one_of(
     st.sampled_from(
-        ["10.1.1.0", "10.1.1.5", "10.1.2.7", "10.1.3.255", "10.1.4.1", "0.0.0.0", "127.0.0.1", "224.0.0.1", "8.8.8.8"]
+        [
+            *("10.1.1.0", "10.1.1.5", "10.1.2.7", "10.1.3.255", "10.1.4.1", "0.0.0.0", "127.0.0.1", "127.0.0.2"),
+            *("223.255.255.255", "224.0.0.1", "239.255.255.255", "240.0.0.0", "255.255.255.254", "255.255.255.255"),
+            "8.8.8.8",
+        ]
     ).map(IPv4Address),
     st.integers(0, 2**32 - 1).map(IPv4Address),
 )
@@ -199,6 +203,27 @@ def test_a_table_that_is_none_is_refused(
     with pytest.raises(ValueError, match=message):
         routes = RouteList(array("I", networks), array("B", prefix_lens), array("I", next_hops))
         RouteTable(routes, array("I", [0, 0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("addresses", "macs", "message"),
+    [([0, 0, 1], [0, 0], "length"), ([0, 0, 1], [0, 0, 0], "MAC"), ([0, 0, 1], [0, 0, 1 << 48], "MAC")],
+)
+def test_macs_that_are_none_are_refused_from_the_beginning_and_later(
+    addresses: list[int], macs: list[int], message: str
+) -> None:
+    routes, peers, good = RouteList(), array("I", addresses), array("Q", [0, 0, 7])
+    with pytest.raises(ValueError, match=message):
+        RouteTable(routes, peers, macs=array("Q", macs))
+    table = RouteTable(routes, peers, macs=good)
+    nothing = array("I"), array("B"), array("I", [2])
+    with pytest.raises(ValueError, match=message):
+        table.update(routes, peers, *nothing, array("Q", macs))
+    with pytest.raises(ValueError, match="never"):
+        table.update(routes, peers, *nothing)
+    with pytest.raises(ValueError, match="never"):
+        RouteTable(routes, peers).update(routes, peers, *nothing, good)
+    assert table.peer_mac(2) == 7
 
 
 def test_the_twin_answers_only_what_may_be_answered() -> None:

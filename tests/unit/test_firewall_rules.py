@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_udp.host.firewall import iptables, nftables
-from flannel_udp.host.firewall.rules import Network, Rule, Rules, Side, Verdict, rules_for
+from flannel_udp.host.firewall.rules import Rule, Rules, Side, Verdict, rules_for
+from flannel_udp.model import Prefix
 
 NETWORK, SUBNET = IPv4Network("10.1.0.0/16"), IPv4Network("10.1.15.0/24")
 NETWORK6, SUBNET6 = IPv6Network("fd00:1::/48"), IPv6Network("fd00:1:0:15::/64")
@@ -133,7 +134,7 @@ def test_who_is_masqueraded(overlay: tuple[IPv4Network, IPv4Network], data: st.D
     network, subnet = overlay
     rules = rules_for(network, subnet, masquerade=True, forward=True, random_fully=True)
 
-    def inside(of: Network) -> IPv4Address:
+    def inside(of: Prefix) -> IPv4Address:
         return IPv4Address(int(of.network_address) + data.draw(st.integers(0, of.num_addresses - 1)))
 
     anywhere = st.builds(IPv4Address, st.integers(1, 2**32 - 1))

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from subprocess import Popen
@@ -21,12 +21,13 @@ from flannel_udp.host.firewall import tool
 from flannel_udp.host.firewall.iptables import Iptables
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.nftables import Nftables
+from flannel_udp.host.firewall.owner import Owner
+from flannel_udp.host.firewall.passages import Passage
 from flannel_udp.host.firewall.rules import rules_for
 from flannel_udp.host.firewall.tool import Finished, ToolMissing, run_tool
 
-RULES = rules_for(
-    IPv4Network("10.1.0.0/16"), IPv4Network("10.1.15.0/24"), masquerade=True, forward=True, random_fully=True
-)
+NETWORK = IPv4Network("10.1.0.0/16")
+RULES = rules_for(NETWORK, IPv4Network("10.1.15.0/24"), masquerade=True, forward=True, random_fully=True)
 
 MakeTool = Callable[[str, str], None]
 
@@ -138,7 +139,7 @@ async def test_our_secrets_are_not_handed_on(make_tool: MakeTool, monkeypatch: p
 async def test_what_nft_complains_of_is_one_line(make_tool: MakeTool) -> None:
     make_tool("nft", "printf 'Error: syntax\\n  ^^^\\n' >&2; exit 1")
     with pytest.raises(FlannelError, match=r"^nft failed \(exit 1\): Error: syntax \^\^\^$"):
-        await Nftables().put(RULES)
+        await Nftables(Owner(NETWORK)).put(RULES)
 
 
 async def test_a_lock_that_another_program_holds_is_named(make_tool: MakeTool) -> None:
@@ -146,19 +147,19 @@ async def test_a_lock_that_another_program_holds_is_named(make_tool: MakeTool) -
     make_tool("iptables", f"echo '{said}' >&2; exit 4")
     expected = r"^iptables: another program holds the xtables lock for more than 5 s$"
     with pytest.raises(FlannelError, match=expected):
-        await Iptables().put(RULES)
+        await Iptables(Owner(NETWORK)).put(RULES)
 
 
 async def test_random_source_ports_are_given_up_only_where_just_they_are_unknown(make_tool: MakeTool) -> None:
     make_tool("nft", "! grep -q fully-random")
-    fitted = await Nftables().fit(RULES)
+    fitted = await Nftables(Owner(NETWORK)).fit(RULES)
     assert (fitted.masquerade, fitted.random_fully) == (RULES.masquerade, False)
     make_tool("iptables-restore", "! grep -q random-fully")
-    assert (await Iptables().fit(RULES)).random_fully is False
+    assert (await Iptables(Owner(NETWORK)).fit(RULES)).random_fully is False
     make_tool("nft", "exit 1")
-    assert await Nftables().fit(RULES) == RULES
+    assert await Nftables(Owner(NETWORK)).fit(RULES) == RULES
     make_tool("nft", "exit 0")
-    assert await Nftables().fit(RULES) == RULES
+    assert await Nftables(Owner(NETWORK)).fit(RULES) == RULES
 
 
 async def test_a_tool_that_prints_rules_in_other_words_is_believed_when_it_does_so_twice(
@@ -166,7 +167,7 @@ async def test_a_tool_that_prints_rules_in_other_words_is_believed_when_it_does_
 ) -> None:
     kept = tmp_path / "kept"
     make_tool("nft", f'if [ "$1" = list ]; then sed "s/0x0000/0x/g" {kept}; else cat >{kept}; fi')
-    applier = Nftables()
+    applier = Nftables(Owner(NETWORK))
     await applier.put(RULES)
     assert await applier.stands(RULES)
     kept.write_text(kept.read_text().replace("return", "accept", 1))
@@ -178,7 +179,11 @@ async def test_rules_that_another_program_changes_all_the_time_are_an_error(
 ) -> None:
     make_tool("nft", '[ "$1" != list ] || date +%N')
     with pytest.raises(FlannelError, match="another program changes our rules at the same moment"):
-        await Nftables().put(RULES)
+        await Nftables(Owner(NETWORK)).put(RULES)
+
+
+async def no_passages() -> list[Sequence[Passage]]:
+    return []
 
 
 async def test_a_keeper_ends_when_it_is_cancelled_at_any_moment(make_tool: MakeTool, tmp_path: Path) -> None:
@@ -186,7 +191,7 @@ async def test_a_keeper_ends_when_it_is_cancelled_at_any_moment(make_tool: MakeT
     make_tool("nft", f'if [ "$1" = list ]; then cat {kept}; elif [ "$1" = -f ]; then sed 1,2d >{kept}; fi')
     make_tool("iptables", "exit 0")
     for i in range(10):
-        firewall = Firewall(nftables=True, resync_s=600)
+        firewall = Firewall(Owner(NETWORK), lambda *_: None, no_passages, nftables=True, resync_s=600)
         keeping = asyncio.create_task(firewall.run())
         await firewall.keep(RULES)
         await asyncio.sleep(0.03 * i)

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,15 @@ OURS = {
     "takeover": "",
     "clean-on-exit": "",
     "on-lease-loss": "reacquire",
+    "datapath": "auto",
     "source-check": "strict",
     "offload": "auto",
     "workers": "1",
     "busy-poll-us": "0",
+    "source-ports": "0",
     "tx-queue-len": "5000",
     "control-socket": "/run/flannel/flannel-udp.sock",
+    "state-dir": "/var/lib/flannel-udp",
 }
 
 # flag, its text, the attribute of Options it sets, the value there
@@ -101,8 +104,13 @@ VALUES: list[tuple[str, str, str, Any]] = [
     ("iface-can-reach", "192.0.2.9", "interface.iface_can_reach", "192.0.2.9"),
     ("iface-can-reach", "", "interface.iface_can_reach", ""),
     ("public-ip", "203.0.113.7", "interface.public_ip", IPv4Address("203.0.113.7")),
+    ("public-ip", "240.0.0.7", "interface.public_ip", IPv4Address("240.0.0.7")),
     ("public-ip", "", "interface.public_ip", None),
+    ("public-ipv6", "2001:db8::7", "interface.public_ipv6", IPv6Address("2001:db8::7")),
+    ("public-ipv6", "", "interface.public_ipv6", None),
+    ("iface-can-reach", "2001:db8::9", "interface.iface_can_reach", "2001:db8::9"),
     ("subnet-file", "env", "subnet_file", Path("env")),
+    ("state-dir", "lib", "state_dir", Path("lib")),
     ("subnet-lease-renew-margin", "1", "subnet_lease_renew_margin", 1),
     ("subnet-lease-renew-margin", "1439", "subnet_lease_renew_margin", 1439),
     ("on-lease-loss", "exit", "on_lease_loss", "exit"),
@@ -111,11 +119,13 @@ VALUES: list[tuple[str, str, str, Any]] = [
     ("healthz-ip", "::1", "healthz_ip", "::1"),
     ("healthz-port", "65535", "healthz_port", 65535),
     ("v", "10", "verbosity", 10),
+    ("datapath", "userspace", "dataplane.datapath", "userspace"),
     ("source-check", "loose", "dataplane.source_check", "loose"),
     ("source-check", "off", "dataplane.source_check", "off"),
     ("workers", "2", "dataplane.workers", 2),
     ("workers", "auto", "dataplane.workers", 0),
     ("busy-poll-us", "50", "dataplane.busy_poll_us", 50),
+    ("source-ports", "16", "dataplane.source_ports", 16),
     ("tx-queue-len", "10", "dataplane.tx_queue_packets", 10),
     ("ip-masq", "true", "firewall.ip_masq", True),
     ("ip-masq-fully-random-disable", "true", "firewall.ip_masq_fully_random_disable", True),
@@ -138,12 +148,6 @@ VALUES: list[tuple[str, str, str, Any]] = [
     ("net-config-path", "/etc/net-conf.json", "kube.net_config_path", Path("/etc/net-conf.json")),
     ("set-node-network-unavailable", "false", "kube.set_node_network_unavailable", False),
 ]
-ACCEPTED_WITHOUT_EFFECT = [
-    ("public-ipv6", ""),
-]
-REFUSED = [
-    ("public-ipv6", "2001:db8::1", "IPv6"),
-]
 FAULTY = [
     *[
         ("kube-api-url", text, f"{text!r} is not a URL such as https://192.0.2.1:6443")
@@ -160,10 +164,26 @@ FAULTY = [
     ("registry", "etcd:x", "'etcd:x' is neither etcd nor file:PATH"),
     ("iface-regex", "eth[", "'eth[' is not a regular expression: "),
     ("iface-regex", "a{99999999999}", "'a{99999999999}' is not a regular expression: "),
-    ("iface-can-reach", "gateway", "'gateway' is not an IPv4 address"),
+    ("iface-can-reach", "gateway", "'gateway' is not an IP address"),
+    ("public-ipv6", "192.0.2.1", "'192.0.2.1' is not an IPv6 address such as 2001:db8::1"),
+    ("public-ipv6", "::1", "::1 is no address of one host"),
+    ("public-ipv6", "ff02::1", "ff02::1 is no address of one host"),
+    ("public-ipv6", "::ffff:192.0.2.1", "::ffff:c000:201 is no address of one host"),
+    ("public-ipv6", "fe80::1", "fe80::1 is link-local: another host may have the same (RFC 4291)"),
+    ("public-ipv6", "fe80::1%eth0", "'fe80::1%eth0' names an interface of this host"),
     ("public-ip", "2001:db8::1", "'2001:db8::1' is not an IPv4 address such as 192.0.2.1"),
+    ("public-ip", "127.0.0.1", "127.0.0.1 is no address of one host"),
+    ("public-ip", "0.0.0.0", "0.0.0.0 is no address of one host"),
+    ("public-ip", "224.0.0.1", "224.0.0.1 is no address of one host"),
+    ("public-ip", "255.255.255.255", "255.255.255.255 is no address of one host"),
+    (
+        "public-ip",
+        "169.254.1.1",
+        "169.254.1.1 is link-local: another host may have the same (RFC 3927)",
+    ),
     ("public-ip", "192.0.2.1/24", "'192.0.2.1/24' is not an IPv4 address such as 192.0.2.1"),
     ("subnet-file", "", "the path is empty"),
+    ("state-dir", "", "the path is empty"),
     ("control-socket", "", "the path is empty"),
     ("subnet-lease-renew-margin", "0", "'0' is not a whole number from 1 to 1439"),
     ("subnet-lease-renew-margin", "1440", "'1440' is not a whole number from 1 to 1439"),
@@ -246,15 +266,13 @@ def test_every_field_of_the_options_is_set_by_one_flag() -> None:
     expected |= {f"dataplane.{name}" for name in DataplaneOptions.__slots__}
     expected |= {f"firewall.{name}" for name in FirewallOptions.__slots__}
     expected |= {f"kube.{name}" for name in KubeOptions.__slots__}
-    expected -= {"interface.public_ipv6"}  # IPv6 does not exist yet
     assert sorted(fields) == sorted([*expected, "etcd.password"])  # which has a flag for a file, too
 
 
 def test_the_table_below_covers_every_flag() -> None:
     switches = {flag.name for flag in AGENT_FLAGS if flag.switch}
-    tables = [*VALUES, *ACCEPTED_WITHOUT_EFFECT, *REFUSED]
     files = {"etcd-password-file"}  # its text is no value, but the name of a file with one
-    assert {row[0] for row in tables} | files | switches | {flag.name for flag in IGNORED_FLAGS} == set(FLAGS)
+    assert {row[0] for row in VALUES} | files | switches | {flag.name for flag in IGNORED_FLAGS} == set(FLAGS)
 
 
 @pytest.mark.parametrize(("name", "text", "field", "value"), VALUES)
@@ -330,36 +348,12 @@ def test_of_a_flag_given_twice_the_last_counts_but_all_are_checked() -> None:
     assert "'x'" in usage_error("--healthz-port=x", "--healthz-port=2")
 
 
-@pytest.mark.parametrize(("name", "text"), ACCEPTED_WITHOUT_EFFECT)
-def test_a_harmless_flag_is_accepted_without_effect(name: str, text: str) -> None:
-    for words in spellings(FLAGS[name], text):
-        assert read(*words) == Options()
-    assert read(**{FLAGS[name].variable: text}) == Options()
-
-
 @pytest.mark.parametrize("flag", IGNORED_FLAGS, ids=lambda flag: flag.name)
 def test_flags_of_glog_and_klog_are_ignored_in_every_spelling(flag: Flag) -> None:
     for words in spellings(flag, "INFO"):
         assert read(*words, "--healthz-port=1").healthz_port == 1
     if flag.switch:
         assert read(f"-{flag.name}", "-healthz-port=1").healthz_port == 1
-
-
-@pytest.mark.parametrize(("name", "on", "feature"), REFUSED)
-def test_a_feature_that_does_not_exist_yet_is_refused_when_on(name: str, on: str, feature: str) -> None:
-    flag = FLAGS[name]
-    expected = f"{feature} is not available yet; leave the flag out"
-    for words in spellings(flag, on):
-        assert usage_error(*words) == f"--{name}: {expected}"
-    if flag.switch:
-        assert usage_error(f"--{name}") == f"--{name}: {expected}"
-    assert usage_error(**{flag.variable: on}) == f"environment variable {flag.variable}: {expected}"
-
-
-@pytest.mark.parametrize("name", [row[0] for row in REFUSED])
-def test_a_feature_that_does_not_exist_yet_is_accepted_when_off(name: str) -> None:
-    off = "false" if FLAGS[name].switch else ""
-    assert read(f"--{name}={off}") == Options()
 
 
 @pytest.mark.parametrize(("name", "text", "reason"), FAULTY)
@@ -438,17 +432,6 @@ def test_a_password_file_is_the_password_without_its_newline(tmp_path: Path) -> 
             assert SPOKEN not in repr(options)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\n", b"hunter2\nhunter2\n", b"\xffhunter2", b"hunter2\0"])
-def test_a_password_file_that_is_no_line_is_refused_and_not_told(tmp_path: Path, content: bytes | None) -> None:
-    file = tmp_path / "password"
-    if content is not None:
-        file.write_bytes(content)
-    error = usage_error(f"--etcd-password-file={file}")
-    assert error.startswith("--etcd-password-file: ")
-    assert str(file) in error
-    assert SPOKEN not in error
-
-
 def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text(SPOKEN)
@@ -459,16 +442,11 @@ def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
         assert error.startswith("--etcd-password and --etcd-password-file are both given")
 
 
+DASHES, NAMES = st.sampled_from(["-", "--"]), st.sampled_from(sorted(FLAGS))
 WORDS = st.one_of(
     st.text(max_size=12).filter(lambda text: not re.fullmatch(r"--?(h|help|version)(=.*)?", text)),
-    st.builds(
-        "{}{}{}{}".format,
-        st.sampled_from(["-", "--"]),
-        st.sampled_from(sorted(FLAGS)),
-        st.sampled_from("= "),
-        st.text(),
-    ),
-    st.builds("{}{}".format, st.sampled_from(["-", "--"]), st.sampled_from(sorted(FLAGS))),
+    st.builds("{}{}{}{}".format, DASHES, NAMES, st.sampled_from("= "), st.text()),
+    st.builds("{}{}".format, DASHES, NAMES),
 )
 
 

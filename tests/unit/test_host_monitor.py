@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.host.monitor import Interest, OwnRoutes, concerns
+from flannel_udp.host.monitor import Interest, OwnEntries, OwnRoutes, concerns
+from flannel_udp.host.neighbours import NEIGHBOURS
+from flannel_udp.model import Address, Prefix
 
 INTEREST = Interest(frozenset({2, 7}), frozenset({16, 23}))
 
@@ -48,7 +50,7 @@ def test_routes_count_that_are_as_long_as_one_of_ours() -> None:
 
 NEW, GONE = 24, 25  # RTM_NEWROUTE, RTM_DELROUTE
 OURS, BOOT = 82, 3  # protocols
-WANTED = {IPv4Network("10.1.16.0/24"): IPv4Address("192.0.2.2")}
+WANTED: dict[Prefix, Address] = {IPv4Network("10.1.16.0/24"): IPv4Address("192.0.2.2")}
 
 
 @pytest.mark.parametrize(
@@ -74,8 +76,40 @@ def test_of_our_routes_counts_what_somebody_else_has_done(
     assert concerns(message(kind, body), interest) == counts
 
 
+NEW_ENTRY, GONE_ENTRY = 28, 29  # RTM_NEWNEIGH, RTM_DELNEIGH
+PERMANENT, REACHABLE = 0x80, 0x02
+KEY, MAC, OTHER_MAC = IPv4Address("10.1.16.0").packed, bytes(range(2, 8)), bytes(range(12, 18))
+
+
+@pytest.mark.parametrize(
+    ("kind", "index", "state", "entry", "counts"),
+    [
+        (NEW_ENTRY, 7, PERMANENT, (KEY, MAC), False),
+        (NEW_ENTRY, 7, PERMANENT, (KEY, OTHER_MAC), True),
+        (NEW_ENTRY, 7, REACHABLE, (KEY, MAC), True),
+        (NEW_ENTRY, 7, 0x20, (KEY, None), True),
+        (GONE_ENTRY, 7, PERMANENT, (KEY, MAC), True),
+        (GONE_ENTRY, 8, PERMANENT, (KEY, MAC), False),
+        (NEW_ENTRY, 7, PERMANENT, (IPv4Address("10.1.17.0").packed, MAC), False),
+        (GONE_ENTRY, 7, PERMANENT, (IPv4Address("10.1.17.0").packed, MAC), False),
+    ],
+    ids=["made", "changed", "learned", "failed", "taken away", "elsewhere", "not wanted", "not wanted any more"],
+)
+def test_of_our_neighbours_counts_what_somebody_else_has_done(
+    kind: int, index: int, state: int, entry: tuple[bytes, bytes | None], counts: bool
+) -> None:
+    key, value = entry
+    interest = Interest(frozenset(), frozenset(), entries=(OwnEntries(NEIGHBOURS[4], 7, {KEY: MAC}.get),))
+    attributes = [(1, key)] + ([(2, value)] if value else []) + [(3, bytes(16))]
+    body = struct.pack("=B3xiHBB", 2, index, state, 0, 1)
+    body += b"".join(
+        struct.pack("=HH", 4 + len(each), name) + each + bytes(-len(each) % 4) for name, each in attributes
+    )
+    assert concerns(message(kind, body), interest) == counts
+
+
 def test_other_kinds_do_not_count() -> None:
-    assert not concerns(message(28, bytes(12)), INTEREST)  # RTM_NEWNEIGH
+    assert not concerns(message(NEW_ENTRY, bytes(12)), INTEREST)
 
 
 def test_one_message_of_many_is_enough() -> None:

@@ -18,7 +18,7 @@ PACKAGE = "flannel_udp"
 VALUES = ["errors", "model", "options"]
 SHARED = [*VALUES, "netconf*", "backoff*"]
 COMMAND_LINE = ["cli", "cli.main", "cli.commands", "cli.arguments", "cli.flags", "cli.parsers"]
-NO_FIREWALL = ["host", "host.[!f]*"]  # host.firewall is the only one with an f
+NO_FIREWALL = ["host", "host.[!f]*", "host.family"]
 PLAIN_ROOMS = ("admin", "backend", "cni", "control", "dataplane", "files", "host", "lab", "registry")
 ROOMS = [f"{room}*" for room in PLAIN_ROOMS]
 
@@ -42,10 +42,11 @@ RULES: Mapping[str, list[str]] = {
     **{f"{room}*": [*SHARED, "files*", f"{room}*"] for room in ("cni", "host", "lab", "registry")},
     "handover*": [*SHARED, *ROOMS, "handover*"],
     "agent*": [*SHARED, *ROOMS, "handover*", "agent*"],
-    "cli.parsers": ["options", "registry.urls"],
+    "doctor*": [*SHARED, *ROOMS, "agent.asking", "doctor*"],
+    "cli.parsers": ["options", "netconf.addresses", "registry.urls", "files.secret"],
     "cli.flags": ["options", "cli.parsers"],
     "cli.arguments": ["errors", "options", "cli.flags", "cli.parsers"],
-    "cli*": [*SHARED, *ROOMS, "agent*", "cli*"],
+    "cli*": [*SHARED, *ROOMS, "agent*", "doctor*", "cli*"],
     "__main__": ["cli.main"],
 }
 # What the command line may import before it knows the command: --help and --version answer at once.
@@ -187,6 +188,7 @@ def test_every_rule_speaks_of_a_module_that_exists() -> None:
         ("cli.commands", "import flannel_udp.registry.open"),
         ("backend.routes", "from flannel_udp.host.firewall import rules"),
         ("backend.routes", "from flannel_udp.control import peers"),
+        ("doctor.kernel", "from flannel_udp.agent import agent"),
         ("dataplane.reference", "def oracle():\n    from scapy.all import IP"),
         ("_fastpath.engine", "cdef class Engine:\n    pass\nfrom flannel_udp.dataplane cimport tunnel"),
         ("_fastpath.engine", "cdef void f():\n    import flannel_udp.agent.agent"),

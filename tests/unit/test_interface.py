@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from ipaddress import IPv4Address
 
 import pytest
@@ -10,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, choose, gather
-from flannel_udp.model import Interface
+from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, choose, decide, gather
+from flannel_udp.model import Ends, Interface
 from flannel_udp.options import InterfaceOptions
 
 
@@ -45,7 +44,7 @@ def refusal(options: InterfaceOptions, host: HostNetwork = HOST) -> str:
 
 def test_without_options_the_default_route_of_lowest_metric_decides() -> None:
     assert choose(InterfaceOptions(), HOST) == Interface(
-        "eth0", 2, 1500, IPv4Address("192.0.2.2"), IPv4Address("192.0.2.2")
+        "eth0", 2, 1500, Ends(IPv4Address("192.0.2.2"), IPv4Address("192.0.2.2"))
     )
 
 
@@ -78,13 +77,28 @@ def test_iface_takes_a_name_or_an_address() -> None:
     assert chosen(InterfaceOptions(iface=("10.0.0.2",))) == ("eth1", "10.0.0.2")
 
 
-def test_ifaces_are_tried_in_order_and_failures_told_as_warnings(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert chosen(InterfaceOptions(iface=("eth9", "wlan0", "eth1", "eth0"))) == ("eth1", "198.51.100.2")
-    assert [record.getMessage() for record in caplog.records] == [
-        "--iface=eth9: no such interface; going on with --iface=eth1",
-        "--iface=wlan0: wlan0 is down; going on with --iface=eth1",
-    ]
+def test_ifaces_are_tried_in_order_and_failures_told() -> None:
+    choice = decide(InterfaceOptions(iface=("eth9", "wlan0", "eth1", "eth0")), HOST)
+    assert (str(choice.made), choice.interface and choice.interface.name) == ("--iface=eth1", "eth1")
+    assert choice.refusals == ("--iface=eth9: no such interface", "--iface=wlan0: wlan0 is down")
+
+
+def test_a_public_ip_alone_chooses_the_interface_that_has_it() -> None:
+    assert chosen(InterfaceOptions(public_ip=IPv4Address("10.0.0.2"))) == ("eth1", "10.0.0.2")
+    # Any flag that names an interface goes first.
+    named = InterfaceOptions(iface=("eth0",), public_ip=IPv4Address("10.0.0.2"))
+    assert chosen(named) == ("eth0", "192.0.2.2")
+
+
+def test_a_public_ip_of_an_interface_that_is_down_is_waited_for() -> None:
+    message = refusal(InterfaceOptions(public_ip=IPv4Address("203.0.113.2")))
+    assert message.startswith("no interface to use: --public-ip=203.0.113.2: wlan0 is down; name one with --iface;")
+
+
+def test_a_public_ip_that_is_nobodys_here_leaves_the_default_route() -> None:
+    choice = decide(InterfaceOptions(public_ip=IPv4Address("203.0.113.77")), HOST)
+    assert choice.interface == Interface("eth0", 2, 1500, Ends(IPv4Address("192.0.2.2"), IPv4Address("203.0.113.77")))
+    assert choice.refusals == ("--public-ip=203.0.113.77: no interface has this address: a NAT in front of us",)
 
 
 def test_every_iface_comes_before_every_regex_and_those_before_can_reach() -> None:
@@ -159,9 +173,9 @@ def test_broken_regex_is_wrong_usage_even_where_an_iface_would_match(broken: str
     assert message.startswith(f"--iface-regex={broken}: not a regular expression: ")
 
 
-@pytest.mark.parametrize("text", ["nowhere", "fd00::1", "192.0.2.256", "192.0.2.0/24"])
-def test_can_reach_must_be_an_ipv4_address(text: str) -> None:
-    with pytest.raises(UsageError, match=r"not an IPv4 address$") as caught:
+@pytest.mark.parametrize("text", ["nowhere", "fd00::1::", "192.0.2.256", "192.0.2.0/24"])
+def test_can_reach_must_be_an_ip_address(text: str) -> None:
+    with pytest.raises(UsageError, match=r"not an IP address$") as caught:
         gather(InterfaceOptions(iface_can_reach=text))
     assert str(caught.value).startswith(f"--iface-can-reach={text}: ")
 

@@ -98,6 +98,14 @@ def test_people_read_the_chosen_one_first_what_was_passed_over_and_what_is_diall
     ]
 
 
+def test_by_the_public_ip() -> None:
+    own = reasons(InterfaceOptions(public_ip=IPv4Address("198.51.100.2")))
+    assert own["198.51.100.2"] == "--public-ip=198.51.100.2 is its address"
+    assert own["192.0.2.2"] == own["192.0.2.3"] == "--public-ip=198.51.100.2 names another"
+    behind_nat = reasons(InterfaceOptions(public_ip=IPv4Address("203.0.113.77")))
+    assert behind_nat["192.0.2.2"] == "the default route leads over it, with metric 20"
+
+
 def test_programs_get_a_document() -> None:
     stream = io.StringIO()
     show_json(decide(InterfaceOptions(iface=("eth9",)), HostNetwork((BARE,))), HostNetwork((BARE,)), stream)
@@ -115,6 +123,7 @@ OPTIONS = st.builds(
     iface=st.lists(st.sampled_from(["eth0", "eth1", "192.0.2.3", "wlan0", "nope"]), max_size=2).map(tuple),
     iface_regex=st.lists(st.sampled_from(["eth", "[.]2$", "^127", ".*", "bare", "nope"]), max_size=2).map(tuple),
     iface_can_reach=st.sampled_from(["", "203.0.113.99"]),
+    public_ip=st.sampled_from([None, *map(IPv4Address, ("198.51.100.2", "192.0.2.3", "203.0.113.2", "203.0.113.77"))]),
 )
 
 

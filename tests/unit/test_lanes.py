@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from ipaddress import IPv4Address
 
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.packet import Packet
 
 from flannel_udp.dataplane.lanes import LANES, close_lanes, open_lanes
 from flannel_udp.dataplane.offload import SOL_UDP, UDP_GRO
@@ -54,7 +55,7 @@ def test_only_the_workers_sockets_receive_each_from_whole_peers(workers: int, st
     stack.callback(close_sockets, sockets)
     opened = open_lanes(sockets, udp_gro=True)
     stack.callback(close_lanes, opened)
-    assert {len(lanes) for lanes in opened} == {LANES // workers - 1 if workers < 3 else 15}
+    assert {len(lanes.sockets) for lanes in opened} == {LANES // workers if workers < 3 else 16}
     for sender in SENDERS:
         for _ in range(EACH):  # from another port each time
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
@@ -64,7 +65,7 @@ def test_only_the_workers_sockets_receive_each_from_whole_peers(workers: int, st
     assert sorted(sender for senders in by_worker for sender in senders) == sorted(SENDERS * EACH)
     assert all(senders for senders in by_worker)
     assert sum(len(set(senders)) for senders in by_worker) == len(SENDERS)
-    assert not any(received([lane for lanes in opened for lane in lanes]))
+    assert not any(received([lane for lanes in opened for lane in lanes.sockets if lane not in sockets]))
 
 
 def test_the_port_of_another_agent_is_in_use_although_it_may_be_shared(stack: ExitStack) -> None:
@@ -77,7 +78,8 @@ def test_the_port_of_another_agent_is_in_use_although_it_may_be_shared(stack: Ex
 def test_a_socket_that_shares_its_port_with_nobody_has_no_lanes_and_is_as_it_was(stack: ExitStack) -> None:
     udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     udp.bind((str(HERE), 0))
-    assert open_lanes([udp], udp_gro=False) == [[]]
+    (lanes,) = open_lanes([udp], udp_gro=False)
+    assert (lanes.sockets, lanes.n_ports) == ([udp], 1)
 
 
 def test_what_goes_out_by_any_lane_comes_from_the_one_port(stack: ExitStack) -> None:
@@ -89,7 +91,7 @@ def test_what_goes_out_by_any_lane_comes_from_the_one_port(stack: ExitStack) -> 
             assert udp.recvfrom(100)[1] == (str(HERE), rig.port)
 
 
-@pytest.mark.parametrize("n", [2, 62, 64, 100])
+@pytest.mark.parametrize("n", [3, 62, 65, 100])
 def test_lanes_that_are_no_power_of_two_are_refused(n: int) -> None:
     with EngineRig(small_table()) as rig, pytest.raises(ValueError, match="power of two"):
         rig.engine.attach(rig.tun_fd, rig.udp_fd, lanes=[rig.udp_fd] * n)
@@ -102,4 +104,70 @@ def test_the_kernel_joins_datagrams_whichever_socket_of_the_group_it_asks(udp_gr
     stack.callback(close_sockets, sockets)
     (lanes,) = opened = open_lanes(sockets, udp_gro=udp_gro)
     stack.callback(close_lanes, opened)
-    assert {lane.getsockopt(SOL_UDP, UDP_GRO) for lane in lanes} == {int(udp_gro)}
+    further = [lane for lane in lanes.sockets if lane not in sockets]
+    assert {lane.getsockopt(SOL_UDP, UDP_GRO) for lane in further} == {int(udp_gro)}
+
+
+# Source ports of the kernel's choice
+
+
+@pytest.mark.parametrize(("workers", "asked", "got"), [(1, 16, 16), (2, 32, 32), (8, 16, 8)])
+def test_each_worker_has_as_many_source_ports_as_asked_for_and_it_has_lanes(
+    workers: int, asked: int, got: int, stack: ExitStack
+) -> None:
+    sockets = open_sockets(HERE, free_port(), workers)
+    stack.callback(close_sockets, sockets)
+    opened = open_lanes(sockets, udp_gro=True, source_ports=asked)
+    stack.callback(close_lanes, opened)
+    for lanes in opened:
+        ports = [lane.getsockname()[1] for lane in lanes.sockets]
+        assert (lanes.n_ports, len(set(ports)), len(ports)) == (got, got, LANES // workers)
+        assert ports == ports[:got] * (len(ports) // got)
+    assert len({lane.getsockname() for lanes in opened for lane in lanes.sockets}) == workers * got
+
+
+def test_nothing_comes_in_by_a_source_port(stack: ExitStack) -> None:
+    sockets = open_sockets(HERE, free_port(), 1)
+    stack.callback(close_sockets, sockets)
+    opened = open_lanes(sockets, udp_gro=True, source_ports=2)
+    stack.callback(close_lanes, opened)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        for lane in opened[0].sockets:
+            stranger.sendto(b"hello", lane.getsockname())
+    assert received(opened[0].sockets) == [[]] * LANES
+
+
+def source_ports_of(rig: EngineRig, packets: Sequence[Packet]) -> list[int]:
+    """Return the port that each of these left from, to the peer 10.1.2.0/24."""
+    found = []
+    for packet in packets:
+        rig.from_tun(bytes(packet))
+        rig.poll()
+        found.append(rig.peers["127.0.0.2"].recvfrom(2000)[1][1])
+    return found
+
+
+def test_a_flow_keeps_its_source_port_and_flows_take_all_of_them() -> None:
+    flows = [IP(src="10.1.1.5", dst="10.1.2.7") / UDP(sport=1000 + i, dport=53) for i in range(200)]
+    with EngineRig(small_table(), source_ports=8) as rig:
+        first, again = source_ports_of(rig, flows), source_ports_of(rig, flows)
+        assert rig.port not in first
+    assert first == again
+    assert len(set(first)) == 8
+    assert max(first.count(port) for port in set(first)) < 200 // 8 * 2  # near enough to an even share
+
+
+def test_what_has_no_ports_is_told_by_addresses_and_protocol() -> None:
+    fragments = IP(src="10.1.1.5", dst="10.1.2.7", flags="MF") / UDP(sport=7, dport=8) / bytes(64)
+    last = IP(src="10.1.1.5", dst="10.1.2.7", frag=9, proto=17) / b"the ports of this are payload"
+    short = IP(src="10.1.1.5", dst="10.1.2.7", proto=17) / b"abc"
+    pods = [IP(src="10.1.1.5", dst=f"10.1.2.{i}") / ICMP() for i in range(1, 100)]
+    with EngineRig(small_table(), source_ports=8) as rig:
+        assert len(set(source_ports_of(rig, [fragments, last, short]))) == 1
+        assert len(set(source_ports_of(rig, pods))) == 8
+
+
+@pytest.mark.parametrize(("lanes", "ports"), [(1, 2), (2, 0), (2, 3)])
+def test_ports_without_a_lane_each_are_refused(lanes: int, ports: int) -> None:
+    with EngineRig(small_table()) as rig, pytest.raises(ValueError, match=r"power of two|needs a lane"):
+        rig.engine.attach(rig.tun_fd, rig.udp_fd, lanes=[rig.udp_fd] * lanes, ports=ports)

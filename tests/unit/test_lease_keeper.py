@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
+from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from flannel_udp.control.boottime import now_s
 from flannel_udp.control.lease import LeaseKeeper
-from flannel_udp.control.lease_safety import renew_delay_s
+from flannel_udp.control.lease_safety import renew_delay_s, safety_s
 from flannel_udp.control.lease_seeking import RACES
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import RegistryDenied, RegistryError
@@ -24,6 +26,7 @@ from tests.support.keepers import (
     MARGIN_S,
     OTHER_VALUE,
     OUR_IP,
+    OUR_MARK,
     OUR_VALUE,
     QUICK,
     eventually,
@@ -81,11 +84,16 @@ async def test_a_reservation_is_taken_and_stays_permanent(path: Path) -> None:
     assert subnets_in(path) == {"10.1.33.0-24": {"PublicIP": OUR_IP, "PublicIPv6": None}}
 
 
-async def test_a_lease_of_ours_that_no_longer_fits_is_replaced(path: Path) -> None:
-    expires = "2999-01-01T00:00:00Z"
-    path.write_text(json.dumps({"subnets": {"10.9.0.0-24": {"PublicIP": OUR_IP, "Expires": expires}}}))
-    lease = await soon(keeper_of(FileRegistry(path)).acquire(CONFIG))
-    assert list(subnets_in(path)) == [lease.entry.key]
+@pytest.mark.parametrize("marked", [True, False])
+async def test_a_lease_under_our_address_that_does_not_fit_is_deleted_only_if_it_bears_our_mark(
+    path: Path, marked: bool
+) -> None:
+    owner = {"Owner": f"{OUR_MARK if marked else 1:08x}-00000007"}
+    expires = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    unfit = {"PublicIP": OUR_IP, "Expires": expires} | owner
+    path.write_text(json.dumps({"subnets": {"10.9.0.0-24": unfit}}))
+    lease = await soon(keeper_of(FileRegistry(path, OUR_MARK), mark=OUR_MARK).acquire(CONFIG))
+    assert list(subnets_in(path)) == [lease.entry.key] if marked else ["10.9.0.0-24", lease.entry.key]
 
 
 async def test_twenty_hosts_that_start_together_get_twenty_subnets(path: Path) -> None:
@@ -141,7 +149,7 @@ async def test_a_lease_of_ours_that_vanishes_while_it_is_reused_is_a_lost_race()
     registry.put("10.1.5.0-24", OUR_VALUE)
 
     def expire(call: str) -> None:
-        if call == "renew":
+        if call == "take":
             registry.remove("10.1.5.0-24")
 
     registry.before = expire
@@ -216,7 +224,35 @@ async def test_while_the_registry_is_away_the_reason_is_said_once_for_each_chang
 def test_the_renewal_is_due_at_the_margin_and_never_without_a_pause(
     left_s: float, margin_s: float, delay_s: float
 ) -> None:
-    assert renew_delay_s(left_s, margin_s, 60) == delay_s
+    assert renew_delay_s(left_s, margin_s, 60, part=0) == delay_s
+
+
+@pytest.mark.parametrize(
+    ("left_s", "margin_s", "spread_s"),
+    [
+        (86_400, 3600, 900),  # flannel's defaults: a quarter of an hour
+        (86_400, 300, 300 - 2 * 96.4),  # what a narrow margin leaves before we would have to stop
+        (86_400, 60, 2 * 96.4 / 4),  # the narrowest one
+        (86_400, 1439 * 60, 900),
+        (300, 3600, 15),
+    ],
+)
+def test_renewals_of_many_hosts_are_spread_and_keep_to_the_margin(
+    left_s: float, margin_s: float, spread_s: float
+) -> None:
+    delays = [renew_delay_s(left_s, margin_s, 60, part / 1000) for part in range(1001)]
+    assert max(delays) - min(delays) == pytest.approx(spread_s)
+    latest_s = left_s - 2 * safety_s(left_s)
+    assert all(delay_s <= latest_s for delay_s in delays)
+    if 2 * safety_s(left_s) < margin_s < left_s:
+        assert all(delay_s >= left_s - margin_s for delay_s in delays)  # no sooner than the margin says
+
+
+def test_a_thousand_hosts_that_start_in_one_minute_renew_over_a_quarter_of_an_hour() -> None:
+    rng = random.Random(1)
+    due_s = sorted(rng.uniform(0, 60) + renew_delay_s(86_400, 3600, 60, rng.random()) for _ in range(1000))
+    busiest = max(sum(begin_s <= at_s < begin_s + 10 for at_s in due_s) for begin_s in due_s)
+    assert busiest < 40  # of the 167 that started within the busiest ten seconds
 
 
 async def test_the_lease_is_renewed_when_the_margin_is_reached_and_peers_see_no_event() -> None:
@@ -239,7 +275,7 @@ async def test_a_lease_far_from_its_margin_and_a_reservation_are_left_alone() ->
         await soon(keeper.acquire(CONFIG))
         async with kept(keeper):
             await asyncio.sleep(0.1)
-        assert registry.calls.count("renew") == 1  # the one that took it over
+        assert (registry.calls.count("take"), registry.calls.count("renew")) == (1, 0)
 
 
 async def test_a_failed_renewal_is_tried_again_and_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,21 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.control.allocation import CANDIDATES, Decision, choose_subnet
-from flannel_udp.errors import NoFreeSubnet
-from flannel_udp.model import Entry, Snapshot, Subnet
+from flannel_udp.control.allocation import CANDIDATES, Decision, Seeker, choose_subnet
+from flannel_udp.errors import AddressClaimed, NoFreeSubnet
+from flannel_udp.model import Entry, Snapshot, Subnet, lease_id_of
 from flannel_udp.netconf.config import NetworkConfig
 from tests.support.backends import parse_config
 
 OUR_IP = IPv4Address("192.0.2.1")
+OUR_MARK, OTHER_MARK = 0x1234, 0x5678
 
 
 def config(**keys: object) -> NetworkConfig:
     return parse_config(json.dumps({"Network": "10.1.0.0/16", **keys})).config
 
 
-def entry(key: str, public_ip: str = "192.0.2.9", *, reserved: bool = False, **more: object) -> Entry:
-    return Entry(key, json.dumps({"PublicIP": public_ip, **more}).encode(), 5, 0 if reserved else 7)
+def entry(
+    key: str, public_ip: str = "192.0.2.9", *, reserved: bool = False, mark: int = OTHER_MARK, **more: object
+) -> Entry:
+    lease_id = 0 if reserved else lease_id_of(mark, 7)
+    return Entry(key, json.dumps({"PublicIP": public_ip, **more}).encode(), 5, lease_id)
 
 
 def subnet(text: str) -> Subnet:
@@ -35,7 +39,7 @@ def subnet(text: str) -> Subnet:
 def choose(*entries: Entry, previous: str | None = None, seed: int = 1, **keys: object) -> Decision:
     snapshot = Snapshot({item.key: item for item in entries}, 9)
     wanted = None if previous is None else subnet(previous)
-    return choose_subnet(config(**keys), snapshot, OUR_IP, wanted, random.Random(seed))
+    return choose_subnet(config(**keys), snapshot, Seeker(OUR_IP, OUR_MARK), wanted, random.Random(seed))
 
 
 # --- The order ----------------------------------------------------------------------------------------------------
@@ -61,10 +65,66 @@ def test_of_several_entries_of_ours_a_reservation_comes_first_then_the_previous_
 
 @pytest.mark.parametrize("key", ["10.1.7.0-25", "10.1.0.0-24", "10.2.7.0-24", "10.1.0.0-16", "10.1.7.0-24&fd00::-64"])
 def test_a_lease_of_ours_that_does_not_fit_is_discarded_and_another_subnet_taken(key: str) -> None:
-    unfit = entry(key, str(OUR_IP))
+    unfit = entry(key, str(OUR_IP), mark=OUR_MARK)
     decision = choose(unfit, previous="10.1.7.0/24")
     assert [lease.entry for lease in decision.discard] == [unfit]
     assert (decision.subnet, decision.reuse) == (subnet("10.1.7.0/24"), None)
+
+
+@pytest.mark.parametrize("key", ["10.1.7.9-32", "10.1.7.0-25", "10.2.7.0-24", "10.1.0.0-16", "10.1.7.0-24&fd00::-64"])
+def test_a_lease_under_our_address_that_does_not_bear_our_mark_is_never_deleted_and_what_it_covers_not_taken(
+    key: str,
+) -> None:
+    decision = choose(entry(key, str(OUR_IP)), previous="10.1.7.0/24")
+    assert (decision.discard, decision.reuse) == ((), None)
+    assert (decision.subnet == subnet("10.1.7.0/24")) == (key in {"10.2.7.0-24", "10.1.0.0-16"})
+
+
+def test_a_host_without_a_mark_deletes_nothing() -> None:
+    unfit = entry("10.1.7.0-25", str(OUR_IP), mark=0)
+    snapshot = Snapshot({unfit.key: unfit}, 9)
+    assert choose_subnet(config(), snapshot, Seeker(OUR_IP), None, random.Random(1)).discard == ()
+
+
+def test_of_several_entries_under_our_address_the_one_with_our_mark_comes_first() -> None:
+    theirs, ours = entry("10.1.7.0-24", str(OUR_IP)), entry("10.1.8.0-24", str(OUR_IP), mark=OUR_MARK)
+    assert choose(theirs, ours, previous="10.1.7.0/24").reuse == ours
+
+
+@pytest.mark.parametrize(("mark", "who"), [(OTHER_MARK, "another host"), (OUR_MARK, "a copy of this host")])
+def test_what_another_host_has_just_taken_under_our_address_is_left_to_it(mark: int, who: str) -> None:
+    theirs = entry("10.1.7.0-24", str(OUR_IP), mark=mark)
+    snapshot = Snapshot({theirs.key: theirs}, 9)
+    with pytest.raises(AddressClaimed, match=who):
+        choose_subnet(config(), snapshot, Seeker(OUR_IP, OUR_MARK, yields=True), None, random.Random(1))
+    gone = Snapshot({}, 10)
+    previous = subnet("10.1.7.0/24")
+    decision = choose_subnet(config(), gone, Seeker(OUR_IP, OUR_MARK, yields=True), previous, random.Random(1))
+    assert decision == Decision(previous)
+
+
+# --- Leases that are over by our clock ----------------------------------------------------------------------------
+
+
+def over(*entries: Entry, previous: str | None = None, seed: int = 1, **keys: object) -> Subnet:
+    """Return the choice where only leases are that ended by our clock."""
+    snapshot = Snapshot({}, 9, ended={item.key: item for item in entries})
+    wanted = None if previous is None else subnet(previous)
+    return choose_subnet(config(**keys), snapshot, Seeker(OUR_IP, OUR_MARK), wanted, random.Random(seed)).subnet
+
+
+def test_a_subnet_whose_lease_ended_by_our_clock_is_avoided_while_another_is_free() -> None:
+    bounds = {"SubnetMin": "10.1.5.0", "SubnetMax": "10.1.6.0"}
+    picks = {over(entry("10.1.5.0-24"), previous="10.1.5.0/24", seed=seed, **bounds) for seed in range(30)}
+    assert picks == {subnet("10.1.6.0/24")}
+
+
+def test_it_is_taken_when_nothing_else_is_free() -> None:
+    assert over(entry("10.1.5.0-24"), SubnetMin="10.1.5.0", SubnetMax="10.1.5.0") == subnet("10.1.5.0/24")
+
+
+def test_our_own_that_ended_may_be_had_again() -> None:
+    assert over(entry("10.1.5.0-24", str(OUR_IP)), previous="10.1.5.0/24") == subnet("10.1.5.0/24")
 
 
 def test_nothing_is_discarded_when_another_entry_of_ours_fits() -> None:
@@ -74,7 +134,7 @@ def test_nothing_is_discarded_when_another_entry_of_ours_fits() -> None:
 def test_a_reservation_of_ours_that_does_not_fit_stays_and_what_it_covers_is_not_taken() -> None:
     decision = choose(entry("10.1.16.0-20", str(OUR_IP), reserved=True), previous="10.1.17.0/24")
     assert decision.discard == ()
-    assert not decision.subnet.v4.overlaps(IPv4Network("10.1.16.0/20"))
+    assert not decision.subnet.ipv4.overlaps(IPv4Network("10.1.16.0/20"))
 
 
 def test_a_reservation_of_ours_as_wide_as_the_network_blocks_nothing() -> None:
@@ -95,7 +155,7 @@ def test_a_previous_subnet_that_does_not_fit_is_passed_over(previous: str) -> No
 
 def test_a_dual_stack_previous_subnet_does_not_fit_an_ipv4_configuration() -> None:
     previous = Subnet(IPv4Network("10.1.9.0/24"), IPv6Network("fd00::/64"))
-    decision = choose_subnet(config(), Snapshot({}, 1), OUR_IP, previous, random.Random(1))
+    decision = choose_subnet(config(), Snapshot({}, 1), Seeker(OUR_IP), previous, random.Random(1))
     assert decision.subnet.v6 is None
 
 
@@ -200,7 +260,7 @@ def test_the_choice_agrees_with_a_comparison_of_every_subnet_with_every_lease(
     snapshot = Snapshot({item.key: item for item in entries}, 1)
     expected = random.Random(seed).choice(free[:CANDIDATES]) if free else None
     try:
-        chosen = choose_subnet(settings, snapshot, OUR_IP, None, random.Random(seed)).subnet.v4
+        chosen = choose_subnet(settings, snapshot, Seeker(OUR_IP), None, random.Random(seed)).subnet.v4
     except NoFreeSubnet:
         assert expected is None
     else:
@@ -213,7 +273,7 @@ def test_a_hundred_thousand_leases_in_four_million_subnets_are_chosen_from_in_re
     snapshot = Snapshot({key: Entry(key, value, 1, 7) for key in keys}, 1)
     settings = parse_config('{"Network": "10.0.0.0/8", "SubnetLen": 30}').config
     began = time.perf_counter()
-    chosen = choose_subnet(settings, snapshot, OUR_IP, None, random.Random(1)).subnet.v4
+    chosen = choose_subnet(settings, snapshot, Seeker(OUR_IP), None, random.Random(1)).subnet.ipv4
     # Reading the leases takes two seconds; comparing each with each candidate would take hours.
     assert time.perf_counter() - began < 20
     assert int(chosen.network_address) > (10 << 24) + 4 * 100_000

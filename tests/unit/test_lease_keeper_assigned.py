@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
@@ -13,7 +13,7 @@ from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import RegistryError
 from flannel_udp.model import Entry, LeaseAttrs, Subnet
-from tests.support.backends import parse_config
+from tests.support.backends import parse_config, parse_families
 from tests.support.keepers import forward_for_ever
 from tests.support.memory_registry import MemoryRegistry
 
@@ -30,7 +30,15 @@ def assigned(key: str) -> Entry:
 def test_any_part_of_the_network_is_taken(subnet: str) -> None:
     """Also the first subnet and other lengths, which flannel's own allocation never picks."""
     entry = assigned(subnet.replace("/", "-"))
-    assert accept_assigned(CONFIG, entry) == Decision(Subnet(IPv4Network(subnet)), reuse=entry)
+    assert accept_assigned(CONFIG, entry, (4,)) == Decision(Subnet(IPv4Network(subnet)), reuse=entry)
+
+
+def test_a_host_without_an_ipv6_address_takes_its_ipv4_part_alone() -> None:
+    config = parse_families({"Network": "10.1.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:1::/48"})
+    entry = assigned("10.1.7.0-24&fd00:1:0:7::-64")
+    v4, v6 = IPv4Network("10.1.7.0/24"), IPv6Network("fd00:1:0:7::/64")
+    assert accept_assigned(config, entry, (4, 6)) == Decision(Subnet(v4, v6), reuse=entry)
+    assert accept_assigned(config, entry, (4,)) == Decision(Subnet(v4), reuse=entry)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +52,7 @@ def test_any_part_of_the_network_is_taken(subnet: str) -> None:
 )
 def test_what_is_no_part_of_the_network_is_refused(key: str, fault: str) -> None:
     with pytest.raises(RegistryError) as caught:
-        accept_assigned(CONFIG, assigned(key))
+        accept_assigned(CONFIG, assigned(key), (4,))
     assert str(caught.value).startswith(f"the subnet assigned to this host is of no use: {fault}")
 
 

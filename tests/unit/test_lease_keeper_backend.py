@@ -50,7 +50,7 @@ async def test_it_is_known_also_when_the_rewrite_took_effect_and_its_answer_was_
     registry.put(KEY, VXLAN_VALUE)
 
     def lose_answer(call: str) -> None:
-        if call == "renew" and registry.calls.count("renew") == 1:
+        if call == "take" and registry.calls.count("take") == 1:
             registry.put(KEY, OUR_VALUE)
             raise RegistryError("connection reset")
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from flannel_udp.control import lease_safety
+from flannel_udp.control.lease_safety import YIELD_S
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import LeaseLost
 from flannel_udp.model import Entry
@@ -30,8 +31,10 @@ def config_of(subnets: int) -> NetworkConfig:
 
 def move(host: Host) -> None:
     """Let the host have its other address."""
-    number = int(host.attrs.public_ip) & 0xFF
-    first = IPv4Address("198.51.100.0" if host.attrs.public_ip < IPv4Address("198.51.100.0") else "192.0.2.0")
+    public_ip = host.attrs.public_ip
+    assert public_ip is not None
+    number = int(public_ip) & 0xFF
+    first = IPv4Address("198.51.100.0" if public_ip < IPv4Address("198.51.100.0") else "192.0.2.0")
     host.say(replace(host.attrs, public_ip=first + number))
 
 
@@ -194,6 +197,36 @@ def test_100_keepers_in_1000_rounds_have_zero_double_owners(capsys: pytest.Captu
     assert world.losses > 100
     assert world.grants > 300
     assert happened["move without a lease"] > 20
+
+
+class OneAddress(World):
+    """Two hosts with one address: until the watch tells the first one, both forward."""
+
+    def check_owner(self, host: Host) -> None:
+        """Nothing is promised for that moment."""
+
+
+@pytest.mark.parametrize("same_mark", [False, True], ids=["two hosts", "a copied host"])
+@pytest.mark.parametrize("seed", range(5))
+def test_two_hosts_with_one_address_take_turns_of_ten_minutes_and_one_forwards(seed: int, same_mark: bool) -> None:
+    world = OneAddress(config_of(3), 2, seed)
+    first, second = world.hosts
+    second.attrs = first.attrs
+    if same_mark:
+        second.mark = first.mark
+    first.boot()
+    world.run(60)
+    second.boot()
+    world.run(60)
+    grants = world.grants
+    hours = 10
+    for _ in range(hours * 60):
+        world.run(60)
+        assert len(world.store.entries) == 1
+    assert 1 <= sum(host.holds is not None for host in world.hosts) <= 2
+    # A turn ends when the other one takes it back, and each take is one grant; what is lost on the way adds a few.
+    assert world.grants - grants <= hours * 3600 / YIELD_S * 1.2
+    assert world.losses > 0
 
 
 class UnfencedStore(Store):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -12,12 +13,17 @@ from hypothesis import strategies as st
 
 from flannel_udp.control.overlaps import PrefixSet
 from flannel_udp.control.peers import PART_SIZE, PeerTable
-from flannel_udp.model import Change, Delta, Entry, Peer, Snapshot
+from flannel_udp.model import Address, Change, Delta, Entry, LeaseAttrs, Peer, Snapshot, Subnet, lease_id_of
 from tests.support.backends import read_udp_hop
 
 NETWORK = IPv4Network("10.1.0.0/16")
 OUR_IP = "192.0.2.1"
+OUR_MARK, OTHER_MARK = 0x1234, 0x5678
 OWN = IPv4Network("10.1.15.0/24")
+OWN_ADDRESSES: dict[Address, str] = {
+    IPv4Address("198.51.100.1"): "is an address of this host",
+    IPv4Address("192.0.2.255"): "is the broadcast address of eth0's network",
+}
 
 
 def entry(key: str, public_ip: str, revision: int = 1, **more: object) -> Entry:
@@ -38,8 +44,8 @@ def peer(subnet: str, public_ip: str) -> Peer:
 
 def new_table() -> PeerTable:
     """Make a table of the host that holds 10.1.15.0/24."""
-    table = PeerTable(NETWORK, IPv4Address(OUR_IP), read_udp_hop)
-    assert not table.set_own(OWN)
+    table = PeerTable((NETWORK,), LeaseAttrs(IPv4Address(OUR_IP)), read_udp_hop)
+    assert not table.set_own(Subnet(OWN))
     return table
 
 
@@ -138,7 +144,7 @@ def test_one_poisoned_key_costs_no_other_peer_and_is_said_once_until_its_value_c
     assert table.apply(change(bad)) == Delta()
     changed = Entry(bad.key, bad.value.replace(b"}", b' ,"x":1}') + b" ", 2)
     assert len(table.apply(change(changed)).warnings) == 1
-    assert table.apply(change(gone=(bad.key,))) == Delta()
+    assert replace(table.apply(change(gone=(bad.key,))), ours=None) == Delta()
 
 
 def test_a_poisoned_key_that_is_repaired_becomes_a_peer_and_the_other_way_round() -> None:
@@ -160,8 +166,67 @@ def test_a_lease_of_the_udp_backend_may_say_so(backend_type: str) -> None:
     assert new_table().apply(snapshot(entry("10.1.16.0-24", "192.0.2.2", BackendType=backend_type))).added
 
 
-def test_a_loopback_public_ip_is_allowed_for_labs_on_one_machine() -> None:
-    assert new_table().apply(snapshot(entry("10.1.16.0-24", "127.0.0.2"))).added
+@pytest.mark.parametrize(
+    ("public_ip", "why"),
+    [
+        ("10.1.16.7", "is in the overlay network 10.1.0.0/16, so what is sent there comes back into the overlay"),
+        ("10.1.99.7", "is in the overlay network 10.1.0.0/16, so what is sent there comes back into the overlay"),
+        ("0.0.0.0", "is no address of one host"),
+        ("127.0.0.1", "is no address of one host"),
+        ("169.254.7.7", "is link-local: another host may have the same (RFC 3927)"),
+        ("224.0.0.251", "is no address of one host"),
+        ("255.255.255.255", "is no address of one host"),
+        ("192.0.2.255", "is the broadcast address of eth0's network"),
+        ("198.51.100.1", "is an address of this host"),
+    ],
+)
+def test_an_entry_whose_address_leads_nowhere_is_ignored_with_one_warning(public_ip: str, why: str) -> None:
+    table = new_table()
+    table.set_own_addresses(OWN_ADDRESSES)
+    delta = table.apply(snapshot(entry("10.1.16.0-24", public_ip), entry("10.1.17.0-24", "192.0.2.3")))
+    assert delta.added == table.peers() == (peer("10.1.17.0/24", "192.0.2.3"),)
+    text = f"entry '10.1.16.0-24' is ignored: PublicIP {public_ip} {why}"
+    assert delta.warnings == (text,)
+    assert table.apply(change(entry("10.1.16.0-24", public_ip, 2))) == Delta()
+    assert table.apply(change(entry("10.1.16.0-24", "192.0.2.2", 3))).added == (peer("10.1.16.0/24", "192.0.2.2"),)
+    assert table.apply(change(entry("10.1.16.0-24", public_ip, 4))).removed == (peer("10.1.16.0/24", "192.0.2.2"),)
+
+
+@pytest.mark.parametrize("public_ip", ["240.1.2.3", "10.2.0.1", "192.0.2.0"])
+def test_an_address_that_may_be_a_hosts_is_a_peers(public_ip: str) -> None:
+    assert new_table().apply(snapshot(entry("10.1.16.0-24", public_ip))).added == (peer("10.1.16.0/24", public_ip),)
+
+
+def test_who_has_an_address_of_ours_is_a_peer_again_when_it_is_ours_no_more_ten_times() -> None:
+    table = new_table()
+    there = peer("10.1.16.0/24", "198.51.100.1")
+    assert table.apply(snapshot(entry("10.1.16.0-24", "198.51.100.1"), entry("10.1.17.0-24", "192.0.2.3"))).added
+    for _ in range(10):
+        delta = table.set_own_addresses(OWN_ADDRESSES)
+        assert (delta.removed, len(delta.warnings)) == ((there,), 1)
+        assert table.set_own_addresses(OWN_ADDRESSES) == Delta()
+        assert table.set_own_addresses({}) == Delta(added=(there,))
+
+
+def test_among_thousands_of_peers_a_hundred_ill_ones_come_and_go_ten_times_and_cost_the_others_nothing() -> None:
+    table = new_table()
+    keys = [f"10.1.{n >> 4}.{(n & 15) << 4}-28" for n in range(256, 4096)]
+    good = {key: entry(key, f"198.18.{n >> 8}.{n & 255}") for n, key in enumerate(keys)}
+    ill = {key: entry(key, "10.1.99.1") for key in keys[::38]}
+    table.apply(Snapshot(good, revision=1))
+    for revision in range(10):
+        delta = table.apply(Change(ill, revision=2 * revision + 2))
+        assert (len(delta.removed), len(delta.warnings), delta.added, delta.changed) == (len(ill), len(ill), (), ())
+        delta = table.apply(Change({key: good[key] for key in ill}, revision=2 * revision + 3))
+        assert (len(delta.added), delta.warnings, delta.removed) == (len(ill), (), ())
+    assert table.count == len(good)
+
+
+def test_our_own_entry_is_no_fault_though_its_address_is_ours() -> None:
+    table = new_table()
+    table.set_own_addresses({IPv4Address(OUR_IP): "is an address of this host"})
+    assert table.apply(snapshot(entry("10.1.15.0-24", OUR_IP))) == Delta()
+    assert table.set_own_addresses({}) == Delta()
 
 
 def test_a_subnet_of_another_length_is_a_good_peer() -> None:
@@ -177,29 +242,66 @@ def test_our_own_subnet_is_never_a_peer_whoever_holds_it() -> None:
     assert table.apply(snapshot(entry("10.1.15.0-24", OUR_IP))) == Delta()
     assert table.apply(change(entry("10.1.15.0-24", "192.0.2.9"))) == Delta()
     assert table.set_own(None) == Delta(added=(peer("10.1.15.0/24", "192.0.2.9"),))
-    assert table.set_own(OWN) == Delta(removed=(peer("10.1.15.0/24", "192.0.2.9"),))
+    assert table.set_own(Subnet(OWN)) == Delta(removed=(peer("10.1.15.0/24", "192.0.2.9"),))
 
 
 def test_when_our_public_ip_changes_nobody_under_the_new_one_is_a_peer_any_more() -> None:
     table = new_table()
     entries = (entry("10.1.15.0-24", OUR_IP), entry("10.1.16.0-24", "192.0.2.9"), entry("10.1.17.0-24", OUR_IP))
     assert table.apply(snapshot(*entries)).added == (peer("10.1.16.0/24", "192.0.2.9"),)
-    delta = table.set_public_ip(IPv4Address("192.0.2.9"))
+    delta = table.set_public_ips(LeaseAttrs(IPv4Address("192.0.2.9")))
     assert delta.removed == (peer("10.1.16.0/24", "192.0.2.9"),)
     assert delta.added == (peer("10.1.17.0/24", OUR_IP),)  # what the registry says: that address is not ours now
     assert table.apply(change(entry("10.1.15.0-24", "192.0.2.9", 2))) == Delta()
-    fresh = PeerTable(NETWORK, IPv4Address("192.0.2.9"), read_udp_hop)
-    fresh.set_own(OWN)
+    fresh = PeerTable((NETWORK,), LeaseAttrs(IPv4Address("192.0.2.9")), read_udp_hop)
+    fresh.set_own(Subnet(OWN))
     fresh.apply(snapshot(entry("10.1.15.0-24", "192.0.2.9", 2), *entries[1:]))
     assert set(table.peers()) == set(fresh.peers())
 
 
+def test_what_else_has_our_public_ip_is_ours_and_no_peer_and_follows_the_registry() -> None:
+    table = new_table()
+    delta = table.apply(snapshot(entry("10.1.16.0-24", "192.0.2.2"), entry("10.1.16.9-32", OUR_IP)))
+    assert delta.added == table.peers() == (peer("10.1.16.0/24", "192.0.2.2"),)
+    assert delta.ours == table.ours() == frozenset({IPv4Network("10.1.16.9/32")})
+    assert table.apply(change(entry("10.1.16.9-32", OUR_IP, 2))).ours is None
+    delta = table.apply(change(entry("10.1.16.9-32", "192.0.2.3", 3)))
+    assert (delta.ours, delta.added) == (frozenset(), (peer("10.1.16.9/32", "192.0.2.3"),))
+    assert table.set_public_ips(LeaseAttrs(IPv4Address("192.0.2.3"))).ours == frozenset({IPv4Network("10.1.16.9/32")})
+    assert table.apply(snapshot()).ours == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("key", "mark", "claims"),
+    [
+        ("10.1.20.0-24", OTHER_MARK, True),
+        ("10.1.20.0-24", OUR_MARK, True),  # a copied host
+        ("10.1.20.0-24", 0, False),  # a reservation: somebody's decision
+        ("10.1.20.7-32", OTHER_MARK, False),  # a service
+        ("10.1.15.0-24", OTHER_MARK, False),  # our own subnet: the lease machine's
+    ],
+)
+def test_another_hosts_subnet_under_our_public_ip_is_a_claim(key: str, mark: int, claims: bool) -> None:
+    table = PeerTable((NETWORK,), LeaseAttrs(IPv4Address(OUR_IP)), read_udp_hop)
+    theirs = replace(entry(key, OUR_IP), lease_id=lease_id_of(mark, 7))
+    table.apply(snapshot(theirs))
+    assert table.claims() == []  # nobody's, as long as we have none
+    delta = table.set_own(Subnet(OWN))
+    assert table.claims() == ([theirs] if claims else [])
+    assert len(delta.warnings) == (key != "10.1.15.0-24" and not claims)  # a claim is said as one
+    table.apply(snapshot())
+    assert table.claims() == []
+
+
 def test_keys_under_our_public_ip_are_no_matter_before_we_hold_a_subnet_and_warned_about_once_after() -> None:
-    table = PeerTable(NETWORK, IPv4Address(OUR_IP), read_udp_hop)
+    table = PeerTable((NETWORK,), LeaseAttrs(IPv4Address(OUR_IP)), read_udp_hop)
     assert table.apply(snapshot(entry("10.1.15.0-24", OUR_IP), entry("10.1.20.0-24", OUR_IP))) == Delta()
-    (warning,) = table.set_own(OWN).warnings
-    assert warning == "entry '10.1.20.0-24' is ignored: it has our public IP, but our subnet is 10.1.15.0/24"
-    assert table.set_own(OWN) == Delta()
+    (warning,) = table.set_own(Subnet(OWN)).warnings
+    assert warning == (
+        "entry '10.1.20.0-24' is no peer: it has our public IP, but our subnet is 10.1.15.0/24; what comes for it is "
+        "given to the kernel"
+    )
+    assert table.set_own(Subnet(OWN)) == Delta()
     assert table.peers() == ()
 
 
@@ -275,7 +377,7 @@ VALUES = [
     b"bad",
 ]
 STATES = st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES))
-OWNS = st.sampled_from([None, OWN, IPv4Network("10.1.16.0/24")])
+OWNS = st.sampled_from([None, Subnet(OWN), Subnet(IPv4Network("10.1.16.0/24"))])
 STEPS = st.lists(
     st.tuples(st.just("change"), st.dictionaries(st.sampled_from(KEYS), st.none() | st.sampled_from(VALUES)))
     | st.tuples(st.just("snapshot"), STATES)
@@ -292,14 +394,14 @@ def entries(state: dict[str, bytes]) -> dict[str, Entry]:
 def test_any_sequence_of_events_gives_the_same_peers_as_one_snapshot_of_the_end(
     steps: list[tuple[str, object]],
 ) -> None:
-    table = PeerTable(NETWORK, IPv4Address(OUR_IP), read_udp_hop)
+    table = PeerTable((NETWORK,), LeaseAttrs(IPv4Address(OUR_IP)), read_udp_hop)
     state: dict[str, bytes] = {}
-    own: IPv4Network | None = None
+    own: Subnet | None = None
     told: set[Peer] = set()  # what somebody who only gets the deltas knows
     for kind, what in steps:
         before = {item.subnet: item for item in table.peers()}
         if kind == "own":
-            assert what is None or isinstance(what, IPv4Network)
+            assert what is None or isinstance(what, Subnet)
             own = what
             delta = table.set_own(own)
         elif kind == "snapshot":
@@ -314,7 +416,7 @@ def test_any_sequence_of_events_gives_the_same_peers_as_one_snapshot_of_the_end(
         told -= {before[item.subnet] for item in delta.changed}
         told |= set(delta.added) | set(delta.changed)
         assert told == set(table.peers())
-    fresh = PeerTable(NETWORK, IPv4Address(OUR_IP), read_udp_hop)
+    fresh = PeerTable((NETWORK,), LeaseAttrs(IPv4Address(OUR_IP)), read_udp_hop)
     fresh.set_own(own)
     fresh.apply(Snapshot(entries(state), 1))
     assert set(table.peers()) == set(fresh.peers())
@@ -340,7 +442,7 @@ PREFIXES = st.builds(
 def test_the_prefix_set_finds_overlaps_like_a_comparison_with_every_member(
     steps: list[tuple[bool, IPv4Network]],
 ) -> None:
-    prefixes = PrefixSet()
+    prefixes = PrefixSet(4)
     members: set[IPv4Network] = set()
     for add, prefix in steps:
         if add and prefix not in members:
@@ -361,7 +463,7 @@ def test_the_prefix_set_finds_overlaps_like_a_comparison_with_every_member(
 
 def test_a_change_costs_the_same_with_many_peers() -> None:
     def seconds_a_change(peers: int) -> float:
-        table = PeerTable(IPv4Network("10.0.0.0/8"), IPv4Address(OUR_IP), read_udp_hop)
+        table = PeerTable((IPv4Network("10.0.0.0/8"),), LeaseAttrs(IPv4Address(OUR_IP)), read_udp_hop)
         keys = [f"{IPv4Address((10 << 24) + 4 * n)}-30" for n in range(1, peers + 1)]
         table.apply(snapshot(*(entry(key, "192.0.2.2") for key in keys)))
         key = keys[peers // 2]

@@ -59,18 +59,10 @@ def test_the_tables_of_backends_have_every_one(name: str) -> None:
 def test_every_flag_in_the_readme_exists() -> None:
     known = {flag.spelling for flag in AGENT_FLAGS} | {"--help", "--version"}
     known |= {flag.spelling for command in COMMANDS.values() for flags in command.flags.values() for flag in flags}
-    of_the_lab = {"--hosts", "--pods", "--registry", "--name", "--backend"}
+    of_the_lab = {"--hosts", "--pods", "--registry", "--name", "--backend", "--datapath", "--routed", "--families"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "README.md").read_text()))
-    of_others = {"--now", "--targets"}  # systemctl's and bench.forward's
+    of_others = {"--now", "--targets", "--rounds"}  # systemctl's and bench.forward's
     assert named - known - of_the_lab - of_others == set()
-
-
-def test_features_that_are_refused_are_in_the_readme_as_not_yet() -> None:
-    table = (ROOT / "README.md").read_text().partition("## What works")[2].partition("## ")[0]
-    rows = [line for line in table.splitlines() if line.endswith("| not yet |")]
-    for spelling in ("--ip-masq", "--iptables-forward-rules", "--ip-blackhole-route"):
-        (flag,) = (flag for flag in AGENT_FLAGS if flag.spelling == spelling)
-        assert bool(flag.missing) == any(f"`{spelling}`" in row for row in rows), spelling
 
 
 def test_the_map_of_the_code_names_every_part() -> None:

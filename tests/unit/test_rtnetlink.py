@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from flannel_udp.host.links import LOOPBACK_INDEX, device, device_named, stream_addresses
+from flannel_udp.host.route_query import is_local, routes_in_force
 from flannel_udp.host.rtnetlink import (
     Message,
     Refusal,
@@ -108,9 +110,14 @@ def test_a_refusal_is_said_in_the_kernels_words_if_there_are_any(
 
 def test_questions_need_no_rights() -> None:
     with open_rtnetlink("looking") as netlink:
-        assert netlink.link(1) == ("lo", True)
-        assert netlink.link(2**30) is None
-        assert netlink.is_local(IPv4Address("127.0.0.1"))
-        assert not netlink.is_local(IPv4Address("127.255.255.255"))
-        assert IPv4Address("127.0.0.1") in [found.address for found in netlink.addresses(1)]
-        assert netlink.holders([IPv4Network("203.0.113.128/31"), IPv4Network("203.0.113.130/31")]) == [None, None]
+        lo = device(netlink, LOOPBACK_INDEX)
+        assert lo is not None
+        assert (lo.name, lo.loopback) == ("lo", True)
+        assert device_named(netlink, "lo") == lo
+        assert device(netlink, 2**30) is None
+        assert device_named(netlink, "nosuch0") is None
+        assert is_local(netlink, IPv4Address("127.0.0.1"))
+        assert not is_local(netlink, IPv4Address("127.255.255.255"))
+        assert IPv4Address("127.0.0.1") in [found.address for found in stream_addresses(netlink, LOOPBACK_INDEX)]
+        nobodys = [IPv4Network("203.0.113.128/31"), IPv4Network("203.0.113.130/31")]
+        assert routes_in_force(netlink, nobodys) == [None, None]

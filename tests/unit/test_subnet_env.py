@@ -41,6 +41,21 @@ FLANNEL_IPV6_SUBNET=fd00:1:2::1/64
 FLANNEL_MTU=1472
 FLANNEL_IPMASQ=true
 """
+ONLY_V6 = SubnetEnv(None, Subnet(None, DUAL.subnet.v6), 1452, ip_masq=True, ipv6_network=DUAL.ipv6_network)
+ONLY_V6_TEXT = """\
+FLANNEL_IPV6_NETWORK=fd00:1::/48
+FLANNEL_IPV6_SUBNET=fd00:1:2::1/64
+FLANNEL_MTU=1452
+FLANNEL_IPMASQ=true
+"""
+ALL_KEYS = (
+    "FLANNEL_NETWORK",
+    "FLANNEL_IPV6_NETWORK",
+    "FLANNEL_SUBNET",
+    "FLANNEL_IPV6_SUBNET",
+    "FLANNEL_MTU",
+    "FLANNEL_IPMASQ",
+)
 
 
 @pytest.fixture
@@ -54,7 +69,9 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-@pytest.mark.parametrize(("env", "text"), [(V4, V4_TEXT), (DUAL, DUAL_TEXT)], ids=["v4", "dual"])
+@pytest.mark.parametrize(
+    ("env", "text"), [(V4, V4_TEXT), (DUAL, DUAL_TEXT), (ONLY_V6, ONLY_V6_TEXT)], ids=["v4", "dual", "v6"]
+)
 def test_the_file_is_flannels_byte_for_byte_and_reads_back(tmp_path: Path, env: SubnetEnv, text: str) -> None:
     path = tmp_path / "subnet.env"
     subnet_env.write(path, env)
@@ -141,8 +158,9 @@ def test_what_a_shell_would_read_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "missing"),
     [
-        ("", ("FLANNEL_NETWORK", "FLANNEL_SUBNET", "FLANNEL_MTU", "FLANNEL_IPMASQ")),
-        ("\0\xff garbage = =\n" * 50, ("FLANNEL_NETWORK", "FLANNEL_SUBNET", "FLANNEL_MTU", "FLANNEL_IPMASQ")),
+        ("", ALL_KEYS),
+        ("\0\xff garbage = =\n" * 50, ALL_KEYS),
+        ("FLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n", ALL_KEYS[:4]),
         ("FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_IPMASQ=true\n", ("FLANNEL_SUBNET", "FLANNEL_MTU")),
         (V4_TEXT.replace("1472", ""), ("FLANNEL_MTU",)),
         (V4_TEXT.replace("10.1.0.0/16", '"10.1.0.0/16'), ("FLANNEL_NETWORK",)),
@@ -150,7 +168,17 @@ def test_what_a_shell_would_read_is_read(tmp_path: Path) -> None:
         (V4_TEXT + "FLANNEL_IPV6_SUBNET=fd00::1/64\n", ("FLANNEL_IPV6_NETWORK",)),
         (V4_TEXT + "FLANNEL_IPV6_NETWORK=fd00::/48\n", ("FLANNEL_IPV6_SUBNET",)),
     ],
-    ids=["empty", "garbage", "two keys", "empty value", "open quote", "commented out", "lone v6 subnet", "lone v6 net"],
+    ids=[
+        "empty",
+        "garbage",
+        "no family",
+        "two keys",
+        "empty value",
+        "open quote",
+        "commented out",
+        "lone v6 subnet",
+        "lone v6 net",
+    ],
 )
 def test_all_missing_keys_are_named(tmp_path: Path, text: str, missing: tuple[str, ...]) -> None:
     path = tmp_path / "subnet.env"

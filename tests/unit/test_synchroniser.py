@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -17,10 +17,11 @@ from flannel_udp.control.peer_log import SPAN_LINES
 from flannel_udp.control.peers import PART_SIZE, PeerTable
 from flannel_udp.control.retry import Delays
 from flannel_udp.control.synchroniser import Synchroniser
-from flannel_udp.errors import RegistryDenied
-from flannel_udp.model import Change, Delta, Entry, Lease, LeaseAttrs, Peer, Snapshot, Subnet
-from flannel_udp.registry import Registry
+from flannel_udp.errors import RegistryDenied, RegistryError
+from flannel_udp.model import Change, Delta, Entry, Lease, LeaseAttrs, Peer, Prefix, Snapshot, Subnet
+from flannel_udp.registry import Registry, Tell
 from flannel_udp.registry.file.registry import FileRegistry
+from flannel_udp.registry.outage import keep_quiet
 from tests.support.backends import read_udp_hop
 from tests.support.memory_registry import MemoryRegistry
 
@@ -48,12 +49,12 @@ class Recorder:
     """A data path that keeps what it is given, and takes as long over it as the test wants."""
 
     def __init__(self) -> None:
-        self.published: list[tuple[IPv4Network, frozenset[Peer]]] = []
-        self._routes: dict[IPv4Network, Peer] = {}
+        self.published: list[tuple[Subnet, frozenset[Peer]]] = []
+        self._routes: dict[Prefix, Peer] = {}
         self.may_finish = asyncio.Event()
         self.may_finish.set()
 
-    async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
+    async def publish(self, own: Subnet, deltas: Sequence[Delta], *, whole: bool) -> None:
         if whole:
             self._routes.clear()
         for delta in deltas:
@@ -66,7 +67,7 @@ class Recorder:
     async def has(self, *peers: Peer) -> None:
         """Wait until exactly these peers are the last that were published."""
         async with asyncio.timeout(5):
-            while not self.published or self.published[-1] != (OWN, frozenset(peers)):
+            while not self.published or self.published[-1] != (Subnet(OWN), frozenset(peers)):
                 await asyncio.sleep(0.002)
 
 
@@ -76,7 +77,7 @@ class Rig:
     def __init__(self, registry: Registry) -> None:
         self.recorder = Recorder()
         self.observed: list[Entry | None] = []
-        table = PeerTable(NETWORK, OUR_IP, read_udp_hop)
+        table = PeerTable((NETWORK,), LeaseAttrs(OUR_IP), read_udp_hop)
         self.synchroniser = Synchroniser(registry, table, self.recorder, self.observed.append, QUICK)
 
 
@@ -206,12 +207,12 @@ async def test_a_snapshot_in_many_parts_is_published_as_a_whole() -> None:
 
 async def test_an_error_of_the_data_path_ends_run() -> None:
     class Broken(Recorder):
-        async def publish(self, own: IPv4Network, deltas: Sequence[Delta], *, whole: bool) -> None:
+        async def publish(self, own: Subnet, deltas: Sequence[Delta], *, whole: bool) -> None:
             await super().publish(own, deltas, whole=whole)
             raise OSError("flannel0 is gone")
 
     registry = MemoryRegistry()
-    table = PeerTable(NETWORK, OUR_IP, read_udp_hop)
+    table = PeerTable((NETWORK,), LeaseAttrs(OUR_IP), read_udp_hop)
     synchroniser = Synchroniser(registry, table, Broken(), lambda _seen: None, QUICK)
     await synchroniser.set_own(lease_of(registry.put(OUR_KEY, OUR_VALUE)))
     with pytest.raises(ExceptionGroup) as caught:
@@ -329,3 +330,51 @@ async def test_status_is_plain_numbers() -> None:
         status = rig.synchroniser.status
         assert (status.revision, status.peers) == (registry.revision, 1)
         assert status.last_event_s == pytest.approx(time.time(), abs=10)
+
+
+# --- A registry that is difficult ---------------------------------------------------------------------------------
+
+
+async def test_a_store_that_lists_and_lets_nobody_watch_is_one_line_and_listed_ever_more_rarely(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "flannel_udp.control")
+
+    class Unwatchable(MemoryRegistry):
+        async def watch(self, tell: Tell = keep_quiet) -> AsyncGenerator[Snapshot | Change, None]:  # noqa: ARG002
+            self.calls.append("watch")
+            yield self.snapshot()
+            raise RegistryDenied("forbidden to watch")
+
+    registry, began_s, times_s = Unwatchable(), time.monotonic(), list[float]()
+    registry.put("10.1.16.0-24", value("192.0.2.2"))
+    told: list[RegistryError | None] = []
+    table = PeerTable((NETWORK,), LeaseAttrs(OUR_IP), read_udp_hop)
+    sync = Synchroniser(registry, table, Recorder(), lambda _entry: None, QUICK, tell=told.append)
+    task = asyncio.create_task(sync.run())
+    try:
+        while len(times_s) < 6:
+            await asyncio.sleep(0.001)
+            if len(registry.calls) > len(times_s):
+                times_s.append(time.monotonic() - began_s)
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+    assert times_s[5] - times_s[4] > 8 * QUICK.first_retry_s > QUICK.last_retry_s
+    assert caplog.messages.count("watching the subnets failed: forbidden to watch (trying again until it works)") == 1
+    assert "works now" not in caplog.text
+    assert None not in told
+    assert table.count == 1
+
+
+async def test_a_registry_that_lost_all_its_entries_is_believed_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    registry = MemoryRegistry()
+    ours = lease_of(registry.put(OUR_KEY, OUR_VALUE))
+    for n in (16, 17):
+        registry.put(f"10.1.{n}.0-24", value("192.0.2.2"))
+    async with running(registry, ours) as rig:
+        await rig.recorder.has(peer(16), peer(17))
+        registry.entries.clear()
+        registry.tell(registry.snapshot())
+        await rig.recorder.has()
+    assert "the registry lists none of its 2 peers any more: was it emptied, or restored?" in caplog.messages

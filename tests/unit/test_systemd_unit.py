@@ -53,12 +53,21 @@ def test_what_the_agent_and_the_unit_agree_on() -> None:
     assert "Type=notify" in lines
     assert "EnvironmentFile=-/etc/default/flannel-udp" in lines  # the example beside it
     assert "RuntimeDirectory=flannel" in lines  # /run/flannel
-    assert "RestartPreventExitStatus=2" in lines  # wrong usage or configuration
     assert "TimeoutStartSec=infinity" in lines  # ready comes with the lease
     assert "NotifyAccess=main" in lines  # no other process may store descriptors
-    assert "FileDescriptorStoreMax=1024" in lines  # 2 x 256 workers + 1, and some
+    assert "FileDescriptorStoreMax=1280" in lines  # with two families 2 x (2 x 256 workers + 1), and some
     (kept,) = (line.partition("=")[2].split() for line in lines if line.startswith("CapabilityBoundingSet="))
     assert sorted(kept) == sorted(KEPT.values())
+
+
+def test_it_never_gives_up_and_nothing_waits_for_it() -> None:
+    """The registry may be in a container of Docker's or the kubelet's, and what it needs may come at any time."""
+    lines = [line for line in UNIT.read_text().splitlines() if not line.startswith("#")]
+    assert {"Restart=always", "StartLimitIntervalSec=0", "RestartSec=5", "TimeoutStartSec=infinity"} <= set(lines)
+    wrong = ("Before=", "RequiredBy=", "RestartPreventExitStatus=", "StartLimitBurst=", "StartLimitAction=")
+    assert [line for line in lines if line.startswith(wrong)] == []
+    # Known from 254 on: ready to be used, and no warning before.
+    assert {"#RestartSteps=5", "#RestartMaxDelaySec=60"} <= set(UNIT.read_text().splitlines())
 
 
 def test_every_variable_of_the_environment_file_is_a_flags() -> None:

@@ -18,7 +18,7 @@ from tests.support.refusals import Refusal, refused, thread_waits_in
 def test_a_running_thread_answers_and_a_stopped_one_does_not() -> None:
     with EngineRig(small_table()) as rig:
         faults: list[None] = []
-        worker = Worker(rig.engine, 0)
+        worker = Worker([rig.engine], 0)
         worker.start(lambda: faults.append(None))
         try:
             worker.probe().result(timeout=10)
@@ -27,6 +27,7 @@ def test_a_running_thread_answers_and_a_stopped_one_does_not() -> None:
             worker.join()
         with pytest.raises(TimeoutError):
             worker.probe().result(timeout=0.2)
+        worker.close()
         assert faults == []
 
 
@@ -34,7 +35,7 @@ def test_a_thread_says_once_that_the_kernel_refuses_joined_packets(caplog: pytes
     ip = IP(src="10.1.2.7", dst="10.1.1.5", flags="DF")
     segments = [bytes(ip / TCP(flags="A", seq=i) / b"x") for i in range(20)]
     with EngineRig(small_table(), offload=Offload()) as rig:
-        worker = Worker(rig.engine, 0)
+        worker = Worker([rig.engine], 0)
 
         def run() -> None:
             """The data thread is filtered as the one that starts it is."""
@@ -44,6 +45,7 @@ def test_a_thread_says_once_that_the_kernel_refuses_joined_packets(caplog: pytes
                 wait_for("they are written", lambda n=n: rig.counters("in")["packets"] == n * 20)  # type: ignore[misc]
             worker.ask_to_stop()
             worker.join()
+            worker.close()
 
         refused([Refusal("writev", errno.EINVAL, at_least={2: 3})], run)
     (said,) = (record.getMessage() for record in caplog.records)

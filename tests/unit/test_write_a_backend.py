@@ -18,7 +18,7 @@ from flannel_udp.backend.remains import remove_remains
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.errors import ConfigError
-from flannel_udp.model import Delta, Entry, Interface, Lease, Peer, Snapshot
+from flannel_udp.model import Delta, Ends, Entry, Interface, Lease, Peer, Snapshot, Subnet
 from flannel_udp.netconf.config import NetworkConfig, parse_network_config
 from flannel_udp.options import Options
 from flannel_udp.registry.keys import format_value
@@ -69,7 +69,7 @@ def config_of(backend: Backend, **options: Any) -> NetworkConfig:
 
 
 def interface(mtu: int = 1450) -> Interface:
-    return Interface("eth0", 2, mtu, IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1"))
+    return Interface("eth0", 2, mtu, Ends(IPv4Address("192.0.2.1"), IPv4Address("192.0.2.1")))
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_the_leases_of_its_hosts_become_peers_and_no_others(backend: Backend, ne
         "10.1.17.0-24": b'{"PublicIP":"192.0.2.3","BackendType":"routes-file"}',
         "10.1.18.0-24": b'{"PublicIP":"192.0.2.4","BackendType":"host-gw"}',
     }
-    table = PeerTable(config_of(backend).overlay, network.attrs.public_ip, backend.read_hop)
+    table = PeerTable(config_of(backend).overlays, network.attrs, lambda attrs, _version: backend.read_hop(attrs))
     delta = table.apply(Snapshot({key: Entry(key, value, 1) for key, value in leases.items()}, 1))
     assert delta.added == (Peer(FIRST.subnet, FIRST.public_ip, 1450),)
     no_mtu, another_type = delta.warnings
@@ -117,13 +117,13 @@ def test_the_leases_of_its_hosts_become_peers_and_no_others(backend: Backend, ne
 
 
 async def test_peers_that_come_and_go_are_written_down(network: Network, file: Path) -> None:
-    await network.hold(OWN, None)
-    await network.publish(OWN, [Delta(added=(FIRST, SECOND))], whole=True)
+    await network.hold(Subnet(OWN), None)
+    await network.publish(Subnet(OWN), [Delta(added=(FIRST, SECOND))], whole=True)
     network.start()
     assert file.read_text() == "".join(LINES)
     assert network.route(FIRST.subnet[7]).peer == FIRST
     assert network.route(OWN[7]).own
-    await network.publish(OWN, [Delta(removed=(FIRST,))], whole=False)
+    await network.publish(Subnet(OWN), [Delta(removed=(FIRST,))], whole=False)
     assert file.read_text() == LINES[1]
     await network.withdraw()
     assert file.read_text() == ""
@@ -133,7 +133,7 @@ async def test_peers_that_come_and_go_are_written_down(network: Network, file: P
 async def test_an_edited_file_is_put_right_and_counted(network: Network, file: Path) -> None:
     await network.repair()  # nothing is published yet
     assert not file.exists()
-    await network.publish(OWN, [Delta(added=(FIRST,))], whole=True)
+    await network.publish(Subnet(OWN), [Delta(added=(FIRST,))], whole=True)
     await network.repair()
     file.write_text("edited")
     await network.repair()
@@ -147,6 +147,9 @@ async def test_nothing_of_it_stays_once_another_backend_runs(backend: Backend, f
     async def no_leases() -> list[Lease]:
         return []
 
-    removed = await remove_remains(BACKENDS["alloc"], table, config_of(backend).overlay, None, no_leases)
+    overlays = config_of(backend).overlays
+    removed = await remove_remains(
+        *(BACKENDS["alloc"], table, overlays, None, no_leases), versions=(4,), routes=False, alone=True
+    )
     assert removed == [f"{file} of the backend routes-file"]
     assert not file.exists()

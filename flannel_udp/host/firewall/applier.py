@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.host.firewall.owner import Owner
 from flannel_udp.host.firewall.rules import Rules
 
 logger = logging.getLogger(__name__)
 
 
 class Applier(ABC):
-    """The rules of one dialect in the kernel.
+    """The rules of one dialect in the kernel, under the names that `locate` has found last.
 
     Listings hold only what is ours, in the order in which it stands, as the tool prints it. Every method that is a
     coroutine raises `ToolMissing` when the tool is not installed and `FlannelError` when it fails.
@@ -23,9 +24,18 @@ class Applier(ABC):
     watched: tuple[bytes, ...]
     """What a netlink message about a change of our rules contains, one of these."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
         self._printed: tuple[Rules, str] | None = None
         self._knows_random_fully: bool | None = None
+
+    @abstractmethod
+    async def locate(self, rules: Rules) -> tuple[str, ...]:
+        """Find the names for our rules; return a line for each of flannel's that we want and another overlay has."""
+
+    @abstractmethod
+    async def sweep(self, version: int) -> None:
+        """Remove what is ours and has other names: of an earlier run, or from before `locate` found these."""
 
     @abstractmethod
     def listing_of(self, rules: Rules) -> str:

@@ -1,19 +1,25 @@
 """The iptables dialect: two chains of ours, filled by `iptables-restore --noflush`, and one jump to each.
 
+Each is named by itself: two agents that start at the same moment may both fill both, one the first and the other the
+second last, and both keep what they have.
+
 Which iptables (nft-backed or legacy) is whatever the name means on this host.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.host.family import family_of
 from flannel_udp.host.firewall.applier import Applier
+from flannel_udp.host.firewall.owner import Owner
 from flannel_udp.host.firewall.rules import Rule, Rules, Verdict
 from flannel_udp.host.firewall.tool import Finished, run_tool
 
 _WAIT_S = 5  # for the lock that the programs of iptables-legacy share, below tool.TIME_LIMIT_S
-_TOOL = {4: "iptables", 6: "ip6tables"}
 _NO_SUCH_CHAIN = 1  # exit statuses of iptables(8): 1 other errors, 4 resource problems
 _RESOURCE_PROBLEM = 4
 
@@ -42,22 +48,54 @@ _FORWARD = _Chain("filter", "FLANNEL-FWD", "FORWARD", "flanneld forward")
 _MASQUERADE = _Chain("nat", "FLANNEL-POSTRTG", "POSTROUTING", "flanneld masq")
 _CHAINS = (_FORWARD, _MASQUERADE)
 
+# Where a rule of ours, or of flanneld's, names the overlay: what may be forwarded, and what is masqueraded towards it.
+_NAMES_OVERLAY = (
+    re.compile(r"(?<!! )-[sd] (\S+) .*-j ACCEPT$"),
+    re.compile(r"(?<!! )-d (\S+) .*-j MASQUERADE"),
+)
+
 
 class Iptables(Applier):
-    """The chains ``FLANNEL-FWD`` and ``FLANNEL-POSTRTG``."""
+    """The chains ``FLANNEL-FWD`` and ``FLANNEL-POSTRTG``, with a suffix where those are another overlay's."""
 
     name = "iptables"
     # A message about a jump that was removed names the chain that it was in, and not always where it led.
     watched = (b"FLANNEL-", b"POSTROUTING\0", b"FORWARD\0")
 
+    def __init__(self, owner: Owner) -> None:
+        super().__init__(owner)
+        self._chains = _CHAINS
+
+    async def locate(self, rules: Rules) -> tuple[str, ...]:
+        """Look whose rules flannel's chains hold."""
+        chains, lines = [], []
+        for chain in _CHAINS:
+            found = networks_in(await self._rules(rules.version, chain) or [])
+            ours = _named(chain, self._owner.suffix) if self._owner.is_others(found) else chain
+            chains.append(ours)
+            if ours is not chain and _wanted(chain, rules):
+                lines.append(
+                    f"{chain.name} holds the rules of another overlay, {', '.join(found)}: ours are in {ours.name}"
+                )
+        self._chains = (chains[0], chains[1])
+        return tuple(lines)
+
+    async def sweep(self, version: int) -> None:
+        """Remove our chains of other names."""
+        others = [_named(chain, suffix) for chain in _CHAINS for suffix in self._owner.suffixes]
+        unused = [chain for chain in others if chain not in self._chains]
+        script = "".join([await self._removal(version, chain) for chain in unused])
+        if script:
+            _check(await run_tool(*_restore(version), stdin=script))
+
     def listing_of(self, rules: Rules) -> str:
         """Return, for each chain that is wanted, the jump to it and its rules."""
-        lines = (line for chain in _CHAINS if _wanted(chain, rules) for line in _lines(chain, rules))
+        lines = (line for chain in self._chains if _wanted(chain, rules) for line in _lines(chain, rules))
         return "".join(f"{line}\n" for line in lines)
 
     async def listing(self, version: int) -> str:
         """Return the jumps to our chains and the rules in them."""
-        return "".join([await self._listing_of_chain(version, chain) for chain in _CHAINS])
+        return "".join([await self._listing_of_chain(version, chain) for chain in self._chains])
 
     async def _listing_of_chain(self, version: int, chain: _Chain) -> str:
         lines = await self._jumps(version, chain) + (await self._rules(version, chain) or [])
@@ -65,7 +103,7 @@ class Iptables(Applier):
 
     async def apply(self, rules: Rules) -> None:
         """Flush and fill our chains; the jump is moved only if there is none, or more than one."""
-        script = "".join([await self._script(chain, rules) for chain in _CHAINS])
+        script = "".join([await self._script(chain, rules) for chain in self._chains])
         if script:
             _check(await run_tool(*_restore(rules.version), stdin=script))
 
@@ -77,13 +115,18 @@ class Iptables(Applier):
         return tried.status == 0
 
     async def _script(self, chain: _Chain, rules: Rules) -> str:
-        jumps = await self._jumps(rules.version, chain)
         if not _wanted(chain, rules):
-            if not jumps and await self._rules(rules.version, chain) is None:
-                return ""
-            return _format_table(chain, [*_undo(jumps), f"-X {chain.name}"])
+            return await self._removal(rules.version, chain)
+        jumps = await self._jumps(rules.version, chain)
         new_jump, *lines = _lines(chain, rules)
         return _format_table(chain, lines if len(jumps) == 1 else [*_undo(jumps), new_jump, *lines])
+
+    async def _removal(self, version: int, chain: _Chain) -> str:
+        """Return what removes the chain and the jumps to it; nothing if there is none."""
+        jumps = await self._jumps(version, chain)
+        if not jumps and await self._rules(version, chain) is None:
+            return ""
+        return _format_table(chain, [*_undo(jumps), f"-X {chain.name}"])
 
     async def _jumps(self, version: int, chain: _Chain) -> list[str]:
         found = _check(await _list_chain(version, chain.table, chain.base))
@@ -97,13 +140,24 @@ class Iptables(Applier):
         return [line for line in _check(found).output.splitlines() if line.startswith("-A ")]
 
 
-def format_script(rules: Rules) -> str:
+def format_script(rules: Rules, suffix: str = "") -> str:
     """Return what makes `iptables-restore --noflush` set these rules up where nothing of ours is there yet."""
-    return "".join(_format_table(chain, _lines(chain, rules)) for chain in _CHAINS if _wanted(chain, rules))
+    chains = [_named(chain, suffix) for chain in _CHAINS if _wanted(chain, rules)]
+    return "".join(_format_table(chain, _lines(chain, rules)) for chain in chains)
+
+
+def networks_in(lines: Iterable[str]) -> list[str]:
+    """Return the overlay networks that the rules of a chain are for, as iptables prints both."""
+    found = (match[1] for line in lines for pattern in _NAMES_OVERLAY for match in pattern.finditer(line))
+    return list(dict.fromkeys(found))
+
+
+def _named(chain: _Chain, suffix: str) -> _Chain:
+    return replace(chain, name=chain.name + suffix)
 
 
 def _wanted(chain: _Chain, rules: Rules) -> tuple[Rule, ...]:
-    return rules.forward if chain is _FORWARD else rules.masquerade
+    return rules.forward if chain.base == _FORWARD.base else rules.masquerade
 
 
 def _lines(chain: _Chain, rules: Rules) -> list[str]:
@@ -134,11 +188,11 @@ def _undo(jumps: list[str]) -> list[str]:
 
 
 def _restore(version: int) -> tuple[str, ...]:
-    return f"{_TOOL[version]}-restore", "--noflush", f"--wait={_WAIT_S}"
+    return f"{family_of(version).iptables}-restore", "--noflush", f"--wait={_WAIT_S}"
 
 
 async def _list_chain(version: int, table: str, chain: str) -> Finished:
-    return await run_tool(_TOOL[version], "--wait", str(_WAIT_S), "--table", table, "--list-rules", chain)
+    return await run_tool(family_of(version).iptables, "--wait", str(_WAIT_S), "--table", table, "--list-rules", chain)
 
 
 def _check(done: Finished) -> Finished:

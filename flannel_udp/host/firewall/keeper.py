@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 
 from flannel_udp.backoff.delay import Backoff
@@ -12,33 +13,59 @@ from flannel_udp.backoff.said_once import SaidOnce
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.firewall.applier import Applier
 from flannel_udp.host.firewall.iptables import Iptables
+from flannel_udp.host.firewall.mixture import find_mixture
 from flannel_udp.host.firewall.monitor import on_change
 from flannel_udp.host.firewall.nftables import Nftables
+from flannel_udp.host.firewall.owner import Owner
+from flannel_udp.host.firewall.passages import Passage, find_closed
 from flannel_udp.host.firewall.rules import Rules
 from flannel_udp.host.firewall.tool import ToolMissing
+from flannel_udp.model import Degradation
+
+Note = Callable[[str, Iterable[Degradation]], None]
+"""Takes all that a source finds wrong now, see agent.conditions."""
 
 logger = logging.getLogger(__name__)
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 5.0
 _REST_S = 0.2  # after a check: however often the rules change, they are looked at five times a second at most
+_BESIDE_S = 20.0  # between two looks at the rules of others that no news came of: iptables-legacy has none
+_REST_BESIDE_S, _RESTS = 2.0, 20  # after each of them, at least; so many times what it took, at least
+_OTHERS_POLICY = ": the policy of FORWARD"
 _QUIET_S = 60.0  # between two lines of log about rules that somebody keeps changing
 
 
 class Firewall:
-    """Keeps rules in one dialect; `run` does the work, `keep` says which.
+    """Keeps rules in one dialect; `run` does the work, `keep` says which; `look_beside` watches the rules of others.
+
+    `passages` are the packets that must get through them, by question.
 
     Rules are looked at when the kernel reports a change of them and every `resync_s` seconds, and applied only if they
-    are not as wanted. What the other dialect holds of ours, from an earlier run, is removed.
+    are not as wanted. What the other dialect holds of ours, from an earlier run, is removed. Another overlay's rules,
+    as `owner` tells them, stay.
     """
 
-    def __init__(self, *, nftables: bool, resync_s: float) -> None:
-        self._applier: Applier = Nftables() if nftables else Iptables()
-        self._other: Applier = Iptables() if nftables else Nftables()
+    def __init__(
+        self,
+        owner: Owner,
+        note: Note,
+        passages: Callable[[], Awaitable[Sequence[Sequence[Passage]]]],
+        *,
+        nftables: bool,
+        resync_s: float,
+    ) -> None:
+        self._owner = owner
+        self._note = note
+        self._passages = passages
+        self._nftables = nftables
+        self._applier: Applier = Nftables(owner) if nftables else Iptables(owner)
+        self._other: Applier = Iptables(owner) if nftables else Nftables(owner)
         self._resync_s = resync_s
         self._wanted: Rules | None = None
         self._wake = asyncio.Event()
         self._stand = asyncio.Event()
-        self._swept = False
+        self._located: tuple[str, ...] | None = None  # what `locate` said last; None: nothing is settled yet
+        self._swept = False  # of what the other dialect holds
         self._said = SaidOnce()
         self._said_of_sweep = SaidOnce()
         self._quiet_until_s = 0.0
@@ -75,6 +102,29 @@ class Firewall:
                     async with asyncio.timeout(self._resync_s):
                         await self._wake.wait()
 
+    async def look_beside(self) -> None:
+        """Name, for ever, what other rules than ours do to our packets, once ours stand."""
+        await self._stand.wait()
+        changed = asyncio.Event()
+        with on_change((b"",), changed.set):
+            while True:
+                changed.clear()
+                began_s = time.monotonic()
+                found = await self._find_beside()
+                self._note("firewall", found)
+                await asyncio.sleep(max(_REST_BESIDE_S, _RESTS * (time.monotonic() - began_s)))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_REST_BESIDE_S if found else _BESIDE_S):
+                        await changed.wait()
+
+    async def _find_beside(self) -> list[Degradation]:
+        found: list[Degradation] = []
+        with suppress(FlannelError):  # without its tool there is nothing to be told
+            found += await find_mixture(self._owner.network, nftables=self._nftables)
+        closed = await find_closed(await self._passages())
+        # The other variant's policy is told already, and in better words.
+        return found + [item for item in closed if not (found and _OTHERS_POLICY in item.text)]
+
     async def remove(self) -> None:
         """Remove all rules of ours; `run` must have ended. Raises `FlannelError`."""
         if self._wanted is not None:
@@ -85,17 +135,26 @@ class Firewall:
         if wanted is None:
             return
         if wanted:
-            rules = await self._applier.fit(wanted)
-            if not await self._applier.stands(rules):
-                self._tell()
-                self._stand.clear()
-                await self._applier.put(rules)
+            await self._put(wanted)
         else:
             await _remove(self._applier, wanted.version)
         if not self._swept:  # after ours stand, so that at no moment there are none
             await self._sweep(wanted.version)
         if wanted is self._wanted:
             self._stand.set()
+
+    async def _put(self, wanted: Rules) -> None:
+        located = await self._applier.locate(wanted)
+        rules = await self._applier.fit(wanted)
+        if not await self._applier.stands(rules):
+            self._tell()
+            self._stand.clear()
+            await self._applier.put(rules)
+        if located != self._located:  # other names than before: what has those goes, now that ours stand
+            await self._applier.sweep(wanted.version)
+            self._located = located
+            for line in located:
+                logger.info("%s", line)
 
     async def _sweep(self, version: int) -> None:
         """Remove what the other dialect holds of ours. A host where that tool does not work can do without."""
@@ -127,5 +186,7 @@ class Firewall:
 async def _remove(applier: Applier, version: int) -> None:
     """Remove what the applier's dialect holds of ours; where its tool is missing, that is nothing."""
     with suppress(ToolMissing):
+        await applier.locate(Rules(version))
         if await applier.listing(version):
             await applier.put(Rules(version))
+        await applier.sweep(version)

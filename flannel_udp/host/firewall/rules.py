@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Network
 
-Network = IPv4Network | IPv6Network
+from flannel_udp.host.family import family_of
+from flannel_udp.model import Prefix
 
 NO_MASQUERADE_MARK = 0x4000
 """The bit of a packet's mark by which kube-proxy says that it does the masquerading itself."""
-
-_MULTICAST: dict[int, Network] = {4: IPv4Network("224.0.0.0/4"), 6: IPv6Network("ff00::/8")}  # RFC 1112, RFC 4291
 
 
 class Verdict(Enum):
@@ -29,7 +27,7 @@ class Verdict(Enum):
 class Side:
     """The addresses of a network, or with ``outside`` all others."""
 
-    network: Network
+    network: Prefix
     outside: bool = False
 
 
@@ -61,7 +59,7 @@ class Rules:
         return bool(self.masquerade or self.forward)
 
 
-def rules_for(network: Network, subnet: Network, *, masquerade: bool, forward: bool, random_fully: bool) -> Rules:
+def rules_for(network: Prefix, subnet: Prefix, *, masquerade: bool, forward: bool, random_fully: bool) -> Rules:
     """Return the rules of a host that holds `subnet` of the overlay `network`."""
     return Rules(
         network.version,
@@ -71,9 +69,9 @@ def rules_for(network: Network, subnet: Network, *, masquerade: bool, forward: b
     )
 
 
-def _masquerade(network: Network, subnet: Network) -> tuple[Rule, ...]:
+def _masquerade(network: Prefix, subnet: Prefix) -> tuple[Rule, ...]:
     overlay, pods = Side(network), Side(subnet)
-    elsewhere, unicast = Side(network, outside=True), Side(_MULTICAST[network.version], outside=True)
+    elsewhere, unicast = Side(network, outside=True), Side(family_of(network).multicast, outside=True)
     return (
         Rule(Verdict.RETURN, mark=NO_MASQUERADE_MARK),
         Rule(Verdict.RETURN, pods, overlay),
@@ -86,5 +84,5 @@ def _masquerade(network: Network, subnet: Network) -> tuple[Rule, ...]:
     )
 
 
-def _forward(network: Network) -> tuple[Rule, ...]:
+def _forward(network: Prefix) -> tuple[Rule, ...]:
     return (Rule(Verdict.ACCEPT, source=Side(network)), Rule(Verdict.ACCEPT, destination=Side(network)))

@@ -7,19 +7,19 @@ from typing import Any
 from flannel_udp.host.firewall import iptables, nftables
 from flannel_udp.host.firewall.rules import Rule, Rules, Side
 
-DIALECTS = {"nftables": nftables.format_table, "iptables": iptables.format_script}
+TEXTS = {"nftables": nftables.format_table, "iptables": iptables.format_script}
 
 
-def show_text(rules: Rules, dialect: str) -> str:
+def show_text(rules: Rules, dialect: str, suffix: str = "") -> str:
     """Return one dialect's text, or with an empty `dialect` all, each under its name."""
     if dialect:
-        return DIALECTS[dialect](rules)
-    return "\n".join(f"# {name}\n{text(rules) or '# no rules' + chr(10)}" for name, text in DIALECTS.items())
+        return TEXTS[dialect](rules, suffix)
+    return "\n".join(f"# {name}\n{text(rules, suffix) or '# no rules' + chr(10)}" for name, text in TEXTS.items())
 
 
-def show_document(rules: Rules, dialect: str) -> dict[str, Any]:
+def show_document(rules: Rules, dialect: str, suffix: str = "") -> dict[str, Any]:
     """Return what ``--json`` prints: the rules themselves, and one dialect's text or all."""
-    texts = {name: text(rules) for name, text in DIALECTS.items() if dialect in ("", name)}
+    texts = {name: text(rules, suffix) for name, text in TEXTS.items() if dialect in ("", name)}
     return {
         "masquerade": [_rule(rule) for rule in rules.masquerade],
         "forward": [_rule(rule) for rule in rules.forward],

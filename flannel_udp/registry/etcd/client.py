@@ -8,6 +8,7 @@ over an address list was not enough: it knows only address lists or one name, mo
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,29 +19,27 @@ from google.protobuf.message import Message
 
 from flannel_udp.errors import RegistryDenied, RegistryError
 from flannel_udp.registry.etcd import etcd_pb2 as pb
-from flannel_udp.registry.etcd.faults import LeaseNotFound, is_answer, is_stale_token, is_tls, reason_of
+from flannel_udp.registry.etcd.connections import Connections
+from flannel_udp.registry.etcd.faults import (
+    LeaseNotFound,
+    NoSpace,
+    TooLarge,
+    is_answer,
+    is_lease_there,
+    is_no_space,
+    is_stale_token,
+    is_tls,
+    is_too_large,
+    reason_of,
+)
+from flannel_udp.registry.etcd.options import SecretFiles
 from flannel_udp.registry.etcd.watch import Watch, read_message
 from flannel_udp.registry.urls import Endpoint
 
+logger = logging.getLogger(__name__)
+
 CALL_S = 9.0
 """Deadline of one call over all endpoints: an endpoint that hangs gets its share of it."""
-_CHANNEL_OPTIONS: list[tuple[str, int]] = [
-    # A server that hangs or a cable that is cut is noticed after 6 + 3 s. etcd hangs up on whoever pings more often
-    # than every 5 s. A quiet watch sends no data for hours: 0 lifts gRPC's limit on pings without data.
-    ("grpc.keepalive_time_ms", 6_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.http2.ping_timeout_ms", 3_000),  # newer gRPC goes by this one, a minute unless set
-    ("grpc.http2.max_pings_without_data", 0),
-    # A server that is back is found within a second; gRPC would let the pause grow to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 3_000),  # despite its name also the time one connection attempt may take
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    # etcd bounds a single value (1.5 MiB), and listings are read in pages: no further limit on an answer.
-    ("grpc.max_receive_message_length", -1),
-    # The registry is part of the cluster: a proxy that the environment names for downloads is not the way to it.
-    ("grpc.enable_http_proxy", 0),
-]
-
 _Metadata = tuple[tuple[str, str], ...]
 _Response = TypeVar("_Response", bound=Message)
 _Result = TypeVar("_Result")
@@ -73,18 +72,16 @@ _Attempt = Callable[[_Try], Awaitable[_Result]]
 class EtcdClient:
     """Connections to the endpoints of one etcd cluster. Make it inside the event loop that will use it."""
 
-    def __init__(
-        self,
-        endpoints: Sequence[Endpoint],
-        credentials: grpc.ChannelCredentials | None = None,
-        username: str = "",
-        password: str = "",
-    ) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], files: SecretFiles, known_key: bytes, username: str = "") -> None:
         self._endpoints = tuple(endpoints)
-        self._channels = tuple(_open_channel(endpoint.target, credentials) for endpoint in endpoints)
+        self._connections = Connections(self._endpoints, files)
         self._preferred = 0  # index of the endpoint that answered last
+        self._known_key = known_key  # one that we may read: what an answer about it says of its cluster is looked at
+        self._cluster_id = 0  # of the endpoint that answered first
+        self._ours: set[int] = (
+            set()
+        )  # indices of the endpoints that are of that cluster, as they said since they failed
         self._username = username
-        self._password = password
         self._token: str | None = None  # None: authenticate first; "": authentication is turned off in etcd
 
     @property
@@ -108,10 +105,19 @@ class EtcdClient:
         """
         return await self._unary("/etcdserverpb.KV/Txn", request, pb.TxnResponse)
 
-    async def lease_grant(self, ttl_s: int) -> int:
-        """Make a lease of `ttl_s` seconds and return its id."""
-        request = pb.LeaseGrantRequest(ttl=ttl_s)
-        return (await self._unary("/etcdserverpb.Lease/LeaseGrant", request, pb.LeaseGrantResponse)).id
+    async def lease_grant(self, ttl_s: int, lease_id: int) -> int:
+        """Make a lease of `ttl_s` seconds and return its id: `lease_id`, or one of etcd's choice for 0."""
+        request = pb.LeaseGrantRequest(ttl=ttl_s, id=lease_id)
+
+        async def attempt(to: _Try) -> int:
+            try:
+                return (await to.unary("/etcdserverpb.Lease/LeaseGrant", request, pb.LeaseGrantResponse)).id
+            except grpc.aio.AioRpcError as error:
+                if not is_lease_there(error):
+                    raise
+                return lease_id  # by an earlier try, whose answer was lost
+
+        return await self._try_endpoints(attempt)
 
     async def lease_revoke(self, lease_id: int) -> None:
         """End a lease and delete its keys. Raises `LeaseNotFound`."""
@@ -122,6 +128,17 @@ class EtcdClient:
         """Return the seconds a lease has left; -1 if there is none."""
         request = pb.LeaseTimeToLiveRequest(id=lease_id)
         return (await self._unary("/etcdserverpb.Lease/LeaseTimeToLive", request, pb.LeaseTimeToLiveResponse)).ttl
+
+    async def lease_granted_s(self, lease_id: int) -> int:
+        """Return the seconds a lease was granted for; 0 if there is none."""
+        request = pb.LeaseTimeToLiveRequest(id=lease_id)
+        answer = await self._unary("/etcdserverpb.Lease/LeaseTimeToLive", request, pb.LeaseTimeToLiveResponse)
+        return answer.granted_ttl
+
+    async def lease_keys(self, lease_id: int) -> Sequence[bytes]:
+        """Return the keys that end with a lease; none if there is no such lease."""
+        request = pb.LeaseTimeToLiveRequest(id=lease_id, keys=True)
+        return (await self._unary("/etcdserverpb.Lease/LeaseTimeToLive", request, pb.LeaseTimeToLiveResponse)).keys
 
     async def lease_keep_alive_s(self, lease_id: int) -> int:
         """Let a lease start its life anew and return that life in seconds; 0 if there is none."""
@@ -145,55 +162,77 @@ class EtcdClient:
         """
         index = self._preferred
         url = self._endpoints[index].url
-        to = _Try(self._channels[index], self._metadata(), timeout_s=None)
-        watch = Watch(to.stream("/etcdserverpb.Watch/Watch", pb.WatchRequest, pb.WatchResponse))
-        try:
-            async with asyncio.timeout(CALL_S / len(self._endpoints)):
-                response = await watch.begin(request)
-            async with watch.probed():
-                while True:
-                    yield response
-                    response = await watch.read()
-        except TimeoutError:
-            self._avoid(index)
-            raise RegistryError(f"etcd at {url}: no answer to a watch in time") from None
-        except grpc.aio.AioRpcError as error:
-            self._avoid(index)
-            raise RegistryError(f"etcd at {url}: {reason_of(error)}") from None
-        finally:
-            watch.cancel()
+        with self._connections.channel(index) as channel:
+            to = _Try(channel, self._metadata(), timeout_s=None)
+            watch = Watch(to.stream("/etcdserverpb.Watch/Watch", pb.WatchRequest, pb.WatchResponse))
+            try:
+                async with asyncio.timeout(CALL_S / len(self._endpoints)):
+                    response = await watch.begin(request)
+                async with watch.probed():
+                    while True:
+                        yield response
+                        response = await watch.read()
+            except TimeoutError:
+                self._avoid(index)
+                raise RegistryError(f"etcd at {url}: no answer to a watch in time") from None
+            except grpc.aio.AioRpcError as error:
+                if is_too_large(error):
+                    raise TooLarge(f"etcd at {url}: {reason_of(error)}") from None
+                self._avoid(index)
+                raise RegistryError(f"etcd at {url}: {reason_of(error)}") from None
+            finally:
+                watch.cancel()
 
     def _avoid(self, index: int) -> None:
+        self._ours.discard(index)
         if self._preferred == index:
             self._preferred = (index + 1) % len(self._endpoints)
 
     async def close(self) -> None:
         """Close the connections."""
-        for channel in self._channels:
-            await channel.close()
+        await self._connections.close()
 
     async def _unary(self, path: str, request: Message, response: type[_Response]) -> _Response:
-        return await self._try_endpoints(lambda to: to.unary(path, request, response))
+        return await self._try_endpoints(lambda to: to.unary(path, request, response), _right_to(request))
 
-    async def _try_endpoints(self, attempt: _Attempt[_Result]) -> _Result:
-        """Ask one endpoint after the other, beginning with the one that answered last."""
+    async def _try_endpoints(self, attempt: _Attempt[_Result], right: str = "") -> _Result:
+        """Ask one endpoint after the other, beginning with the one that answered last.
+
+        `right` is what a user may lack for it.
+        """
+        if await self._connections.look():
+            self._token = None
         timeout_s = CALL_S / len(self._endpoints)
         faults: list[str] = []
         denied = False
+        strangers = 0
         start = self._preferred
         for step in range(len(self._endpoints)):
             index = (start + step) % len(self._endpoints)
             url = self._endpoints[index].url
             try:
-                result = await self._try_authenticated(self._channels[index], attempt, timeout_s)
+                with self._connections.channel(index) as channel:
+                    if len(self._endpoints) > 1 and index not in self._ours:
+                        stranger = await self._find_stranger(channel, timeout_s)
+                        if stranger:
+                            strangers += 1
+                            faults.append(f"{url} ({stranger})")
+                            continue
+                        self._ours.add(index)
+                    result = await self._try_authenticated(channel, attempt, timeout_s)
             except grpc.aio.AioRpcError as error:
                 if is_answer(error):
-                    raise self._explain(url, error) from None
+                    raise self._explain(url, error, right) from None
+                self._ours.discard(index)
                 denied = denied or is_tls(error)
                 faults.append(f"{url} ({reason_of(error)})")
             else:
                 self._preferred = index
                 return result
+        if strangers == len(self._endpoints):  # the cluster was made anew
+            logger.warning("etcd: no endpoint is of the former cluster any more: %s", ", ".join(faults))
+            self._cluster_id = 0
+            return await self._try_endpoints(attempt, right)
         raise (RegistryDenied if denied else RegistryError)(f"no etcd endpoint answers: {', '.join(faults)}")
 
     async def _try_authenticated(
@@ -212,8 +251,21 @@ class EtcdClient:
             await self._authenticate(channel, timeout_s)
         return await attempt(_Try(channel, self._metadata(), timeout_s))
 
+    async def _find_stranger(self, channel: grpc.aio.Channel, timeout_s: float) -> str:
+        """Return that an endpoint is of another cluster than the first one that answered, if so; else nothing."""
+
+        async def attempt(to: _Try) -> int:
+            request = pb.RangeRequest(key=self._known_key, keys_only=True)
+            return (await to.unary("/etcdserverpb.KV/Range", request, pb.RangeResponse)).header.cluster_id
+
+        cluster_id = await self._try_authenticated(channel, attempt, timeout_s)
+        if self._cluster_id not in (0, cluster_id):
+            return f"it is another cluster: {cluster_id:x}, ours is {self._cluster_id:x}"
+        self._cluster_id = cluster_id
+        return ""
+
     async def _authenticate(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
-        request = pb.AuthenticateRequest(name=self._username, password=self._password)
+        request = pb.AuthenticateRequest(name=self._username, password=self._connections.password)
         to = _Try(channel, (), timeout_s)
         try:
             response = await to.unary("/etcdserverpb.Auth/Authenticate", request, pb.AuthenticateResponse)
@@ -228,23 +280,33 @@ class EtcdClient:
         leader = ("hasleader", "true")
         return (leader, ("token", self._token)) if self._token else (leader,)
 
-    def _explain(self, url: str, error: grpc.aio.AioRpcError) -> RegistryError:
+    def _explain(self, url: str, error: grpc.aio.AioRpcError, right: str) -> RegistryError:
         """Turn a refusal into one of our errors."""
         reason = reason_of(error)
-        if error.code() is grpc.StatusCode.NOT_FOUND:
-            return LeaseNotFound(f"etcd at {url}: {reason}")
+        if error.code() is grpc.StatusCode.NOT_FOUND or is_too_large(error):
+            kind = TooLarge if is_too_large(error) else LeaseNotFound
+            return kind(f"etcd at {url}: {reason}")
+        if is_no_space(error):
+            return NoSpace(f"etcd at {url} is full ({reason}): make room (etcdctl compact, defrag, alarm disarm)")
         if is_stale_token(error) and not self._username:
             return RegistryDenied(f"etcd at {url} asks for a user: give --etcd-username and --etcd-password")
         if error.code() is grpc.StatusCode.PERMISSION_DENIED:
             return RegistryDenied(
-                f"etcd at {url}: {reason} for user {self._username!r}: grant it a role for the prefix"
+                f"etcd at {url}: {reason} for user {self._username!r}: grant it a role for the prefix{right}"
             )
         if "authentication failed" in reason:
             return RegistryDenied(f"etcd at {url}: {reason}: check --etcd-username and --etcd-password")
         return RegistryError(f"etcd at {url}: {reason}")
 
 
-def _open_channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    if credentials is None:
-        return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
+def _right_to(request: Message) -> str:
+    """Return which right on which key a request needs, for a sentence about a role."""
+    match request:
+        case pb.RangeRequest():
+            return f" that may read {request.key.decode(errors='replace')!r}"
+        case pb.PutRequest():
+            return f" that may write {request.key.decode(errors='replace')!r}"
+        case pb.TxnRequest():
+            return f" that may read and write {request.compare[0].key.decode(errors='replace')!r}"
+        case _:
+            return ""

@@ -78,10 +78,12 @@ class KeyValue(_message.Message):
     def __init__(self, key: _Optional[bytes] = ..., mod_revision: _Optional[int] = ..., value: _Optional[bytes] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class LeaseGrantRequest(_message.Message):
-    __slots__ = ["ttl"]
+    __slots__ = ["id", "ttl"]
+    ID_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    id: int
     ttl: int
-    def __init__(self, ttl: _Optional[int] = ...) -> None: ...
+    def __init__(self, ttl: _Optional[int] = ..., id: _Optional[int] = ...) -> None: ...
 
 class LeaseGrantResponse(_message.Message):
     __slots__ = ["id"]
@@ -112,16 +114,22 @@ class LeaseRevokeResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class LeaseTimeToLiveRequest(_message.Message):
-    __slots__ = ["id"]
+    __slots__ = ["id", "keys"]
     ID_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     id: int
-    def __init__(self, id: _Optional[int] = ...) -> None: ...
+    keys: bool
+    def __init__(self, id: _Optional[int] = ..., keys: bool = ...) -> None: ...
 
 class LeaseTimeToLiveResponse(_message.Message):
-    __slots__ = ["ttl"]
+    __slots__ = ["granted_ttl", "keys", "ttl"]
+    GRANTED_TTL_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
+    granted_ttl: int
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
     ttl: int
-    def __init__(self, ttl: _Optional[int] = ...) -> None: ...
+    def __init__(self, ttl: _Optional[int] = ..., granted_ttl: _Optional[int] = ..., keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class PutRequest(_message.Message):
     __slots__ = ["key", "lease", "value"]
@@ -140,16 +148,18 @@ class PutResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping[str, object]]] = ...) -> None: ...
 
 class RangeRequest(_message.Message):
-    __slots__ = ["key", "limit", "range_end", "revision"]
+    __slots__ = ["key", "keys_only", "limit", "range_end", "revision"]
+    KEYS_ONLY_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     RANGE_END_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     key: bytes
+    keys_only: bool
     limit: int
     range_end: bytes
     revision: int
-    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., limit: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., limit: _Optional[int] = ..., revision: _Optional[int] = ..., keys_only: bool = ...) -> None: ...
 
 class RangeResponse(_message.Message):
     __slots__ = ["header", "kvs", "more"]
@@ -172,10 +182,14 @@ class RequestOp(_message.Message):
     def __init__(self, range: _Optional[_Union[RangeRequest, _Mapping[str, object]]] = ..., put: _Optional[_Union[PutRequest, _Mapping[str, object]]] = ..., delete_range: _Optional[_Union[DeleteRangeRequest, _Mapping[str, object]]] = ...) -> None: ...
 
 class ResponseHeader(_message.Message):
-    __slots__ = ["revision"]
+    __slots__ = ["cluster_id", "raft_term", "revision"]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    RAFT_TERM_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    cluster_id: int
+    raft_term: int
     revision: int
-    def __init__(self, revision: _Optional[int] = ...) -> None: ...
+    def __init__(self, cluster_id: _Optional[int] = ..., revision: _Optional[int] = ..., raft_term: _Optional[int] = ...) -> None: ...
 
 class ResponseOp(_message.Message):
     __slots__ = ["delete_range", "put", "range"]
@@ -208,14 +222,16 @@ class TxnResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping[str, object]]] = ..., succeeded: bool = ..., responses: _Optional[_Iterable[_Union[ResponseOp, _Mapping[str, object]]]] = ...) -> None: ...
 
 class WatchCreateRequest(_message.Message):
-    __slots__ = ["key", "range_end", "start_revision"]
+    __slots__ = ["fragment", "key", "range_end", "start_revision"]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     RANGE_END_FIELD_NUMBER: _ClassVar[int]
     START_REVISION_FIELD_NUMBER: _ClassVar[int]
+    fragment: bool
     key: bytes
     range_end: bytes
     start_revision: int
-    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., start_revision: _Optional[int] = ...) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., start_revision: _Optional[int] = ..., fragment: bool = ...) -> None: ...
 
 class WatchProgressRequest(_message.Message):
     __slots__: list[str] = []
@@ -230,17 +246,19 @@ class WatchRequest(_message.Message):
     def __init__(self, create: _Optional[_Union[WatchCreateRequest, _Mapping[str, object]]] = ..., progress: _Optional[_Union[WatchProgressRequest, _Mapping[str, object]]] = ...) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ["cancel_reason", "canceled", "compact_revision", "created", "events", "header"]
+    __slots__ = ["cancel_reason", "canceled", "compact_revision", "created", "events", "fragment", "header"]
     CANCELED_FIELD_NUMBER: _ClassVar[int]
     CANCEL_REASON_FIELD_NUMBER: _ClassVar[int]
     COMPACT_REVISION_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     cancel_reason: str
     canceled: bool
     compact_revision: int
     created: bool
     events: _containers.RepeatedCompositeFieldContainer[Event]
+    fragment: bool
     header: ResponseHeader
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping[str, object]]] = ..., created: bool = ..., canceled: bool = ..., compact_revision: _Optional[int] = ..., cancel_reason: _Optional[str] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping[str, object]]]] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping[str, object]]] = ..., created: bool = ..., canceled: bool = ..., compact_revision: _Optional[int] = ..., cancel_reason: _Optional[str] = ..., fragment: bool = ..., events: _Optional[_Iterable[_Union[Event, _Mapping[str, object]]]] = ...) -> None: ...

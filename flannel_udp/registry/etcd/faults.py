@@ -14,6 +14,14 @@ class LeaseNotFound(RegistryError):
     """A request names an etcd lease that has expired or was revoked."""
 
 
+class NoSpace(RegistryError):
+    """etcd is full (its alarm NOSPACE): it takes nothing new, and lets what it has live on."""
+
+
+class TooLarge(RegistryError):
+    """An answer is larger than what we take."""
+
+
 # With these codes a working etcd has answered; with any other one (server away, hanging, without a leader, not an
 # etcd at all) the next endpoint may do better.
 _ANSWERS = {
@@ -33,10 +41,21 @@ _STALE_TOKEN = ("auth: revision", "user name is empty")
 # What gRPC and its OpenSSL say when the handshake fails for good, and what that means. Other words about a handshake
 # (timed out, shut down) belong to a server that is just starting or stopping.
 _TLS_FAULTS = {
+    "certificate has expired": "its certificate has expired, by this host's clock",
+    "certificate is not yet valid": "its certificate is not valid yet, by this host's clock",
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted: check --etcd-cafile",
     "is not in peer certificate": "its certificate is for another host than the URL names",  # grpcio 1.60
     "Hostname Verification Check failed": "its certificate is for another host than the URL names",  # grpcio 1.85
     "Unwrap failed": "it refuses our certificate: check --etcd-certfile and --etcd-keyfile",
+}
+
+# What else tells more to those who know gRPC than to others.
+_MEANINGS = {
+    "address lookup failed": "its name does not resolve",
+    "Domain name not found": "its name does not resolve",
+    "Failed parsing HTTP/2": "it speaks no HTTP/2: is that an etcd, with the v3 API, and http?",
+    "Handshake read failed": "it hangs up on TLS: is it http?",
+    "WRONG_VERSION_NUMBER": "it answers TLS with something else: is it http?",
 }
 
 _MAX_REASON_CHARS = 200
@@ -47,11 +66,26 @@ def is_answer(error: grpc.aio.AioRpcError) -> bool:
     return error.code() in _ANSWERS
 
 
+def is_too_large(error: grpc.aio.AioRpcError) -> bool:
+    """True if it was our side that refused the answer, for its size."""
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in _details(error)
+
+
+def is_no_space(error: grpc.aio.AioRpcError) -> bool:
+    """True if etcd takes nothing new until somebody has made room."""
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "database space exceeded" in _details(error)
+
+
 def is_stale_token(error: grpc.aio.AioRpcError) -> bool:
     """True if a new token may help."""
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
         return True
     return error.code() is grpc.StatusCode.INVALID_ARGUMENT and any(text in _details(error) for text in _STALE_TOKEN)
+
+
+def is_lease_there(error: grpc.aio.AioRpcError) -> bool:
+    """True if the id that was asked for is a lease's already."""
+    return error.code() is grpc.StatusCode.FAILED_PRECONDITION and "lease already exists" in _details(error)
 
 
 def is_tls(error: grpc.aio.AioRpcError) -> bool:
@@ -63,9 +97,13 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
     """Return the cause in a few words on one line."""
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time"
-    for text, meaning in _TLS_FAULTS.items():
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return "it is no etcd, or has no v3 API"
+    for text, meaning in (_TLS_FAULTS | _MEANINGS).items():
         if text in _details(error):
             return meaning
+    if re.search("failed to connect .*Socket closed", _details(error)):
+        return "it hangs up: is it https?"
     # gRPC wraps the one fact: "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:2379: Failed to
     # connect to remote host: connect: Connection refused (111)".
     text = " ".join(_details(error).split()).removeprefix("etcdserver: ")

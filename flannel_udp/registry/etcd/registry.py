@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, RegistryError, SubnetTaken
-from flannel_udp.model import Change, Entry, Snapshot
+from flannel_udp.model import NONCE_BITS, Change, Entry, Snapshot, lease_id_of
 from flannel_udp.options import EtcdOptions
+from flannel_udp.registry import Tell
 from flannel_udp.registry.etcd import etcd_pb2 as pb
 from flannel_udp.registry.etcd.client import EtcdClient
-from flannel_udp.registry.etcd.faults import LeaseNotFound
-from flannel_udp.registry.etcd.options import open_credentials, parse_endpoints
-from flannel_udp.registry.outage import Outage
+from flannel_udp.registry.etcd.faults import LeaseNotFound, NoSpace, TooLarge
+from flannel_udp.registry.etcd.options import SecretFiles, parse_endpoints
+from flannel_udp.registry.keys import kept_key, kept_value
+from flannel_udp.registry.outage import Outage, keep_quiet
 
 logger = logging.getLogger(__name__)
 
@@ -21,17 +24,24 @@ PAGE_KEYS = 500
 """Keys a listing asks for at a time: 100,000 hosts fit no single answer, and decoding a page takes about 1 ms."""
 
 
-class EtcdRegistry:
-    """See `flannel_udp.registry.Registry`. Raises `UsageError` if the flags or the certificate files are wrong."""
+class Compacted(RegistryError):
+    """The history that a watch was to go on with is gone: list again."""
 
-    def __init__(self, options: EtcdOptions) -> None:
+
+class EtcdRegistry:
+    """See `flannel_udp.registry.Registry`. Raises `UsageError` if the flags or the certificate files are wrong.
+
+    `mark` is the host's, for the ids of our leases; with 0 etcd chooses them.
+    """
+
+    def __init__(self, options: EtcdOptions, mark: int = 0) -> None:
         endpoints, https = parse_endpoints(options.endpoints)
-        credentials = open_credentials(options, https)
-        self._client = EtcdClient(endpoints, credentials, options.username, options.password)
         prefix = options.prefix.rstrip("/").encode()
         self._config_key = prefix + b"/config"
         self._subnets = prefix + b"/subnets/"
         self._subnets_end = prefix + b"/subnets0"  # "0" follows "/": the first key behind all that begin with _subnets
+        self._client = EtcdClient(endpoints, SecretFiles(options, https), self._config_key, options.username)
+        self._mark = mark
         self._written = 0  # the revision of what this run wrote last
 
     async def read_config(self) -> bytes:
@@ -56,27 +66,76 @@ class EtcdRegistry:
 
     async def list(self) -> Snapshot:
         """See `Registry.list`."""
+        snapshot, _ = await self._list()
+        return snapshot
+
+    async def _list(self) -> tuple[Snapshot, pb.ResponseHeader]:
+        """Return all entries, and which etcd had them when."""
         entries: dict[str, Entry] = {}
+        header: pb.ResponseHeader | None = None
         request = pb.RangeRequest(key=self._subnets, range_end=self._subnets_end, limit=PAGE_KEYS)
         while True:
-            response = await self._client.range(request)
-            if not request.revision:  # the other pages are read as of the first one
-                request.revision = response.header.revision
+            try:
+                response = await self._client.range(request)
+            except TooLarge:
+                _ask_for_less(request)
+                continue
+            if header is None:  # the other pages are read as of the first one
+                header, request.revision = response.header, response.header.revision
             for kv in response.kvs:
                 entry = self._entry(kv)
                 entries[entry.key] = entry
             if not response.more:
-                return Snapshot(entries, request.revision)
+                return Snapshot(entries, header.revision), header
             request.key = response.kvs[-1].key + b"\0"
+            request.limit, request.keys_only = PAGE_KEYS, False
 
     async def create(self, key: str, value: bytes, ttl_s: int) -> Entry:
         """See `Registry.create`."""
-        lease_id = await self._client.lease_grant(ttl_s)
         path = self._path(key)
         absent = pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.VERSION, key=path, version=0)
+        written, _ = await self._put_under_new_lease(path, value, ttl_s, absent)
+        if written is None:
+            raise SubnetTaken(f"{self._client.name}: {key} is taken by another host")
+        return written
+
+    async def take(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
+        """See `Registry.take`. A lease of our own that nothing hangs on any more is ended.
+
+        The new one is granted for as long as the one before it was: whoever made it may have chosen that.
+        """
+        if entry.reserved:
+            return await self.renew(entry, value, ttl_s)
+        ttl_s = await self._client.lease_granted_s(entry.lease_id) or ttl_s
+        try:
+            written, current = await self._put_under_new_lease(
+                self._path(entry.key), value, ttl_s, self._unchanged(entry)
+            )
+        except NoSpace as full:
+            if not self._mark or entry.mark != self._mark or value != entry.value:
+                raise
+            # A full etcd grants no lease and lets ours live on: what an earlier run wrote has to do.
+            self._written = entry.revision
+            kept = await self.renew(entry, value, ttl_s)
+            logger.warning("%s; going on with the lease of an earlier run", full)
+            return kept
+        if written is None:
+            raise self._lost(entry, current)
+        if self._mark and entry.mark == self._mark:
+            with contextlib.suppress(RegistryError):
+                if not await self._client.lease_keys(entry.lease_id):
+                    await self._client.lease_revoke(entry.lease_id)
+        return written
+
+    async def _put_under_new_lease(
+        self, path: bytes, value: bytes, ttl_s: int, compare: pb.Compare
+    ) -> tuple[Entry | None, Entry | None]:
+        """Write the key under a new lease if `compare` holds; return what was written, and what is there if not."""
+        wanted = lease_id_of(self._mark, secrets.randbits(NONCE_BITS)) if self._mark else 0
+        lease_id = await self._client.lease_grant(ttl_s, wanted)
         put = pb.RequestOp(put=pb.PutRequest(key=path, value=value, lease=lease_id))
         try:
-            _, current = await self._commit(absent, [put])
+            _, current = await self._commit(compare, [put])
         except RegistryError:
             # Perhaps it was done and only the answer was lost: the key itself tells. If etcd cannot be asked now, the
             # lease stays, and the next start finds it by its public IP.
@@ -86,15 +145,15 @@ class EtcdRegistry:
                 raise
         if current is None or current.lease_id != lease_id:
             await self._revoke(lease_id)
-            raise SubnetTaken(f"{self._client.name}: {key} is taken by another host")
+            return None, current
         self._written = current.revision
-        return current
+        return current, current
 
     async def renew(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:  # noqa: ARG002 - an etcd lease keeps its TTL
         """See `Registry.renew`.
 
         The etcd lease is kept alive, not replaced: it lives as long again as it was granted for, whatever `ttl_s` says.
-        What an earlier run wrote is written anew, once: its request to delete the key may still be on its way.
+        What another process of ours wrote is written anew, once: its request to delete the key may still be on its way.
         """
         if not entry.reserved and await self._client.lease_keep_alive_s(entry.lease_id) <= 0:
             raise LeaseLost(f"{self._client.name}: the lease of {entry.key} has expired or was revoked")
@@ -133,30 +192,58 @@ class EtcdRegistry:
             raise self._lost(entry, None)
         return float(left_s)
 
-    async def watch(self) -> AsyncGenerator[Snapshot | Change]:
-        """See `Registry.watch`."""
-        outage = Outage(logger)
+    def adopt(self, entry: Entry) -> None:
+        """See `Registry.adopt`: the entry says all there is to know."""
+
+    async def watch(self, tell: Tell = keep_quiet) -> AsyncGenerator[Snapshot | Change]:
+        """See `Registry.watch`. After an outage it goes on where it was, if etcd still has what came after that."""
+        outage = Outage(logger, tell)
+        known: pb.ResponseHeader | None = None  # what we are up to date with, and whose it is; None: list
         while True:
             try:
-                snapshot = await self.list()
-                yield snapshot
-                async with contextlib.aclosing(self._changes(snapshot.revision, outage)) as changes:
+                if known is None or not await self._goes_on(known):
+                    snapshot, known = await self._list()
+                    yield snapshot
+                async with contextlib.aclosing(self._changes(known, outage)) as changes:
                     async for change in changes:
                         yield change
             except RegistryDenied:
                 raise
+            except (Compacted, TooLarge) as error:
+                known = None
+                await outage.wait(error)
             except RegistryError as error:
                 await outage.wait(error)
 
-    async def _changes(self, revision: int, outage: Outage) -> AsyncGenerator[Change]:
-        """Yield what changes after `revision`, one `Change` an answer; raise `RegistryError` if it must begin anew."""
-        request = pb.WatchCreateRequest(key=self._subnets, range_end=self._subnets_end, start_revision=revision + 1)
+    async def _goes_on(self, known: pb.ResponseHeader) -> bool:
+        """Tell whether etcd is the one that we know, no older than then; this also finds an endpoint that answers.
+
+        Another one, or one that was restored from a backup, has another history: what it has must be listed.
+        """
+        now = (await self._client.range(pb.RangeRequest(key=self._config_key, keys_only=True))).header
+        if now.cluster_id != known.cluster_id:
+            fault = f"is another cluster ({now.cluster_id:x}, it was {known.cluster_id:x})"
+        elif now.revision < known.revision or now.raft_term < known.raft_term:
+            fault = f"went back from revision {known.revision} to {now.revision}: restored from a backup?"
+        else:
+            return True
+        logger.warning("%s %s; taking what it has instead", self._client.name, fault)
+        return False
+
+    async def _changes(self, known: pb.ResponseHeader, outage: Outage) -> AsyncGenerator[Change]:
+        """Yield what changes after the revision of `known`, one `Change` an answer, and keep `known` up to date.
+
+        Raises `Compacted` if it must begin anew, `RegistryError` if it may go on.
+        """
+        # From the last known change on, which comes again: etcd 3.5 answers no probe while it waits for a revision.
+        revision = known.revision
+        request = pb.WatchCreateRequest(
+            key=self._subnets, range_end=self._subnets_end, start_revision=revision, fragment=True
+        )
         async with contextlib.aclosing(self._client.watch(request)) as responses:
             async for response in responses:
                 if response.compact_revision:
-                    raise RegistryError(
-                        f"{self._client.name}: fell behind, the history up to our revision is compacted"
-                    )
+                    raise Compacted(f"{self._client.name}: fell behind, the history up to our revision is compacted")
                 if response.canceled:
                     raise RegistryError(
                         f"{self._client.name}: watch cancelled: {response.cancel_reason or 'no reason given'}"
@@ -165,12 +252,16 @@ class EtcdRegistry:
                     # Only this answer tells: one to a probe may be overtaken by events of later revisions, and while a
                     # stream lasts, it is the same server with the same data.
                     if response.header.revision < revision:
-                        raise RegistryError(
+                        raise Compacted(
                             f"{self._client.name}: revision went back from {revision}: restored from a backup?"
                         )
                     outage.over()
-                if response.events:
-                    yield Change(dict(map(self._event, response.events)), response.header.revision)
+                events = [event for event in response.events if event.kv.mod_revision > revision]
+                if events:
+                    yield Change(dict(map(self._event, events)), response.header.revision)
+                    # What follows of an answer in parts has changes of the same revision.
+                    last = events[-1].kv.mod_revision - (1 if response.fragment else 0)
+                    known.revision = max(known.revision, last)
 
     def _event(self, event: pb.Event) -> tuple[str, Entry | None]:
         entry = self._entry(event.kv)
@@ -207,8 +298,16 @@ class EtcdRegistry:
     def _entry(self, kv: pb.KeyValue) -> Entry:
         # Anybody may write any bytes here: a key that is no text becomes one that parses as no subnet.
         key = kv.key[len(self._subnets) :].decode(errors="backslashreplace")
-        return Entry(key, kv.value, kv.mod_revision, kv.lease)
+        return Entry(kept_key(key), kept_value(kv.value), kv.mod_revision, kv.lease)
 
     def _lost(self, entry: Entry, current: Entry | None) -> LeaseLost:
         fate = "is gone" if current is None else "was written by somebody else"
         return LeaseLost(f"{self._client.name}: {entry.key} {fate}")
+
+
+def _ask_for_less(request: pb.RangeRequest) -> None:
+    """Make the next page smaller, after an answer that was too large; of a single key that is, leave the value out."""
+    if request.limit > 1:
+        request.limit = max(request.limit // 8, 1)
+    else:
+        request.keys_only = True

@@ -14,9 +14,10 @@ from google.protobuf.message import Message
 
 from flannel_udp.registry.etcd import etcd_pb2 as pb
 
-PROBE_S = 1.0
-SILENCE_S = 2.9
-"""A watch that stays silent for so long, two probes notwithstanding, is given up when the third one is due.
+QUIET_S = 2.0
+"""A watch that has said nothing for so long is probed: a busy one shows that its server lives."""
+ANSWER_S = 1.9
+"""A probe that is not answered for so long means that the server hangs.
 
 gRPC's own pings notice a server that hangs after 9 s (etcd hangs up on whoever sends more of them), and by then the
 table should long be right again.
@@ -66,13 +67,23 @@ class Watch:
     async def _probe(self) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader meets it as well
             while True:
+                quiet_s = self._quiet_s()
+                if quiet_s < QUIET_S:
+                    await asyncio.sleep(QUIET_S - quiet_s)
+                    continue
+                asked_s = time.monotonic()
                 await self._stream.write(pb.WatchRequest(progress=pb.WatchProgressRequest()))
-                await asyncio.sleep(PROBE_S)
-                since_s = self._waiting_since_s
-                if self._answers and since_s is not None and time.monotonic() - since_s > SILENCE_S:
+                await asyncio.sleep(ANSWER_S)
+                # Not how long it has been quiet: an answer that came at once is nearly as old as this sleep was long.
+                waiting_s = self._waiting_since_s
+                if self._answers and waiting_s is not None and waiting_s <= asked_s:
                     self._silent = True
                     self._stream.cancel()
                     return
+
+    def _quiet_s(self) -> float:
+        """Return for how long the server has been waited for; no time while the consumer is busy."""
+        return 0.0 if self._waiting_since_s is None else time.monotonic() - self._waiting_since_s
 
     def cancel(self) -> None:
         """End the stream; what was cancelled already stays so."""

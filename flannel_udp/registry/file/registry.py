@@ -1,6 +1,6 @@
 """The registry in one JSON file: for one machine, or for several that share a folder or got the same copy of it.
 
-Leases expire by the wall clock, so machines that share a file need clocks that agree.
+Leases expire by the wall clock, so machines that share a file need clocks that agree: see `registry.file.clock`.
 """
 
 from __future__ import annotations
@@ -8,27 +8,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from flannel_udp.backoff.said_once import SaidOnce
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, RegistryError, SubnetTaken
-from flannel_udp.model import Change, Entry, Snapshot
+from flannel_udp.model import LEASE_TTL_S, NONCE_BITS, Change, Entry, Snapshot, lease_id_of
+from flannel_udp.registry import Tell
+from flannel_udp.registry.file.clock import Clock, describe_span, folder_ahead_s
 from flannel_udp.registry.file.document import (
+    NOBODYS_LEASE,
     Document,
+    ended_of,
     entries_of,
     entry_of,
+    expiries_s,
     expiry_s,
     format_config,
+    furthest_ahead,
     next_expiry_s,
     parse_json,
-    purge_expired,
     put_entry,
+    remove_ended,
 )
 from flannel_udp.registry.file.store import FileStore, Version
-from flannel_udp.registry.outage import Outage
+from flannel_udp.registry.outage import Outage, keep_quiet
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +57,18 @@ class FileRegistry:
     the event loop, so a stuck process can hold up neither the loop nor our exit.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._store = FileStore(path)
+    def __init__(self, path: Path, mark: int = 0, *, in_use: bool = False) -> None:
+        self._store = FileStore(path, was_there=in_use)
+        self._mark = mark
+        self._clock = Clock()
+        self._clocks_apart = ""  # what was said of it last
         # The file has no revisions. Ours count what this process has seen change, by writing it or by reading it.
         self._revision = 0
         self._numbered: dict[str, Entry] = {}
         self._writes = 0
         self._unseen: set[str] = set()  # keys we wrote since the watch looked last
+        self._caveats = SaidOnce()
+        self._unwritable = SaidOnce()
 
     async def read_config(self) -> bytes:
         """See `Registry.read_config`."""
@@ -85,26 +98,66 @@ class FileRegistry:
     async def list(self) -> Snapshot:
         """See `Registry.list`."""
         document, _ = await self._read()
-        return Snapshot(self._number(document), self._revision)
+        return Snapshot(self._number(document), self._revision, ended_of(document, self._clock.now_s()))
 
     async def create(self, key: str, value: bytes, ttl_s: int) -> Entry:
         """See `Registry.create`."""
 
         def change(document: Document) -> Entry:
+            now_s = self._clock.now_s()
+            self._refuse_clocks_apart(document)
+            remove_ended(document, key, now_s)
             if key in document["subnets"]:
                 raise SubnetTaken(f"registry file {self._store.path}: {key} is taken by another host")
-            return put_entry(document, key, value, time.time() + ttl_s)
+            return put_entry(document, key, value, now_s + ttl_s, self._new_lease_id())
 
+        await asyncio.to_thread(self._refuse_folders_clock)
         return self._number_own(await self._update(change))
 
-    async def renew(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
-        """See `Registry.renew`. Fields of the entry that are not flannel's are kept."""
+    async def take(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
+        """See `Registry.take`."""
+        if entry.reserved:
+            return await self.renew(entry, value, ttl_s)
 
         def change(document: Document) -> Entry:
             self._require_unchanged(document, entry)
-            return put_entry(document, entry.key, value, None if entry.reserved else time.time() + ttl_s)
+            self._refuse_clocks_apart(document)
+            return put_entry(document, entry.key, value, self._clock.now_s() + ttl_s, self._new_lease_id())
 
+        await asyncio.to_thread(self._refuse_folders_clock)
         return self._number_own(await self._update(change))
+
+    async def renew(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
+        """See `Registry.renew`. Fields of the entry that are not flannel's are kept.
+
+        What says the same already and only cannot be written, for the disk is full, say, is ours until it ends.
+        """
+
+        def change(document: Document) -> Entry:
+            self._require_unchanged(document, entry)
+            expires_s = None if entry.reserved else self._clock.now_s() + ttl_s
+            return put_entry(document, entry.key, value, expires_s, entry.lease_id)
+
+        try:
+            renewed = await self._update(change)
+        except LeaseLost:
+            raise
+        except RegistryError as error:
+            if value != entry.value:
+                raise
+            renewed = await self._not_prolonged(entry, error)
+        else:
+            if self._unwritable.worked():
+                logger.info("registry file %s can be written again", self._store.path)
+        return self._number_own(renewed)
+
+    async def _not_prolonged(self, entry: Entry, error: RegistryError) -> Entry:
+        """Return the entry as it is and say until when. Raises `RegistryError` if it cannot be read, `LeaseLost`."""
+        left_s = await self.time_left_s(entry)
+        if self._unwritable.failed(str(error)):
+            until = "" if left_s is None else f" until its lease ends in {left_s / 60:.0f} min, or it can be written"
+            logger.error("%s; %s stays ours%s", error, entry.key, until)
+        return entry
 
     async def delete(self, entry: Entry) -> None:
         """See `Registry.delete`."""
@@ -116,27 +169,32 @@ class FileRegistry:
         await self._update(change)
 
     async def time_left_s(self, entry: Entry) -> float | None:
-        """See `Registry.time_left_s`."""
+        """See `Registry.time_left_s`. Never more than a lease is granted for, should our clock have been put back."""
         document, _ = await asyncio.to_thread(self._store.read)
+        self._clock.look(expiries_s(document))
         self._require_unchanged(document, entry)
         expiry = expiry_s(document["subnets"][entry.key])
-        return None if expiry is None else expiry - time.time()
+        return None if expiry is None else min(expiry - self._clock.now_s(), float(LEASE_TTL_S))
 
-    async def watch(self) -> AsyncGenerator[Snapshot | Change]:
-        """See `Registry.watch`. A file that cannot be read is an outage; one that does not exist is empty."""
-        outage = Outage(logger)
+    def adopt(self, entry: Entry) -> None:
+        """See `Registry.adopt`: the entry says all there is to know."""
+
+    async def watch(self, tell: Tell = keep_quiet) -> AsyncGenerator[Snapshot | Change]:
+        """See `Registry.watch`. A file that cannot be read, or is gone, is an outage; one that never was is empty."""
+        outage = Outage(logger, tell)
         known: dict[str, Entry] | None = None  # None: a snapshot is due
         seen: Version | None = None
         expiry = math.inf
         while True:
             try:
-                if known is None or time.time() >= expiry or await asyncio.to_thread(self._store.version) != seen:
+                due = known is None or self._clock.now_s() >= expiry
+                if due or await asyncio.to_thread(self._store.version) != seen:
                     document, version = await self._read()
                     entries = self._number(document)
                     # What we wrote and somebody deleted between two looks was never in `known`, and must be told.
                     vanished = dict.fromkeys(self._unseen - entries.keys())
                     self._unseen.clear()
-                    expiry = next_expiry_s(document, time.time())
+                    expiry = next_expiry_s(document, self._clock.now_s())
                     seen = version if time.time_ns() - version.mtime_ns > SETTLED_NS else None
                     outage.over()
                     if known is None:
@@ -155,26 +213,32 @@ class FileRegistry:
         """See `Registry.close`: no file stays open between calls."""
 
     async def _update(self, change: Callable[[Document], _Result]) -> _Result:
-        """Run `change` on the document without its expired entries and write it, once the lock can be had."""
+        """Run `change` on the document and write it, once the lock can be had."""
 
-        def purge_and_change(document: Document) -> _Result:
-            purge_expired(document, time.time())
+        def look_and_change(document: Document) -> _Result:
+            self._clock.look(expiries_s(document))
             return change(document)
 
         deadline_s = time.monotonic() + LOCK_TIMEOUT_S
         while True:
             try:
-                result = await asyncio.to_thread(self._store.update, purge_and_change)
+                result = await asyncio.to_thread(self._store.update, look_and_change)
                 self._writes += 1
+                self._say_caveat()
                 return result
             except BlockingIOError:
                 if time.monotonic() >= deadline_s:
-                    raise RegistryError(
-                        f"registry file {self._store.path}: another process holds its lock for {LOCK_TIMEOUT_S:g} s"
-                    ) from None
+                    holder = await asyncio.to_thread(self._store.describe_lock_holder)
+                    held = f"another process holds its lock for {LOCK_TIMEOUT_S:g} s{holder}"
+                    raise RegistryError(f"registry file {self._store.path}: {held}") from None
             except ValueError as error:
                 raise RegistryError(f"registry file {self._store.path}: what is to be written {error}") from None
             await asyncio.sleep(LOCK_RETRY_S)
+
+    def _say_caveat(self) -> None:
+        caveat = self._store.caveat
+        if caveat is not None and self._caveats.failed(caveat):
+            logger.warning("registry file %s: %s", self._store.path, caveat)
 
     async def _read(self) -> tuple[Document, Version]:
         """Read the file, again if we wrote it meanwhile: what is older than our own write must not count as newer."""
@@ -182,11 +246,13 @@ class FileRegistry:
             writes = self._writes
             document, version = await asyncio.to_thread(self._store.read)
             if writes == self._writes:
+                self._clock.look(expiries_s(document))
+                self._say_clocks_apart(document)
                 return document, version
 
     def _number(self, document: Document) -> dict[str, Entry]:
         """Return the living entries; those that differ from what we saw last get the next revision."""
-        entries = entries_of(document, time.time())
+        entries = entries_of(document, self._clock.now_s())
         seen = self._numbered
         if entries.keys() != seen.keys() or not all(_alike(entry, seen[key]) for key, entry in entries.items()):
             self._revision += 1
@@ -206,10 +272,45 @@ class FileRegistry:
         return before if before is not None and _alike(entry, before) else replace(entry, revision=self._revision)
 
     def _require_unchanged(self, document: Document, entry: Entry) -> None:
-        current = entry_of(document, entry.key, time.time())
+        current = entry_of(document, entry.key, self._clock.now_s())
         if current is None or not _alike(entry, current):
             fate = "is gone" if current is None else "was written by somebody else"
             raise LeaseLost(f"registry file {self._store.path}: {entry.key} {fate}")
+
+    def _new_lease_id(self) -> int:
+        return lease_id_of(self._mark, secrets.randbits(NONCE_BITS)) if self._mark else NOBODYS_LEASE
+
+    # Clocks
+
+    def _refuse_folders_clock(self) -> None:
+        """Raise `RegistryError` if our clock is off by more than a lease's life; may block."""
+        ahead_s = folder_ahead_s(self._store.path.parent)
+        if ahead_s is not None and abs(ahead_s) > LEASE_TTL_S:
+            raise RegistryError(
+                f"registry file {self._store.path}: the clock of this host is {describe_span(-ahead_s)} from that of "
+                "its folder, and leases end by the clock: set it right (timedatectl)"
+            )
+
+    def _refuse_clocks_apart(self, document: Document) -> None:
+        apart = self._describe_clocks_apart(document)
+        if apart:
+            raise RegistryError(apart)
+
+    def _say_clocks_apart(self, document: Document) -> None:
+        """Warn once of a host whose clock is further ahead than a lease lives: in its eyes ours is over."""
+        apart = self._describe_clocks_apart(document)
+        if apart and not self._clocks_apart:
+            logger.warning("%s", apart)
+        self._clocks_apart = apart
+
+    def _describe_clocks_apart(self, document: Document) -> str:
+        found = furthest_ahead(document, self._clock.now_s())
+        if found is None or found[1] <= LEASE_TTL_S:
+            return ""
+        return (
+            f"registry file {self._store.path}: the clock of {found[0]} is {describe_span(found[1])} from ours, and "
+            "leases end by the clock: set both right (timedatectl), or remove that entry if its host is gone"
+        )
 
 
 def _alike(entry: Entry, other: Entry) -> bool:

@@ -9,24 +9,31 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 from lightkube.core.exceptions import ConfigError
 
 from flannel_udp.errors import RegistryDenied, RegistryError
+from flannel_udp.registry.kube.node_list import read_node_list
 from flannel_udp.registry.kube.nodes import KubeNode, parse_node
-from flannel_udp.registry.kube.options import REQUEST_TIMEOUT_S
+from flannel_udp.registry.kube.options import REQUEST_TIMEOUT_S, KubeFiles
+from flannel_udp.registry.replaceable import Replaceable
 
 NODES = "/api/v1/nodes"
-PAGE_NODES = 500
-"""Nodes in one part of a list: a node object has 10 to 20 kB."""
+PAGE_NODES = 50
+"""Nodes in one part of a list that the server does not give out whole."""
 ANSWER_TIMEOUT_S = 30.0
 """For a whole answer, however slowly it comes."""
+LIST_TIMEOUT_S = 300.0
+"""For a whole list: 5,000 nodes have 100 MB."""
+RETRY_AFTER_MAX_S = 10.0
 IDLE_S = 90.0
 """A watch that says nothing for longer is opened again: the server sends a bookmark about every minute."""
 WATCH_S = (300, 600)
@@ -39,6 +46,10 @@ STRATEGIC = "application/strategic-merge-patch+json"
 
 class NotFound(RegistryError):
     """The object does not exist."""
+
+
+class Unsuitable(RegistryError):
+    """The server does not take a request as it is."""
 
 
 class Expired(RegistryError):
@@ -57,9 +68,14 @@ class WatchEvent:
 class KubeClient:
     """Talks to one API server; the owner closes it."""
 
-    def __init__(self, http: httpx2.AsyncClient) -> None:
-        self._http = http
-        self.name = f"Kubernetes at {http.base_url.scheme}://{http.base_url.netloc.decode()}"
+    def __init__(self, files: KubeFiles) -> None:
+        self._files = files
+        self._clients = Replaceable(files.first, httpx2.AsyncClient.aclose)
+        self._not_before_s = 0.0
+        url = files.first.base_url
+        self.name = f"Kubernetes at {url.scheme}://{url.netloc.decode()}"
+        if url.scheme in getproxies() and not proxy_bypass(url.host):
+            self.name += f" (by the proxy that {url.scheme}_proxy names)"
 
     async def get_node(self, name: str) -> KubeNode:
         """Return a node. Raises `NotFound`."""
@@ -76,19 +92,34 @@ class KubeClient:
         body = json.dumps(patch).encode()
         return _node(await self._ask("PATCH", f"{_path(name)}/status", body=body), self.name)
 
-    async def list_nodes(self) -> tuple[list[KubeNode], str]:
-        """Return all nodes, and the resourceVersion from which a watch goes on. Raises `Expired` when it took long."""
-        nodes: list[KubeNode] = []
-        more = ""
-        while True:
-            answer = await self._ask("GET", NODES, {"limit": str(PAGE_NODES)} | ({"continue": more} if more else {}))
+    async def list_nodes(self, take: Callable[[KubeNode], None]) -> str:
+        """Hand all nodes to `take`; return the resourceVersion from which a watch goes on.
+
+        From the server's memory and whole (resourceVersion 0 takes no limit): parts are read from etcd for every
+        client anew. Only where that is refused it comes in parts. Raises `Expired` when that took long.
+        """
+        try:
+            version, more = await self._list_part({"resourceVersion": "0"}, take)
+        except Unsuitable:
+            version, more = await self._list_part({"limit": str(PAGE_NODES)}, take)
+        while more:
+            version, more = await self._list_part({"limit": str(PAGE_NODES), "continue": more}, take)
+        return version
+
+    async def _list_part(self, parameters: Mapping[str, str], take: Callable[[KubeNode], None]) -> tuple[str, str]:
+        async with (
+            self._translated("list nodes"),
+            asyncio.timeout(LIST_TIMEOUT_S),
+            self._client() as http,
+            http.stream("GET", NODES, params=parameters) as response,
+        ):
+            if response.is_error:
+                self._heed(response)
+                raise self._refusal("list nodes", response.status_code, await response.aread())
             try:
-                nodes += map(parse_node, answer["items"])
-                version, more = answer["metadata"]["resourceVersion"], answer["metadata"].get("continue", "")
-            except (AttributeError, KeyError, TypeError, ValueError):
-                raise RegistryError(f"{self.name}: the answer is no list of nodes") from None
-            if not more:
-                return nodes, str(version)
+                return await read_node_list(aiter(response.aiter_bytes()), take)
+            except ValueError as error:
+                raise RegistryError(f"{self.name}: the answer is no list of nodes: {error}") from None
 
     async def watch_nodes(self, resource_version: str) -> AsyncGenerator[WatchEvent]:
         """Yield what happens to nodes after `resource_version`, until the server ends the watch.
@@ -105,9 +136,11 @@ class KubeClient:
         timeout = httpx2.Timeout(REQUEST_TIMEOUT_S, read=IDLE_S)
         async with (
             self._translated("watch nodes"),
-            self._http.stream("GET", NODES, params=parameters, timeout=timeout) as response,
+            self._client() as http,
+            http.stream("GET", NODES, params=parameters, timeout=timeout) as response,
         ):
             if response.is_error:
+                self._heed(response)
                 raise self._refusal("watch nodes", response.status_code, await response.aread())
             yield WatchEvent(resource_version, None)
             async for line in _lines(response.aiter_bytes()):
@@ -115,7 +148,23 @@ class KubeClient:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._http.aclose()
+        await self._clients.close()
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[httpx2.AsyncClient]:
+        """Lend an HTTP client that has the credentials as they are now; a watch goes on with those it began with."""
+        await asyncio.sleep(max(self._not_before_s - time.monotonic(), 0.0))
+        replaced = await asyncio.to_thread(self._files.replaced)
+        if replaced is not None:
+            self._clients.replace(replaced)
+        with self._clients.use() as http:
+            yield http
+
+    def _heed(self, response: httpx2.Response) -> None:
+        """Ask nothing for as long as the server asks for (RFC 9110 section 10.2.3; a date is none of its answers)."""
+        text = response.headers.get("Retry-After", "")
+        if text.isdecimal():
+            self._not_before_s = time.monotonic() + min(float(text), RETRY_AFTER_MAX_S)
 
     def _event(self, line: bytes) -> WatchEvent:
         try:
@@ -134,11 +183,11 @@ class KubeClient:
         what = f"{method} {path}"
         async with self._translated(what):
             headers = {"Content-Type": STRATEGIC} if body else {}
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):  # wait_for loses a cancellation before Python 3.12
-                response = await self._http.request(
-                    method, path, params=parameters, content=body or None, headers=headers
-                )
+            # Not wait_for, which loses a cancellation before Python 3.12.
+            async with asyncio.timeout(ANSWER_TIMEOUT_S), self._client() as http:
+                response = await http.request(method, path, params=parameters, content=body or None, headers=headers)
             if response.is_error:
+                self._heed(response)
                 raise self._refusal(what, response.status_code, response.content)
             try:
                 return response.json()
@@ -171,6 +220,8 @@ class KubeClient:
                 return RegistryDenied(f"{self.name}: forbidden ({said}): let RBAC grant it to us")
             case 404:
                 return NotFound(f"{self.name}: {said}")
+            case 400 | 405 | 413 | 422:
+                return Unsuitable(f"{self.name}: {what}: {said} (status {code})")
             case 410:
                 return Expired(f"{self.name}: {said}")
             case _:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import IPv6Network
+from types import MappingProxyType
 from typing import Any
 
 from flannel_udp.model import Entry, LeaseAttrs
+from flannel_udp.registry.keys import MAX_VALUE_BYTES
 
 logger = logging.getLogger(__name__)
+
+SETTLED_AT_ONCE = 200
+
+NO_IPV4 = "0.0.0.0/0"
+"""Stands for the podCIDR of a node without IPv4, as in flannel's keys; its public IP is 0.0.0.0."""
+NOWHERE = NO_IPV4.partition("/")[0]
 
 Lease = tuple[str, bytes]
 """Key and value of an entry, as flannel has them in etcd; neither is checked."""
@@ -28,12 +38,16 @@ class KubeNode:
 
     @property
     def subnet_key(self) -> str | None:
-        """The key, as flannel writes it, of the IPv4 podCIDR, ``None`` while there is none.
+        """The key, as flannel writes it, of the first podCIDR of each family; ``None`` while there is none.
 
-        Of a dual-stack node only IPv4 is taken: this agent carries nothing else, and no less because of it.
+        Kubernetes' order means nothing here: IPv4 goes first. What of it counts is for the configuration to say.
         """
-        v4 = [cidr for cidr in self.pod_cidrs if ":" not in cidr]
-        return v4[0].replace("/", "-") if v4 else None
+        v4, v6 = (next((cidr for cidr in self.pod_cidrs if (":" in cidr) == is_v6), None) for is_v6 in (False, True))
+        if v6 is None:
+            return None if v4 is None else v4.replace("/", "-")
+        with suppress(ValueError):  # what is none is said of the key
+            v6 = str(IPv6Network(v6)) if "/" in v6 else v6
+        return f"{v4 or NO_IPV4}&{v6}".replace("/", "-")
 
 
 def parse_node(document: Any) -> KubeNode:
@@ -67,49 +81,67 @@ class Annotations:
             prefix += "-"
         self._manager = f"{prefix}kube-subnet-manager"
         self._type = f"{prefix}backend-type"
-        self._data = f"{prefix}backend-data"
-        self._v6_data = f"{prefix}backend-v6-data"
-        self._public_ip = f"{prefix}public-ip"
-        self._public_ipv6 = f"{prefix}public-ipv6"
-        self.overwrite = f"{prefix}public-ip-overwrite"
-        """Set by an administrator: what other hosts dial instead of the address that the agent found."""
+        self._data = {4: f"{prefix}backend-data", 6: f"{prefix}backend-v6-data"}
+        self._public_ip = {4: f"{prefix}public-ip", 6: f"{prefix}public-ipv6"}
+        self.overwrite = {version: f"{name}-overwrite" for version, name in self._public_ip.items()}
+        """By IP version; set by an administrator: what others dial instead of the address that the agent found."""
 
     def is_managed(self, node: KubeNode) -> bool:
         """Tell whether an agent has registered the node."""
         return node.annotations.get(self._manager) == "true"
 
-    def is_overwritten(self, node: KubeNode) -> bool:
-        """Tell whether the node's public IP is the one an administrator gave it."""
-        wanted = node.annotations.get(self.overwrite)
-        return bool(wanted) and node.annotations.get(self._public_ip) == wanted
+    def overwritten(self, node: KubeNode) -> dict[int, str]:
+        """Return which of the node's public IPs are those that an administrator gave it, by IP version."""
+        wanted = {version: node.annotations.get(name) for version, name in self.overwrite.items()}
+        said = node.annotations
+        return {
+            version: text for version, text in wanted.items() if text and said.get(self._public_ip[version]) == text
+        }
 
-    def value(self, node: KubeNode, public_ip: str | None = None) -> bytes:
-        """Return what flannel would write to etcd for the node, with another `public_ip` if one is given.
+    def value(self, node: KubeNode, instead: Mapping[int, str] = MappingProxyType({})) -> bytes:
+        """Return what flannel would write to etcd for the node, with the public IPs of `instead` if there are any.
 
-        Nothing is checked: a wrong address ends as an entry that is ignored with a warning, as in etcd.
+        Nothing is checked: a wrong address ends as an entry that is ignored with a warning, as in etcd. A node that is
+        registered by IPv6 alone may say nothing of a public IP.
         """
         said = node.annotations
-        fields: dict[str, Any] = {
-            "PublicIP": said.get(self._public_ip, "") if public_ip is None else public_ip,
-            "PublicIPv6": said.get(self._public_ipv6) or None,
-        }
+        v4, v6 = (instead.get(version, said.get(self._public_ip[version], "")) for version in (4, 6))
+        fields: dict[str, Any] = {"PublicIP": v4 or (NOWHERE if v6 else ""), "PublicIPv6": v6 or None}
         if said.get(self._type):
             fields["BackendType"] = said[self._type]
-        for name, annotation in (("BackendData", self._data), ("BackendV6Data", self._v6_data)):
-            data = _read_json(said.get(annotation, "null"))
+        for name, version in (("BackendData", 4), ("BackendV6Data", 6)):
+            data = _read_json(said.get(self._data[version], "null"))
             if data is not None:
                 fields[name] = data
-        return json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
+        value = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
+        return value[: MAX_VALUE_BYTES + 1]  # what is longer is refused, and a server may hold much of it
 
-    def changes(self, node: KubeNode, attrs: LeaseAttrs) -> dict[str, str]:
-        """Return the annotations that differ from what `attrs` asks for; the administrator's public IP goes first."""
-        wanted = {
+    def public_ips(self, node: KubeNode) -> tuple[str, str]:
+        """Return the addresses that the node says it is dialled at, that of IPv4 first; empty for none."""
+        return node.annotations.get(self._public_ip[4], ""), node.annotations.get(self._public_ip[6], "")
+
+    def changes(self, node: KubeNode, attrs: LeaseAttrs) -> dict[str, str | None]:
+        """Return the annotations that differ from what `attrs` asks for, ``None`` for those that have to go.
+
+        An administrator's public IP goes first. A host without IPv4 says 0.0.0.0; one without IPv6 nothing of it.
+        """
+        wanted: dict[str, str | None] = {
             self._manager: "true",
             self._type: attrs.backend_type,
-            self._data: json.dumps(attrs.backend_data, separators=(",", ":")),
-            self._public_ip: node.annotations.get(self.overwrite) or str(attrs.public_ip),
+            self._data[4]: _format_json(attrs.backend_data),
+            self._public_ip[4]: NOWHERE,
+            self._data[6]: None if attrs.public_ipv6 is None else _format_json(attrs.backend_v6_data),
+            self._public_ip[6]: None,
         }
+        for version, name in self._public_ip.items():
+            address = attrs.address_of(version)
+            if address is not None:
+                wanted[name] = node.annotations.get(self.overwrite[version]) or str(address)
         return {name: text for name, text in wanted.items() if node.annotations.get(name) != text}
+
+
+def _format_json(data: Any) -> str:
+    return json.dumps(data, separators=(",", ":"))
 
 
 def _read_json(text: str) -> Any:
@@ -157,11 +189,18 @@ class NodeTable:
         self._numbering = numbering
         self._leases: dict[str, Lease] = {}
         self._holders: dict[str, set[str]] = {}
+        self._unsettled: set[str] = set()  # keys of nodes that were added
         self.entries: dict[str, Entry] = {}
 
-    def fill(self, nodes: Iterable[KubeNode]) -> None:
-        """Take in the nodes of a list, all before any counts."""
-        self._settle({key for node in nodes for key in self._set(node.name, self._lease_of(node))})
+    def add(self, node: KubeNode) -> None:
+        """Take in a node of a list; none of them counts before `settle`."""
+        self._unsettled |= self._set(node.name, self._lease_of(node))
+
+    def settle(self) -> Iterator[None]:
+        """Let the nodes count that were added, some at each step."""
+        while self._unsettled:
+            self._settle({self._unsettled.pop() for _ in range(min(SETTLED_AT_ONCE, len(self._unsettled)))})
+            yield
 
     def put(self, node: KubeNode) -> dict[str, Entry | None]:
         """Take in a node as it is now and return the entries that changed; most of what nodes report is none."""

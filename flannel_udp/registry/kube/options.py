@@ -7,6 +7,7 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from lightkube.config.kubeconfig import SERVICE_ACCOUNT, KubeConfig, SingleConfi
 from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError
 
-from flannel_udp.errors import UsageError
+from flannel_udp.backoff.said_once import SaidOnce
+from flannel_udp.errors import UnusableFile, UsageError
 from flannel_udp.options import KubeOptions
 from flannel_udp.registry.urls import split_url
+
+logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 10.0
 """To connect, to send, and between two parts of an answer."""
@@ -50,7 +54,8 @@ def open_http(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT
     """Return a client for the API server, not yet connected, which authenticates every request.
 
     As flanneld: the kubeconfig if there is one, with `--kube-api-url` as its server's address; that URL alone and
-    without credentials; else the service account of the pod we run in. Raises `UsageError`.
+    without credentials; else the service account of the pod we run in. Raises `UsageError`, `UnusableFile` for a
+    kubeconfig.
     """
     for chatty in ("httpx2", "httpcore2"):  # a line for every request
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -60,12 +65,73 @@ def open_http(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT
         split_url(config.cluster.server)
     except ValueError:
         shown = config.cluster.server.rpartition("@")[2]  # a password may stand in front of the sign
-        raise UsageError(f"{_source(options)}: the server {shown!r} is no http or https URL") from None
+        raise _fault(options, f"the server {shown!r} is no http or https URL") from None
     parameters = client_adapter.ConnectionParams(timeout=httpx2.Timeout(REQUEST_TIMEOUT_S))
     try:
         return client_adapter.AsyncClient(config, parameters)
     except (ConfigError, OSError, TypeError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise UsageError(f"{_source(options)}: the credentials: {_reason(error)}") from None
+        raise _fault(options, f"the credentials: {_reason(error)}") from None
+
+
+class KubeFiles:
+    """The kubeconfig, or the service account, and the certificates that it names: any of them may be replaced.
+
+    Raises as `open_http` does for what is wrong with them at the start.
+    """
+
+    def __init__(self, options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT)) -> None:
+        self._options = options
+        self._service_account = service_account
+        self._faults = SaidOnce()
+        self._stamp = self._look()  # first: what is replaced while it is read is read again
+        self.first = open_http(options, service_account)
+
+    def replaced(self) -> httpx2.AsyncClient | None:
+        """Return a client made of the files as they are now, ``None`` if they are as they were; may block.
+
+        What does not belong together, because only one half is replaced yet, is said once and waited for.
+        """
+        stamp = self._look()
+        if stamp == self._stamp:
+            return None
+        try:
+            http = open_http(self._options, self._service_account)
+        except UsageError as error:
+            if self._faults.failed(str(error)):
+                logger.warning("%s; going on with what was read before, until it is put right", error)
+            return None
+        self._faults.worked()
+        self._stamp = stamp
+        logger.info("Kubernetes: the credentials were replaced: using the new ones")
+        return http
+
+    def _look(self) -> tuple[object, ...]:
+        """Return what changes with every change of a file."""
+        files: list[str | os.PathLike[str] | None] = [self._options.kubeconfig_file]
+        with suppress(UsageError):
+            config = _read_config(self._options, self._service_account)
+            user = config.user or User()
+            named = (config.cluster.certificate_auth, user.client_cert, user.client_key)
+            files += [config.abs_file(name) for name in named if name]
+        return tuple(_stamp(file) for file in files if file is not None)
+
+
+def _stamp(file: str | os.PathLike[str]) -> tuple[object, ...]:
+    try:
+        status = Path(file).stat()
+    except OSError as error:
+        return file, error.errno
+    return file, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def api_server(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT)) -> str | None:
+    """Return the API server's URL as the flags have it. Raises `UsageError`.
+
+    ``None`` for the one that a pod is told: that is a service's address, which kube-proxy replaces by the server's.
+    """
+    if options.kubeconfig_file is None and not options.api_url:
+        return None
+    return str(_read_config(options, service_account).cluster.server)
 
 
 def _read_config(options: KubeOptions, service_account: Path) -> SingleConfig:
@@ -78,9 +144,9 @@ def _read_config(options: KubeOptions, service_account: Path) -> SingleConfig:
             config = KubeConfig.from_service_account(service_account).get()
     except (AttributeError, ConfigError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         hint = "" if options.kubeconfig_file else "; outside a pod give --kubeconfig-file or --kube-api-url"
-        raise UsageError(f"{_source(options)}: {_reason(error)}{hint}") from None
+        raise _fault(options, f"{_reason(error)}{hint}") from None
     if config is None:  # cannot be: `get` returns its default only if it is given one
-        raise UsageError(f"{_source(options)}: no current-context")
+        raise _fault(options, "no current-context")
     if options.api_url:
         config.cluster.server = options.api_url
     return config
@@ -90,6 +156,12 @@ def _source(options: KubeOptions) -> str:
     if options.kubeconfig_file is not None:
         return f"--kubeconfig-file {options.kubeconfig_file}"
     return f"--kube-api-url {options.api_url}" if options.api_url else "the pod's service account"
+
+
+def _fault(options: KubeOptions, what: str) -> UsageError:
+    """Return the error about where the connection is described: a kubeconfig may be put right while we wait."""
+    kind = UsageError if options.kubeconfig_file is None else UnusableFile
+    return kind(f"{_source(options)}: {what}")
 
 
 def _reason(error: Exception) -> str:

@@ -8,27 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, RegistryError
 from flannel_udp.model import Change, Entry, LeaseAttrs, Snapshot
+from flannel_udp.netconf.addresses import why_not_dialled
 from flannel_udp.options import KubeOptions
+from flannel_udp.registry import Tell
 from flannel_udp.registry.keys import parse_key, parse_value
 from flannel_udp.registry.kube.client import Expired, KubeClient, NotFound
 from flannel_udp.registry.kube.nodes import Annotations, KubeNode, Lease, NodeTable, Numbering
-from flannel_udp.registry.kube.options import open_http, read_identity
-from flannel_udp.registry.outage import Outage
+from flannel_udp.registry.kube.options import KubeFiles, read_identity
+from flannel_udp.registry.outage import Outage, keep_quiet
 
 logger = logging.getLogger(__name__)
 
 REOPEN_S = 1.0
 """Pause before a watch that the server ended is opened again: nothing is missed meanwhile, and nothing spins."""
 REWRITE_S = 10.0
-"""What somebody else wrote over our annotations is left alone for so long: two agents must not chase each other."""
+"""What another agent writes over annotations that we rewrote is left alone so long: two must not chase each other."""
+
+REWRITE_PAUSE_S = 1.0
+"""Something that removes our annotations whenever we write them costs the server no more than that."""
 
 
 class KubeRegistry:
@@ -37,12 +44,15 @@ class KubeRegistry:
     def __init__(self, options: KubeOptions, environ: Mapping[str, str] = os.environ) -> None:
         self._options = options
         self._identity = read_identity(environ)
-        self._client = KubeClient(open_http(options))
+        self._client = KubeClient(KubeFiles(options))
         self._annotations = Annotations(options.annotation_prefix)
         self._numbering = Numbering()
         self._own_name = self._identity.node
         self._attrs: LeaseAttrs | None = None  # what we registered last
         self._written = (b"", 0.0)  # our own value as we wrote it last, and when
+        self._registered_ips = ("", "")
+        # The public IPs that somebody had changed ours to, and when we put them right.
+        self._overwrote = (("", ""), -math.inf)
 
     async def read_config(self) -> bytes:
         """See `Registry.read_config`."""
@@ -63,9 +73,10 @@ class KubeRegistry:
         node = await self._own_node()
         key, value = self._own_lease(node)
         try:
-            parse_key(key)
+            parse_key(key, {})
         except ValueError as error:
-            raise RegistryError(f"node {node.name!r}: podCIDR {key.replace('-', '/')!r}: {error}") from None
+            raise RegistryError(f"node {node.name!r}: podCIDR {_shown(node)!r}: {error}") from None
+        value = self._said(node)  # whoever said it
         written, written_s = self._written
         if value and written and value != written and time.monotonic() - written_s < REWRITE_S:
             raise RegistryError(
@@ -92,27 +103,46 @@ class KubeRegistry:
 
     async def list(self) -> Snapshot:
         """See `Registry.list`."""
-        table = NodeTable(await self._find_own_name(), self._lease, self._numbering)
-        nodes, _ = await self._client.list_nodes()
-        table.fill(nodes)
+        table, _ = await self._list()
         return Snapshot(table.entries, self._numbering.revision)
+
+    async def _list(self) -> tuple[NodeTable, str]:
+        """Return all nodes, and the resourceVersion from which a watch goes on."""
+        table = NodeTable(await self._find_own_name(), self._lease, self._numbering)
+        version = await self._client.list_nodes(table.add)
+        for _ in table.settle():
+            await asyncio.sleep(0)
+        return table, version
 
     async def create(self, key: str, value: bytes, ttl_s: int) -> Entry:  # noqa: ARG002 - the protocol's
         """See `Registry.create`: a subnet comes with its node."""
         raise RegistryDenied(f"{self._client.name} hands out the subnets: {key} cannot be taken")
 
+    async def take(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
+        """See `Registry.take`: the node's uid is the mark, and `renew` insists on it."""
+        return await self.renew(entry, value, ttl_s)
+
     async def renew(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:  # noqa: ARG002 - nothing expires
         """See `Registry.renew`: register our node, in its annotations."""
         node = await self._unchanged(entry)
+        changed = self._annotations.changes(node, self._attrs) if self._attrs is not None else {}
         self._attrs = attrs = parse_value(value)
         changes = self._annotations.changes(node, attrs)
+        if changed:
+            await asyncio.sleep(max(self._overwrote[1] + REWRITE_PAUSE_S - time.monotonic(), 0.0))
+            self._overwrote = (self._annotations.public_ips(node), time.monotonic())
+            names = ", ".join(sorted(name.rpartition("/")[2] for name in changed))
+            logger.warning("node %r: somebody changed its annotations (%s): writing them again", node.name, names)
         if changes:
             # The uid makes the server refuse the patch if another node came in this one's place.
             patch = {"metadata": {"uid": node.uid, "annotations": changes}}
             node = await self._client.patch_node_status(node.name, patch)
-            if self._annotations.is_overwritten(node):
-                overwrite = node.annotations[self._annotations.overwrite]
-                logger.info("other hosts reach this one at %s: %s says so", overwrite, self._annotations.overwrite)
+            for version, address in self._annotations.overwritten(node).items():
+                name = self._annotations.overwrite[version]
+                logger.info("other hosts reach this one at %s: %s says so", address, name)
+                if (why := _why_ignored(address, version)) is not None:
+                    logger.warning("other hosts ignore us: our %s %s %s", name, address, why)
+        self._registered_ips = self._annotations.public_ips(node)
         lease = self._own_lease(node)
         self._written = (lease[1], time.monotonic())
         return self._numbering.entry(lease)
@@ -126,19 +156,20 @@ class KubeRegistry:
         await self._unchanged(entry)
         return None
 
-    async def watch(self) -> AsyncGenerator[Snapshot | Change]:
+    def adopt(self, entry: Entry) -> None:
+        """See `Registry.adopt`: what the agent registered, where an administrator's public IP stands for its own."""
+        with suppress(ValueError):  # not ours then, as who adopts it will find
+            self._attrs = parse_value(entry.value)
+
+    async def watch(self, tell: Tell = keep_quiet) -> AsyncGenerator[Snapshot | Change]:
         """See `Registry.watch`. After an outage the watch goes on where it was; only lost history means a snapshot."""
-        outage = Outage(logger)
+        outage = Outage(logger, tell)
         table: NodeTable | None = None  # None: a snapshot is due
         version = ""
         while True:
             try:
                 if table is None:
-                    fresh = NodeTable(await self._find_own_name(), self._lease, self._numbering)
-                    nodes, version = await self._client.list_nodes()
-                    fresh.fill(nodes)
-                    table = fresh
-                    outage.over()
+                    table, version = await self._list()
                     yield Snapshot(dict(table.entries), self._numbering.revision)
                 async with aclosing(self._client.watch_nodes(version)) as events:
                     async for event in events:
@@ -179,7 +210,7 @@ class KubeRegistry:
             raise NotFound(f"{error}: is {name!r} (NODE_NAME) the node's name in `kubectl get nodes`?") from None
         if node.subnet_key is None:
             raise RegistryError(
-                f"node {name!r} has no IPv4 podCIDR: run kube-controller-manager with --allocate-node-cidrs and "
+                f"node {name!r} has no podCIDR: run kube-controller-manager with --allocate-node-cidrs and "
                 "--cluster-cidr (kubeadm init --pod-network-cidr)"
             )
         return node
@@ -192,8 +223,9 @@ class KubeRegistry:
             raise LeaseLost(str(error)) from None
         key, value = self._own_lease(node)
         if key != entry.key:
-            raise LeaseLost(f"node {node.name!r} has another podCIDR now, {key.replace('-', '/')}")
-        if value != entry.value:
+            raise LeaseLost(f"node {node.name!r} has another podCIDR now, {_shown(node)}")
+        # The podCIDR is the lease: what is only annotated is put right again, unless another agent insists on it.
+        if value != entry.value and (self._attrs is None or self._is_anothers(node)):
             raise LeaseLost(f"node {node.name!r}: its annotations were written by somebody else")
         return node
 
@@ -206,12 +238,46 @@ class KubeRegistry:
         key = node.subnet_key
         if key is None or not self._annotations.is_managed(node):
             return None
-        # For ourselves an administrator's public IP stands for the one we registered.
-        ours = self._attrs is not None and node.name == self._own_name and self._annotations.is_overwritten(node)
-        return key, self._annotations.value(node, str(self._attrs.public_ip) if ours and self._attrs else None)
+        if node.name != self._own_name or self._attrs is None:
+            return key, self._annotations.value(node)
+        if self._annotations.changes(node, self._attrs) and not self._is_anothers(node):
+            return None  # somebody changed what we wrote: to miss it makes our lease's keeper renew it
+        return key, self._said(node)
+
+    def _said(self, node: KubeNode) -> bytes:
+        """Return what our own node says, whoever wrote it; empty while nobody has registered it.
+
+        For ourselves an administrator's public IP stands for the one we registered.
+        """
+        if not self._annotations.is_managed(node):
+            return b""
+        if self._attrs is None:
+            return self._annotations.value(node)
+        overwritten = self._annotations.overwritten(node)
+        own = {version: address for version in overwritten if (address := self._attrs.address_of(version))}
+        return self._annotations.value(node, {version: str(address) for version, address in own.items()})
+
+    def _is_anothers(self, node: KubeNode) -> bool:
+        """Tell whether another agent runs under our node's name: it registers again what we have just overwritten."""
+        public_ips, overwrote_s = self._overwrote
+        again = self._annotations.public_ips(node) == public_ips != self._registered_ips
+        return again and self._annotations.is_managed(node) and time.monotonic() - overwrote_s < REWRITE_S
 
 
 def _require_progress(before: str, now: str) -> None:
     """Raise `Expired` when versions go backwards: the server's store was restored from a backup."""
     if before.isdecimal() and now.isdecimal() and int(now) < int(before):
         raise Expired(f"resourceVersion went back from {before} to {now}: restored from a backup?")
+
+
+def _shown(node: KubeNode) -> str:
+    """Return the node's podCIDRs for people."""
+    return ", ".join(node.pod_cidrs)
+
+
+def _why_ignored(public_ip: str, version: int) -> str | None:
+    """Return why other hosts pass over a node with this public IP, in a clause "is ...", ``None`` if they do not."""
+    try:
+        return why_not_dialled(IPv4Address(public_ip) if version == 4 else IPv6Address(public_ip))
+    except AddressValueError:
+        return f"is no IPv{version} address"

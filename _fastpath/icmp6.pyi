@@ -1,0 +1,3 @@
+from flannel_udp._fastpath.drops import DropReason
+
+def answer(packet: bytes, reason: DropReason, own_address: bytes, mtu: int = 0) -> bytes: ...

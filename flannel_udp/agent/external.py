@@ -1,0 +1,71 @@
+"""Which interface the tunnel's outer packets leave by: chosen at the start, and waited for; see `host.interface`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+from flannel_udp.agent.state import AgentState
+from flannel_udp.control.retry import retry
+from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.host import interface
+from flannel_udp.model import Interface
+from flannel_udp.netconf.addresses import why_not_dialled
+from flannel_udp.options import InterfaceOptions
+
+logger = logging.getLogger(__name__)
+
+
+async def find_any_interface(options: InterfaceOptions, state: AgentState) -> Interface:
+    """Return the interface by whatever family, before the network configuration says which ones are on."""
+    return await _wait(options, state, [(4,), (6,)])
+
+
+async def wait_for_interface(options: InterfaceOptions, state: AgentState, versions: Sequence[int]) -> Interface:
+    """Return the interface that the options name, as soon as there is one that is up and has an address.
+
+    An address of one of these IP versions is enough; what the interface lacks of the other one is said.
+    """
+    return await _wait(options, state, [versions])
+
+
+async def _wait(options: InterfaceOptions, state: AgentState, wishes: Sequence[Sequence[int]]) -> Interface:
+    state.enter("waiting for the external interface")
+    external, lines = await retry("finding the external interface", partial(_choose_first, options, wishes))
+    if external != state.interface:
+        for line in lines:
+            logger.warning("%s", line)
+        for ends in filter(None, map(external.of, interface.VERSIONS)):
+            logger.info("using interface %s, address %s, public IP %s", external.name, ends.address, ends.public_ip)
+            why = why_not_dialled(ends.public_ip)
+            if why is not None:
+                logger.warning("other hosts ignore us: our public IP %s %s", ends.public_ip, why)
+        state.use_interface(external)
+    return external
+
+
+async def _choose_first(options: InterfaceOptions, wishes: Sequence[Sequence[int]]) -> tuple[Interface, list[str]]:
+    """Return what the first of the wishes gives that can be had. Raises `FlannelError`: that of the first one."""
+    failures: list[FlannelError] = []
+    for versions in wishes:
+        try:
+            return await _choose(options, versions)
+        except UsageError:
+            raise
+        except FlannelError as failed:
+            failures.append(failed)
+    raise failures[0]
+
+
+async def _choose(options: InterfaceOptions, versions: Sequence[int]) -> tuple[Interface, list[str]]:
+    """Return the interface, and a line for each option that led to none. Raises `FlannelError`."""
+    facts = await asyncio.to_thread(interface.gather, options, versions)
+    choice = interface.decide(options, facts, versions)
+    if choice.interface is None:
+        raise interface.no_interface(choice, facts, versions)
+    if choice.waits:
+        raise FlannelError(f"{'; '.join(choice.lacks)}: waiting for the answer")
+    lines = [f"{refusal}; going on with {choice.made}" for refusal in choice.refusals]
+    return choice.interface, [*lines, *(f"{why}: going on without that family" for why in choice.lacks)]

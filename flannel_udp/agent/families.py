@@ -1,0 +1,87 @@
+"""What the agent has once for each family that is on: firewall rules, and an eye on a former subnet's bridges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from flannel_udp.agent.conditions import Conditions
+from flannel_udp.agent.passages import passages_of
+from flannel_udp.backend.protocol import Network
+from flannel_udp.files.subnet_env import SubnetEnv
+from flannel_udp.host.firewall.keeper import Firewall
+from flannel_udp.host.firewall.owner import Owner
+from flannel_udp.host.firewall.rules import Rules, rules_for
+from flannel_udp.host.former_bridges import FormerBridges
+from flannel_udp.model import Degradation, Interface, Lease, Prefix
+from flannel_udp.netconf.config import NetworkConfig
+from flannel_udp.options import FirewallOptions
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyRooms:
+    """Those of the family of `overlay`."""
+
+    overlay: Prefix
+    firewall: Firewall
+    bridges: FormerBridges
+
+    def rules(self, lease: Lease, options: FirewallOptions) -> Rules:
+        """Return the firewall rules that a lease asks for; none where our subnet has no part of this family."""
+        subnet = lease.subnet.of(self.overlay.version)
+        if subnet is None:
+            return Rules(self.overlay.version)
+        return rules_for(
+            *(self.overlay, subnet),
+            masquerade=options.ip_masq,
+            forward=options.iptables_forward_rules,
+            random_fully=not options.ip_masq_fully_random_disable,
+        )
+
+    def hold(self, lease: Lease | None) -> None:
+        """Have bridges of other subnets than the lease's looked for from now on; ``None``: none."""
+        self.bridges.hold(None if lease is None else lease.subnet.of(self.overlay.version))
+
+
+def lacking(config: NetworkConfig, external: Interface, lease: Lease) -> list[Degradation]:
+    """Return by which of the families that are on this host takes no part, and why."""
+    found = []
+    for version in config.versions:
+        alone = f"this host takes no part in the overlay by IPv{version}"
+        if external.of(version) is None:
+            mend = "give it one, and start the agent again"
+            lack = f"interface {external.name} had no IPv{version} address when the agent started"
+            found.append(f"{lack}: {alone}: {mend}")
+        elif lease.subnet.of(version) is None:
+            mend = "write it with both, or delete it, and start the agent again"
+            found.append(f"our entry {lease.entry.key} has no IPv{version} part: {alone}: {mend}")
+    return [Degradation("host", text) for text in found]
+
+
+def open_families(
+    config: NetworkConfig,
+    options: FirewallOptions,
+    former: SubnetEnv | None,
+    conditions: Conditions,
+    packets: tuple[Network, Callable[[], Interface], Callable[[], Lease | None]],
+) -> tuple[FamilyRooms, ...]:
+    """Return the rooms of each family that is on, IPv4 first.
+
+    `former` is what subnet.env says of an earlier run; `packets` has the network, what tells the external interface,
+    and what tells the lease.
+    """
+    network, external, lease = packets
+
+    def open_family(overlay: Prefix) -> FamilyRooms:
+        note = partial(conditions.note, version=overlay.version)
+        firewall = Firewall(
+            Owner(overlay, None if former is None else former.network_of(overlay.version)),
+            note,
+            lambda: passages_of(network, overlay, external(), lease()),
+            nftables=config.enable_nftables,
+            resync_s=options.iptables_resync,
+        )
+        return FamilyRooms(overlay, firewall, FormerBridges(overlay, note))
+
+    return tuple(map(open_family, config.overlays))

@@ -1,0 +1,320 @@
+"""Watches what comes of the packets that go to the peers: are they heard, what does the underlay say, what fits.
+
+Every second, and when an ICMP error comes:
+
+1. what every peer sent and got since the last time, by the packet path's counters     → control.peer_health, peer_paths
+2. who is in doubt is asked by ICMP echoes, and so is what large packets do             → prober
+3. who is ill, and whose path is narrow without a word, is told                         → conditions
+
+Nothing of it is in the way of packets. What there is to know is kept for peers that packets go to or come from only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from time import monotonic
+from typing import Any
+
+from flannel_udp.agent.prober import ALL_S, Prober
+from flannel_udp.backend.protocol import Network
+from flannel_udp.control.path_search import BASE_BYTES, FLOOR_BYTES
+from flannel_udp.control.peer_health import Health, PeersHealth
+from flannel_udp.control.peer_paths import PeerPaths
+from flannel_udp.dataplane.probes import PROBE_IDENTIFIER
+from flannel_udp.errors import FlannelError
+from flannel_udp.host.echo import EchoAnswer, Echoes
+from flannel_udp.host.icmp_errors import IcmpError, IcmpErrors
+from flannel_udp.model import Address, Degradation, Interface, Peer, PeerActivity
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+LOOK_SOON_S = 0.2
+"""After an ICMP error."""
+ASKED_MAX = 64
+"""Peers that are asked at the same time, whether they live; who has no turn is asked next time."""
+PATHS_MAX = 8
+"""Paths that are searched at the same time: each costs some ten packets a second."""
+NAMED_MAX = 10
+"""So many peers are named; `flannel-udp peers` has them all."""
+_UNHEARD = {"host unreachable": "ARP", "address unreachable": "neighbour discovery"}
+"""What nobody has answered where our own kernel says so, by its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFacts:
+    """What is known of a peer: seconds ago, texts; ``None`` for nothing."""
+
+    health: Health = "idle"
+    heard_ago_s: float | None = None
+    error: str | None = None
+    error_ago_s: float | None = None
+    problem: str | None = None
+    """Why packets to it do not arrive."""
+    path_mtu: int | None = None
+    """Bytes that an inner packet may have on the way there, where that is less than the MTU and nobody said so."""
+
+
+class PeerWatch:
+    """Watches the peers of `network` while `serves()`; `note` is told all that is wrong, see `Conditions.note`."""
+
+    def __init__(
+        self,
+        network: Network,
+        external: Callable[[], Interface],
+        serves: Callable[[], bool],
+        note: Callable[[str, Sequence[Degradation]], None],
+    ) -> None:
+        self._network = network
+        self._external = external
+        self._serves = serves
+        self._note = note
+        self._health = PeersHealth(monotonic)
+        self._paths = PeerPaths(monotonic)
+        self._path_news = network.path_news
+        self._narrow = dict(network.path_limits)  # the kernel's networks keep none
+        self._peers: dict[int, Peer] = {}  # by public IP in host order: of those that something is known of
+        self._prober: Prober | None = None
+        self._errors_came = asyncio.Event()
+        self._counting = asyncio.Lock()
+        self._asking: set[asyncio.Task[None]] = set()
+        self._searching: set[asyncio.Task[None]] = set()
+        self.n_errors = 0
+        """ICMP errors about outer packets to peers so far."""
+
+    async def run(self) -> None:
+        """Watch until cancelled. Raises `FlannelError` without the right to open raw sockets."""
+        with ExitStack() as opened:
+            echoes = Echoes(PROBE_IDENTIFIER)
+            opened.callback(echoes.close)
+            self._prober = Prober(self._network, echoes, self._health.note_echo)
+            facts = self._network.facts()
+            errors: dict[int, IcmpErrors] = {}
+            for version in (4, 6):
+                ends = self._external().of(version)
+                asked = facts.port is not None or (version == 4 and facts.ip_protocol is not None)
+                if ends is not None and asked:
+                    errors[version] = IcmpErrors(ends.address, self._source_ports, facts.port, self._take_error)
+                    opened.callback(errors[version].close)
+            try:
+                while True:
+                    for version, listener in errors.items():
+                        if (ends := self._external().of(version)) is not None:
+                            listener.follow(ends.address)
+                    if self._serves():
+                        await self._look()
+                    else:
+                        self._note("peers", ())
+                        self._note("path", ())
+                    await self._wait()
+            finally:
+                await _cancel(self._asking | self._searching)
+                self._prober = None
+
+    async def _wait(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._errors_came.wait(), LOOK_EVERY_S)
+            await asyncio.sleep(LOOK_SOON_S)  # errors come in flocks
+        self._errors_came.clear()
+
+    def _source_ports(self) -> Collection[int]:
+        return self._network.source_ports
+
+    def _take_error(self, error: IcmpError) -> None:
+        """Take note of an error; whether there is such a peer is seen with the next look."""
+        ours = any(ends is not None and error.said_by == ends.address for ends in map(self._external().of, (4, 6)))
+        unheard = _UNHEARD.get(error.text) if ours else None
+        by = error.said_by if unheard is None else f"this host (nobody answers {unheard} for it)"
+        self._health.note_error(int(error.peer), f"{error.text}, says {by}")
+        self.n_errors += 1
+        self._errors_came.set()
+
+    async def _look(self) -> None:
+        await self.count()
+        known = self._health.known | set(map(int, self._narrow))
+        self._peers = dict(await asyncio.to_thread(self._network.find, known)) if known else {}
+        gone = known - self._peers.keys()
+        self._health.forget(gone)
+        self._paths.forget(gone)
+        for address in gone & set(map(int, self._narrow)):
+            self._limit(ip_address(address), None)
+        self._ask()
+        self._search()
+        self._note("peers", list(self._ill_ones()))
+        self._note("path", list(self._narrow_ones()))
+
+    async def count(self) -> None:
+        """Take note of what every peer sent and got until now."""
+        async with self._counting:
+            self._health.begin_counting()
+            try:
+                async for part in self._network.activity():
+                    self._note_activity(part)
+            except FlannelError as failed:  # the kernel has no memory for a moment, say: the next time tells more
+                logger.debug("counting what peers sent: %s", failed)
+            if self._network.path_news != self._path_news:
+                self._path_news = self._network.path_news
+                self._paths.note_news()
+
+    def _note_activity(self, part: Iterable[PeerActivity]) -> None:
+        narrow = set(map(int, self._narrow))
+        for activity in part:
+            self._health.note_activity(activity)
+            self._paths.note_activity(activity, limited=activity.public_ip in narrow)
+
+    # Asking
+
+    def _ask(self) -> None:
+        """Ask who is in doubt."""
+        for address in self._health.questions():
+            if len(self._asking) >= ASKED_MAX:
+                return
+            if address in self._peers:
+                self._health.begin_asking(address)
+                _start(self._asking, self._ask_one(self._peers[address]))
+
+    async def _ask_one(self, peer: Peer) -> None:
+        answered: bool | None = None
+        try:
+            if self._prober is not None:
+                answered = _answered((await self._prober.ask(peer)).answer)
+        finally:
+            self._health.note_answer(int(peer.public_ip), answered=answered)
+
+    def _search(self) -> None:
+        """Ask what large packets do on the paths that are due."""
+        ill = {address for address, _ in self._health.ill()}
+        for address in self._paths.due(ill):
+            if len(self._searching) >= PATHS_MAX:
+                return
+            if address in self._peers:
+                self._paths.begin_asking(address)
+                _start(self._searching, self._search_one(self._peers[address]))
+
+    async def _search_one(self, peer: Peer) -> None:
+        largest, address, settled = self._network.mtu, peer.public_ip, False
+        try:
+            if self._prober is None or largest <= max(BASE_BYTES, FLOOR_BYTES[peer.version]):
+                return
+            found = await self._prober.find_path_mtu(peer, largest, self._narrow.get(address))
+            if found is not None:
+                settled = found >= largest
+                self._limit(address, None if settled else found)
+        finally:
+            self._paths.note_answer(int(address), settled=settled)
+
+    async def ask_all(self, peers: Sequence[Peer], within_s: float = ALL_S) -> AsyncIterator[EchoAnswer]:
+        """Ask all these peers by echoes, many at once, and yield what came of it in their order."""
+        if self._prober is None:
+            for _ in peers:
+                yield EchoAnswer(refused="the agent is starting or stopping")
+            return
+        number = 0
+        async for answer in self._prober.ask_all(peers, within_s):
+            self._health.note_answer(int(peers[number].public_ip), answered=_answered(answer))
+            number += 1
+            yield answer
+
+    def _limit(self, address: Address, n_bytes: int | None) -> None:
+        self._network.limit_path_mtu(address, n_bytes)
+        if n_bytes is None:
+            self._narrow.pop(address, None)
+        else:
+            self._narrow[address] = n_bytes
+
+    # What is said
+
+    def _ill_ones(self) -> Iterator[Degradation]:
+        ill = [(self._peers[address], why) for address, why in self._health.ill() if address in self._peers]
+        for peer, why in ill[:NAMED_MAX]:
+            yield Degradation("peers", f"{_name(peer)}: {self._explain(peer, why)}")
+        if more := len(ill) - NAMED_MAX:
+            yield from _and_more("peers", more)
+
+    def _explain(self, peer: Peer, why: str) -> str:
+        facts = self._network.facts()
+        ask = "is the host up?"
+        tunnelled = not self._network.is_direct(peer)
+        if tunnelled and facts.port is not None:
+            ask = f"does its agent run, and is UDP {facts.port} open on the way?"
+        elif tunnelled and facts.ip_protocol is not None:
+            ask = f"does its agent run, and is IP protocol {facts.ip_protocol} open on the way?"
+        return f"packets go there and nothing comes back ({why}): {ask}"
+
+    def _narrow_ones(self) -> Iterator[Degradation]:
+        limits = [(self._peers[int(at)], n) for at, n in self._narrow.items() if int(at) in self._peers]
+        for peer, n_bytes in limits[:NAMED_MAX]:
+            yield Degradation(
+                "path",
+                f"{_name(peer)}: the path carries packets of {n_bytes} bytes, not {self._network.mtu}, and loses "
+                f"larger ones without a word; {self._advise(n_bytes)}",
+            )
+        if more := len(limits) - NAMED_MAX:
+            yield from _and_more("path", more)
+
+    def _advise(self, n_bytes: int) -> str:
+        if self._network.facts().port is None:  # it is the interface's MTU that counts
+            header_bytes = self._external().mtu - self._network.mtu
+            return f"mend the MTU on the way, or set the interface's to {n_bytes + header_bytes} on every host"
+        return f"set Backend.MTU to {n_bytes}, or mend the MTU on the way"
+
+    def facts(self, peer: Peer) -> PeerFacts:
+        """Return what is known of a peer."""
+        state, now = self._health.state(int(peer.public_ip)), monotonic()
+        path_mtu = self._narrow.get(peer.public_ip)
+        if state is None:
+            return PeerFacts(path_mtu=path_mtu)
+        return PeerFacts(
+            health=self._health.health(int(peer.public_ip)),
+            heard_ago_s=None if state.heard_s is None else round(now - state.heard_s, 1),
+            error=state.error,
+            error_ago_s=None if state.error_s is None else round(now - state.error_s, 1),
+            problem=None if state.ill is None else self._explain(peer, state.ill),
+            path_mtu=path_mtu,
+        )
+
+    @property
+    def n_narrow(self) -> int:
+        """How many paths carry less than the MTU, and nobody said so."""
+        return len(self._narrow)
+
+    def health_counts(self, n_peers: int) -> dict[str, int]:
+        """Return how many of so many peers are of each health."""
+        counts = self._health.count()
+        counts["idle"] += max(0, n_peers - counts.total())
+        return {health: counts[health] for health in ("heard", "idle", "silent", "ill")}
+
+
+def _answered(answer: EchoAnswer) -> bool | None:
+    """Tell whether a peer has answered; ``None`` where the echo did not leave this host."""
+    return answer.answered if answer.refused is None and answer.mtu is None else None
+
+
+def _name(peer: Peer) -> str:
+    return f"peer {peer.public_ip} ({peer.subnet})"
+
+
+def _and_more(kind: str, n: int) -> Iterator[Degradation]:
+    """Yield a line about `n` more, if there are: said in round numbers, so that the log has no line for each."""
+    if n > 0:
+        step = 10 ** (len(str(n)) - 1)
+        about = f"{n // step * step} more{' or so' if n >= 10 else ''}"
+        yield Degradation(kind, f"and {about}: see flannel-udp peers")
+
+
+def _start(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

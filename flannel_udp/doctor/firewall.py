@@ -1,0 +1,56 @@
+"""Whether this host's own firewall lets through what hosts send to each other, and what pods do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_network
+
+from flannel_udp.doctor.finding import Finding, fault, note, ok, skipped
+from flannel_udp.doctor.known import Known
+from flannel_udp.host.firewall.passages import (
+    IPIP,
+    Passage,
+    RuleSets,
+    judge,
+    outer_passages,
+    pods_passages,
+    read_rules,
+    udp_opening,
+)
+
+_DOUBTS_NAMED = 3
+
+
+def ask_firewall(known: Known) -> Iterator[Finding]:
+    """Ask iptables, both its variants, and nftables."""
+    if os.geteuid() != 0:
+        yield skipped("firewall", "root alone may read the rules: sudo flannel-udp doctor")
+        return
+    rules = asyncio.run(read_rules())
+    opening = IPIP if known.speaks_ipip else None if known.port is None else udp_opening(known.port)
+    if opening is not None:
+        other = known.hosts[0] if known.hosts else None
+        passages = outer_passages(opening, known.interface or "", known.address, other)
+        yield judge_firewall("firewall", rules, passages, f"nothing found that drops {opening.what}")
+    network, subnet = known.network, known.subnet
+    if network is None or subnet is None or known.device is None:
+        yield skipped("firewall for pods", "no subnet is known")
+        return
+    other = ip_network(known.family_peers[0]["subnet"])[2] if known.family_peers else network[-2]
+    passages = pods_passages(known.device, network, subnet[2], other)
+    well = "nothing found that drops packets between other hosts and our pods"
+    yield judge_firewall("firewall for pods", rules, passages, well)
+
+
+def judge_firewall(question: str, rules: RuleSets, passages: Sequence[Passage], well: str) -> Finding:
+    """Judge: the first passage that is closed is told, or else which rules nobody can judge."""
+    closed, doubts = judge(rules, passages)
+    if closed is not None:
+        return fault(question, closed.what, closed.mend)
+    if doubts:
+        named = "; ".join(doubts[:_DOUBTS_NAMED])
+        more = f"; and {len(doubts) - _DOUBTS_NAMED} more" if len(doubts) > _DOUBTS_NAMED else ""
+        return note(question, f"{well} for sure, but what these do cannot be told from here: {named}{more}")
+    return ok(question, well)

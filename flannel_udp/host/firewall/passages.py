@@ -1,0 +1,230 @@
+"""Which packets have to pass this host's firewall, and whether its rules, whosoever they are, let them.
+
+What is dropped whichever way it goes is closed. A rule that cannot be judged from its text (a mark, a named set) is a
+doubt: no fault, and not nothing either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from flannel_udp.errors import FlannelError
+from flannel_udp.host.family import family_of
+from flannel_udp.host.firewall.mixture import legacy_tables
+from flannel_udp.host.firewall.nft_ruleset import is_iptables, meetings
+from flannel_udp.host.firewall.ruleset import Packet, fate_in, parse_iptables
+from flannel_udp.host.firewall.tool import run_tool
+from flannel_udp.model import Address, Degradation, Prefix
+
+CHAINS_MAX = 1_000
+"""A table of nftables with more of them is kube-proxy's, say, and takes long to read: it is a doubt as a whole."""
+
+_TABLES = ("raw", "mangle", "filter")  # as a packet meets them; nobody drops in nat
+_BRIDGE = "cni0"
+
+
+class Opening(NamedTuple):
+    """Outer packets, and what lets them in, as each tool spells it."""
+
+    what: str
+    protocol: str
+    port: int | None
+    iptables: str
+    nft: str
+    ufw: str
+    firewalld: str
+
+
+def udp_opening(port: int) -> Opening:
+    """Return it for datagrams to a UDP port."""
+    ways = (f"-p udp --dport {port}", f"udp dport {port}", f"ufw allow {port}/udp", f"--add-port={port}/udp")
+    return Opening(f"UDP port {port}", "udp", port, *ways)
+
+
+IPIP = Opening(
+    "IP protocol 4 (IPIP)",
+    "ipip",
+    None,
+    "-p 4",
+    "meta l4proto 4",
+    "add '-A ufw-before-input -p 4 -j ACCEPT' to /etc/ufw/before.rules, then `ufw reload`",
+    "--add-protocol=4",
+)
+"""IP in IP, which has no ports."""
+
+DISCOVERY = Opening(
+    "ICMPv6",
+    "icmpv6",
+    None,
+    "-p ipv6-icmp",
+    "meta l4proto ipv6-icmp",
+    "add '-A ufw6-before-input -p icmpv6 -j ACCEPT' to /etc/ufw/before6.rules, then `ufw reload`",
+    "--add-protocol=ipv6-icmp",
+)
+"""What hosts on a link find each other by over IPv6, and are told what a path carries (RFC 4890 section 4.4.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A packet that has to pass."""
+
+    packet: Packet
+    hooks: Sequence[str]
+    """What it meets, nft's names; iptables' chains have the same in upper case."""
+    lost: str
+    """What a firewall does that drops it."""
+    lets_pass: Sequence[tuple[str, str]]
+    """Each rule that lets it pass: iptables' conditions, and nft's."""
+    opening: Opening | None = None
+    """What lets it in, where it comes in."""
+
+
+class Closed(NamedTuple):
+    """A passage is closed: what is lost by it and by what, and the command that opens it."""
+
+    what: str
+    mend: str
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSets:
+    """All rules that there are, as far as they were read."""
+
+    listings: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """What ``-S`` says, by variant of iptables and table."""
+    document: Mapping[str, Any] = field(default_factory=dict)
+    """What ``nft -j list`` says of all tables that are not iptables'."""
+    unread: Sequence[str] = ()
+    """Tables that are too large, or that their tool cannot list."""
+
+
+def outer_passages(opening: Opening, interface: str, own: Address | None, other: Address | None) -> list[Passage]:
+    """Return how outer packets come in and leave."""
+    rule, protocol, port = [(opening.iptables, opening.nft)], opening.protocol, opening.port
+    version = 4 if own is None else own.version
+    came = Packet(interface, "", protocol, port, other, own, local=True, version=version)
+    sent = Packet("", interface, protocol, port, own, other, version=version)
+    nobody = f"this host's own firewall drops {opening.what}: nothing of other hosts reaches pods"
+    nowhere = f"this host's own firewall drops what leaves for {opening.what}: nothing of pods reaches other hosts"
+    return [
+        Passage(came, ("ingress", "prerouting", "input"), nobody, rule, opening),
+        Passage(sent, ("output", "postrouting"), nowhere, rule),
+    ]
+
+
+def pods_passages(device: str, network: Prefix, pod: Address, other: Address) -> list[Passage]:
+    """Return how packets of other hosts' pods come to ours, and those of ours to them."""
+    family = family_of(network)
+    sides = (("-s", "saddr"), ("-d", "daddr"))
+    rules = [(f"{side} {network}", f"{family.nft} {word} {network}") for side, word in sides]
+    hooks = ("ingress", "prerouting", "forward", "postrouting")
+    drops = "this host's own firewall drops what"
+    come = Packet(device, _BRIDGE, source=other, destination=pod, version=family.version)
+    leave = Packet(_BRIDGE, device, source=pod, destination=other, version=family.version)
+    return [
+        Passage(come, hooks, f"{drops} other hosts send to our pods", rules),
+        Passage(leave, hooks, f"{drops} our pods send to other hosts", rules),
+    ]
+
+
+def judge(rules: RuleSets, passages: Sequence[Passage]) -> tuple[Closed | None, list[str]]:
+    """Return what closes the first of these passages that is closed, and every doubt. Pure."""
+    doubts: dict[str, None] = {}
+    for passage in passages:
+        for found in (*_by_iptables(rules, passage), *_by_nft(rules, passage)):
+            if isinstance(found, Closed):
+                return found, list(doubts)
+            doubts[found] = None
+    return None, [*doubts, *rules.unread]
+
+
+async def find_closed(questions: Sequence[Sequence[Passage]]) -> list[Degradation]:
+    """Return what closes the first passage of each of these questions, with the command that opens it."""
+    if not questions:
+        return []
+    rules = await read_rules(questions[0][0].packet.version)
+    found = await asyncio.to_thread(lambda: [judge(rules, passages)[0] for passages in questions])
+    return [Degradation("firewall", f"{closed.what}: {closed.mend}") for closed in found if closed is not None]
+
+
+def _by_iptables(rules: RuleSets, passage: Passage) -> Iterator[Closed | str]:
+    """Yield what closes the passage, and what may."""
+    for (tool, table), listing in rules.listings.items():
+        chains, policies = parse_iptables(listing, passage.packet)
+        where = tool if table == "filter" else f"{tool} -t {table}"
+        for chain in (hook.upper() for hook in passage.hooks if hook.upper() in policies):
+            fate = fate_in(chains, chain, policies[chain])
+            yield from (f"{where}: {doubt}" for doubt in fate.doubts)
+            if fate.dropped_by is None:
+                continue
+            mend = " && ".join(f"{where} -I {chain} {rule} -j ACCEPT" for rule, _ in passage.lets_pass)
+            if passage.opening is not None and any(name.startswith("ufw") for name in chains):
+                mend = passage.opening.ufw
+            yield Closed(f"{passage.lost}: {where}: {fate.dropped_by}", mend)
+
+
+def _by_nft(rules: RuleSets, passage: Passage) -> Iterator[Closed | str]:
+    for hook in passage.hooks:
+        for met in meetings(rules.document, hook, passage.packet):
+            where = f"nftables: table {met.table}"
+            yield from (f"{where}: {doubt}" for doubt in met.fate.doubts)
+            if met.fate.dropped_by is None:
+                continue
+            insert = f"nft insert rule {met.family} {met.table} {met.chain}"
+            mend = " && ".join(f"{insert} {rule} accept" for _, rule in passage.lets_pass)
+            if passage.opening is not None and met.table == "firewalld":
+                mend = f"firewall-cmd --permanent {passage.opening.firewalld} && firewall-cmd --reload"
+            yield Closed(f"{passage.lost}: {where}: {met.fate.dropped_by}", mend)
+
+
+async def read_rules(version: int = 4) -> RuleSets:
+    """Read all rules of this network namespace for one IP version; where a tool finds no table there are none.
+
+    Only tables that are there: to list another one by iptables would make it.
+    """
+    family = family_of(version)
+    variants = f"{family.iptables}-nft", f"{family.iptables}-legacy"
+    chains = [item["chain"] for item in await _nft("list", "chains") or () if "chain" in item]
+    sizes = Counter((chain["family"], chain["table"]) for chain in chains)
+    hooked = [chain for chain in chains if "hook" in chain]
+    of_iptables = {chain["table"] for chain in hooked if is_iptables(chain) and chain["family"] == family.nft}
+    own = {(chain["family"], chain["table"]) for chain in hooked if not is_iptables(chain)}
+    items: list[Mapping[str, Any]] = []
+    unread = []
+    for kind, table in sorted(own):
+        if sizes[kind, table] > CHAINS_MAX:
+            unread.append(f"nftables: table {table}: {sizes[kind, table]:,} chains")
+        elif (content := await _nft("-t", "list", "table", kind, table)) is None:  # -t: without what is in its sets
+            unread.append(f"nftables: table {table}: nft cannot list it")
+        else:
+            items += content
+    present = dict(zip(variants, (of_iptables if chains else {"filter"}, legacy_tables(version)), strict=True))
+    listings = {}
+    for variant, table in ((variant, table) for variant in present for table in _TABLES if table in present[variant]):
+        if (text := await _output(variant, "-t", table, "-S")) is not None:
+            listings[variant, table] = text
+        elif chains or variant == variants[1]:  # it is there: nft's own rules in iptables' tables, say
+            unread.append(f"{variant}: table {table}: {variant} cannot list it")
+    return RuleSets(listings, {"nftables": items}, unread)
+
+
+async def _nft(*words: str) -> list[Mapping[str, Any]] | None:
+    try:
+        document = await asyncio.to_thread(json.loads, await _output("nft", "-j", *words) or "")
+    except ValueError:
+        return None
+    items = document.get("nftables", []) if isinstance(document, dict) else []
+    return [item for item in items if isinstance(item, dict)]
+
+
+async def _output(*command: str) -> str | None:
+    try:
+        done = await run_tool(*command)
+    except FlannelError:
+        return None
+    return done.output if done.status == 0 else None

@@ -1,0 +1,157 @@
+"""Agents where one family is off, comes, goes, lacks an address or is told wrong: it costs the other one nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
+from flannel_udp.lab.plan import OVERLAY, Plan
+from flannel_udp.lab.probe import ping_matrix
+from tests.support.agents import command_line, log_of, restart_agents, wait_for
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+CONFIG = {"Network": str(OVERLAY), "Backend": {"Type": "host-gw"}}
+
+
+def plan(**more: Any) -> Plan:
+    return Plan(fresh_name(), **{"hosts": 3, "families": "46", "config": CONFIG, **more})
+
+
+@pytest.fixture
+def trio() -> Iterator[Lab]:
+    with Lab(plan()) as lab:
+        yield lab
+
+
+def keys(lab: Lab) -> set[str]:
+    return set(json.loads(lab.plan.registry_file.read_text())["subnets"])
+
+
+def rewrite(lab: Lab, config: dict[str, Any] | None = None, **entries: dict[str, Any]) -> None:
+    """Change the registry as a person would, who keeps the rest."""
+    document = json.loads(lab.plan.registry_file.read_text())
+    document["config"] = config or document["config"]
+    document["subnets"] |= entries
+    lab.plan.registry_file.write_text(json.dumps(document))
+
+
+def travels(lab: Lab, version: int) -> None:
+    wait_for(f"IPv{version}", lambda: None not in ping_matrix(lab.pods(), 0.5, version).values())
+
+
+def peers_by(host: Host) -> dict[str, str]:
+    return {row["subnet"]: row["public_ip"] for row in host.control("/v1/peers")}
+
+
+def test_a_host_without_an_ipv6_address_takes_part_by_ipv4_and_says_what_it_lacks() -> None:
+    with Lab(plan(agents=("h1", "h2"))) as lab:
+        h1, h2, h3 = lab.hosts
+        h3.configure(f"address del {h3.underlay_of(6)}/64 dev eth0")
+        h3.start_agent()
+        h3.wait_ready()
+        h3.attach_pods()
+        travels(lab, 4)
+        status = h3.control("/v1/status")
+        (lack,) = status["problems"]
+        assert lack.startswith("interface eth0 had no IPv6 address when the agent started: ")
+        assert "this host takes no part in the overlay by IPv6: " in lack
+        assert (status["ipv6_subnet"], status["public_ipv6"], status["lease"]["key"].count("&")) == (None, None, 0)
+        assert "FLANNEL_IPV6" not in h3.subnet_file.read_text()
+        wait_for("three peers", lambda: len(peers_by(h1)) == 3)  # both of h2, and one of h3
+        assert None not in ping_matrix([*h1.pods, *h2.pods], version=6).values()
+        assert not [line for line in log_of(h1) if "is ignored" in line]
+
+
+@pytest.mark.parametrize(
+    ("key", "public_ips", "counts", "why"),
+    [
+        ("10.244.199.0-24&fd00:10:244:99::-64", ("192.0.2.99", "bogus"), "10.244.199.0/24", "is no IPv6 address"),
+        ("10.244.199.0-24&fd00:10:244:99::-64", ("192.0.2.99", None), "10.244.199.0/24", "has no PublicIPv6"),
+        (
+            "10.244.199.0-24&fd00:10:244:99::1-64",
+            ("192.0.2.99", "2001:db8::99"),
+            "10.244.199.0/24",
+            "host bits are set",
+        ),
+        ("10.244.199.0-24&fd00:10:244:99::-64", ("0.0.0.0", "2001:db8::99"), "fd00:10:244:99::/64", "PublicIP 0.0.0.0"),
+    ],
+)
+def test_a_poisoned_part_of_an_entry_costs_that_part_only(
+    trio: Lab, key: str, public_ips: tuple[str, str | None], counts: str, why: str
+) -> None:
+    h1 = trio.hosts[0]
+    wait_for("its peers", lambda: len(peers_by(h1)) == 4)
+    rewrite(trio, **{key: dict(zip(("PublicIP", "PublicIPv6"), public_ips, strict=True), BackendType="host-gw")})
+    wait_for("the good part", lambda: counts in peers_by(h1))
+    assert len(peers_by(h1)) == 5
+    (line,) = [line for line in log_of(h1) if "part is ignored" in line]
+    assert key in line
+    assert why in line
+    for version in (4, 6):
+        travels(trio, version)
+
+
+def test_ipv6_that_is_switched_off_and_on_again_leaves_every_host_its_ipv4_subnet(trio: Lab) -> None:
+    before = keys(trio)
+    v4 = {key.partition("&")[0] for key in before}
+    both = json.loads(trio.plan.registry_file.read_text())["config"]
+    for config, expected in ((CONFIG, v4), (both, v4)):
+        for host in trio.hosts:
+            host.stop_agent()
+        rewrite(trio, dict(config))
+        for host in trio.hosts:
+            host.start_agent()
+        for host in trio.hosts:
+            host.wait_ready()
+        assert {key.partition("&")[0] for key in keys(trio)} == expected
+        assert len(keys(trio)) == 3
+        assert all(("&" in key) == (config is both) for key in keys(trio))
+        assert all(("FLANNEL_IPV6_SUBNET" in h.subnet_file.read_text()) == (config is both) for h in trio.hosts)
+    answer = command_line(trio.hosts[0], "route", "get", "2001:db8::77").stdout
+    assert "outside the overlay network fd00:10:244::/48" in answer
+
+
+def test_hosts_of_ipv6_alone_are_as_many_hosts_and_keep_their_subnets() -> None:
+    with Lab(plan(families="6", config={"Backend": {"Type": "host-gw"}})) as lab:
+        travels(lab, 6)
+        before = keys(lab)
+        assert len(before) == 3
+        assert all(key.startswith("0.0.0.0-0&fd00:10:244:") for key in before)
+        restart_agents(lab.hosts)
+        assert keys(lab) == before
+        status = lab.hosts[0].control("/v1/status")
+        assert (status["network"], status["subnet"], status["public_ip"]) == (None, None, None)
+        assert (status["ipv6_network"], status["public_ipv6"]) == ("fd00:10:244::/48", "2001:db8::1")
+        assert not [
+            line for line in lab.hosts[0].subnet_file.read_text().splitlines() if line.startswith("FLANNEL_NET")
+        ]
+
+
+def test_a_reservation_of_one_family_is_taken_as_it_is_and_says_what_it_lacks() -> None:
+    with Lab(plan(hosts=2, agents=("h2",))) as lab:
+        h1 = lab.hosts[0]
+        rewrite(lab, **{"10.244.199.0-24": {"PublicIP": "192.0.2.1", "BackendType": "host-gw"}})
+        h1.start_agent()
+        h1.wait_ready()
+        h1.attach_pods()
+        travels(lab, 4)
+        status = h1.control("/v1/status")
+        assert (status["subnet"], status["ipv6_subnet"], status["lease"]["reserved"]) == ("10.244.199.0/24", None, True)
+        (lack,) = status["problems"]
+        assert lack.startswith("our entry 10.244.199.0-24 has no IPv6 part: this host takes no part in the overlay")
+
+
+def test_peers_are_asked_by_echoes_of_their_own_family(trio: Lab) -> None:
+    h1 = trio.hosts[0]
+    wait_for("its peers", lambda: len(peers_by(h1)) == 4)
+    for version in (4, 6):
+        travels(trio, version)
+    rows = json.loads(command_line(h1, "peers", "--probe", "--json").stdout)
+    assert [(row["echo"]["answered"], ":" in row["subnet"]) for row in rows] == [(True, v6) for v6 in (0, 0, 1, 1)]

@@ -1,0 +1,158 @@
+"""A path that loses large packets without a word: found, fitted to, named, and used in full again once it is mended."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host, Pod
+from flannel_udp.lab.plan import OVERLAY, Plan
+from tests.support.agents import Agent, command_line, start_agents, up_with_peers, wait_for
+from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.routers import put_routers_between
+from tests.support.transfer import Transfer
+
+pytestmark = NEEDS_NETNS
+
+OUTER_HEADER_BYTES = 28
+NARROW = 1400
+INNER = NARROW - OUTER_HEADER_BYTES
+VLAN_TAG_BYTES = 4
+"""What a veth takes beyond the MTU of its end (linux, __is_skb_forwardable)."""
+FULL = 1500 - OUTER_HEADER_BYTES
+SOME_BYTES = 2 << 20
+SLOW_S = 90.0
+
+
+@contextmanager
+def narrow_lab(**plan: Any) -> Iterator[Lab]:
+    """Three hosts whose cards cut, and h2 behind a port of the bridge that loses what is larger."""
+    with Lab(Plan(fresh_name(), hosts=3, offload="plain", **plan)) as lab:
+        up_with_peers(lab)
+        narrow(lab, NARROW)
+        yield lab
+
+
+def narrow(lab: Lab, mtu: int) -> None:
+    lab.net.configure(f"link set h2 mtu {mtu}")
+
+
+def limits_of(host: Host) -> dict[str, int | None]:
+    return {row["public_ip"]: row["path_mtu"] for row in host.control("/v1/peers")}
+
+
+def problems_of(host: Host) -> list[str]:
+    problems: list[str] = host.control("/v1/status")["problems"]
+    return problems
+
+
+def is_named(host: Host, text: str) -> bool:
+    return any(text in problem for problem in problems_of(host))
+
+
+def wait_for_limit(host: Host, peer: Host, limit: int | None) -> None:
+    wait_for(f"the limit is {limit}", lambda: limits_of(host)[str(peer.underlay)] == limit, SLOW_S)
+
+
+def answers(source: Pod, target: Pod, n_bytes: int, *, fragment: bool) -> bool:
+    """Ping once, with packets of `n_bytes`, whatever the pod's kernel remembers of the path."""
+    source.configure("route flush cache")
+    size, df = str(n_bytes - OUTER_HEADER_BYTES), "dont" if fragment else "do"
+    return source.run(["ping", "-c1", "-W1", "-M", df, "-s", size, str(target.ip)], check=False).returncode == 0
+
+
+@contextmanager
+def pinging(source: Pod, target: Pod) -> Iterator[None]:
+    ping = source.popen(["ping", "-i0.2", "-q", str(target.ip)], stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        ping.kill()
+        ping.wait()
+
+
+def test_bulk_tcp_passes_and_the_peer_is_named_until_the_path_is_mended() -> None:
+    with narrow_lab() as lab:
+        h1, h2, h3 = lab.hosts
+        one, other = h1.pods[0], h2.pods[0]
+        with Transfer(one, other, SOME_BYTES), Transfer(other, one, SOME_BYTES):
+            pass
+        for host, peer, inner in ((h1, h2, INNER), (h2, h1, INNER + VLAN_TAG_BYTES)):
+            wait_for_limit(host, peer, inner)
+            named = f"peer {peer.underlay} ({peer.subnet}): the path carries packets of {inner} bytes, not {FULL}"
+            wait_for("it is named", partial(is_named, host, named))
+            assert f"set Backend.MTU to {inner}" in problems_of(host)[0]
+            status = host.control("/v1/status")
+            assert (status["ready"], status["degraded"], status["narrow_paths"]) == (True, ["path"], 1)
+        assert limits_of(h1)[str(h3.underlay)] is None
+        assert answers(one, other, INNER, fragment=False)
+        assert not answers(one, other, INNER + 1, fragment=False)
+        assert answers(one, other, 4_000, fragment=True)
+        assert answers(one, h3.pods[0], FULL, fragment=False)
+        assert str(INNER) in command_line(h1, "peers").stdout
+        narrow(lab, 1500)
+        with pinging(one, other):
+            wait_for_limit(h1, h2, None)
+        wait_for("nothing is named", lambda: problems_of(h1) == [])
+        assert answers(one, other, FULL, fragment=False)
+
+
+def test_a_limit_survives_a_take_over_and_other_peers_coming_and_going() -> None:
+    with narrow_lab() as lab:
+        h1, h2, h3 = lab.hosts
+        one, other = h1.pods[0], h2.pods[0]
+        with Transfer(one, other, SOME_BYTES):
+            pass
+        wait_for_limit(h1, h2, INNER)
+        with Agent(h1, "--takeover") as agent:
+            agent.wait_for_line("took over from process")
+            agent.wait_ready()
+            assert limits_of(h1)[str(h2.underlay)] == INNER
+            assert not answers(one, other, INNER + 1, fragment=False)
+            h3.stop_agent()
+            h3.start_agent()
+            h3.wait_ready()
+            wait_for("h2 knows as well", lambda: answers(one, other, 4_000, fragment=True), SLOW_S)
+            assert limits_of(h1)[str(h2.underlay)] == INNER
+
+
+def test_a_peer_that_answers_no_echoes_is_not_judged() -> None:
+    with narrow_lab() as lab:
+        h1, h2, _ = lab.hosts
+        h2.run(["sysctl", "-qw", "net.ipv4.icmp_echo_ignore_all=1"])
+        with pinging(h1.pods[0], h2.pods[0]):
+            for _ in range(5):
+                answers(h1.pods[0], h2.pods[0], FULL, fragment=False)
+        assert limits_of(h1)[str(h2.underlay)] is None
+
+
+def test_a_path_that_says_what_it_carries_is_no_fault() -> None:
+    with Lab(Plan(fresh_name(), hosts=3, agents=(), underlay_mtu=1500)) as lab:
+        put_routers_between(lab, NARROW)
+        start_agents(lab.hosts[:2])
+        h1, h2 = lab.hosts[:2]
+        with Transfer(h1.pods[0], h2.pods[0], SOME_BYTES), pinging(h1.pods[0], h2.pods[0]):
+            for _ in range(10):
+                answers(h1.pods[0], h2.pods[0], FULL, fragment=False)
+        assert (limits_of(h1)[str(h2.underlay)], problems_of(h1)) == (None, [])
+
+
+@pytest.mark.parametrize("mtu", [1300, 700])
+def test_host_gw_names_the_path_and_leaves_it(mtu: int) -> None:
+    config = {"Network": str(OVERLAY), "Backend": {"Type": "host-gw"}}
+    with Lab(Plan(fresh_name(), hosts=2, offload="plain", config=config)) as lab:
+        up_with_peers(lab)
+        h1, h2 = lab.hosts
+        narrow(lab, mtu)
+        with pinging(h1.pods[0], h2.pods[0]):
+            wait_for_limit(h1, h2, mtu)
+            wait_for("it is named", lambda: problems_of(h1) != [])
+        (problem,) = problems_of(h1)
+        assert f"{mtu} bytes, not 1500" in problem
+        assert "Backend.MTU" not in problem

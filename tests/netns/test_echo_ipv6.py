@@ -1,0 +1,113 @@
+"""ICMPv6 echoes of our own against a real kernel: answered, too large, unreachable, refused, and whose answer it is."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+
+from flannel_udp.host.echo import EchoAnswer, Echoes
+from flannel_udp.host.icmp_errors import IcmpError, IcmpErrors
+from flannel_udp.lab.netns import call_inside
+from flannel_udp.model import Address
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+HERE = """
+link set lo up
+link add eth0 type veth peer name eth0 netns {other}
+link set eth0 up
+address add 2001:db8::1/64 dev eth0 nodad
+address add 2001:db8::11/64 dev eth0 nodad
+route add 2001:db8:1::/64 via 2001:db8::2
+route add unreachable 2001:db8:9::/64
+"""
+THERE = """
+link set lo up
+link set eth0 up
+address add 2001:db8::2/64 dev eth0 nodad
+route add prohibit 2001:db8:1::/64
+"""
+PEER = IPv6Address("2001:db8::2")
+
+
+@pytest.fixture
+def host() -> Iterator[str]:
+    here, there = fresh_name(), fresh_name()
+    for name in (here, there):
+        subprocess.run(["ip", "netns", "add", name], check=True, timeout=20)
+    try:
+        for name, script in ((here, HERE.format(other=there)), (there, THERE)):
+            batch = ["ip", "-6", "-n", name, "-batch", "-"]
+            subprocess.run(batch, input=script, text=True, check=True, timeout=20)
+        forward = ["ip", "netns", "exec", there, "sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1"]
+        subprocess.run(forward, check=True, timeout=20)
+        yield here
+    finally:
+        for name in (here, there):
+            subprocess.run(["ip", "netns", "delete", name], check=True, timeout=20)
+
+
+def ask(host: str, target: Address, source: Address | None = None, n_bytes: int = 64) -> EchoAnswer:
+    async def once() -> EchoAnswer:
+        with closing(Echoes(0x4242)) as echoes, closing(Echoes(0x4243)):  # the other one hears nothing of it
+            return await echoes.ask(target, source, n_bytes, 5.0)
+
+    return call_inside(host, lambda: asyncio.run(once()))
+
+
+@pytest.mark.parametrize("n_bytes", [0, 64, 1500])
+@pytest.mark.parametrize("source", [None, IPv6Address("2001:db8::11")])
+def test_a_kernel_answers(host: str, n_bytes: int, source: Address | None) -> None:
+    assert ask(host, PEER, source, n_bytes).answered
+
+
+def test_larger_than_the_link_is_no_matter_of_fragments(host: str) -> None:
+    assert ask(host, PEER, n_bytes=1501) == EchoAnswer(mtu=0)
+
+
+def test_who_says_that_it_cannot_arrive_is_named(host: str) -> None:
+    answer = ask(host, IPv6Address("2001:db8:1::7"))
+    assert answer.unreachable == "unreachable, says 2001:db8::2"
+
+
+@pytest.mark.parametrize("target", ["2001:db8:9::1", "2001:db8:77::1"])
+def test_what_our_own_kernel_refuses_is_said(host: str, target: str) -> None:
+    refused = ask(host, IPv6Address(target)).refused
+    assert refused is not None and refused.startswith("our kernel: ")
+
+
+def test_both_families_are_asked_by_one(host: str) -> None:
+    async def both() -> list[bool]:
+        with closing(Echoes(0x4242)) as echoes:
+            targets: list[Address] = [IPv4Address("127.0.0.1"), PEER]
+            return [(await echoes.ask(target, None, 64, 5.0)).answered for target in targets]
+
+    assert call_inside(host, lambda: asyncio.run(both())) == [True, True]
+
+
+def test_icmpv6_errors_about_our_datagrams_are_heard_and_no_others(host: str) -> None:
+    async def hear() -> list[IcmpError]:
+        heard: list[IcmpError] = []
+        came = asyncio.Event()
+        own = IPv6Address("2001:db8::1")
+
+        def take(error: IcmpError) -> None:
+            heard.append(error)
+            came.set()
+
+        with closing(IcmpErrors(own, lambda: {40_000}, 8285, take)):
+            for sport, dport in ((40_000, 53), (40_001, 8285), (40_000, 8285)):
+                with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as udp:
+                    udp.bind((str(own), sport))
+                    udp.sendto(b"x", (str(PEER), dport))
+            await asyncio.wait_for(came.wait(), 10)
+        return heard
+
+    assert call_inside(host, lambda: asyncio.run(hear())) == [IcmpError(PEER, PEER, "port unreachable")]

@@ -1,0 +1,194 @@
+"""A set of IPv6 routes against a real kernel: how they change and end is not as with IPv4."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+import pytest
+
+from flannel_udp.backend.routes import ROUTE_PROTOCOL, Hop, RouteSet
+from flannel_udp.lab.netns import wait_until
+from tests.support.labs import NEEDS_NETNS
+from tests.support.one_host import OneHost, one_host
+
+pytestmark = NEEDS_NETNS
+
+ETH0 = 42
+A, B, C = (IPv6Network(f"fd00:1:{n}::/64") for n in (16, 17, 18))
+OURS = f"proto {ROUTE_PROTOCOL} metric 1024 pref medium"
+PATIENCE_S = 10.0
+
+
+@pytest.fixture
+def host() -> Iterator[OneHost]:
+    with one_host() as made:
+        made.ip(
+            f"link add eth0 index {ETH0} type veth peer name far0",
+            "link set far0 up",
+            "link set eth0 up",
+            "address add 2001:db8::1/64 dev eth0 nodad",
+        )
+        yield made
+
+
+def via(gateway: str, *, onlink: bool = False) -> Hop:
+    return Hop(IPv6Address(gateway), ETH0, None, onlink)
+
+
+def routes_of(host: OneHost, of: str = f"proto {ROUTE_PROTOCOL}") -> list[str]:
+    return host.show(f"-6 route show {of}")
+
+
+def loaded(host: OneHost, hops: Mapping[IPv6Network, Hop], ends_s: float | None = None) -> RouteSet:
+    routes = RouteSet(6)
+    routes.ends_s = ends_s
+    host.call(routes.load, hops)
+    return routes
+
+
+def now_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def test_a_route_is_flannels_but_for_its_protocol_number(host: OneHost) -> None:
+    routes = loaded(host, {A: via("2001:db8::2"), B: via("fd00:1:17::", onlink=True)})
+    assert routes_of(host, "root fd00::/16") == [
+        f"{A} via 2001:db8::2 dev eth0 {OURS}",
+        f"{B} via fd00:1:17:: dev eth0 proto {ROUTE_PROTOCOL} metric 1024 onlink pref medium",
+    ]
+    assert (routes.faults, host.call(routes.repair)) == ({}, 0)
+
+
+def test_a_change_replaces_ours_in_one_step_and_touches_nothing_else(host: OneHost) -> None:
+    routes = loaded(host, {A: via("2001:db8::2"), B: via("2001:db8::3")})
+    assert host.call(routes.apply, {A: None, B: via("2001:db8::4"), C: via("2001:db8::5")}) == 3
+    assert routes_of(host) == [
+        f"{at} via {gateway} dev eth0 metric 1024 pref medium"
+        for at, gateway in ((B, "2001:db8::4"), (C, "2001:db8::5"))
+    ]
+    assert host.call(routes.repair) == 0
+
+
+def test_a_route_moves_to_another_device_in_one_step_and_back(host: OneHost) -> None:
+    host.ip("link add eth1 index 43 type veth peer name far1", "link set far1 up", "link set eth1 up")
+    direct, tunnelled = via("2001:db8::2"), Hop(A.network_address, 43, None, onlink=True)
+    routes = loaded(host, {A: direct})
+    for hop, way in ((tunnelled, f"{A} via fd00:1:16:: dev eth1"), (direct, f"{A} via 2001:db8::2 dev eth0")):
+        assert host.call(routes.apply, {A: hop}) == 1
+        assert [line.split(" metric")[0] for line in routes_of(host)] == [way]
+        assert (routes.faults, host.call(routes.repair)) == ({}, 0)
+
+
+def test_what_a_killed_run_left_is_kept_changed_or_removed(host: OneHost) -> None:
+    loaded(host, {A: via("2001:db8::2"), B: via("2001:db8::3"), C: via("2001:db8::4")})
+    assert host.call(RouteSet(6).load, {A: via("2001:db8::2"), B: via("2001:db8::33")}) == 2
+    assert [line.split(" dev")[0] for line in routes_of(host)] == [f"{A} via 2001:db8::2", f"{B} via 2001:db8::33"]
+
+
+def test_flannelds_routes_become_ours(host: OneHost) -> None:
+    host.ip(f"route add {A} via 2001:db8::2", f"route add {B} via 2001:db8::9")
+    routes = RouteSet(6)
+    routes.inherit()
+    assert host.call(routes.load, {A: via("2001:db8::2"), B: via("2001:db8::3")}) == 1
+    assert routes_of(host) == [f"{A} via 2001:db8::2 dev eth0 metric 1024 pref medium"]
+    assert list(routes.faults) == [B]
+
+
+def test_a_foreign_route_in_place_of_ours_is_never_overwritten_by_a_change(host: OneHost) -> None:
+    routes = loaded(host, {A: via("2001:db8::2"), B: via("2001:db8::3")})
+    host.ip(f"route replace {A} via 2001:db8::9", f"route del {B}", f"route add blackhole {B} metric 1024")
+    host.call(routes.apply, {A: via("2001:db8::22"), B: via("2001:db8::23")})
+    assert routes_of(host) == []
+    assert "via 2001:db8::9 dev eth0 (proto boot) is not ours" in routes.faults[A]
+    assert routes.faults[B] == f"a route to {B} is not ours: remove it; `ip -6 route show exact {B}` shows it"
+    host.ip(f"route del {A}", f"route del {B}")
+    assert host.call(routes.repair) == 2
+    assert routes.faults == {}
+
+
+def test_a_second_next_hop_that_somebody_adds_is_removed(host: OneHost) -> None:
+    routes = loaded(host, {A: via("2001:db8::2")})
+    host.ip(f"route append {A} via 2001:db8::9 proto {ROUTE_PROTOCOL}")
+    assert host.call(routes.repair) == 1
+    assert routes_of(host) == [f"{A} via 2001:db8::2 dev eth0 metric 1024 pref medium"]
+    assert host.call(routes.repair) == 0
+
+
+def test_a_gateway_off_link_is_named_and_the_others_stand(host: OneHost) -> None:
+    routes = loaded(host, {A: via("2001:db8:9::9"), B: via("2001:db8::3")})
+    why = "2001:db8:9::9 is not on-link, that is in a network of eth0's own"
+    assert routes.faults == {A: f"no route to {A} via 2001:db8:9::9 dev eth0: {why}"}
+    assert len(routes_of(host)) == 1
+
+
+def test_a_host_without_ipv6_on_the_interface_is_told_so(host: OneHost) -> None:
+    host.call(lambda: open("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "w").write("1"))  # noqa: SIM115, PTH123
+    (fault,) = loaded(host, {A: via("2001:db8::2")}).faults.values()
+    assert fault.startswith(f"no route to {A} via 2001:db8::2 dev eth0: ")
+
+
+def test_both_families_keep_to_themselves(host: OneHost) -> None:
+    host.ip("address add 192.0.2.1/24 dev eth0")
+    four, six = RouteSet(), loaded(host, {A: via("2001:db8::2")})
+    host.call(four.load, {IPv4Network("10.1.16.0/24"): Hop(IPv4Address("192.0.2.2"), ETH0)})
+    assert (host.call(four.repair), host.call(six.repair)) == (0, 0)
+    host.call(four.clear)
+    assert (host.routes(), len(routes_of(host))) == ([], 1)
+
+
+# The end of the lease
+
+
+def test_a_route_ends_with_the_lease_by_the_kernel_alone(host: OneHost) -> None:
+    ends_s = now_s() + 4
+    loaded(host, {A: via("2001:db8::2")}, ends_s)
+    assert "dev eth0" in host.show("-6 route get fd00:1:16::5")[0]
+
+    def reached() -> bool:
+        try:
+            return "dev eth0" in host.show("-6 route get fd00:1:16::5")[0]
+        except Exception:
+            return False
+
+    assert wait_until(lambda: not reached(), PATIENCE_S)
+    assert now_s() < ends_s + 1
+
+
+def test_a_renewal_gives_routes_another_life_and_nothing_is_written_meanwhile(host: OneHost) -> None:
+    hops = {A: via("2001:db8::2"), B: via("2001:db8::3")}
+    routes = loaded(host, hops, now_s() + 100)
+    with host.news() as news:
+        assert [host.call(routes.repair) for _ in range(2)] == [0, 0]
+        assert news() == []
+    routes.ends_s = now_s() + 5_000
+    assert host.call(routes.load, hops) == 2
+    assert [host.call(routes.repair) for _ in range(2)] == [0, 0]
+    assert all(4_900 < int(line.split("expires ")[1].split("sec")[0]) <= 5_000 for line in routes_of(host))
+
+
+def test_routes_stay_once_they_have_no_end_and_end_again_with_the_next_run(host: OneHost) -> None:
+    hops = {A: via("2001:db8::2")}
+    routes = loaded(host, hops, now_s() + 100)
+    routes.ends_s = None
+    assert host.call(routes.load, hops) == 1
+    assert "expires" not in routes_of(host)[0]
+    assert host.call(loaded(host, hops, now_s() + 100).repair) == 0
+    assert "expires" in routes_of(host)[0]
+
+
+def test_a_life_that_somebody_changes_is_put_right(host: OneHost) -> None:
+    routes = loaded(host, {A: via("2001:db8::2")}, now_s() + 100)
+    host.ip(f"route replace {A} via 2001:db8::2 proto {ROUTE_PROTOCOL} expires 50000")
+    assert host.call(routes.repair) == 1
+    assert [host.call(routes.repair) for _ in range(2)] == [0, 0]
+    assert int(routes_of(host)[0].split("expires ")[1].split("sec")[0]) <= 100
+
+
+def test_a_life_that_is_over_means_no_route(host: OneHost) -> None:
+    routes = loaded(host, {A: via("2001:db8::2")}, now_s() + 100)
+    routes.ends_s = now_s() - 1
+    host.call(routes.load, {A: via("2001:db8::2")})
+    assert routes_of(host) == []
+    assert host.call(routes.repair) == 0

@@ -1,0 +1,169 @@
+"""What the kernel does with IPv6 packets of the overlay, asked of real kernels: ways, parts, rules, refusals."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from ipaddress import IPv6Address, IPv6Network
+from pathlib import Path
+
+import pytest
+
+from flannel_udp.errors import FlannelError
+from flannel_udp.host.interface import VERSIONS, decide, gather
+from flannel_udp.host.lookup.cut_off import Need, refuse_cut_off, resolvers
+from flannel_udp.host.lookup.look import Findings, Look, look_up
+from flannel_udp.host.lookup.question import Ways
+from flannel_udp.host.own_addresses import read_own_addresses
+from flannel_udp.host.own_networks import read_own_networks, refuse_own_network
+from flannel_udp.host.route_query import stream_default_routes
+from flannel_udp.host.rtnetlink import open_rtnetlink, parse_route
+from flannel_udp.lab.netns import call_inside
+from flannel_udp.options import InterfaceOptions
+from tests.support.labs import NEEDS_NETNS, fresh_name
+
+pytestmark = NEEDS_NETNS
+
+NETWORK = IPv6Network("fd00:1::/48")
+OWN, PEER = IPv6Network("fd00:1:0:15::/64"), IPv6Network("fd00:1:0:16::/64")
+DEFAULT = 'the route "default via 2001:db8::fe dev eth0 metric 1024 proto boot"'
+HOST = """
+link set lo up
+link add eth0 type veth peer name far0
+link set eth0 up
+link set far0 up
+address add 2001:db8::1/64 dev eth0 nodad
+route add default via 2001:db8::fe dev eth0
+link add cni0 type bridge
+link set cni0 up
+link add pod type veth peer name pod0
+link set pod master cni0
+link set pod up
+link set pod0 up
+address add fd00:1:0:15::1/64 dev cni0 nodad
+tuntap add dev flannel0 mode tun
+link set flannel0 up
+address add fd00:1:0:15::/128 dev flannel0 nodad
+route add fd00:1::/48 dev flannel0
+"""
+
+
+@pytest.fixture
+def host() -> Iterator[str]:
+    name = fresh_name()
+    subprocess.run(["ip", "netns", "add", name], check=True, timeout=20)
+    try:
+        subprocess.run(["ip", "-6", "-n", name, "-batch", "-"], input=HOST, text=True, check=True, timeout=20)
+        run(name, "sysctl -q -w net.ipv6.conf.all.forwarding=1")
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=20)
+
+
+def run(host: str, command: str) -> str:
+    whole = ["ip", "netns", "exec", host, *command.split()]
+    return subprocess.run(whole, check=True, capture_output=True, text=True, timeout=20).stdout
+
+
+def index_of(host: str, device: str) -> int:
+    return int(run(host, f"cat /sys/class/net/{device}/ifindex"))
+
+
+def ways(host: str) -> Ways:
+    return Ways(index_of(host, "flannel0"), {PEER: None})
+
+
+def look(host: str, needs: list[Need] | None = None) -> Findings:
+    expected = ways(host)
+    return call_inside(host, lambda: Look(NETWORK).look(OWN, expected, needs or []))
+
+
+def texts(found: Findings) -> list[str]:
+    return [item.text for items in (found.forwarding, found.routes, found.cut_off) for item in items]
+
+
+def test_a_host_where_all_is_well_has_nothing_to_say(host: str) -> None:
+    assert texts(look(host)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("ip -6 route add fd00:1:0:16::/64 dev eth0", "ip -6 route del fd00:1:0:16::/64 dev eth0 metric 1024"),
+        ("ip -6 route add blackhole fd00:1:0:16::7", "ip -6 route del blackhole fd00:1:0:16::7"),
+        ("ip -6 rule add to fd00:1:0:16::/64 prohibit pref 50", "ip -6 rule del pref 50 from all to fd00:1:0:16::/64"),
+        ("ip -6 rule add from fd00:1:0:15::/64 unreachable pref 50", "ip -6 rule del pref 50 from fd00:1:0:15::/64"),
+        ("ip -6 route add fd00:1:0:15::7 dev flannel0", "ip -6 route del fd00:1:0:15::7 dev flannel0 metric 1024"),
+        ("ip -6 route del fd00:1::/48", "the overlay's own route to fd00:1::/48 is missing"),
+        ("sysctl -q -w net.ipv6.conf.all.forwarding=0", "sysctl -w net.ipv6.conf.all.forwarding=1"),
+    ],
+)
+def test_what_leads_ipv6_packets_elsewhere_is_named_with_the_way_out(host: str, change: str, said: str) -> None:
+    run(host, change)
+    found = texts(look(host))
+    assert found, "nothing was found"
+    assert any(said in text for text in found), found
+    assert all("\n" not in text for text in found)
+
+
+def test_a_default_route_of_router_advertisements_is_named_before_it_goes(host: str) -> None:
+    run(host, "sysctl -q -w net.ipv6.conf.all.forwarding=0 net.ipv6.conf.eth0.accept_ra=1")
+    run(host, "ip -6 route add default via 2001:db8::fd dev eth0 proto ra metric 512")
+    (text,) = texts(look(host))
+    assert text.endswith(
+        "sysctl -w net.ipv6.conf.all.forwarding=1 net.ipv6.conf.eth0.accept_ra=2 "
+        "(else the default route, which comes from router advertisements, goes)"
+    )
+    run(host, "sysctl -q -w net.ipv6.conf.eth0.accept_ra=2")
+    (text,) = texts(look(host))
+    assert text.endswith("sysctl -w net.ipv6.conf.all.forwarding=1")
+
+
+def test_what_the_agent_needs_inside_the_overlay_is_named(host: str) -> None:
+    need = Need("the registry", IPv6Address("fd00:1:0:16::9"))
+    (text,) = texts(look(host, [need]))
+    assert text.startswith("the registry, fd00:1:0:16::9, is inside the overlay network fd00:1::/48, whose route leads")
+    assert "ip -6 route add fd00:1:0:16::9 via GATEWAY" in text
+    run(host, "ip -6 route del fd00:1::/48")
+    with pytest.raises(FlannelError, match=r"would cut this host off from fd00:1:0:16::9, the registry: the route"):
+        call_inside(host, lambda: refuse_cut_off(lambda to: NETWORK if to in NETWORK else None, [need]))
+    run(host, "ip -6 route add fd00:1:0:16::9 via 2001:db8::fe")
+    assert call_inside(host, lambda: refuse_cut_off(lambda to: NETWORK if to in NETWORK else None, [need])) == []
+
+
+def test_one_address_is_looked_up_in_words(host: str) -> None:
+    expected = ways(host)
+    found = call_inside(host, lambda: look_up(IPv6Address("fd00:1:0:16::2"), NETWORK, OWN, expected))
+    assert found.fault is None
+    assert found.host == "fd00:1::/48 dev flannel0 metric 1024 proto boot"
+    assert found.pods == found.host
+
+
+def test_own_addresses_and_networks_are_of_both_families(host: str) -> None:
+    run(host, "ip address add 192.0.2.1/24 dev eth0")
+    own = call_inside(host, read_own_addresses)
+    assert own[IPv6Address("2001:db8::1")] == "is an address of this host"
+    assert own[IPv6Address("2001:db8::")] == "is the routers' anycast address of 2001:db8::/64, which we are in"
+    networks = call_inside(host, read_own_networks)
+    assert IPv6Network("2001:db8::/64") in {item.network for item in networks}
+    with pytest.raises(FlannelError, match=r"overlay network 2001:db8::/64 is the own network of interface eth0"):
+        refuse_own_network(IPv6Network("2001:db8::/64"), "eth0", networks)
+
+
+def test_the_default_route_is_found_though_the_kernel_lists_it_last(host: str) -> None:
+    def ask() -> list[str]:
+        with open_rtnetlink("listing the default routes") as netlink:
+            return [str(parse_route(body).gateway) for body in stream_default_routes(netlink, 6)]
+
+    assert call_inside(host, ask) == ["2001:db8::fe"]
+    run(host, "ip address add 192.0.2.1/24 dev eth0")
+    facts = call_inside(host, lambda: gather(InterfaceOptions(), VERSIONS))
+    taken = decide(InterfaceOptions(), facts, VERSIONS).interface
+    assert taken is not None and taken.v6 is not None
+    assert (taken.name, str(taken.v6.address)) == ("eth0", "2001:db8::1")
+
+
+def test_resolvers_of_either_family_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver 192.0.2.53\nnameserver 2001:db8::53\nnameserver fe80::1%eth0\nnameserver x:y\n")
+    assert [str(need.address) for need in resolvers([file], vital=True)] == ["192.0.2.53", "2001:db8::53"]

@@ -1,0 +1,169 @@
+"""The choice of the external interface with IPv6, and with both families, over written-down hosts."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+
+from flannel_udp.errors import FlannelError
+from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, decide, no_interface
+from flannel_udp.host.interface_why import explain, show, show_json
+from flannel_udp.model import Ends, Interface
+from flannel_udp.options import InterfaceOptions
+
+BOTH, IPV6 = (4, 6), (6,)
+LINK_LOCAL = Address(IPv6Address("fe80::1"), scope=253)
+GLOBAL = Address(IPv6Address("2001:db8::2"))
+LO = Link(1, "lo", 65_536, (Address(IPv4Address("127.0.0.1"), scope=254),), loopback=True)
+ETH0 = Link(2, "eth0", 1500, (Address(IPv4Address("192.0.2.2")), GLOBAL, LINK_LOCAL))
+ETH1 = Link(3, "eth1", 9000, (Address(IPv6Address("2001:db8:1::2")), LINK_LOCAL))
+ETH2 = Link(4, "eth2", 1500, (Address(IPv4Address("198.51.100.2")), LINK_LOCAL))
+HOST = HostNetwork((LO, ETH0, ETH1, ETH2), (DefaultRoute(2), DefaultRoute(3, 1024, 6), DefaultRoute(2, 2048, 6)))
+
+
+def chosen(
+    options: InterfaceOptions, host: HostNetwork = HOST, versions: tuple[int, ...] = BOTH
+) -> tuple[str, str | None, str | None]:
+    taken = decide(options, host, versions).interface
+    assert taken is not None
+    v4, v6 = (None if ends is None else str(ends.address) for ends in (taken.v4, taken.v6))
+    return taken.name, v4, v6
+
+
+def refusal(options: InterfaceOptions, host: HostNetwork, versions: tuple[int, ...]) -> str:
+    choice = decide(options, host, versions)
+    assert choice.interface is None
+    return str(no_interface(choice, host, versions))
+
+
+def with_addresses(*addresses: Address, carrier: bool = True) -> HostNetwork:
+    return HostNetwork((replace(ETH0, addresses=addresses, carrier=carrier),), (DefaultRoute(2), DefaultRoute(2, 1, 6)))
+
+
+def test_ipv6_alone_follows_its_own_default_route() -> None:
+    assert decide(InterfaceOptions(), HOST, IPV6).interface == Interface(
+        "eth1", 3, 9000, None, Ends(IPv6Address("2001:db8:1::2"), IPv6Address("2001:db8:1::2"))
+    )
+
+
+def test_with_both_it_is_one_interface_that_ipv4_chooses() -> None:
+    assert chosen(InterfaceOptions()) == ("eth0", "192.0.2.2", "2001:db8::2")
+
+
+def test_a_host_without_ipv4_goes_on_with_ipv6_and_the_other_way_round() -> None:
+    ipv6_only = HostNetwork((LO, ETH1), HOST.default_routes)
+    assert chosen(InterfaceOptions(), ipv6_only) == ("eth1", None, "2001:db8:1::2")
+    assert decide(InterfaceOptions(), ipv6_only, BOTH).lacks == ("eth1 has no IPv4 address",)
+    choice = decide(InterfaceOptions(iface=("eth2",)), HOST, BOTH)
+    assert chosen(InterfaceOptions(iface=("eth2",))) == ("eth2", "198.51.100.2", None)
+    assert choice.lacks == ("eth2 has no IPv6 address but link-local ones, which other hosts cannot dial",)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (InterfaceOptions(iface=("2001:db8::2",)), ("eth0", "192.0.2.2", "2001:db8::2")),
+        (InterfaceOptions(iface=("192.0.2.2",)), ("eth0", "192.0.2.2", "2001:db8::2")),
+        (InterfaceOptions(iface=("eth1",)), ("eth1", None, "2001:db8:1::2")),
+        (InterfaceOptions(iface_regex=("^2001:db8:1",)), ("eth1", None, "2001:db8:1::2")),
+        (InterfaceOptions(iface_regex=("^eth0",)), ("eth0", "192.0.2.2", "2001:db8::2")),
+        (InterfaceOptions(iface_can_reach="2001:db8:7::9"), ("eth0", "192.0.2.2", "2001:db8::2")),
+    ],
+)
+def test_an_option_of_either_family_names_the_interface(
+    options: InterfaceOptions, expected: tuple[str, str | None, str | None]
+) -> None:
+    host = replace(HOST, reach=Reach(2, ip_address("2001:db8::2")))
+    assert chosen(options, host) == expected
+
+
+def test_public_ipv6_is_registered_and_the_interfaces_own_address_bound() -> None:
+    options = InterfaceOptions(public_ipv6=IPv6Address("2001:db8:99::1"))
+    taken = decide(options, HOST, BOTH).interface
+    assert taken is not None
+    assert taken.v6 == Ends(IPv6Address("2001:db8::2"), IPv6Address("2001:db8:99::1"))
+    assert taken.v4 == Ends(IPv4Address("192.0.2.2"), IPv4Address("192.0.2.2"))
+
+
+def test_with_ipv6_alone_public_ipv6_chooses_the_interface_that_has_it() -> None:
+    options = InterfaceOptions(public_ipv6=IPv6Address("2001:db8::2"))
+    assert chosen(options, versions=IPV6) == ("eth0", None, "2001:db8::2")
+
+
+@pytest.mark.parametrize(
+    ("worse", "why"),
+    [
+        (replace(GLOBAL, address=IPv6Address("2001:db8::3"), deprecated=True), "it is deprecated"),
+        (replace(GLOBAL, address=IPv6Address("2001:db8::3"), temporary=True), "it is one of those that change"),
+        (replace(GLOBAL, address=IPv6Address("2001:db8::3"), permanent=False), "it is temporary"),
+        (replace(GLOBAL, address=IPv6Address("2001:db8::3"), tentative=True), "it is tentative: the kernel still"),
+        (replace(GLOBAL, address=IPv6Address("2001:db8::3"), duplicate=True), "it is a duplicate: another host"),
+    ],
+)
+def test_the_best_address_goes_first_whatever_the_kernels_order(worse: Address, why: str) -> None:
+    host = with_addresses(worse, LINK_LOCAL, GLOBAL)
+    assert chosen(InterfaceOptions(), host, IPV6) == ("eth0", None, "2001:db8::2")
+    choice = decide(InterfaceOptions(), host, IPV6)
+    reasons = {candidate.address: candidate.reason for candidate in explain(choice, host, IPV6)}
+    assert reasons["2001:db8::3"].startswith(why)
+    assert reasons["2001:db8::2"] == "the default route leads over it, with metric 1"
+    assert "fe80::1" not in reasons
+
+
+def test_an_address_that_is_being_checked_is_waited_for_where_the_answer_can_come() -> None:
+    tentative = replace(GLOBAL, tentative=True)
+    ipv4 = Address(IPv4Address("192.0.2.2"))
+    said = "2001:db8::2 of eth0 is tentative: the kernel still asks whether another host has it"
+    choice = decide(InterfaceOptions(), with_addresses(ipv4, tentative), BOTH)
+    assert (choice.waits, choice.lacks) == (True, (said,))
+    assert not decide(InterfaceOptions(), with_addresses(ipv4, tentative, carrier=False), BOTH).waits
+    duplicate = decide(InterfaceOptions(), with_addresses(ipv4, replace(tentative, duplicate=True)), BOTH)
+    assert (duplicate.waits, duplicate.lacks) == (
+        False,
+        ("2001:db8::2 of eth0 is a duplicate: another host on the link has it",),
+    )
+    assert said in refusal(InterfaceOptions(), with_addresses(tentative), IPV6)
+
+
+def test_a_link_local_address_by_name_is_refused_with_why() -> None:
+    named = InterfaceOptions(iface=("fe80::1",))
+    assert "--iface=fe80::1: it is link-local: other hosts cannot dial it" in refusal(named, HOST, IPV6)
+
+
+def test_nothing_found_names_what_there_is_of_the_families_that_are_wanted() -> None:
+    text = refusal(InterfaceOptions(), replace(HOST, default_routes=()), BOTH)
+    assert text == str(
+        FlannelError(
+            "no interface to use: default route: this host has none for IPv4; default route: this host has none for "
+            "IPv6; name one with --iface; interfaces that are up with an IPv4 or IPv6 address: "
+            "eth0 (192.0.2.2 2001:db8::2), eth2 (198.51.100.2), lo (127.0.0.1), eth1 (2001:db8:1::2)"
+        )
+    )
+
+
+def test_people_and_programs_see_both_families() -> None:
+    choice, stream, document = decide(InterfaceOptions(), HOST, BOTH), io.StringIO(), io.StringIO()
+    show(choice, HOST, stream, BOTH)
+    lines = stream.getvalue().splitlines()
+    assert lines[:2] == [
+        "eth0  192.0.2.2        chosen  the default route leads over it, with metric 0",
+        "eth0  2001:db8::2      chosen  the IPv6 address of that interface",
+    ]
+    assert lines[-2:] == [
+        "the agent binds to 192.0.2.2 of eth0, MTU 1500; other hosts dial the same",
+        "the agent binds to 2001:db8::2 of eth0, MTU 1500; other hosts dial the same",
+    ]
+    show_json(choice, HOST, document, BOTH)
+    assert json.loads(document.getvalue())["chosen"] == {
+        "interface": "eth0",
+        "address": "192.0.2.2",
+        "public_ip": "192.0.2.2",
+        "address_v6": "2001:db8::2",
+        "public_ipv6": "2001:db8::2",
+        "mtu": 1500,
+        "by": "default route",
+    }
