@@ -31,12 +31,8 @@ HIDDEN = f"a route to {A} is not ours: remove it; `ip route show exact {A}` show
 @pytest.fixture
 def host() -> Iterator[OneHost]:
     with one_host() as made:
-        made.ip(
-            f"link add eth0 index {ETH0} type veth peer name far0",
-            "link set far0 up",
-            "link set eth0 up",
-            "address add 192.0.2.1/16 dev eth0",
-        )
+        made.add_link("eth0", ETH0)
+        made.ip("address add 192.0.2.1/16 dev eth0")
         yield made
 
 

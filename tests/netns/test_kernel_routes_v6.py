@@ -24,12 +24,8 @@ PATIENCE_S = 10.0
 @pytest.fixture
 def host() -> Iterator[OneHost]:
     with one_host() as made:
-        made.ip(
-            f"link add eth0 index {ETH0} type veth peer name far0",
-            "link set far0 up",
-            "link set eth0 up",
-            "address add 2001:db8::1/64 dev eth0 nodad",
-        )
+        made.add_link("eth0", ETH0)
+        made.ip("address add 2001:db8::1/64 dev eth0 nodad")
         yield made
 
 

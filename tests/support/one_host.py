@@ -59,17 +59,26 @@ class OneHost:
 
     def add_links(self, index: int) -> None:
         """Make eth0 with this index, and eth1, both up; nobody is at their other ends."""
-        self.ip(
-            f"link add eth0 index {index} type veth peer name far0",
-            "link add eth1 type veth peer name far1",
-            *(f"link set {name} up" for name in ("far0", "far1", "eth0", "eth1")),
-        )
-        # Until then the kernel has news of the links, for which all that listens asks again.
-        for name in ("eth0", "eth1"):
-            assert netns.wait_until(partial(self._is_up, name), PATIENCE_S)
+        self.add_link("eth0", index)
+        self.add_link("eth1", index + 1)
 
-    def _is_up(self, name: str) -> bool:
-        return "state UP" in self.show(f"link show {name}")[0]
+    def add_link(self, name: str, index: int) -> None:
+        """Make one end of a veth that is up, without a link-local address; nobody is at its other end, `far…`."""
+        far = name.replace("eth", "far")
+        self.ip(
+            f"link add {name} index {index} type veth peer name {far}",
+            f"link set {name} addrgenmode none",
+            f"link set {far} addrgenmode none",
+            f"link set {far} up",
+            f"link set {name} up",
+        )
+        # Until then the kernel has news of the link, its own routes among them, for which all that listens asks again.
+        for link in (name, far):
+            assert netns.wait_until(partial(self._is_settled, link), PATIENCE_S)
+
+    def _is_settled(self, link: str) -> bool:
+        is_up = "state UP" in self.show(f"link show {link}")[0]
+        return is_up and self.show(f"-6 route show table local dev {link}")[-1:] != []
 
     def show(self, command: str) -> list[str]:
         """Return the lines that an `ip` command prints inside."""
