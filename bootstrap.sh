@@ -56,6 +56,11 @@ cause() {
         echo "the packages cannot be reached ($unreachable): is this machine online?"
         return
     fi
+    untrusted=$(output | grep -o -m 1 'certificate verify failed[^(]*[^( ]' | head -n 1)
+    if [ -n "$untrusted" ]; then
+        echo "the packages' server is not trusted ($untrusted): is the clock right, or is there a proxy here (PIP_CERT names its certificate)?"
+        return
+    fi
     output | grep -E -m 1 '^E: |No matching distribution|Permission denied' && return
     output | grep -E '^(ERROR|error): ' | tail -n 1 | grep . && return
     output | grep -v -E '^(note|hint|WARNING|W): |^\[(notice|end of output)' | tail -n 1

@@ -173,6 +173,14 @@ resolution')': /simple/tox/
 ERROR: Could not find a version that satisfies the requirement tox<5,>=4.21 (from versions: none)
 ERROR: No matching distribution found for tox<5,>=4.21
 """,
+    "the packages' server is not trusted (certificate verify failed: self-signed certificate in certificate \
+chain): is the clock right, or is there a proxy here (PIP_CERT names its certificate)?": """\
+WARNING: Retrying (Retry(total=0)) after connection broken by 'SSLError(SSLCertVerificationError(1, '[SSL: \
+CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate in certificate \
+chain (_ssl.c:1029)'))': /simple/tox/
+ERROR: Could not find a version that satisfies the requirement tox<5,>=4.21 (from versions: none)
+ERROR: No matching distribution found for tox<5,>=4.21
+""",
     "error: metadata-generation-failed": """\
 error: metadata-generation-failed
 x Encountered error while generating package metadata.
