@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flannel_udp.cli.flags import AGENT_FLAGS, Flag
@@ -35,10 +36,16 @@ class Parser(argparse.ArgumentParser):
         (file or sys.stdout).write(self.format_help())
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Prints texts as they are, and cuts no word of a flag's help, which may be an address, however narrow it is."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+
 def make_parser(prog: str, usage: str, description: str, epilog: str = "") -> Parser:
     """Return a parser that takes no abbreviations and prints its texts as they are."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    return Parser(prog, usage, description, epilog, formatter_class=formatter, allow_abbrev=False)
+    return Parser(prog, usage, description, epilog, formatter_class=_Formatter, allow_abbrev=False)
 
 
 def add_flags(parser: Parser, title: str, flags: Iterable[Flag]) -> None:

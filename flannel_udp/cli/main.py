@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -88,6 +89,7 @@ def _agent(argv: list[str]) -> int:
     options = agent_options(argv, os.environ)
     for line in unknown_variables(AGENT_FLAGS, os.environ):
         _complain(f"warning: {line}")
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # would end us before there is an agent to ask
     from flannel_udp.agent.run import run
 
     return run(options)

@@ -32,6 +32,8 @@ def agent_parser(commands: Commands) -> Parser:
         "  flannel-udp --etcd-endpoints=http://192.0.2.10:2379 --iface=eth1\n"
         "  flannel-udp --registry=file:/etc/flannel/registry.json --healthz-port=8080\n\n"
         "A network configuration that is wrong, or that this host cannot run, is waited for.\n"
+        "signals: SIGTERM and SIGINT stop it, SIGHUP reads the network configuration again, SIGUSR1 writes to the log\n"
+        "what `flannel-udp status` shows.\n"
         "exit codes: 0 stopped cleanly, 1 failed, 2 wrong usage.",
     )
     parser.add_argument("--version", action="version", version=f"flannel-udp {__version__}", help="print the version")

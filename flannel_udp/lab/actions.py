@@ -28,6 +28,8 @@ Given = Mapping[str, Any]
 """The values of a command's flags and arguments, by name; a flag that nobody gave is absent."""
 
 _NAME, _DEMO_NAME = "lab", "demo"
+_WIDTH = 1_000
+"""Columns: a narrow terminal wraps by itself, and no address is cut, whoever reads."""
 _DATAPATHS = ("auto", "kernel", "userspace")
 
 _LOGGER = logging.getLogger("flannel_udp.lab")
@@ -65,7 +67,7 @@ def status(given: Given) -> int:
 def _show(lab: Lab) -> None:
     table = Table(title=f"lab {lab.name}", title_justify="left", box=None, pad_edge=False)
     for heading in ("host", "underlay", "subnet", "backend", "agent", "pods"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for host in lab.hosts:
         pid = host.agent_pid()
         state = "-" if pid is None else f"{'ready' if host.is_ready() else 'not ready'} (process {pid})"
@@ -78,7 +80,7 @@ def _show(lab: Lab) -> None:
             if (address := pod.known_address(version)) is not None
         )
         table.add_row(host.name, underlay, subnet or "-", host.backend or "-", state, pods or "-")
-    Console().print(table)
+    Console(width=_WIDTH).print(table)
 
 
 def execute(given: Given) -> int:

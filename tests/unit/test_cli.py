@@ -66,6 +66,16 @@ def test_help_teaches_every_group_flag_and_command(word: str, capsys: pytest.Cap
     assert text.count("\n  flannel-udp --") == 2  # the examples
 
 
+def test_help_in_forty_columns_cuts_no_default(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    main(["--help"])
+    text = capsys.readouterr().out
+    assert [flag.name for flag in AGENT_FLAGS if not all(word in text for word in flag.default_text.split())] == []
+    assert "http://127.0.0.1:4001,http://127.0.0.1:2379" in text
+
+
 def test_help_lists_the_ignored_flags_in_one_place_only(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     text = capsys.readouterr().out
