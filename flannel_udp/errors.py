@@ -3,6 +3,16 @@
 ``exit_code`` follows the command line's rule: 2 for wrong usage or configuration, 1 for everything else that failed.
 """
 
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return what a message about an unknown name ends with, where a known one is near; else nothing."""
+    from difflib import get_close_matches  # noqa: PLC0415 - costs more to import than all of --version, and is rare
+
+    near = get_close_matches(word, list(known), n=1)
+    return f": did you mean {prefix}{near[0]}?" if near else ""
+
 
 class FlannelError(Exception):
     """Something failed that the user should hear of in one line."""

@@ -192,7 +192,9 @@ def _remove_stale(path: Path, kind: int) -> None:
             return
         except TimeoutError:
             # It listens and is too busy to accept, which a dead one cannot be.
-            raise Claimed(f"another flannel-udp is running (on {path}) and does not answer") from None
+            raise Claimed(
+                f"another flannel-udp is running (on {path}) and does not answer: see which with 'fuser {path}', end it"
+            ) from None
         pid, _ = peer_credentials(probe)
     raise Claimed(
         f"another flannel-udp is running (pid {pid}, on {path}): stop it first, or take its place with --takeover; "

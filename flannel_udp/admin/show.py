@@ -36,7 +36,7 @@ def show_status(status: Status, stream: TextIO) -> None:
     from rich.text import Text  # noqa: PLC0415 - rich is slow to import, and --json does without
 
     console = _console(stream)
-    for name, value in _status_lines(status):
+    for name, value in status_lines(status):
         style = "" if name != "state" else "green" if _health(status) == "ready" else "yellow"
         # Text, never markup: a value may hold square brackets.
         console.print(Text.assemble((f"{name:<11}", "bold"), (value, style)))
@@ -123,7 +123,8 @@ def _console(stream: TextIO) -> Console:
     return Console(file=stream, highlight=False, width=_WIDTH)
 
 
-def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
+def status_lines(status: Status) -> Iterator[tuple[str, str]]:
+    """Yield names and values of the status; a name is empty where the value goes on with the former one's."""
     yield "state", f"{status['state']} ({_health(status)})"
     for problem in status["problems"]:
         yield "problem", problem

@@ -30,6 +30,7 @@ from typing import Any
 from flannel_udp.admin import notify
 from flannel_udp.admin.claims import HostClaims
 from flannel_udp.admin.control_socket import ControlServer, control_server
+from flannel_udp.admin.show import status_lines
 from flannel_udp.agent.asking import Asking, needs_of
 from flannel_udp.agent.documents import Documents
 from flannel_udp.agent.external import find_any_interface, wait_for_interface
@@ -105,6 +106,11 @@ class Agent:
         """Return when all that carries traffic has given a sign of life; before that there is nothing to ask."""
         if self._state.ready and self._state.rooms:
             await self._state.rooms.network.come_round()
+
+    def log_status(self) -> None:
+        """Write what `flannel-udp status` shows to the log, for when nobody can ask any more."""
+        for name, value in status_lines(self._documents.status()):
+            logger.info("status: %-11s%s", name, value)
 
     async def live(self) -> None:
         """Do everything above; ends only by an error or by being cancelled, and leaves nothing behind."""

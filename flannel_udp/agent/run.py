@@ -65,6 +65,7 @@ async def _run(options: Options, kept: Kept) -> int:
         loop.add_signal_handler(number, life.cancel)
     agent = Agent(options, kept)
     loop.add_signal_handler(signal.SIGHUP, agent.reload_wanted.set)
+    loop.add_signal_handler(signal.SIGUSR1, agent.log_status)
     watchdog = loop.create_task(notify.keep_watchdog(agent.come_round), name="watchdog")
     try:
         await agent.live()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flannel_udp.cli.flags import AGENT_FLAGS, Flag
 from flannel_udp.cli.parsers import GO_BOOLS
-from flannel_udp.errors import UsageError
+from flannel_udp.errors import UsageError, did_you_mean
 from flannel_udp.options import DataplaneOptions, EtcdOptions, FirewallOptions, InterfaceOptions, KubeOptions, Options
 
 if TYPE_CHECKING:
@@ -36,10 +36,16 @@ class Parser(argparse.ArgumentParser):
         (file or sys.stdout).write(self.format_help())
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Prints texts as they are, and cuts no word of a flag's help, which may be an address, however narrow it is."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+
 def make_parser(prog: str, usage: str, description: str, epilog: str = "") -> Parser:
     """Return a parser that takes no abbreviations and prints its texts as they are."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    return Parser(prog, usage, description, epilog, formatter_class=formatter, allow_abbrev=False)
+    return Parser(prog, usage, description, epilog, formatter_class=_Formatter, allow_abbrev=False)
 
 
 def add_flags(parser: Parser, title: str, flags: Iterable[Flag]) -> None:
@@ -122,6 +128,25 @@ def gnu_spelling(words: Sequence[str], flags: Iterable[Flag]) -> list[str]:
     return rewritten
 
 
+def split_rest(words: Sequence[str], flags: Iterable[Flag], n_before: int) -> tuple[list[str], list[str]]:
+    """Split behind the word number `n_before` that is no flag's: what follows is another program's, and stays as it is.
+
+    A first ``--`` of it goes.
+    """
+    with_value = {flag.name for flag in flags if not flag.switch}
+    end = 0
+    while n_before and end < len(words) and words[end] != "--":
+        word = words[end]
+        name = word.removeprefix("-").removeprefix("-")
+        if not word.startswith("-"):
+            n_before -= 1
+        elif name in with_value:
+            end += 1
+        end += 1
+    rest = list(words[end:])
+    return list(words[:end]), rest[1:] if rest[:1] == ["--"] else rest
+
+
 def _without_secret(name: str, flags: Iterable[Flag]) -> str:
     """Return an unknown flag as it may be shown: `--etcd-password:hunter2` ends before the secret."""
     for flag in flags:
@@ -135,12 +160,6 @@ def unknown_variables(flags: Iterable[Flag], environ: Mapping[str, str]) -> list
     known = {flag.variable for flag in flags if flag.in_environment}
     unknown = sorted(name for name in environ if name.startswith("FLANNELD_") and name not in known)
     return [f"environment variable {name} is no flag's and ignored{did_you_mean(name, known)}" for name in unknown]
-
-
-def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return a hint for a near miss; empty when nothing is near."""
-    near = get_close_matches(word, list(known), n=1)
-    return f": did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _read(flag: Flag, texts: Sequence[str], source: str) -> Any:

@@ -8,29 +8,20 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from textwrap import fill
 from typing import IO
 
-from flannel_udp import __version__
-from flannel_udp.backend.table import BACKENDS
-from flannel_udp.cli.arguments import (
-    add_flags,
-    did_you_mean,
-    make_parser,
-    read_arguments,
-    to_options,
-    unknown_variables,
-)
-from flannel_udp.cli.commands import COMMANDS, Command
-from flannel_udp.cli.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS
-from flannel_udp.errors import ConfigError, FlannelError, UsageError
+from flannel_udp.cli.arguments import read_arguments, split_rest, to_options, unknown_variables
+from flannel_udp.cli.command import Command
+from flannel_udp.cli.commands import COMMANDS
+from flannel_udp.cli.flags import AGENT_FLAGS
+from flannel_udp.cli.parser import agent_parser, command_parser, group_help
+from flannel_udp.errors import ConfigError, FlannelError, UsageError, did_you_mean
 from flannel_udp.options import Options
-
-LAB_SUMMARY = "build hosts and pods in network namespaces, to try and to test"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,8 +78,6 @@ def _give_up(stream: IO[str]) -> None:
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0].startswith("-"):
         return _agent(argv)
-    if argv[0] == "lab":
-        return _lab(argv[1:])
     for name, command in COMMANDS.items():
         words = name.split()
         if argv[: len(words)] == words:
@@ -100,6 +89,7 @@ def _agent(argv: list[str]) -> int:
     options = agent_options(argv, os.environ)
     for line in unknown_variables(AGENT_FLAGS, os.environ):
         _complain(f"warning: {line}")
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # would end us before there is an agent to ask
     from flannel_udp.agent.run import run
 
     return run(options)
@@ -107,73 +97,25 @@ def _agent(argv: list[str]) -> int:
 
 def agent_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:
     """Return what the agent's flags and its environment say. Raises `UsageError`; prints and exits for --help."""
-    ignored = ", ".join(flag.spelling for flag in IGNORED_FLAGS)
-    commands = {**{name: command.summary for name, command in COMMANDS.items()}, "lab": LAB_SUMMARY}
-    parser = make_parser(
-        "flannel-udp",
-        "flannel-udp [FLAG...]\n       flannel-udp COMMAND ...",
-        "Without a command: the agent of a host. It leases a subnet of the overlay network, learns the leases of all\n"
-        "other hosts and lets packets travel between their pods, by the backend that the network configuration names:\n"
-        f"{', '.join(BACKENDS)}. Its flags are flanneld's, and some are (ours).\n\n"
-        f"commands (flannel-udp COMMAND --help explains each):\n{_table(commands)}",
-        "Flags may be written as in Go: -iface=eth0, --iface=eth0, --iface eth0, -ip-masq, --ip-masq=true.\n"
-        "Each is also an environment variable: FLANNELD_ and the name in capitals, - as _ (FLANNELD_ETCD_PREFIX).\n"
-        "A flag wins over its variable. A variable holds one value, also where the flag may be repeated.\n"
-        f"{fill(f'Accepted for the sake of old unit files, without effect: {ignored}.', 110)}\n\n"
-        "examples:\n"
-        "  flannel-udp --etcd-endpoints=http://192.0.2.10:2379 --iface=eth1\n"
-        "  flannel-udp --registry=file:/etc/flannel/registry.json --healthz-port=8080\n\n"
-        "A network configuration that is wrong, or that this host cannot run, is waited for.\n"
-        "exit codes: 0 stopped cleanly, 1 failed, 2 wrong usage.",
-    )
-    parser.add_argument("--version", action="version", version=f"flannel-udp {__version__}", help="print the version")
-    for title, flags in AGENT_GROUPS.items():
-        add_flags(parser, title, flags)
-    add_flags(parser, "", IGNORED_FLAGS)
-    return to_options(read_arguments(parser, argv, AGENT_FLAGS, environ))
+    return to_options(read_arguments(agent_parser(COMMANDS), argv, AGENT_FLAGS, environ))
 
 
 def _command(name: str, command: Command, argv: list[str]) -> int:
-    prog = f"flannel-udp {name}"
-    argument = command.argument
-    usage = " ".join([prog, *([argument[0]] if argument else []), "[FLAG...]"])
-    parser = make_parser(prog, usage, f"{command.summary}.", command.details)
-    if argument:
-        parser.add_argument(argument[0], help=argument[1])
-    for title, flags in command.flags.items():
-        add_flags(parser, title, flags)
-    known = [flag for flags in command.flags.values() for flag in flags]
-    return command.run(read_arguments(parser, argv, known, os.environ))
-
-
-def _lab(argv: list[str]) -> int:
-    from flannel_udp.lab import command
-
-    parser = make_parser("flannel-udp lab", "flannel-udp lab COMMAND ...", f"{LAB_SUMMARY}.")
-    command.add_arguments(parser, BACKENDS)
-    args = parser.parse_args(argv)
-    kind = getattr(args, "backend", None)
-    if kind is not None and kind not in BACKENDS:
-        parser.error(f"--backend: {kind!r} is not one of {', '.join(BACKENDS)}{did_you_mean(kind, BACKENDS)}")
-    if kind is not None and "6" in args.families and 6 not in BACKENDS[kind].families:
-        parser.error(f"--families {args.families}: the backend {kind} carries IPv4 only")
-    return command.run(args)
+    flags, rest = command.all_flags, {}
+    if command.takes_rest:
+        argv, rest[command.arguments[-1].name] = split_rest(argv, flags, len(command.arguments) - 1)
+    return command.run({**read_arguments(command_parser(name, command), argv, flags, os.environ), **rest})
 
 
 def _incomplete_command(argv: list[str]) -> int:
     """Answer a command's first word without the second, or a word that is no command. Raises `UsageError`."""
     first = argv[0]
-    group = {name: command.summary for name, command in COMMANDS.items() if name.split()[0] == first}
-    if not group:
-        hint = did_you_mean(first, {name.split()[0] for name in COMMANDS} | {"lab"})
+    names = [name.split()[1] for name in COMMANDS if name.split()[0] == first]
+    if not names:
+        hint = did_you_mean(first, [*dict.fromkeys(name.split()[0] for name in COMMANDS), *COMMANDS])
         raise UsageError(f"unknown command {first!r}{hint} (see: flannel-udp --help)")
     if argv[1:2] in (["-h"], ["-help"], ["--help"]):
-        sys.stdout.write(f"usage: flannel-udp {first} COMMAND ...\n\ncommands:\n{_table(group)}\n")
+        sys.stdout.write(group_help(first, COMMANDS))
         return 0
-    names = [name.split()[1] for name in group]
     hint = did_you_mean(argv[1], names) if len(argv) > 1 else ""
     raise UsageError(f"{first} needs one of: {', '.join(names)}{hint} (see: flannel-udp {first} --help)")
-
-
-def _table(summaries: dict[str, str]) -> str:
-    return "\n".join(f"  {name:<14}{summary}" for name, summary in summaries.items())

@@ -8,6 +8,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
+from flannel_udp.errors import did_you_mean
 from flannel_udp.options import NO_OFFLOAD, Offload
 
 GO_BOOLS = {
@@ -45,7 +46,8 @@ def parse_offload(text: str) -> Offload:
     names = [name.strip() for name in text.split(",")]
     unknown = [name for name in names if name not in Offload().names()]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is not auto, off or one of {', '.join(Offload().names())}")
+        hint = did_you_mean(unknown[0], ("auto", "off", *Offload().names()))
+        raise ValueError(f"{unknown[0]!r} is not auto, off or one of {', '.join(Offload().names())}{hint}")
     return replace(NO_OFFLOAD, **{name.replace("-", "_"): True for name in names})
 
 
@@ -67,7 +69,7 @@ def choice(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text in words:
             return text
-        raise ValueError(f"{text!r} is not one of {', '.join(words)}")
+        raise ValueError(f"{text!r} is not one of {', '.join(words)}{did_you_mean(text, words)}")
 
     return parse
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle
@@ -19,23 +18,30 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.errors import FlannelError, UsageError, did_you_mean
 from flannel_udp.lab.by_hand import ALLOC, routes_from
 from flannel_udp.lab.demo import run_demo
 from flannel_udp.lab.lab import ENDING_SIGNALS, Lab, lab_names, remove
 from flannel_udp.lab.plan import OVERLAY, Plan
 
+Given = Mapping[str, Any]
+"""The values of a command's flags and arguments, by name; a flag that nobody gave is absent."""
+
+_NAME, _DEMO_NAME = "lab", "demo"
+_WIDTH = 1_000
+"""Columns: a narrow terminal wraps by itself, and no address is cut, whoever reads."""
 _DATAPATHS = ("auto", "kernel", "userspace")
 
 _LOGGER = logging.getLogger("flannel_udp.lab")
 
 
-def _up(args: argparse.Namespace) -> int:
-    lab = Lab(_plan(args))
+def up(given: Given) -> int:
+    """Build a lab and show it."""
+    lab = Lab(_plan(given, _NAME))
     with _progress(), _interruptible():
         lab.up()
     _show(lab)
-    option = "" if args.name == "lab" else f" --name {args.name}"
+    option = "" if lab.name == _NAME else f" --name {lab.name}"
     on_h1 = f"flannel-udp lab exec{option} h1 -- ip"
     if lab.plan.backend == ALLOC and (routes := routes_from(lab, lab.hosts[0])):
         sys.stdout.write("\nalloc leaves the routes between the hosts to you. On each host, as on h1:\n")
@@ -44,9 +50,14 @@ def _up(args: argparse.Namespace) -> int:
     return 0
 
 
-def _status(args: argparse.Namespace) -> int:
-    lab = Lab.attach(args.name)
-    if args.json:
+def _attached(given: Given) -> Lab:
+    return Lab.attach(given.get("name", _NAME))
+
+
+def status(given: Given) -> int:
+    """Show a lab."""
+    lab = _attached(given)
+    if given.get("json"):
         sys.stdout.write(json.dumps(lab.status(), indent=2) + "\n")
     else:
         _show(lab)
@@ -56,7 +67,7 @@ def _status(args: argparse.Namespace) -> int:
 def _show(lab: Lab) -> None:
     table = Table(title=f"lab {lab.name}", title_justify="left", box=None, pad_edge=False)
     for heading in ("host", "underlay", "subnet", "backend", "agent", "pods"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for host in lab.hosts:
         pid = host.agent_pid()
         state = "-" if pid is None else f"{'ready' if host.is_ready() else 'not ready'} (process {pid})"
@@ -69,17 +80,19 @@ def _show(lab: Lab) -> None:
             if (address := pod.known_address(version)) is not None
         )
         table.add_row(host.name, underlay, subnet or "-", host.backend or "-", state, pods or "-")
-    Console().print(table)
+    Console(width=_WIDTH).print(table)
 
 
-def _exec(args: argparse.Namespace) -> int:
-    node = Lab.attach(args.name).node(args.node)
+def execute(given: Given) -> int:
+    """Become the command that is run in a node."""
+    node = _attached(given).node(given["HOST[/POD]"])
     sys.stdout.flush()
-    os.execvp("ip", ["ip", "netns", "exec", node.namespace, *args.command])  # noqa: S606 - shell-free on purpose
+    os.execvp("ip", ["ip", "netns", "exec", node.namespace, *given["COMMAND"]])  # noqa: S606 - shell-free on purpose
 
 
-def _logs(args: argparse.Namespace) -> int:
-    host = Lab.attach(args.name).host(args.host)
+def logs(given: Given) -> int:
+    """Print a host's log."""
+    host = _attached(given).host(given["HOST"])
     if not host.log_file.exists():
         raise FlannelError(f"{host.name}: no agent of ours was started here")
     with host.log_file.open(errors="replace") as log:
@@ -87,8 +100,10 @@ def _logs(args: argparse.Namespace) -> int:
     return 0
 
 
-def _down(args: argparse.Namespace) -> int:
-    names = lab_names() if args.all else [args.name]
+def down(given: Given) -> int:
+    """Remove one lab, or all."""
+    every = given.get("all", False)
+    names = lab_names() if every else [given.get("name", _NAME)]
     removed, faults = [], []
     with _progress():
         for name in names:
@@ -99,47 +114,34 @@ def _down(args: argparse.Namespace) -> int:
                 faults.append(error)
     if faults:
         raise faults[0]
-    if not removed and not args.all:
-        raise FlannelError(f"no lab named {args.name} is up: `ip netns` lists what there is")
+    if not removed and not every:
+        raise FlannelError(f"no lab named {names[0]} is up: `ip netns` lists what there is")
     sys.stdout.write(f"removed: {', '.join(removed)}\n" if removed else "no lab is up\n")
     return 0
 
 
-def _demo(args: argparse.Namespace) -> int:
+def demo(given: Given) -> int:
+    """Show what a lab is, and take it away."""
     width = shutil.get_terminal_size((100, 24)).columns
     with _progress(), _interruptible():
-        complete = run_demo(_plan(args), sys.stdout, width)
+        complete = run_demo(_plan(given, _DEMO_NAME), sys.stdout, width)
     if not complete:
         raise FlannelError("a ping was lost: see the matrix above")
     return 0
 
 
-ACTIONS: Mapping[str, Callable[[argparse.Namespace], int]] = {
-    "up": _up,
-    "status": _status,
-    "exec": _exec,
-    "logs": _logs,
-    "down": _down,
-    "demo": _demo,
-}
-
-
-def _plan(args: argparse.Namespace) -> Plan:
+def _plan(given: Given, name: str) -> Plan:
+    asked = {key: given[key] for key in ("hosts", "pods", "registry", "families") if key in given}
     config: dict[str, Any] = {"Network": str(OVERLAY)}
-    if args.backend is not None:
-        config["Backend"] = {"Type": args.backend}
-    plan = Plan(
-        name=args.name,
-        hosts=args.hosts,
-        pods=args.pods,
-        registry=args.registry,
-        config=config,
-        families=args.families,
-    )
-    if not 0 <= args.routed < plan.hosts:
-        raise UsageError(f"--routed {args.routed}: of {plan.hosts} hosts 0 to {plan.hosts - 1} can be behind a router")
+    if "backend" in given:
+        config["Backend"] = {"Type": given["backend"]}
+    plan = Plan(name=given.get("name", name), config=config, **asked)
+    routed = given.get("routed", 0)
+    if routed >= plan.hosts:
+        raise UsageError(f"--routed {routed}: of {plan.hosts} hosts 0 to {plan.hosts - 1} can be behind a router")
     names = plan.host_names
-    return replace(plan, host_args=_datapaths(names, args.datapath), routed=tuple(names[plan.hosts - args.routed :]))
+    host_args = _datapaths(names, given.get("datapath"))
+    return replace(plan, host_args=host_args, routed=tuple(names[plan.hosts - routed :]))
 
 
 def _datapaths(hosts: Sequence[str], text: str | None) -> dict[str, tuple[str, ...]]:
@@ -149,7 +151,8 @@ def _datapaths(hosts: Sequence[str], text: str | None) -> dict[str, tuple[str, .
     given = text.split(",")
     unknown = [datapath for datapath in given if datapath not in _DATAPATHS]
     if unknown:
-        raise UsageError(f"--datapath {text}: {unknown[0]!r} is none of {', '.join(_DATAPATHS)}")
+        hint = did_you_mean(unknown[0], _DATAPATHS)
+        raise UsageError(f"--datapath {text}: {unknown[0]!r} is none of {', '.join(_DATAPATHS)}{hint}")
     return {host: (f"--datapath={datapath}",) for host, datapath in zip(hosts, cycle(given), strict=False)}
 
 

@@ -62,6 +62,12 @@ def test_status_for_people_shows_every_host_and_pod(bare_lab: Lab) -> None:
         assert text in shown
 
 
+def test_status_in_forty_columns_cuts_no_address(bare_lab: Lab) -> None:
+    shown = run("status", "--name", bare_lab.name, COLUMNS="40").stdout
+    for text in ("192.0.2.1", "192.0.2.2", "10.244.1.0/24", "p1 10.244.2.2"):
+        assert text in shown
+
+
 def test_exec_runs_inside_and_passes_output_and_exit_code_on(bare_lab: Lab) -> None:
     done = run("exec", "--name", bare_lab.name, "h2/p1", "--", "sh", "-c", "ip -br addr show eth0; exit 7")
     assert done.returncode == 7
@@ -142,7 +148,7 @@ def test_a_demonstration_needs_two_hosts() -> None:
 def test_without_root_up_is_one_clear_line() -> None:
     # The user changes only when everything is imported: an interpreter may live where nobody but root can read it.
     code = (
-        "import os, sys; from flannel_udp.cli.main import main; from flannel_udp.lab import actions, command; "
+        "import os, sys; from flannel_udp.cli.main import main; from flannel_udp.lab import actions; "
         "os.setgroups([]); os.setuid(65534); sys.exit(main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", code, "lab", "up", "--name", fresh_name()]

@@ -78,5 +78,22 @@ async def test_people_get_text(words: list[str], shown: str, tmp_path: Path) -> 
         json.loads(out)
 
 
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [
+        (["status"], ("10.1.15.0/24", "192.0.2.1", "10.1.15.0-24")),
+        (["peers"], ("10.1.16.0/24", "192.0.2.2")),
+        (["route", "get", "fd00:10:244:ffff:ffff:ffff:ffff:ffff"], ("fd00:10:244:ffff:ffff:ffff:ffff:ffff no route",)),
+    ],
+)
+async def test_forty_columns_cut_no_address(
+    words: list[str], whole: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    code, out, err = await ask(tmp_path, *words)
+    assert (code, err) == (0, "")
+    assert [text for text in whole if text not in out] == []
+
+
 async def test_what_the_agent_cannot_answer_is_one_line(tmp_path: Path) -> None:
     assert await ask(tmp_path, "route", "get", "10.1.0.1") == (1, "", "flannel-udp: no network configuration yet\n")

@@ -41,7 +41,11 @@ async def test_a_missing_then_broken_configuration_is_waited_for_until_it_is_rig
     assert parsed.config.v4 is not None
     what = "reading the network configuration"
     missing, *rest = caplog.messages
-    assert missing.startswith(f"{what} failed: registry file {tmp_path}/registry.json holds no network configuration")
+    file = tmp_path / "registry.json"
+    assert missing == (
+        f"{what} failed: registry file {file} does not exist and so holds no network configuration: copy the one of "
+        f"the other hosts there, or write one with `flannel-udp config put FILE --registry=file:{file}` {THEN}"
+    )
     assert rest == [
         f"{what} failed: SubnetLen is 99: expected at most 30 {THEN}",
         f"{what} failed: Backend is 3: expected an object {THEN}",

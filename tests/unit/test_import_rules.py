@@ -17,7 +17,6 @@ PACKAGE = "flannel_udp"
 
 VALUES = ["errors", "model", "options"]
 SHARED = [*VALUES, "netconf*", "backoff*"]
-COMMAND_LINE = ["cli", "cli.main", "cli.commands", "cli.arguments", "cli.flags", "cli.parsers"]
 NO_FIREWALL = ["host", "host.[!f]*", "host.family"]
 PLAIN_ROOMS = ("admin", "backend", "cni", "control", "dataplane", "files", "host", "lab", "registry")
 ROOMS = [f"{room}*" for room in PLAIN_ROOMS]
@@ -43,14 +42,16 @@ RULES: Mapping[str, list[str]] = {
     "handover*": [*SHARED, *ROOMS, "handover*"],
     "agent*": [*SHARED, *ROOMS, "handover*", "agent*"],
     "doctor*": [*SHARED, *ROOMS, "agent.asking", "doctor*"],
-    "cli.parsers": ["options", "netconf.addresses", "registry.urls", "files.secret"],
+    "cli.parsers": ["errors", "options", "netconf.addresses", "registry.urls", "files.secret"],
     "cli.flags": ["options", "cli.parsers"],
     "cli.arguments": ["errors", "options", "cli.flags", "cli.parsers"],
     "cli*": [*SHARED, *ROOMS, "agent*", "doctor*", "cli*"],
     "__main__": ["cli.main"],
 }
 # What the command line may import before it knows the command: --help and --version answer at once.
-EAGER = [*COMMAND_LINE, "backend.table", "errors", "options"]
+EAGER = ["cli", "cli.*", "backend.table", "errors", "options"]
+# Modules of the command line that are themselves imported when they are needed.
+LATE = ["cli.config_put"]
 # Of the tests and benches, and scapy's licence is the GPL.
 NEVER = {"scapy", "pytest", "hypothesis", "tests", "bench", "examples"}
 
@@ -114,6 +115,15 @@ def rule_of(module: str) -> list[str] | None:
     return next((allowed for pattern, allowed in RULES.items() if fnmatchcase(module, pattern)), None)
 
 
+def one_of(module: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(module, pattern) for pattern in patterns)
+
+
+def on_the_way_to_help(module: str) -> bool:
+    """Tell whether it is imported before the command is known."""
+    return one_of(module, ["cli", "cli.*"]) and module not in LATE
+
+
 def faults(name: str, source: str, known: set[str]) -> list[str]:
     """Return one line for every import of a module that breaks a rule."""
     module = name.removeprefix(f"{PACKAGE}.")
@@ -128,9 +138,9 @@ def faults(name: str, source: str, known: set[str]) -> list[str]:
         elif top in NEVER:
             found.append(f"{name}:{item.line}: imports {item.module}")
         elif top == PACKAGE and target:
-            if not any(fnmatchcase(target, pattern) for pattern in allowed):
+            if not one_of(target, allowed):
                 found.append(f"{name}:{item.line}: imports {item.module}")
-            elif module in COMMAND_LINE and item.eager and target not in EAGER:
+            elif on_the_way_to_help(module) and item.eager and (target in LATE or not one_of(target, EAGER)):
                 found.append(f"{name}:{item.line}: imports {item.module} before it is needed")
     return found
 
@@ -186,6 +196,7 @@ def test_every_rule_speaks_of_a_module_that_exists() -> None:
         ("agent.agent", "from flannel_udp.cli.main import main"),
         ("cli.main", "from flannel_udp.agent.agent import run"),
         ("cli.commands", "import flannel_udp.registry.open"),
+        ("cli.main", "from flannel_udp.cli import config_put"),
         ("backend.routes", "from flannel_udp.host.firewall import rules"),
         ("backend.routes", "from flannel_udp.control import peers"),
         ("doctor.kernel", "from flannel_udp.agent import agent"),

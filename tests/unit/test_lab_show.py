@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -16,10 +13,10 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 
-from flannel_udp.backend.table import BACKENDS
-from flannel_udp.errors import UsageError
+from flannel_udp.cli.arguments import split_rest
+from flannel_udp.cli.lab_commands import LAB_COMMANDS
+from flannel_udp.cli.main import main
 from flannel_udp.lab.capture import Packet, describe
-from flannel_udp.lab.command import add_arguments, command_words
 from flannel_udp.lab.demo import format_pings
 from flannel_udp.lab.drawing import draw
 from flannel_udp.lab.plan import Plan
@@ -281,33 +278,34 @@ def test_no_bytes_at_all_make_the_parser_fail(data: bytes) -> None:
         packet.is_echo_request(IPv4Address("10.244.1.2"), IPv4Address("10.244.2.2"))
 
 
-def parse(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="flannel-udp lab")
-    add_arguments(parser, BACKENDS)
-    return parser.parse_args(words)
-
-
 def test_a_command_for_a_node_keeps_its_own_flags_and_dashes() -> None:
-    args = parse("exec", "--name", "x", "h1/p1", "--", "sh", "-c", "--", "true")
-    assert (args.name, args.node, command_words(args.command)) == ("x", "h1/p1", ["sh", "-c", "--", "true"])
+    flags = LAB_COMMANDS["lab exec"].all_flags
+    for words in (["h1/p1", "--", "sh", "-c", "--", "true"], ["h1/p1", "sh", "-c", "--", "true"]):
+        own, rest = split_rest(["--name", "x", *words], flags, 1)
+        assert (own, rest) == (["--name", "x", "h1/p1"], ["sh", "-c", "--", "true"])
 
 
 @pytest.mark.parametrize("words", [("h1",), ("h1", "--"), ("h1", "--name", "x", "--", "true")])
-def test_a_command_that_is_missing_or_comes_before_an_option_is_asked_for(words: tuple[str, ...]) -> None:
-    with pytest.raises(UsageError, match="lab exec needs a command"):
-        command_words(parse("exec", *words).command)
+def test_a_command_that_is_missing_or_comes_before_an_option_is_asked_for(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lab", "exec", *words]) == 2
+    assert "lab exec needs a command" in capsys.readouterr().err
 
 
-def test_a_lab_has_two_hosts_with_one_pod_and_a_file_registry_unless_told_otherwise() -> None:
-    args = parse("up")
-    assert (args.name, args.hosts, args.pods, args.registry, args.backend) == ("lab", 2, 1, "file", None)
+def test_a_labs_help_tells_the_defaults_of_a_plan() -> None:
+    told = {flag.name: flag.default_text for flag in LAB_COMMANDS["lab up"].all_flags}
+    plan = Plan()
+    for name in ("name", "hosts", "pods", "registry", "families"):
+        assert told[name] == str(getattr(plan, name))
+    assert told["backend"] == f"flannel's, {plan.backend}"
 
 
 def test_the_demonstration_does_not_meet_a_lab_that_is_up() -> None:
-    assert parse("demo").name != parse("up").name
-
-
-def test_the_arguments_import_nothing_heavy() -> None:
-    code = "import sys, flannel_udp.lab.command; print({'rich', 'subprocess', 'json', 'ctypes'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
-    assert done.stdout == "set()\n"
+    names = {
+        flag.default_text
+        for command in ("lab up", "lab demo")
+        for flag in LAB_COMMANDS[command].all_flags
+        if flag.name == "name"
+    }
+    assert len(names) == 2

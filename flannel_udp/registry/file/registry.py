@@ -72,12 +72,15 @@ class FileRegistry:
 
     async def read_config(self) -> bytes:
         """See `Registry.read_config`."""
-        document, _ = await asyncio.to_thread(self._store.read)
+        document, version = await asyncio.to_thread(self._store.read)
         config = format_config(document)
         if config is None:
+            path = self._store.path
+            there = version != Version()
             raise ConfigMissing(
-                f"registry file {self._store.path} holds no network configuration: "
-                "write one with `flannel-udp config put FILE`"
+                f"registry file {path} {'' if there else 'does not exist and so '}holds no network configuration: "
+                f"{'' if there else 'copy the one of the other hosts there, or '}"
+                f"write one with `flannel-udp config put FILE --registry=file:{path}`"
             )
         return config
 

@@ -198,10 +198,10 @@ class FileStore:
             raise
         except OSError as error:
             missing = error.errno == errno.ENOENT
-            reason = "its directory does not exist" if missing else error.strerror or str(error)
+            reason = f"its directory does not exist: make it (mkdir -p {self.path.parent})" if missing else None
             denied = error.errno in _DENIED
             kind = RegistryDenied if denied else RegistryError
-            raise kind(f"cannot {action} registry file {self.path}: {reason}") from None
+            raise kind(f"cannot {action} registry file {self.path}: {reason or error.strerror or error}") from None
 
 
 def _lock_of(target: Path) -> Path:

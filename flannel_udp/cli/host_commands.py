@@ -1,0 +1,175 @@
+"""About this host, without asking an agent: `doctor`, `iface show`, `firewall show`, `cni install`, `docker-opts`."""
+# ruff: noqa: PLC0415 (imports inside functions: help and mistakes must not load what asks the host)
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flannel_udp.cli.arguments import Values, to_options
+from flannel_udp.cli.command import Command, warn
+from flannel_udp.cli.flags import (
+    CNI_INSTALL_FLAGS,
+    CONTROL_SOCKET_FLAG,
+    DOCKER_OPTS_FLAGS,
+    DOCTOR_CNI_FLAGS,
+    FIREWALL_SHOW_FLAGS,
+    INTERFACE_FLAGS,
+    JSON_FLAG,
+    KUBERNETES_FLAGS,
+    REGISTRY_FLAGS,
+    SUBNET_FILE_FLAG,
+)
+from flannel_udp.errors import UsageError
+from flannel_udp.options import DEFAULT_SUBNET_FILE
+
+if TYPE_CHECKING:
+    from flannel_udp.host.firewall.rules import Rules
+    from flannel_udp.model import Prefix
+
+
+def _doctor(given: Values) -> int:
+    from flannel_udp.doctor import cni, examine, show
+    from flannel_udp.doctor.finding import Verdict
+
+    bin_dirs = (given["bin-dir"],) if "bin-dir" in given else cni.BIN_DIRS
+    found = examine.examine(to_options(given), given.get("conf-dir", cni.CONF_DIR), bin_dirs)
+    if given.get("json"):
+        sys.stdout.write(json.dumps([item.row() for item in found], indent=2) + "\n")
+    else:
+        show.show(found, sys.stdout)
+    return 1 if any(item.verdict is Verdict.FAULT for item in found) else 0
+
+
+def _iface_show(given: Values) -> int:
+    from flannel_udp.host import interface, interface_why
+
+    options = to_options(given).interface
+    host = interface.gather(options, interface.VERSIONS)
+    versions = interface.VERSIONS if host.has_ipv6 else interface.VERSIONS[:1]
+    choice = interface.decide(options, host, versions)
+    (interface_why.show_json if given.get("json") else interface_why.show)(choice, host, sys.stdout, versions)
+    if choice.interface is None:
+        raise interface.no_interface(choice, host, versions)
+    return 0
+
+
+def _firewall_show(given: Values) -> int:
+    from flannel_udp.admin.show import show_json
+    from flannel_udp.host.firewall.owner import suffix_of
+    from flannel_udp.host.firewall.show import show_document, show_text
+
+    rules, network = _rules(given)
+    shown = rules, given.get("dialect", ""), suffix_of(network) if given.get("suffix") else ""
+    if given.get("json"):
+        show_json(show_document(*shown), sys.stdout)
+    else:
+        sys.stdout.write(show_text(*shown))
+    return 0
+
+
+def _rules(given: Values) -> tuple[Rules, Prefix]:
+    from flannel_udp.files import subnet_env
+    from flannel_udp.host.firewall.rules import rules_for
+
+    options = to_options(given)
+    file, masquerade = options.subnet_file, options.firewall.ip_masq
+    network: Prefix | None = given.get("network")
+    subnet: Prefix | None = given.get("subnet")
+    if network is None and subnet is None:
+        env = subnet_env.read(file)
+        if env is None:
+            raise UsageError(f"there is no {file}: name another --subnet-file, or --network and --subnet")
+        network, subnet, masquerade = env.network, env.subnet.v4, given.get("ip-masq", env.ip_masq)
+    if network is None or subnet is None:
+        raise UsageError("--network and --subnet come together, or neither: then the subnet file says both")
+    if subnet.network_address not in network or subnet.prefixlen < network.prefixlen:
+        raise UsageError(f"the subnet {subnet} is not inside the network {network}")
+    forward, plain = options.firewall.iptables_forward_rules, options.firewall.ip_masq_fully_random_disable
+    rules = rules_for(network, subnet, masquerade=masquerade, forward=forward, random_fully=not plain)
+    return rules, network
+
+
+def _cni_install(given: Values) -> int:
+    from flannel_udp.cni import install
+
+    written = [install.install_plugin(given.get("bin-dir", Path("/opt/cni/bin")), given.get("python", sys.executable))]
+    if "conf-dir" in given and (path := install.install_conflist(given["conf-dir"])):
+        written.append(path)
+    sys.stdout.write("".join(f"wrote {path}\n" for path in written))
+    return 0
+
+
+def _docker_opts(given: Values) -> int:
+    from flannel_udp.files.docker_opts import DockerOpts, write_docker_opts
+
+    wanted = DockerOpts(
+        individual=given.get("i", False),
+        combined=given.get("c", False),
+        key=given.get("k", "DOCKER_OPTS"),
+        ip_masq=not given.get("m", False),
+    )
+    subnet_file, output = given.get("f", DEFAULT_SUBNET_FILE), given.get("d", Path("/run/docker_opts.env"))
+    for warning in write_docker_opts(subnet_file, output, wanted, os.environ):
+        warn(warning)
+    return 0
+
+
+HOST_COMMANDS: Mapping[str, Command] = {
+    "doctor": Command(
+        "ask of this host what keeps pods' packets from passing, and say what mends it",
+        "One line a question: ok; note, what may become a fault; skip, what could not be asked, and why; FAULT, what\n"
+        "is wrong, why, and after `mend:` the command that mends it. Nothing is changed, and no agent needs to run:\n"
+        "what it would know is then taken from the subnet file and the registry. Run it as root, with the flags (or\n"
+        "the environment) that the agent has; it takes ten seconds or so. docs/troubleshooting.md goes by symptom.\n"
+        'With --json: [{"question": "forwarding", "ok": false, "what": "...", "mend": "sysctl ..."}, ...].\n'
+        "exit codes: 0 nothing is wrong, 1 something is, 2 wrong usage.\n\n"
+        "example: sudo flannel-udp doctor --etcd-endpoints=http://192.0.2.10:2379 --iface=eth1",
+        _doctor,
+        {
+            "agent": (CONTROL_SOCKET_FLAG, SUBNET_FILE_FLAG),
+            "registry": REGISTRY_FLAGS,
+            "Kubernetes": KUBERNETES_FLAGS,
+            "interface": INTERFACE_FLAGS,
+            "container runtimes": DOCTOR_CNI_FLAGS,
+            "output": (JSON_FLAG,),
+        },
+    ),
+    "iface show": Command(
+        "tell which interface the agent would take with these flags, and why each other one not",
+        "Nothing is changed, no agent needs to run, and anybody may ask. The exit code is 1 where there is nothing to\n"
+        "take: an agent would wait for it.\n\n"
+        "example: flannel-udp iface show --iface-can-reach=192.0.2.10",
+        _iface_show,
+        {"interface": INTERFACE_FLAGS, "output": (JSON_FLAG,)},
+    ),
+    "firewall show": Command(
+        "print the firewall rules of a host, as nft -f and iptables-restore --noflush take them",
+        "Nothing is asked of the kernel and nothing is changed; root is not needed. Network, subnet and whether to\n"
+        "masquerade are read from the subnet file unless they are given. Where another overlay's rules have flannel's\n"
+        "names, an agent's own are under those with a suffix: --suffix.\n\n"
+        "example: flannel-udp firewall show --network=10.1.0.0/16 --subnet=10.1.15.0/24 --ip-masq --dialect=nftables",
+        _firewall_show,
+        {"rules": (*FIREWALL_SHOW_FLAGS, SUBNET_FILE_FLAG), "output": (JSON_FLAG,)},
+    ),
+    "cni install": Command(
+        "put the CNI plugin `flannel` where container runtimes look for it",
+        "It is one file, which needs Python and nothing else; it may be copied to other hosts.\n\n"
+        "example: flannel-udp cni install --conf-dir=/etc/cni/net.d",
+        _cni_install,
+        {"where": CNI_INSTALL_FLAGS},
+    ),
+    "docker-opts": Command(
+        "write the Docker daemon's options for this host's subnet",
+        "As flannel's mk-docker-opts.sh does; with neither -i nor -c both forms are written.\n"
+        "What the environment has of DOCKER_OPTS comes first, without --bip, --mtu and --ip-masq: ours are written,\n"
+        "and one of the user's own that says something else is named.\n\n"
+        "example: flannel-udp docker-opts -k DOCKER_NETWORK_OPTIONS -d /run/flannel/docker",
+        _docker_opts,
+        {"options": DOCKER_OPTS_FLAGS},
+    ),
+}

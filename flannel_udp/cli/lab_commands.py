@@ -1,0 +1,139 @@
+"""`lab …`: what its commands take; what they do is in `flannel_udp.lab.actions`."""
+# ruff: noqa: PLC0415 (imports inside functions: help and mistakes must not load the lab)
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flannel_udp.backend.table import BACKENDS
+from flannel_udp.cli.arguments import Values
+from flannel_udp.cli.command import REST, Argument, Command
+from flannel_udp.cli.flags import JSON_FLAG, Flag
+from flannel_udp.cli.parsers import choice, parse_bool, whole
+from flannel_udp.errors import UsageError
+
+
+def _flag(name: str, help_: str, metavar: str = "NAME", default: str = "") -> Flag:
+    return Flag(name, help_, metavar, default=default, in_environment=False)
+
+
+def _number(name: str, help_: str, default: str) -> Flag:
+    return Flag(name, help_, "N", whole(0), default=default, in_environment=False)
+
+
+def _choice(name: str, help_: str, words: tuple[str, ...], default: str) -> Flag:
+    return Flag(name, help_, "|".join(words), choice(*words), default=default, in_environment=False)
+
+
+_NAME = _flag("name", "which lab", default="lab")
+_PLAN_FLAGS = (
+    _number("hosts", "how many hosts", "2"),
+    _number("pods", "pods on each host", "1"),
+    _choice("backend", "how packets travel", tuple(BACKENDS), "flannel's, udp"),
+    _flag(
+        "datapath",
+        "of a tunnel: auto, kernel or userspace; several go round the hosts: kernel,userspace",
+        "LIST",
+    ),
+    _number("routed", "how many of the hosts, the last ones, are behind a router", "0"),
+    _choice("families", "addresses of hosts and pods: IPv4, IPv6 or both", ("4", "6", "46"), "4"),
+    _choice("registry", "where the leases live", ("file", "etcd"), "file"),
+)
+
+
+def _up(given: Values) -> int:
+    _check_families(given)
+    from flannel_udp.lab import actions
+
+    return actions.up(given)
+
+
+def _status(given: Values) -> int:
+    from flannel_udp.lab import actions
+
+    return actions.status(given)
+
+
+def _exec(given: Values) -> int:
+    command = given["COMMAND"]
+    if not command or command[0].startswith("-"):
+        raise UsageError("lab exec needs a command: flannel-udp lab exec [--name NAME] HOST[/POD] -- COMMAND...")
+    from flannel_udp.lab import actions
+
+    return actions.execute(given)
+
+
+def _logs(given: Values) -> int:
+    from flannel_udp.lab import actions
+
+    return actions.logs(given)
+
+
+def _down(given: Values) -> int:
+    from flannel_udp.lab import actions
+
+    return actions.down(given)
+
+
+def _demo(given: Values) -> int:
+    _check_families(given)
+    from flannel_udp.lab import actions
+
+    return actions.demo(given)
+
+
+def _check_families(given: Values) -> None:
+    backend, families = given.get("backend"), given.get("families", "4")
+    if backend is not None and "6" in families and 6 not in BACKENDS[backend].families:
+        raise UsageError(f"--families {families}: the backend {backend} carries IPv4 only")
+
+
+LAB_COMMANDS: Mapping[str, Command] = {
+    "lab up": Command(
+        "build hosts and pods, start an agent on every host",
+        f"How packets travel is one of {', '.join(BACKENDS)}.\n\n"
+        "example: flannel-udp lab up --hosts 5 --pods 2 --registry etcd",
+        _up,
+        {"lab": (_NAME, *_PLAN_FLAGS)},
+    ),
+    "lab status": Command(
+        "show the hosts, what their agents run, and the pods",
+        "example: flannel-udp lab status --json",
+        _status,
+        {"lab": (_NAME,), "output": (JSON_FLAG,)},
+    ),
+    "lab exec": Command(
+        "run a command on a host, in a pod, or in `net` where the underlay's bridge is",
+        "example: flannel-udp lab exec h1/p1 -- ping -c 3 10.244.87.2",
+        _exec,
+        {"lab": (_NAME,)},
+        (
+            Argument("HOST[/POD]", "h1, h1/p1 or net"),
+            Argument("COMMAND", "the command and its arguments", REST),
+        ),
+    ),
+    "lab logs": Command(
+        "print what a host's agent has logged",
+        "example: flannel-udp lab logs h1",
+        _logs,
+        {"lab": (_NAME,)},
+        (Argument("HOST", "h1, h2, …"),),
+    ),
+    "lab down": Command(
+        "remove a lab, also a half-made or killed one",
+        "example: flannel-udp lab down --all",
+        _down,
+        {
+            "lab": (
+                _NAME,
+                Flag("all", "remove every lab of this machine", "BOOL", parse_bool, switch=True, in_environment=False),
+            )
+        },
+    ),
+    "lab demo": Command(
+        "build a lab, show how a packet gets from pod to pod, remove it",
+        "example: flannel-udp lab demo --backend vxlan --datapath kernel,userspace",
+        _demo,
+        {"lab": (_flag("name", "which lab", default="demo"), *_PLAN_FLAGS)},
+    ),
+}
