@@ -29,9 +29,9 @@ async def passages_of(
     found: list[Sequence[Passage]] = []
     opening = IPIP if facts.ip_protocol is not None else None if facts.port is None else udp_opening(facts.port)
     if opening is not None:
-        found.append(outer_passages(opening, external.name, ends.address, None))
+        found.append(outer_passages(opening, external.name, ends.address, None, version=overlay.version))
     if overlay.version == 6:
-        found.append(outer_passages(DISCOVERY, external.name, ends.address, None)[:1])
+        found.append(outer_passages(DISCOVERY, external.name, ends.address, None, version=overlay.version)[:1])
     if pod is not None and own.num_addresses > 2:
         device = (facts.device_v6 if overlay.version == 6 else None) or facts.device or external.name
         found.append(pods_passages(device, overlay, own[-2], pod))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 from flannel_udp.doctor import agent, clock, cni, firewall, kernel, machine, managers, peers
 from flannel_udp.doctor.finding import Finding, Verdict, skipped
-from flannel_udp.doctor.known import Known, gather
+from flannel_udp.doctor.known import Known, KnownFamily, gather
 from flannel_udp.errors import FlannelError
 from flannel_udp.options import Options
 
 Asking = Callable[[], Finding | Iterable[Finding]]
+FamilyAsking = Callable[[KnownFamily], Finding | Iterable[Finding]]
 
 
 def examine(options: Options, conf_dir: Path, bin_dirs: Sequence[Path]) -> list[Finding]:
@@ -27,24 +29,44 @@ def _questions(
     known: Known, options: Options, conf_dir: Path, bin_dirs: Sequence[Path]
 ) -> Iterator[tuple[str, Asking]]:
     kubernetes = options.kube.subnet_mgr
+    needs = cache(partial(kernel.needs, options))  # names are looked up once
     yield "registry", lambda: agent.judge_registry(known, options)
     yield "rights", lambda: machine.ask_rights(known)
     yield "TUN", lambda: machine.ask_tun(known)
     yield "UDP port", lambda: machine.ask_port(known)
     yield "interface", lambda: kernel.ask_interface(known, options)
-    yield "overlay", lambda: kernel.ask_overlay(known, options)
-    yield "underlay", lambda: kernel.ask_underlay(known)
-    yield "rules", lambda: kernel.ask_rules(known)
-    yield "rp_filter", lambda: kernel.ask_source_checks(known)
-    yield "firewall", lambda: firewall.ask_firewall(known)
+    yield from _of_each(known, "overlay", lambda family: kernel.ask_overlay(family, needs))
+    yield from _of_each(known, "underlay", kernel.ask_underlay)
+    yield from _of_each(known, "rules", kernel.ask_rules)
+    yield from _of_each(known, "rp_filter", kernel.ask_source_checks)
+    yield from _of_each(known, "firewall", firewall.ask_firewall)
     yield "br_netfilter", lambda: kernel.ask_bridge_netfilter(options)
     yield "network managers", lambda: managers.ask_managers(known)
     yield "peers", lambda: peers.ask_peers(known, options)
     yield "subnet file", lambda: agent.judge_subnet_file(known, options.subnet_file)
-    yield "bridges", lambda: kernel.ask_bridges(known)
+    yield from _of_each(known, "bridges", kernel.ask_bridges)
     yield "CNI", lambda: cni.ask_cni(conf_dir, bin_dirs, kubernetes=kubernetes)
     yield "buffers", lambda: machine.ask_buffers(known)
     yield "clock", lambda: clock.ask_clock(options)
+
+
+def _of_each(known: Known, question: str, asking: FamilyAsking) -> Iterator[tuple[str, Asking]]:
+    """Yield the question about each family that the overlay has; where it has both, the findings name theirs."""
+    for family in known.families:
+        if len(known.families) == 1:
+            yield question, partial(asking, family)
+        else:
+            yield _named(question, family), partial(_ask_named, asking, family)
+
+
+def _ask_named(asking: FamilyAsking, family: KnownFamily) -> Iterator[Finding]:
+    found = asking(family)
+    for item in [found] if isinstance(found, Finding) else found:
+        yield item._replace(question=_named(item.question, family))
+
+
+def _named(question: str, known: KnownFamily) -> str:
+    return f"{question} ({known.family.name})"
 
 
 def _answers(question: str, asking: Asking) -> list[Finding]:

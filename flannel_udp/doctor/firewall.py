@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
 
 from flannel_udp.doctor.finding import Finding, fault, note, ok, skipped
-from flannel_udp.doctor.known import Known
+from flannel_udp.doctor.known import KnownFamily
+from flannel_udp.host.family import IPV4
 from flannel_udp.host.firewall.passages import (
+    DISCOVERY,
     IPIP,
     Passage,
     RuleSets,
@@ -23,22 +25,25 @@ from flannel_udp.host.firewall.passages import (
 _DOUBTS_NAMED = 3
 
 
-def ask_firewall(known: Known) -> Iterator[Finding]:
+def ask_firewall(known: KnownFamily) -> Iterator[Finding]:
     """Ask iptables, both its variants, and nftables."""
     if os.geteuid() != 0:
         yield skipped("firewall", "root alone may read the rules: sudo flannel-udp doctor")
         return
-    rules = asyncio.run(read_rules())
-    opening = IPIP if known.speaks_ipip else None if known.port is None else udp_opening(known.port)
-    if opening is not None:
-        other = known.hosts[0] if known.hosts else None
-        passages = outer_passages(opening, known.interface or "", known.address, other)
-        yield judge_firewall("firewall", rules, passages, f"nothing found that drops {opening.what}")
+    rules = asyncio.run(read_rules(known.version))
+    host, opened = known.host, [] if known.family is IPV4 else [DISCOVERY]
+    if host.speaks_ipip or host.port is not None:
+        opened.insert(0, udp_opening(host.port) if host.port is not None else IPIP)
+    if opened:
+        ends = host.interface or "", known.address, known.hosts[0] if known.hosts else None
+        passages = [passage for opening in opened for passage in outer_passages(opening, *ends, version=known.version)]
+        what = " and ".join(opening.what for opening in opened)
+        yield judge_firewall("firewall", rules, passages, f"nothing found that drops {what}")
     network, subnet = known.network, known.subnet
     if network is None or subnet is None or known.device is None:
         yield skipped("firewall for pods", "no subnet is known")
         return
-    other = ip_network(known.family_peers[0]["subnet"])[2] if known.family_peers else network[-2]
+    other = ip_network(known.peers[0]["subnet"])[2] if known.peers else network[-2]
     passages = pods_passages(known.device, network, subnet[2], other)
     well = "nothing found that drops packets between other hosts and our pods"
     yield judge_firewall("firewall for pods", rules, passages, well)

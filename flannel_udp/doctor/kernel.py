@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from flannel_udp.agent.asking import needs_of
 from flannel_udp.doctor.finding import Finding, fault, fault_of, note, ok, skipped
-from flannel_udp.doctor.known import Known
+from flannel_udp.doctor.known import Known, KnownFamily
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.family import IPV4
+from flannel_udp.host.family import IPV4, IPV6, family_of
 from flannel_udp.host.former_bridges import find_former
 from flannel_udp.host.interface import decide, gather, no_interface
 from flannel_udp.host.links import Device, device_named
@@ -23,6 +23,7 @@ from flannel_udp.host.lookup.forwarding import (
     Settings,
     is_strict,
     judge_forwarding,
+    lost_advertisements,
     read_settings,
 )
 from flannel_udp.host.lookup.look import CUT_SHORT, Look
@@ -43,34 +44,41 @@ def ask_interface(known: Known, options: Options) -> Finding:
     if told is not None and not options.interface.by_flags:
         addresses = " and ".join(filter(None, (told["address"], told.get("ipv6_address"))))
         return ok("interface", f"{told['name']}, {addresses}, MTU {told['mtu']}, says the agent")
-    host = gather(options.interface)
-    choice = decide(options.interface, host)
+    host = gather(options.interface, known.versions)
+    choice = decide(options.interface, host, known.versions)
     if choice.interface is None:
-        return fault("interface", str(no_interface(choice, host)), "flannel-udp iface show")
+        return fault("interface", str(no_interface(choice, host, known.versions)), "flannel-udp iface show")
     chosen = choice.interface
     if told is not None and told["name"] != chosen.name:
         what = f"these flags choose {chosen.name}, and the agent has {told['name']}"
         return fault("interface", what, "restart the agent with the flags that are meant")
-    return ok("interface", f"{chosen.name}, {chosen.address}, MTU {chosen.mtu}")
+    addresses = " and ".join(str(ends.address) for ends in (chosen.v4, chosen.v6) if ends is not None)
+    what = f"{chosen.name}, {addresses}, MTU {chosen.mtu}"
+    if choice.lacks:
+        return note("interface", f"{what}, by which alone an agent takes part: {'; '.join(choice.lacks)}")
+    return ok("interface", what)
 
 
-def ask_overlay(known: Known, options: Options) -> Iterator[Finding]:
-    """Ask what forwards, where packets for each peer go, and what the overlay's route cuts off."""
+def ask_overlay(known: KnownFamily, needs: Callable[[], Sequence[Need]]) -> Iterator[Finding]:
+    """Ask what forwards, where packets for each peer go, and what the overlay's route cuts off.
+
+    `needs` returns what the agent itself talks to.
+    """
     network = known.network
     ways = _ways(known)
     if ways is None or network is None:
         yield _ask_forwarding(known)
         yield skipped("routes", "no device of the overlay is there" if network else "no overlay network is known")
         return
-    found = Look(network).look(known.subnet, ways, _needs(options))
+    found = Look(network).look(known.subnet, ways, needs())
     yield from _judge("forwarding", found.forwarding, "what comes in for pods is forwarded, and what they send")
-    if known.status is None:
+    if known.host.status is None:
         yield skipped("routes", "only the agent knows the peers")
     else:
         yield from _judge(
             "routes",
             found.routes,
-            f"the kernel sends packets for all {len(known.family_peers)} peers where they belong",
+            f"the kernel sends packets for all {len(known.peers)} peers where they belong",
         )
     if found.cut_short:
         yield note("routes", CUT_SHORT)
@@ -84,39 +92,38 @@ def _judge(question: str, found: Sequence[Degradation], well: str) -> Iterator[F
         yield fault_of(question, item.text)
 
 
-def _ways(known: Known) -> Ways | None:
+def _ways(known: KnownFamily) -> Ways | None:
     """Return where packets for the peers have to go; ``None`` where nobody knows, or the device is not there."""
     if known.device is None:
         return None
     with open_rtnetlink("looking for the overlay's device") as netlink:
         link = device_named(netlink, known.device)
-        external = device_named(netlink, known.interface) if known.interface else None
+        external = device_named(netlink, known.host.interface) if known.host.interface else None
     if link is None:
         return None
-    if known.backend != "host-gw":
-        to_device: dict[Prefix, Address | None] = dict.fromkeys(
-            ip_network(peer["subnet"]) for peer in known.family_peers
-        )
+    if known.host.backend != "host-gw":
+        to_device: dict[Prefix, Address | None] = dict.fromkeys(ip_network(peer["subnet"]) for peer in known.peers)
         if external is None:
             return Ways(link.index, to_device)
-        direct = [peer for peer in known.family_peers if peer.get("datapath") == "direct"]
+        direct = [peer for peer in known.peers if peer.get("datapath") == "direct"]
         past: dict[Prefix, Way] = {
             ip_network(row["subnet"]): Way(external.index, ip_address(row["public_ip"])) for row in direct
         }
         return Ways(link.index, to_device, past)
     # One that has a problem has no route, and is named for that.
-    rows = [peer for peer in known.family_peers if peer["problem"] is None]
+    rows = [peer for peer in known.peers if peer["problem"] is None]
     return Ways(link.index, {ip_network(row["subnet"]): ip_address(row["public_ip"]) for row in rows})
 
 
-def _needs(options: Options) -> list[Need]:
+def needs(options: Options) -> list[Need]:
+    """Return what the agent itself talks to; names are looked up, which may take some seconds."""
     try:
         return asyncio.run(needs_of(options))
     except FlannelError:  # a fault of the registry's flags, which is named for itself
         return []
 
 
-def _ask_forwarding(known: Known) -> Finding:
+def _ask_forwarding(known: KnownFamily) -> Finding:
     """Ask without the overlay's device: of the pods' bridge, and of devices to come."""
     with open_rtnetlink("asking what forwards") as netlink:
         pods = None if known.subnet is None else find_pods(netlink, known.subnet, 0)
@@ -124,16 +131,17 @@ def _ask_forwarding(known: Known) -> Finding:
         if pods is not None:
             inlet = Inlet(pods.bridge, DeviceNames(netlink)[pods.bridge], "what our pods send to other hosts")
         settings = read_settings(netlink, [inlet.device], known.version)
-    found = judge_forwarding(settings, [inlet])
+        advertised = lost_advertisements(netlink) if known.family is IPV6 else []
+    found = judge_forwarding(settings, [inlet], known.family, advertised)
     return fault_of("forwarding", found[0].text) if found else ok("forwarding", "this host forwards")
 
 
-def ask_rules(known: Known) -> Finding:
+def ask_rules(known: KnownFamily) -> Finding:
     """Ask which policy rules may lead some of the overlay's packets elsewhere by what a question does not carry."""
     if known.network is None:
         return skipped("rules", "no overlay network is known")
     with open_rtnetlink("reading the policy rules") as netlink:
-        return judge_rules(read_rules(netlink, known.network.version), known.network)
+        return judge_rules(read_rules(netlink, known.version), known.network)
 
 
 def judge_rules(rules: Sequence[PolicyRule], network: Prefix) -> Finding:
@@ -144,14 +152,14 @@ def judge_rules(rules: Sequence[PolicyRule], network: Prefix) -> Finding:
     more = f", and {len(found) - _RULES_NAMED} more" if len(found) > _RULES_NAMED else ""
     what = "what these do to packets with such a mark, port or protocol cannot be told from here: "
     named = ", ".join(f'"{rule}"' for rule in found[:_RULES_NAMED])
-    return note("rules", f"{what}{named}{more}", "ip rule")
+    return note("rules", f"{what}{named}{more}", f"{family_of(network).ip} rule")
 
 
 def _meet(one: Prefix, other: Prefix) -> bool:
     return one.version == other.version and one.overlaps(other)
 
 
-def ask_underlay(known: Known) -> Finding:
+def ask_underlay(known: KnownFamily) -> Finding:
     """Ask whether the kernel has a way to the other hosts."""
     if not known.hosts:
         return skipped("underlay", "no other host is known")
@@ -163,26 +171,31 @@ def ask_underlay(known: Known) -> Finding:
     if not refused:
         return ok("underlay", f"there is a way to all {len(ways)} other hosts")
     what = f"no way to {len(refused)} of {len(ways)} other hosts ({refused[0]}, say: {ways[refused[0]]})"
-    return fault("underlay", what, f"ip route get {refused[0]}; ip route show table all; ip rule")
+    ip = known.family.ip
+    return fault("underlay", what, f"{ip} route get {refused[0]}; {ip} route show table all; {ip} rule")
 
 
-def ask_source_checks(known: Known) -> Iterator[Finding]:
+def ask_source_checks(known: KnownFamily) -> Iterator[Finding]:
     """Ask whether the external interface takes what the other hosts send, and both datapaths what comes by them."""
-    if known.interface is None or not known.hosts:
+    interface = known.host.interface
+    if known.family is IPV6:
+        yield skipped("rp_filter", "the kernel has none for IPv6")
+        return
+    if interface is None or not known.hosts:
         yield skipped("rp_filter", "no other host is known")
         return
     with open_rtnetlink("asking how other hosts are reached") as netlink:
-        link = device_named(netlink, known.interface)
+        link = device_named(netlink, interface)
         if link is None:
-            yield skipped("rp_filter", f"there is no {known.interface}")
+            yield skipped("rp_filter", f"there is no {interface}")
             return
         tunnel = device_named(netlink, known.device) if known.device else None
         devices = [link.index, *([] if tunnel is None else [tunnel.index])]
         settings = read_settings(netlink, devices, known.version)
         answers = [understand(answer) for answer in ask(netlink, [Question(host) for host in known.hosts])]
-    yield judge_source_checks(settings, known.interface, link.index, dict(zip(known.hosts, answers, strict=True)))
+    yield judge_source_checks(settings, interface, link.index, dict(zip(known.hosts, answers, strict=True)))
     if tunnel is not None:
-        datapaths = {peer.get("datapath", "") for peer in known.family_peers}
+        datapaths = {peer.get("datapath", "") for peer in known.peers}
         yield from judge_datapaths(settings, tunnel, link, datapaths)
 
 
@@ -217,8 +230,11 @@ def judge_source_checks(
     return ok("rp_filter", f"{kind} on {interface}, which takes what all {len(ways)} other hosts send")
 
 
-def ask_bridges(known: Known) -> Iterator[Finding]:
+def ask_bridges(known: KnownFamily) -> Iterator[Finding]:
     """Ask whether bridges have addresses of a former subnet."""
+    if known.family is IPV6:
+        yield skipped("bridges", "one that has a former subnet's IPv6 address takes ours beside it")
+        return
     if known.network is None or known.subnet is None:
         yield skipped("bridges", "no subnet is known")
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 
 from flannel_udp.admin.client import fetch_peers, fetch_status
@@ -13,6 +13,7 @@ from flannel_udp.backend.table import BACKENDS
 from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
 from flannel_udp.files.subnet_env import SubnetEnv
+from flannel_udp.host.family import Family, family_of
 from flannel_udp.host.interface import decide
 from flannel_udp.host.interface import gather as gather_interfaces
 from flannel_udp.host.vxlan_devices import device_name
@@ -50,34 +51,39 @@ class Known:
         return self.status is None and "is not running" in self.silence
 
     @property
-    def version(self) -> int:
-        """By which IP version packets are asked about: 4, but for an overlay without IPv4."""
-        if self.status is not None and (self.status["network"] or self.status["ipv6_network"]):
-            return 4 if self.status["network"] else 6
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions that the overlay has here, 4 first.
+
+        Those of the host's subnet; before there is one, of the network; 4 where nobody says.
+        """
+        for told in (self.subnet_of, self.network_of):
+            if found := tuple(version for version in (4, 6) if told(version) is not None):
+                return found
+        return (4,)
+
+    @property
+    def families(self) -> tuple[KnownFamily, ...]:
+        """What is known of each of these."""
+        return tuple(KnownFamily(self, version) for version in self.versions)
+
+    def network_of(self, version: int) -> Prefix | None:
+        """Return the overlay network: what the agent says of either family, else subnet.env, else the registry."""
+        status = self.status
+        if status is not None and (status["network"] or status["ipv6_network"]):
+            told = status["network" if version == 4 else "ipv6_network"]
+            return ip_network(told) if told else None
         if self.env is not None:
-            return 6 if self.env.network is None else 4
-        return 4 if self.config is None else self.config.versions[0]
+            return self.env.network_of(version)
+        overlay = None if self.config is None else self.config.of(version)
+        return None if overlay is None else overlay.network
 
-    @property
-    def network(self) -> Prefix | None:
-        """The overlay network of that version."""
-        if self.status is not None and (told := self.status["network"] or self.status["ipv6_network"]):
-            return ip_network(told)
-        if self.env is not None:
-            return self.env.network_of(self.version)
-        return None if self.config is None else self.config.overlays[0]
-
-    @property
-    def subnet(self) -> Prefix | None:
-        """The host's share of it."""
-        if self.status is not None and (told := self.status["subnet" if self.version == 4 else "ipv6_subnet"]):
-            return ip_network(told)
-        return None if self.env is None else self.env.subnet.of(self.version)
-
-    @property
-    def family_peers(self) -> list[PeerRow]:
-        """The peers of that version."""
-        return [peer for peer in self.peers if (":" in peer["subnet"]) == (self.version == 6)]
+    def subnet_of(self, version: int) -> Prefix | None:
+        """Return the host's share of it: what the agent says of either family, else subnet.env."""
+        status = self.status
+        if status is not None and (status["subnet"] or status["ipv6_subnet"]):
+            told = status["subnet" if version == 4 else "ipv6_subnet"]
+            return ip_network(told) if told else None
+        return None if self.env is None else self.env.subnet.of(version)
 
     @property
     def backend(self) -> str:
@@ -115,10 +121,43 @@ class Known:
         told = self.status["interface"] if self.status is not None else None
         return told["name"] if told else self.chosen
 
+
+@dataclass(frozen=True, slots=True)
+class KnownFamily:
+    """What is known of the overlay's part of one IP version."""
+
+    host: Known
+    version: int
+
+    @property
+    def family(self) -> Family:
+        """What the kernel calls things of that version."""
+        return family_of(self.version)
+
+    @property
+    def network(self) -> Prefix | None:
+        """The overlay network."""
+        return self.host.network_of(self.version)
+
+    @property
+    def subnet(self) -> Prefix | None:
+        """The host's share of it."""
+        return self.host.subnet_of(self.version)
+
+    @property
+    def peers(self) -> list[PeerRow]:
+        """The agent's peers."""
+        return [peer for peer in self.host.peers if (":" in peer["subnet"]) == (self.version == 6)]
+
+    @property
+    def hosts(self) -> list[Address]:
+        """Their public IPs."""
+        return sorted({ip_address(peer["public_ip"]) for peer in self.peers}, key=int)
+
     @property
     def address(self) -> Address | None:
-        """The external interface's address of that version, as far as the agent says."""
-        interface = self.status["interface"] if self.status is not None else None
+        """The external interface's, as far as the agent says."""
+        interface = self.host.status["interface"] if self.host.status is not None else None
         if interface is None:
             return None
         told = interface["address"] if self.version == 4 else interface.get("ipv6_address")
@@ -127,19 +166,15 @@ class Known:
     @property
     def device(self) -> str | None:
         """By which overlay packets come and go."""
-        told = self.status["tunnel" if self.version == 4 else "ipv6_tunnel"] if self.status is not None else None
+        status, config, backend = self.host.status, self.host.config, self.host.backend
+        told = status["tunnel" if self.version == 4 else "ipv6_tunnel"] if status is not None else None
         if told:
             return told["name"]
-        if self.backend == "vxlan":
-            return None if self.config is None else device_name(self.config.backend.options["VNI"])
-        if self.backend in _TUNNEL_DEVICES:
-            return _TUNNEL_DEVICES[self.backend]
-        return self.interface if self.backend == "host-gw" else None
-
-    @property
-    def hosts(self) -> list[Address]:
-        """The other hosts' public IPs of that version."""
-        return sorted({ip_address(peer["public_ip"]) for peer in self.family_peers}, key=int)
+        if backend == "vxlan":
+            return None if config is None else device_name(config.backend.options["VNI"], self.version)
+        if backend in _TUNNEL_DEVICES:
+            return _TUNNEL_DEVICES[backend]
+        return self.host.interface if backend == "host-gw" else None
 
 
 def gather(options: Options) -> Known:
@@ -161,13 +196,14 @@ def gather(options: Options) -> Known:
             config = asyncio.run(_read_config(options))
         except FlannelError as error:
             config_fault = str(error)
-    return Known(status, silence, peers, env, env_fault, config, config_fault, _choose(options))
+    known = Known(status, silence, peers, env, env_fault, config, config_fault)
+    return replace(known, chosen=_choose(options, known.versions))
 
 
-def _choose(options: Options) -> str | None:
+def _choose(options: Options, versions: Sequence[int]) -> str | None:
     """Return the interface that the flags choose; why there is none, the question `interface` tells."""
     try:
-        found = decide(options.interface, gather_interfaces(options.interface)).interface
+        found = decide(options.interface, gather_interfaces(options.interface, versions), versions).interface
     except FlannelError:
         return None
     return None if found is None else found.name

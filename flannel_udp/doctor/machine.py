@@ -7,12 +7,13 @@ import socket
 from pathlib import Path
 
 from flannel_udp.dataplane.underlay import BUFFER_BYTES
-from flannel_udp.doctor.finding import Finding, fault, note, ok, skipped
-from flannel_udp.doctor.known import Known
+from flannel_udp.doctor.finding import Finding, Verdict, fault, note, ok, skipped
+from flannel_udp.doctor.known import Known, KnownFamily
 from flannel_udp.errors import FlannelError
+from flannel_udp.host.family import IPV6
 from flannel_udp.host.privileges import check_privileges, check_tun
 from flannel_udp.host.rtnetlink import open_rtnetlink
-from flannel_udp.host.vxlan_devices import vxlan_devices_on
+from flannel_udp.host.vxlan_devices import devices_on, receives
 
 _RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
 
@@ -50,7 +51,14 @@ def ask_port(known: Known) -> Finding:
         return ok("UDP port", f"{port}, which the agent has")
     if not known.absent:
         return skipped("UDP port", "there may be an agent that has it")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    found = [_ask_port(family, port) for family in known.families]
+    return next((item for item in found if item.verdict is Verdict.FAULT), found[0])
+
+
+def _ask_port(known: KnownFamily, port: int) -> Finding:
+    with socket.socket(known.family.af, socket.SOCK_DGRAM) as probe:
+        if known.family is IPV6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             probe.bind(("", port))
         except OSError as error:
@@ -60,10 +68,10 @@ def ask_port(known: Known) -> Finding:
     return ok("UDP port", f"{port} is free")
 
 
-def _judge_holder(known: Known, port: int) -> Finding:
+def _judge_holder(known: KnownFamily, port: int) -> Finding:
     """Judge who has the port while there is no agent."""
     with open_rtnetlink("looking for VXLAN devices") as netlink:
-        devices = vxlan_devices_on(netlink, port)
+        devices = [found.name for found in devices_on(netlink, port) if found.up and receives(found, known.version)]
     if known.device in devices:
         return ok("UDP port", f"{port}, of {known.device}, which an earlier run left")
     if devices:

@@ -20,9 +20,10 @@ _NETWORKD_LINKS = Path("/run/systemd/netif/links")
 
 def ask_managers(known: Known) -> Iterator[Finding]:
     """Ask of each manager that runs."""
-    question, device = "network managers", known.device
-    if device is None or device == known.interface:
-        yield skipped(question, f"the backend {known.backend} has no device of its own")
+    question, backend = "network managers", known.backend
+    devices = list(dict.fromkeys(family.device for family in known.families if family.device is not None))
+    if not devices or devices == [known.interface]:
+        yield skipped(question, f"the backend {backend} has no device of its own")
         return
     if not _in_first_namespace():
         yield skipped(question, "this is a network namespace beside the host's own")
@@ -30,14 +31,14 @@ def ask_managers(known: Known) -> Iterator[Finding]:
     running = _running({"NetworkManager", "connmand"})
     found = []
     if "NetworkManager" in running:
-        found.append(judge_network_manager(_texts(_NETWORK_MANAGER), device))
+        found.append(judge_network_manager(_texts(_NETWORK_MANAGER), devices[0]))
     if "connmand" in running:
-        found.append(judge_connman("\n".join(_read(_CONNMAN)), device))
-    found.append(judge_networkd(_link_state(device), device))
+        found.append(judge_connman("\n".join(_read(_CONNMAN)), devices[0]))
+    found += [judge_networkd(_link_state(device), device) for device in devices]
     faults = [item for item in found if item is not None]
     yield from faults
     if not faults:
-        yield ok(question, f"none has its hands on {device}")
+        yield ok(question, f"none has its hands on {' and '.join(devices)}")
 
 
 def judge_network_manager(configurations: Iterable[str], device: str) -> Finding | None:

@@ -34,7 +34,7 @@ Answers = Mapping[Address, EchoAnswer]
 def ask_peers(known: Known, options: Options) -> Iterator[Finding]:
     """Ask every peer, as far as the time reaches."""
     if known.status is None:
-        yield from _ask_hosts(options)
+        yield from _ask_hosts(known.versions, options)
         return
     rows: Sequence[PeerRow] = known.peers
     if rows and known.status["ready"]:
@@ -81,22 +81,23 @@ def _in_no_time(peer: PeerRow) -> bool:
 # Without an agent
 
 
-def _ask_hosts(options: Options) -> Iterator[Finding]:
+def _ask_hosts(versions: Sequence[int], options: Options) -> Iterator[Finding]:
     try:
-        hosts, answers = asyncio.run(_ask_all(options))
+        hosts, answers = asyncio.run(_ask_all(versions, options))
     except FlannelError as error:
         yield skipped("peers", str(error))
         return
     yield judge_hosts(hosts, answers)
 
 
-async def _ask_all(options: Options) -> tuple[list[Address], Answers]:
+async def _ask_all(versions: Sequence[int], options: Options) -> tuple[list[Address], Answers]:
     """Return the hosts that the registry names, and what came of asking them. Raises `FlannelError`."""
     snapshot = await _read_leases(options)
     hosts: set[Address] = set()
     for entry in snapshot.entries.values():
         with suppress(ValueError):
-            hosts.update(address for address in (read_lease(entry).attrs.found_by,) if address is not None)
+            attrs = read_lease(entry).attrs
+            hosts.update(address for version in versions if (address := attrs.address_of(version)) is not None)
     waiting = sorted((host for host in hosts if why_not_dialled(host) is None), key=int)
     answers: dict[Address, EchoAnswer] = {}
     numbers, deadline_s = iter(waiting), monotonic() + WITHIN_S

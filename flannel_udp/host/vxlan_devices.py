@@ -102,8 +102,3 @@ def describe(netlink: Rtnetlink, details: Mapping[int, bytes]) -> str:
 def devices_on(netlink: Rtnetlink, port: int) -> list[Device]:
     """Return the VXLAN devices with that UDP port; those that are up have it in use."""
     return [found for found in list(stream_devices(netlink, KIND)) if port_of(found) == port]
-
-
-def vxlan_devices_on(netlink: Rtnetlink, port: int) -> list[str]:
-    """Return the names of those that are up and have that port: the kernel lets nobody else have it then."""
-    return [found.name for found in devices_on(netlink, port) if found.up]

@@ -36,7 +36,7 @@ UDP_8285 = udp_opening(8285)
 def judge_port(listings: dict[str, str], document: dict[str, Any], opening: Opening = UDP_8285) -> Finding:
     """Judge outer packets by what `iptables -S` lists, by variant, and by nft's document."""
     rules = RuleSets({(tool, "filter"): listing for tool, listing in listings.items()}, document)
-    return judge_firewall("firewall", rules, outer_passages(opening, "eth0", OWN, OTHER), "well")
+    return judge_firewall("firewall", rules, outer_passages(opening, "eth0", OWN, OTHER, version=4), "well")
 
 
 def judge_forward(listings: dict[tuple[str, str], str], document: dict[str, Any]) -> Finding:

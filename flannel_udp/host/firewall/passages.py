@@ -103,10 +103,11 @@ class RuleSets:
     """Tables that are too large, or that their tool cannot list."""
 
 
-def outer_passages(opening: Opening, interface: str, own: Address | None, other: Address | None) -> list[Passage]:
+def outer_passages(
+    opening: Opening, interface: str, own: Address | None, other: Address | None, *, version: int
+) -> list[Passage]:
     """Return how outer packets come in and leave."""
     rule, protocol, port = [(opening.iptables, opening.nft)], opening.protocol, opening.port
-    version = 4 if own is None else own.version
     came = Packet(interface, "", protocol, port, other, own, local=True, version=version)
     sent = Packet("", interface, protocol, port, own, other, version=version)
     nobody = f"this host's own firewall drops {opening.what}: nothing of other hosts reaches pods"
