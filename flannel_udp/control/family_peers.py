@@ -79,12 +79,15 @@ class FamilyPeers:
     def __contains__(self, key: str) -> bool:
         return key in self._records
 
-    def take(self, key: str, subnet: Prefix, attrs: LeaseAttrs) -> None:
-        """Understand the part of a lease whose key is not in the table. Raises `ValueError`: it is poisoned."""
+    def take(self, key: str, subnet: Prefix, attrs: LeaseAttrs, *, ours: bool) -> None:
+        """Understand the part of a lease whose key is not in the table. Raises `ValueError`: it is poisoned.
+
+        `ours`: it is our own, whatever it says of this family.
+        """
         public_ip = attrs.address_of(self.version)
         self._records[key] = _Record(public_ip)
         check_prefix(subnet, self.network)
-        if public_ip is not None and public_ip == self._public_ip:
+        if ours or (public_ip is not None and public_ip == self._public_ip):
             self._records[key] = _Record(public_ip, ours=subnet)
             self._ours.add(key)
             self._check_ours(key)

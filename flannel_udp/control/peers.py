@@ -31,6 +31,7 @@ class PeerTable:
 
     def __init__(self, overlays: Iterable[Prefix], ours: LeaseAttrs, read_hop: ReadHop) -> None:
         self._entries: dict[str, Entry] = {}
+        self._found_by = ours.found_by
         self._poisoned: set[str] = set()  # keys of which a part, or all, is no peer
         self._warnings: list[str] = []
         self._families = tuple(
@@ -96,6 +97,7 @@ class PeerTable:
 
     def set_public_ips(self, ours: LeaseAttrs) -> Delta:
         """Set the addresses that this host is dialled at, whose entries are no peers, and return what that did."""
+        self._found_by = ours.found_by
         concerned = [family.set_public_ip(ours.address_of(family.version)) for family in self._families]
         return self._take_anew(concerned)
 
@@ -135,7 +137,13 @@ class PeerTable:
             attrs = parse_value(entry.value, faults)
         except ValueError:
             return False
-        return not faults and all(family.move(key, attrs) for family in self._families if key in family)
+        if faults or self._is_ours(attrs):
+            return False
+        return all(family.move(key, attrs) for family in self._families if key in family)
+
+    def _is_ours(self, attrs: LeaseAttrs) -> bool:
+        """Tell whether this is our entry, also where its address of the other family is one that we had before."""
+        return attrs.found_by is not None and attrs.found_by == self._found_by
 
     def _take(self, key: str, entry: Entry) -> None:
         """Understand an entry whose key is not in the table."""
@@ -157,7 +165,7 @@ class PeerTable:
                 if version in lease.faults:
                     raise ValueError(lease.faults[version])
                 if subnet is not None:
-                    family.take(key, subnet, lease.attrs)
+                    family.take(key, subnet, lease.attrs, ours=self._is_ours(lease.attrs))
                     well += 1
             except ValueError as error:
                 faults[version] = str(error)

@@ -86,9 +86,11 @@ class Link:
     def ranked(self, version: int = 4) -> list[IpAddress]:
         """Return the addresses of a family that can be used, best first.
 
-        That is: the widest scope, not deprecated, not temporary, permanent, and then the kernel's order.
+        That is: the widest scope, not deprecated, not temporary, permanent, and then the one that was there first. The
+        kernel lists IPv6's newest first, so a virtual address that moves between hosts (VRRP) before the host's own.
         """
-        usable = [item for item in self.addresses if item.why_unusable() is None and item.address.version == version]
+        listed = self.addresses if version == 4 else self.addresses[::-1]
+        usable = [item for item in listed if item.why_unusable() is None and item.address.version == version]
         return [item.address for item in sorted(usable, key=Address.rank)]
 
     def why_unusable(self, version: int = 4) -> str | None:
@@ -215,25 +217,26 @@ def decide(options: InterfaceOptions, host: HostNetwork, versions: Sequence[int]
         if own is not None and own.index == link.index:
             interface = _with(interface, version, own.of(version))
         elif (why := link.why_unusable(version)) is None:
-            interface = with_address(options, interface, link.ranked(version)[0])
+            interface = with_address(options, interface, link, link.ranked(version)[0])
         else:
             lacks.append(why)
             waits |= link.waits(version)
     return replace(first, interface=interface, lacks=tuple(lacks), waits=waits)
 
 
-def with_address(options: InterfaceOptions, interface: Interface, address: IpAddress) -> Interface:
-    """Return the interface with another address of that family."""
-    return _with(interface, address.version, _ends(options, address))
+def with_address(options: InterfaceOptions, interface: Interface, link: Link, address: IpAddress) -> Interface:
+    """Return the interface, which is this link, with another address of that family.
+
+    Where the link has the public IP itself it is that one: other hosts take nothing from another.
+    """
+    version = address.version
+    public = options.public_ip if version == 4 else options.public_ipv6
+    own = public if public in link.ranked(version) else address
+    return _with(interface, version, Ends(own, public or own))
 
 
 def _with(interface: Interface, version: int, ends: Ends | None) -> Interface:
     return replace(interface, v4=ends) if version == 4 else replace(interface, v6=ends)
-
-
-def _ends(options: InterfaceOptions, address: IpAddress) -> Ends:
-    public = options.public_ip if address.version == 4 else options.public_ipv6
-    return Ends(address, public or address)
 
 
 def _decide(options: InterfaceOptions, host: HostNetwork, version: int) -> Choice:
@@ -258,7 +261,7 @@ def _decide(options: InterfaceOptions, host: HostNetwork, version: int) -> Choic
         except _NoMatchError as error:
             refusals.append(f"{attempt}: {error}")
             continue
-        interface = with_address(options, Interface(link.name, link.index, link.mtu, None), address)
+        interface = with_address(options, Interface(link.name, link.index, link.mtu, None), link, address)
         return Choice(made, interface, tuple(refusals), version=version)
     return Choice(made, None, tuple(refusals), version=version)
 

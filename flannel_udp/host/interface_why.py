@@ -122,6 +122,9 @@ def _why_not_matched(pattern: str, taken: Interface, best: IpAddress, link: Link
 def _why_worse(link: Link, item: Address, best_address: IpAddress) -> str:
     """Say what puts one address of an interface behind the best one."""
     best = next(other for other in link.addresses if other.address == best_address)
+    ranked = link.ranked(best_address.version)
+    if ranked.index(item.address) < ranked.index(best_address):
+        return f"{best.address} is the one that an option names"
     if item.scope > best.scope:
         return f"its scope is narrower than that of {best.address}: a global address goes before a link-local one"
     if item.deprecated > best.deprecated:
@@ -130,7 +133,7 @@ def _why_worse(link: Link, item: Address, best_address: IpAddress) -> str:
         return f"it is one of those that change (RFC 8981), {best.address} is not"
     if item.permanent < best.permanent:
         return f"it is temporary, {best.address} is permanent"
-    return f"{best.address} goes first in the kernel's list"
+    return f"{best.address} was there before it"
 
 
 def _metric(choice: Choice, host: HostNetwork, link: Link) -> int | None:

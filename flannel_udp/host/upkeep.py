@@ -238,8 +238,8 @@ class Upkeep:
         for version, text in why.items():
             ranked = [] if link is None else link.ranked(version)
             unusable = "" if link is None else link.why_unusable(version)
-            if ranked:
-                external = interface.with_address(self._options.interface, external, ranked[0])
+            if link is not None and ranked:
+                external = interface.with_address(self._options.interface, external, link, ranked[0])
             else:
                 problems.append(f"{text}, and {unusable}: no {family_of(version).name} traffic until there is one")
         standing = await self._use(external, waiting=frozenset(why))

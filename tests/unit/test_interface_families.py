@@ -114,6 +114,32 @@ def test_the_best_address_goes_first_whatever_the_kernels_order(worse: Address, 
     assert "fe80::1" not in reasons
 
 
+def test_an_address_that_came_later_changes_no_choice() -> None:
+    """The kernel lists it first: one of keepalived or kube-vip, say, which another host has in a minute."""
+    later = replace(GLOBAL, address=IPv6Address("2001:db8::100"))
+    host = with_addresses(later, GLOBAL, LINK_LOCAL)
+    for options in (InterfaceOptions(), InterfaceOptions(iface=("eth0",))):
+        assert chosen(options, host, IPV6) == ("eth0", None, "2001:db8::2")
+    choice = decide(InterfaceOptions(), host, IPV6)
+    reasons = {candidate.address: candidate.reason for candidate in explain(choice, host, IPV6)}
+    assert reasons["2001:db8::100"] == "2001:db8::2 was there before it"
+
+
+@pytest.mark.parametrize("iface", [(), ("eth0",), ("192.0.2.2",)])
+def test_a_public_ip_that_is_the_interfaces_own_is_what_packets_leave_from(iface: tuple[str, ...]) -> None:
+    """From another address other hosts take nothing."""
+    v4, v6 = IPv4Address("192.0.2.77"), IPv6Address("2001:db8::77")
+    host = with_addresses(Address(IPv4Address("192.0.2.2")), Address(v4), Address(v6), GLOBAL)
+    options = InterfaceOptions(iface=iface, public_ip=v4, public_ipv6=v6)
+    assert chosen(options, host) == ("eth0", str(v4), str(v6))
+    reasons = {
+        candidate.address: candidate.reason for candidate in explain(decide(options, host, BOTH), host, BOTH)
+    }
+    if iface == ("eth0",):
+        assert reasons["192.0.2.2"] == "192.0.2.77 is the one that an option names"
+    assert reasons["2001:db8::2"].startswith("2001:db8::77 is the one that an option names")
+
+
 def test_an_address_that_is_being_checked_is_waited_for_where_the_answer_can_come() -> None:
     tentative = replace(GLOBAL, tentative=True)
     ipv4 = Address(IPv4Address("192.0.2.2"))

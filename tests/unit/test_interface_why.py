@@ -44,7 +44,7 @@ def reasons(options: InterfaceOptions, host: HostNetwork = HOST) -> dict[str, st
 def test_by_the_default_route() -> None:
     assert reasons(InterfaceOptions()) == {
         "192.0.2.2": "the default route leads over it, with metric 20",
-        "192.0.2.3": "192.0.2.2 goes first in the kernel's list",
+        "192.0.2.3": "192.0.2.2 was there before it",
         "192.0.2.4": "it is temporary, 192.0.2.2 is permanent",
         "192.0.2.5": "it is deprecated, 192.0.2.2 is not",
         "169.254.0.2": "its scope is narrower than that of 192.0.2.2: a global address goes before a link-local one",

@@ -67,6 +67,18 @@ def test_a_lease_of_both_families_is_two_peers_that_come_move_and_go_together() 
     assert (table.count, table.peers()) == (0, ())
 
 
+@pytest.mark.parametrize("own", [None, OWN], ids=["before a lease is held", "later"])
+def test_our_own_entry_with_an_ipv6_address_that_we_had_before_is_neither_peer_nor_fault(own: Subnet | None) -> None:
+    """It is found by its PublicIP; its VtepMAC is ours, too, which would be a fault of a peer's."""
+    key = "10.1.15.0-24&fd00:1:0:15::-64"
+    table = new_table(own=own)
+    assert table.apply(snapshot(entry(key, "192.0.2.1", "2001:db8::99", BackendV6Data="bad"))) == Delta()
+    now = LeaseAttrs(OURS.public_ip, IPv6Address("2001:db8::77"))
+    assert table.set_public_ips(now) == Delta()
+    assert table.apply(change(entry(key, "192.0.2.1", "2001:db8::77"))) == Delta()
+    assert table.claims() == []
+
+
 def test_each_part_goes_to_its_own_family_and_says_what_that_one_s_data_say() -> None:
     delta = new_table().apply(snapshot(entry(KEY, BackendData=4, BackendV6Data=6)))
     assert [(item.version, item.hop) for item in delta.added] == [(4, 4), (6, 6)]
