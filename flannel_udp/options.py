@@ -147,3 +147,5 @@ class Options:
     takeover: bool = False
     """Take over from the agent that runs on the control socket."""
     verbosity: int = 0
+    log_format: str = "text"
+    """``text``, ``klog`` or ``json``."""

@@ -10,6 +10,8 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
+from flannel_udp.levels import QUESTIONS
+
 logger = logging.getLogger(__name__)
 
 _LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
@@ -138,6 +140,7 @@ def _send(message: str, *fds: int) -> bool:
             sender.settimeout(0.0 if name in _deaf else _PATIENCE_S)
             sender.connect(address)  # only then does the kernel tell when the listener has made room
             socket.send_fds(sender, [message.encode()], fds)
+        logger.log(QUESTIONS, "told systemd: %r", message)
         _deaf.discard(name)
         return True
     except OSError as error:

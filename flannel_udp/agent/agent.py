@@ -76,6 +76,7 @@ from flannel_udp.model import Degradation, Delta, Entry, Interface, Lease, Lease
 from flannel_udp.netconf.config import NetworkConfig, parse_network_config
 from flannel_udp.options import Options
 from flannel_udp.registry import Registry
+from flannel_udp.registry.logged import logged
 from flannel_udp.registry.open import open_registry
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class Agent:
         stack.callback(claims.close)
         servers = await stack.enter_async_context(AsyncExitStack())  # closed last but for the claims
         servers.callback(listeners.close)
-        registry = open_registry(self._options, self._mark, in_use=True)
+        registry = logged(open_registry(self._options, self._mark, in_use=True))
         stack.push_async_callback(registry.close)
         config, backend = takeover.config, BACKENDS[takeover.config.backend.type]
         external = await wait_for_interface(self._options.interface, self._state, config.versions)
@@ -191,7 +192,7 @@ class Agent:
         """Return the registry, as soon as the files that its flags name can be used."""
 
         async def open_() -> Registry:
-            return open_registry(self._options, self._mark)
+            return logged(open_registry(self._options, self._mark))
 
         self._state.enter("waiting for the registry's files")
         return await retry("opening the registry", open_)

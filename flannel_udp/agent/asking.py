@@ -19,6 +19,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.host.lookup.cut_off import Need, resolve, resolvers
 from flannel_udp.host.lookup.look import CUT_SHORT, Findings, Look
 from flannel_udp.host.lookup.news import News
+from flannel_udp.levels import QUESTIONS
 from flannel_udp.model import Prefix
 from flannel_udp.options import Options
 from flannel_udp.registry.servers import servers_of
@@ -132,6 +133,7 @@ class Asking:
                 return look()
             finally:
                 self._took_s = time.thread_time() - started_s
+                logger.log(QUESTIONS, "asked the kernel where packets go: %.1f ms of a processor", self._took_s * 1e3)
 
         def look() -> Findings:
             self._look.note_routes(routes)

@@ -7,13 +7,14 @@ import gc
 import logging
 import os
 import signal
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
 
 from flannel_udp.admin import notify
 from flannel_udp.agent.agent import Agent
+from flannel_udp.agent.logs import start_log
 from flannel_udp.errors import FlannelError
 from flannel_udp.handover.takeover import HandedOver
 from flannel_udp.host.capabilities import FileAccess, Kept, drop_capabilities
@@ -23,11 +24,25 @@ from flannel_udp.options import Options
 logger = logging.getLogger(__name__)
 
 
-def run(options: Options) -> int:
-    """Run the agent until it is told to stop; return the exit code. Raises FlannelError."""
-    level = logging.DEBUG if options.verbosity > 0 else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname).1s %(asctime)s %(message)s")
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+def run(options: Options, remarks: Sequence[str] = ()) -> int:
+    """Run the agent until it is told to stop; return the exit code.
+
+    `remarks` are warnings about how it was started. Raises FlannelError, but where programs read the log: what ended
+    it is the last line there.
+    """
+    for_people = start_log(options)
+    for remark in remarks:
+        logger.warning("%s", remark)
+    try:
+        return _live(options)
+    except FlannelError as error:
+        if for_people:
+            raise
+        logger.error("%s", error)
+        return error.exit_code
+
+
+def _live(options: Options) -> int:
     if shows_password(options.etcd.password):
         logger.warning(
             "every user can read the password in /proc/%d/cmdline: "

@@ -113,6 +113,7 @@ class AgentState:
     def enter(self, phase: str, details: str | None = None) -> None:
         """Note what the agent does from now on; systemd is told the same, or `details`."""
         self._phase, self._details = phase, details or phase
+        logger.debug("phase: %s", self._details)
         self.tell()
 
     def serve(self, lease: Lease) -> None:

@@ -228,7 +228,21 @@ FIREWALL_SHOW_FLAGS = (
 HEALTH_FLAGS = (
     Flag("healthz-ip", "address that /healthz and /readyz listen on", "IP", parse_listen_ip, "healthz_ip"),
     Flag("healthz-port", "port they listen on; 0 turns them off", "PORT", whole(0, 65535), "healthz_port"),
-    Flag("v", "how much is logged; 0 is flanneld's usual, higher is more", "N", whole(0), "verbosity"),
+    Flag(
+        "v",
+        "how much is logged: 0 what people should know, 1 also our steps, 2 each change that we hear of, 3 each "
+        "question that we ask, 4 the lines of libraries",
+        "N",
+        whole(0),
+        "verbosity",
+    ),
+    Flag(
+        "log-format",
+        "form of the log: text, klog (as flanneld's lines), or json, an object a line (ours)",
+        "text|klog|json",
+        choice("text", "klog", "json"),
+        "log_format",
+    ),
 )
 
 DATAPLANE_FLAGS = (

@@ -66,8 +66,13 @@ def _open_nowhere(mode: str) -> IO[str]:
 
 
 def _complain(line: str) -> None:
+    text = f"flannel-udp: {line}"
+    if "JOURNAL_STREAM" in os.environ:
+        from flannel_udp.agent import logs
+
+        text = logs.prefixed(text) if logs.is_journal(sys.stderr) else text
     with suppress(OSError):  # a log that cannot be written changes no exit code
-        sys.stderr.write(f"flannel-udp: {line}\n")
+        sys.stderr.write(f"{text}\n")
 
 
 def _give_up(stream: IO[str]) -> None:
@@ -87,12 +92,10 @@ def _dispatch(argv: list[str]) -> int:
 
 def _agent(argv: list[str]) -> int:
     options = agent_options(argv, os.environ)
-    for line in unknown_variables(AGENT_FLAGS, os.environ):
-        _complain(f"warning: {line}")
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # would end us before there is an agent to ask
     from flannel_udp.agent.run import run
 
-    return run(options)
+    return run(options, unknown_variables(AGENT_FLAGS, os.environ))
 
 
 def agent_options(argv: Sequence[str], environ: Mapping[str, str]) -> Options:

@@ -197,6 +197,8 @@ class LeaseKeeper:
                         if isinstance(action, Held | Lost):
                             return action
                     if not self._todo:
+                        if (wake_s := self._machine.wake_s) is not None:
+                            logger.debug("lease: nothing to do for %.0f s", wake_s - now_s())
                         alarm.set(self._machine.wake_s)
                         await self._woken.wait()
             except BaseException:
@@ -206,6 +208,7 @@ class LeaseKeeper:
     def _carry_out(self, action: Action, complaints: Complaints) -> None:
         match action:
             case Ask():
+                logger.debug("lease: request to the registry: %s", type(action.request).__name__.lower())
                 self._call = asyncio.create_task(self._ask(action.request))
                 self._call.add_done_callback(partial(self._answered, action.number))
             case Held():

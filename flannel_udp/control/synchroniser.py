@@ -20,6 +20,7 @@ from flannel_udp.control.peer_log import PeerLog
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays
 from flannel_udp.errors import RegistryError
+from flannel_udp.levels import CHANGES, STEPS
 from flannel_udp.model import Address, Change, Delta, Entry, Lease, LeaseAttrs, Snapshot, Subnet
 from flannel_udp.registry import Registry, Tell
 
@@ -199,7 +200,11 @@ class Synchroniser:
                 whole, self._whole = self._whole, False
                 if whole:
                     deltas = [Delta(added=self._table.peers(), ours=self._table.ours())]
+            started_s = time.monotonic()
             await self._publisher.publish(own, deltas, whole=whole)
+            level, what = (STEPS, "all") if whole else (CHANGES, "what changed of")
+            took_ms = (time.monotonic() - started_s) * 1e3
+            logger.log(level, "published %s %d peers, %.1f ms", what, self._table.count, took_ms)
             self._published += 1
             self.first_published.set()
             await asyncio.sleep(PAUSE_S)

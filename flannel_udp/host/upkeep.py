@@ -28,6 +28,7 @@ from flannel_udp.host.family import family_of
 from flannel_udp.host.interface import HostNetwork
 from flannel_udp.host.monitor import Interest, Monitor, open_monitor_socket
 from flannel_udp.host.repair import STANDS, LinkState, Paces, Standing, why_lost
+from flannel_udp.levels import CHANGES, QUESTIONS
 from flannel_udp.model import Address, Degradation, Ends, Interface, LeaseAttrs, Prefix, Subnet
 from flannel_udp.options import Options
 
@@ -146,9 +147,13 @@ class Upkeep:
                     async with asyncio.timeout(again_s):
                         await self._woken.wait()
                 await asyncio.sleep(SETTLE_S)
+                news = self._woken.is_set()
                 self._woken.clear()
+                started_s = time.monotonic()
                 async with self._one_at_a_time:
                     again_s = await self._look(monitor)
+                why, took_ms = "news" if news else "no news", (time.monotonic() - started_s) * 1e3
+                logger.log(CHANGES if news else QUESTIONS, "looked at this host (%s): %.1f ms", why, took_ms)
                 await asyncio.sleep(LOOK_EVERY_S)
         finally:
             monitor.close()

@@ -75,6 +75,7 @@ OURS = {
     "tx-queue-len": "5000",
     "control-socket": "/run/flannel/flannel-udp.sock",
     "state-dir": "/var/lib/flannel-udp",
+    "log-format": "text",
 }
 
 # flag, its text, the attribute of Options it sets, the value there
@@ -119,6 +120,7 @@ VALUES: list[tuple[str, str, str, Any]] = [
     ("healthz-ip", "::1", "healthz_ip", "::1"),
     ("healthz-port", "65535", "healthz_port", 65535),
     ("v", "10", "verbosity", 10),
+    ("log-format", "json", "log_format", "json"),
     ("datapath", "userspace", "dataplane.datapath", "userspace"),
     ("source-check", "loose", "dataplane.source_check", "loose"),
     ("source-check", "off", "dataplane.source_check", "off"),

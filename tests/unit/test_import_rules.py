@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = "flannel_udp"
 
-VALUES = ["errors", "model", "options"]
+VALUES = ["errors", "levels", "model", "options"]
 SHARED = [*VALUES, "netconf*", "backoff*"]
 NO_FIREWALL = ["host", "host.[!f]*", "host.family"]
 PLAIN_ROOMS = ("admin", "backend", "cni", "control", "dataplane", "files", "host", "lab", "registry")
@@ -25,6 +25,7 @@ ROOMS = [f"{room}*" for room in PLAIN_ROOMS]
 # Everyone may import the package itself, which holds the version.
 RULES: Mapping[str, list[str]] = {
     "errors": [],
+    "levels": [],
     "model": ["errors"],
     "options": ["errors", "model"],
     "netconf*": [*VALUES, "netconf*"],

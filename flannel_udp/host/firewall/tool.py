@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import time
 from dataclasses import dataclass
 from subprocess import PIPE, Popen, TimeoutExpired
 from threading import Lock
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.levels import QUESTIONS
+
+logger = logging.getLogger(__name__)
 
 TIME_LIMIT_S = 10.0
 _SHOWN_CHARS = 300
@@ -39,8 +44,12 @@ async def run_tool(*command: str, stdin: str = "") -> Finished:
     Raises `ToolMissing` if there is none, `FlannelError` if it cannot be run or takes too long.
     """
     run = _Run(command, stdin)
+    started_s = time.monotonic()
     try:
-        return await asyncio.to_thread(run.to_end)
+        finished = await asyncio.to_thread(run.to_end)
+        took_ms = (time.monotonic() - started_s) * 1e3
+        logger.log(QUESTIONS, "ran %s: exit %d, %.1f ms", " ".join(command), finished.status, took_ms)
+        return finished
     except FileNotFoundError:
         raise ToolMissing(f"{command[0]} is not in PATH ({os.environ.get('PATH', '')})") from None
     except OSError as error:

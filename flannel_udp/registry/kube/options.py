@@ -57,8 +57,6 @@ def open_http(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT
     without credentials; else the service account of the pod we run in. Raises `UsageError`, `UnusableFile` for a
     kubeconfig.
     """
-    for chatty in ("httpx2", "httpcore2"):  # a line for every request
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     config = _read_config(options, service_account)
     config = config._replace(user=config.user or User())  # lightkube wants one, if only to be anonymous
     try:
