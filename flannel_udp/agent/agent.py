@@ -280,7 +280,7 @@ class Agent:
 
         note = self._state.conditions.note
         upkeep = Upkeep(options, external, config.overlays, network, host_changed, note=note)
-        watch = PeerWatch(network, lambda: upkeep.external, lambda: self._state.ready, note)
+        watch = PeerWatch(network, lambda: upkeep.external, lambda: self._state.ready, note, peers.ignored)
         packets = network, lambda: upkeep.external, lambda: self._state.lease
         families = open_families(config, options.firewall, former, self._state.conditions, packets)
         rooms = Rooms(config, backend, network, gate, keeper, sync, families, upkeep, subnet_file, watch)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -61,7 +61,10 @@ class PeerFacts:
 
 
 class PeerWatch:
-    """Watches the peers of `network` while `serves()`; `note` is told all that is wrong, see `Conditions.note`."""
+    """Watches the peers of `network` while `serves()`; `note` is told all that is wrong, see `Conditions.note`.
+
+    `ignored` tells which hosts' entries are ignored, and why: see `PeerTable.ignored`.
+    """
 
     def __init__(
         self,
@@ -69,8 +72,10 @@ class PeerWatch:
         external: Callable[[], Interface],
         serves: Callable[[], bool],
         note: Callable[[str, Sequence[Degradation]], None],
+        ignored: Callable[[], Mapping[Address, str]],
     ) -> None:
         self._network = network
+        self._ignored = ignored
         self._external = external
         self._serves = serves
         self._note = note
@@ -109,8 +114,8 @@ class PeerWatch:
                     if self._serves():
                         await self._look()
                     else:
-                        self._note("peers", ())
-                        self._note("path", ())
+                        for source in ("peers", "path", "ignored"):
+                            self._note(source, ())
                     await self._wait()
             finally:
                 await _cancel(self._asking | self._searching)
@@ -137,7 +142,10 @@ class PeerWatch:
     async def _look(self) -> None:
         await self.count()
         known = self._health.known | set(map(int, self._narrow))
-        self._peers = dict(await asyncio.to_thread(self._network.find, known)) if known else {}
+        ignored = {int(host): text for host, text in self._ignored().items()}
+        asked = known | ignored.keys()
+        found = dict(await asyncio.to_thread(self._network.find, asked)) if asked else {}
+        self._peers = {address: peer for address, peer in found.items() if address in known}
         gone = known - self._peers.keys()
         self._health.forget(gone)
         self._paths.forget(gone)
@@ -147,6 +155,8 @@ class PeerWatch:
         self._search()
         self._note("peers", list(self._ill_ones()))
         self._note("path", list(self._narrow_ones()))
+        # Of a host that is a peer all the same, an earlier run has left that entry behind.
+        self._note("ignored", list(_ignored_ones({at: text for at, text in ignored.items() if at not in found})))
 
     async def count(self) -> None:
         """Take note of what every peer sent and got until now."""
@@ -297,6 +307,18 @@ def _answered(answer: EchoAnswer) -> bool | None:
 
 def _name(peer: Peer) -> str:
     return f"peer {peer.public_ip} ({peer.subnet})"
+
+
+def _ignored_ones(ignored: Mapping[int, str]) -> Iterator[Degradation]:
+    """Yield what is said of hosts that are no peers, as their entries are ignored: their addresses, and why."""
+    for address, text in sorted(ignored.items())[:NAMED_MAX]:
+        yield Degradation(
+            "peers",
+            f"no packets travel to the pods of {ip_address(address)}: {text}; "
+            "if the network configuration was changed, start the agents again that have the former one",
+        )
+    if (more := len(ignored) - NAMED_MAX) > 0:
+        yield Degradation("peers", f"and {more} more hosts whose entries are ignored: see the log")
 
 
 def _and_more(kind: str, n: int) -> Iterator[Degradation]:

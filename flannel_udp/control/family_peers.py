@@ -76,6 +76,10 @@ class FamilyPeers:
         """Return the keys under which another host's subnet has our own public IP."""
         return {key for key in self._ours if self._is_claim(key)}
 
+    def is_own(self, address: Address) -> bool:
+        """Tell whether that is one of this host's addresses."""
+        return address == self._public_ip or address in self._own_addresses
+
     def __contains__(self, key: str) -> bool:
         return key in self._records
 

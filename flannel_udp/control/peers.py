@@ -15,6 +15,8 @@ from flannel_udp.control.family_peers import FamilyPeers
 from flannel_udp.model import Address, Change, Delta, Entry, Lease, LeaseAttrs, Peer, Prefix, Snapshot, Subnet
 from flannel_udp.registry.keys import MAX_KEY_CHARS, Faults, parse_value
 
+IGNORED_MAX = 100
+"""So many hosts whose entries are ignored are told."""
 PART_SIZE = 16
 """Entries in one part: about half a millisecond of work, so that the event loop stays responsive."""
 
@@ -32,7 +34,8 @@ class PeerTable:
     def __init__(self, overlays: Iterable[Prefix], ours: LeaseAttrs, read_hop: ReadHop) -> None:
         self._entries: dict[str, Entry] = {}
         self._found_by = ours.found_by
-        self._poisoned: set[str] = set()  # keys of which a part, or all, is no peer
+        # Keys of which a part, or all, is no peer: what was said, and the hosts' addresses that are none for it.
+        self._poisoned: dict[str, tuple[str, Collection[Address]]] = {}
         self._warnings: list[str] = []
         self._families = tuple(
             FamilyPeers(overlay, ours.address_of(overlay.version), read_hop, self._entries, self._warnings.append)
@@ -56,6 +59,20 @@ class PeerTable:
         """Return the leases that have another host's subnet under one of our own public IPs, by key."""
         keys = set[str]().union(*(family.claims() for family in self._families))
         return [self._entries[key] for key in sorted(keys)]
+
+    def ignored(self) -> dict[Address, str]:
+        """Return other hosts' addresses whose entries are ignored, each with a clause that says why.
+
+        A host may have another entry, which is good: this one is of an earlier run of its agent then.
+        """
+        found: dict[Address, str] = {}
+        for text, hosts in self._poisoned.values():
+            for host in hosts:
+                if len(found) == IGNORED_MAX:
+                    return found
+                if not any(family.is_own(host) for family in self._families):
+                    found[host] = text
+        return found
 
     def entry(self, key: str) -> Entry | None:
         """Return the registry's entry as last heard of, understood or not."""
@@ -148,16 +165,21 @@ class PeerTable:
     def _take(self, key: str, entry: Entry) -> None:
         """Understand an entry whose key is not in the table."""
         self._entries[key] = entry
+        hosts: Collection[Address] = ()
         try:
-            fault = self._take_parts(key, read_lease(entry))
+            fault, hosts = self._take_parts(key, read_lease(entry))
         except ValueError as error:
             fault = f" is ignored: {error}"
         if fault is not None:
-            self._poisoned.add(key)
-            self._warnings.append(f"entry {key[:MAX_KEY_CHARS]!r}{fault}")
+            text = f"entry {key[:MAX_KEY_CHARS]!r}{fault}"
+            self._poisoned[key] = text, hosts
+            self._warnings.append(text)
 
-    def _take_parts(self, key: str, lease: Lease) -> str | None:
-        """Give each family its part of a lease; return what is to be said of it if not all are well."""
+    def _take_parts(self, key: str, lease: Lease) -> tuple[str | None, Collection[Address]]:
+        """Give each family its part of a lease.
+
+        Return what is to be said of it if not all are well, and the addresses of the parts that are not.
+        """
         well, faults = 0, Faults()
         for family in self._families:
             version, subnet = family.version, lease.subnet.of(family.version)
@@ -169,19 +191,21 @@ class PeerTable:
                     well += 1
             except ValueError as error:
                 faults[version] = str(error)
+        hosts = [host for version in faults if (host := lease.attrs.address_of(version)) is not None]
         if faults and not well:
-            return f" is ignored: {'; '.join(dict.fromkeys(faults.values()))}"
+            return f" is ignored: {'; '.join(dict.fromkeys(faults.values()))}", hosts
         if faults:
-            return "".join(f": its IPv{version} part is ignored: {text}" for version, text in faults.items())
+            return "".join(f": its IPv{version} part is ignored: {text}" for version, text in faults.items()), hosts
         if not well:
-            return f" is ignored: it has no {' or '.join(f'IPv{family.version}' for family in self._families)} part"
-        return None
+            families = " or ".join(f"IPv{family.version}" for family in self._families)
+            return f" is ignored: it has no {families} part", hosts
+        return None, hosts
 
     def _drop(self, key: str) -> None:
         """Forget a key."""
         for family in self._families:
             family.drop(key)
-        self._poisoned.discard(key)
+        self._poisoned.pop(key, None)
         del self._entries[key]
 
 

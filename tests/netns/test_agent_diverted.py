@@ -75,6 +75,15 @@ DIVERSIONS: dict[str, tuple[list[str], list[str], str]] = {
             "ip route del blackhole {peer2}"
         ),
     ),
+    "a second bridge with our subnet": (
+        ["link add other0 type bridge", "addr add {own1}/24 dev other0", "link set other0 up"],
+        ["link del other0"],
+        (
+            "cni0 and other0 both have our subnet {own}: packets for pods go to cni0 alone, those behind other0 get "
+            "none: take the address off the one that no runtime uses: ip addr del {own1}/24 dev other0, or of cni0 "
+            "likewise"
+        ),
+    ),
     "an unreachable part": (
         ["route add unreachable {half}"],
         ["route del unreachable {half}"],

@@ -207,7 +207,8 @@ async def test_what_a_killed_writer_left_is_no_obstacle(registry: FileRegistry, 
 
 async def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "registry.json"
-    with pytest.raises(RegistryError, match=f"{path}: its directory does not exist: make it .mkdir -p {path.parent}.$"):
+    line = rf"{path}: its directory does not exist: make it \(mkdir -p {path.parent}\)$"
+    with pytest.raises(RegistryError, match=line):
         await FileRegistry(path).write_config(CONFIG)
 
 

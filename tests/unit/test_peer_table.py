@@ -147,6 +147,28 @@ def test_one_poisoned_key_costs_no_other_peer_and_is_said_once_until_its_value_c
     assert replace(table.apply(change(gone=(bad.key,))), ours=None) == Delta()
 
 
+def test_hosts_whose_entries_are_ignored_are_known_by_their_addresses_until_these_are_good() -> None:
+    table = new_table()
+    table.set_own_addresses(OWN_ADDRESSES)
+    table.apply(
+        snapshot(
+            entry("10.1.16.0-24", "192.0.2.2", BackendType="host-gw"),
+            entry("10.2.16.0-24", "192.0.2.3"),
+            entry("10.1.17.0-24", "192.0.2.4"),
+            entry("10.1.18.0-24", "198.51.100.1"),  # this host's
+            entry("10.2.19.0-24", OUR_IP),
+            Entry("junk", b"?", 1),  # nobody's
+        )
+    )
+    outside = "10.2.16.0/24 is outside the overlay network 10.1.0.0/16"
+    assert table.ignored() == {
+        IPv4Address("192.0.2.2"): "entry '10.1.16.0-24' is ignored: its backend is 'host-gw', ours is udp",
+        IPv4Address("192.0.2.3"): f"entry '10.2.16.0-24' is ignored: {outside}",
+    }
+    table.apply(change(entry("10.1.16.0-24", "192.0.2.2", 2), gone=("10.2.16.0-24",)))
+    assert table.ignored() == {}
+
+
 def test_a_poisoned_key_that_is_repaired_becomes_a_peer_and_the_other_way_round() -> None:
     table = new_table()
     table.apply(snapshot(Entry("10.1.20.0-24", b"?", 1)))

@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from itertools import islice
 
 from flannel_udp.host.links import LOOPBACK_INDEX, stream_addresses
@@ -38,6 +39,8 @@ from flannel_udp.host.lookup.question import (
 from flannel_udp.host.lookup.rules import PolicyRule, taking
 from flannel_udp.host.rtnetlink import RTN_UNICAST, Rtnetlink
 from flannel_udp.model import Address, Prefix, lies_in, prefix_of
+
+Interface = IPv4Interface | IPv6Interface
 
 PARTS_MAX = 10_000
 """So many routes and rules to parts of the peers' subnets are tried: more of them are no accident."""
@@ -63,6 +66,8 @@ class Pods:
     """One of theirs, or one that may be."""
     hosts: frozenset[Address] = frozenset()
     """This host's own addresses: what comes in with one of them is refused, and is no pod's."""
+    rivals: tuple[tuple[int, Interface], ...] = ()
+    """Other devices, by index, and their addresses whose networks have that pod, too: it cannot be behind both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +121,16 @@ def find_pods(netlink: Rtnetlink, own: Prefix, device: int) -> Pods | None:
     inside = [
         item for item in addresses if item.address in own and own.prefixlen <= item.prefix_len < own.max_prefixlen
     ]
-    bridges = [item.index for item in inside if item.index not in (device, LOOPBACK_INDEX)]
+    inside = [item for item in inside if item.index not in (device, LOOPBACK_INDEX)]
+    bridges = [item.index for item in inside]
     pod = next((address for address in own.hosts() if address not in hosts), None)
     if not bridges or pod is None:
         return None
     entry = understand(ask(netlink, [Question(pod)])[0])
     used = [hop.device for hop in entry.hops if hop.device in bridges] if isinstance(entry, Entry) else []
-    return Pods(own, (used or bridges)[0], pod, hosts)
+    bridge = (used or bridges)[0]
+    networks = [(item.index, ip_interface((item.address, item.prefix_len))) for item in inside if item.index != bridge]
+    return Pods(own, bridge, pod, hosts, tuple(item for item in networks if pod in item[1].network))
 
 
 def find_diversions(

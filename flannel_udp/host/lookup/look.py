@@ -20,7 +20,7 @@ from flannel_udp.host.lookup.forwarding import Inlet, judge_forwarding, lost_adv
 from flannel_udp.host.lookup.prefixes import Prefixes
 from flannel_udp.host.lookup.question import DeviceNames, Question, Way, Ways, ask, understand
 from flannel_udp.host.lookup.rules import read_rules, tables_of
-from flannel_udp.host.lookup.verdicts import describe, judge_diversions
+from flannel_udp.host.lookup.verdicts import describe, judge_diversions, judge_rivals
 from flannel_udp.host.rtnetlink import Rtnetlink, open_rtnetlink
 from flannel_udp.model import Address, Degradation, Prefix, prefix_of
 
@@ -89,7 +89,7 @@ class Look:
         needs = [*needs, *gateways(netlink, needs, family)]
         return Findings(
             judge_forwarding(settings, inlets, family, advertised),
-            judge_diversions(diversions, overlay, names),
+            [*judge_rivals(pods, names), *judge_diversions(diversions, overlay, names)],
             find_cut_off(netlink, self._network, ways, needs),
             cut_short,
         )

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 
 from flannel_udp.host.family import family_of
-from flannel_udp.host.lookup.diversions import Diversion, Overlay, Sender
+from flannel_udp.host.lookup.diversions import Diversion, Overlay, Pods, Sender
 from flannel_udp.host.lookup.question import RT_TABLE_DEFAULT, RT_TABLE_LOCAL, RTN_LOCAL, Answer, Entry, Names
 from flannel_udp.host.rtnetlink import RT_TABLE_MAIN, RTN_UNICAST, RTPROT_KERNEL
 from flannel_udp.model import Degradation, Prefix, lies_in
@@ -38,6 +38,22 @@ def judge_diversions(found: Sequence[Diversion], overlay: Overlay, names: Names)
             f"{_ip(overlay)} rule; {_ip(overlay)} route show table all root {overlay.network}"
         )
     return [Degradation("routes", text) for text in texts]
+
+
+def judge_rivals(pods: Pods | None, names: Names) -> list[Degradation]:
+    """Return a sentence for each device that has our pods' network beside the bridge that their packets go to."""
+    if pods is None:
+        return []
+    bridge, ip = names[pods.bridge], family_of(pods.subnet).ip
+    return [
+        Degradation(
+            "routes",
+            f"{bridge} and {names[index]} both have our subnet {pods.subnet}: packets for pods go to {bridge} alone, "
+            f"those behind {names[index]} get none: take the address off the one that no runtime uses: "
+            f"{ip} addr del {address} dev {names[index]}, or of {bridge} likewise",
+        )
+        for index, address in pods.rivals
+    ]
 
 
 def _sentence(group: Sequence[Diversion], overlay: Overlay, names: Names) -> str:
