@@ -132,9 +132,7 @@ def test_a_public_ip_that_is_the_interfaces_own_is_what_packets_leave_from(iface
     host = with_addresses(Address(IPv4Address("192.0.2.2")), Address(v4), Address(v6), GLOBAL)
     options = InterfaceOptions(iface=iface, public_ip=v4, public_ipv6=v6)
     assert chosen(options, host) == ("eth0", str(v4), str(v6))
-    reasons = {
-        candidate.address: candidate.reason for candidate in explain(decide(options, host, BOTH), host, BOTH)
-    }
+    reasons = {candidate.address: candidate.reason for candidate in explain(decide(options, host, BOTH), host, BOTH)}
     if iface == ("eth0",):
         assert reasons["192.0.2.2"] == "192.0.2.77 is the one that an option names"
     assert reasons["2001:db8::2"].startswith("2001:db8::77 is the one that an option names")
