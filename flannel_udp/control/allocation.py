@@ -83,14 +83,57 @@ def choose_subnet(
     held = [lease for lease in leases if lease not in discard]
     # Our own that ended we may have back.
     ended = [lease for lease in read_leases(snapshot.ended) if not seeker.holds(lease)]
-    poisoned = _named(snapshot.entries.keys() - {lease.entry.key for lease in leases})
     wanted = [*([] if previous is None else [previous]), *(lease.subnet for lease in discard)]
-    parts = [
-        _choose_part(subnets, _Taken.of(subnets.network, held, ended, poisoned), wanted, rng)
-        for subnets in map(config.of, seeker.versions)
+    known = _Known(held, ended, _poisoned(snapshot, leases))
+    parts = _choose_parts(config, seeker.versions, known, wanted, rng)
+    return Decision(Subnet.made_of(parts), discard=discard)
+
+
+def widen_subnet(
+    config: NetworkConfig,
+    snapshot: Snapshot,
+    lease: Lease,
+    versions: Collection[int],
+    previous: Subnet | None,
+    rng: random.Random,
+) -> Subnet:
+    """Return the subnet of our lease with a part of each of these IP versions, of which the host has an address by now.
+
+    What it has stays. A reservation stays as it is: it is somebody's decision. Raises `NoFreeSubnet`.
+    """
+    missing = [version for version in versions if lease.subnet.of(version) is None]
+    if lease.entry.reserved or not missing:
+        return lease.subnet
+    leases = read_leases(snapshot.entries)
+    held = [other for other in leases if other.entry.key != lease.entry.key]
+    known = _Known(held, read_leases(snapshot.ended), _poisoned(snapshot, leases))
+    parts = _choose_parts(config, missing, known, [] if previous is None else [previous], rng)
+    return Subnet.made_of((*lease.subnet.prefixes, *parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the registry says, but for what is ours: the leases that are held, that ended, and what cannot be read."""
+
+    held: Sequence[Lease]
+    ended: Sequence[Lease]
+    poisoned: Collection[Prefix]
+
+
+def _poisoned(snapshot: Snapshot, leases: Iterable[Lease]) -> set[Prefix]:
+    """Return what those entries stand for that could not be understood, as far as their keys can be."""
+    return _named(snapshot.entries.keys() - {lease.entry.key for lease in leases})
+
+
+def _choose_parts(
+    config: NetworkConfig, versions: Iterable[int], known: _Known, wanted: Sequence[Subnet], rng: random.Random
+) -> list[Prefix]:
+    """Choose a part of each of these families that is on. Raises `NoFreeSubnet`."""
+    return [
+        _choose_part(subnets, _Taken.of(subnets.network, known), wanted, rng)
+        for subnets in map(config.of, versions)
         if subnets is not None
     ]
-    return Decision(Subnet.made_of(parts), discard=discard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +147,9 @@ class _Taken:
     """Of entries that cannot be understood: they block nothing, but their own keys cannot be created."""
 
     @classmethod
-    def of(cls, network: Prefix, held: Iterable[Lease], ended: Iterable[Lease], poisoned: Collection[Prefix]) -> _Taken:
+    def of(cls, network: Prefix, known: _Known) -> _Taken:
         """Return it for the family of the overlay `network`."""
-        return cls(_inside(network, held), _inside(network, ended), poisoned)
+        return cls(_inside(network, known.held), _inside(network, known.ended), known.poisoned)
 
 
 def _choose_part(subnets: AnyRange, taken: _Taken, wanted: Iterable[Subnet], rng: random.Random) -> Prefix:

@@ -13,7 +13,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from flannel_udp.control.allocation import Decision, Seeker, accept_assigned, choose_subnet, find_rival
+from flannel_udp.control.allocation import (
+    Decision,
+    Seeker,
+    accept_assigned,
+    choose_subnet,
+    find_rival,
+    widen_subnet,
+)
 from flannel_udp.control.boottime import Alarm, now_s
 from flannel_udp.control.entries import read_lease, read_leases
 from flannel_udp.control.former import read_attrs
@@ -27,6 +34,7 @@ from flannel_udp.control.lease_actions import (
     Inspect,
     Lost,
     Measure,
+    Move,
     Recovered,
     Renew,
     Request,
@@ -34,6 +42,8 @@ from flannel_udp.control.lease_actions import (
     Say,
     Survey,
     Take,
+    Widen,
+    Widened,
 )
 from flannel_udp.control.lease_machine import LeaseMachine
 from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays
@@ -86,6 +96,9 @@ class LeaseKeeper:
         """What our entry said that `acquire` found, before it was rewritten; ``None`` if the lease was created new or
         adopted, or if what stood there could not be read."""
 
+        self.widened: Callable[[], object] = lambda: None
+        """Called when the lease that is held has become one for a subnet with parts of more families."""
+
     @property
     def lease(self) -> Lease | None:
         """The lease that is held now."""
@@ -134,7 +147,7 @@ class LeaseKeeper:
         `expires_s` is its end by CLOCK_BOOTTIME, ``None`` for a reservation; `config` says which families are on, all
         if it is not given. Raises `ValueError` for an entry that is not ours.
         """
-        lease = read_lease(entry)
+        lease, self._config = read_lease(entry), config
         if config is not None:
             lease = replace(lease, subnet=config.part_of(lease.subnet))
         self._machine.adopt(now_s(), lease, expires_s)
@@ -213,6 +226,9 @@ class LeaseKeeper:
                 self._call.add_done_callback(partial(self._answered, action.number))
             case Held():
                 pass  # forwarding may begin: the caller's to do
+            case Widened():
+                logger.info("our subnet is %s now: its key is %s", action.lease.subnet, action.lease.entry.key)
+                self.widened()
             case Lost():
                 self._forward_until(OVER_S)
                 self._give_up_call()
@@ -235,6 +251,10 @@ class LeaseKeeper:
             case Take() | Renew():
                 write = self._registry.take if isinstance(request, Take) else self._registry.renew
                 return await write(request.entry, format_value(request.attrs), LEASE_TTL_S)
+            case Widen():
+                return await self._widen(request)
+            case Move():
+                return await self._move(request)
             case Measure():
                 # Asked for, because the life of a lease that is kept alive is that of its first grant, by whoever made
                 # it; and because an etcd member that was the leader until just now may have granted what it may not.
@@ -251,12 +271,43 @@ class LeaseKeeper:
         entry = await self._registry.create(format_key(request.subnet), value, LEASE_TTL_S)
         if self._config is None or len(self._config.versions) == 1:
             return entry
-        snapshot = await self._registry.list()
-        rival = await asyncio.to_thread(lambda: find_rival(read_leases(snapshot.entries), entry.key, request.subnet))
+        rival = await self._find_rival(entry.key, request.subnet)
         if rival is None:
             return entry
         await self._registry.delete(entry)
-        raise SubnetTaken(f"{rival.entry.key} has a part of our {entry.key}, and was written at the same time")
+        raise SubnetTaken(rival)
+
+    async def _find_rival(self, key: str, subnet: Subnet) -> str | None:
+        """Return who else has a part of the subnet that we have just written under that key, if anybody has."""
+        snapshot = await self._registry.list()
+        rival = await asyncio.to_thread(lambda: find_rival(read_leases(snapshot.entries), key, subnet))
+        if rival is None:
+            return None
+        return f"{rival.entry.key} has a part of our {key}, and was written at the same time"
+
+    async def _widen(self, request: Widen) -> Subnet:
+        config, lease = self._config, request.lease
+        if config is None:  # adopted, by who does not say which families are on
+            return lease.subnet
+        assigned = await self._registry.assigned()
+        if assigned is not None:
+            return accept_assigned(config, assigned, request.versions).subnet
+        snapshot = await self._registry.list()
+        return await asyncio.to_thread(
+            widen_subnet, config, snapshot, lease, request.versions, self._previous, self._rng
+        )
+
+    async def _move(self, request: Move) -> Entry:
+        """Have the lease under the key of that subnet, if no other host has a part of it, see `_create`."""
+        entry, value = request.lease.entry, format_value(request.lease.attrs)
+        if entry.reserved:  # the store has assigned it, and more of it counts now
+            return await self._registry.renew(entry, value, LEASE_TTL_S)
+        moved = await self._registry.move(entry, format_key(request.subnet), value)
+        rival = await self._find_rival(moved.key, request.subnet)
+        if rival is None:
+            return moved
+        await self._registry.move(moved, entry.key, value)
+        raise SubnetTaken(rival)
 
     async def _survey(self, seeker: Seeker) -> Decision:
         assert self._config is not None  # noqa: S101 - only acquire() makes the machine ask for it

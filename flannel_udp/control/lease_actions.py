@@ -50,6 +50,22 @@ class Renew:
 
 
 @dataclass(frozen=True, slots=True)
+class Widen:
+    """Which subnet has ours, and a part of each of these IP versions: the `Subnet`, ours where there is no other."""
+
+    lease: Lease
+    versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Let the lease be one for that subnet, which has its own and more: the `Entry` as it is now."""
+
+    lease: Lease
+    subnet: Subnet
+
+
+@dataclass(frozen=True, slots=True)
 class Measure:
     """How long does the entry live: seconds, ``None`` for ever."""
 
@@ -63,8 +79,8 @@ class Inspect:
     key: str
 
 
-Request = Survey | Discard | Create | Take | Renew | Measure | Inspect
-Result = Decision | Entry | float | None
+Request = Survey | Discard | Create | Take | Renew | Widen | Move | Measure | Inspect
+Result = Decision | Subnet | Entry | float | None
 Outcome = Result | FlannelError
 
 
@@ -85,6 +101,13 @@ class Held:
 
     lease: Lease
     found: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Widened:
+    """The lease that is held is one for more than before: another family's subnet as well."""
+
+    lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +139,5 @@ class Say:
     text: str
 
 
-Report = Held | Lost | Complain | Recovered | Say
+Report = Held | Widened | Lost | Complain | Recovered | Say
 Action = Ask | Report

@@ -13,7 +13,7 @@ from flannel_udp.control.allocation import Decision
 from flannel_udp.control.lease_actions import Report, Request
 from flannel_udp.control.lease_safety import Life, earliest
 from flannel_udp.control.retry import Delays
-from flannel_udp.model import Address, Entry, Lease, LeaseAttrs
+from flannel_udp.model import Address, Entry, Lease, LeaseAttrs, Subnet
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,20 @@ class Renewal:
 
 
 @dataclass(frozen=True, slots=True)
+class Widening:
+    """A subnet with parts of more families is being chosen, or the lease is being moved to that."""
+
+    due_s: float | None
+    """When the lease has to be renewed next, ``None`` for never."""
+    doubted: bool = False
+    """As above."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
-    """A renewal said no: what is under our key is being looked up."""
+    """A renewal, or a move, said no: what is under our key is being looked up, or under the one it was moved to."""
+
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +133,11 @@ class Holding:
     lease: Lease
     """What the registry confirmed last."""
     life: Life
-    doing: Rest | Renewal | Inspection
+    doing: Rest | Renewal | Widening | Inspection
     ours: frozenset[Address]
     """Addresses that the entry may have by our own doing: also what was written and not confirmed."""
+    moving_to: Subnet | None = None
+    """A subnet with parts of more families that was chosen: perhaps the entry is its by now, and we were not told."""
     doubt_until_s: float | None = None
     """Something spoke against us, and no renewal that was sent after it has succeeded: when we stop for that."""
 

@@ -65,6 +65,14 @@ class Registry(Protocol):
         """
         ...
 
+    async def move(self, entry: Entry, key: str, value: bytes) -> Entry:
+        """Put our entry, which then holds `value`, under another key, only if it is still as `entry` says.
+
+        At once: nobody ever sees both, or none. Its lease, and so its end, stays. Raises `LeaseLost`, and `SubnetTaken`
+        if there is something under that key.
+        """
+        ...
+
     async def delete(self, entry: Entry) -> None:
         """Delete the entry, only if it is still as `entry` says. Raises `LeaseLost`."""
         ...

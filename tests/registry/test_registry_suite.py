@@ -325,6 +325,51 @@ async def test_an_entry_that_has_changed_is_not_deleted(registry: Registry, othe
     assert said((await other.list()).entries) == said({KEY: renewed})
 
 
+# Moving
+
+WIDER_KEY = f"{KEY}&fd00:1:2::-64"
+
+
+async def test_an_entry_that_moves_is_one_change_and_keeps_its_lease(registry: Registry, other: Registry) -> None:
+    entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    left_s = await registry.time_left_s(entry)
+    async with watching(other) as seen:
+        await seen.snapshot()
+        moved = await registry.move(entry, WIDER_KEY, OTHER_VALUE)
+        assert said((await seen.change()).entries) == {KEY: None, WIDER_KEY: (OTHER_VALUE, False)}
+    assert (moved.key, moved.value, moved.lease_id) == (WIDER_KEY, OTHER_VALUE, entry.lease_id)
+    assert (await registry.list()).entries == {WIDER_KEY: moved}
+    assert await registry.time_left_s(moved) == pytest.approx(left_s, abs=10)
+    renewed = await registry.renew(moved, OTHER_VALUE, LEASE_TTL_S)
+    await registry.delete(renewed)
+
+
+async def test_who_moves_an_entry_hears_of_both_keys_as_well(registry: Registry) -> None:
+    entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    async with watching(registry) as seen:
+        await seen.snapshot()
+        moved = await registry.move(entry, WIDER_KEY, VALUE)
+        assert (await seen.change()).entries == {KEY: None, WIDER_KEY: moved}
+
+
+async def test_an_entry_never_moves_to_a_key_that_is_taken_nor_after_it_has_changed(
+    registry: Registry, other: Registry
+) -> None:
+    entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    theirs = await other.create(WIDER_KEY, OTHER_VALUE, LEASE_TTL_S)
+    with pytest.raises(SubnetTaken, match="is taken by another host"):
+        await registry.move(entry, WIDER_KEY, VALUE)
+    assert said((await other.list()).entries) == said({KEY: entry, WIDER_KEY: theirs})
+    await other.delete(theirs)
+    await other.renew((await other.list()).entries[KEY], OTHER_VALUE, LEASE_TTL_S)
+    with pytest.raises(LeaseLost, match="was written by somebody else"):
+        await registry.move(entry, WIDER_KEY, VALUE)
+    await other.delete((await other.list()).entries[KEY])
+    with pytest.raises(LeaseLost, match="is gone"):
+        await registry.move(entry, WIDER_KEY, VALUE)
+    assert (await other.list()).entries == {}
+
+
 # Watching
 
 

@@ -114,6 +114,17 @@ class MemoryRegistry:
         self._check(entry)
         return entry if value == entry.value else self.put(entry.key, value, entry.lease_id)
 
+    async def move(self, entry: Entry, key: str, value: bytes) -> Entry:
+        self._begin("move")
+        self._check(entry)
+        if key in self.entries:
+            raise SubnetTaken(f"{key} is taken")
+        self.revision += 1
+        del self.entries[entry.key]
+        self.entries[key] = moved = Entry(key, value, self.revision, entry.lease_id)
+        self.tell(Change({entry.key: None, key: moved}, self.revision))
+        return moved
+
     async def delete(self, entry: Entry) -> None:
         self._begin("delete")
         self._check(entry)

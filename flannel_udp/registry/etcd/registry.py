@@ -93,8 +93,7 @@ class EtcdRegistry:
     async def create(self, key: str, value: bytes, ttl_s: int) -> Entry:
         """See `Registry.create`."""
         path = self._path(key)
-        absent = pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.VERSION, key=path, version=0)
-        written, _ = await self._put_under_new_lease(path, value, ttl_s, absent)
+        written, _ = await self._put_under_new_lease(path, value, ttl_s, self._absent(path))
         if written is None:
             raise SubnetTaken(f"{self._client.name}: {key} is taken by another host")
         return written
@@ -135,7 +134,7 @@ class EtcdRegistry:
         lease_id = await self._client.lease_grant(ttl_s, wanted)
         put = pb.RequestOp(put=pb.PutRequest(key=path, value=value, lease=lease_id))
         try:
-            _, current = await self._commit(compare, [put])
+            _, current = await self._commit([compare], [put])
         except RegistryError:
             # Perhaps it was done and only the answer was lost: the key itself tells. If etcd cannot be asked now, the
             # lease stays, and the next start finds it by its public IP.
@@ -161,7 +160,7 @@ class EtcdRegistry:
         put = pb.RequestOp(put=pb.PutRequest(key=path, value=value, lease=entry.lease_id))
         same = value == entry.value and (entry.reserved or entry.revision == self._written)
         try:
-            _, current = await self._commit(self._unchanged(entry), [] if same else [put])
+            _, current = await self._commit([self._unchanged(entry)], [] if same else [put])
         except LeaseNotFound:
             raise LeaseLost(f"{self._client.name}: the lease of {entry.key} expired while it was renewed") from None
         # If an earlier try was done and only its answer was lost, the comparison fails on our own work: that is fine.
@@ -170,13 +169,32 @@ class EtcdRegistry:
         self._written = current.revision
         return current
 
+    async def move(self, entry: Entry, key: str, value: bytes) -> Entry:
+        """See `Registry.move`: one transaction, the deletion first, as who follows it reads it in that order."""
+        path = self._path(key)
+        changes = [
+            pb.RequestOp(delete_range=pb.DeleteRangeRequest(key=self._path(entry.key))),
+            pb.RequestOp(put=pb.PutRequest(key=path, value=value, lease=entry.lease_id)),
+        ]
+        try:
+            _, moved = await self._commit([self._absent(path), self._unchanged(entry)], changes)
+        except LeaseNotFound:
+            raise LeaseLost(f"{self._client.name}: the lease of {entry.key} expired while it was moved") from None
+        if moved is None:
+            raise self._lost(entry, await self._find(self._path(entry.key)))
+        # If an earlier try was done and only its answer lost, the comparisons fail on our own work: that is fine.
+        if moved.lease_id != entry.lease_id or moved.value != value:
+            raise SubnetTaken(f"{self._client.name}: {key} is taken by another host")
+        self._written = moved.revision
+        return moved
+
     async def delete(self, entry: Entry) -> None:
         """See `Registry.delete`.
 
         The etcd lease is left to run out: revoking it would also delete what somebody else may have attached to it.
         """
         remove = pb.RequestOp(delete_range=pb.DeleteRangeRequest(key=self._path(entry.key)))
-        done, current = await self._commit(self._unchanged(entry), [remove])
+        done, current = await self._commit([self._unchanged(entry)], [remove])
         if not done:
             raise self._lost(entry, current)
 
@@ -271,10 +289,12 @@ class EtcdRegistry:
         """See `Registry.close`."""
         await self._client.close()
 
-    async def _commit(self, compare: pb.Compare, actions: Sequence[pb.RequestOp]) -> tuple[bool, Entry | None]:
-        """Do `actions` if `compare` holds; return whether it did, and the compared key as it is afterwards."""
-        read = pb.RequestOp(range=pb.RangeRequest(key=compare.key))
-        response = await self._client.txn(pb.TxnRequest(compare=[compare], success=[*actions, read], failure=[read]))
+    async def _commit(
+        self, compare: Sequence[pb.Compare], actions: Sequence[pb.RequestOp]
+    ) -> tuple[bool, Entry | None]:
+        """Do `actions` if all of `compare` hold; return whether they did, and the first one's key as it is then."""
+        read = pb.RequestOp(range=pb.RangeRequest(key=compare[0].key))
+        response = await self._client.txn(pb.TxnRequest(compare=compare, success=[*actions, read], failure=[read]))
         kvs = response.responses[-1].range.kvs
         return response.succeeded, self._entry(kvs[0]) if kvs else None
 
@@ -286,6 +306,10 @@ class EtcdRegistry:
         """End a lease that holds nothing of use; if that fails it runs out by itself."""
         with contextlib.suppress(RegistryError):
             await self._client.lease_revoke(lease_id)
+
+    def _absent(self, path: bytes) -> pb.Compare:
+        """Return the comparison that holds while there is no such key."""
+        return pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.VERSION, key=path, version=0)
 
     def _unchanged(self, entry: Entry) -> pb.Compare:
         """Return the comparison that holds while nobody has written the key since `entry`."""

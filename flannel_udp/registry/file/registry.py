@@ -162,6 +162,21 @@ class FileRegistry:
             logger.error("%s; %s stays ours%s", error, entry.key, until)
         return entry
 
+    async def move(self, entry: Entry, key: str, value: bytes) -> Entry:
+        """See `Registry.move`. Fields of the entry that are not flannel's go along."""
+
+        def change(document: Document) -> Entry:
+            self._require_unchanged(document, entry)
+            remove_ended(document, key, self._clock.now_s())
+            if key in document["subnets"]:
+                raise SubnetTaken(f"registry file {self._store.path}: {key} is taken by another host")
+            document["subnets"][key] = document["subnets"].pop(entry.key)
+            return put_entry(document, key, value, expiry_s(document["subnets"][key]), entry.lease_id)
+
+        moved = self._number_own(await self._update(change))
+        self._unseen.add(entry.key)
+        return moved
+
     async def delete(self, entry: Entry) -> None:
         """See `Registry.delete`."""
 

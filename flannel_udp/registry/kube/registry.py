@@ -147,6 +147,10 @@ class KubeRegistry:
         self._written = (lease[1], time.monotonic())
         return self._numbering.entry(lease)
 
+    async def move(self, entry: Entry, key: str, value: bytes) -> Entry:  # noqa: ARG002 - the protocol's
+        """See `Registry.move`: a subnet comes with its node."""
+        raise RegistryDenied(f"{self._client.name} hands out the subnets: {entry.key} cannot be made {key}")
+
     async def delete(self, entry: Entry) -> None:
         """See `Registry.delete`: a subnet goes with its node."""
         raise RegistryDenied(f"{self._client.name} hands out the subnets: {entry.key} cannot be given back")
