@@ -93,14 +93,15 @@ def widen_subnet(
     config: NetworkConfig,
     snapshot: Snapshot,
     lease: Lease,
-    versions: Collection[int],
-    previous: Subnet | None,
+    wanted: tuple[Collection[int], Subnet | None],
     rng: random.Random,
 ) -> Subnet:
-    """Return the subnet of our lease with a part of each of these IP versions, of which the host has an address by now.
+    """Return the subnet of our lease with a part of each IP version that the host has an address of by now.
 
-    What it has stays. A reservation stays as it is: it is somebody's decision. Raises `NoFreeSubnet`.
+    `wanted` has those, and the subnet of an existing subnet.env. What there is stays. A reservation stays as it is: it
+    is somebody's decision. Raises `NoFreeSubnet`.
     """
+    versions, previous = wanted
     missing = [version for version in versions if lease.subnet.of(version) is None]
     if lease.entry.reserved or not missing:
         return lease.subnet

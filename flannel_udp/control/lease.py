@@ -240,27 +240,28 @@ class LeaseKeeper:
                 logger.info("%s", action.text)
 
     async def _ask(self, request: Request) -> Result:
+        result: Result = None
         match request:
             case Survey():
-                return await self._survey(request.seeker)
+                result = await self._survey(request.seeker)
             case Discard():
                 await self._registry.delete(request.entry)
-                return None
             case Create():
-                return await self._create(request)
+                result = await self._create(request)
             case Take() | Renew():
                 write = self._registry.take if isinstance(request, Take) else self._registry.renew
-                return await write(request.entry, format_value(request.attrs), LEASE_TTL_S)
+                result = await write(request.entry, format_value(request.attrs), LEASE_TTL_S)
             case Widen():
-                return await self._widen(request)
+                result = await self._widen(request)
             case Move():
-                return await self._move(request)
+                result = await self._move(request)
             case Measure():
                 # Asked for, because the life of a lease that is kept alive is that of its first grant, by whoever made
                 # it; and because an etcd member that was the leader until just now may have granted what it may not.
-                return await self._registry.time_left_s(request.entry)
+                result = await self._registry.time_left_s(request.entry)
             case Inspect():
-                return (await self._registry.list()).entries.get(request.key)
+                result = (await self._registry.list()).entries.get(request.key)
+        return result
 
     async def _create(self, request: Create) -> Entry:
         """Create our entry; with a part of both families only if no other host has one of these already.
@@ -293,9 +294,8 @@ class LeaseKeeper:
         if assigned is not None:
             return accept_assigned(config, assigned, request.versions).subnet
         snapshot = await self._registry.list()
-        return await asyncio.to_thread(
-            widen_subnet, config, snapshot, lease, request.versions, self._previous, self._rng
-        )
+        wanted = request.versions, self._previous
+        return await asyncio.to_thread(widen_subnet, config, snapshot, lease, wanted, self._rng)
 
     async def _move(self, request: Move) -> Entry:
         """Have the lease under the key of that subnet, if no other host has a part of it, see `_create`."""

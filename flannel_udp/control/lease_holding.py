@@ -1,8 +1,5 @@
 """Decisions while a lease is held: renew it in time, clear up doubts, give it up before it ends. Pure.
 
-Where the host has got an address of another family since, the subnet gets a part of that: after each renewal, so that
-what cannot be done yet keeps no lease from living on. The key names the parts, so the entry moves to another one.
-
 Somebody else may write our key at any time, and a watch may show late what we wrote ourselves. So what speaks against
 us is a doubt, unless it was written after our own last write: a renewal, which the registry fences, clears it up.
 """
@@ -13,22 +10,11 @@ from dataclasses import replace
 
 from flannel_udp.control.allocation import describe_claim
 from flannel_udp.control.entries import read_lease
-from flannel_udp.control.lease_actions import (
-    Complain,
-    Inspect,
-    Lost,
-    Measure,
-    Move,
-    Outcome,
-    Recovered,
-    Renew,
-    Say,
-    Widen,
-    Widened,
-)
+from flannel_udp.control.lease_actions import Complain, Inspect, Lost, Measure, Outcome, Recovered, Renew
 from flannel_udp.control.lease_phases import Holding, Idle, Inspection, Renewal, Rest, Step, Terms, Widening
-from flannel_udp.control.lease_safety import DOUBT_S, YIELD_S, Life, earliest, renew_delay_s, spread_s
-from flannel_udp.errors import FlannelError, LeaseLost, SubnetTaken
+from flannel_udp.control.lease_safety import DOUBT_S, YIELD_S, Life, renew_delay_s, spread_s
+from flannel_udp.control.lease_widening import moved, not_widened, widen, widened
+from flannel_udp.errors import FlannelError, LeaseLost
 from flannel_udp.model import Address, Entry, Lease, LeaseAttrs, Subnet
 from flannel_udp.registry.keys import format_key, format_value
 
@@ -71,38 +57,34 @@ def renew_soon(holding: Holding, now_s: float) -> Holding:
 
 def kept(holding: Holding, terms: Terms, now_s: float, outcome: Outcome) -> Step:
     """Take the outcome of the request under way."""
+    if isinstance(outcome, FlannelError):
+        return _failed(holding, terms, now_s, outcome)
     match holding.doing, outcome:
-        case Renewal(inspected=True), LeaseLost():
-            return _lose(holding, str(outcome))
-        case _, LeaseLost():
-            # Somebody may have rewritten the key in our name, to make it a reservation, say: then it is still ours.
-            inspecting = replace(_doubt(holding, now_s), doing=Inspection())
-            return inspecting, [Inspect(holding.lease.entry.key)]
-        case Widening() as widening, SubnetTaken():
-            later = replace(holding, moving_to=None, doing=_rest(widening, now_s, terms.delays.first_retry_s))
-            return later, [Say(f"another host was faster: {outcome}")]
-        case Widening() as widening, FlannelError():
-            pause_s = terms.delays.last_retry_s
-            complaint = Complain(outcome, f"the rest of our subnet is ours; trying again every {pause_s:.2g} s")
-            return replace(holding, doing=_rest(widening, now_s, pause_s)), [complaint]
-        case _, FlannelError():
-            return _try_later(holding, terms, now_s, outcome)
-        case Inspection(moved), Entry() | None:
-            return (_inspected_moved if moved else _inspected)(holding, terms, now_s, outcome)
+        case Inspection(elsewhere), Entry() | None:
+            return (_inspected_elsewhere if elsewhere else _inspected)(holding, terms, now_s, outcome)
         case Renewal(attrs), Entry():
             lease = replace(holding.lease, attrs=attrs, entry=outcome)
             return replace(holding, lease=lease, ours=_addresses(attrs)), [Measure(outcome)]
         case Renewal() as renewal, float() | None:
             renewed = hold(holding.lease, terms, now_s, renewal.sent_s, outcome)
             renewed = replace(renewed, moving_to=holding.moving_to)
-            return (_doubt(renewed, now_s), [Recovered()]) if renewal.doubted else _widen(renewed, terms, now_s)
-        case Widening() as widening, Subnet():
-            if outcome == holding.lease.subnet:
-                return replace(holding, doing=_rest(widening, now_s)), [Recovered()]
-            return _move(holding, widening, outcome)
-        case Widening() as widening, Entry():
-            return _moved(holding, now_s, outcome, doubted=widening.doubted)
+            return (_doubt(renewed, now_s), [Recovered()]) if renewal.doubted else widen(renewed, terms)
+        case Widening() as widening, Subnet() | Entry():
+            return widened(holding, widening, now_s, outcome)
     raise TypeError(f"{outcome!r} is no answer while {holding.doing!r}")
+
+
+def _failed(holding: Holding, terms: Terms, now_s: float, error: FlannelError) -> Step:
+    match holding.doing, error:
+        case Renewal(inspected=True), LeaseLost():
+            return _lose(holding, str(error))
+        case _, LeaseLost():
+            # Somebody may have rewritten the key in our name, to make it a reservation, say: then it is still ours.
+            inspecting = replace(_doubt(holding, now_s), doing=Inspection())
+            return inspecting, [Inspect(holding.lease.entry.key)]
+        case Widening() as widening, _:
+            return not_widened(holding, widening, terms, now_s, error)
+    return _try_later(holding, terms, now_s, error)
 
 
 def observe(holding: Holding, terms: Terms, now_s: float, seen: Entry | None) -> Step:
@@ -123,52 +105,20 @@ def _renew(holding: Holding, terms: Terms, now_s: float, entry: Entry, *, inspec
     return replace(holding, doing=renewal, ours=holding.ours | _addresses(terms.attrs)), [Renew(entry, terms.attrs)]
 
 
-def _widen(holding: Holding, terms: Terms, now_s: float) -> Step:
-    """Have a part for each family that the host has an address of, once the lease was renewed."""
-    versions = tuple(version for version in (4, 6) if terms.attrs.address_of(version) is not None)
-    due_s = holding.doing.due_s if isinstance(holding.doing, Rest) else None
-    if holding.lease.attrs != terms.attrs or all(holding.lease.subnet.of(version) for version in versions):
-        return holding, [Recovered()]
-    widening = Widening(due_s)
-    if holding.moving_to is not None:
-        return _move(holding, widening, holding.moving_to)
-    return replace(holding, doing=widening), [Widen(holding.lease, versions)]
-
-
-def _move(holding: Holding, widening: Widening, subnet: Subnet) -> Step:
-    lease = holding.lease
-    return replace(holding, doing=widening, moving_to=subnet), [Move(lease, subnet)]
-
-
-def _moved(holding: Holding, now_s: float, entry: Entry, *, doubted: bool) -> Step:
-    """Hold the lease under its new key; what is left of it is measured as after a renewal."""
-    assert holding.moving_to is not None  # noqa: S101 - it was asked for
-    lease = Lease(holding.moving_to, holding.lease.attrs, entry)
-    renewal = Renewal(lease.attrs, now_s, inspected=False, doubted=doubted)
-    return replace(holding, lease=lease, doing=renewal, moving_to=None), [Widened(lease), Measure(entry)]
-
-
-def _rest(widening: Widening, now_s: float, pause_s: float | None = None) -> Rest:
-    """Rest until the renewal that is due, for `pause_s` at most, and not at all while there is a doubt."""
-    if widening.doubted:
-        return Rest(now_s)
-    return Rest(earliest(widening.due_s, None if pause_s is None else now_s + pause_s))
-
-
 def _inspected(holding: Holding, terms: Terms, now_s: float, seen: Entry | None) -> Step:
     if seen is None and holding.moving_to is not None:
-        return replace(holding, doing=Inspection(moved=True)), [Inspect(format_key(holding.moving_to))]
+        return replace(holding, doing=Inspection(elsewhere=True)), [Inspect(format_key(holding.moving_to))]
     if seen is None:
         return _lose(holding, f"{holding.lease.entry.key} was deleted from the registry or expired")
     return _taken(holding, terms, now_s, seen) or _renew(holding, terms, now_s, seen, inspected=True)
 
 
-def _inspected_moved(holding: Holding, terms: Terms, now_s: float, seen: Entry | None) -> Step:  # noqa: ARG001 - as above
+def _inspected_elsewhere(holding: Holding, terms: Terms, now_s: float, seen: Entry | None) -> Step:  # noqa: ARG001 - as above
     """Our key is gone: a move may have been done of which only the answer was lost."""
     lease = holding.lease
     if seen is None or (seen.lease_id, seen.value) != (lease.entry.lease_id, format_value(lease.attrs)):
         return _lose(holding, f"{lease.entry.key} was deleted from the registry or expired")
-    return _moved(holding, now_s, seen, doubted=True)
+    return moved(holding, now_s, seen, doubted=True)
 
 
 def _doubt(holding: Holding, now_s: float) -> Holding:

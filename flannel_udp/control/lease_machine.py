@@ -6,6 +6,7 @@ store. One request is under way at a time; an answer to any other one is ignored
     lease_phases    what is known in each phase: one frozen value
     lease_seeking   what is decided while a lease is sought
     lease_holding   what is decided while it is held
+    lease_widening  and where its subnet gets a part of another family
     lease_safety    when it ends, when we stop, when it is renewed
     lease_actions   what is to be done: requests to the registry, reports
 """

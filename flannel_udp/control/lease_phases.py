@@ -123,7 +123,7 @@ class Widening:
 class Inspection:
     """A renewal, or a move, said no: what is under our key is being looked up, or under the one it was moved to."""
 
-    moved: bool = False
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
