@@ -33,6 +33,7 @@ class Engine:
         version: int = 4,
         beside: Engine | None = None,
     ) -> None: ...
+    def join(self, beside: Engine) -> None: ...
     def attach(
         self,
         tun_fd: int,

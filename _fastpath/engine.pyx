@@ -149,16 +149,14 @@ cdef class Engine:
             raise ValueError("dscp is 0 to 63, or -1 for the inner packet's")
         if version != 4 and (version != 6 or encapsulation == "ipip"):
             raise ValueError("version is 4, or but for ipip 6")
-        if beside is not None and (
-            encapsulation != "udp" or version != 6 or beside.dp.family != FAMILY_4 or beside.second is not None
-        ):
-            raise ValueError("beside an engine of IPv4 is one of IPv6 at most, with udp")
         memset(&self.dp, 0, sizeof(self.dp))
         self.dp.family = FAMILY_6 if version == 6 else FAMILY_4
+        self.dp.encapsulation = ENCAPSULATIONS[encapsulation]
+        if beside is not None:
+            self._refuse_unfit(beside)
         self._allocate_buffers(beside)
         write_queue_clear(&self.dp.write_queue)
         self.forward_until(None)
-        self.dp.encapsulation = ENCAPSULATIONS[encapsulation]
         fill_in_heading(&self.dp.heading, self.dp.family, vni, mac_on_the_wire(own_mac))
         self.set_inner_mtu(INNER_MTU_UNTOLD)
         self.dp.outer_tos = outer_tos_of(dscp)
@@ -175,6 +173,30 @@ cdef class Engine:
             beside.epoll.register(udp_fd, select.EPOLLIN)
             beside.second = self
             beside.dp.other = &self.dp
+
+    def join(self, beside: Engine) -> None:
+        """Be beside an engine of IPv4 from now on, as if made so, where each had been alone. Neither may be polled.
+
+        Then `attach` that one, with an epoll that watches the sockets of both. Raises ValueError.
+        """
+        self._refuse_unfit(beside)
+        self.epoll.close()
+        self.epoll = None
+        self.dp.tun_buffer, self.dp.receive_arena = beside.dp.tun_buffer, beside.dp.receive_arena
+        self.beside = beside
+        beside.second = self
+        beside.dp.other = &self.dp
+
+    cdef int _refuse_unfit(self, Engine beside) except -1:
+        if (
+            self.dp.encapsulation != ENCAP_UDP
+            or self.dp.family != FAMILY_6
+            or self.beside is not None
+            or beside.dp.family != FAMILY_4
+            or beside.second is not None
+        ):
+            raise ValueError("beside an engine of IPv4 is one of IPv6 at most, with udp")
+        return 0
 
     cdef int _allocate_buffers(self, Engine beside) except -1:
         """Have buffers; what goes in is written before more comes, so two engines share all but what is sent."""

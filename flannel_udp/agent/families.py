@@ -49,13 +49,15 @@ def lacking(config: NetworkConfig, external: Interface, lease: Lease) -> list[De
     found = []
     for version in config.versions:
         alone = f"this host takes no part in the overlay by IPv{version}"
+        lack = f"our entry {lease.entry.key} has no IPv{version} part"
         if external.of(version) is None:
-            mend = "give it one, and start the agent again"
-            lack = f"interface {external.name} had no IPv{version} address when the agent started"
-            found.append(f"{lack}: {alone}: {mend}")
-        elif lease.subnet.of(version) is None:
-            mend = "write it with both, or delete it, and start the agent again"
-            found.append(f"our entry {lease.entry.key} has no IPv{version} part: {alone}: {mend}")
+            found.append(f"interface {external.name} has no IPv{version} address: {alone} until it gets one")
+        elif lease.subnet.of(version) is not None or lease.attrs.address_of(version) is None:
+            continue  # or why nothing is carried is said already
+        elif lease.entry.reserved:
+            found.append(f"{lack}: {alone}: write it with both, or delete it, and start the agent again")
+        else:
+            found.append(f"{lack} yet: {alone} until the registry has given it one")
     return [Degradation("host", text) for text in found]
 
 

@@ -23,6 +23,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
 from flannel_udp.files.yielded import forget_yielded, note_yielded, yielded_file
 from flannel_udp.host.connections import abandon_connections
+from flannel_udp.host.interface import VERSIONS
 from flannel_udp.model import Lease, Subnet
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.options import Options
@@ -64,6 +65,9 @@ class Forwarding:
         self._gate = rooms.gate
         self._subnet = previous  # what subnet.env said last: the pods that run have their addresses from it
         self._env: subnet_env.SubnetEnv | None = None  # what subnet.env holds, while we serve
+        self._attrs = rooms.network.attrs  # what the lease is to say, as last told
+        self._more = asyncio.Event()  # the lease is one for a family that was not served yet
+        rooms.keeper.widened = self._more.set
 
     async def hold_lease(self, config: NetworkConfig, adopted: Lease | None = None) -> None:
         """Acquire a lease, forward for it, and return when it was lost and forwarding has stopped.
@@ -77,13 +81,14 @@ class Forwarding:
         yielded = yielded_file(self._options.state_dir, self._config.overlays[0], lease.attrs.found_by)
         forget_yielded(yielded)
         # From now on it may be lost at any moment, also while the host is set up and the first peers are waited for.
+        self._more.clear()
         keeping = asyncio.create_task(self._keeper.keep(), name="keep the lease")
         try:
             await self._set_up(lease)
             if adopted is None:
                 self._gate.open(lease.subnet)
-            starting = asyncio.create_task(self._start_forwarding(lease), name="start forwarding")
-            lost = await self._forward_until(keeping, starting)
+            forwarding = asyncio.create_task(self._forward(lease), name="forward")
+            lost = await self._forward_until(keeping, forwarding)
         finally:
             keeping.cancel()
             await asyncio.wait((keeping,))
@@ -107,18 +112,17 @@ class Forwarding:
             logger.warning("setting this host up failed: %s (trying again)", failed)
             self._upkeep.wake()
 
-    async def _forward_until(self, keeping: asyncio.Task[str], starting: asyncio.Task[None]) -> str:
+    async def _forward_until(self, keeping: asyncio.Task[str], forwarding: asyncio.Task[None]) -> str:
         """Let forwarding begin; when the lease is lost, begun or not, stop at once and return why."""
         try:
-            await asyncio.wait((keeping, starting), return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                starting.result()  # raises what went wrong
             # Not `await keeping`, which would end it when we are cancelled, as if the lease were lost: on the way out,
             # packets are carried until the workers stop.
-            await asyncio.wait((keeping,))
+            await asyncio.wait((keeping, forwarding), return_when=asyncio.FIRST_COMPLETED)
+            if not keeping.done():
+                forwarding.result()  # raises what went wrong: it never ends by itself
             return keeping.result()
         finally:
-            starting.cancel()  # first, or it might open the gate again
+            forwarding.cancel()  # first, or it might open the gate again
             if keeping.done():
                 self._state.stop_serving()
                 self._env = None
@@ -126,7 +130,19 @@ class Forwarding:
                     family.hold(None)
                 self._subnet_file.want(None)  # it keeps saying what the pods that run have
                 await self._gate.shut()
-            await asyncio.wait((starting,))
+            await asyncio.wait((forwarding,))
+
+    async def _forward(self, lease: Lease) -> None:
+        """Begin to forward, and once more when there is another family to forward: the first one's traffic goes on."""
+        await self._start_forwarding(lease)
+        while await self._more.wait():
+            self._more.clear()
+            held = self._keeper.lease
+            if held is not None:
+                await self._set_up(held)
+                self._gate.open(held.subnet)
+                self._swept = False  # what another backend left of that family goes now
+                await self._start_forwarding(held)
 
     async def _start_forwarding(self, lease: Lease) -> None:
         self._state.enter("waiting for the peers")
@@ -153,7 +169,7 @@ class Forwarding:
         await self._subnet_file.stands()
         for family in self._families:
             family.hold(lease)
-        if self._subnet not in (None, lease.subnet):
+        if self._subnet is not None and any(lease.subnet.of(part.version) != part for part in self._subnet.prefixes):
             logger.warning(
                 "our subnet is %s now and was %s: pods with an address of the old one are cut off: start them anew",
                 *(lease.subnet, self._subnet),
@@ -194,15 +210,20 @@ class Forwarding:
         former, external = self._state.interface, self._upkeep.external
         assert former is not None  # noqa: S101 - it was chosen before all else
         self._state.use_interface(external)
-        before, now = ([interface.of(version) for version in (4, 6)] for interface in (former, external))
+        before, now = ([interface.of(version) for version in VERSIONS] for interface in (former, external))
         gone = {ends.address for ends in before if ends} - {ends.address for ends in now if ends}
         for address in gone:
             abandon_connections(address)
         if gone:
             await asyncio.sleep(NOTICE_S)
-        if [ends and ends.public_ip for ends in before] != [ends and ends.public_ip for ends in now]:
-            self._keeper.set_attrs(self._network.attrs)
-            await self._sync.set_public_ips(self._network.attrs)
+        if (attrs := self._network.attrs) != self._attrs:
+            said, self._attrs = self._attrs, attrs
+            self._keeper.set_attrs(attrs)
+            await self._sync.set_public_ips(attrs)
+            lease = self._keeper.lease
+            more = [version for version in VERSIONS if attrs.address_of(version) and not said.address_of(version)]
+            if lease is not None and any(lease.subnet.of(version) for version in more):
+                self._more.set()  # else the keeper has its subnet widened first
         self._note_lacking(self._keeper.lease)
         if self._env is not None and self._env.mtu != self._network.mtu:
             self._env = replace(self._env, mtu=self._network.mtu)

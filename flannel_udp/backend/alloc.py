@@ -42,10 +42,10 @@ class AllocBackend:
     async def open(self, context: Context) -> Network:
         """Return what does nothing but know the peers. Raises `FlannelError`."""
 
-        async def open_one(version: int) -> Network:
+        async def open_one(context: Context, version: int) -> Network:
             return AllocNetwork(context, LeaseAttrs(None), version)
 
-        return await open_families(context.config, context.external, open_one)
+        return await open_families(context, open_one)
 
     async def remove_remains(self, versions: Collection[int]) -> list[str]:  # noqa: ARG002 - the protocol's
         """It leaves nothing."""

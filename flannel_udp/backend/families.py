@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from flannel_udp.backend.ends import join_attrs
 from flannel_udp.backend.joined_paths import JoinedPaths, join_path_facts
-from flannel_udp.backend.protocol import EchoRoute, Network, NetworkFacts, Transferable
+from flannel_udp.backend.late import FATAL, REPAIR, LateOpening
+from flannel_udp.backend.protocol import Context, EchoRoute, Network, NetworkFacts, Transferable
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.monitor import Interest, join_interests
@@ -32,6 +33,8 @@ from flannel_udp.model import (
 from flannel_udp.netconf.config import NetworkConfig
 
 T = TypeVar("T")
+OpenOne = Callable[[Context, int], Awaitable[Network]]
+"""Opens the network of one IP version. Raises `FlannelError`; nothing stays open then."""
 RETRY_S = 2.0
 """How long after one family could not be put right it is looked at again, unless the kernel reports a change before."""
 _SHARED_DROPS = "interface_"  # both families count those of the external interface
@@ -48,23 +51,28 @@ def versions_on(config: NetworkConfig, external: Interface) -> tuple[int, ...]:
     return found
 
 
-async def open_families(
-    config: NetworkConfig, external: Interface, open_one: Callable[[int], Awaitable[Network]], *, keep: bool = False
-) -> Network:
-    """Return the network of the families that this host takes part by; `open_one` opens that of one IP version.
+async def open_families(context: Context, open_one: OpenOne, carried: Sequence[int] = ()) -> Network:
+    """Return the network of the families that this host takes part by.
 
-    A configuration of one family needs nothing around it. Raises `FlannelError`; nothing stays open then, but is taken
-    down only without `keep`, see `Network.close`.
+    A family that cannot be opened now is tried again, as one whose address comes late, as long as there is another one.
+    What was handed over is of the IP versions that are `carried`: all of it goes on, or nothing.
+    A configuration of one family needs nothing around it. Raises `FlannelError`; nothing stays open then.
     """
     parts: dict[int, Network] = {}
-    try:
-        for version in versions_on(config, external):
-            parts[version] = await open_one(version)
-    except FlannelError:
-        for part in parts.values():
-            await part.close(keep=keep)
-        raise
-    return FamilyNetworks(parts) if len(config.versions) > 1 else next(iter(parts.values()))
+    failed: list[FlannelError] = []
+    for version in carried or versions_on(context.config, context.external):
+        try:
+            parts[version] = await open_one(context, version)
+        except FlannelError as error:
+            failed.append(error)
+            if carried or isinstance(error, FATAL):
+                parts, opened = {}, parts
+                for part in opened.values():
+                    await part.close(keep=bool(carried))
+                break
+    if not parts:
+        raise failed[-1] if isinstance(failed[-1], FATAL) else failed[0]
+    return FamilyNetworks(context, open_one, parts) if len(context.config.versions) > 1 else next(iter(parts.values()))
 
 
 async def for_each(parts: Mapping[int, T], do: Callable[[int, T], Awaitable[object]]) -> None:
@@ -80,10 +88,18 @@ async def for_each(parts: Mapping[int, T], do: Callable[[int, T], Awaitable[obje
 
 
 class FamilyNetworks:
-    """See `Network`. `parts` are by IP version, IPv4's first; each is told of its own family only."""
+    """See `Network`. `parts` are by IP version, IPv4's first; each is told of its own family only.
 
-    def __init__(self, parts: Mapping[int, Network]) -> None:
+    One that is not there is opened, by `open_one`, as soon as the interface has an address of it.
+    """
+
+    def __init__(self, context: Context, open_one: OpenOne, parts: Mapping[int, Network]) -> None:
+        self._context = replace(context, handed=None)  # of what is opened late
+        self._open_one = open_one
         self._parts = dict(parts)
+        self._until_s: float | None = None  # see `forward_until`
+        self._late = LateOpening(self._open_late)
+        self._n_late = 0
 
     @property
     def attrs(self) -> LeaseAttrs:
@@ -98,7 +114,7 @@ class FamilyNetworks:
     @property
     def repairs(self) -> Counter[str]:
         """See `KeptNetwork.repairs`."""
-        counted: Counter[str] = Counter()
+        counted: Counter[str] = Counter({REPAIR: self._n_late})
         for part in self._parts.values():
             counted.update(part.repairs)
         return counted
@@ -137,6 +153,7 @@ class FamilyNetworks:
 
     def forward_until(self, boottime_s: float | None) -> None:
         """See `Network.forward_until`."""
+        self._until_s = boottime_s
         for part in self._parts.values():
             part.forward_until(boottime_s)
 
@@ -158,12 +175,22 @@ class FamilyNetworks:
     async def repair(self) -> Standing:
         """See `KeptNetwork.repair`: what stops one family is no obstacle as long as another one carries packets."""
         standings = [await _repaired(part) for part in self._parts.values()]
-        standing = standings[0]
-        for other in standings[1:]:
+        standing = await self._late.look(self._missing())
+        for other in standings:
             standing = both(standing, other)
         if all(each.obstacles for each in standings):
             return standing
         return Standing((), standing.obstacles + standing.problems, standing.again_s)
+
+    def _missing(self) -> list[int]:
+        on = versions_on(self._context.config, self._context.external)
+        return [version for version in on if version not in self._parts]
+
+    async def _open_late(self, version: int) -> None:
+        part = await self._open_one(self._context, version)
+        part.forward_until(self._until_s)
+        self._parts = dict(sorted({**self._parts, version: part}.items()))
+        self._n_late += 1
 
     async def follow(self, external: Interface) -> None:
         """See `KeptNetwork.follow`; a family whose address has gone stays as it is until it is back."""
@@ -173,6 +200,9 @@ class FamilyNetworks:
                 await part.follow(external)
 
         await for_each(self._parts, follow)
+        if external != self._context.external:
+            self._context = replace(self._context, external=external)
+            self._late.try_at_once()
 
     # What is asked
 

@@ -54,10 +54,11 @@ class HostGwBackend:
         """There are none."""
         return {}
 
-    def check(self, config: NetworkConfig, external: Interface) -> None:  # noqa: ARG002 - the protocol's
+    def check(self, config: NetworkConfig, external: Interface) -> None:
         """Raise `ConfigError` for a host behind NAT: others route to its public IP, which is not where it is."""
         kernel_mtu(external)
-        _refuse_nat(external)
+        for version in config.versions:
+            _refuse_nat(external, version)
 
     def route_for(self, config: NetworkConfig, address: Address, datapath: str) -> Prefix | None:  # noqa: ARG002 - the protocol's
         """Each subnet that may be leased has a route some day."""
@@ -70,10 +71,11 @@ class HostGwBackend:
     async def open(self, context: Context) -> Network:
         """Return what has no route yet, and touches none of an earlier run. Raises `FlannelError`."""
 
-        async def open_one(version: int) -> Network:
+        async def open_one(context: Context, version: int) -> Network:
+            _refuse_nat(context.external, version)
             return HostGwNetwork(context, version)
 
-        return await open_families(context.config, context.external, open_one)
+        return await open_families(context, open_one)
 
     async def remove_remains(self, versions: Collection[int]) -> list[str]:  # noqa: ARG002 - the protocol's
         """What it leaves are routes, and `remains` removes those of every backend."""
@@ -83,12 +85,13 @@ class HostGwBackend:
 BACKEND = HostGwBackend()
 
 
-def _refuse_nat(external: Interface) -> None:
-    for ends, flag in ((external.v4, "--public-ip"), (external.v6, "--public-ipv6")):
-        if ends is not None and ends.public_ip != ends.address:
-            where = f"our public IP {ends.public_ip} is not the address {ends.address} of {external.name}"
-            advice = f"others cannot route through a host behind NAT: leave {flag} out, or choose another type"
-            raise ConfigError([f"Backend.Type is host-gw, and {where}: {advice}"])
+def _refuse_nat(external: Interface, version: int) -> None:
+    ends = external.of(version)
+    if ends is not None and ends.public_ip != ends.address:
+        flag = "--public-ip" if version == 4 else "--public-ipv6"
+        where = f"our public IP {ends.public_ip} is not the address {ends.address} of {external.name}"
+        advice = f"others cannot route through a host behind NAT: leave {flag} out, or choose another type"
+        raise ConfigError([f"Backend.Type is host-gw, and {where}: {advice}"])
 
 
 class HostGwNetwork(KernelNetwork):
@@ -153,7 +156,7 @@ class HostGwNetwork(KernelNetwork):
 
     async def follow(self, external: Interface) -> None:
         """See `KeptNetwork.follow`: all routes lead out of that interface."""
-        _refuse_nat(external)
+        _refuse_nat(external, self._version)
         await super().follow(external)
         await self._routes.reload()
 

@@ -35,9 +35,9 @@ class JoinedPaths:
 
     @property
     def generation(self) -> tuple[int, bool]:
-        """See `Transferable.generation`."""
+        """See `Transferable.generation`: there may be more parts than before."""
         replaced, lost = zip(*(part.generation for part in self._parts.values()), strict=True)
-        return sum(replaced), any(lost)
+        return sum(replaced) + len(replaced), any(lost)
 
     def lend(self) -> None:
         """See `Transferable.lend`."""
@@ -68,11 +68,11 @@ class JoinedPaths:
 def share_out(handed: Handed, versions: Collection[int]) -> dict[int, Handed]:
     """Return what is whose part, by IP version, of what a process had that had `JoinedPaths`.
 
-    Raises `FlannelError` if those were not of these `versions`; the descriptors are closed then.
+    It may have had fewer than these `versions`, but none else. Raises `FlannelError`; the descriptors are closed then.
     """
     shares = {version: descriptors_of(handed.descriptors, version) for version in (4, 6)}
     carried = [version for version, descriptors in shares.items() if descriptors]
-    if carried != sorted(versions):
+    if not carried or not set(carried) <= set(versions):
         handed.close()
         theirs, ours = (" and ".join(f"IPv{version}" for version in each) for each in (carried, sorted(versions)))
         raise FlannelError(f"its packets are {theirs}, ours {ours}")

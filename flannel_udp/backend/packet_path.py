@@ -10,15 +10,16 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from flannel_udp.backend.direct import LOOK_EVERY_S, DirectRoutes
-from flannel_udp.backend.ends import with_public_ip
+from flannel_udp.backend.ends import ends_of, with_public_ip
 from flannel_udp.backend.families import for_each
 from flannel_udp.backend.kernel_drops import KernelDrops
+from flannel_udp.backend.late import REPAIR, LateOpening
 from flannel_udp.backend.leased_routes import ROUTES_CLAIM
 from flannel_udp.backend.protocol import Context, EchoRoute, Handed, NetworkFacts
 from flannel_udp.backend.tunnel import REPAIRS, TunnelKeeper
@@ -42,6 +43,7 @@ from flannel_udp.model import (
     Peer,
     PeerActivity,
     PeerTraffic,
+    Prefix,
     RouteAnswer,
     Subnet,
 )
@@ -61,7 +63,9 @@ class PathSettings:
     port: int | None
     """The UDP port that every host receives on; ``None`` where the encapsulation has none."""
     versions: tuple[int, ...] = (4,)
-    """The IP versions that it carries; the external interface has an address of each."""
+    """The IP versions that it carries from the start; the external interface has an address of each."""
+    late: tuple[int, ...] = ()
+    """Those that it carries as well as soon as that interface has an address, and nothing is in the way."""
     device: str | None = None
     """The TUN device's name; ``None``: flannel0, or the next free one (flanneld's way)."""
     source_ports: int = 0
@@ -127,9 +131,14 @@ class PacketPathNetwork:
         dataplane.set_mtu(self.mtu)
         self.repairs: Counter[str] = Counter(dict.fromkeys((*REPAIRS, "socket"), 0))
         """``socket``: the sockets bound to another address; see backend.tunnel for the others."""
+        if settings.late:
+            self.repairs[REPAIR] = 0
         queue_packets = context.options.dataplane.tx_queue_packets
-        overlays = [overlay for overlay in context.config.overlays if overlay.version in settings.versions]
-        self._tunnel = TunnelKeeper(dataplane, overlays, queue_packets, self.repairs)
+        self._context = context
+        self._versions = settings.versions
+        self._late = LateOpening(self._open_late)
+        self._until_s: float | None = None  # see `forward_until`
+        self._tunnel = TunnelKeeper(dataplane, self._overlays(), queue_packets, self.repairs)
         self._kernel_drops = KernelDrops(external.index, dataplane.tunnel.index)
         self._drop_log = DropLog(self._drops, dataplane.last_dropped)
         # Any route may lead to a peer, over any device: to ask anew once too often costs a packet for each narrow path.
@@ -138,7 +147,7 @@ class PacketPathNetwork:
         self._own: Subnet | None = None
         self._misfit: str | None = None  # why the tunnel's MTU is not what the interface's asks for
         self._clean_on_exit = context.options.firewall.clean_on_exit
-        self._direct = self._open_direct(context)
+        self._direct = dict(self._open_direct(settings.versions))
         buffers = dataplane.socket_buffers
         logger.info("opened %s and %s", dataplane.tunnel.name, " and ".join(map(self._end, settings.versions)))
         if settings.why is not None:
@@ -158,15 +167,29 @@ class PacketPathNetwork:
             return f"IPIP {address}"
         return f"UDP {address}:{self._settings.port}" if version == 4 else f"UDP [{address}]:{self._settings.port}"
 
-    def _open_direct(self, context: Context) -> dict[int, DirectRoutes]:
-        """Return the routes past the tunnel by IP version; none without DirectRouting."""
-        if not context.config.backend.options.get("DirectRouting"):
-            return {}
-        self.repairs["direct"] = 0
-        return {
-            version: DirectRoutes(context, lambda: self._dataplane.tunnel.index, version)
-            for version in self._settings.versions
-        }
+    def _open_direct(self, versions: Iterable[int]) -> Iterator[tuple[int, DirectRoutes]]:
+        """Yield the routes past the tunnel by IP version; none without DirectRouting."""
+        if self._context.config.backend.options.get("DirectRouting"):
+            self.repairs.setdefault("direct", 0)
+            context = replace(self._context, external=self._external)
+            for version in versions:
+                yield version, DirectRoutes(context, lambda: self._dataplane.tunnel.index, version)
+
+    def _overlays(self) -> list[Prefix]:
+        return [overlay for overlay in self._context.config.overlays if overlay.version in self._versions]
+
+    async def _open_late(self, version: int) -> None:
+        """Carry packets of that IP version as well, see `PathSettings.late`; `hold` is next. Raises `FlannelError`."""
+        self._dataplane.add(ends_of(self._external, version).address)
+        self._dataplane.set_mtu(self.mtu)
+        self._versions = tuple(sorted((*self._versions, version)))
+        self._tunnel.carry(self._overlays())
+        for _, direct in self._open_direct((version,)):
+            direct.forward_until(self._until_s)
+            self._direct = dict(sorted({**self._direct, version: direct}.items()))
+        self.attrs = with_public_ips(self.attrs, self._external, self._versions)
+        self.repairs[REPAIR] += 1
+        logger.info("opened %s", self._end(version))
 
     def _paths_may_differ(self) -> None:
         self._n_path_news += 1
@@ -198,6 +221,7 @@ class PacketPathNetwork:
 
     def forward_until(self, boottime_s: float | None) -> None:
         """See `Network.forward_until`: the engines keep to it by themselves, and the kernel does."""
+        self._until_s = boottime_s
         self._dataplane.forward_until(boottime_s)
         for direct in self._direct.values():
             direct.forward_until(boottime_s)
@@ -235,7 +259,9 @@ class PacketPathNetwork:
 
     async def repair(self) -> Standing:
         """See `KeptNetwork.repair`."""
-        standing = await self._tunnel.repair(self.mtu)
+        external = self._external
+        late = [version for version in self._settings.late if external.of(version) and version not in self._versions]
+        standing = both(await self._late.look(late), await self._tunnel.repair(self.mtu))
         for direct in self._direct.values():
             standing = both(standing, await direct.repair())
         if self._direct:
@@ -245,7 +271,7 @@ class PacketPathNetwork:
     async def follow(self, external: Interface) -> None:
         """See `KeptNetwork.follow`: bind to other addresses, fit the MTU."""
         former = self._external
-        for version in self._settings.versions:
+        for version in self._versions:
             ends, before = external.of(version), former.of(version)
             if ends is None or before is None or ends.address == before.address:
                 continue
@@ -255,7 +281,9 @@ class PacketPathNetwork:
                 "the external address is %s on %s now, it was %s on %s: the sockets are bound to it, public IP %s",
                 *(ends.address, external.name, before.address, former.name, ends.public_ip),
             )
-        self._external, self.attrs = external, with_public_ips(self.attrs, external, self._settings.versions)
+        self._external, self.attrs = external, with_public_ips(self.attrs, external, self._versions)
+        if external != former:
+            self._late.try_at_once()
         if external.mtu != former.mtu:
             self._fit_mtu()
         await for_each(self._direct, lambda _, direct: direct.follow(external))

@@ -72,6 +72,10 @@ class TunnelKeeper:
         self._mtu_said = False  # that the device's follows the interface's is in the log already
         self._paces = Paces()
 
+    def carry(self, overlays: Sequence[Prefix]) -> None:
+        """Have these networks routed to the device from the next `hold` on."""
+        self._overlays = overlays
+
     def mtu_follows(self) -> None:
         """Take note that somebody else has logged the MTU that the next `repair` gives the device."""
         self._mtu_said = True

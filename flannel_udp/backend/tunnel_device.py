@@ -22,6 +22,7 @@ from flannel_udp.backend.datapath import KindUnknown
 from flannel_udp.backend.lease_end import NO_END, Ending, LeaseEnd, life_until
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import links
+from flannel_udp.host.advertisements import refuse as refuse_advertisements
 from flannel_udp.host.disabled_ipv6 import why_no_ipv6
 from flannel_udp.host.links import (
     MARK,
@@ -31,6 +32,7 @@ from flannel_udp.host.links import (
     device,
     device_named,
     make_device,
+    makes_own_ipv6,
     put_address,
     remove_address,
     set_device,
@@ -175,7 +177,7 @@ class TunnelDevice:
                 "master": not found.master,
                 "mac": found.mac == self.mac,
                 "mtu": found.mtu == self._mtu,
-                "ipv6": not found.makes_ipv6_addresses,
+                "ipv6": not makes_own_ipv6(found),
                 "address": not carries or any(map(self._is_its, list(self._addresses(netlink)))),
                 "link": not carries or (found.up and found.carrier),
             }
@@ -393,14 +395,11 @@ class TunnelDevice:
         self._told = True
 
     def _set_sysctls(self, name: str) -> None:
-        """Take no router advertisements, as flanneld's; a host without IPv6 on new devices gets it on this one.
-
-        A program that may not write there, in a container, say, leaves both as they are.
-        """
-        settings = {"accept_ra": "0"} if self._kind.version == 4 else {"accept_ra": "0", "disable_ipv6": "0"}
-        for setting, value in settings.items():
+        """Take no router advertisements; a host without IPv6 on new devices gets it on this one, as far as we may."""
+        refuse_advertisements(name)
+        if self._kind.version == 6:
             with suppress(OSError):
-                (_SYSCTL / name / setting).write_text(f"{value}\n")
+                (_SYSCTL / name / "disable_ipv6").write_text("0\n")
 
 
 def remove_marked(kind: str, chosen: Callable[[Device], bool] = lambda _: True) -> list[str]:

@@ -11,12 +11,16 @@ from functools import partial
 from typing import Any
 
 from flannel_udp.backend.direct import route_for
+from flannel_udp.backend.families import versions_on
 from flannel_udp.backend.in_the_way import open_on_port
+from flannel_udp.backend.late import FATAL
 from flannel_udp.backend.mtu import MTU_MIN_BYTES, inner_mtu
 from flannel_udp.backend.packet_path import PacketPathNetwork, PathSettings, with_public_ips
 from flannel_udp.backend.protocol import Backend, Context, accept_types
+from flannel_udp.dataplane.adopted import carried_versions
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT
 from flannel_udp.dataplane.encapsulation import UDP
+from flannel_udp.errors import FlannelError
 from flannel_udp.model import Address, Interface, LeaseAttrs, Prefix
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.netconf.reader import ObjectReader
@@ -68,14 +72,34 @@ class UdpBackend:
         accept_types(attrs, self.type, ("", self.type))
 
     async def open(self, context: Context) -> PacketPathNetwork:
-        """Open flannel0 and the sockets, or go on with those that were handed over. Raises `FlannelError`."""
+        """Open flannel0 and the sockets, or go on with those that were handed over. Raises `FlannelError`.
+
+        A host takes part by what it has an address of. An IP version that cannot be had now is tried again, as one
+        whose address comes late, as long as there is another one.
+        """
+        on, handed = versions_on(context.config, context.external), context.handed
+        if handed is not None:
+            carried = carried_versions(handed.descriptors, UDP.kind)
+            # Of what is not ours none will fit, and that is said.
+            return await self._open(context, carried if carried and set(carried) <= set(on) else on)
+        first: FlannelError | None = None
+        for versions in (on, *([(version,) for version in on] if len(on) > 1 else [])):
+            try:
+                return await self._open(context, versions)
+            except FATAL:
+                raise
+            except FlannelError as failed:
+                first = first or failed
+        assert first is not None  # noqa: S101 - or it were open
+        raise first
+
+    async def _open(self, context: Context, versions: tuple[int, ...]) -> PacketPathNetwork:
         config, dscp = context.config, context.config.backend.options["DSCP"]
-        # A host without an address of one version takes part by the other.
-        versions = tuple(version for version in config.versions if context.external.of(version) is not None)
         settings = PathSettings(
             attrs=with_public_ips(LeaseAttrs(None), context.external, versions),
             mtu=lambda external: _mtu(external, config),
             versions=versions,
+            late=tuple(version for version in config.versions if version not in versions),
             encapsulation=UDP,
             port=config.backend.options["Port"],
             dscp=DSCP_INHERIT if dscp == INHERIT else dscp,

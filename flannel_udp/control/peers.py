@@ -85,11 +85,13 @@ class PeerTable:
         return self.take_delta()
 
     def parts(self, event: Snapshot | Change) -> Iterator[Mapping[str, Entry | None]]:
-        """Cut an event into small parts for `feed`; for a snapshot the keys that it lacks come first."""
+        """Cut an event into small parts for `feed`; the keys that are gone come first: they may have moved."""
         if isinstance(event, Snapshot):
             gone = [key for key in self._entries if key not in event.entries]
             yield from _batches((key, None) for key in gone)
-        yield from _batches(event.entries.items())
+            yield from _batches(event.entries.items())
+        else:
+            yield from _batches(sorted(event.entries.items(), key=lambda item: item[1] is not None))
 
     def feed(self, entries: Mapping[str, Entry | None]) -> None:
         """Take in the present entries of some keys, ``None`` for a key that is gone."""

@@ -48,6 +48,11 @@ def descriptors_of(descriptors: Mapping[str, int], version: int) -> dict[str, in
     return {name: fd for name, fd in descriptors.items() if name.partition("-")[0].endswith("6") == (version == 6)}
 
 
+def carried_versions(descriptors: Collection[str], kind: str) -> tuple[int, ...]:
+    """Return the IP versions of a dataplane of that encapsulation, by the names of its descriptors."""
+    return tuple(version for version in (4, 6) if f"{kind}{_mark(version)}-0" in descriptors)
+
+
 def adopted_from(
     descriptors: Mapping[str, int],
     workers: int,
@@ -62,10 +67,10 @@ def adopted_from(
     """
     kind = encapsulation.kind
     named = set(descriptors)
-    carried = [version for version in (4, 6) if f"{kind}{_mark(version)}-0" in named]
+    carried = carried_versions(descriptors, kind)
     if not carried:
         raise FlannelError(f"its descriptors are not those of {kind}")
-    if carried != sorted(versions):
+    if carried != tuple(sorted(versions)):
         raise FlannelError(f"its packets are {_spoken(carried)}, ours {_spoken(sorted(versions))}")
     sockets = {version: [f"{kind}{_mark(version)}-{number}" for number in range(workers)] for version in versions}
     queues = [f"tun{_mark(min(versions))}-{number}" for number in range(workers)]

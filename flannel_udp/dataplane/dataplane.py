@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -79,24 +79,30 @@ class Dataplane:
         self._options, self._on_fault, self._claims = options, on_fault, claims
         self._outer = outer_sockets(encapsulation, port, options.source_ports)
         self._encapsulation, self._device, self._port, self._dscp = encapsulation, device, port, dscp
+        self._until_ns: int | None = None  # see `forward_until`
         self._lent = False  # another process is about to read from the descriptors
         self._replaced = 0  # how often descriptors were opened anew
         self._paths: dict[int, FamilyPath] = {}  # by IP version, 4 first
         addresses = sorted(addresses, key=lambda address: address.version)
         with ExitStack() as opened:
+            opened.callback(self._close_paths)
             if adopted is None:
                 self._open(addresses, opened)
             else:
                 self._adopt(adopted, addresses, opened)
             # Nothing is switched while another process uses the descriptors.
             self._granted = (
-                adopted.granted if adopted and adopted.granted else self._enable(self.tunnel, self._all_sockets())
+                adopted.granted
+                if adopted and adopted.granted
+                else self._enable(self.tunnel, self._all_sockets(), self._paths)
             )
+            firsts: Sequence[Engine] = ()
             for path in self._paths.values():
-                self._open_engines(path)
+                path.ends = path.ends._replace(lanes=self._outer.open_lanes(path.ends.sockets, self._granted))
+                self._open_engines(path, firsts)
+                firsts = path.engines
             self._opened = opened.pop_all()
-        by_worker = list(zip(*(path.engines for path in self._paths.values()), strict=True))
-        self._workers = [Worker(engines, options.busy_poll_us) for engines in by_worker]
+        self._workers = [Worker(engines, options.busy_poll_us) for engines in self._by_worker()]
         self._running: set[int] = set()
         for worker in self._workers:
             self._opened.callback(worker.close)
@@ -108,7 +114,7 @@ class Dataplane:
         n_workers = count_workers(self._options)
         for address in addresses:
             self._outer.claim(address, self._claims)
-            self._add_path(Ends(address, self._outer.open(address, n_workers)), opened)
+            self._add_path(Ends(address, self._outer.open(address, n_workers)))
         self.tunnel = open_tunnel(n_workers, self._claims, self._device)
         opened.callback(self._close_tunnel)
         for path in self._paths.values():
@@ -118,7 +124,7 @@ class Dataplane:
         # All of them are ours before the first one is looked at, so that none is left open.
         sockets = {version: [socket.socket(fileno=fd) for fd in fds] for version, fds in adopted.sockets.items()}
         for address in addresses:
-            path = self._add_path(Ends(address, sockets[address.version]), opened)
+            path = self._add_path(Ends(address, sockets[address.version]))
             path.icmp = socket.socket(fileno=adopted.icmp[address.version])
         self.tunnel = adopt_tunnel(adopted.queues, self._device)
         opened.callback(self._close_tunnel)
@@ -127,17 +133,17 @@ class Dataplane:
             self._outer.claim(path.ends.address, self._claims)
         self._claims.hold(device_claim(self.tunnel.index))
 
-    def _add_path(self, ends: Ends, opened: ExitStack) -> FamilyPath:
-        path = FamilyPath(ends, with_macs=self._encapsulation.kind == "vxlan")
-        self._paths[path.version] = path
-        opened.callback(path.close)
+    def _add_path(self, ends: Ends) -> FamilyPath:
+        path = self._paths[ends.address.version] = FamilyPath(ends, with_macs=self._encapsulation.kind == "vxlan")
         return path
 
-    def _open_engines(self, path: FamilyPath) -> None:
-        """Have an engine for each worker; that of a second IP version is beside that of the first."""
+    def _close_paths(self) -> None:
+        for path in self._paths.values():
+            path.close()
+
+    def _open_engines(self, path: FamilyPath, firsts: Sequence[Engine] = ()) -> None:
+        """Have an engine for each worker, beside those of another IP version if there are any."""
         assert path.icmp is not None  # noqa: S101 - opened, or adopted
-        path.ends = path.ends._replace(lanes=self._outer.open_lanes(path.ends.sockets, self._granted))
-        first = next(iter(self._paths.values()))
         for number, (queue, udp, lanes) in enumerate(
             zip(self.tunnel.filenos(), path.ends.sockets, path.ends.lanes, strict=True)
         ):
@@ -158,8 +164,9 @@ class Dataplane:
                 vni=self._encapsulation.vni,
                 own_mac=self._encapsulation.own_mac,
                 version=path.version,
-                beside=None if path is first else first.engines[number],
+                beside=firsts[number] if firsts else None,
             )
+            engine.forward_until(self._until_ns)
             path.engines.append(engine)
 
     def start(self) -> None:
@@ -266,40 +273,70 @@ class Dataplane:
         path.close_former(former)
         self._outer.let_go(former.address, self._claims)
 
+    def add(self, address: Address) -> None:
+        """Carry packets of another IP version as well, from this address; likewise."""
+        self._refuse_if_lent()
+        self._outer.claim(address, self._claims)
+        with ExitStack() as undo:
+            undo.callback(self._outer.let_go, address, self._claims)
+            path = FamilyPath(
+                Ends(address, self._outer.open(address, self.workers)), with_macs=self._encapsulation.kind == "vxlan"
+            )
+            undo.callback(path.close)
+            path.icmp = open_icmp(path.version)
+            path.ends = path.ends._replace(lanes=self._outer.open_lanes(path.ends.sockets, self._granted))
+            self._open_engines(path)
+            self._swap(self.tunnel, joining=path)
+            undo.pop_all()
+
     def take_back(self) -> None:
         """Go on with what was lent."""
         self._lent = False
         self.start()
         self._on_fault()  # what was refused meanwhile is due
 
-    def _swap(self, tunnel: Tunnel, *moved: Ends) -> None:
-        """Have the engines work on this device, and on sockets that have moved: what is not new is in use.
+    def _swap(self, tunnel: Tunnel, *moved: Ends, joining: FamilyPath | None = None) -> None:
+        """Have the engines work on this device, on sockets that have moved, with one more path: the rest is in use.
 
         Raises FlannelError; nothing has changed then.
         """
-        ends = {path.version: path.ends for path in self._paths.values()}
+        paths = self._paths if joining is None else dict(sorted({**self._paths, joining.version: joining}.items()))
+        ends = {path.version: path.ends for path in paths.values()}
         ends.update({each.address.version: each for each in moved})
         try:
-            granted = self._enable(tunnel, (udp for each in ends.values() for udp in each.sockets))
+            granted = self._enable(tunnel, (udp for each in ends.values() for udp in each.sockets), paths)
             by_worker = zip(tunnel.filenos(), *(each.sockets for each in ends.values()), strict=True)
             epolls = [watch(queue, *(udp.fileno() for udp in sockets)) for queue, *sockets in by_worker]
         except OSError as failed:  # somebody has deleted the device meanwhile, or no descriptor is left
             raise FlannelError(f"{tunnel.name} and its sockets cannot be used: {failed.strerror}") from failed
         stopped = self._stop(range(self.workers))
-        for path in self._paths.values():
+        if joining is not None:
+            self._join(paths)
+        for path in paths.values():
             path.attach(tunnel.filenos(), ends[path.version], granted, epolls)
         self.tunnel, self._granted = tunnel, granted
         self._replaced += 1
         for number in stopped:
             self.start_worker(number)
 
+    def _join(self, paths: Mapping[int, FamilyPath]) -> None:
+        """Have these paths, one more than before, whose engines share the device from now on; no worker runs."""
+        for first, second in zip(*(path.engines for path in paths.values()), strict=True):
+            second.join(first)
+        self._paths = dict(paths)
+        for worker, engines in zip(self._workers, self._by_worker(), strict=True):
+            worker.carry(engines)
+
+    def _by_worker(self) -> list[tuple[Engine, ...]]:
+        return list(zip(*(path.engines for path in self._paths.values()), strict=True))
+
     def _refuse_if_lent(self) -> None:
         if self._lent:
             raise FlannelError(f"another agent is taking over {self.tunnel.name}: nothing is opened anew now")
 
-    def _enable(self, tunnel: Tunnel, sockets: Iterable[socket.socket]) -> Offload:
+    def _enable(self, tunnel: Tunnel, sockets: Iterable[socket.socket], versions: Collection[int]) -> Offload:
         """Switch on what is wanted and possible on the device and the sockets; return what is on."""
-        granted = enable_on_tunnel(tunnel.filenos()[0], self._options.offload, self._paths)
+        granted = enable_on_tunnel(tunnel.filenos()[0], self._options.offload, versions)
         for udp in sockets:
             granted = self._outer.enable(udp, granted)
         return granted
@@ -329,9 +366,9 @@ class Dataplane:
 
         The data threads keep to it by themselves, whatever becomes of the control plane.
         """
-        boottime_ns = None if boottime_s is None else round(boottime_s * 1e9)
+        self._until_ns = None if boottime_s is None else round(boottime_s * 1e9)
         for engine in self._all_engines():
-            engine.forward_until(boottime_ns)
+            engine.forward_until(self._until_ns)
 
     def forget_path_mtus(self) -> None:
         """Ask for the path MTU to each peer anew: the underlay's routes or MTUs may have changed."""
@@ -398,7 +435,7 @@ class Dataplane:
     def worker_packets(self) -> list[WorkerPackets]:
         """Return what each worker carried. A flow stays on one worker, so a busy one shows here."""
         carried = []
-        for engines in zip(*(path.engines for path in self._paths.values()), strict=True):
+        for engines in self._by_worker():
             counted = [engine.counters() for engine in engines]
             carried.append(WorkerPackets(*(sum(each[way]["packets"] for each in counted) for way in ("out", "in"))))
         return carried

@@ -36,9 +36,13 @@ class Worker:
     """
 
     def __init__(self, engines: Sequence[Engine], busy_poll_us: int) -> None:
-        self._engines, self._engine = engines, engines[0]
+        self.carry(engines)
         self._busy_poll_us = busy_poll_us
         self._loop: uvloop.Loop | None = None  # from the first start until `close`: a restart needs no descriptors
+
+    def carry(self, engines: Sequence[Engine]) -> None:
+        """Run these from the next start on."""
+        self._engines, self._engine = engines, engines[0]
 
     def start(self, on_fault: Callable[[], object]) -> None:
         """Start the thread, which calls `on_fault()` once when the TUN is lost (the engine's `tun_errno` says why).

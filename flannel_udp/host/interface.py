@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address
@@ -207,12 +207,30 @@ def decide(options: InterfaceOptions, host: HostNetwork, versions: Sequence[int]
         refusals = dict.fromkeys(refusal for choice in choices for refusal in choice.refusals)
         return replace(choices[0], refusals=tuple(refusals))
     interface = first.interface
-    link = host.link(interface.index) if interface is not None else None
-    assert interface is not None and link is not None  # noqa: S101 - it was chosen out of this host's
+    assert interface is not None  # noqa: S101 - or it were not the first that has one
+    others = {version: choice for version, choice in zip(versions, choices, strict=True) if choice is not first}
+    interface, lacks, waits = _complete(options, host, interface, others)
+    return replace(first, interface=interface, lacks=lacks, waits=waits)
+
+
+def complete(options: InterfaceOptions, host: HostNetwork, interface: Interface, versions: Sequence[int]) -> Interface:
+    """Return the interface with an address of each of these IP versions that it lacked, as far as there is one now."""
+    missing = [version for version in versions if interface.of(version) is None]
+    return _complete(options, host, interface, {version: _decide(options, host, version) for version in missing})[0]
+
+
+def _complete(
+    options: InterfaceOptions, host: HostNetwork, interface: Interface, choices: Mapping[int, Choice]
+) -> tuple[Interface, tuple[str, ...], bool]:
+    """Give the interface the addresses that `choices`, by IP version, have on it, else the best there.
+
+    Return also why it has none of a family, and whether there will be one in a moment.
+    """
+    link = host.link(interface.index)
+    if link is None:
+        return interface, (), False
     lacks, waits = [], False
-    for version, choice in zip(versions, choices, strict=True):
-        if choice is first:
-            continue
+    for version, choice in choices.items():
         own = choice.interface
         if own is not None and own.index == link.index:
             interface = _with(interface, version, own.of(version))
@@ -221,7 +239,7 @@ def decide(options: InterfaceOptions, host: HostNetwork, versions: Sequence[int]
         else:
             lacks.append(why)
             waits |= link.waits(version)
-    return replace(first, interface=interface, lacks=tuple(lacks), waits=waits)
+    return interface, tuple(lacks), waits
 
 
 def with_address(options: InterfaceOptions, interface: Interface, link: Link, address: IpAddress) -> Interface:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address, ip_interface
 
 from flannel_udp import model
+from flannel_udp.host.advertisements import may_refuse
 from flannel_udp.host.family import family_of
 from flannel_udp.host.repair import LinkState
 from flannel_udp.host.rtnetlink import Message, Rtnetlink, attribute, attributes, number, text
@@ -28,10 +29,12 @@ _IFLA_ADDRESS, _MAC_BYTES = 1, 6
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_AF_SPEC = 3, 4, 13, 18, 26
 _IFLA_MASTER, _IFLA_IFALIAS, _IFLA_EXT_MASK, _IFLA_CARRIER, _IFLA_PROTO_DOWN = 10, 20, 29, 33, 39
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
-_IFLA_INET6_ADDR_GEN_MODE, _IN6_ADDR_GEN_MODE_NONE = 8, 1
+_IFLA_INET6_CONF, _IFLA_INET6_ADDR_GEN_MODE, _IN6_ADDR_GEN_MODE_NONE = 2, 8, 1
+_NONE = bytes((_IN6_ADDR_GEN_MODE_NONE,))
+_ACCEPT_RA = slice(12, 16)  # linux/ipv6.h: of IFLA_INET6_CONF the fourth number, DEVCONF_ACCEPT_RA
 _RTEXT_FILTER_SKIP_STATS = 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 3, 6, 8, 11
-_IFAPROT_KERNEL_LL = 3
+_IFAPROT_KERNEL_RA, _IFAPROT_KERNEL_LL = 2, 3
 _IFA_F_NODAD, _IFA_F_STABLE_PRIVACY = 0x02, 0x800
 IFA_F_OPTIMISTIC, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x04, 0x08, 0x40
 _RT_SCOPE_LINK = 253
@@ -77,6 +80,8 @@ class Device:
     """What somebody wrote on it (``ip link set DEVICE alias TEXT``)."""
     details: Mapping[int, bytes] = field(default_factory=dict)
     """What its kind tells of it, IFLA_INFO_DATA by attribute."""
+    takes_advertisements: bool = False
+    """Whether it may take routers' advertisements (accept_ra); told as the IPv6 addresses are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +217,7 @@ def set_protocol_up(index: int) -> Message:
 
 def make_no_ipv6_addresses(index: int) -> Message:
     """Keep the kernel from giving the device an fe80:: address; refused where the device has no IPv6."""
-    mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes((_IN6_ADDR_GEN_MODE_NONE,)))
+    mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, _NONE)
     families = attribute(_IFLA_AF_SPEC, attribute(socket.AF_INET6, mode))
     return Message(_RTM_NEWLINK, 0, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0) + families)
 
@@ -220,6 +225,11 @@ def make_no_ipv6_addresses(index: int) -> Message:
 def delete_device(index: int) -> Message:
     """Remove a device."""
     return Message(_RTM_DELLINK, 0, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0))
+
+
+def makes_own_ipv6(found: Device) -> bool:
+    """Tell whether the kernel gives it IPv6 addresses of its own, or takes others' word for some, and need not."""
+    return found.makes_ipv6_addresses or (found.takes_advertisements and may_refuse(found.name))
 
 
 def link_state(netlink: Rtnetlink, index: int) -> LinkState | None:
@@ -233,7 +243,7 @@ def link_state(netlink: Rtnetlink, index: int) -> LinkState | None:
         mtu=found.mtu,
         up=found.up,
         carrier=found.carrier,
-        makes_ipv6_addresses=found.makes_ipv6_addresses,
+        makes_ipv6_addresses=makes_own_ipv6(found),
         addresses=tuple(
             ip_interface((item.address, item.prefix_len))
             for version in (4, 6)
@@ -247,6 +257,8 @@ def _parse_device(body: bytes) -> Device:
     _, _, index, flags, _ = _IFINFOMSG.unpack_from(body)
     found = dict(attributes(body, _IFINFOMSG.size))
     info = dict(attributes(found.get(_IFLA_LINKINFO, b""), 0))
+    # A device without IPv6, as with an MTU below 1,280, has nothing of AF_INET6.
+    ipv6 = dict(attributes(dict(attributes(found.get(_IFLA_AF_SPEC, b""), 0)).get(socket.AF_INET6, b""), 0))
     return Device(
         index=index,
         name=text(found[_IFLA_IFNAME]),
@@ -257,18 +269,12 @@ def _parse_device(body: bytes) -> Device:
         resolves=not flags & (_IFF_LOOPBACK | _IFF_NOARP),
         master=number(found.get(_IFLA_MASTER)),
         kind=text(info.get(_IFLA_INFO_KIND, b"")),
-        makes_ipv6_addresses=_makes_ipv6_addresses(found.get(_IFLA_AF_SPEC, b"")),
+        makes_ipv6_addresses=ipv6.get(_IFLA_INET6_ADDR_GEN_MODE, _NONE)[:1] != _NONE,
+        takes_advertisements=any(ipv6.get(_IFLA_INET6_CONF, b"")[_ACCEPT_RA]),
         mac=int.from_bytes(mac, "big") if len(mac := found.get(_IFLA_ADDRESS, b"")) == _MAC_BYTES else 0,
         alias=text(found.get(_IFLA_IFALIAS, b"")),
         details=dict(attributes(info.get(_IFLA_INFO_DATA, b""), 0)),
     )
-
-
-def _makes_ipv6_addresses(families: bytes) -> bool:
-    """Read it from an IFLA_AF_SPEC; a device without IPv6, as with an MTU below 1,280, has nothing of AF_INET6."""
-    ipv6 = dict(attributes(families, 0)).get(socket.AF_INET6, b"")
-    mode = dict(attributes(ipv6, 0)).get(_IFLA_INET6_ADDR_GEN_MODE)
-    return mode is not None and mode[0] != _IN6_ADDR_GEN_MODE_NONE
 
 
 # Addresses
@@ -332,17 +338,18 @@ def remove_address(
 
 
 def remove_kernels_ipv6_addresses(netlink: Rtnetlink, index: int) -> None:
-    """Remove the fe80:: addresses that the kernel gave a device.
+    """Remove the addresses that the kernel gave a device: fe80:: ones, and those of router advertisements.
 
-    Linux marks its own from 5.18 on, and from 4.1 on those that are random, as a TUN's are, which has no MAC address.
+    Linux marks them from 5.18 on, and from 4.1 on those that are random, as a TUN's are, which has no MAC address.
     """
     head = _IFADDRMSG.pack(socket.AF_INET6, 0, 0, 0, index)
     for body in list(netlink.dump(_RTM_GETADDR, head, _RTM_NEWADDR)):
         _, prefix_len, _, scope, on = _IFADDRMSG.unpack_from(body)
         found = dict(attributes(body, _IFADDRMSG.size))
-        marked = found.get(_IFA_PROTO) == bytes((_IFAPROT_KERNEL_LL,))
+        made_by = found.get(_IFA_PROTO, b"\0")[0]
         random = bool(number(found.get(_IFA_FLAGS)) & _IFA_F_STABLE_PRIVACY)
-        if (on, scope) != (index, _RT_SCOPE_LINK) or not (marked or random):
+        own = scope == _RT_SCOPE_LINK and (made_by == _IFAPROT_KERNEL_LL or random)
+        if on != index or not (own or made_by == _IFAPROT_KERNEL_RA):
             continue
         address = IPv6Address(found.get(_IFA_LOCAL) or found[_IFA_ADDRESS])
         named = _IFADDRMSG.pack(socket.AF_INET6, prefix_len, 0, scope, index) + attribute(_IFA_LOCAL, address.packed)

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.host import advertisements
 from flannel_udp.host.disabled_ipv6 import why_no_ipv6
 from flannel_udp.host.family import IPV4, IPV6, Family, family_of
 from flannel_udp.host.links import (
@@ -33,6 +34,7 @@ from flannel_udp.host.rtnetlink import (
     RTN_UNICAST,
     RTPROT_BOOT,
     RTPROT_KERNEL,
+    RTPROT_RA,
     Route,
     Rtnetlink,
     delete_route,
@@ -154,13 +156,20 @@ def repair_tunnel(index: int, mtu: int, fault: Fault) -> None:
 def stop_ipv6_addresses(netlink: Rtnetlink, index: int) -> None:
     """Keep the kernel from giving the device an fe80:: address: its router solicitations would come out of the TUN.
 
+    And from taking routers' advertisements, and remove what came of some, see `host.advertisements`.
+
     The kernel takes IPv6 off a device whose MTU falls below 1,280 bytes (RFC 8200 section 5) and starts it anew, with
     the host's defaults, when that rises again; a device without IPv6 needs nothing.
     """
     found = device(netlink, index)
-    if found is not None and found.makes_ipv6_addresses:
+    if found is None or not (found.makes_ipv6_addresses or found.takes_advertisements):
+        return
+    advertisements.refuse(found.name)
+    if found.makes_ipv6_addresses:
         netlink.do(make_no_ipv6_addresses(index), fine=(errno.EAFNOSUPPORT,))  # gone again since we asked
-        remove_kernels_ipv6_addresses(netlink, index)
+    remove_kernels_ipv6_addresses(netlink, index)
+    learned = list(stream_routes(netlink, version=6, protocol=RTPROT_RA, oif=index))
+    netlink.apply([delete_route(parse_route(body)) for body in learned])
 
 
 # Addresses

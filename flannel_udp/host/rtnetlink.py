@@ -35,7 +35,7 @@ from flannel_udp.model import Address, Prefix
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE = 0
 RTN_UNICAST, RTN_LOCAL = 1, 2
-RTPROT_KERNEL, RTPROT_BOOT = 2, 3
+RTPROT_KERNEL, RTPROT_BOOT, RTPROT_RA = 2, 3, 9
 
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10  # a refusal does not repeat the message that it refuses

@@ -216,7 +216,7 @@ class Upkeep:
         why = why_lost(external, found, local & self._elsewhere)
         public_ip_came = await self._public_ip_has_come()
         if not why and found is not None and not public_ip_came:
-            return await self._use(replace(external, name=found.name, mtu=found.mtu))
+            return await self._use(await self._completed(replace(external, name=found.name, mtu=found.mtu)))
         versions = _versions_of(external)
         facts = await asyncio.to_thread(interface.gather, self._options.interface, versions)
         if found is not None and len(why) < len(versions) and not public_ip_came:
@@ -235,6 +235,14 @@ class Upkeep:
             return Standing((f"{text}, which is {_FLAG[versions[0]]}: waiting for it",))
         self._elsewhere = _elsewhere(external, facts)
         return await self._use(_keep_families(external, self.external))
+
+    async def _completed(self, external: Interface) -> Interface:
+        """Return it with the address of a family that it had none of: such come seconds after a host has started."""
+        versions = [overlay.version for overlay in self._overlays]
+        if all(external.of(version) for version in versions):
+            return external
+        facts = await asyncio.to_thread(interface.gather, self._options.interface, versions)
+        return interface.complete(self._options.interface, facts, external, versions)
 
     async def _follow_one_family(self, external: Interface, facts: HostNetwork, why: Mapping[int, str]) -> Standing:
         """Go on where one family's address went: with another one of the interface, or with the other family alone."""
@@ -288,6 +296,10 @@ class Upkeep:
             self._repairs["interface"] += 1
         self._external_lost = False
         if external != former:
+            for version, ends in _ends_of(external):
+                if former.of(version) is None:
+                    what = family_of(ends.address).name, ends.address, ends.public_ip
+                    logger.info("%s has an %s address now, %s, public IP %s", external.name, *what)
             if external.index == former.index and external.name != former.name:
                 logger.info("interface %s is called %s now", former.name, external.name)
             await self._kept.follow(external)

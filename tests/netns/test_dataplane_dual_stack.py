@@ -12,7 +12,9 @@ import random
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
@@ -100,6 +102,36 @@ def test_tcp_of_both_versions_passes_both_ways_on_one_device(cards: str) -> None
             traffic = {peer.version: dataplane.traffic(peer) for peer in dataplane.sorted_peers()}
             assert set(traffic) == {4, 6}
             assert all(each.bytes_out > N_BYTES and each.bytes_in > N_BYTES for each in traffic.values())
+
+
+@pytest.mark.parametrize("first", [4, 6])
+def test_a_version_that_is_added_while_the_other_ones_tcp_travels_is_carried_as_if_there_from_the_start(
+    first: int,
+) -> None:
+    late = 10 - first
+    ours, theirs = (addresses_of(subnet) for subnet in SUBNETS)
+    with two_hosts(versions=(first,)) as ((h1, one), (h2, two)), ThreadPoolExecutor(1) as pool:
+        running = pool.submit(transfer, h1, ours[first], h2, theirs[first])
+        for number, host, dataplane in ((1, h1, one), (2, h2, two)):
+            before = dataplane.generation
+            own = host.underlay if late == 4 else outer6(number)
+            call_inside(host.namespace, partial(dataplane.add, own))
+            assert dataplane.generation != before
+            others = SUBNETS[2 - number]
+            ends: dict[int, Address] = {4: (h2, h1)[number - 1].underlay, 6: outer6(3 - number)}
+            peers = tuple(Peer(part, ends[part.version]) for part in others.prefixes)
+            asyncio.run(dataplane.publish(SUBNETS[number - 1], [Delta(added=peers)], whole=True))
+        running.result(PATIENCE_S)
+        for version in (4, 6):
+            transfer(h1, ours[version], h2, theirs[version])
+            transfer(h2, theirs[version], h1, ours[version])
+        for dataplane in (one, two):
+            assert dataplane.counters()["in"]["drops"] == {}
+            traffic = {peer.version: dataplane.traffic(peer) for peer in dataplane.sorted_peers()}
+            assert all(each.bytes_out > N_BYTES and each.bytes_in > N_BYTES for each in traffic.values())
+            assert {name.partition("-")[0] for name in dataplane.descriptors()} == {
+                "tun", "udp", "udp6", "icmp", "icmp6"
+            }  # fmt: skip
 
 
 def test_ipv6_alone_is_carried_and_ipv4_is_dropped_by_name() -> None:

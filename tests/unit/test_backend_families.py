@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
+from flannel_udp.backend import late
 from flannel_udp.backend.alloc import AllocNetwork
 from flannel_udp.backend.ends import join_attrs
 from flannel_udp.backend.families import open_families
 from flannel_udp.backend.protocol import Context, Network, NetworkFacts
 from flannel_udp.backend.vxlan.hop import vxlan_attrs
-from flannel_udp.errors import FlannelError
+from flannel_udp.errors import Claimed, ConfigError, FlannelError
 from flannel_udp.host.monitor import Interest, OwnRoutes
 from flannel_udp.host.repair import STANDS, Standing
 from flannel_udp.model import Delta, Ends, Interface, LeaseAttrs, Peer, Prefix, Subnet
@@ -41,6 +43,7 @@ class Part(AllocNetwork):
         self.told: list[tuple[str, object]] = []
         self.fails: str | None = None
         self.standing = STANDS
+        self.until_s: float | None = None
 
     def _note(self, what: str, value: object = None) -> None:
         self.told.append((what, value))
@@ -59,6 +62,9 @@ class Part(AllocNetwork):
 
     async def follow(self, external: Interface) -> None:
         self._note("follow", external.of(self._version))
+
+    def forward_until(self, boottime_s: float | None) -> None:
+        self.until_s = boottime_s
 
     async def close(self, *, keep: bool) -> None:
         self._note("close", keep)
@@ -88,11 +94,11 @@ class Part(AllocNetwork):
 async def opened(config: NetworkConfig, external: Interface = EXTERNAL) -> tuple[Network, dict[int, Part]]:
     parts: dict[int, Part] = {}
 
-    async def open_one(version: int) -> Network:
-        parts[version] = Part(Context(Options(), config, external, lambda: None), version)
+    async def open_one(context: Context, version: int) -> Network:
+        parts[version] = Part(context, version)
         return parts[version]
 
-    return await open_families(config, external, open_one), parts
+    return await open_families(Context(Options(), config, external, lambda: None), open_one), parts
 
 
 @pytest.fixture
@@ -124,19 +130,97 @@ async def test_without_an_address_of_any_family_it_is_one_line() -> None:
         await opened(config_of(EnableIPv4=False), replace(EXTERNAL, v6=None))
 
 
-async def test_what_was_opened_is_closed_where_the_other_family_cannot_be() -> None:
-    config = config_of()
-    parts: list[Part] = []
+class Opening:
+    """Opens real networks, but for the IP versions that something is in the way of."""
 
-    async def open_one(version: int) -> Network:
-        if version == 6:
-            raise FlannelError("no")
-        parts.append(Part(Context(Options(), config, EXTERNAL, lambda: None), version))
-        return parts[0]
+    def __init__(self, **in_the_way: FlannelError) -> None:
+        self.in_the_way = {int(name[1]): error for name, error in in_the_way.items()}
+        self.tried: list[int] = []
+        self.parts: dict[int, Part] = {}
 
+    async def __call__(self, context: Context, version: int) -> Network:
+        self.tried.append(version)
+        if version in self.in_the_way:
+            raise self.in_the_way[version]
+        self.parts[version] = Part(context, version)
+        return self.parts[version]
+
+    async def network(self, external: Interface = EXTERNAL, carried: tuple[int, ...] = ()) -> Network:
+        return await open_families(Context(Options(), config_of(), external, lambda: None), self, carried)
+
+
+async def test_what_keeps_one_family_from_being_opened_costs_the_other_nothing_and_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opening = Opening(v6=FlannelError("the port is in use"))
+    network = await opening.network()
+    network.forward_until(77.0)
+    assert network.attrs == LeaseAttrs(V4)
+    standing = await network.repair()
+    assert standing.problems == ("no IPv6 traffic (trying again): the port is in use",)
+    assert standing.again_s is not None
+    tried = len(opening.tried)
+    await network.repair()
+    assert len(opening.tried) == tried  # not before its time
+    opening.in_the_way.clear()
+    monkeypatch.setattr(late, "time", Later())
+    assert await network.repair() == STANDS
+    assert (network.attrs, network.repairs["family"]) == (LeaseAttrs(V4, V6), 1)
+    assert opening.parts[6].until_s == 77.0
+
+
+class Later:
+    """A clock that is an hour ahead."""
+
+    @staticmethod
+    def monotonic() -> float:
+        return time.monotonic() + 3600
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_a_family_whose_address_comes_late_is_opened_with_it(version: int) -> None:
+    opening = Opening()
+    lacks = replace(EXTERNAL, v4=None) if version == 4 else replace(EXTERNAL, v6=None)
+    network = await opening.network(lacks)
+    assert await network.repair() == STANDS
+    assert version not in opening.parts
+    await network.follow(EXTERNAL)
+    assert await network.repair() == STANDS
+    assert network.attrs == LeaseAttrs(V4, V6)
+    assert await network.repair() == STANDS
+    assert opening.tried == [10 - version, version]
+
+
+async def test_another_address_is_a_reason_to_try_at_once() -> None:
+    opening = Opening(v6=FlannelError("the port is in use"))
+    network = await opening.network()
+    await network.repair()
+    opening.in_the_way.clear()
+    other = IPv6Address("2001:db8::9")
+    await network.follow(replace(EXTERNAL, v6=Ends(other, other)))
+    assert await network.repair() == STANDS
+    assert network.attrs == LeaseAttrs(V4, other)
+
+
+async def test_where_no_family_can_be_opened_the_first_ones_reason_is_said() -> None:
+    with pytest.raises(FlannelError, match="four"):
+        await Opening(v4=FlannelError("four"), v6=FlannelError("six")).network()
+
+
+@pytest.mark.parametrize("error", [Claimed("another agent has it"), ConfigError(["a wrong key"])])
+async def test_what_no_family_can_go_on_without_ends_both(error: FlannelError) -> None:
+    opening = Opening(v6=error)
+    with pytest.raises(type(error), match=str(error)):
+        await opening.network()
+    assert opening.parts[4].told == [("close", False)]
+
+
+async def test_what_was_handed_over_goes_on_all_of_it_or_nothing() -> None:
+    opening = Opening(v6=FlannelError("no"))
     with pytest.raises(FlannelError, match="no"):
-        await open_families(config, EXTERNAL, open_one)
-    assert parts[0].told == [("close", False)]
+        await opening.network(carried=(4, 6))
+    assert opening.parts[4].told == [("close", True)]
+    assert (await opening.network(carried=(4,))).attrs == LeaseAttrs(V4)
 
 
 async def test_each_family_is_told_of_its_own_peers_only(pair: tuple[Network, Part, Part]) -> None:

@@ -285,3 +285,16 @@ def test_what_comes_over_ipv6_is_ipv6_although_ipv4_is_carried_beside_it() -> No
         rig.poll()
         assert rig.drops("in") == {"not_ipv6": 1, "not_ipv4": 1}
         assert rig.to_tun() == []
+
+
+def test_an_engine_joins_one_of_ipv4_that_is_alone_and_nothing_else() -> None:
+    with EngineRig(small_table()) as four, EngineRig(small_table()) as other, EngineRig(TABLE) as six:
+        for engine, beside in ((four, other), (four, six), (six, six)):
+            with pytest.raises(ValueError, match="beside an engine of IPv4 is one of IPv6 at most"):
+                engine.engine.join(beside.engine)
+    with (
+        EngineRig(small_table(), beside=TABLE) as both,
+        EngineRig(TABLE) as six,
+        pytest.raises(ValueError, match="beside an engine of IPv4 is one of IPv6 at most"),
+    ):
+        six.engine.join(both.engine)

@@ -26,10 +26,14 @@ def test_what_systemd_kept_has_no_state_and_what_says_none_of_a_version_makes_no
     assert share_out(Handed({**FOUR, **SIX}, {"4": 1}), (4, 6)) == {4: Handed(FOUR, {}), 6: Handed(SIX, {})}
 
 
+def test_what_had_one_version_only_goes_on_with_that_where_both_are_on() -> None:
+    assert share_out(Handed(SIX), (4, 6)) == {6: Handed(SIX)}
+
+
 @pytest.mark.parametrize(
     ("names", "versions", "why"),
     [
-        (FOUR, (4, 6), "its packets are IPv4, ours IPv4 and IPv6"),
+        (FOUR, (6,), "its packets are IPv4, ours IPv6"),
         ({**FOUR, **SIX}, (4,), "its packets are IPv4 and IPv6, ours IPv4"),
         ({**FOUR, **SIX}, (6,), "its packets are IPv4 and IPv6, ours IPv6"),
     ],

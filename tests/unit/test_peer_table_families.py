@@ -314,3 +314,10 @@ def test_the_prefix_set_finds_overlaps_of_ipv6_like_a_comparison_with_every_memb
         around = [other for other in members if other != member and member.subnet_of(other)]
         assert prefixes.around(member) == max(around, key=lambda other: other.prefixlen, default=None)
         assert prefixes.inside(member) == sum(other != member and other.subnet_of(member) for other in members)
+
+
+def test_an_entry_that_moves_to_a_key_with_both_parts_adds_one_and_leaves_the_other_alone() -> None:
+    table = new_table()
+    alone = "10.1.16.0-24"
+    assert table.apply(snapshot(entry(alone, public_ipv6=None))) == Delta(added=(PEER4,))
+    assert table.apply(change(entry(KEY), gone=(alone,))) == Delta(added=(PEER6,))

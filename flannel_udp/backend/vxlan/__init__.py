@@ -67,15 +67,15 @@ class VxlanBackend:
         former = await context.read_former()
 
         async def kernel() -> Network:
-            async def open_one(version: int) -> Network:
+            async def open_one(context: Context, version: int) -> Network:
                 return await asyncio.to_thread(VxlanKernelNetwork, context, mac_of(former, version), version)
 
-            return await open_families(context.config, context.external, open_one)
+            return await open_families(context, open_one)
 
         async def userspace(why: str) -> Network:
             shares = _share_out(context)
 
-            async def open_one(version: int) -> Network:
+            async def open_one(context: Context, version: int) -> Network:
                 share = replace(context, handed=shares.pop(version, None))
                 mac = _handed_mac(share)
                 if share.handed is None:
@@ -85,8 +85,7 @@ class VxlanBackend:
                 return await open_on_port(share, partial(VxlanUserspaceNetwork, share, mac, why, version))
 
             try:
-                keep = context.handed is not None
-                return await open_families(context.config, context.external, open_one, keep=keep)
+                return await open_families(context, open_one, tuple(shares))
             finally:
                 for share in shares.values():  # one family could not be opened, and the other was not tried
                     share.close()
