@@ -16,7 +16,7 @@ from flannel_udp import __version__
 from flannel_udp.admin.claims import HostClaims
 from flannel_udp.admin.health import PortInUse, open_health_listener
 from flannel_udp.admin.listener import FileId, UnixListener
-from flannel_udp.backend.protocol import Handed, Network
+from flannel_udp.backend.protocol import Handed, Network, Transferable
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.control.former import read_attrs
 from flannel_udp.control.lease import LeaseKeeper
@@ -149,11 +149,14 @@ class Running:
         self._terms = terms
         self._config = config
         self._network = network
-        self._path = network.transferable
         self._keeper = keeper
         self._listeners = listeners
         self._is_ready = is_ready
         self._offered: tuple[object, ...] = ()
+
+    @property
+    def _path(self) -> Transferable | None:
+        return self._network.transferable  # a family may have come since it was asked last
 
     def offer(self, terms: Terms) -> tuple[HandoverState, Mapping[str, int]]:
         """See `Holder.offer`."""

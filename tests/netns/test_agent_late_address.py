@@ -21,9 +21,9 @@ from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
 
-PING_EVERY_S = 0.02
+PING_EVERY_S = 0.005
 LOST_AT_MOST = 5
-"""Of thousands of pings: nothing is meant to be lost, and a busy machine loses one now and then."""
+"""Of hundreds of pings: nothing is meant to be lost, and a busy machine loses one now and then."""
 WAYS = {
     "udp": ("udp",),
     "udp, two workers": ("udp", "--workers=2"),
@@ -215,22 +215,51 @@ def test_where_no_familys_port_can_be_had_the_agent_ends_with_one_line() -> None
             assert "192.0.2.1" in agent.said()[-1]
 
 
-def test_a_take_over_goes_on_with_the_family_that_there_is_and_joins_by_the_other_one_later() -> None:
-    with Lab(plan("udp", hosts=2, agents=("h1",))) as lab:
+def take_over(host: Host) -> Agent:
+    """Start an agent that takes over, and return it when it carries packets."""
+    old = pid_of(host)
+    agent = Agent(host, "--takeover", *host.plan.agent_args)
+    agent.wait_for_line(f"took over from process {old}, which ran flannel-udp ")
+    wait_for("it answers", lambda: host.is_ready() and pid_of(host) == agent.process.pid)
+    return agent
+
+
+@pytest.mark.parametrize("way", ["udp", "vxlan in userspace"])
+def test_a_take_over_goes_on_with_the_family_that_there_is_and_hands_on_the_one_that_came(way: str) -> None:
+    backend, *args = WAYS[way]
+    with Lab(plan(backend, *args, hosts=2, agents=("h1",))) as lab, ExitStack() as ends:
         h1, h2 = lab.hosts
-        with ExitStack() as ends:
-            with port_in_use(h2, h2.underlay_of(6), 8285):
-                h2.start_agent()
-                h2.wait_ready()
-                h2.attach_pods()
-                wait_for("IPv4", lambda: all_reach(lab, 4))
-                old = pid_of(h2)
-                agent = ends.enter_context(Agent(h2, "--takeover"))
-                agent.wait_for_line(f"took over from process {old}, which ran flannel-udp ")
-                wait_for("the old one has ended", lambda: h2.agent_pid() is None)
-                agent.wait_ready()
-                assert all_reach(lab, 4)
-            wait_for("joined", lambda: joined(h2, 6))
-            addresses = attach_late(h2, 6)
-            wait_for("IPv6", lambda: answers(h1.pods[0], addresses[h2.pods[0]]))
-            assert agent.stop() == 0
+        with port_in_use(h2, h2.underlay_of(6), {"udp": 8285, "vxlan": 8472}[backend]):
+            h2.start_agent()
+            h2.wait_ready()
+            h2.attach_pods()
+            wait_for("IPv4", lambda: all_reach(lab, 4))
+            ends.enter_context(take_over(h2))
+            assert all_reach(lab, 4)
+        wait_for("joined", lambda: joined(h2, 6))
+        addresses = attach_late(h2, 6)
+        wait_for("IPv6", lambda: answers(h1.pods[0], addresses[h2.pods[0]]))
+        last = ends.enter_context(take_over(h2))
+        assert answers(h1.pods[0], addresses[h2.pods[0]])
+        assert all_reach(lab, 4)
+        assert last.stop() == 0
+
+
+@pytest.mark.parametrize("way", ["udp", "vxlan by the kernel", "host-gw"])
+def test_a_host_that_restarts_before_its_ipv6_address_is_there_has_its_former_subnets_all_the_time(way: str) -> None:
+    backend, *args = WAYS[way]
+    with Lab(plan(backend, *args, hosts=2)) as lab:
+        h2 = lab.hosts[1]
+        wait_for("IPv6", lambda: all_reach(lab, 6))
+        key, env = key_of(h2), h2.subnet_file.read_text()
+        h2.stop_agent()
+        goes(h2, 6)
+        h2.start_agent()
+        h2.wait_ready()
+        wait_for("IPv4", lambda: all_reach(lab, 4))
+        assert (key_of(h2), h2.subnet_file.read_text()) == (key, env)
+        comes(h2, 6)
+        wait_for("IPv6 again", lambda: all_reach(lab, 6))
+        assert joined(h2, 6)
+        assert all_reach(lab, 4)
+        assert (key_of(h2), h2.subnet_file.read_text()) == (key, env)

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import pytest
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, decide, no_interface
+from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, complete, decide, no_interface
 from flannel_udp.host.interface_why import explain, show, show_json
 from flannel_udp.model import Ends, Interface
 from flannel_udp.options import InterfaceOptions
@@ -191,3 +191,32 @@ def test_people_and_programs_see_both_families() -> None:
         "mtu": 1500,
         "by": "default route",
     }
+
+
+def completed(options: InterfaceOptions, link: Link) -> Interface:
+    """Return eth0, that was chosen with IPv4 alone, as it is completed on a host that has this link beside the rest."""
+    alone = Interface("eth0", 2, 1500, Ends(IPv4Address("192.0.2.2"), IPv4Address("192.0.2.2")))
+    return complete(options, replace(HOST, links=(LO, link, ETH1, ETH2)), alone, BOTH)
+
+
+def test_an_address_that_has_come_since_completes_the_interface_that_was_chosen() -> None:
+    found = completed(InterfaceOptions(), ETH0)
+    assert found == decide(InterfaceOptions(), HOST, BOTH).interface
+    assert found.v6 == Ends(IPv6Address("2001:db8::2"), IPv6Address("2001:db8::2"))
+    assert complete(InterfaceOptions(), HOST, found, BOTH) == found
+
+
+def test_the_address_that_an_option_names_is_the_one_that_is_waited_for() -> None:
+    named = InterfaceOptions(iface=("eth0", "2001:db8::7"), public_ipv6=IPv6Address("2001:db8:ffff::1"))
+    other = Address(IPv6Address("2001:db8::7"))
+    of_option = completed(replace(named, iface=("2001:db8::7",)), replace(ETH0, addresses=(*ETH0.addresses, other)))
+    assert of_option.v6 == Ends(other.address, IPv6Address("2001:db8:ffff::1"))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [LINK_LOCAL, replace(GLOBAL, tentative=True), replace(GLOBAL, duplicate=True, tentative=True)],
+    ids=["link-local", "tentative", "duplicate"],
+)
+def test_what_cannot_be_used_completes_nothing(address: Address) -> None:
+    assert completed(InterfaceOptions(), replace(ETH0, addresses=(ETH0.addresses[0], address))).v6 is None
