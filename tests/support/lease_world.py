@@ -17,7 +17,8 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
-from flannel_udp.control.allocation import choose_subnet
+from flannel_udp.control.allocation import choose_subnet, find_rival, widen_subnet
+from flannel_udp.control.entries import read_leases
 from flannel_udp.control.lease_actions import (
     Action,
     Ask,
@@ -27,11 +28,14 @@ from flannel_udp.control.lease_actions import (
     Inspect,
     Lost,
     Measure,
+    Move,
     Renew,
     Request,
     Result,
     Survey,
     Take,
+    Widen,
+    Widened,
 )
 from flannel_udp.control.lease_machine import LeaseMachine
 from flannel_udp.control.peers import PeerTable
@@ -118,6 +122,20 @@ class Store:
             self._ends_s[entry.lease_id] = self.now_s + TTL_S
         self.check(entry)
         return entry if entry.value == value else self.put(entry.key, value, entry.lease_id)
+
+    def move(self, entry: Entry, key: str, value: bytes) -> Entry:
+        current = self.entries.get(key)
+        if current is not None and (current.lease_id, current.value) == (entry.lease_id, value):
+            return current  # the request came twice
+        self.check(entry)
+        if current is not None:
+            raise SubnetTaken(f"{key} is taken")
+        self.revision += 1
+        self.writes += 1
+        del self.entries[entry.key]
+        self.entries[key] = moved = Entry(key, value, self.revision, entry.lease_id)
+        self.changed(Change({entry.key: None, key: moved}, self.revision))
+        return moved
 
     def check(self, entry: Entry) -> None:
         if self.entries.get(entry.key) != entry:
@@ -236,6 +254,11 @@ class Host:
                     if self.has_table:
                         seen = self.table.entry(action.lease.entry.key)
                         self._world.later(0.0, self.life, self, partial(self._observe, seen))
+                case Widened():
+                    self.holds, self.previous = action.lease, action.lease.subnet
+                    self.table.set_own(action.lease.subnet)
+                    self._world.widened += 1
+                    self._world.check_owner(self)
                 case Lost():
                     self.holds = None
                     self.table.set_own(None)
@@ -291,6 +314,7 @@ class World:
         self.now_s = 0.0
         self.losses = 0
         self.grants = 0
+        self.widened = 0
         self._store_rate = 1 + self.random.uniform(-MAX_RATE_ERROR, MAX_RATE_ERROR)
         self._delays = delays
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
@@ -397,11 +421,16 @@ class World:
                     store.check(request.entry)
                     store.remove(request.entry.key)
                 case Create():
-                    result = store.create(format_key(request.subnet), format_value(request.attrs), lease_id)
+                    result = self._create(store, request, lease_id)
                 case Take():
                     result = store.take(request.entry, format_value(request.attrs), lease_id)
                 case Renew():
                     result = store.renew(request.entry, format_value(request.attrs))
+                case Widen():
+                    wanted = request.versions, host.previous
+                    result = widen_subnet(self.config, store.snapshot(), request.lease, wanted, self.random)
+                case Move():
+                    result = self._move(store, request)
                 case Measure():
                     result = store.time_left_s(request.entry)
                 case Inspect():
@@ -409,6 +438,25 @@ class World:
         except FlannelError as error:
             return error
         return result
+
+    def _create(self, store: Store, request: Create, lease_id: int) -> Entry:
+        """Do as the keeper does."""
+        created = store.create(format_key(request.subnet), format_value(request.attrs), lease_id)
+        rival = None if self.config.v6 is None else find_rival(read_leases(store.entries), created.key, request.subnet)
+        if rival is not None:
+            store.remove(created.key)
+            raise SubnetTaken(rival.entry.key)
+        return created
+
+    def _move(self, store: Store, request: Move) -> Entry:
+        """Do as the keeper does."""
+        entry, value = request.lease.entry, format_value(request.lease.attrs)
+        moved = store.move(entry, format_key(request.subnet), value)
+        rival = find_rival(read_leases(store.entries), moved.key, request.subnet)
+        if rival is not None:
+            store.move(moved, entry.key, value)
+            raise SubnetTaken(rival.entry.key)
+        return moved
 
     def watch(self, host: Host) -> None:
         """Begin the host's watch anew, with a snapshot that is some time on its way."""
@@ -442,7 +490,8 @@ class World:
             if other is host or not other.forwards():
                 continue
             assert other.holds is not None
-            if host.holds.subnet.ipv4.overlaps(other.holds.subnet.ipv4):
+            theirs = [other.holds.subnet.of(part.version) for part in host.holds.subnet.prefixes]
+            if any(part == other_part for part, other_part in zip(host.holds.subnet.prefixes, theirs, strict=True)):
                 owners = f"{host.attrs.public_ip} and {other.attrs.public_ip}"
                 raise TwoOwnersError(f"{owners} forward for {host.holds.subnet} at {self.now_s:.3f} s")
 

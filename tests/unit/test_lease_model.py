@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -20,7 +20,7 @@ from flannel_udp.errors import LeaseLost
 from flannel_udp.model import Entry
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry.keys import format_value
-from tests.support.backends import parse_config
+from tests.support.backends import parse_config, parse_families
 from tests.support.lease_world import TTL_S, Host, Store, TwoOwnersError, World
 
 
@@ -36,6 +36,11 @@ def move(host: Host) -> None:
     number = int(public_ip) & 0xFF
     first = IPv4Address("198.51.100.0" if public_ip < IPv4Address("198.51.100.0") else "192.0.2.0")
     host.say(replace(host.attrs, public_ip=first + number))
+
+
+def get_ipv6(host: Host) -> None:
+    """Let the host have an IPv6 address as well, from now on."""
+    host.say(replace(host.attrs, public_ipv6=IPv6Address("2001:db8::") + host.mark))
 
 
 class Cluster(RuleBasedStateMachine):
@@ -155,8 +160,8 @@ def storm(world: World, rounds: int) -> Counter[str]:
     for _ in range(rounds):
         host = random.choice(world.hosts)
         what = random.choices(
-            ["cut off", "heal", "suspend", "wedge", "resume", "kill", "reboot", "compact", "move"],
-            (4, 3, 2, 2, 4, 1, 1, 1, 2),
+            ["cut off", "heal", "suspend", "wedge", "resume", "kill", "reboot", "compact", "move", "get IPv6"],
+            (4, 3, 2, 2, 4, 1, 1, 1, 2, 0 if world.config.v6 is None else 4),
         )
         match what[0]:
             case "cut off" if host.connected:
@@ -179,6 +184,8 @@ def storm(world: World, rounds: int) -> Counter[str]:
             case "move":
                 happened["move without a lease"] += host.machine.lease is None
                 move(host)
+            case "get IPv6":
+                get_ipv6(host)
         happened[what[0]] += 1
         world.run(random.expovariate(1 / 60.0))
     return happened
@@ -197,6 +204,26 @@ def test_100_keepers_in_1000_rounds_have_zero_double_owners(capsys: pytest.Captu
     assert world.losses > 100
     assert world.grants > 300
     assert happened["move without a lease"] > 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_keepers_that_get_an_address_of_another_family_at_any_time_have_a_subnet_of_it_in_the_end(seed: int) -> None:
+    config = parse_families(
+        {
+            "Network": "10.1.0.0/16",
+            "SubnetMax": "10.1.14.0",
+            "EnableIPv6": True,
+            "IPv6Network": "fd00:1::/48",
+            "IPv6SubnetMax": "fd00:1:0:e::",
+        }
+    )
+    world = World(config, 12, seed, tables=3)
+    storm(world, 400)
+    for host in world.hosts:
+        get_ipv6(host)
+    settle(world)
+    assert world.widened >= 3
+    assert all(host.holds is not None and host.holds.subnet.v4 and host.holds.subnet.v6 for host in world.hosts)
 
 
 class OneAddress(World):
