@@ -246,10 +246,12 @@ class LeaseKeeper:
         """
         value = format_value(request.attrs)
         entry = await self._registry.create(format_key(request.subnet), value, LEASE_TTL_S)
-        if self._config is None or len(self._config.versions) == 1:
+        config = self._config
+        if config is None or len(config.versions) == 1:
             return entry
         snapshot = await self._registry.list()
-        rival = await asyncio.to_thread(lambda: find_rival(read_leases(snapshot.entries), entry.key, request.subnet))
+        leases = await asyncio.to_thread(read_leases, snapshot.entries)
+        rival = await asyncio.to_thread(find_rival, config, leases, entry.key, request.subnet)
         if rival is None:
             return entry
         await self._registry.delete(entry)
