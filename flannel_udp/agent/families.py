@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,19 +44,17 @@ class FamilyRooms:
         self.bridges.hold(None if lease is None else lease.subnet.of(self.overlay.version))
 
 
-def lacking(config: NetworkConfig, external: Interface, lease: Lease) -> list[Degradation]:
-    """Return by which of the families that are on this host takes no part, and why."""
-    found = []
+def lacking(config: NetworkConfig, external: Interface, lease: Lease) -> Iterator[Degradation]:
+    """Yield by which of the families that are on this host takes no part, and why."""
     for version in config.versions:
         alone = f"this host takes no part in the overlay by IPv{version}"
         if external.of(version) is None:
             mend = "give it one, and start the agent again"
             lack = f"interface {external.name} had no IPv{version} address when the agent started"
-            found.append(f"{lack}: {alone}: {mend}")
+            yield Degradation("host", f"{lack}: {alone}: {mend}", version)
         elif lease.subnet.of(version) is None:
             mend = "write it with both, or delete it, and start the agent again"
-            found.append(f"our entry {lease.entry.key} has no IPv{version} part: {alone}: {mend}")
-    return [Degradation("host", text) for text in found]
+            yield Degradation("host", f"our entry {lease.entry.key} has no IPv{version} part: {alone}: {mend}", version)
 
 
 def open_families(
