@@ -327,11 +327,13 @@ DEGRADATIONS: Mapping[str, str] = {
 class Degradation:
     """What stops some of the traffic though we are ready.
 
-    ``kind`` is one of `DEGRADATIONS`; ``text`` is one line: what is wrong, where, and what to do.
+    ``kind`` is one of `DEGRADATIONS`; ``text`` is one line: what is wrong, where, and what to do. ``version`` is the IP
+    version whose traffic that is, 0 where it is not that of one alone.
     """
 
     kind: str
     text: str
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

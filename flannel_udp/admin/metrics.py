@@ -6,14 +6,14 @@ No address, key or password is among them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from flannel_udp.admin.shapes import Counters, LeaseFacts, Status
+from flannel_udp.admin.shapes import Counters, FamilyFacts, LeaseFacts, Status
 from flannel_udp.model import DEGRADATIONS, KERNEL_DROPS
 from flannel_udp.options import Offload
 
@@ -25,6 +25,10 @@ _NOTHING_YET: Counters = {
     "offloaded_in": {},
 }
 _RUNGS = Offload().names()
+_WAYS: tuple[Literal["in"], Literal["out"]] = ("in", "out")
+
+Part = TypeVar("Part")
+Whole = TypeVar("Whole")
 
 
 class MetricsSource(Protocol):
@@ -54,38 +58,40 @@ class _AgentCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         status = self._source.status()
         if status["counters"] or status["backend"] is None:
-            yield from self._traffic(status["counters"] or _NOTHING_YET)  # else the kernel carries, and nobody counts
+            # Else the kernel carries, and nobody counts.
+            yield from self._traffic(status["counters"] or _NOTHING_YET, _by_family(status))
         yield from _state(status)
 
-    def _traffic(self, counters: Counters) -> Iterator[Metric]:
-        directions = (("in", counters["in"]), ("out", counters["out"]))
+    def _traffic(self, counters: Counters, families: Mapping[str, FamilyFacts]) -> Iterator[Metric]:
+        label, parts = _labelled(counters, {name: facts["counters"] for name, facts in families.items()})
+        directions = [((*labels, way), part[way]) for labels, part in parts for way in _WAYS]
         yield _counter(
             "packets",
             "Inner packets carried (in: from peers to pods).",
-            ("direction",),
-            (((name,), counted["packets"]) for name, counted in directions),
+            (*label, "direction"),
+            ((labels, counted["packets"]) for labels, counted in directions),
         )
         yield _counter(
             "bytes",
             "Bytes of the inner packets carried.",
-            ("direction",),
-            (((name,), counted["bytes"]) for name, counted in directions),
+            (*label, "direction"),
+            ((labels, counted["bytes"]) for labels, counted in directions),
         )
         yield _counter(
             "drops",
             "Packets dropped.",
-            ("direction", "reason"),
+            (*label, "direction", "reason"),
             (
-                ((name, reason), counted["drops"].get(reason, 0))
-                for name, counted in directions
+                ((*labels, reason), counted["drops"].get(reason, 0))
+                for labels, counted in directions
                 for reason in self._source.drop_reasons
             ),
         )
         yield _counter(
             "icmp_answers",
             "ICMP errors due to the senders of dropped packets, by what became of them.",
-            ("outcome",),
-            (((outcome,), count) for outcome, count in counters["icmp"].items()),
+            (*label, "outcome"),
+            (((*labels, outcome), count) for labels, part in parts for outcome, count in part["icmp"].items()),
         )
         yield _counter(
             "system_calls",
@@ -116,7 +122,9 @@ def _state(status: Status) -> Iterator[Metric]:
         ("what",),
         (((what,), count) for what, count in repairs.items()),
     )
-    yield _gauge("peers", "Routes to peers.", status["peers"])
+    families = _by_family(status)
+    label, peers = _labelled(status["peers"], {name: facts["peers"] for name, facts in families.items()})
+    yield _labelled_gauge("peers", "Routes to peers.", label, peers)
     backend = status["backend"]
     if backend is not None and "direct" in backend:
         yield _gauge("direct_peers", "Peers to which packets take a route, and no tunnel.", backend["direct"])
@@ -135,6 +143,13 @@ def _state(status: Status) -> Iterator[Metric]:
         ("kind",),
         (((kind,), kind in status["degraded"]) for kind in DEGRADATIONS),
     )
+    if families:
+        yield _labelled_gauge(
+            "family_degraded",
+            "1 for each kind of fault that stops traffic of this family only.",
+            ("family", "kind"),
+            (((name, kind), kind in facts["degraded"]) for name, facts in families.items() for kind in DEGRADATIONS),
+        )
     in_use = status["offload"] or ()
     yield _labelled_gauge(
         "offload", "1 for each offload in use.", ("rung",), (((rung,), rung in in_use) for rung in _RUNGS)
@@ -159,6 +174,20 @@ def _state(status: Status) -> Iterator[Metric]:
     yield _labelled_gauge(
         "build_info", "1, with the version of flannel-udp.", ("version",), [((status["version"],), 1)]
     )
+
+
+def _by_family(status: Status) -> Mapping[str, FamilyFacts]:
+    """Return the families where there are both: who has one of them needs no label."""
+    return status["families"] if len(status["families"]) > 1 else {}
+
+
+def _labelled(
+    whole: Part | Whole, parts: Mapping[str, Part | None]
+) -> tuple[tuple[str, ...], list[tuple[tuple[str, ...], Part | Whole]]]:
+    """Return the label of what there is by family, and each value of it with the part; else the whole alone."""
+    if not parts:
+        return (), [((), whole)]
+    return ("family",), [((name,), part) for name, part in parts.items() if part is not None]
 
 
 def _expires_s(lease: LeaseFacts) -> float:

@@ -74,6 +74,24 @@ Counters = TypedDict(
 that kernel peers left for a network card to finish: checksums that are only begun, TCP that is not cut."""
 
 
+FamilyCounters = TypedDict(
+    "FamilyCounters", {"out": DirectionCounters, "in": DirectionCounters, "icmp": dict[str, int]}
+)
+"""What of `Counters` is one family's. With both, what is no packet of either counts as IPv4's."""
+
+
+class FamilyFacts(TypedDict):
+    """What there is of one family; it is part of what `Status` says under the same names.
+
+    ``degraded`` has the kinds of faults that stop traffic of this family only; ``counters`` is ``None`` where nobody
+    counts its packets.
+    """
+
+    peers: int
+    degraded: list[str]
+    counters: FamilyCounters | None
+
+
 class DroppedRow(TypedDict):
     """A packet that was dropped; what is not known of it is ``None``.
 
@@ -115,7 +133,8 @@ class Status(TypedDict):
     peers are at; ``offload`` names the offloads in use; ``workers`` counts the data threads, ``worker_packets`` has one
     entry for each; ``last_dropped`` has the last few dropped packets of each reason, the newest last, ``kernel_drops``
     what the kernel dropped by itself, by place (`flannel_udp.model.KERNEL_DROPS`); ``host_repairs`` says how often what
-    of the host was put right; ``peer_health`` counts peers by `PeerRow`'s ``health``, ``narrow_paths`` those with a
+    of the host was put right; ``families`` has each one that is on, "ipv4" or "ipv6", none before there is a network
+    configuration; ``peer_health`` counts peers by `PeerRow`'s ``health``, ``narrow_paths`` those with a
     ``path_mtu``; ``icmp_errors`` counts what the underlay said of datagrams to peers; ``capabilities`` are the ones
     that were kept.
     """
@@ -151,6 +170,7 @@ class Status(TypedDict):
     icmp_errors: int
     capabilities: list[str]
     counters: Counters | None
+    families: dict[str, FamilyFacts]
     last_dropped: dict[str, list[DroppedRow]] | None
     kernel_drops: dict[str, int] | None
 

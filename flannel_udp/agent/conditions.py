@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 
 from flannel_udp.model import Degradation
 
@@ -29,6 +30,8 @@ class Conditions:
         What comes is logged, and what goes, unless the source has `said` so itself. A source with much to say, 10,000
         peers, say, sums up by itself.
         """
+        if version:
+            found = (replace(item, version=version) for item in found)
         former, now = self._found.get((source, version), ()), tuple(dict.fromkeys(found))
         self._found[source, version] = now
         if said:

@@ -13,6 +13,7 @@ from flannel_udp.admin.shapes import (
     Counters,
     DroppedRow,
     Echo,
+    FamilyFacts,
     LeaseFacts,
     NetDevice,
     PeerRow,
@@ -28,6 +29,7 @@ from flannel_udp.dataplane.drop_log import describe
 from flannel_udp.dataplane.drops import DROP_REASONS
 from flannel_udp.host.capabilities import Kept
 from flannel_udp.host.echo import EchoAnswer
+from flannel_udp.host.family import family_of
 from flannel_udp.host.lookup.look import KernelRoute, look_up
 from flannel_udp.model import Address, Degradation, DroppedPacket, Interface, Peer, Prefix, prefix_order
 from flannel_udp.options import Options
@@ -100,6 +102,7 @@ class Documents:
             icmp_errors=rooms.watch.n_errors if rooms else 0,
             capabilities=self._kept.names,
             counters=_counters(facts),
+            families=_families(rooms, facts, degradations) if rooms else {},
             last_dropped=_last_dropped(facts),
             kernel_drops=None if facts.kernel_drops is None else dict(facts.kernel_drops),
         )
@@ -194,8 +197,8 @@ def _degradations(facts: NetworkFacts) -> Iterator[Degradation]:
     for problem in facts.problems:
         yield Degradation("host", problem)
     named = sorted(facts.faults.items(), key=lambda item: prefix_order(item[0]))[:PROBLEMS_MAX]
-    for _, fault in named:
-        yield Degradation("peers", fault)
+    for subnet, fault in named:
+        yield Degradation("peers", fault, subnet.version)
     if more := len(facts.faults) - len(named):
         yield Degradation("peers", f"and {more} more: see flannel-udp peers")
 
@@ -289,6 +292,20 @@ def _counters(facts: NetworkFacts) -> Counters | None:
         "system_calls": counters["system_calls"],
         "offloaded_in": counters["offloaded_in"],
     }
+
+
+def _families(rooms: Rooms, facts: NetworkFacts, degradations: Sequence[Degradation]) -> dict[str, FamilyFacts]:
+    peers, found = rooms.sync.status.peers_by_version, {}
+    for version in rooms.config.versions:
+        counters = facts.counters_by_version.get(version)
+        found[family_of(version).name.lower()] = FamilyFacts(
+            peers=peers.get(version, 0),
+            degraded=sorted({item.kind for item in degradations if item.version == version}),
+            counters=None
+            if counters is None
+            else {"out": counters["out"], "in": counters["in"], "icmp": counters["icmp"]},
+        )
+    return found
 
 
 def _last_dropped(facts: NetworkFacts) -> dict[str, list[DroppedRow]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,21 +44,20 @@ class FamilyRooms:
         self.bridges.hold(None if lease is None else lease.subnet.of(self.overlay.version))
 
 
-def lacking(config: NetworkConfig, external: Interface, lease: Lease) -> list[Degradation]:
-    """Return by which of the families that are on this host takes no part, and why."""
-    found = []
+def lacking(config: NetworkConfig, external: Interface, lease: Lease) -> Iterator[Degradation]:
+    """Yield by which of the families that are on this host takes no part, and why."""
     for version in config.versions:
         alone = f"this host takes no part in the overlay by IPv{version}"
         lack = f"our entry {lease.entry.key} has no IPv{version} part"
         if external.of(version) is None:
-            found.append(f"interface {external.name} has no IPv{version} address: {alone} until it gets one")
+            text = f"interface {external.name} has no IPv{version} address: {alone} until it gets one"
         elif lease.subnet.of(version) is not None or lease.attrs.address_of(version) is None:
             continue  # or why nothing is carried is said already
         elif lease.entry.reserved:
-            found.append(f"{lack}: {alone}: write it with both, or delete it, and start the agent again")
+            text = f"{lack}: {alone}: write it with both, or delete it, and start the agent again"
         else:
-            found.append(f"{lack} yet: {alone} until the registry has given it one")
-    return [Degradation("host", text) for text in found]
+            text = f"{lack} yet: {alone} until the registry has given it one"
+        yield Degradation("host", text, version)
 
 
 def open_families(

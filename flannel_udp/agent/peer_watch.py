@@ -242,7 +242,7 @@ class PeerWatch:
     def _ill_ones(self) -> Iterator[Degradation]:
         ill = [(self._peers[address], why) for address, why in self._health.ill() if address in self._peers]
         for peer, why in ill[:NAMED_MAX]:
-            yield Degradation("peers", f"{_name(peer)}: {self._explain(peer, why)}")
+            yield Degradation("peers", f"{_name(peer)}: {self._explain(peer, why)}", peer.version)
         if more := len(ill) - NAMED_MAX:
             yield from _and_more("peers", more)
 
@@ -263,6 +263,7 @@ class PeerWatch:
                 "path",
                 f"{_name(peer)}: the path carries packets of {n_bytes} bytes, not {self._network.mtu}, and loses "
                 f"larger ones without a word; {self._advise(n_bytes)}",
+                peer.version,
             )
         if more := len(limits) - NAMED_MAX:
             yield from _and_more("path", more)

@@ -99,6 +99,7 @@ def join_path_facts(first: NetworkFacts, *others: NetworkFacts) -> NetworkFacts:
             offload=offload,
             worker_packets=_add_workers(joined.worker_packets, other.worker_packets),
             counters=counters or None,
+            counters_by_version={**joined.counters_by_version, **other.counters_by_version},
             last_dropped=_join_dropped(joined.last_dropped, other.last_dropped),
         )
     return joined

@@ -383,6 +383,7 @@ class PacketPathNetwork:
             worker_packets=dataplane.worker_packets(),
             socket_buffers=dataplane.socket_buffers,
             counters=dataplane.counters(),
+            counters_by_version=dataplane.counters_by_version(),
             last_dropped=dataplane.last_dropped(),
             direct=sum(direct.n_direct for direct in self._direct.values()) if self._direct else None,
             kernel_drops={

@@ -281,6 +281,8 @@ class NetworkFacts:
     socket_buffers: tuple[int, int] | None = None
     """Bytes for receiving and for sending that the kernel granted each socket."""
     counters: Mapping[str, Any] | None = None
+    counters_by_version: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """The same by IP version, as far as packets of it are counted."""
     last_dropped: Mapping[str, Sequence[DroppedPacket]] | None = None
     """The packets that were dropped last, by reason, the newest last."""
     direct: int | None = None

@@ -65,16 +65,17 @@ def choose_subnet(
 ) -> Decision:
     """Decide which subnet a host takes, with a part of each family that is on and that it has an address of.
 
-    `previous` is the subnet of an existing subnet.env. The order: an entry under our address that fits (a reservation
-    before one under our mark before `previous` before the rest), else, for each part, that of `previous`, or of what is
-    discarded, if it fits and is free, else a random one of the first 100 free ones. What does not fit is discarded if
-    our mark is on it, and stays otherwise: a reservation is somebody's hand-made decision, and a lease may be
-    anybody's. What ended by our clock is as good as held while there is something else. Raises `NoFreeSubnet`,
-    `AddressClaimed`.
+    `previous` is the subnet of an existing subnet.env. The order: an entry under our address that fits and whose parts
+    nobody else has (a reservation before one under our mark before `previous` before the rest), else, for each part,
+    that of `previous`, or of what is discarded, if it fits and is free, else a random one of the first 100 free ones.
+    What does not fit is discarded if our mark is on it, and stays otherwise: a reservation is somebody's hand-made
+    decision, and a lease may be anybody's. What ended by our clock is as good as held while there is something else.
+    Raises `NoFreeSubnet`, `AddressClaimed`.
     """
     leases = read_leases(snapshot.entries)
     ours = [lease for lease in leases if seeker.holds(lease)]
-    lease = find_former(config, ours, seeker, previous)
+    others = [lease for lease in leases if not seeker.holds(lease)] if len(config.versions) > 1 else []
+    lease = find_former(config, [lease for lease in ours if not _is_contested(lease, others)], seeker, previous)
     if lease is not None:
         if seeker.yields and not lease.entry.reserved:
             raise AddressClaimed(describe_claim(lease.entry, seeker.address, seeker.mark))
@@ -199,24 +200,29 @@ def find_former(
     )
 
 
-def find_rival(leases: Iterable[Lease], key: str, subnet: Subnet) -> Lease | None:
+def find_rival(config: NetworkConfig, leases: Iterable[Lease], key: str, subnet: Subnet) -> Lease | None:
     """Return whose entry has a part of the subnet for which `key` was created, ``None``: it is nobody else's.
 
     Two keys may share one part, so that the store keeps nobody from creating the second one. Who lists the registry
     after that sees the first one at least; where both hosts see each other both choose anew.
     """
-    return next(
-        (
-            lease
-            for lease in leases
-            if lease.entry.key != key
-            and any(
-                ours.version == theirs.version and ours.overlaps(theirs)
-                for ours in subnet.prefixes
-                for theirs in lease.subnet.prefixes
-            )
-        ),
-        None,
+    others = [lease for lease in leases if lease.entry.key != key]
+    for overlay in config.overlays:
+        part = subnet.of(overlay.version)
+        for lease in others:
+            if part is not None and any(part.overlaps(theirs) for theirs in _inside(overlay, [lease])):
+                return lease
+    return None
+
+
+def _is_contested(lease: Lease, others: Iterable[Lease]) -> bool:
+    """Tell whether another host has an entry with a part of this lease.
+
+    A host that ended, or lost its connection, between creating its entry and looking for a rival's may find it later
+    beside one that holds the subnet. Which of them looked nobody can tell from the store: who comes to look gives way.
+    """
+    return not lease.entry.reserved and any(
+        part in other.subnet.prefixes for other in others for part in lease.subnet.prefixes
     )
 
 

@@ -270,18 +270,19 @@ class LeaseKeeper:
         """
         value = format_value(request.attrs)
         entry = await self._registry.create(format_key(request.subnet), value, LEASE_TTL_S)
-        if self._config is None or len(self._config.versions) == 1:
+        config = self._config
+        if config is None or len(config.versions) == 1:
             return entry
-        rival = await self._find_rival(entry.key, request.subnet)
+        rival = await self._find_rival(config, entry.key, request.subnet)
         if rival is None:
             return entry
         await self._registry.delete(entry)
         raise SubnetTaken(rival)
 
-    async def _find_rival(self, key: str, subnet: Subnet) -> str | None:
+    async def _find_rival(self, config: NetworkConfig, key: str, subnet: Subnet) -> str | None:
         """Return who else has a part of the subnet that we have just written under that key, if anybody has."""
         snapshot = await self._registry.list()
-        rival = await asyncio.to_thread(lambda: find_rival(read_leases(snapshot.entries), key, subnet))
+        rival = await asyncio.to_thread(lambda: find_rival(config, read_leases(snapshot.entries), key, subnet))
         if rival is None:
             return None
         return f"{rival.entry.key} has a part of our {key}, and was written at the same time"
@@ -299,11 +300,12 @@ class LeaseKeeper:
 
     async def _move(self, request: Move) -> Entry:
         """Have the lease under the key of that subnet, if no other host has a part of it, see `_create`."""
+        assert self._config is not None  # noqa: S101 - without one no lease is widened, see `_widen`
         entry, value = request.lease.entry, format_value(request.lease.attrs)
         if entry.reserved:  # the store has assigned it, and more of it counts now
             return await self._registry.renew(entry, value, LEASE_TTL_S)
         moved = await self._registry.move(entry, format_key(request.subnet), value)
-        rival = await self._find_rival(moved.key, request.subnet)
+        rival = await self._find_rival(self._config, moved.key, request.subnet)
         if rival is None:
             return moved
         await self._registry.move(moved, entry.key, value)

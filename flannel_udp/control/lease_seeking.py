@@ -74,7 +74,8 @@ def _carry_out(seeking: Seeking, terms: Terms, now_s: float, decision: Decision)
     """Delete what is to be discarded, one after another, then make the subnet ours."""
     if decision.discard:
         unfit = decision.discard[0]
-        text = f"our lease of {unfit.subnet} does not fit the network configuration: deleting it"
+        why = "does not fit the network configuration, or another host has a part of it"
+        text = f"our lease of {unfit.subnet} {why}: deleting it"
         return replace(seeking, doing=Discarding(decision)), [Say(text), Discard(unfit.entry)]
     claiming = Claiming(decision, terms.attrs, now_s)
     if decision.reuse is None:

@@ -43,9 +43,14 @@ class PeerTable:
         )
 
     @property
+    def counts(self) -> dict[int, int]:
+        """How many peers there are, by IP version."""
+        return {family.version: family.count for family in self._families}
+
+    @property
     def count(self) -> int:
-        """How many peers there are."""
-        return sum(family.count for family in self._families)
+        """How many that is together."""
+        return sum(self.counts.values())
 
     def peers(self) -> tuple[Peer, ...]:
         """Return the present peers, one for each subnet, in no particular order."""

@@ -59,6 +59,7 @@ class SyncStatus:
     revision: int
     """The registry's revision of the last event, 0 before the first one."""
     peers: int
+    peers_by_version: Mapping[int, int]
     last_event_s: float | None
     """Unix time of the last event."""
     published: int
@@ -105,7 +106,7 @@ class Synchroniser:
     @property
     def status(self) -> SyncStatus:
         """Plain numbers for status and metrics."""
-        return SyncStatus(self._revision, self._table.count, self._last_event_s, self._published)
+        return SyncStatus(self._revision, self._table.count, self._table.counts, self._last_event_s, self._published)
 
     async def set_own(self, lease: Lease | None) -> None:
         """Set the lease that this host holds; without one nothing is published."""

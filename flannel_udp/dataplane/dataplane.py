@@ -423,10 +423,11 @@ class Dataplane:
 
     def counters(self) -> dict[str, Any]:
         """Return the counters of all engines together, as `Engine.counters` does."""
-        total: dict[str, Any] = {}
-        for engine in self._all_engines():
-            add_counters(total, engine.counters())
-        return total
+        return _add_up(self._all_engines())
+
+    def counters_by_version(self) -> dict[int, dict[str, Any]]:
+        """Return those of each IP version's engines."""
+        return {version: _add_up(path.engines) for version, path in self._paths.items()}
 
     def last_dropped(self) -> dict[str, list[DroppedPacket]]:
         """Return the packets that were dropped last, by reason, the newest last."""
@@ -469,6 +470,13 @@ class Dataplane:
     def close(self) -> None:
         """Stop the data threads and close everything; the kernel removes flannel0."""
         self._opened.close()
+
+
+def _add_up(engines: Iterable[Engine]) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    for engine in engines:
+        add_counters(total, engine.counters())
+    return total
 
 
 def add_counters(total: dict[str, Any], more: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.support.agents import Agent, all_reach, command_line, wait_for, wait_for_pings
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -40,6 +41,30 @@ def test_drops_of_ipv6_are_told_by_their_addresses(duo: Lab) -> None:
     pod.run(["ping", "-c1", "-W1", "fd00:10:244:ffff::1"], check=False)
     shown = command_line(h1, "status", "--json").stdout
     assert "fd00:10:244:ffff::1" in shown
+
+
+def test_each_family_has_its_own_figures_and_says_what_stops_it(duo: Lab) -> None:
+    h1, h2 = duo.hosts
+    pod = duo.pods()[0]
+    before = h1.control("/v1/status")["families"]
+    pod.run(["ping", "-c3", "-i0.2", "-W1", str(h2.pods[0].address(6))])
+    pod.run(["ping", "-c1", "-W1", "fd00:10:244:ffff::1"], check=False)
+    status = h1.control("/v1/status")
+    after, whole = status["families"], status["counters"]
+    assert after["ipv6"]["counters"]["out"]["packets"] >= before["ipv6"]["counters"]["out"]["packets"] + 3
+    no_route = {family: facts["counters"]["out"]["drops"].get("no_route", 0) for family, facts in after.items()}
+    assert no_route["ipv6"] >= 1
+    assert no_route["ipv4"] == 0
+    for way in ("out", "in"):
+        for what in ("packets", "bytes"):
+            assert sum(facts["counters"][way][what] for facts in after.values()) == whole[way][what]
+    assert [facts["peers"] for facts in after.values()] == [1, 1]
+    h1.run(["sysctl", "-w", "net.ipv6.conf.all.forwarding=0"])
+    wait_for("only IPv6 is stopped", lambda: degraded_of(h1) == {"ipv4": [], "ipv6": ["forwarding"]})
+
+
+def degraded_of(host: Host) -> dict[str, list[str]]:
+    return {family: facts["degraded"] for family, facts in host.control("/v1/status")["families"].items()}
 
 
 def test_the_sockets_of_ipv6_follow_its_address_while_ipv4_goes_on(duo: Lab) -> None:

@@ -5,7 +5,8 @@ its promise (a lease lives for its time by the store's own clock); requests and 
 overtaken; hosts are cut off, suspended, killed and rebooted, their control threads stand still while the data threads
 go on; every clock has its own rate, within what Linux allows.
 
-`World` checks at every moment that no two hosts forward for one subnet and raises `TwoOwnersError` if they do.
+`World` checks at every moment that no two hosts forward for one subnet of either family and raises `TwoOwnersError` if
+they do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import itertools
 import random
 from collections.abc import Callable
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address
+from typing import TypeVar
 
 from flannel_udp.control.allocation import choose_subnet, find_rival, widen_subnet
 from flannel_udp.control.entries import read_leases
@@ -46,6 +48,9 @@ from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry.keys import format_key, format_value
 from tests.support.backends import read_udp_hop
 
+T = TypeVar("T")
+Settle = Callable[[Result | FlannelError], list[Action]]
+
 TTL_S = 600.0
 MARGIN_S = 120.0
 CALL_S = 9.0
@@ -56,7 +61,7 @@ MAX_LATENESS_S = 5.0
 
 
 class TwoOwnersError(AssertionError):
-    """Two hosts forward for one subnet."""
+    """Two hosts forward for one subnet, or for one part of it."""
 
 
 class Store:
@@ -151,7 +156,10 @@ class Host:
 
     def __init__(self, world: World, number: int) -> None:
         self._world = world
-        self.attrs = LeaseAttrs(IPv4Address("192.0.2.0") + number)
+        self.attrs = LeaseAttrs(
+            IPv4Address("192.0.2.0") + number if 4 in world.at_first else None,
+            IPv6Address("2001:db8::") + number if 6 in world.at_first else None,
+        )
         self.mark = number
         self.previous: Subnet | None = None
         self.holds: Lease | None = None
@@ -172,7 +180,7 @@ class Host:
         self._rate = 1.0
         self.machine = world.make_machine(self)
         self.has_table = number <= world.tables
-        self.table = PeerTable((world.network,), self.attrs, read_udp_hop)
+        self.table = PeerTable(world.config.overlays, self.attrs, read_udp_hop)
 
     def boot(self) -> None:
         """Start with a new clock: CLOCK_BOOTTIME begins at 0."""
@@ -185,7 +193,7 @@ class Host:
         self.life += 1
         self.holds, self.awake, self.wedged, self._inbox = None, True, False, []
         self.machine = self._world.make_machine(self)
-        self.table = PeerTable((self._world.network,), self.attrs, read_udp_hop)
+        self.table = PeerTable(self._world.config.overlays, self.attrs, read_udp_hop)
         self.seek()
         if self.connected:
             self._world.watch(self)
@@ -304,10 +312,11 @@ class World:
         tables: int | None = None,
         store: Store | None = None,
         engines_stop: bool = True,
+        at_first: tuple[int, ...] | None = None,
     ) -> None:
-        assert config.v4 is not None
         self.config = config
-        self.network: IPv4Network = config.v4.network
+        self.at_first = config.versions if at_first is None else at_first
+        """Of which IP versions the hosts have an address when they start for the first time."""
         self.random = random.Random(seed)
         self.tables = hosts if tables is None else tables
         self.engines_stop = engines_stop
@@ -381,36 +390,84 @@ class World:
     # The network.
 
     def send(self, host: Host, ask: Ask) -> None:
-        """Carry a request there and its answer back, if nothing prevents it."""
-        life, lease_id = host.life, lease_id_of(host.mark, next(self._numbers))
-
-        def arrive() -> None:
-            if not host.connected:
-                return
-            outcome = self._execute(host, ask.request, lease_id)
-            if self.random.random() < 0.02:
-                return  # only the answer is lost
-            for _ in range(1 + (self.random.random() < 0.05)):
-                self.at(self.now_s + self._way_s(), lambda: answer(outcome))
-
-        def answer(outcome: Result | FlannelError) -> None:
-            if host.connected:
-                host.deliver(life, lambda: settle(outcome))
+        """Have a request done, and its outcome told to who asked."""
+        request, lease_id = ask.request, lease_id_of(host.mark, next(self._numbers))
 
         def settle(outcome: Result | FlannelError) -> list[Action]:
             if isinstance(outcome, FlannelError):
                 return host.machine.fail(host.clock_s(), ask.number, outcome)
             return host.machine.answer(host.clock_s(), ask.number, outcome)
 
+        then: Settle = settle
+        if isinstance(request, Create | Move) and len(self.config.versions) > 1:
+            then = self._checked(host, request, settle)
+        self._carry(host, lambda: self._execute(request, host, lease_id), then)
+        self.later(CALL_S, host.life, host, lambda: settle(RegistryError("no answer in time")))
+
+    def _checked(self, host: Host, request: Create | Move, settle: Settle) -> Settle:
+        """Return what becomes of an answer to `request` as the keeper does it, which looks for a rival then."""
+        asked = False
+
+        def written(outcome: Result | FlannelError) -> list[Action]:
+            nonlocal asked
+            if not isinstance(outcome, Entry):
+                return settle(outcome)
+            if not asked:
+                asked = True
+                self._carry(host, lambda: self._rivals(request), lambda rivals: judged(outcome, rivals))
+            return []
+
+        def judged(entry: Entry, rivals: list[Lease]) -> list[Action]:
+            if not rivals:
+                return settle(entry)
+            taken = SubnetTaken(f"{rivals[0].entry.key} has a part of it")
+            self._carry(host, lambda: self._undo(request, entry), lambda failed: settle(failed or taken))
+            return []
+
+        return written
+
+    def _rivals(self, request: Create | Move) -> list[Lease]:
+        entries = self._touch_store().entries
+        rival = find_rival(self.config, read_leases(entries), format_key(request.subnet), request.subnet)
+        return [] if rival is None else [rival]
+
+    def _undo(self, request: Create | Move, entry: Entry) -> FlannelError | None:
+        store = self._touch_store()
+        try:
+            store.check(entry)
+            if isinstance(request, Move):
+                store.move(entry, request.lease.entry.key, entry.value)
+            else:
+                store.remove(entry.key)
+        except FlannelError as error:
+            return error
+        return None
+
+    def _carry(self, host: Host, step: Callable[[], T], then: Callable[[T], list[Action]]) -> None:
+        """Carry what the store is to do there, and what comes of it back: either may be lost, and come twice."""
+        life = host.life
+
+        def arrive() -> None:
+            if not host.connected:
+                return
+            outcome = step()
+            if self.random.random() < 0.02:
+                return  # only the answer is lost
+            for _ in range(1 + (self.random.random() < 0.05)):
+                self.at(self.now_s + self._way_s(), lambda: answer(outcome))
+
+        def answer(outcome: T) -> None:
+            if host.connected:
+                host.deliver(life, lambda: then(outcome))
+
         if self.random.random() > 0.02:
             for _ in range(1 + (self.random.random() < 0.05)):
                 self.at(self.now_s + self._way_s(), arrive)
-        self.later(CALL_S, life, host, lambda: settle(RegistryError("no answer in time")))
 
     def _way_s(self) -> float:
         return self.random.uniform(0, 20.0) if self.random.random() < 0.05 else self.random.uniform(0.001, 0.05)
 
-    def _execute(self, host: Host, request: Request, lease_id: int) -> Result | FlannelError:
+    def _execute(self, request: Request, host: Host, lease_id: int) -> Result | FlannelError:
         store = self._touch_store()
         result: Result = None
         try:
@@ -421,7 +478,7 @@ class World:
                     store.check(request.entry)
                     store.remove(request.entry.key)
                 case Create():
-                    result = self._create(store, request, lease_id)
+                    result = store.create(format_key(request.subnet), format_value(request.attrs), lease_id)
                 case Take():
                     result = store.take(request.entry, format_value(request.attrs), lease_id)
                 case Renew():
@@ -430,7 +487,8 @@ class World:
                     wanted = request.versions, host.previous
                     result = widen_subnet(self.config, store.snapshot(), request.lease, wanted, self.random)
                 case Move():
-                    result = self._move(store, request)
+                    value = format_value(request.lease.attrs)
+                    result = store.move(request.lease.entry, format_key(request.subnet), value)
                 case Measure():
                     result = store.time_left_s(request.entry)
                 case Inspect():
@@ -438,25 +496,6 @@ class World:
         except FlannelError as error:
             return error
         return result
-
-    def _create(self, store: Store, request: Create, lease_id: int) -> Entry:
-        """Do as the keeper does."""
-        created = store.create(format_key(request.subnet), format_value(request.attrs), lease_id)
-        rival = None if self.config.v6 is None else find_rival(read_leases(store.entries), created.key, request.subnet)
-        if rival is not None:
-            store.remove(created.key)
-            raise SubnetTaken(rival.entry.key)
-        return created
-
-    def _move(self, store: Store, request: Move) -> Entry:
-        """Do as the keeper does."""
-        entry, value = request.lease.entry, format_value(request.lease.attrs)
-        moved = store.move(entry, format_key(request.subnet), value)
-        rival = find_rival(read_leases(store.entries), moved.key, request.subnet)
-        if rival is not None:
-            store.move(moved, entry.key, value)
-            raise SubnetTaken(rival.entry.key)
-        return moved
 
     def watch(self, host: Host) -> None:
         """Begin the host's watch anew, with a snapshot that is some time on its way."""
@@ -490,10 +529,11 @@ class World:
             if other is host or not other.forwards():
                 continue
             assert other.holds is not None
-            theirs = [other.holds.subnet.of(part.version) for part in host.holds.subnet.prefixes]
-            if any(part == other_part for part, other_part in zip(host.holds.subnet.prefixes, theirs, strict=True)):
-                owners = f"{host.attrs.public_ip} and {other.attrs.public_ip}"
-                raise TwoOwnersError(f"{owners} forward for {host.holds.subnet} at {self.now_s:.3f} s")
+            for version in self.config.versions:
+                ours, theirs = host.holds.subnet.of(version), other.holds.subnet.of(version)
+                if ours is not None and theirs is not None and ours.overlaps(theirs):
+                    owners = f"{host.attrs.found_by} and {other.attrs.found_by}"
+                    raise TwoOwnersError(f"{owners} forward for {ours} at {self.now_s:.3f} s")
 
     def check_converged(self) -> None:
         """Assert that the store says what the hosts say, and every table what a listing of the store says."""
@@ -501,10 +541,10 @@ class World:
         for host in self.hosts:
             if host.holds is not None:
                 entry = snapshot.entries.get(host.holds.entry.key)
-                assert entry is not None, host.attrs.public_ip
-                assert entry.value == format_value(host.attrs), host.attrs.public_ip
+                assert entry is not None, host.attrs.found_by
+                assert entry.value == format_value(host.attrs), host.attrs.found_by
         for host in self.hosts[: self.tables]:
-            fresh = PeerTable((self.network,), host.attrs, read_udp_hop)
+            fresh = PeerTable(self.config.overlays, host.attrs, read_udp_hop)
             fresh.set_own(None if host.holds is None else host.holds.subnet)
             fresh.apply(snapshot)
-            assert set(host.table.peers()) == set(fresh.peers()), host.attrs.public_ip
+            assert set(host.table.peers()) == set(fresh.peers()), host.attrs.found_by

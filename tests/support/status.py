@@ -42,6 +42,17 @@ RUNNING: Status = {
         "system_calls": {"tun_reads": 1_000, "udp_sends": 7},
         "offloaded_in": {"partial_checksums": 5, "super_packets": 0},
     },
+    "families": {
+        "ipv4": {
+            "peers": 2,
+            "degraded": [],
+            "counters": {
+                "out": {"packets": 1_234_567, "bytes": 1_500_000_000, "drops": {"no_route": 3, "too_short": 0}},
+                "in": {"packets": 0, "bytes": 0, "drops": {}},
+                "icmp": {"sent": 1, "rate_limited": 2, "failed": 0},
+            },
+        }
+    },
     "last_dropped": {
         "no_route": [
             {
@@ -67,6 +78,26 @@ DUAL: Status = {
     "interface": {"name": "eth0", "address": "192.0.2.1", "mtu": 1500, "ipv6_address": "2001:db8::1"},
     "tunnel": {"name": "flannel0", "address": "10.1.15.0/32", "mtu": 1452},
     "ipv6_tunnel": {"name": "flannel0", "address": "fd00:1:0:15::/128", "mtu": 1452},
+    "families": {
+        "ipv4": {
+            "peers": 1,
+            "degraded": [],
+            "counters": {
+                "out": {"packets": 1_000_000, "bytes": 1_400_000_000, "drops": {"no_route": 1, "too_short": 0}},
+                "in": {"packets": 0, "bytes": 0, "drops": {}},
+                "icmp": {"sent": 1, "rate_limited": 0, "failed": 0},
+            },
+        },
+        "ipv6": {
+            "peers": 1,
+            "degraded": ["forwarding"],
+            "counters": {
+                "out": {"packets": 234_567, "bytes": 100_000_000, "drops": {"no_route": 2, "too_short": 0}},
+                "in": {"packets": 0, "bytes": 0, "drops": {}},
+                "icmp": {"sent": 0, "rate_limited": 2, "failed": 0},
+            },
+        },
+    },
 }
 """Likewise, with both families."""
 WAITING: Status = {
@@ -90,6 +121,7 @@ WAITING: Status = {
     "host_repairs": None,
     "peer_health": None,
     "counters": None,
+    "families": {},
     "last_dropped": None,
     "kernel_drops": None,
 }

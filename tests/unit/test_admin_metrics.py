@@ -11,11 +11,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flannel_udp.admin.health import health_server, open_health_listener
-from flannel_udp.admin.shapes import Status
+from flannel_udp.admin.shapes import FamilyFacts, Status
 from flannel_udp.lab.etcd_server import free_port
 from flannel_udp.model import DEGRADATIONS
 from flannel_udp.options import Offload
-from tests.support.status import RUNNING, WAITING
+from tests.support.status import DUAL, RUNNING, WAITING
 
 Samples = Mapping[tuple[str, tuple[str, ...]], float]
 """(name, label values in the order of the labels' names) → figure."""
@@ -116,6 +116,31 @@ async def test_before_anything_is_open_every_drop_and_rung_is_there_and_0(port: 
     assert {value for (name, _), value in samples.items() if name == "offload"} == {0}
     assert (samples[("ready", ())], samples[("workers", ())], samples[("peers", ())]) == (0, 0, 0)
     assert ("lease_expires_seconds", ()) not in samples
+
+
+async def test_with_both_families_each_has_its_own_figures_and_they_add_up_to_the_whole(port: int) -> None:
+    one, both = await scrape(port, RUNNING), await scrape(port, DUAL)
+    by_family = ("packets_total", "bytes_total", "drops_total", "icmp_answers_total", "peers")
+    for (name, labels), whole in one.items():
+        if name not in by_family:
+            assert both[name, labels] == whole
+            continue
+        assert (name, labels) not in both
+        # The labels' values come in the order of their names: direction, family, outcome, reason.
+        at = 0 if name == "icmp_answers_total" else 1
+        parts = [both[name, (*labels[:at], family, *labels[at:])] for family in ("ipv4", "ipv6")]
+        assert sum(parts) == whole
+    assert both["packets_total", ("out", "ipv6")] == 234_567
+    assert [both["family_degraded", (family, "forwarding")] for family in ("ipv4", "ipv6")] == [0, 1]
+    assert not any(name == "family_degraded" for name, _ in one)
+
+
+async def test_a_family_that_this_host_takes_no_part_by_has_no_figures(port: int) -> None:
+    lacking: FamilyFacts = {"peers": 0, "degraded": ["host"], "counters": None}
+    samples = await scrape(port, {**DUAL, "families": {"ipv4": DUAL["families"]["ipv4"], "ipv6": lacking}})
+    assert [labels for name, labels in samples if name == "packets_total"] == [("in", "ipv4"), ("out", "ipv4")]
+    assert samples["peers", ("ipv6",)] == 0
+    assert samples["family_degraded", ("ipv6", "host")] == 1
 
 
 async def test_what_nobody_counts_is_not_exported_as_0(port: int) -> None:

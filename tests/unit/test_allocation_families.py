@@ -235,12 +235,38 @@ def test_of_two_reservations_the_one_with_both_parts_comes_first() -> None:
         ("0.0.0.0-0&fd00:1:0:9::-64", True),
         ("10.1.8.0-24&fd00:1:0:8::-64", False),
         ("10.1.9.0-24&fd00:1:0:9::-64", False),  # the key that was created
+        ("10.0.0.0-8", False),  # as wide as the network, and wider: it is nobody's subnet
+        ("0.0.0.0-0&fd00::-16", False),
     ],
 )
 def test_who_has_created_another_key_with_the_same_part_is_found(key: str, is_rival: bool) -> None:
     leases = read_leases({key: entry(key)})
-    found = find_rival(leases, "10.1.9.0-24&fd00:1:0:9::-64", subnet("10.1.9.0/24", "fd00:1:0:9::/64"))
+    found = find_rival(dual(), leases, "10.1.9.0-24&fd00:1:0:9::-64", subnet("10.1.9.0/24", "fd00:1:0:9::/64"))
     assert (found is not None) == is_rival
+
+
+OWN_KEY = "10.1.9.0-24&fd00:1:0:9::-64"
+
+
+@pytest.mark.parametrize("other", ["10.1.9.0-24&fd00:1:0:8::-64", "0.0.0.0-0&fd00:1:0:9::-64", "10.1.9.0-24"])
+def test_who_comes_back_to_a_subnet_of_which_another_host_has_a_part_chooses_anew(other: str) -> None:
+    ours, theirs = entry(OWN_KEY, str(IP), mark=MARK), entry(other)
+    decision = choose(dual(), ours, theirs)
+    assert decision.reuse is None
+    assert [lease.entry for lease in decision.discard] == [ours]
+    taken = read_leases({other: theirs})[0].subnet
+    assert not set(decision.subnet.prefixes) & set(taken.prefixes)
+
+
+@pytest.mark.parametrize("other", ["10.1.8.0-24&fd00:1:0:8::-64", "10.1.9.0-25", "10.0.0.0-8", "10.1.9.1-24"])
+def test_what_is_no_host_s_part_of_our_subnet_costs_us_nothing(other: str) -> None:
+    ours = entry(OWN_KEY, str(IP), mark=MARK)
+    assert choose(dual(), ours, entry(other)).reuse == ours
+
+
+def test_a_reservation_is_kept_whoever_else_has_a_part_of_it() -> None:
+    ours = entry(OWN_KEY, str(IP), reserved=True)
+    assert choose(dual(), ours, entry("10.1.9.0-24")).reuse == ours
 
 
 # --- Assigned by the registry -------------------------------------------------------------------------------------

@@ -14,25 +14,31 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from flannel_udp.control import lease_safety
+from flannel_udp.control.lease_actions import Create, Move
 from flannel_udp.control.lease_safety import YIELD_S
 from flannel_udp.control.retry import Delays
 from flannel_udp.errors import LeaseLost
-from flannel_udp.model import Entry
+from flannel_udp.model import Entry, Lease
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry.keys import format_value
 from tests.support.backends import parse_config, parse_families
 from tests.support.lease_world import TTL_S, Host, Store, TwoOwnersError, World
 
 
-def config_of(subnets: int) -> NetworkConfig:
-    """Return a configuration with this many subnets."""
-    return parse_config(json.dumps({"Network": "10.1.0.0/16", "SubnetMax": f"10.1.{subnets}.0"})).config
+def config_of(subnets: int, versions: tuple[int, ...] = (4,)) -> NetworkConfig:
+    """Return a configuration with this many subnets of each of these IP versions."""
+    v4 = {"Network": "10.1.0.0/16", "SubnetMax": f"10.1.{subnets}.0"} if 4 in versions else {"EnableIPv4": False}
+    v6 = {"EnableIPv6": True, "IPv6Network": "fd00:1::/48", "IPv6SubnetMax": f"fd00:1:0:{subnets:x}::"}
+    return parse_config(json.dumps(v4 | v6 if 6 in versions else v4)).config
 
 
 def move(host: Host) -> None:
     """Let the host have its other address."""
-    public_ip = host.attrs.public_ip
-    assert public_ip is not None
+    public_ip, public_ipv6 = host.attrs.public_ip, host.attrs.public_ipv6
+    if public_ip is None:
+        assert public_ipv6 is not None
+        host.say(replace(host.attrs, public_ipv6=IPv6Address(int(public_ipv6) ^ 1 << 64)))
+        return
     number = int(public_ip) & 0xFF
     first = IPv4Address("198.51.100.0" if public_ip < IPv4Address("198.51.100.0") else "192.0.2.0")
     host.say(replace(host.attrs, public_ip=first + number))
@@ -47,13 +53,15 @@ class Cluster(RuleBasedStateMachine):
     """Four hosts want three subnets, one of them is reserved: what happens to them is hypothesis' choice."""
 
     HOSTS = 4
+    VERSIONS: tuple[int, ...] = (4,)
+    RESERVED = "10.1.2.0-24"
     host = st.integers(0, HOSTS - 1)
 
     @initialize(seed=st.integers(0, 2**32))
     def begin(self, seed: int) -> None:
-        self.world = World(config_of(3), self.HOSTS, seed)
+        self.world = World(config_of(3, self.VERSIONS), self.HOSTS, seed)
         self.reserved = self.world.hosts[0]
-        self.world.store.put("10.1.2.0-24", format_value(self.reserved.attrs), lease_id=0)
+        self.world.store.put(self.RESERVED, format_value(self.reserved.attrs), lease_id=0)
         self.world.start()
 
     @rule(seconds=st.sampled_from([0.01, 0.1, 1.0, 5.0, 20.0]))
@@ -111,10 +119,10 @@ class Cluster(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         settle(self.world)
-        reservation = self.world.store.entries["10.1.2.0-24"]
+        reservation = self.world.store.entries[self.RESERVED]
         assert (reservation.value, reservation.lease_id) == (format_value(self.reserved.attrs), 0)
         assert self.reserved.holds is not None
-        assert self.reserved.holds.entry.key == "10.1.2.0-24"
+        assert self.reserved.holds.entry.key == self.RESERVED
 
 
 def settle(world: World) -> None:
@@ -124,8 +132,8 @@ def settle(world: World) -> None:
         if not host.connected:
             world.heal(host)
     world.run(2 * TTL_S)
-    assert world.config.v4 is not None
-    assert sum(host.holds is not None for host in world.hosts) == min(len(world.hosts), world.config.v4.count)
+    counts = [subnets.count for subnets in map(world.config.of, world.config.versions) if subnets is not None]
+    assert sum(host.holds is not None for host in world.hosts) == min(len(world.hosts), *counts)
     # Hosts that find no subnet go on asking; none of this writes anything.
     before = world.store.writes
     lossless = world.losses
@@ -142,8 +150,22 @@ def settle(world: World) -> None:
     world.check_converged()
 
 
-TestCluster = Cluster.TestCase
-TestCluster.settings = settings(
+class DualCluster(Cluster):
+    """Likewise, and every subnet has a part of each family."""
+
+    VERSIONS = (4, 6)
+    RESERVED = "10.1.2.0-24&fd00:1:0:2::-64"
+
+
+class Ipv6Cluster(Cluster):
+    """Likewise, by IPv6 alone."""
+
+    VERSIONS = (6,)
+    RESERVED = "0.0.0.0-0&fd00:1:0:2::-64"
+
+
+TestCluster, TestDualCluster, TestIpv6Cluster = Cluster.TestCase, DualCluster.TestCase, Ipv6Cluster.TestCase
+TestCluster.settings = TestDualCluster.settings = TestIpv6Cluster.settings = settings(
     max_examples=25,
     stateful_step_count=30,
     deadline=None,
@@ -217,7 +239,7 @@ def test_keepers_that_get_an_address_of_another_family_at_any_time_have_a_subnet
             "IPv6SubnetMax": "fd00:1:0:e::",
         }
     )
-    world = World(config, 12, seed, tables=3)
+    world = World(config, 12, seed, tables=3, at_first=(4,))
     storm(world, 400)
     for host in world.hosts:
         get_ipv6(host)
@@ -290,3 +312,31 @@ def test_the_simulation_finds_out_a_store_that_is_not_fenced() -> None:
     with pytest.raises(TwoOwnersError):
         for seed in range(20):
             storm(World(config_of(8), 10, seed, store=UnfencedStore()), 500)
+
+
+class NobodyLooks(World):
+    """Hosts that do not look for a rival after they have written their entry."""
+
+    def _rivals(self, request: Create | Move) -> list[Lease]:  # noqa: ARG002 - as in a world that does
+        return []
+
+
+def test_the_simulation_finds_out_hosts_that_look_for_no_rival() -> None:
+    with pytest.raises(TwoOwnersError):
+        for seed in range(20):
+            world = NobodyLooks(config_of(4, (4, 6)), 4, seed)
+            world.start()
+            world.run(120)
+
+
+@pytest.mark.parametrize("versions", [(4, 6), (6,)], ids=["both", "IPv6"])
+def test_a_restart_keeps_every_part(versions: tuple[int, ...]) -> None:
+    world = World(config_of(9, versions), 5, seed=1)
+    world.start()
+    world.run(120)
+    before = [host.holds and host.holds.subnet for host in world.hosts]
+    assert None not in before
+    for host in world.hosts:
+        host.start()
+    world.run(120)
+    assert [host.holds and host.holds.subnet for host in world.hosts] == before
