@@ -82,7 +82,8 @@ class RouteLife:
         self.ending = Ending(at_s=boottime_s)
 
     def remove(self) -> None:
-        """See `LeaseEnd.remove`: routes are removed one by one."""
+        """See `LeaseEnd.remove`: routes are removed one by one, and none is set any more."""
+        self.ending = Ending(at_s=-math.inf)
 
     def remove_former(self) -> None:
         """See `LeaseEnd.remove_former`: there is nothing."""

@@ -248,7 +248,6 @@ class LeasedRoutes:
     def _load_as_they_end(self) -> int:
         self._loaded, self._complete = True, False
         self._ending = self._end.ending
-        self._routes.ends_s = self._ending.at_s
         hops = self._hops(None, self._ending.source)
         n = self._routes.load({at: hop for at, hop in hops.items() if hop is not None})
         self._clean()
@@ -268,10 +267,21 @@ class LeasedRoutes:
             self._beside.clean()
 
     def _follow_lease(self) -> int:
-        return self._load() if self._keep_end() and self._loaded else 0
+        return self._load_or_live() if self._keep_end() and self._loaded else 0
 
     def _repair(self) -> int:
-        return self._load() if self._keep_end() or not self._complete else self._routes.repair()
+        if self._keep_end() or not self._complete:
+            return self._load_or_live()
+        return self._routes.repair()
+
+    def _load_or_live(self) -> int:
+        """Bring routes there as they end now: as they are but for their life, where nothing else of them is new."""
+        ending = self._end.ending
+        if not self._complete or ending.source != self._ending.source:
+            return self._load_as_they_end()
+        n = self._routes.follow_life()
+        self._ending = ending
+        return n
 
     def _keep_end(self) -> bool:
         """Have the address live as long as the lease; tell whether routes need another source, or life, than before."""
@@ -279,11 +289,17 @@ class LeasedRoutes:
             # A lease without end (a reservation, Kubernetes) needs no address: its routes are flanneld's to the letter.
             self._end.hold(None if self._until_s is None else self._first)
             self._end.live_until(self._until_s)
+            self._let_routes_end()
             return self._end.ending != self._ending
+
+    def _let_routes_end(self) -> None:
+        """Have those that are being set just now, in another thread, end like the ones after them."""
+        self._routes.ends_s = self._end.ending.at_s
 
     def _withdraw(self) -> None:
         with self._end_one_at_a_time:
             self._end.remove()  # before all else, also if thousands of routes are being set just now
+            self._let_routes_end()
         with self._one_at_a_time:
             self._end.remove()
             self._routes.clear()
@@ -291,10 +307,12 @@ class LeasedRoutes:
                 self._beside.clear()
 
     def _stay(self) -> None:
-        with self._one_at_a_time:
+        with self._end_one_at_a_time:
             self._end.live_until(None)
+            self._let_routes_end()
+        with self._one_at_a_time:
             if self._loaded and self._end.ending != self._ending:
-                self._load_as_they_end()
+                self._load_or_live()
 
     # What is said
 

@@ -22,15 +22,15 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import NamedTuple
 
 from flannel_udp.host.family import family_of
 from flannel_udp.host.links import Device, device
 from flannel_udp.host.repair import Paces
-from flannel_udp.host.route_query import destination_of, routes_in_force, stream_routes
+from flannel_udp.host.route_query import destination_of, protocols_in_force, routes_in_force, stream_routes
 from flannel_udp.host.rtnetlink import (
     RTPROT_BOOT,
     Message,
@@ -55,6 +55,8 @@ ROUTE_PROTOCOL = 82
 
 AID_S = 5.0
 """A route that was needed for a moment goes by itself if we are killed in that moment."""
+_AT_ONCE = 500
+"""Of so many routes the life is that of one moment."""
 LIFE_SLACK_S = 1.5
 """What is told of how long a route stays, and what was asked for, are whole seconds, and some time lies between."""
 
@@ -84,11 +86,13 @@ class RouteSet:
 
     def __init__(self, version: int = 4) -> None:
         self._version = version
+        self._life_s: float | None = None  # `ends_s` at the last look
         self.ends_s: float | None = None
         """When the routes go by themselves, by CLOCK_BOOTTIME; of IPv6 only. ``None``: they stay.
 
-        What is there follows with the next `load`."""
-        self._wanted: dict[Prefix, Route] = {}
+        May be set at any time, in any thread: what is written from then on has it, and `follow_life` sees to the rest.
+        """
+        self._wanted: dict[Prefix, Route] = {}  # without their end
         self._inherits = False
         self._device = 0  # see `inherit`
         self._present: dict[Prefix, list[Route]] = {}  # of ours, as last seen or set
@@ -131,6 +135,15 @@ class RouteSet:
         with open_rtnetlink("setting routes") as netlink:
             return len(self._settle(netlink, changes))
 
+    def follow_life(self) -> int:
+        """Have all routes go when `ends_s` says; return how many the kernel changed.
+
+        Nothing is looked at before: that would take as long again, and an agent that is to end has little time.
+        """
+        with open_rtnetlink("setting how long routes stay") as netlink:
+            other = [at for at in self._wanted if self._due(at) not in self._present.get(at, ())]
+            return len(self._settle(netlink, other))
+
     def repair(self) -> int:
         """Look what of ours is in the kernel and put right what is not as wanted; return how many routes that were.
 
@@ -143,6 +156,7 @@ class RouteSet:
     def _look(self, netlink: Rtnetlink) -> set[Prefix]:
         """Read what of ours is in the kernel; return the destinations for which that may not be what is wanted."""
         # One that moved while the table was read would come twice.
+        self._life_s = self.ends_s
         streamed = stream_routes(netlink, version=self._version, protocol=ROUTE_PROTOCOL)
         former, all_said = self._said, dict.fromkeys(map(self._heard, streamed))
         self._said = {said: former.get(said) or parse_route(*said) for said in all_said}
@@ -167,13 +181,13 @@ class RouteSet:
         if left_s is None:
             return _Said(lasting, None)
         ends_s = time.clock_gettime(time.CLOCK_BOOTTIME) + left_s
-        as_wanted = self.ends_s is not None and abs(ends_s - self.ends_s) <= LIFE_SLACK_S
-        return _Said(lasting, self.ends_s if as_wanted else ends_s)
+        as_wanted = self._life_s is not None and abs(ends_s - self._life_s) <= LIFE_SLACK_S
+        return _Said(lasting, self._life_s if as_wanted else ends_s)
 
     def _put_right(self, netlink: Rtnetlink, doubtful: set[Prefix]) -> int:
         """Settle these, but for those that were put right too often lately: they are a fault for a while."""
         now_s = time.monotonic()
-        wrong = {destination for destination in doubtful if any(self._steps(destination))}
+        wrong = {destination for destination in doubtful if any(self._steps(destination, self._due(destination)))}
         self._paces.looked(wrong, now_s)
         put_off = {destination for destination in wrong if not self._paces.due(destination, now_s)}
         changed = self._settle(netlink, doubtful - put_off)
@@ -214,21 +228,25 @@ class RouteSet:
     def _settle(self, netlink: Rtnetlink, destinations: Iterable[Prefix]) -> set[Prefix]:
         """Bring these destinations from what is present to what is wanted; note why where that fails.
 
-        Returns those for which the kernel changed something.
+        Some after the others: each gets the life that counts by then. Returns those for which the kernel changed
+        something.
         """
-        settled = dict.fromkeys(destinations)
+        todo, changed = list(dict.fromkeys(destinations)), set[Prefix]()
+        for first in range(0, len(todo), _AT_ONCE):
+            changed |= self._settle_some(netlink, {at: self._due(at) for at in todo[first : first + _AT_ONCE]})
+        return changed
+
+    def _settle_some(self, netlink: Rtnetlink, due: Mapping[Prefix, Route | None]) -> set[Prefix]:
         changed: set[Prefix] = set()
-        if not settled:
-            return changed
-        replaceable = self._replaceable(netlink, settled) if self._version == 6 else frozenset()
-        steps = [step for destination in settled for step in self._steps(destination, replaceable)]
+        replaceable = self._replaceable(netlink, due) if self._version == 6 else frozenset()
+        steps = [step for at, wanted in due.items() for step in self._steps(at, wanted, at in replaceable)]
         self._touched.update(step.route.destination for step in steps)
         missing: list[tuple[Route, Refusal]] = []
         shadowed: list[Route] = []
         for step, refusal in zip(steps, netlink.apply([step.message for step in steps]), strict=True):
-            if step.route.destination not in settled:
+            if step.route.destination not in due:
                 continue
-            wanted = self._due(step.route.destination)
+            wanted = due[step.route.destination]
             if refusal is None:
                 changed.add(step.route.destination)
             elif wanted and step.route == wanted:
@@ -237,23 +255,23 @@ class RouteSet:
                 continue
             elif wanted and refusal.code == errno.ESRCH and wanted not in self._present[wanted.destination]:
                 shadowed.append(wanted)
-        for destination in settled:
-            self._present.pop(destination, None)
-            if (due := self._due(destination)) is not None:
-                self._present[destination] = [due]
+        for at, wanted in due.items():
+            self._present.pop(at, None)
+            if wanted is not None:
+                self._present[at] = [wanted]
         for route, _ in missing:
             self._present[route.destination] = []
-        faults = {at: text for at, text in self.faults.items() if at in self._wanted and at not in settled}
+        faults = {at: text for at, text in self.faults.items() if at in self._wanted and at not in due}
         self.faults = faults | dict(_explain(netlink, missing))
         if shadowed:
             self._add_anew(netlink, shadowed)
         return changed
 
-    def _steps(self, destination: Prefix, replaceable: Set[Prefix] = frozenset()) -> Iterator[_Step]:
-        wanted, present = self._due(destination), self._present.get(destination, [])
+    def _steps(self, destination: Prefix, wanted: Route | None, replaceable: bool = False) -> Iterator[_Step]:
+        present = self._present.get(destination, [])
         surplus = [route for route in present if route != wanted]
         missing = wanted if wanted not in present else None
-        if missing and destination in replaceable:
+        if missing and replaceable:
             aids = [_aid(missing)] if missing.onlink and any(route.oif != missing.oif for route in surplus) else []
             yield from (_Step(aid, add_route(aid)) for aid in aids)
             yield _Step(missing, replace_route(missing))
@@ -263,27 +281,30 @@ class RouteSet:
             yield _Step(missing, append_route(missing) if surplus else add_route(missing))
         for route in surplus:
             yield _Step(route, delete_route(route))
-        if missing and self._version == 6 and destination not in replaceable:
+        if missing and self._version == 6 and not replaceable:
             yield _Step(missing, add_route(missing))
 
-    def _replaceable(self, netlink: Rtnetlink, destinations: Iterable[Prefix]) -> set[Prefix]:
+    def _replaceable(self, netlink: Rtnetlink, due: Mapping[Prefix, Route | None]) -> set[Prefix]:
         """Return those where another IPv6 route has to be, and what the kernel uses there is one of ours."""
         changing = {
-            at: [route.protocol for route in present if route.metric == due.metric]
-            for at in destinations
-            if (due := self._due(at)) and (present := self._present.get(at)) and due not in present
+            at: [route.protocol for route in present if route.metric == wanted.metric]
+            for at, wanted in due.items()
+            if wanted and (present := self._present.get(at)) and wanted not in present
         }
-        in_force = zip(changing, routes_in_force(netlink, list(changing)), strict=True) if changing else ()
-        return {at for at, route in in_force if route is not None and route.protocol in changing[at]}
+        in_force = zip(changing, protocols_in_force(netlink, list(changing)), strict=True) if changing else ()
+        return {at for at, protocol in in_force if protocol in changing[at]}
 
     def _due(self, destination: Prefix) -> Route | None:
-        """Return the route that there has to be now: none of which the life is over."""
-        over = self.ends_s is not None and self.ends_s - time.clock_gettime(time.CLOCK_BOOTTIME) < 1
-        return None if over else self._wanted.get(destination)
+        """Return the route that there has to be now, with its life: none of which that is over."""
+        wanted, ends_s = self._wanted.get(destination), self.ends_s
+        if wanted is None or ends_s is None:
+            return wanted
+        over = ends_s - time.clock_gettime(time.CLOCK_BOOTTIME) < 1
+        return None if over else replace(wanted, ends_s=ends_s)
 
     def _route(self, destination: Prefix, hop: Hop) -> Route:
         way = (hop.gateway, hop.oif, hop.source, hop.onlink)
-        return Route(destination, *way, ROUTE_PROTOCOL, family_of(self._version).usual_metric, ends_s=self.ends_s)
+        return Route(destination, *way, ROUTE_PROTOCOL, family_of(self._version).usual_metric)
 
     def _add_anew(self, netlink: Rtnetlink, routes: Sequence[Route]) -> None:
         """Add routes that were put behind a former one of ours which was gone by then.

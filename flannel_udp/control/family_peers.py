@@ -89,14 +89,18 @@ class FamilyPeers:
         `ours`: it is our own, whatever it says of this family.
         """
         public_ip = attrs.address_of(self.version)
-        self._records[key] = _Record(public_ip)
-        check_prefix(subnet, self.network)
-        if ours or (public_ip is not None and public_ip == self._public_ip):
+        try:
+            check_prefix(subnet, self.network)
+            is_own = ours or (public_ip is not None and public_ip == self._public_ip)
+            peer = None if is_own else self._read_peer(subnet, public_ip, attrs)
+        except ValueError:
+            self._records[key] = _Record(public_ip)
+            raise
+        if peer is None:
             self._records[key] = _Record(public_ip, ours=subnet)
             self._ours.add(key)
             self._check_ours(key)
             return
-        peer = self._read_peer(subnet, attrs)
         self._records[key] = _Record(public_ip, peer)
         others = self._holders.get(subnet, ())
         self._holders[subnet] = keys = tuple(sorted((key, *others)))
@@ -116,7 +120,7 @@ class FamilyPeers:
         if public_ip is None or public_ip == self._public_ip:
             return False
         try:
-            peer = self._read_peer(former.subnet, attrs)
+            peer = self._read_peer(former.subnet, public_ip, attrs)
         except ValueError:
             return False
         self._records[key] = _Record(public_ip, peer)
@@ -179,9 +183,8 @@ class FamilyPeers:
         self._before.clear()
         return Delta(tuple(added), tuple(changed), tuple(removed), ours=None if ours == told else ours)
 
-    def _read_peer(self, subnet: Prefix, attrs: LeaseAttrs) -> Peer:
+    def _read_peer(self, subnet: Prefix, public_ip: Address | None, attrs: LeaseAttrs) -> Peer:
         """Return where packets for a lease's subnet go. Raises `ValueError` with one line if none can be sent there."""
-        public_ip = attrs.address_of(self.version)
         if public_ip is None:
             raise ValueError(_NO_ADDRESS[self.version])
         why = why_not_sent_to(public_ip, self.network, self._own_addresses)

@@ -8,7 +8,7 @@ registry's present state. Every warning is given once and again only after its k
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 
 from flannel_udp.control.entries import ReadHop, read_lease
 from flannel_udp.control.family_peers import FamilyPeers
@@ -138,9 +138,9 @@ class PeerTable:
         warnings = tuple(self._warnings)
         self._warnings.clear()
         return Delta(
-            tuple(peer for delta in deltas for peer in delta.added),
-            tuple(peer for delta in deltas for peer in delta.changed),
-            tuple(peer for delta in deltas for peer in delta.removed),
+            tuple(chain.from_iterable(delta.added for delta in deltas)),
+            tuple(chain.from_iterable(delta.changed for delta in deltas)),
+            tuple(chain.from_iterable(delta.removed for delta in deltas)),
             warnings,
             None if all(delta.ours is None for delta in deltas) else self.ours(),
         )
@@ -187,7 +187,8 @@ class PeerTable:
 
         Return what is to be said of it if not all are well, and the addresses of the parts that are not.
         """
-        well, faults = 0, Faults()
+        well = 0
+        faults: Faults = {}
         for family in self._families:
             version, subnet = family.version, lease.subnet.of(family.version)
             try:

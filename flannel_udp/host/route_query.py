@@ -64,9 +64,14 @@ def look_up(netlink: Rtnetlink, packets: Sequence[Packet]) -> list[Route | Refus
     ``prohibit`` one, EINVAL a ``blackhole`` one, or a source that the interface does not take (also EXDEV); ENODEV
     where an interface is gone.
     """
-    found: list[Route | Refusal] = [_NO_ANSWER] * len(packets)
-    for index, answer in netlink.ask([_question(packet) for packet in packets], RTM_NEWROUTE):
-        found[index] = answer if isinstance(answer, Refusal) else parse_route(answer)
+    answers = _answers(netlink, [_question(packet) for packet in packets])
+    return [answer if isinstance(answer, Refusal) else parse_route(answer) for answer in answers]
+
+
+def _answers(netlink: Rtnetlink, questions: Sequence[Message]) -> list[bytes | Refusal]:
+    found: list[bytes | Refusal] = [_NO_ANSWER] * len(questions)
+    for index, answer in netlink.ask(questions, RTM_NEWROUTE):
+        found[index] = answer
     return found
 
 
@@ -120,6 +125,23 @@ def routes_in_force(netlink: Rtnetlink, destinations: Sequence[Prefix]) -> list[
         else None
         for destination, answer in zip(destinations, answers, strict=True)
     ]
+
+
+def protocols_in_force(netlink: Rtnetlink, destinations: Sequence[Prefix]) -> list[int | None]:
+    """Return who made each of the routes that `routes_in_force` would tell of, for a quarter of its price."""
+    answers = _answers(netlink, [_question(Packet(destination.network_address)) for destination in destinations])
+    return [
+        answer[5] if isinstance(answer, bytes) and _is_main_route_to(answer, destination) else None
+        for destination, answer in zip(destinations, answers, strict=True)
+    ]
+
+
+def _is_main_route_to(body: bytes, destination: Prefix) -> bool:
+    if body[1] != destination.prefixlen:
+        return False
+    found = dict(attributes(body, RTMSG.size))
+    table = int(_U32.unpack(found[_RTA_TABLE])[0]) if _RTA_TABLE in found else body[4]
+    return table == RT_TABLE_MAIN and found.get(_RTA_DST) == destination.network_address.packed
 
 
 def stream_routes(

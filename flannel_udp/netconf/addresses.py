@@ -66,7 +66,7 @@ def why_not_dialled(address: Address) -> str | None:
 
     A clause that goes on after the address: "is ...".
     """
-    if address.packed[0] not in _SUSPECT[address.version]:
+    if int(address) >> (address.max_prefixlen - 8) not in _SUSPECT[address.version]:
         return None
     if not is_unicast(address):
         return "is no address of one host"

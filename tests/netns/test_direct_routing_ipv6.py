@@ -128,3 +128,38 @@ def test_without_the_option_a_restart_leaves_nothing_of_it(trio: Lab) -> None:
     said = "removed what an earlier run left: our routes to peers: "
     wait_for("it is said", lambda: any(said in line for line in log_of(trio.hosts[0])))
     wait_for_pings(trio)
+
+
+# Where the kernel has no VXLAN
+
+WITHOUT_VXLAN = """
+import runpy
+from functools import partial
+from flannel_udp.backend.vxlan import kernel
+kernel.VxlanKind = partial(kernel.VxlanKind, kind="nonsense")
+runpy.run_module("flannel_udp", run_name="__main__")
+"""
+"""An agent that asks the kernel for devices of a kind that no kernel has: the refusal is the kernel's own."""
+
+
+def test_auto_takes_our_own_packet_path_for_both_versions_and_near_ones_have_their_routes() -> None:
+    config = {"Network": str(OVERLAY), "Backend": {"Type": "vxlan", "DirectRouting": True}}
+    plan = Plan(*(fresh_name(), 3), families="46", config=config, agents=("h2", "h3"), routed=("h3",))
+    with Lab(plan) as lab:
+        h1, h2, h3 = lab.hosts
+        with Agent(h1, "--datapath=auto", program=("-c", WITHOUT_VXLAN)) as agent:
+            agent.wait_ready()
+            h1.attach_pods()
+            wait_for_pings(lab)
+            status = h1.control("/v1/status")
+            assert (status["backend"]["datapath"], status["backend"]["direct"]) == ("userspace", 2)
+            assert any("this kernel has no nonsense" in line for line in agent.said())
+            ways = {peer["subnet"]: peer["datapath"] for peer in h1.control("/v1/peers")}
+            expected = {(h2, "direct"), (h3, "tunnel")}
+            assert ways == {str(host.subnet_of(v)): way for host, way in expected for v in (4, 6)}
+            assert routes_of(h1) == [route_to(h2)]
+            for version, device in ((4, "flannel.1"), (6, "flannel-v6.1")):
+                shown = h1.run(["ip", f"-{version}", "route", "get", str(h3.pods[0].address(version))]).stdout
+                assert f" dev {device} " in shown
+                assert "vxlan" not in h1.run(["ip", "-d", "link", "show", device]).stdout
+            assert h2.control("/v1/status")["backend"]["datapath"] == "kernel"

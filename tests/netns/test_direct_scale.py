@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Coroutine, Iterator
 from ipaddress import IPv4Address, IPv4Network
@@ -19,6 +18,7 @@ from flannel_udp.lab.netns import wait_until
 from flannel_udp.model import Delta, Ends, Interface, Peer
 from flannel_udp.options import Options
 from tests.support.backends import parse_config
+from tests.support.counting_socket import CountingSocket, counted
 from tests.support.labs import NEEDS_NETNS
 from tests.support.one_host import OneHost, one_host
 
@@ -38,16 +38,6 @@ def peer(number: int, host: int) -> Peer:
 
 
 PEERS = tuple(peer(i, NEAR + i if i < HALF else FAR + i) for i in range(N_PEERS))
-
-
-class CountingSocket(socket.socket):
-    """A real socket whose system calls are counted."""
-
-    sent = 0
-
-    def send(self, *arguments: Any) -> int:
-        CountingSocket.sent += 1
-        return super().send(*arguments)
 
 
 @pytest.fixture
@@ -73,12 +63,6 @@ def external() -> Interface:
         found = device_named(netlink, "eth0")
     assert found is not None
     return Interface("eth0", found.index, 1500, Ends(IPv4Address("198.18.0.1"), IPv4Address("198.18.0.1")))
-
-
-def counted() -> int:
-    """Return how often something was sent since this was asked last."""
-    sent, CountingSocket.sent = CountingSocket.sent, 0
-    return sent
 
 
 def tell(what: str, began_s: float) -> None:

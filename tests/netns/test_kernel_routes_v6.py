@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import random
+import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from flannel_udp.backend.routes import ROUTE_PROTOCOL, Hop, RouteSet
 from flannel_udp.lab.netns import wait_until
+from flannel_udp.model import Prefix
+from tests.support.counting_socket import CountingSocket, counted
 from tests.support.labs import NEEDS_NETNS
+from tests.support.many_peers import N_PEERS, host_of, subnet_of
 from tests.support.one_host import OneHost, one_host
 
 pytestmark = NEEDS_NETNS
@@ -37,7 +44,9 @@ def routes_of(host: OneHost, of: str = f"proto {ROUTE_PROTOCOL}") -> list[str]:
     return host.show(f"-6 route show {of}")
 
 
-def loaded(host: OneHost, hops: Mapping[IPv6Network, Hop], ends_s: float | None = None) -> RouteSet:
+def loaded(
+    host: OneHost, hops: Mapping[Prefix, Hop] | Mapping[IPv6Network, Hop], ends_s: float | None = None
+) -> RouteSet:
     routes = RouteSet(6)
     routes.ends_s = ends_s
     host.call(routes.load, hops)
@@ -162,6 +171,60 @@ def test_a_renewal_gives_routes_another_life_and_nothing_is_written_meanwhile(ho
     assert host.call(routes.load, hops) == 2
     assert [host.call(routes.repair) for _ in range(2)] == [0, 0]
     assert all(4_900 < int(line.split("expires ")[1].split("sec")[0]) <= 5_000 for line in routes_of(host))
+
+
+def test_ten_thousand_get_another_life_in_one_step_each_while_packets_take_them(
+    host: OneHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flannel_udp.host.rtnetlink.socket.socket", CountingSocket)
+    hops = {subnet_of(6, number): via(str(host_of(6, number))) for number in range(N_PEERS)}
+    routes = loaded(host, hops, now_s() + 100)
+    host.call(routes.repair)
+    with host.news() as news, host.call(socket.socket, socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+        ended, sent = threading.Event(), []
+
+        def send() -> None:
+            while not ended.is_set():
+                at = subnet_of(6, random.randrange(N_PEERS))
+                sent.append(sender.sendto(b"", (str(at[1]), 9)))
+
+        with ThreadPoolExecutor(1) as thread:
+            sending = thread.submit(send)
+            for ends_s in (now_s() + 5_000, None):
+                counted()
+                routes.ends_s = ends_s
+                assert host.call(routes.follow_life) == N_PEERS
+                assert counted() <= N_PEERS / 20 + N_PEERS / 100  # is it ours that is in force? then its successor
+                assert [told for told in news() if "route" in told] == N_PEERS * ["new route"]
+            ended.set()
+            sending.result()  # raises where there was no route
+        assert sent
+    assert [host.call(routes.repair) for _ in range(2)] == [0, 0]
+    assert not any("expires" in line for line in routes_of(host))
+
+
+def test_another_life_counts_for_what_is_being_set_just_then(host: OneHost) -> None:
+    hops = {subnet_of(6, number): via(str(host_of(6, number))) for number in range(N_PEERS)}
+    routes = RouteSet(6)
+    routes.ends_s = now_s() + 100
+    with host.news() as news, ThreadPoolExecutor(1) as thread:
+        loading = thread.submit(host.call, routes.load, hops)
+        assert wait_until(lambda: "new route" in news(), PATIENCE_S)
+        routes.ends_s = now_s() + 5_000
+        assert loading.result() == N_PEERS
+    assert 0 < host.call(routes.follow_life) < N_PEERS
+    assert host.call(routes.follow_life) == 0
+    assert all(int(line.split("expires ")[1].split("sec")[0]) > 100 for line in routes_of(host))
+
+
+def test_a_life_goes_to_no_route_of_others_and_puts_back_what_is_gone(host: OneHost) -> None:
+    routes = loaded(host, {A: via("2001:db8::2"), B: via("2001:db8::3")}, now_s() + 100)
+    host.ip(f"route replace {A} via 2001:db8::9", f"route del {B}")
+    routes.ends_s = None
+    assert host.call(routes.follow_life) == 1
+    assert list(routes.faults) == [A]
+    assert host.show(f"-6 route show {A}") == [f"{A} via 2001:db8::9 dev eth0 metric 1024 pref medium"]
+    assert routes_of(host) == [f"{B} via 2001:db8::3 dev eth0 metric 1024 pref medium"]
 
 
 def test_routes_stay_once_they_have_no_end_and_end_again_with_the_next_run(host: OneHost) -> None:

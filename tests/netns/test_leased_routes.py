@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Collection, Iterator
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from types import SimpleNamespace
 from typing import cast
 
@@ -64,5 +64,36 @@ def test_the_address_lives_on_while_thousands_of_routes_are_being_set(host: OneH
         loaded.set()
         await load
         await routes.withdraw()
+
+    host.call(lambda: asyncio.run(live()))
+
+
+def test_another_life_is_all_that_is_written_of_ipv6_routes(host: OneHost) -> None:
+    host.add_link("eth0", 42)
+    host.ip("address add 2001:db8::1/64 dev eth0 nodad")
+    own, theirs, asked = IPv6Network("fd00:1:15::/64"), IPv6Network("fd00:1:16::/64"), []
+
+    def hops(subnets: Collection[Prefix] | None, _: Address | None) -> dict[Prefix, Hop | None]:
+        asked.append(subnets)
+        return {theirs: Hop(IPv6Address("2001:db8::2"), 42)}
+
+    def life() -> str:
+        (line,) = host.show("-6 route show proto 82")
+        return line.partition("expires ")[2].split("sec")[0]
+
+    async def live() -> None:
+        context = cast(Context, SimpleNamespace(claims=NO_CLAIMS, on_fault=lambda: None))
+        routes, now_s = LeasedRoutes(context, hops, version=6), time.clock_gettime(time.CLOCK_BOOTTIME)
+        routes.forward_until(now_s + 30)
+        await routes.hold(own, load=True)
+        assert 0 < int(life()) <= 30
+        routes.forward_until(now_s + 3_000)
+        await asyncio.to_thread(wait_for, "it lives on", lambda: int(life()) > 2_000)
+        assert await routes.repair() == 0
+        await routes.stay()
+        assert life() == ""
+        assert asked == [None]
+        await routes.withdraw()
+        assert host.show("-6 route show proto 82") == []
 
     host.call(lambda: asyncio.run(live()))

@@ -7,9 +7,10 @@ import http.client
 import json
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from flannel_udp.lab.plan import ETCD_PORT, UNDERLAY_GATEWAY
+from flannel_udp.model import Address, Prefix
 from tests.support.by_hand import PREFIX
 
 NETWORK = "10.0.0.0/8"
@@ -21,6 +22,10 @@ PUTS_A_REQUEST = 100
 _FIRST_SUBNET = int(IPv4Address("10.64.0.0"))
 _FIRST_HOST = int(IPv4Address("198.18.1.0"))
 """RFC 2544's network, 198.18.0.0/15, has room for all as well."""
+_FIRST_SUBNET_V6 = int(IPv6Address("fd00:10:244:4000::"))
+"""In the lab's own overlay."""
+_FIRST_HOST_V6 = int(IPv6Address("2001:db8::1:0"))
+"""On the lab's own underlay."""
 
 
 def subnet_number(number: int) -> IPv4Network:
@@ -33,6 +38,16 @@ def host_number(number: int) -> IPv4Address:
     return IPv4Address(_FIRST_HOST + number)
 
 
+def subnet_of(version: int, number: int) -> Prefix:
+    """Return the subnet of that number, of one IP version."""
+    return subnet_number(number) if version == 4 else IPv6Network((_FIRST_SUBNET_V6 + (number << 64), 64))
+
+
+def host_of(version: int, number: int) -> Address:
+    """Return the public address of the host of that number, likewise."""
+    return host_number(number) if version == 4 else IPv6Address(_FIRST_HOST_V6 + number)
+
+
 class EtcdGateway:
     """The lab's etcd by its HTTP gateway, on one connection: thousands of keys would take etcdctl minutes."""
 
@@ -42,21 +57,21 @@ class EtcdGateway:
         self._http = http.client.HTTPConnection("etcd")
         self._http.sock = sock
 
-    def put(self, entries: Iterable[tuple[IPv4Network, str]]) -> None:
-        """Write entries: subnet, value."""
+    def put(self, entries: Iterable[tuple[IPv4Network | str, str]]) -> None:
+        """Write entries: subnet, or the key below `subnets/`, and value."""
         puts = [{"requestPut": _texts(subnet, value)} for subnet, value in entries]
         self._http.request("POST", "/v3/kv/txn", json.dumps({"success": puts}))
         answer = self._http.getresponse()
         said = answer.read().decode()
         assert answer.status == http.HTTPStatus.OK, said
 
-    def put_all(self, entries: Iterable[tuple[IPv4Network, str]]) -> None:
+    def put_all(self, entries: Iterable[tuple[IPv4Network | str, str]]) -> None:
         """Write any number of entries, one transaction a hundred."""
         todo = list(entries)
         for first in range(0, len(todo), PUTS_A_REQUEST):
             self.put(todo[first : first + PUTS_A_REQUEST])
 
 
-def _texts(subnet: IPv4Network, value: str) -> dict[str, str]:
+def _texts(subnet: IPv4Network | str, value: str) -> dict[str, str]:
     key = f"{PREFIX}/subnets/{str(subnet).replace('/', '-')}"
     return {name: base64.b64encode(text.encode()).decode() for name, text in (("key", key), ("value", value))}

@@ -14,7 +14,7 @@ from flannel_udp.lab import netns
 from flannel_udp.lab.node import Node
 from tests.support.agents import PATIENCE_S
 
-_ETH_P_IP, _ETH_P_ALL = 0x0800, 0x0003
+_ETH_P, _ETH_P_ALL = {4: 0x0800, 6: 0x86DD}, 0x0003
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3  # linux/in.h
 _BUFFER_BYTES = 16 << 20
@@ -42,19 +42,19 @@ class _Listener:
 
 
 class Tap(_Listener):
-    """Sees the IPv4 packets that pass an interface, in both directions, from when it is made on."""
+    """Sees the IP packets that pass an interface, in both directions, from when it is made on."""
 
     def __init__(self, node: Node, interface: str) -> None:
         # Outgoing packets are shown to ETH_P_ALL sockets only.
         super().__init__(node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL)))
         self._socket.bind((interface, _ETH_P_ALL))
 
-    def packets(self) -> list[bytes]:
-        """Return what passed since the last call."""
+    def packets(self, version: int = 4) -> list[bytes]:
+        """Return what passed of one IP version since the last call."""
         seen = []
         while (found := self._next(0)) is not None:
             data, address = found
-            if address[1] == _ETH_P_IP:
+            if address[1] == _ETH_P[version]:
                 seen.append(data)
         return seen
 
@@ -99,7 +99,7 @@ def send_raw(node: Node, packet: Any) -> None:
 def put_on(node: Node, interface: str, packet: Any) -> None:
     """Let an IPv4 packet leave by an interface, whatever the routes say: on flannel0 it is what the agent reads."""
     with node.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
-        sock.sendto(bytes(packet), (interface, _ETH_P_IP))
+        sock.sendto(bytes(packet), (interface, _ETH_P[4]))
 
 
 def quoted_id(error: Any) -> int:

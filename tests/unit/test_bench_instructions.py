@@ -25,8 +25,17 @@ MOST: instructions.Counts = {
     "vxlan_in_small": 500.6,
     "vxlan_in_tcp": 1051.9,
     "vxlan_in_begun": 1046.7,
+    "out_small_v6": 433.5,
+    "out_tcp_v6": 729.4,
+    "in_small_v6": 501.7,
+    "in_tcp_v6": 1043.7,
+    "vxlan_out_small_v6": 445.5,
+    "vxlan_out_tcp_v6": 752.5,
+    "vxlan_in_small_v6": 629.7,
+    "vxlan_in_tcp_v6": 1180.8,
+    "vxlan_in_begun_v6": 1162.7,
 }
-"""Instructions a packet on 2026-11-28; before VXLAN came udp's were 432.0, 785.9, 417.5, 957.6."""
+"""Instructions a packet on 2026-11-28, IPv6's a day later; before VXLAN came udp's were 432.0, 785.9, 417.5, 957.6."""
 
 
 def _compiler() -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
@@ -15,9 +15,10 @@ from flannel_udp.dataplane.lanes import LANES, close_lanes, open_lanes
 from flannel_udp.dataplane.offload import SOL_UDP, UDP_GRO
 from flannel_udp.dataplane.underlay import close_sockets, open_sockets
 from flannel_udp.errors import FlannelError
+from flannel_udp.model import Address
 from tests.support.engine_rig import EngineRig, small_table
 
-HERE = IPv4Address("127.0.0.1")
+HERE, HERE6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
 SENDERS = [f"127.0.0.{i}" for i in range(2, 30)]
 EACH = 5
 
@@ -112,10 +113,11 @@ def test_the_kernel_joins_datagrams_whichever_socket_of_the_group_it_asks(udp_gr
 
 
 @pytest.mark.parametrize(("workers", "asked", "got"), [(1, 16, 16), (2, 32, 32), (8, 16, 8)])
+@pytest.mark.parametrize("here", [HERE, HERE6], ids=["IPv4", "IPv6"])
 def test_each_worker_has_as_many_source_ports_as_asked_for_and_it_has_lanes(
-    workers: int, asked: int, got: int, stack: ExitStack
+    here: Address, workers: int, asked: int, got: int, stack: ExitStack
 ) -> None:
-    sockets = open_sockets(HERE, free_port(), workers)
+    sockets = open_sockets(here, free_port(), workers)
     stack.callback(close_sockets, sockets)
     opened = open_lanes(sockets, udp_gro=True, source_ports=asked)
     stack.callback(close_lanes, opened)
@@ -126,12 +128,13 @@ def test_each_worker_has_as_many_source_ports_as_asked_for_and_it_has_lanes(
     assert len({lane.getsockname() for lanes in opened for lane in lanes.sockets}) == workers * got
 
 
-def test_nothing_comes_in_by_a_source_port(stack: ExitStack) -> None:
-    sockets = open_sockets(HERE, free_port(), 1)
+@pytest.mark.parametrize("here", [HERE, HERE6], ids=["IPv4", "IPv6"])
+def test_nothing_comes_in_by_a_source_port(here: Address, stack: ExitStack) -> None:
+    sockets = open_sockets(here, free_port(), 1)
     stack.callback(close_sockets, sockets)
     opened = open_lanes(sockets, udp_gro=True, source_ports=2)
     stack.callback(close_lanes, opened)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+    with socket.socket(sockets[0].family, socket.SOCK_DGRAM) as stranger:
         for lane in opened[0].sockets:
             stranger.sendto(b"hello", lane.getsockname())
     assert received(opened[0].sockets) == [[]] * LANES

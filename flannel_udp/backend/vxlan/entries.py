@@ -6,6 +6,7 @@ the forwarding entry of the new one comes before the neighbour that leads to it.
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
@@ -16,7 +17,7 @@ from flannel_udp.backend.vxlan.claims import PeerClaims, Wanted
 from flannel_udp.backend.vxlan.hop import format_mac
 from flannel_udp.host.monitor import OwnEntries
 from flannel_udp.host.neighbours import FORWARDING, NEIGHBOURS
-from flannel_udp.host.rtnetlink import Rtnetlink, open_rtnetlink
+from flannel_udp.host.rtnetlink import Refusal, Rtnetlink, open_rtnetlink
 from flannel_udp.model import Peer, Prefix
 
 REPAIRS = ("neighbour", "fdb")
@@ -141,7 +142,7 @@ class VxlanEntries(TunnelEntries):
     def _faults_of_entries(self) -> Iterator[tuple[Prefix, str]]:
         for key, refusal in self._neighbours.refused.items():
             for subnet in self._claims.with_first(key):
-                yield subnet, f"no neighbour {ip_address(key)} for {subnet}: {refusal.why}"
+                yield subnet, f"no neighbour {ip_address(key)} for {subnet}: {why_no_neighbour(refusal, subnet)}"
         for key, refusal in self._forwarding.refused.items():
             for subnet in self._claims.with_mac(key):
                 yield subnet, f"no forwarding entry {_mac(key)} for {subnet}: {refusal.why}"
@@ -154,6 +155,13 @@ class VxlanEntries(TunnelEntries):
 
 
 _DOES_NOT_STAY = "does not stay: `ip -ts monitor neigh` or `bridge -ts monitor fdb` shows what takes it away"
+
+
+def why_no_neighbour(refusal: Refusal, subnet: Prefix) -> str:
+    """Return why the kernel takes no neighbour for that subnet, and what to do: before Linux 5.0 ours count, too."""
+    if refusal.code != errno.ENOBUFS:
+        return refusal.why
+    return f"the kernel's table of them is full: raise net.ipv{subnet.version}.neigh.default.gc_thresh3"
 
 
 def _mac(key: bytes) -> str:
