@@ -10,6 +10,7 @@ from ipaddress import ip_network
 from flannel_udp.doctor.finding import Finding, fault, note, ok, skipped
 from flannel_udp.doctor.known import Known
 from flannel_udp.host.firewall.passages import (
+    BRIDGE,
     IPIP,
     Passage,
     RuleSets,
@@ -19,6 +20,7 @@ from flannel_udp.host.firewall.passages import (
     read_rules,
     udp_opening,
 )
+from flannel_udp.host.lookup.pods import KnownPods, known_pods
 
 _DOUBTS_NAMED = 3
 
@@ -39,7 +41,8 @@ def ask_firewall(known: Known) -> Iterator[Finding]:
         yield skipped("firewall for pods", "no subnet is known")
         return
     other = ip_network(known.family_peers[0]["subnet"])[2] if known.family_peers else network[-2]
-    passages = pods_passages(known.device, network, subnet[2], other)
+    ours = known_pods(subnet, 0) or KnownPods(BRIDGE)
+    passages = pods_passages(known.device, network, other, [subnet[-2], *ours.addresses], ours.bridge)
     well = "nothing found that drops packets between other hosts and our pods"
     yield judge_firewall("firewall for pods", rules, passages, well)
 
