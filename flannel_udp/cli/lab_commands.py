@@ -94,7 +94,7 @@ LAB_COMMANDS: Mapping[str, Command] = {
         f"How packets travel is one of {', '.join(BACKENDS)}.\n\n"
         "example: flannel-udp lab up --hosts 5 --pods 2 --registry etcd",
         _up,
-        {"lab": (_NAME, *_PLAN_FLAGS)},
+        {"lab": (_NAME, *_PLAN_FLAGS), "output": (JSON_FLAG,)},
     ),
     "lab status": Command(
         "show the hosts, what their agents run, and the pods",
@@ -127,13 +127,14 @@ LAB_COMMANDS: Mapping[str, Command] = {
             "lab": (
                 _NAME,
                 Flag("all", "remove every lab of this machine", "BOOL", parse_bool, switch=True, in_environment=False),
-            )
+            ),
+            "output": (JSON_FLAG,),
         },
     ),
     "lab demo": Command(
         "build a lab, show how a packet gets from pod to pod, remove it",
         "example: flannel-udp lab demo --backend vxlan --datapath kernel,userspace",
         _demo,
-        {"lab": (_flag("name", "which lab", default="demo"), *_PLAN_FLAGS)},
+        {"lab": (_flag("name", "which lab", default="demo"), *_PLAN_FLAGS), "output": (JSON_FLAG,)},
     ),
 }

@@ -99,8 +99,8 @@ def test_without_a_lab_every_command_says_so(words: tuple[str, ...]) -> None:
 
 def test_down_removes_the_named_lab_only(bare_lab: Lab) -> None:
     with Lab(Plan(fresh_name(), agents=())) as other:
-        done = run("down", "--name", bare_lab.name)
-        assert (done.returncode, done.stdout) == (0, f"removed: {bare_lab.name}\n")
+        done = run("down", "--name", bare_lab.name, "--json")
+        assert (done.returncode, json.loads(done.stdout)) == (0, {"removed": [bare_lab.name]})
         assert not namespaces_of(bare_lab.name)
         assert namespaces_of(other.name)
 
@@ -207,6 +207,24 @@ def test_a_demonstration_draws_pings_transfers_traces_and_leaves_nothing() -> No
     ]
     assert not namespaces_of(name)
     assert not state_of(name).exists()
+
+
+def test_a_demonstration_for_programs_is_one_document() -> None:
+    name = fresh_name()
+    done = run("demo", "--name", name, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["ok"] is True
+    assert [host["name"] for host in document["lab"]["hosts"]] == ["h1", "h2"]
+    (family,) = document["families"]
+    assert family["ip"] == 4
+    assert {(ping["from"], ping["to"]) for ping in family["pings"]} == {("h1/p1", "h2/p1"), ("h2/p1", "h1/p1")}
+    assert all(ping["ms"] > 0 for ping in family["pings"])
+    assert family["tcp"]["bits_per_s"] > 0
+    steps = family["packet"]["steps"]
+    assert [step["where"] for step in steps] == ["h1/p1 eth0", "h1 flannel0", "h1 eth0", "h2 flannel0", "h2/p1 eth0"]
+    assert steps[2]["seen"][0].startswith("192.0.2.1:8285 → 192.0.2.2:8285  UDP")
+    assert not namespaces_of(name)
 
 
 @pytest.mark.parametrize("datapath", ["kernel", "userspace"])

@@ -19,7 +19,7 @@ from flannel_udp import __version__
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.cli.command import GROUPS
 from flannel_udp.cli.commands import COMMANDS
-from flannel_udp.cli.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS
+from flannel_udp.cli.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS, JSON_FLAG
 from flannel_udp.cli.main import main
 from flannel_udp.options import Offload
 
@@ -99,6 +99,21 @@ def test_every_command_has_help_with_an_example(name: str, word: str, capsys: py
     for flags in COMMANDS[name].flags.values():
         for flag in flags:
             assert flag.spelling in text
+
+
+SHOW_NOTHING_OF_THEIR_OWN = {"docker-opts", "lab exec", "lab logs"}
+
+
+def test_every_command_that_shows_something_shows_it_to_programs_too() -> None:
+    without = {name for name, command in COMMANDS.items() if JSON_FLAG not in command.all_flags}
+    assert without == SHOW_NOTHING_OF_THEIR_OWN
+
+
+def test_cni_install_says_to_programs_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cni", "install", f"--bin-dir={tmp_path}", f"--conf-dir={tmp_path}", "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)["written"]
+    assert written == [str(tmp_path / "flannel"), str(tmp_path / "10-flannel.conflist")]
+    assert all(Path(path).exists() for path in written)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["config", "check", "--help"], ["lab", "up", "--help"]])
