@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.cli.arguments import Values
 from flannel_udp.cli.command import REST, Argument, Command
-from flannel_udp.cli.flags import JSON_FLAG, Flag
-from flannel_udp.cli.parsers import choice, parse_bool, whole
+from flannel_udp.cli.flags import JSON_FLAG, Flag, choice_flag
+from flannel_udp.cli.parsers import parse_bool, whole
 from flannel_udp.errors import UsageError
 
 
@@ -22,7 +22,7 @@ def _number(name: str, help_: str, default: str) -> Flag:
 
 
 def _choice(name: str, help_: str, words: tuple[str, ...], default: str) -> Flag:
-    return Flag(name, help_, "|".join(words), choice(*words), default=default, in_environment=False)
+    return choice_flag(name, help_, words, default=default, in_environment=False)
 
 
 _NAME = _flag("name", "which lab", default="lab")

@@ -101,7 +101,7 @@ def test_every_command_has_help_with_an_example(name: str, word: str, capsys: py
             assert flag.spelling in text
 
 
-SHOW_NOTHING_OF_THEIR_OWN = {"docker-opts", "lab exec", "lab logs"}
+SHOW_NOTHING_OF_THEIR_OWN = {"docker-opts", "lab exec", "lab logs", "help", "completion", "man"}
 
 
 def test_every_command_that_shows_something_shows_it_to_programs_too() -> None:
@@ -120,6 +120,15 @@ def test_cni_install_says_to_programs_what_it_wrote(tmp_path: Path, capsys: pyte
 def test_help_names_the_backends(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     assert ", ".join(BACKENDS) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["config"], ["config", "check"], ["status"], ["lab", "up"], ["help"]])
+def test_help_says_what_the_flag_says(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", *words]) == 0
+    by_command = capsys.readouterr().out
+    assert main([*words, "--help"]) == 0
+    assert capsys.readouterr().out == by_command
+    assert by_command.startswith("usage: flannel-udp")
 
 
 @pytest.mark.parametrize("group", ["config", "route", "lab"])
@@ -148,6 +157,11 @@ def test_help_of_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFi
         (["config", "get", "--iface=eth0"], "unknown flag '--iface'"),
         (["route", "get"], "the following arguments are required: ADDRESS (see: flannel-udp route get --help)"),
         (["route", "get", "pod"], "'pod' is not an IP address"),
+        (["help", "statu"], "unknown command 'statu': did you mean status? (see: flannel-udp --help)"),
+        (["help", "status", "x"], "status has no command 'x' (see: flannel-udp status --help)"),
+        (["help", "lab", "dmo"], LAB_NEEDS + ": did you mean demo? (see: flannel-udp lab --help)"),
+        (["man", "statu"], "unknown command 'statu': did you mean status? (see: flannel-udp --help)"),
+        (["completion", "bsh"], "completion: 'bsh' is not one of bash, zsh, tcsh, fish: did you mean bash?"),
         (["lab", "dmo"], LAB_NEEDS + ": did you mean demo? (see: flannel-udp lab --help)"),
         (["lab", "up", "--host=3"], "unknown flag '--host': did you mean --hosts?"),
         (["--datapath=kernal"], "--datapath: 'kernal' is not one of auto, kernel, userspace: did you mean kernel?"),
@@ -210,7 +224,7 @@ def test_help_version_and_mistakes_load_nothing_but_the_command_line(words: list
     rooms = ("flannel_udp.backend", "flannel_udp.backend.table", "flannel_udp.errors", "flannel_udp.options")
     assert {name for name in ours if not name.startswith("flannel_udp.cli")} == {"flannel_udp", *rooms}
     assert "flannel_udp.cli.config_put" not in ours
-    heavy = {"aiohttp", "asyncio", "google", "grpc", "pyroute2", "pytun", "rich", "uvloop"}
+    heavy = {"aiohttp", "shtab", "asyncio", "google", "grpc", "pyroute2", "pytun", "rich", "uvloop"}
     assert not heavy & {name.partition(".")[0] for name in loaded}
 
 
