@@ -71,8 +71,8 @@ class Flag:
     @property
     def explanation(self) -> str:
         """What it is for, whether it may be repeated, and its default, as help and manual pages have it."""
-        repeated = "; may be repeated" if self.repeatable else ""
-        return f"{self.help}{repeated}" + (f" (default {self.default_text})" if self.default_text else "")
+        repeated, default = "; may be repeated" if self.repeatable else "", self.default_text
+        return f"{self.help}{repeated} (default {default})" if default else f"{self.help}{repeated}"
 
     @property
     def default_text(self) -> str:

@@ -21,7 +21,7 @@ from rich.table import Table
 from flannel_udp.errors import FlannelError, UsageError, did_you_mean
 from flannel_udp.lab.by_hand import ALLOC, routes_from
 from flannel_udp.lab.demo import demo_document, run_demo
-from flannel_udp.lab.lab import ENDING_SIGNALS, Lab, lab_names, remove
+from flannel_udp.lab.lab import ENDING_SIGNALS, Lab, lab_names, no_lab, remove
 from flannel_udp.lab.plan import OVERLAY, Plan
 
 Given = Mapping[str, Any]
@@ -122,7 +122,7 @@ def down(given: Given) -> int:
     if faults:
         raise faults[0]
     if not removed and not every:
-        raise FlannelError(f"no lab named {names[0]} is up: `ip netns` lists what there is")
+        raise no_lab(names[0])
     if given.get("json"):
         _print_json({"removed": removed})
     else:

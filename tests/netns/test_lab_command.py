@@ -79,6 +79,8 @@ def test_exec_runs_inside_and_passes_output_and_exit_code_on(bare_lab: Lab) -> N
     [
         (("exec", "h3", "--", "true"), "has no host h3: it has h1, h2"),
         (("exec", "h1/p9", "--", "true"), "h1 has no pod p9"),
+        (("exec", "h11", "--", "true"), "has no host h11: it has h1, h2: did you mean h1?"),
+        (("logs", "h22"), "has no host h22: it has h1, h2: did you mean h2?"),
         (("logs", "h1"), "h1: no agent of ours was started here"),
     ],
 )
@@ -95,6 +97,14 @@ def test_without_a_lab_every_command_says_so(words: tuple[str, ...]) -> None:
     assert done.returncode == 1
     assert "no lab named" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_misspelt_lab_is_answered_with_the_one_that_is_up(bare_lab: Lab) -> None:
+    for command in ("status", "down"):
+        done = run(command, "--name", f"{bare_lab.name}x")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"flannel-udp: no lab named {bare_lab.name}x is up: there are ")
+        assert done.stderr.endswith(f": did you mean {bare_lab.name}?\n")
 
 
 def test_down_removes_the_named_lab_only(bare_lab: Lab) -> None:
