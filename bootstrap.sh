@@ -137,6 +137,10 @@ need_for_tests() {
     need nftables command -v nft
     need openssl command -v openssl
     need procps command -v sysctl
+    need man-db command -v man
+    need groff-base command -v groff
+    need zsh command -v zsh
+    need tcsh command -v tcsh
     need socat command -v socat
     need shellcheck command -v shellcheck
     need systemd command -v systemd-analyze

@@ -60,19 +60,8 @@ def add_flags(parser: Parser, title: str, flags: Iterable[Flag]) -> None:
             action="append",
             nargs="?" if flag.switch else None,
             metavar=f"={flag.metavar}" if flag.switch else flag.metavar,
-            help=_help_text(flag),
+            help=flag.explanation.replace("%", "%%") if flag.help else argparse.SUPPRESS,
         )
-
-
-def _help_text(flag: Flag) -> str:
-    if not flag.help:
-        return argparse.SUPPRESS
-    text = flag.help
-    if flag.repeatable:
-        text += "; may be repeated"
-    if flag.default_text:
-        text += f" (default {flag.default_text})"
-    return text
 
 
 def read_arguments(parser: Parser, words: Sequence[str], flags: Sequence[Flag], environ: Mapping[str, str]) -> Values:

@@ -31,12 +31,13 @@ class Argument:
     """A word of a command that is no flag's value.
 
     Its value goes by its name. `count` is argparse's nargs: "" for one, "?" for one or none (`None` then), "+" and "*"
-    for a list, `REST`.
+    for a list, `REST`. `words` are what a shell may complete it to.
     """
 
     name: str
     help: str
     count: str = ""
+    words: tuple[str, ...] = ()
 
     @property
     def usage(self) -> str:

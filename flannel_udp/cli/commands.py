@@ -1,13 +1,87 @@
-"""All commands beside the agent, by name, in the order in which help shows them."""
+"""All commands beside the agent, by name, in the order in which help shows them; those that are about commands, too."""
+# ruff: noqa: PLC0415 (imports inside functions: help and mistakes must load nothing)
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
+from flannel_udp.cli.arguments import Values
 from flannel_udp.cli.asking_commands import ASKING_COMMANDS
-from flannel_udp.cli.command import Command
+from flannel_udp.cli.command import Argument, Command
 from flannel_udp.cli.config_commands import CONFIG_COMMANDS
+from flannel_udp.cli.flags import Flag
 from flannel_udp.cli.host_commands import HOST_COMMANDS
 from flannel_udp.cli.lab_commands import LAB_COMMANDS
+from flannel_udp.cli.parsers import choice, parse_path
+from flannel_udp.errors import UsageError
 
-COMMANDS: Mapping[str, Command] = {**CONFIG_COMMANDS, **ASKING_COMMANDS, **HOST_COMMANDS, **LAB_COMMANDS}
+SHELLS = ("bash", "zsh", "tcsh", "fish")
+
+
+def _help(given: Values) -> int:
+    from flannel_udp.cli.parser import help_text
+
+    sys.stdout.write(help_text(given["COMMAND"], COMMANDS))
+    return 0
+
+
+def _completion(given: Values) -> int:
+    from flannel_udp.cli.completion import completion_script
+
+    try:
+        shell = choice(*SHELLS)(given["SHELL"])
+    except ValueError as error:
+        raise UsageError(f"completion: {error}") from None
+    sys.stdout.write(completion_script(shell, COMMANDS))
+    return 0
+
+
+def _man(given: Values) -> int:
+    from flannel_udp.cli.man import pages, write_pages
+
+    if "dir" in given:
+        sys.stdout.write("".join(f"wrote {path}\n" for path in write_pages(given["dir"], COMMANDS)))
+        return 0
+    made, name = pages(COMMANDS), "-".join(["flannel-udp", *given["COMMAND"]])
+    if name not in made:
+        from flannel_udp.cli.parser import unknown_command
+
+        raise unknown_command(given["COMMAND"], COMMANDS)
+    sys.stdout.write(made[name])
+    return 0
+
+
+COMMANDS: Mapping[str, Command] = {
+    **CONFIG_COMMANDS,
+    **ASKING_COMMANDS,
+    **HOST_COMMANDS,
+    **LAB_COMMANDS,
+    "help": Command(
+        "explain a command, as its --help does",
+        "example: flannel-udp help route get",
+        _help,
+        {},
+        (Argument("COMMAND", "the command's words; without any: the agent", "*"),),
+    ),
+    "completion": Command(
+        "print a script by which a shell completes commands, flags and their values",
+        f"SHELL is one of {', '.join(SHELLS)}. To have it in every bash:\n"
+        "  flannel-udp completion bash > /etc/bash_completion.d/flannel-udp\n"
+        "in every zsh:\n"
+        "  flannel-udp completion zsh > /usr/local/share/zsh/site-functions/_flannel-udp\n\n"
+        "example: . <(flannel-udp completion bash)",
+        _completion,
+        {},
+        (Argument("SHELL", "|".join(SHELLS), words=SHELLS),),
+    ),
+    "man": Command(
+        "print the manual page of the agent, or of a command, or write them all",
+        "They say what --help says.\n\n"
+        "example: flannel-udp man status | man -l -\n"
+        "         flannel-udp man --dir=/usr/local/share/man/man1",
+        _man,
+        {"output": (Flag("dir", "write all pages into this folder", "DIR", parse_path, in_environment=False),)},
+        (Argument("COMMAND", "the command's words; without any: the agent", "*"),),
+    ),
+}

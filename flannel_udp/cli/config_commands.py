@@ -26,6 +26,13 @@ def _config_check(given: Values) -> int:
 
 def _config_get(given: Values) -> int:
     raw = with_registry(given, lambda registry: registry.read_config())
+    if given.get("json"):
+        try:
+            document = json.loads(raw)
+        except ValueError as error:
+            raise ConfigError([f"what the registry holds is no JSON: {error}"]) from None
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        return 0
     sys.stdout.buffer.write(raw if raw.endswith(b"\n") else raw + b"\n")
     return 0
 
@@ -89,10 +96,10 @@ CONFIG_COMMANDS: Mapping[str, Command] = {
     ),
     "config get": Command(
         "print the network configuration that the registry holds",
-        "It is printed as it is stored, unchecked.\n\n"
+        "It is printed as it is stored, unchecked; with --json what is no JSON is an error.\n\n"
         "example: flannel-udp config get --registry=file:/etc/flannel/registry.json",
         _config_get,
-        {"registry": REGISTRY_FLAGS},
+        {"registry": REGISTRY_FLAGS, "output": (JSON_FLAG,)},
     ),
     "config put": Command(
         "check a network configuration and store it in the registry",

@@ -43,7 +43,7 @@ class Flag:
 
     `parse` turns its text into a value and raises `ValueError` with the reason; `field` is the attribute of `Options`
     it sets (dotted), empty for a flag that sets none, which then says its default in `default`. A `switch` takes a
-    value only after `=`.
+    value only after `=`. `words` are what a shell may complete its value to.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Flag:
     repeatable: bool = False
     secret: bool = False
     in_environment: bool = True
+    words: tuple[str, ...] = ()
 
     @property
     def spelling(self) -> str:
@@ -66,6 +67,12 @@ class Flag:
     def variable(self) -> str:
         """The environment variable that stands in for the flag."""
         return "FLANNELD_" + self.name.upper().replace("-", "_")
+
+    @property
+    def explanation(self) -> str:
+        """What it is for, whether it may be repeated, and its default, as help and manual pages have it."""
+        repeated, default = "; may be repeated" if self.repeatable else "", self.default_text
+        return f"{self.help}{repeated} (default {default})" if default else f"{self.help}{repeated}"
 
     @property
     def default_text(self) -> str:
@@ -80,6 +87,14 @@ class Flag:
 
 def _switch(name: str, help_: str, field: str = "", default: str = "") -> Flag:
     return Flag(name, help_, "BOOL", parse_bool, field, default, switch=True)
+
+
+def choice_flag(
+    name: str, help_: str, words: tuple[str, ...], field: str = "", default: str = "", *, in_environment: bool = True
+) -> Flag:
+    """Return a flag whose value is one of `words`."""
+    parse, shown = choice(*words), "|".join(words)
+    return Flag(name, help_, shown, parse, field, default, in_environment=in_environment, words=words)
 
 
 REGISTRY_FLAGS = (
@@ -144,11 +159,10 @@ LEASE_FLAGS = (
         "subnet_lease_renew_margin",
     ),
     _switch("release-on-exit", "give the subnet back when the agent stops (ours)", "release_on_exit"),
-    Flag(
+    choice_flag(
         "on-lease-loss",
         "what to do when the lease is gone; flanneld exits (ours)",
-        "reacquire|exit",
-        choice("reacquire", "exit"),
+        ("reacquire", "exit"),
         "on_lease_loss",
     ),
 )
@@ -213,13 +227,7 @@ FIREWALL_SHOW_FLAGS = (
     *_RULES_FLAGS,
     Flag("network", "the overlay network", "CIDR", parse_network, in_environment=False),
     Flag("subnet", "the host's subnet of it", "CIDR", parse_network, in_environment=False),
-    Flag(
-        "dialect",
-        "only this one",
-        "nftables|iptables",
-        choice("nftables", "iptables"),
-        in_environment=False,
-    ),
+    choice_flag("dialect", "only this one", ("nftables", "iptables"), in_environment=False),
     Flag(
         "suffix", "with the names beside another overlay's rules", "BOOL", parse_bool, switch=True, in_environment=False
     ),
@@ -236,28 +244,25 @@ HEALTH_FLAGS = (
         whole(0),
         "verbosity",
     ),
-    Flag(
+    choice_flag(
         "log-format",
         "form of the log: text, klog (as flanneld's lines), or json, an object a line (ours)",
-        "text|klog|json",
-        choice("text", "klog", "json"),
+        ("text", "klog", "json"),
         "log_format",
     ),
 )
 
 DATAPLANE_FLAGS = (
-    Flag(
+    choice_flag(
         "datapath",
         "who carries VXLAN and IPIP: the kernel, our own packet path, or auto: the kernel where it can (ours)",
-        "auto|kernel|userspace",
-        choice("auto", "kernel", "userspace"),
+        ("auto", "kernel", "userspace"),
         "dataplane.datapath",
     ),
-    Flag(
+    choice_flag(
         "source-check",
         "how strictly the sender of a packet is checked (ours)",
-        "strict|loose|off",
-        choice("strict", "loose", "off"),
+        ("strict", "loose", "off"),
         "dataplane.source_check",
     ),
     Flag(

@@ -100,7 +100,10 @@ def _cni_install(given: Values) -> int:
     written = [install.install_plugin(given.get("bin-dir", Path("/opt/cni/bin")), given.get("python", sys.executable))]
     if "conf-dir" in given and (path := install.install_conflist(given["conf-dir"])):
         written.append(path)
-    sys.stdout.write("".join(f"wrote {path}\n" for path in written))
+    if given.get("json"):
+        sys.stdout.write(json.dumps({"written": [str(path) for path in written]}, indent=2) + "\n")
+    else:
+        sys.stdout.write("".join(f"wrote {path}\n" for path in written))
     return 0
 
 
@@ -161,7 +164,7 @@ HOST_COMMANDS: Mapping[str, Command] = {
         "It is one file, which needs Python and nothing else; it may be copied to other hosts.\n\n"
         "example: flannel-udp cni install --conf-dir=/etc/cni/net.d",
         _cni_install,
-        {"where": CNI_INSTALL_FLAGS},
+        {"where": CNI_INSTALL_FLAGS, "output": (JSON_FLAG,)},
     ),
     "docker-opts": Command(
         "write the Docker daemon's options for this host's subnet",

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.cli.arguments import Values
 from flannel_udp.cli.command import REST, Argument, Command
-from flannel_udp.cli.flags import JSON_FLAG, Flag
-from flannel_udp.cli.parsers import choice, parse_bool, whole
+from flannel_udp.cli.flags import JSON_FLAG, Flag, choice_flag
+from flannel_udp.cli.parsers import parse_bool, whole
 from flannel_udp.errors import UsageError
 
 
@@ -22,7 +22,7 @@ def _number(name: str, help_: str, default: str) -> Flag:
 
 
 def _choice(name: str, help_: str, words: tuple[str, ...], default: str) -> Flag:
-    return Flag(name, help_, "|".join(words), choice(*words), default=default, in_environment=False)
+    return choice_flag(name, help_, words, default=default, in_environment=False)
 
 
 _NAME = _flag("name", "which lab", default="lab")
@@ -94,7 +94,7 @@ LAB_COMMANDS: Mapping[str, Command] = {
         f"How packets travel is one of {', '.join(BACKENDS)}.\n\n"
         "example: flannel-udp lab up --hosts 5 --pods 2 --registry etcd",
         _up,
-        {"lab": (_NAME, *_PLAN_FLAGS)},
+        {"lab": (_NAME, *_PLAN_FLAGS), "output": (JSON_FLAG,)},
     ),
     "lab status": Command(
         "show the hosts, what their agents run, and the pods",
@@ -127,13 +127,14 @@ LAB_COMMANDS: Mapping[str, Command] = {
             "lab": (
                 _NAME,
                 Flag("all", "remove every lab of this machine", "BOOL", parse_bool, switch=True, in_environment=False),
-            )
+            ),
+            "output": (JSON_FLAG,),
         },
     ),
     "lab demo": Command(
         "build a lab, show how a packet gets from pod to pod, remove it",
         "example: flannel-udp lab demo --backend vxlan --datapath kernel,userspace",
         _demo,
-        {"lab": (_flag("name", "which lab", default="demo"), *_PLAN_FLAGS)},
+        {"lab": (_flag("name", "which lab", default="demo"), *_PLAN_FLAGS), "output": (JSON_FLAG,)},
     ),
 }

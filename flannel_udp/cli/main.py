@@ -19,8 +19,8 @@ from flannel_udp.cli.arguments import read_arguments, split_rest, to_options, un
 from flannel_udp.cli.command import Command
 from flannel_udp.cli.commands import COMMANDS
 from flannel_udp.cli.flags import AGENT_FLAGS
-from flannel_udp.cli.parser import agent_parser, command_parser, group_help
-from flannel_udp.errors import ConfigError, FlannelError, UsageError, did_you_mean
+from flannel_udp.cli.parser import agent_parser, command_parser, help_text, unknown_command
+from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.options import Options
 
 
@@ -87,7 +87,10 @@ def _dispatch(argv: list[str]) -> int:
         words = name.split()
         if argv[: len(words)] == words:
             return _command(name, command, argv[len(words) :])
-    return _incomplete_command(argv)
+    if argv[1:2] in (["-h"], ["-help"], ["--help"]):
+        sys.stdout.write(help_text(argv[:1], COMMANDS))
+        return 0
+    raise unknown_command(argv, COMMANDS)
 
 
 def _agent(argv: list[str]) -> int:
@@ -108,17 +111,3 @@ def _command(name: str, command: Command, argv: list[str]) -> int:
     if command.takes_rest:
         argv, rest[command.arguments[-1].name] = split_rest(argv, flags, len(command.arguments) - 1)
     return command.run({**read_arguments(command_parser(name, command), argv, flags, os.environ), **rest})
-
-
-def _incomplete_command(argv: list[str]) -> int:
-    """Answer a command's first word without the second, or a word that is no command. Raises `UsageError`."""
-    first = argv[0]
-    names = [name.split()[1] for name in COMMANDS if name.split()[0] == first]
-    if not names:
-        hint = did_you_mean(first, [*dict.fromkeys(name.split()[0] for name in COMMANDS), *COMMANDS])
-        raise UsageError(f"unknown command {first!r}{hint} (see: flannel-udp --help)")
-    if argv[1:2] in (["-h"], ["-help"], ["--help"]):
-        sys.stdout.write(group_help(first, COMMANDS))
-        return 0
-    hint = did_you_mean(argv[1], names) if len(argv) > 1 else ""
-    raise UsageError(f"{first} needs one of: {', '.join(names)}{hint} (see: flannel-udp {first} --help)")

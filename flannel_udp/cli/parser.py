@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 from flannel_udp import __version__
@@ -10,6 +10,7 @@ from flannel_udp.backend.table import BACKENDS
 from flannel_udp.cli.arguments import Parser, add_flags, make_parser
 from flannel_udp.cli.command import GROUPS, REST, Command
 from flannel_udp.cli.flags import AGENT_GROUPS, IGNORED_FLAGS
+from flannel_udp.errors import UsageError, did_you_mean
 
 Commands = Mapping[str, Command]
 
@@ -63,8 +64,32 @@ def _usage(prog: str, command: Command) -> str:
     return " ".join([prog, *words])
 
 
-def group_help(first: str, commands: Commands) -> str:
-    """Return what --help shows of the commands that begin with a word."""
+def help_text(words: Sequence[str], commands: Commands) -> str:
+    """Return what --help shows of a command, of a group of commands, or of the agent. Raises `UsageError`."""
+    name = " ".join(words)
+    if not words:
+        return agent_parser(commands).format_help()
+    if name in commands:
+        return command_parser(name, commands[name]).format_help()
+    if any(known.split()[0] == name for known in commands):
+        return _group_help(name, commands)
+    raise unknown_command(words, commands)
+
+
+def unknown_command(words: Sequence[str], commands: Commands) -> UsageError:
+    """Return what is to be said of words that name no command."""
+    first = words[0]
+    seconds = [name.split()[1] for name in commands if name.split()[0] == first and name != first]
+    if first in commands:
+        return UsageError(f"{first} has no command {words[1]!r} (see: flannel-udp {first} --help)")
+    if not seconds:
+        hint = did_you_mean(first, [*dict.fromkeys(name.split()[0] for name in commands), *commands])
+        return UsageError(f"unknown command {first!r}{hint} (see: flannel-udp --help)")
+    hint = did_you_mean(words[1], seconds) if len(words) > 1 else ""
+    return UsageError(f"{first} needs one of: {', '.join(seconds)}{hint} (see: flannel-udp {first} --help)")
+
+
+def _group_help(first: str, commands: Commands) -> str:
     group = {name: command.summary for name, command in commands.items() if name.split()[0] == first}
     summary = f"{GROUPS[first]}.\n\n" if first in GROUPS else ""
     return f"usage: flannel-udp {first} COMMAND ...\n\n{summary}commands:\n{_table(group)}\n"

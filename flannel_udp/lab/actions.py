@@ -20,8 +20,8 @@ from rich.table import Table
 
 from flannel_udp.errors import FlannelError, UsageError, did_you_mean
 from flannel_udp.lab.by_hand import ALLOC, routes_from
-from flannel_udp.lab.demo import run_demo
-from flannel_udp.lab.lab import ENDING_SIGNALS, Lab, lab_names, remove
+from flannel_udp.lab.demo import demo_document, run_demo
+from flannel_udp.lab.lab import ENDING_SIGNALS, Lab, lab_names, no_lab, remove
 from flannel_udp.lab.plan import OVERLAY, Plan
 
 Given = Mapping[str, Any]
@@ -40,6 +40,9 @@ def up(given: Given) -> int:
     lab = Lab(_plan(given, _NAME))
     with _progress(), _interruptible():
         lab.up()
+    if given.get("json"):
+        _print_json(lab.status())
+        return 0
     _show(lab)
     option = "" if lab.name == _NAME else f" --name {lab.name}"
     on_h1 = f"flannel-udp lab exec{option} h1 -- ip"
@@ -58,10 +61,14 @@ def status(given: Given) -> int:
     """Show a lab."""
     lab = _attached(given)
     if given.get("json"):
-        sys.stdout.write(json.dumps(lab.status(), indent=2) + "\n")
+        _print_json(lab.status())
     else:
         _show(lab)
     return 0
+
+
+def _print_json(document: Any) -> None:
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
 def _show(lab: Lab) -> None:
@@ -115,8 +122,11 @@ def down(given: Given) -> int:
     if faults:
         raise faults[0]
     if not removed and not every:
-        raise FlannelError(f"no lab named {names[0]} is up: `ip netns` lists what there is")
-    sys.stdout.write(f"removed: {', '.join(removed)}\n" if removed else "no lab is up\n")
+        raise no_lab(names[0])
+    if given.get("json"):
+        _print_json({"removed": removed})
+    else:
+        sys.stdout.write(f"removed: {', '.join(removed)}\n" if removed else "no lab is up\n")
     return 0
 
 
@@ -124,9 +134,14 @@ def demo(given: Given) -> int:
     """Show what a lab is, and take it away."""
     width = shutil.get_terminal_size((100, 24)).columns
     with _progress(), _interruptible():
-        complete = run_demo(_plan(given, _DEMO_NAME), sys.stdout, width)
+        if given.get("json"):
+            document = demo_document(_plan(given, _DEMO_NAME))
+            _print_json(document)
+            complete = document["ok"]
+        else:
+            complete = run_demo(_plan(given, _DEMO_NAME), sys.stdout, width)
     if not complete:
-        raise FlannelError("a ping was lost: see the matrix above")
+        raise FlannelError("a ping was lost: see above which")
     return 0
 
 

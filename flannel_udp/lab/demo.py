@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from flannel_udp.errors import UsageError
 from flannel_udp.lab.by_hand import ALLOC, put_routes, routes_from
@@ -33,10 +33,55 @@ def run_demo(plan: Plan, stream: TextIO, width: int) -> bool:
 
     The lab is gone when this returns or raises. Raises `UsageError` for a plan without two pods to talk.
     """
+    with _lab_for(plan) as lab:
+        return show(lab, stream, width)
+
+
+def demo_document(plan: Plan) -> dict[str, Any]:
+    """Return the same as a document for programs, as `run_demo` does; `ok` is whether every ping was answered."""
+    with _lab_for(plan) as lab:
+        if plan.backend == ALLOC:
+            put_routes(lab)
+        families = [_family_document(lab, version) for version in plan.versions]
+        status = lab.status()
+    answered = all(ping["ms"] is not None for family in families for ping in family["pings"])
+    return {"ok": answered, "lab": status, "families": families}
+
+
+def _lab_for(plan: Plan) -> Lab:
     if plan.hosts < 2 or plan.pods < 1:
         raise UsageError("a demonstration needs at least 2 hosts with 1 pod each")
-    with Lab(plan) as lab:
-        return show(lab, stream, width)
+    return Lab(plan)
+
+
+def _family_document(lab: Lab, version: int) -> dict[str, Any]:
+    first, last = lab.hosts[0].pods[0], lab.hosts[-1].pods[0]
+    times = ping_matrix(_pods_of(lab, version), version=version)
+    pings = [
+        {"from": source, "to": target, "ms": None if seconds is None else round(seconds * 1e3, 3)}
+        for (source, target), seconds in times.items()
+    ]
+    rate = tcp_rate(first, last, last.address(version))
+    tunnel = tunnel_of(lab.plan, version)
+    packet = [
+        {
+            "where": f"{step.node.path} {step.interface}",
+            "what": step.story,
+            "seen": describe(step.packet, tunnel).splitlines() if step.packet else None,
+        }
+        for step in trace(first, last, version=version)
+    ]
+    ends = {"from": first.path, "to": last.path}
+    return {
+        "ip": version,
+        "pings": pings,
+        "tcp": {**ends, "bits_per_s": round(rate)},
+        "packet": {**ends, "steps": packet},
+    }
+
+
+def _pods_of(lab: Lab, version: int) -> list[Pod]:
+    return [pod for pod in lab.pods() if pod.known_address(version)]
 
 
 def show(lab: Lab, stream: TextIO, width: int) -> bool:
@@ -67,7 +112,7 @@ def show(lab: Lab, stream: TextIO, width: int) -> bool:
 
 def _show_family(lab: Lab, say: Callable[[str], None], version: int) -> bool:
     """Show the routes, pings, a transfer and one packet by IPv4 or IPv6; return whether every ping was answered."""
-    pods = [pod for pod in lab.pods() if pod.known_address(version)]
+    pods = _pods_of(lab, version)
     first, last = lab.hosts[0].pods[0], lab.hosts[-1].pods[0]
     by = "" if lab.plan.versions == (4,) else f" by IPv{version}"
     say(format_routes(lab.hosts[0], lab.plan.overlays[lab.plan.versions.index(version)]))

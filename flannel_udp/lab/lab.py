@@ -22,7 +22,7 @@ from ipaddress import ip_network
 from types import TracebackType
 from typing import Any, Self
 
-from flannel_udp.errors import FlannelError
+from flannel_udp.errors import FlannelError, did_you_mean
 from flannel_udp.lab import ethtool, netns
 from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node, Pod, interface_address
@@ -66,7 +66,10 @@ class Lab:
     def attach(cls, name: str) -> Self:
         """Return the lab of that name, which another process brought up. Raises `FlannelError` if there is none."""
         netns.require()
-        return cls(Plan.load(name))
+        plan = Plan.load(name)
+        if plan is None:
+            raise no_lab(name)
+        return cls(plan)
 
     def __enter__(self) -> Self:
         self.up()
@@ -108,7 +111,9 @@ class Lab:
         for host in self.hosts:
             if host.name == name:
                 return host
-        raise FlannelError(f"the lab {self.name} has no host {name}: it has {', '.join(self.plan.host_names)}")
+        known = self.plan.host_names
+        hint = did_you_mean(name, known)
+        raise FlannelError(f"the lab {self.name} has no host {name}: it has {', '.join(known)}{hint}")
 
     def pods(self) -> list[Pod]:
         """Return all pods, host by host."""
@@ -269,6 +274,14 @@ def lab_names() -> list[str]:
     """Return the names of all labs, also of half-made and killed ones: by their folder or by their namespaces."""
     folders = {path.name for path in STATE_DIR.iterdir()} if STATE_DIR.is_dir() else set()
     return sorted(folders | {name for ns in netns.names() if (name := lab_of_namespace(ns))})
+
+
+def no_lab(name: str) -> FlannelError:
+    """Return what is to be said of a name that no lab has."""
+    names = lab_names()
+    hint = did_you_mean(name, names)
+    there = f"there are {', '.join(names)}{hint}" if names else "there is none: flannel-udp lab up makes one"
+    return FlannelError(f"no lab named {name} is up: {there}")
 
 
 def remove(name: str) -> bool:

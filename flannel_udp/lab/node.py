@@ -15,7 +15,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, ip_network
 from typing import IO, Any
 
-from flannel_udp.errors import FlannelError
+from flannel_udp.errors import FlannelError, did_you_mean
 from flannel_udp.files import subnet_env
 from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab import netns
@@ -140,7 +140,8 @@ class Host(Node):
         for pod in self.pods:
             if pod.name == name:
                 return pod
-        raise FlannelError(f"{self.name} has no pod {name}: the lab has {self.plan.pods} a host")
+        hint = did_you_mean(name, self.plan.pod_names)
+        raise FlannelError(f"{self.name} has no pod {name}: the lab has {self.plan.pods} a host{hint}")
 
     def underlay_of(self, version: int) -> Address:
         """Return its address of a family on the underlay, by IP version."""

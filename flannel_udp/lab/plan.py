@@ -216,13 +216,13 @@ class Plan:
         replace_file(self.state / "lab.json", text.encode())
 
     @classmethod
-    def load(cls, name: str) -> Self:
-        """Read the plan of a lab that is up. Raises `FlannelError` if there is none."""
+    def load(cls, name: str) -> Self | None:
+        """Read the plan of a lab that is up; ``None`` if there is none."""
         check_name(name)
         try:
             plan = json.loads((STATE_DIR / name / "lab.json").read_text())
         except FileNotFoundError:
-            raise FlannelError(f"no lab named {name} is up: make one with `flannel-udp lab up --name {name}`") from None
+            return None
         plan["agents"] = None if plan["agents"] is None else tuple(plan["agents"])
         plan["agent_args"], plan["routed"] = tuple(plan["agent_args"]), tuple(plan["routed"])
         plan["host_args"] = {host: tuple(arguments) for host, arguments in plan["host_args"].items()}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+from flannel_udp.errors import did_you_mean
 from flannel_udp.model import Prefix, Subnet
 from flannel_udp.netconf.addresses import LINK_LOCAL, why_no_overlay
 from flannel_udp.netconf.reader import JsonObject, ObjectReader, decode_object, shown
@@ -333,8 +334,8 @@ def _read_backend(reader: ObjectReader, backends: Mapping[str, OptionsReader], w
     document = reader.object("Backend") or JsonObject([])
     kind = (ObjectReader(document, ("Type",)).string("Type") or DEFAULT_TYPE).lower()
     if kind not in backends:
-        known = ", ".join(backends)
-        reader.fault("Backend", f"Backend.Type is {shown(kind)}: this agent has no such backend, it has {known}")
+        known, hint = ", ".join(backends), did_you_mean(kind, backends)
+        reader.fault("Backend", f"Backend.Type is {shown(kind)}: this agent has no such backend, it has {known}{hint}")
         return BackendConfig(kind, {})
     backend = backends[kind]
     inner = ObjectReader(document, ("Type", *backend.option_keys), "Backend.")

@@ -79,6 +79,8 @@ def test_exec_runs_inside_and_passes_output_and_exit_code_on(bare_lab: Lab) -> N
     [
         (("exec", "h3", "--", "true"), "has no host h3: it has h1, h2"),
         (("exec", "h1/p9", "--", "true"), "h1 has no pod p9"),
+        (("exec", "h11", "--", "true"), "has no host h11: it has h1, h2: did you mean h1?"),
+        (("logs", "h22"), "has no host h22: it has h1, h2: did you mean h2?"),
         (("logs", "h1"), "h1: no agent of ours was started here"),
     ],
 )
@@ -97,10 +99,18 @@ def test_without_a_lab_every_command_says_so(words: tuple[str, ...]) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_misspelt_lab_is_answered_with_the_one_that_is_up(bare_lab: Lab) -> None:
+    for command in ("status", "down"):
+        done = run(command, "--name", f"{bare_lab.name}x")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"flannel-udp: no lab named {bare_lab.name}x is up: there are ")
+        assert done.stderr.endswith(f": did you mean {bare_lab.name}?\n")
+
+
 def test_down_removes_the_named_lab_only(bare_lab: Lab) -> None:
     with Lab(Plan(fresh_name(), agents=())) as other:
-        done = run("down", "--name", bare_lab.name)
-        assert (done.returncode, done.stdout) == (0, f"removed: {bare_lab.name}\n")
+        done = run("down", "--name", bare_lab.name, "--json")
+        assert (done.returncode, json.loads(done.stdout)) == (0, {"removed": [bare_lab.name]})
         assert not namespaces_of(bare_lab.name)
         assert namespaces_of(other.name)
 
@@ -207,6 +217,24 @@ def test_a_demonstration_draws_pings_transfers_traces_and_leaves_nothing() -> No
     ]
     assert not namespaces_of(name)
     assert not state_of(name).exists()
+
+
+def test_a_demonstration_for_programs_is_one_document() -> None:
+    name = fresh_name()
+    done = run("demo", "--name", name, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["ok"] is True
+    assert [host["name"] for host in document["lab"]["hosts"]] == ["h1", "h2"]
+    (family,) = document["families"]
+    assert family["ip"] == 4
+    assert {(ping["from"], ping["to"]) for ping in family["pings"]} == {("h1/p1", "h2/p1"), ("h2/p1", "h1/p1")}
+    assert all(ping["ms"] > 0 for ping in family["pings"])
+    assert family["tcp"]["bits_per_s"] > 0
+    steps = family["packet"]["steps"]
+    assert [step["where"] for step in steps] == ["h1/p1 eth0", "h1 flannel0", "h1 eth0", "h2 flannel0", "h2/p1 eth0"]
+    assert steps[2]["seen"][0].startswith("192.0.2.1:8285 → 192.0.2.2:8285  UDP")
+    assert not namespaces_of(name)
 
 
 @pytest.mark.parametrize("datapath", ["kernel", "userspace"])

@@ -126,7 +126,7 @@ def test_the_plugin_is_installed_where_the_host_has_its_plugins(pod: dict[str, A
     plugin = pod["initContainers"][0]
     parser = make_parser("flannel-udp", "", "")
     command = COMMANDS["cni install"]
-    (flags,) = command.flags.values()
+    flags = command.all_flags
     add_flags(parser, "flags", flags)
     words = plugin["command"]
     assert words[:3] == ["flannel-udp", "cni", "install"]

@@ -52,6 +52,12 @@ def test_a_backend_that_we_do_not_have_is_refused_with_those_that_we_have(kind: 
     ]
 
 
+@pytest.mark.parametrize(("kind", "meant"), [("vxlna", "vxlan"), ("hostgw", "host-gw"), ("upd", "udp")])
+def test_a_misspelt_backend_is_answered_with_the_one_that_is_meant(kind: str, meant: str) -> None:
+    (fault,) = faults(Backend={"Type": kind})
+    assert fault.endswith(f"{', '.join(BACKENDS)}: did you mean {meant}?")
+
+
 @pytest.mark.parametrize("kind", [kind for kind in BACKENDS if 6 in BACKENDS[kind].families])
 def test_a_backend_carries_ipv6_beside_ipv4_or_alone(kind: str) -> None:
     v6 = {"EnableIPv6": True, "IPv6Network": "fd00:1::/48", "Backend": {"Type": kind}}

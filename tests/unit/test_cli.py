@@ -19,7 +19,7 @@ from flannel_udp import __version__
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.cli.command import GROUPS
 from flannel_udp.cli.commands import COMMANDS
-from flannel_udp.cli.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS
+from flannel_udp.cli.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS, JSON_FLAG
 from flannel_udp.cli.main import main
 from flannel_udp.options import Offload
 
@@ -101,10 +101,34 @@ def test_every_command_has_help_with_an_example(name: str, word: str, capsys: py
             assert flag.spelling in text
 
 
+SHOW_NOTHING_OF_THEIR_OWN = {"docker-opts", "lab exec", "lab logs", "help", "completion", "man"}
+
+
+def test_every_command_that_shows_something_shows_it_to_programs_too() -> None:
+    without = {name for name, command in COMMANDS.items() if JSON_FLAG not in command.all_flags}
+    assert without == SHOW_NOTHING_OF_THEIR_OWN
+
+
+def test_cni_install_says_to_programs_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cni", "install", f"--bin-dir={tmp_path}", f"--conf-dir={tmp_path}", "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)["written"]
+    assert written == [str(tmp_path / "flannel"), str(tmp_path / "10-flannel.conflist")]
+    assert all(Path(path).exists() for path in written)
+
+
 @pytest.mark.parametrize("words", [["--help"], ["config", "check", "--help"], ["lab", "up", "--help"]])
 def test_help_names_the_backends(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     assert ", ".join(BACKENDS) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["config"], ["config", "check"], ["status"], ["lab", "up"], ["help"]])
+def test_help_says_what_the_flag_says(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", *words]) == 0
+    by_command = capsys.readouterr().out
+    assert main([*words, "--help"]) == 0
+    assert capsys.readouterr().out == by_command
+    assert by_command.startswith("usage: flannel-udp")
 
 
 @pytest.mark.parametrize("group", ["config", "route", "lab"])
@@ -133,6 +157,11 @@ def test_help_of_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFi
         (["config", "get", "--iface=eth0"], "unknown flag '--iface'"),
         (["route", "get"], "the following arguments are required: ADDRESS (see: flannel-udp route get --help)"),
         (["route", "get", "pod"], "'pod' is not an IP address"),
+        (["help", "statu"], "unknown command 'statu': did you mean status? (see: flannel-udp --help)"),
+        (["help", "status", "x"], "status has no command 'x' (see: flannel-udp status --help)"),
+        (["help", "lab", "dmo"], LAB_NEEDS + ": did you mean demo? (see: flannel-udp lab --help)"),
+        (["man", "statu"], "unknown command 'statu': did you mean status? (see: flannel-udp --help)"),
+        (["completion", "bsh"], "completion: 'bsh' is not one of bash, zsh, tcsh, fish: did you mean bash?"),
         (["lab", "dmo"], LAB_NEEDS + ": did you mean demo? (see: flannel-udp lab --help)"),
         (["lab", "up", "--host=3"], "unknown flag '--host': did you mean --hosts?"),
         (["--datapath=kernal"], "--datapath: 'kernal' is not one of auto, kernel, userspace: did you mean kernel?"),
@@ -195,7 +224,7 @@ def test_help_version_and_mistakes_load_nothing_but_the_command_line(words: list
     rooms = ("flannel_udp.backend", "flannel_udp.backend.table", "flannel_udp.errors", "flannel_udp.options")
     assert {name for name in ours if not name.startswith("flannel_udp.cli")} == {"flannel_udp", *rooms}
     assert "flannel_udp.cli.config_put" not in ours
-    heavy = {"aiohttp", "asyncio", "google", "grpc", "pyroute2", "pytun", "rich", "uvloop"}
+    heavy = {"aiohttp", "shtab", "asyncio", "google", "grpc", "pyroute2", "pytun", "rich", "uvloop"}
     assert not heavy & {name.partition(".")[0] for name in loaded}
 
 

@@ -41,6 +41,13 @@ def test_what_was_put_can_be_got(registry: Path, document: Path, capsys: pytest.
     assert err == ""
 
 
+def test_what_programs_get_is_json(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["config", "get", f"--registry=file:{registry}", "--json"]
+    registry.write_text(json.dumps({"config": {"Network": "nonsense"}}))
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out) == {"Network": "nonsense"}  # unchecked, as without --json
+
+
 def test_the_registry_may_come_from_the_environment(
     registry: Path, document: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -166,10 +166,17 @@ def test_of_two_equal_keys_the_last_wins_with_a_warning() -> None:
 def test_unknown_keys_are_warned_about_and_not_fatal() -> None:
     parsed = parse_config('{"Network": "10.1.0.0/16", "Netwrok": 1, "a\\nb": 2, "Backend": {"Prot": 3}}')
     assert parsed.warnings == (
-        'unknown key "Netwrok" is ignored',
+        'unknown key "Netwrok" is ignored: did you mean Network?',
         'unknown key "a\\nb" is ignored',
-        'unknown key "Backend.Prot" is ignored',
+        'unknown key "Backend.Prot" is ignored: did you mean Backend.Port?',
     )
+
+
+def test_of_many_unknown_keys_the_first_few_are_compared_with_known_ones() -> None:
+    document = {"Network": "10.1.0.0/16", **{f"Subnet{number}": 1 for number in range(1000)}}
+    warnings = parse_config(json.dumps(document)).warnings
+    assert len(warnings) == 1000
+    assert [("did you mean" in warning) for warning in warnings] == [True] * 10 + [False] * 990
 
 
 def test_cleared_host_bits_are_said() -> None:

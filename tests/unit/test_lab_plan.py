@@ -155,5 +155,4 @@ def test_a_host_behind_a_router_is_on_another_network() -> None:
 
 def test_a_lab_that_is_not_up_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "STATE_DIR", tmp_path)
-    with pytest.raises(FlannelError, match="no lab named x is up: make one with `flannel-udp lab up --name x`"):
-        Plan.load("x")
+    assert Plan.load("x") is None
