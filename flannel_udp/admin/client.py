@@ -1,4 +1,4 @@
-"""Asking a running agent over its control socket: what the commands ``status``, ``peers`` and ``route get`` stand on.
+"""Asking a running agent over its control socket: what the commands ``status``, ``peers`` and ``route`` stand on.
 
 Synchronous and light: these commands are typed by people who wait for them.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from flannel_udp.admin.shapes import PeerRow, Route, Status
+from flannel_udp.admin.shapes import PeerRow, Route, RouteRow, Status
 from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.model import Address
 from flannel_udp.netconf.addresses import parse_address
 
 TIMEOUT_S = 5.0
@@ -49,13 +50,25 @@ def fetch_probed_peers(
     return cast(list[PeerRow], _expect(list, _get(path, target, timeout_s, progress), path))
 
 
-def fetch_route(path: Path, address: str, timeout_s: float = TIMEOUT_S) -> Route:
-    """Return where a packet for `address` would go. Raises `UsageError` if it is none, else as `fetch_status` does."""
-    try:
-        parsed = parse_address(address)
-    except ValueError as error:
-        raise UsageError(f"{address!r} is not an IP address") from error
-    return cast(Route, _expect(dict, _get(path, f"/v1/route?address={parsed}", timeout_s), path))
+def read_addresses(texts: Sequence[str]) -> list[Address]:
+    """Return the addresses that somebody typed. Raises `UsageError` for what is none."""
+    addresses = []
+    for text in texts:
+        try:
+            addresses.append(parse_address(text))
+        except ValueError as error:
+            raise UsageError(f"{text!r} is not an IP address") from error
+    return addresses
+
+
+def fetch_route(path: Path, address: Address, timeout_s: float = TIMEOUT_S) -> Route:
+    """Return where a packet for `address` would go. Raises as `fetch_status` does."""
+    return cast(Route, _expect(dict, _get(path, f"/v1/route?address={address}", timeout_s), path))
+
+
+def fetch_routes(path: Path, timeout_s: float = TIMEOUT_S) -> list[RouteRow]:
+    """Return one row a subnet that packets have a route to. Raises as `fetch_status` does."""
+    return cast(list[RouteRow], _expect(list, _get(path, "/v1/routes", timeout_s), path))
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -94,7 +107,9 @@ def _get(path: Path, target: str, timeout_s: float, progress: Callable[[int], ob
         connection.close()
     if response.status != http.client.OK:
         message = answer.get("error") if isinstance(answer, dict) else None
-        raise FlannelError(message) if isinstance(message, str) else _nonsense(path)
+        if not isinstance(message, str):
+            raise _nonsense(path)
+        raise _too_old(path, target) if response.status == http.client.NOT_FOUND else FlannelError(message)
     return answer
 
 
@@ -113,6 +128,13 @@ def _expect(kind: type[dict[str, Any]] | type[list[Any]], answer: Any, path: Pat
     if not isinstance(answer, kind):
         raise _nonsense(path)
     return answer
+
+
+def _too_old(path: Path, target: str) -> FlannelError:
+    return FlannelError(
+        f"the agent on {path} is of an older version, which does not know {target.partition('?')[0]}: "
+        "start the installed one in its place (flannel-udp --takeover)"
+    )
 
 
 def _nonsense(path: Path) -> FlannelError:

@@ -1,8 +1,8 @@
 """The local control socket: HTTP over a unix socket that only its owner may open.
 
-``GET /v1/status``, ``/v1/peers`` and ``/v1/route?address=A`` answer with the documents of `shapes`, ``/v1/peers?probe``
-after each peer was asked by an echo (``?probe=5``: within that many seconds); whatever goes wrong answers
-``{"error": "one line"}`` and a status of 400 or more.
+``GET /v1/status``, ``/v1/peers``, ``/v1/route?address=A`` and ``/v1/routes`` answer with the documents of `shapes`,
+``/v1/peers?probe`` after each peer was asked by an echo (``?probe=5``: within that many seconds); whatever goes wrong
+answers ``{"error": "one line"}`` and a status of 400 or more.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import json
 import logging
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from flannel_udp.admin.listener import BACKLOG, UnixListener
-from flannel_udp.admin.shapes import PeerRow, Route, Status
+from flannel_udp.admin.shapes import PeerRow, Route, RouteRow, Status
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import Address
 from flannel_udp.netconf.addresses import parse_address
 
 logger = logging.getLogger(__name__)
+
+Row = TypeVar("Row", PeerRow, RouteRow)
 
 _SHUTDOWN_TIMEOUT_S = 0.2
 """How long an answer that nobody reads may hold up the agent's end; aiohttp waits that long up to twice."""
@@ -47,6 +49,10 @@ class StatusSource(Protocol):
 
     async def route(self, address: Address) -> Route:
         """Return where a packet for `address` would go, and why."""
+        ...
+
+    def routes(self) -> AsyncIterator[list[RouteRow]]:
+        """Yield one row a route, in the order of their subnets, in parts, none of them empty."""
         ...
 
 
@@ -92,14 +98,7 @@ def _application(source: StatusSource) -> web.Application:
         if probe and not re.fullmatch("[1-9][0-9]?", probe):
             return _error(400, f"probe={probe[:60]!r} is no number of seconds, 1 to 99: ask for /v1/peers?probe=5")
         parts = source.peers() if probe is None else source.probed_peers(*([float(probe)] if probe else []))
-        first: list[PeerRow] = await anext(parts, [])  # what goes wrong here can still be answered with an error
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await response.prepare(request)
-        await response.write(b"[" + _rows(first))
-        async for rows in parts:
-            await response.write(b"," + _rows(rows))
-        await response.write_eof(b"]")
-        return response
+        return await _in_parts(request, parts)
 
     async def route(request: web.Request) -> web.Response:
         text = request.query.get("address", "")
@@ -109,12 +108,28 @@ def _application(source: StatusSource) -> web.Application:
             return _error(400, f"address={text[:60]!r} is not an IP address: ask for /v1/route?address=10.1.16.5")
         return web.json_response(await source.route(address))
 
+    async def routes(request: web.Request) -> web.StreamResponse:
+        return await _in_parts(request, source.routes())
+
     app = web.Application(middlewares=[_errors_as_json])
-    app.add_routes([web.get("/v1/status", status), web.get("/v1/peers", peers), web.get("/v1/route", route)])
+    answers = {"status": status, "peers": peers, "route": route, "routes": routes}
+    app.add_routes(web.get(f"/v1/{name}", answer) for name, answer in answers.items())
     return app
 
 
-def _rows(rows: list[PeerRow]) -> bytes:
+async def _in_parts(request: web.Request, parts: AsyncIterator[list[Row]]) -> web.StreamResponse:
+    """Answer with one list of all rows."""
+    first: list[Row] = await anext(parts, [])  # what goes wrong here can still be answered with an error
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    await response.write(b"[" + _rows(first))
+    async for rows in parts:
+        await response.write(b"," + _rows(rows))
+    await response.write_eof(b"]")
+    return response
+
+
+def _rows(rows: Sequence[object]) -> bytes:
     return json.dumps(rows)[1:-1].encode()
 
 

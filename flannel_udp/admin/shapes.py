@@ -1,4 +1,4 @@
-"""The documents of the control socket: what ``status``, ``peers`` and ``route get`` print with ``--json``.
+"""The documents of the control socket: what ``status``, ``peers`` and ``route`` print with ``--json``.
 
 Addresses and subnets are text as flannel writes them (``10.1.15.0/24``); counts start at 0 with the process.
 """
@@ -192,26 +192,42 @@ class PeerRow(TypedDict):
     echo: NotRequired[Echo]
 
 
-class Route(TypedDict):
+class Way(TypedDict, total=False):
+    """How packets travel to a peer.
+
+    ``public_ip`` and ``interface`` are there for the verdict "peer", ``port`` (the peer's) and ``tunnel`` (a device's
+    name) as well where packets take one; ``datapath`` as in `PeerRow`. ``problem`` says why packets do not arrive
+    there, where that is known.
+    """
+
+    public_ip: str
+    port: int
+    interface: str
+    tunnel: str
+    datapath: str
+    problem: str
+
+
+class Route(Way):
     """Where a packet for ``address`` goes; ``reason`` is one sentence saying why, or why nowhere.
 
-    ``subnet`` is the lease that covers it; ``public_ip`` and ``interface`` are there for the verdict "peer", ``port``
-    (the peer's) and ``tunnel`` (a device's name) as well where packets take one; ``datapath`` as in `PeerRow`.
-    ``problem`` says why packets do not arrive there, where that is known. ``kernel`` is the entry of its tables that
-    the kernel uses for a packet of this host, ``kernel_for_pods`` for one of our pods if that is another one;
-    ``diverted`` says what leads either elsewhere than it has to go.
+    ``subnet`` is the lease that covers it. ``kernel`` is the entry of its tables that the kernel uses for a packet of
+    this host, ``kernel_for_pods`` for one of our pods if that is another one; ``diverted`` says what leads either
+    elsewhere than it has to go.
     """
 
     address: str
     verdict: Verdict
     reason: str
     subnet: NotRequired[str]
-    public_ip: NotRequired[str]
-    port: NotRequired[int]
-    interface: NotRequired[str]
-    tunnel: NotRequired[str]
-    datapath: NotRequired[str]
-    problem: NotRequired[str]
     kernel: NotRequired[str]
     kernel_for_pods: NotRequired[str]
     diverted: NotRequired[str]
+
+
+class RouteRow(Way):
+    """Where packets for a subnet go; ``reason`` is there where that is nowhere, or not by a lease of our own."""
+
+    subnet: str
+    verdict: Verdict
+    reason: NotRequired[str]

@@ -14,8 +14,10 @@ from flannel_udp.admin.shapes import (
     NetDevice,
     PeerRow,
     Route,
+    RouteRow,
     SocketBuffers,
     Status,
+    Way,
 )
 from flannel_udp.model import KERNEL_DROPS
 
@@ -99,12 +101,7 @@ def show_route(route: Route, stream: TextIO) -> None:
     console = _console(stream)
     way, style = f"{route['verdict']} {route.get('subnet', '')}".rstrip(), "yellow"
     if route["verdict"] == "peer":
-        port, tunnel = _optional(":{}", route.get("port")), _optional(" tunnel {}", route.get("tunnel"))
-        direct = " direct" if route.get("datapath") == "direct" else ""
-        public_ip = route.get("public_ip") or ""
-        end = f"[{public_ip}]{port}" if port and ":" in public_ip else f"{public_ip}{port}"
-        via = f"{end} dev {route.get('interface')}{tunnel}{direct}"
-        way, style = f"via {via} subnet {route.get('subnet')}", "yellow" if "problem" in route else "green"
+        way, style = f"{_way(route)} subnet {route.get('subnet')}", "yellow" if "problem" in route else "green"
     console.print(Text.assemble((route["address"], "bold"), " ", (way, style)))
     console.print(Text(f"    {route['reason']}"))
     if "problem" in route:
@@ -115,6 +112,28 @@ def show_route(route: Route, stream: TextIO) -> None:
         console.print(Text(f"    the kernel, for our pods: {route['kernel_for_pods']}"))
     if "diverted" in route:
         console.print(Text(f"    {route['diverted']}", style="red"))
+
+
+def show_routes(routes: Sequence[RouteRow], stream: TextIO) -> None:
+    """Write one line a route in the manner of `ip route list`, in the order given."""
+    from rich.text import Text  # noqa: PLC0415 - as above
+
+    console = _console(stream)
+    if not routes:
+        console.print("no routes")
+    for route in routes:
+        to_peer, why = route["verdict"] == "peer", route.get("problem") or route.get("reason")
+        style = "" if route["verdict"] == "own subnet" else "yellow" if why else "green"
+        way = _way(route) if to_peer else route["verdict"]
+        console.print(Text.assemble((route["subnet"], "bold"), " ", (way, style), _optional(": {}", why)))
+
+
+def _way(way: Way) -> str:
+    port, tunnel = _optional(":{}", way.get("port")), _optional(" tunnel {}", way.get("tunnel"))
+    direct = " direct" if way.get("datapath") == "direct" else ""
+    public_ip = way.get("public_ip") or ""
+    end = f"[{public_ip}]{port}" if port and ":" in public_ip else f"{public_ip}{port}"
+    return f"via {end} dev {way.get('interface')}{tunnel}{direct}"
 
 
 def _console(stream: TextIO) -> Console:

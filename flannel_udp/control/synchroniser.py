@@ -21,7 +21,7 @@ from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays
 from flannel_udp.errors import RegistryError
 from flannel_udp.levels import CHANGES, STEPS
-from flannel_udp.model import Address, Change, Delta, Entry, Lease, LeaseAttrs, Snapshot, Subnet
+from flannel_udp.model import Address, Change, Delta, Entry, Lease, LeaseAttrs, Prefix, Snapshot, Subnet
 from flannel_udp.registry import Registry, Tell
 
 logger = logging.getLogger(__name__)
@@ -106,6 +106,11 @@ class Synchroniser:
     def status(self) -> SyncStatus:
         """Plain numbers for status and metrics."""
         return SyncStatus(self._revision, self._table.count, self._last_event_s, self._published)
+
+    @property
+    def ours(self) -> frozenset[Prefix]:
+        """What other entries than our lease's have under our address: packets for it are delivered to the kernel."""
+        return self._table.ours()
 
     async def set_own(self, lease: Lease | None) -> None:
         """Set the lease that this host holds; without one nothing is published."""

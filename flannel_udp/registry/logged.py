@@ -62,6 +62,10 @@ class LoggedRegistry:
         """See `Registry.renew`."""
         return await self._asked(f"renew {entry.key}", self._registry.renew(entry, value, ttl_s))
 
+    async def move(self, entry: Entry, key: str, value: bytes) -> Entry:
+        """See `Registry.move`."""
+        return await self._asked(f"move {entry.key} to {key}", self._registry.move(entry, key, value))
+
     async def delete(self, entry: Entry) -> None:
         """See `Registry.delete`."""
         await self._asked(f"delete {entry.key}", self._registry.delete(entry))

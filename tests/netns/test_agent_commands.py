@@ -8,12 +8,13 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
-from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping_matrix
 from tests.support.agents import (
     Agent,
@@ -21,6 +22,7 @@ from tests.support.agents import (
     command_line,
     drops_of,
     subnet_of,
+    up_with_peers,
     wait_for,
 )
 from tests.support.by_hand import FileByHand
@@ -31,7 +33,7 @@ pytestmark = NEEDS_NETNS
 HEALTH_PORT = 8080
 
 
-# status, peers, route get
+# status, peers, route
 
 
 def test_status_tells_what_the_agent_is_doing(pair: Lab) -> None:
@@ -99,6 +101,62 @@ def test_route_get_names_the_peer_or_says_why_there_is_none(pair: Lab) -> None:
         "interface": "eth0",
         "tunnel": "flannel0",
     }
+
+
+def test_route_get_fails_where_one_of_the_addresses_has_no_route(pair: Lab) -> None:
+    h1, h2 = pair.hosts
+    there, here = str(h2.pods[0].ip), str(h1.pods[0].ip)
+    assert command_line(h1, "route", "get", there, here).returncode == 0
+    assert command_line(h1, "route", "get", there, "10.244.255.7", here).returncode == 1
+    assert command_line(h1, "route", "get", "198.51.100.1").returncode == 1
+    assert [route["address"] for route in command_json(h1, "route", "get", there, here)] == [there, here]
+
+
+def test_route_list_has_all_that_packets_have_a_route_to(pair: Lab) -> None:
+    h1, h2 = pair.hosts
+    own, theirs = subnet_of(h1), subnet_of(h2)
+    by_hand = FileByHand(pair)
+    by_hand.put("10.244.250.0-24", '{"PublicIP": "192.0.2.1"}')  # under our own address
+    try:
+        wait_for("the entry is known", lambda: len(command_json(h1, "route", "list")) == 3)
+        routes = {route.pop("subnet"): route for route in command_json(h1, "route", "list")}
+    finally:
+        by_hand.delete("10.244.250.0-24")
+    assert list(routes) == [*map(str, sorted((own, theirs))), "10.244.250.0/24"]
+    assert routes[str(own)] == {"verdict": "own subnet"}
+    assert routes["10.244.250.0/24"]["verdict"] == "own subnet"
+    assert "with this host's public IP" in routes["10.244.250.0/24"]["reason"]
+    assert routes[str(theirs)] == {
+        "verdict": "peer",
+        "public_ip": "192.0.2.2",
+        "port": 8285,
+        "interface": "eth0",
+        "tunnel": "flannel0",
+    }
+    shown = command_line(h1, "route", "list", "--peer=192.0.2.2")
+    assert shown.stdout == f"{theirs} via 192.0.2.2:8285 dev eth0 tunnel flannel0\n"
+    wait_for("the entry is gone", lambda: len(command_json(h1, "route", "list")) == 2)
+
+
+def backend(kind: str) -> dict[str, Any]:
+    return {"Network": str(OVERLAY), "Backend": {"Type": kind}}
+
+
+def test_route_list_has_the_routes_that_the_kernel_has_for_us() -> None:
+    with Lab(Plan(fresh_name(), hosts=2, config=backend("host-gw"), families="46")) as lab:
+        h1, h2 = up_with_peers(lab).hosts
+        theirs = [str(h2.subnet_of(version)) for version in (4, 6)]
+        lines = command_line(h1, "route", "list").stdout.splitlines()
+        assert len(lines) == 4
+        assert f"{theirs[0]} via 192.0.2.2 dev eth0" in lines
+        assert f"{theirs[1]} via 2001:db8::2 dev eth0" in lines
+
+
+def test_route_list_is_empty_where_the_routes_are_somebody_elses_business() -> None:
+    with Lab(Plan(fresh_name(), hosts=2, config=backend("alloc"))) as lab:
+        h1 = up_with_peers(lab).hosts[0]
+        own = subnet_of(h1)
+        assert command_line(h1, "route", "list").stdout == f"{own} own subnet\n"
 
 
 @pytest.mark.parametrize(

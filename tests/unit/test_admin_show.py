@@ -11,8 +11,8 @@ from typing import TextIO
 import pytest
 
 from flannel_udp.admin.shapes import PeerRow, Route, Status
-from flannel_udp.admin.show import show_json, show_peers, show_route, show_status
-from tests.support.status import DUAL, RUNNING, WAITING
+from flannel_udp.admin.show import show_json, show_peers, show_route, show_routes, show_status
+from tests.support.status import DUAL, ROUTES, RUNNING, WAITING
 
 PEER: PeerRow = {
     "subnet": "10.1.16.0/24",
@@ -240,6 +240,23 @@ def test_a_route_to_nobody_gives_the_verdict_and_why(route: Route, line: str) ->
     stream = io.StringIO()
     show_route(route, stream)
     assert stream.getvalue() == f"{line}\n    {route['reason']}\n"
+
+
+def test_routes_are_lines_that_read_like_ip_route_list() -> None:
+    stream = io.StringIO()
+    show_routes(ROUTES, stream)
+    assert stream.getvalue().splitlines() == [
+        "10.1.9.0/24 no route: 192.0.2.9 is not on-link",
+        "10.1.15.0/24 own subnet",
+        "10.1.16.0/24 via 192.0.2.2:8285 dev eth0 tunnel flannel0",
+        "fd00:1:0:16::/64 via 2001:db8::2 dev eth0 direct: nothing comes back",
+    ]
+
+
+def test_no_routes_says_so() -> None:
+    stream = io.StringIO()
+    show_routes([], stream)
+    assert stream.getvalue() == "no routes\n"
 
 
 def test_json_is_the_document() -> None:

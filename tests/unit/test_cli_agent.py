@@ -1,37 +1,16 @@
-"""`status`, `peers` and `route get` through the program, against a real control socket."""
+"""`status`, `peers`, `route get` and `route list` through the program, against a real control socket."""
 
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
 
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.listener import UnixListener
-from flannel_udp.admin.shapes import PeerRow, Route, Status
-from flannel_udp.errors import FlannelError
-from tests.support.status import PEER, RUNNING
-
-
-class Source:
-    """An agent with one peer; it has no answer for 10.1.0.1."""
-
-    def status(self) -> Status:
-        return RUNNING
-
-    async def peers(self) -> AsyncIterator[list[PeerRow]]:
-        yield [PEER]
-
-    async def probed_peers(self, within_s: float = 60.0) -> AsyncIterator[list[PeerRow]]:  # noqa: ARG002
-        yield [{**PEER, "echo": {"answered": True, "round_trip_ms": 0.5, "reason": None}}]
-
-    async def route(self, address: IPv4Address | IPv6Address) -> Route:
-        if address == IPv4Address("10.1.0.1"):
-            raise FlannelError("no network configuration yet")
-        return {"address": str(address), "verdict": "no route", "reason": "no lease covers it"}
+from tests.support.source import Source
+from tests.support.status import PEER, ROUTES, RUNNING
 
 
 async def ask(directory: Path, *words: str) -> tuple[int | None, str, str]:
@@ -47,17 +26,24 @@ async def ask(directory: Path, *words: str) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
+OWN = {"address": "10.1.15.7", "verdict": "own subnet", "reason": "it is here", "subnet": "10.1.15.0/24"}
+NOWHERE = {"address": "10.1.9.9", "verdict": "no route", "reason": "no lease covers it"}
+
+
 @pytest.mark.parametrize(
-    ("words", "document"),
+    ("words", "code", "document"),
     [
-        (["status"], RUNNING),
-        (["peers"], [PEER]),
-        (["route", "get", "10.1.9.9"], {"address": "10.1.9.9", "verdict": "no route", "reason": "no lease covers it"}),
+        (["status"], 0, RUNNING),
+        (["peers"], 0, [PEER]),
+        (["route", "get", "10.1.15.7"], 0, OWN),
+        (["route", "get", "10.1.9.9"], 1, NOWHERE),
+        (["route", "get", "10.1.15.7", "10.1.9.9"], 1, [OWN, NOWHERE]),
+        (["route", "list"], 0, ROUTES),
     ],
 )
-async def test_json_is_the_agents_document(words: list[str], document: object, tmp_path: Path) -> None:
-    code, out, err = await ask(tmp_path, *words, "--json")
-    assert (code, err) == (0, "")
+async def test_json_is_the_agents_document(words: list[str], code: int, document: object, tmp_path: Path) -> None:
+    done, out, err = await ask(tmp_path, *words, "--json")
+    assert (done, err) == (code, "")
     assert json.loads(out) == document
 
 
@@ -67,7 +53,8 @@ async def test_json_is_the_agents_document(words: list[str], document: object, t
         (["status"], "10.1.15.0/24"),
         (["peers"], "192.0.2.2"),
         (["peers", "--json=false"], "192.0.2.2"),
-        (["route", "get", "10.1.9.9"], "no lease covers it"),
+        (["route", "get", "10.1.15.7", "10.1.15.7"], "it is here"),
+        (["route", "list"], "10.1.16.0/24 via 192.0.2.2:8285 dev eth0 tunnel flannel0"),
     ],
 )
 async def test_people_get_text(words: list[str], shown: str, tmp_path: Path) -> None:
@@ -97,3 +84,55 @@ async def test_forty_columns_cut_no_address(
 
 async def test_what_the_agent_cannot_answer_is_one_line(tmp_path: Path) -> None:
     assert await ask(tmp_path, "route", "get", "10.1.0.1") == (1, "", "flannel-udp: no network configuration yet\n")
+
+
+async def test_of_several_addresses_one_without_a_route_makes_the_exit_code_1(tmp_path: Path) -> None:
+    code, out, err = await ask(tmp_path, "route", "get", "10.1.15.7", "10.1.9.9")
+    assert (code, err) == (1, "")
+    assert out.splitlines() == [
+        "10.1.15.7 own subnet 10.1.15.0/24",
+        "    it is here",
+        "10.1.9.9 no route",
+        "    no lease covers it",
+    ]
+
+
+async def test_of_several_addresses_one_that_is_none_is_wrong_usage_and_nothing_is_shown(tmp_path: Path) -> None:
+    done = await ask(tmp_path, "route", "get", "10.1.15.7", "pod")
+    assert done == (2, "", "flannel-udp: 'pod' is not an IP address\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "subnets"),
+    [
+        (["--subnet=10.1.16.0/24"], ["10.1.16.0/24"]),
+        (["--subnet=10.1.16.5"], ["10.1.16.0/24"]),
+        (["--subnet=10.1.0.0/20"], ["10.1.9.0/24", "10.1.15.0/24"]),
+        (["--subnet=::/0"], ["fd00:1:0:16::/64"]),
+        (["--peer=192.0.2.2"], ["10.1.16.0/24"]),
+        (["--peer=2001:DB8:0::2"], ["fd00:1:0:16::/64"]),
+        (["--peer=192.0.2.2", "--subnet=10.1.0.0/16"], ["10.1.16.0/24"]),
+    ],
+)
+async def test_routes_may_be_asked_for_by_subnet_and_peer(words: list[str], subnets: list[str], tmp_path: Path) -> None:
+    code, out, err = await ask(tmp_path, "route", "list", *words)
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == subnets
+
+
+@pytest.mark.parametrize(("json_flag", "shown"), [([], ""), (["--json"], "[]\n")])
+async def test_no_such_route_is_one_line_and_exit_code_1(json_flag: list[str], shown: str, tmp_path: Path) -> None:
+    done = await ask(tmp_path, "route", "list", "--peer=192.0.2.2", "--subnet=10.1.9.0/24", *json_flag)
+    line = "flannel-udp: none of 4 routes is one of --subnet=10.1.9.0/24 --peer=192.0.2.2\n"
+    assert done == (1, shown, line)
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("--peer=h2", "--peer: 'h2' is not an IP address"),
+        ("--subnet=h2", "--subnet: 'h2' is not a network such as 10.1.0.0/16"),
+    ],
+)
+async def test_routes_of_no_address_are_wrong_usage(word: str, line: str, tmp_path: Path) -> None:
+    assert await ask(tmp_path, "route", "list", word) == (2, "", f"flannel-udp: {line}\n")
