@@ -81,7 +81,7 @@ def _last_error(peer: PeerRow) -> str:
 
 
 def _ago(seconds: float | None) -> str:
-    return "" if seconds is None else f"{_duration(seconds)} ago"
+    return "" if seconds is None else f"{duration(seconds)} ago"
 
 
 _PEER_COLUMNS: Mapping[str, Callable[[PeerRow], str]] = {
@@ -147,7 +147,7 @@ def status_lines(status: Status) -> Iterator[tuple[str, str]]:
     yield "state", f"{status['state']} ({_health(status)})"
     for problem in status["problems"]:
         yield "problem", problem
-    yield "agent", f"flannel-udp {status['version']}, pid {status['pid']}, up {_duration(status['uptime_s'])}"
+    yield "agent", f"flannel-udp {status['version']}, pid {status['pid']}, up {duration(status['uptime_s'])}"
     yield "registry", status["registry"] + _optional(", revision {}", status["revision"])
     for name, fact in (
         ("network", _both(status["network"], status["ipv6_network"])),
@@ -206,7 +206,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 def _newest(direction: str, dropped: Sequence[DroppedRow]) -> str:
     """Return a clause about the newest packet of a reason that was dropped in this direction, if it is known."""
     newest = [packet for packet in dropped if packet["direction"] == direction][-1:]
-    return "".join(f"; {_duration(packet['age_s'])} ago: {packet['summary']}" for packet in newest)
+    return "".join(f"; {duration(packet['age_s'])} ago: {packet['summary']}" for packet in newest)
 
 
 def _both(v4: str | None, v6: str | None) -> str | None:
@@ -246,7 +246,7 @@ def _lease(lease: LeaseFacts | None) -> str | None:
         return None
     if lease["expires_in_s"] is None:
         return f"{lease['key']}, a reservation, never expires"
-    return f"{lease['key']}, expires in {_duration(lease['expires_in_s'])}"
+    return f"{lease['key']}, expires in {duration(lease['expires_in_s'])}"
 
 
 def _made(repairs: dict[str, int]) -> str:
@@ -265,7 +265,7 @@ def _number(value: int) -> str:
     return f"{value:,}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return the two largest units: "2 d 3 h", "3 h 12 min", "12 min 5 s", "5 s"."""
     whole = max(0, int(seconds))
     units = (("d", whole // 86_400), ("h", whole // 3_600 % 24), ("min", whole // 60 % 60), ("s", whole % 60))

@@ -90,7 +90,7 @@ def with_registry(given: Values, call: Callable[[Registry], Awaitable[Result]]) 
     from flannel_udp.registry.open import open_registry
 
     async def run() -> Result:
-        registry = open_registry(to_options(given))
+        registry = open_registry(to_options(given), onlooker=True)
         try:
             return await call(registry)
         finally:
