@@ -71,6 +71,10 @@ def fetch_routes(path: Path, timeout_s: float = TIMEOUT_S) -> list[RouteRow]:
     return cast(list[RouteRow], _expect(list, _get(path, "/v1/routes", timeout_s), path))
 
 
+class AgentAway(FlannelError):
+    """There is no agent, or the one that was asked has just ended: soon there may be one."""
+
+
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP to a unix socket; `host` only fills the Host header."""
 
@@ -91,14 +95,17 @@ def _get(path: Path, target: str, timeout_s: float, progress: Callable[[int], ob
         response = connection.getresponse()
         answer = json.loads(_read(response, progress))
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise FlannelError(
+        raise AgentAway(
             f"flannel-udp is not running: nothing answers on {path} (start it, or name its --control-socket)"
         ) from error
     except PermissionError as error:
         raise FlannelError(f"permission denied on {path}: ask as the user that runs flannel-udp (root)") from error
     except TimeoutError as error:
         raise FlannelError(f"the agent on {path} did not answer within {timeout_s:g} s") from error
-    # A connection that breaks off is both an OSError and an HTTPException.
+    # One that breaks off while a request is sent or before it is answered at all is that of an agent that ends; later
+    # it is an HTTPException.
+    except (ConnectionResetError, BrokenPipeError) as error:
+        raise AgentAway(str(_nonsense(path))) from error
     except (http.client.HTTPException, ValueError, RecursionError) as error:
         raise _nonsense(path) from error
     except OSError as error:

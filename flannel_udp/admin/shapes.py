@@ -106,6 +106,14 @@ class WorkerPackets(TypedDict):
     packets_in: int
 
 
+class LastErrorRow(TypedDict):
+    """What went wrong last in a part of the agent, seconds ago; ``over``: it works by now."""
+
+    text: str
+    ago_s: float
+    over: bool
+
+
 class Status(TypedDict):
     """The agent at one moment; what it does not know yet is ``None``, and so is what concerns a family that is off.
 
@@ -114,10 +122,11 @@ class Status(TypedDict):
     traffic, ``degraded`` the kinds of these (`flannel_udp.model.DEGRADATIONS`); ``revision`` is the registry's that the
     peers are at; ``offload`` names the offloads in use; ``workers`` counts the data threads, ``worker_packets`` has one
     entry for each; ``last_dropped`` has the last few dropped packets of each reason, the newest last, ``kernel_drops``
-    what the kernel dropped by itself, by place (`flannel_udp.model.KERNEL_DROPS`); ``host_repairs`` says how often what
-    of the host was put right; ``peer_health`` counts peers by `PeerRow`'s ``health``, ``narrow_paths`` those with a
-    ``path_mtu``; ``icmp_errors`` counts what the underlay said of datagrams to peers; ``capabilities`` are the ones
-    that were kept.
+    what the kernel dropped by itself, by place (`flannel_udp.model.KERNEL_DROPS`); ``last_errors`` has what went
+    wrong last with "configuration", "lease", "watch", "firewall" and "backend", those that something did with;
+    ``host_repairs`` says how often what of the host was put right; ``peer_health`` counts peers by `PeerRow`'s
+    ``health``, ``narrow_paths`` those with a ``path_mtu``; ``icmp_errors`` counts what the underlay said of
+    datagrams to peers; ``capabilities`` are the ones that were kept.
     """
 
     version: str
@@ -127,6 +136,7 @@ class Status(TypedDict):
     ready: bool
     problems: list[str]
     degraded: list[str]
+    last_errors: dict[str, LastErrorRow]
     registry: str
     network: str | None
     subnet: str | None

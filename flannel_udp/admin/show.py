@@ -145,8 +145,7 @@ def _console(stream: TextIO) -> Console:
 def status_lines(status: Status) -> Iterator[tuple[str, str]]:
     """Yield names and values of the status; a name is empty where the value goes on with the former one's."""
     yield "state", f"{status['state']} ({_health(status)})"
-    for problem in status["problems"]:
-        yield "problem", problem
+    yield from _trouble_lines(status)
     yield "agent", f"flannel-udp {status['version']}, pid {status['pid']}, up {duration(status['uptime_s'])}"
     yield "registry", status["registry"] + _optional(", revision {}", status["revision"])
     for name, fact in (
@@ -179,6 +178,14 @@ def status_lines(status: Status) -> Iterator[tuple[str, str]]:
     for place, count in (status["kernel_drops"] or {}).items():
         if count:
             yield "kernel", f"{_number(count)} dropped: {KERNEL_DROPS[place]}"
+
+
+def _trouble_lines(status: Status) -> Iterator[tuple[str, str]]:
+    for problem in status["problems"]:
+        yield "problem", problem
+    for part, met in status.get("last_errors", {}).items():  # an older agent has none
+        over = ", over" if met["over"] else ""
+        yield "error", f"{part}, {duration(met['ago_s'])} ago{over}: {met['text']}"
 
 
 def _health(status: Status) -> str:

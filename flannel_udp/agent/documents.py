@@ -73,6 +73,7 @@ class Documents:
             ready=self._state.ready,
             problems=[item.text for item in degradations],
             degraded=sorted({item.kind for item in degradations}),
+            last_errors=self._state.errors.rows(),
             registry=self.registry,
             network=_overlay(rooms, 4),
             subnet=_text(lease.subnet.v4) if lease else None,

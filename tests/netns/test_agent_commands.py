@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -281,6 +282,43 @@ def test_readyz_and_the_service_manager_hear_of_readiness_only_when_traffic_can_
             assert hear()[-1] == "STOPPING=1"
             assert told.count("READY=1") == 1
         assert health(host, "/healthz") == 0
+
+
+def errors_of(host: Host) -> dict[str, tuple[str, bool]]:
+    """Return the last errors of the agent's parts, and whether each is over."""
+    return {part: (met["text"], met["over"]) for part, met in command_json(host, "status")["last_errors"].items()}
+
+
+def test_status_is_waited_for_and_tells_the_last_errors_of_what_kept_it(host: Host) -> None:
+    argv = [sys.executable, "-m", "flannel_udp", "status", "--wait=5m", "--control-socket", str(host.control_socket)]
+    waiting = host.popen(argv, stdout=subprocess.DEVNULL)
+    try:
+        with Agent(host) as agent:
+            agent.wait_for_line("holds no network configuration")
+            assert "holds no network configuration" in errors_of(host)["configuration"][0]
+            assert waiting.poll() is None
+            one = {"Network": "10.244.0.0/16", "SubnetMin": "10.244.1.0", "SubnetMax": "10.244.1.0"}
+            taken = {"10.244.1.0-24": {"PublicIP": "192.0.2.9"}}
+            host.plan.registry_file.write_text(json.dumps({"config": one, "subnets": taken}))
+            wait_for("there is no subnet", lambda: "lease" in errors_of(host))
+            assert errors_of(host)["configuration"][1]
+            text, over = errors_of(host)["lease"]
+            assert text.startswith("all 1 subnets of length /24 from 10.244.1.0 to 10.244.1.0 are taken")
+            assert not over
+            assert "error      lease, " in command_line(host, "status").stdout
+            assert waiting.poll() is None
+            host.plan.registry_file.write_text(json.dumps({"config": one}))
+            assert waiting.wait(60) == 0
+            assert errors_of(host)["lease"][1]
+            document = host.plan.registry_file.read_text()
+            host.plan.registry_file.unlink()
+            wait_for("the watch fails", lambda: not errors_of(host).get("watch", ("", True))[1])
+            host.plan.registry_file.write_text(document)
+            wait_for("the watch works", lambda: errors_of(host)["watch"][1])
+            assert agent.stop() == 0
+    finally:
+        waiting.kill()
+        waiting.wait()
 
 
 def test_readyz_is_503_again_while_the_lease_is_lost(host: Host) -> None:

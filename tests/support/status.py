@@ -12,6 +12,7 @@ RUNNING: Status = {
     "ready": True,
     "problems": [],
     "degraded": [],
+    "last_errors": {},
     "registry": "etcd",
     "network": "10.1.0.0/16",
     "subnet": "10.1.15.0/24",

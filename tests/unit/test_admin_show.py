@@ -6,7 +6,7 @@ import io
 import json
 import os
 import pty
-from typing import TextIO
+from typing import TextIO, cast
 
 import pytest
 
@@ -103,6 +103,22 @@ def test_a_running_agent_is_one_page() -> None:
         "unfinished 5 partial checksums, 0 super packets\n"
         "kernel     5 dropped: datagrams to our UDP sockets: no room to receive, or a wrong checksum (SO_MEMINFO)\n"
     )
+
+
+def test_the_last_errors_are_told_also_when_they_are_over() -> None:
+    errors = {
+        "lease": {"text": "no subnet is free", "ago_s": 3.0, "over": False},
+        "watch": {"text": "etcd is away", "ago_s": 75.0, "over": True},
+    }
+    assert lines_of(cast(Status, {**WAITING, "last_errors": errors}))[1:3] == [
+        "error      lease, 3 s ago: no subnet is free",
+        "error      watch, 1 min 15 s ago, over: etcd is away",
+    ]
+
+
+def test_an_older_agents_status_has_no_last_errors() -> None:
+    older = cast(Status, {name: fact for name, fact in RUNNING.items() if name != "last_errors"})
+    assert lines_of(older) == lines_of(RUNNING)
 
 
 def test_what_is_not_known_yet_is_left_out() -> None:

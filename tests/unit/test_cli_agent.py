@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import pty
+import signal
 import sys
 from pathlib import Path
 
@@ -9,14 +12,26 @@ import pytest
 
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.listener import UnixListener
+from flannel_udp.admin.shapes import Status
 from tests.support.source import Source
-from tests.support.status import PEER, ROUTES, RUNNING
+from tests.support.status import PEER, ROUTES, RUNNING, WAITING
 
 
-async def ask(directory: Path, *words: str) -> tuple[int | None, str, str]:
+class Waiting(Source):
+    """An agent that isn't ready for the first so many questions."""
+
+    def __init__(self, n_questions: int) -> None:
+        self._left = n_questions
+
+    def status(self) -> Status:
+        self._left -= 1
+        return WAITING if self._left >= 0 else RUNNING
+
+
+async def ask(directory: Path, *words: str, source: Source | None = None) -> tuple[int | None, str, str]:
     """Return exit code, output and errors of one command while an agent answers."""
     path = directory / "agent.sock"
-    async with control_server(UnixListener(path), Source()):
+    async with control_server(UnixListener(path), source or Source()):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "flannel_udp", *words, "--control-socket", str(path)),
             stdout=asyncio.subprocess.PIPE,
@@ -136,3 +151,63 @@ async def test_no_such_route_is_one_line_and_exit_code_1(json_flag: list[str], s
 )
 async def test_routes_of_no_address_are_wrong_usage(word: str, line: str, tmp_path: Path) -> None:
     assert await ask(tmp_path, "route", "list", word) == (2, "", f"flannel-udp: {line}\n")
+
+
+# status --wait
+
+
+async def test_status_of_an_agent_that_is_not_ready_is_no_failure_unless_it_is_waited_for(tmp_path: Path) -> None:
+    code, out, err = await ask(tmp_path, "status", source=Waiting(99))
+    assert (code, err) == (0, "")
+    assert "waiting for configuration (not ready)" in out
+    code, out, err = await ask(tmp_path, "status", "--wait=1s", "--json", source=Waiting(99))
+    assert (code, err) == (1, "flannel-udp: not ready within 1 s: waiting for configuration\n")
+    assert json.loads(out) == WAITING
+
+
+@pytest.mark.parametrize("word", ["--wait", "--wait=60", "--wait=1m"])
+async def test_an_agent_that_gets_ready_in_time_is_waited_for(word: str, tmp_path: Path) -> None:
+    code, out, err = await ask(tmp_path, "status", word, source=Waiting(3))
+    assert (code, err) == (0, "")
+    assert "running (ready)" in out
+
+
+@pytest.mark.parametrize("text", ["soon", "-1s", "1.5s", "1d", "9999999"])
+async def test_a_wait_that_is_no_time_is_wrong_usage(text: str, tmp_path: Path) -> None:
+    line = f"flannel-udp: --wait: {text!r} is no time such as 30s, 5m or 1h\n"
+    assert await ask(tmp_path, "status", f"--wait={text}") == (2, "", line)
+
+
+async def test_a_wait_where_no_agent_comes_fails_with_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "nobody.sock"
+    words = ("status", "--wait=1s", f"--control-socket={path}")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "flannel_udp", *words),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), timeout=30)
+    assert (process.returncode, out) == (1, b"")
+    assert err.decode().startswith(f"flannel-udp: flannel-udp is not running: nothing answers on {path} ")
+
+
+async def test_a_wait_on_a_terminal_says_what_for_and_may_be_interrupted(tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    path = tmp_path / "agent.sock"
+    async with control_server(UnixListener(path), Waiting(9999)):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "flannel_udp", "status", "--wait=5m", "--control-socket", str(path)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=follower,
+        )
+        try:
+            said = await asyncio.wait_for(asyncio.to_thread(os.read, leader, 4096), 60)
+            assert said.decode().strip() == "flannel-udp: not ready: waiting for configuration"
+            process.send_signal(signal.SIGINT)
+            out, _ = await asyncio.wait_for(process.communicate(), 60)
+            assert (process.returncode, out) == (130, b"")
+            os.close(follower)
+            with pytest.raises(OSError, match="Input/output error"):  # nothing more was said
+                os.read(leader, 4096)
+        finally:
+            os.close(leader)
