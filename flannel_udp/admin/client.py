@@ -1,4 +1,4 @@
-"""Asking a running agent over its control socket: what the commands ``status``, ``peers`` and ``route`` stand on.
+"""Asking a running agent over its control socket: for ``status``, ``peers``, ``route``, ``monitor`` and others.
 
 Synchronous and light: these commands are typed by people who wait for them.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from flannel_udp.admin.shapes import PeerRow, Route, RouteRow, Status
+from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.model import Address
 from flannel_udp.netconf.addresses import parse_address
@@ -21,6 +22,7 @@ TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 30.0
 """Without any news: the agent asks for a minute at most, and tells what it has as it comes."""
 _PART_BYTES = 64 * 1024
+_LONGEST_LINE = 64 * 1024
 _LONGEST_ANSWER = 64 * 1024 * 1024
 """Bytes; some 400,000 peers. Whatever is longer does not come from an agent."""
 
@@ -89,11 +91,51 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def _get(path: Path, target: str, timeout_s: float, progress: Callable[[int], object] = lambda _n: None) -> Any:
+    with _asked(path, target, timeout_s) as (response, _), _explained(path, timeout_s):
+        return json.loads(_read(response, progress))
+
+
+def follow_events(path: Path) -> Iterator[Event]:
+    """Yield what happens from now on until the agent ends. Raises as `fetch_status` does, `AgentAway` for no agent."""
+    with _asked(path, "/v1/monitor", TIMEOUT_S) as (response, connected):
+        connected.settimeout(None)  # nothing may happen for days
+        while True:
+            try:
+                line = response.readline(_LONGEST_LINE)
+            except (http.client.HTTPException, OSError):  # how the answer of an agent that was killed ends
+                return
+            if not line.endswith(b"\n"):
+                return
+            with _explained(path, TIMEOUT_S):
+                event = json.loads(line)
+            yield cast(Event, _expect(dict, event, path))
+
+
+@contextmanager
+def _asked(path: Path, target: str, timeout_s: float) -> Iterator[tuple[http.client.HTTPResponse, socket.socket]]:
+    """Ask, and give the answer, its body yet to be read, and the socket it comes by."""
     connection = _UnixConnection(path, timeout_s)
     try:
-        connection.request("GET", target)
-        response = connection.getresponse()
-        answer = json.loads(_read(response, progress))
+        with _explained(path, timeout_s):
+            connection.request("GET", target)
+            connected = connection.sock
+            response = connection.getresponse()
+            refusal = None if response.status == http.client.OK else json.loads(_read(response, lambda _n: None))
+        if response.status != http.client.OK:
+            message = refusal.get("error") if isinstance(refusal, dict) else None
+            if not isinstance(message, str):
+                raise _nonsense(path)
+            raise _too_old(path, target) if response.status == http.client.NOT_FOUND else FlannelError(message)
+        yield response, connected
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _explained(path: Path, timeout_s: float) -> Iterator[None]:
+    """Raise what goes wrong with an agent's answer as a `FlannelError`."""
+    try:
+        yield
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise AgentAway(
             f"flannel-udp is not running: nothing answers on {path} (start it, or name its --control-socket)"
@@ -110,14 +152,6 @@ def _get(path: Path, target: str, timeout_s: float, progress: Callable[[int], ob
         raise _nonsense(path) from error
     except OSError as error:
         raise FlannelError(f"cannot ask the agent on {path}: {error.strerror or error}") from error
-    finally:
-        connection.close()
-    if response.status != http.client.OK:
-        message = answer.get("error") if isinstance(answer, dict) else None
-        if not isinstance(message, str):
-            raise _nonsense(path)
-        raise _too_old(path, target) if response.status == http.client.NOT_FOUND else FlannelError(message)
-    return answer
 
 
 def _read(response: http.client.HTTPResponse, progress: Callable[[int], object]) -> bytes:

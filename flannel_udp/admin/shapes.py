@@ -1,4 +1,4 @@
-"""The documents of the control socket: what ``status``, ``peers`` and ``route`` print with ``--json``.
+"""The documents of the control socket: what ``status``, ``peers``, ``route`` and ``monitor`` print with ``--json``.
 
 Addresses and subnets are text as flannel writes them (``10.1.15.0/24``); counts start at 0 with the process.
 """
@@ -163,6 +163,41 @@ class Status(TypedDict):
     counters: Counters | None
     last_dropped: dict[str, list[DroppedRow]] | None
     kernel_drops: dict[str, int] | None
+
+
+class Event(TypedDict):
+    """Something that happened, at ``time`` in seconds since 1970: a line of ``monitor``.
+
+    By ``event`` it is one of these, and has
+
+    - "agent": who tells this, once at the start: ``version``, ``pid``, ``ready``, ``state``, ``subnet``
+    - "state": ``ready`` and ``state`` as in `Status`; "problem": ``what`` ("came", "went") and ``text``
+    - "error": ``part`` and ``text`` as in `Status`' ``last_errors``; "works": ``part``, which failed before
+    - "lease": ``what`` ("acquired", "renewed", "lost", "reserved", "leased"), ``key``, ``expires_in_s``
+    - "peer": ``what`` ("added", "changed", "removed"), ``subnet``, ``public_ip``; "peers": ``what`` and ``count`` of
+      many at once
+    - "repair": ``what`` of the host was put right, ``count`` times
+    - "drops": ``count`` packets since it was told last, by ``direction`` ("out", "in", "kernel") and ``reason`` (of the
+      kernel its place), ``text``: the last one of them
+    - "lost": ``count`` events that there was no room for, as they were read too slowly
+    """
+
+    time: float
+    event: str
+    version: NotRequired[str]
+    pid: NotRequired[int]
+    ready: NotRequired[bool]
+    state: NotRequired[str]
+    what: NotRequired[str]
+    part: NotRequired[str]
+    text: NotRequired[str]
+    key: NotRequired[str]
+    expires_in_s: NotRequired[float | None]
+    subnet: NotRequired[str | None]
+    public_ip: NotRequired[str]
+    count: NotRequired[int]
+    direction: NotRequired[str]
+    reason: NotRequired[str]
 
 
 class Echo(TypedDict):

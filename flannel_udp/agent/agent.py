@@ -275,7 +275,12 @@ class Agent:
             errors.note("watch", None if trouble is None else str(trouble))
             self._state.conditions.note("registry", degradations_of(trouble, keeper.left_s), said=True)
 
-        sync = Synchroniser(registry, peers, gate, keeper.observe, tell=registry_away, note_claims=self._note_claims)
+        sync = Synchroniser(
+            *(registry, peers, gate, keeper.observe),
+            tell=registry_away,
+            note_claims=self._note_claims,
+            news=self._state.feed.tell_peers,
+        )
 
         async def host_changed() -> None:
             store.update()

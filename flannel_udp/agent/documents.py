@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 
 from flannel_udp import __version__
 from flannel_udp.admin.shapes import (
@@ -13,6 +13,7 @@ from flannel_udp.admin.shapes import (
     Counters,
     DroppedRow,
     Echo,
+    Event,
     LeaseFacts,
     NetDevice,
     PeerRow,
@@ -122,6 +123,10 @@ class Documents:
     async def route(self, address: Address) -> Route:
         """Return where a packet for `address` would go, and why; and what the kernel does with it."""
         return await find_route(self._state, address)
+
+    def events(self) -> AsyncGenerator[list[Event], None]:
+        """Yield what happens from now on, see `Feed.watch`."""
+        return self._state.feed.watch(self.status)
 
     async def routes(self) -> AsyncIterator[list[RouteRow]]:
         """Yield one row a subnet, in their order, in parts that hold nobody up."""

@@ -10,6 +10,7 @@ from flannel_udp.cli.config_commands import CONFIG_COMMANDS
 from flannel_udp.cli.host_commands import HOST_COMMANDS
 from flannel_udp.cli.lab_commands import LAB_COMMANDS
 from flannel_udp.cli.lease_commands import LEASE_COMMANDS
+from flannel_udp.cli.monitor_commands import MONITOR_COMMANDS
 from flannel_udp.cli.route_commands import ROUTE_COMMANDS
 
 COMMANDS: Mapping[str, Command] = {
@@ -17,6 +18,7 @@ COMMANDS: Mapping[str, Command] = {
     **ASKING_COMMANDS,
     **ROUTE_COMMANDS,
     **LEASE_COMMANDS,
+    **MONITOR_COMMANDS,
     **HOST_COMMANDS,
     **LAB_COMMANDS,
 }

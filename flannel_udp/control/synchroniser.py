@@ -68,7 +68,8 @@ class SyncStatus:
 class Synchroniser:
     """Runs until cancelled. Exceptions of the publisher are not caught: they end `run`.
 
-    `tell` hears of what keeps us from following the registry, and of its end; the log says both.
+    `tell` hears of what keeps us from following the registry, and of its end; the log says both. `news` hears what
+    becomes of the peers.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Synchroniser:
         *,
         tell: Tell = lambda _trouble: None,
         note_claims: NoteClaims = lambda _claims: None,
+        news: Callable[[Delta], object] = lambda _delta: None,
     ) -> None:
         self._registry = registry
         self._tell = tell
@@ -98,7 +100,7 @@ class Synchroniser:
         self._revision = 0
         self._last_event_s: float | None = None
         self._published = 0
-        self._log = PeerLog(lambda: table.count)
+        self._log = PeerLog(lambda: table.count, news)
         self.first_published = asyncio.Event()
         """Set when the data path has got its first set of peers."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
 from ipaddress import IPv4Address
 
-from flannel_udp.admin.shapes import PeerRow, Route, RouteRow, Status
+from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import Address
-from tests.support.status import PEER, ROUTES, RUNNING
+from tests.support.status import EVENT, PEER, ROUTES, RUNNING
 
 
 class Source:
@@ -31,6 +32,10 @@ class Source:
         if address == IPv4Address("10.1.15.7"):
             return {"address": str(address), "verdict": "own subnet", "reason": "it is here", "subnet": "10.1.15.0/24"}
         return {"address": str(address), "verdict": "no route", "reason": "no lease covers it"}
+
+    async def events(self) -> AsyncGenerator[list[Event], None]:
+        yield [EVENT]
+        await asyncio.Event().wait()
 
     async def routes(self) -> AsyncIterator[list[RouteRow]]:
         for route in ROUTES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flannel_udp.admin.shapes import PeerRow, RouteRow, Status
+from flannel_udp.admin.shapes import Event, PeerRow, RouteRow, Status
 
 RUNNING: Status = {
     "version": "0.1.0",
@@ -128,3 +128,10 @@ ROUTES: list[RouteRow] = [
         "problem": "nothing comes back",
     },
 ]
+EVENT: Event = {
+    "time": 1_800_000_000.5,
+    "event": "peer",
+    "what": "added",
+    "subnet": "10.1.16.0/24",
+    "public_ip": "192.0.2.2",
+}
