@@ -1,4 +1,4 @@
-"""Asking a running agent over its control socket: what the commands ``status``, ``peers`` and ``route get`` stand on.
+"""Asking a running agent over its control socket: for ``status``, ``peers``, ``route``, ``monitor`` and others.
 
 Synchronous and light: these commands are typed by people who wait for them.
 """
@@ -8,18 +8,21 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from flannel_udp.admin.shapes import PeerRow, Route, Status
+from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
 from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.model import Address
 from flannel_udp.netconf.addresses import parse_address
 
 TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 30.0
 """Without any news: the agent asks for a minute at most, and tells what it has as it comes."""
 _PART_BYTES = 64 * 1024
+_LONGEST_LINE = 64 * 1024
 _LONGEST_ANSWER = 64 * 1024 * 1024
 """Bytes; some 400,000 peers. Whatever is longer does not come from an agent."""
 
@@ -49,13 +52,29 @@ def fetch_probed_peers(
     return cast(list[PeerRow], _expect(list, _get(path, target, timeout_s, progress), path))
 
 
-def fetch_route(path: Path, address: str, timeout_s: float = TIMEOUT_S) -> Route:
-    """Return where a packet for `address` would go. Raises `UsageError` if it is none, else as `fetch_status` does."""
-    try:
-        parsed = parse_address(address)
-    except ValueError as error:
-        raise UsageError(f"{address!r} is not an IP address") from error
-    return cast(Route, _expect(dict, _get(path, f"/v1/route?address={parsed}", timeout_s), path))
+def read_addresses(texts: Sequence[str]) -> list[Address]:
+    """Return the addresses that somebody typed. Raises `UsageError` for what is none."""
+    addresses = []
+    for text in texts:
+        try:
+            addresses.append(parse_address(text))
+        except ValueError as error:
+            raise UsageError(f"{text!r} is not an IP address") from error
+    return addresses
+
+
+def fetch_route(path: Path, address: Address, timeout_s: float = TIMEOUT_S) -> Route:
+    """Return where a packet for `address` would go. Raises as `fetch_status` does."""
+    return cast(Route, _expect(dict, _get(path, f"/v1/route?address={address}", timeout_s), path))
+
+
+def fetch_routes(path: Path, timeout_s: float = TIMEOUT_S) -> list[RouteRow]:
+    """Return one row a subnet that packets have a route to. Raises as `fetch_status` does."""
+    return cast(list[RouteRow], _expect(list, _get(path, "/v1/routes", timeout_s), path))
+
+
+class AgentAway(FlannelError):
+    """There is no agent, or the one that was asked has just ended: soon there may be one."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -72,30 +91,67 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def _get(path: Path, target: str, timeout_s: float, progress: Callable[[int], object] = lambda _n: None) -> Any:
+    with _asked(path, target, timeout_s) as (response, _), _explained(path, timeout_s):
+        return json.loads(_read(response, progress))
+
+
+def follow_events(path: Path) -> Iterator[Event]:
+    """Yield what happens from now on until the agent ends. Raises as `fetch_status` does, `AgentAway` for no agent."""
+    with _asked(path, "/v1/monitor", TIMEOUT_S) as (response, connected):
+        connected.settimeout(None)  # nothing may happen for days
+        while True:
+            try:
+                line = response.readline(_LONGEST_LINE)
+            except (http.client.HTTPException, OSError):  # how the answer of an agent that was killed ends
+                return
+            if not line.endswith(b"\n"):
+                return
+            with _explained(path, TIMEOUT_S):
+                event = json.loads(line)
+            yield cast(Event, _expect(dict, event, path))
+
+
+@contextmanager
+def _asked(path: Path, target: str, timeout_s: float) -> Iterator[tuple[http.client.HTTPResponse, socket.socket]]:
+    """Ask, and give the answer, its body yet to be read, and the socket it comes by."""
     connection = _UnixConnection(path, timeout_s)
     try:
-        connection.request("GET", target)
-        response = connection.getresponse()
-        answer = json.loads(_read(response, progress))
+        with _explained(path, timeout_s):
+            connection.request("GET", target)
+            connected = connection.sock
+            response = connection.getresponse()
+            refusal = None if response.status == http.client.OK else json.loads(_read(response, lambda _n: None))
+        if response.status != http.client.OK:
+            message = refusal.get("error") if isinstance(refusal, dict) else None
+            if not isinstance(message, str):
+                raise _nonsense(path)
+            raise _too_old(path, target) if response.status == http.client.NOT_FOUND else FlannelError(message)
+        yield response, connected
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _explained(path: Path, timeout_s: float) -> Iterator[None]:
+    """Raise what goes wrong with an agent's answer as a `FlannelError`."""
+    try:
+        yield
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise FlannelError(
+        raise AgentAway(
             f"flannel-udp is not running: nothing answers on {path} (start it, or name its --control-socket)"
         ) from error
     except PermissionError as error:
         raise FlannelError(f"permission denied on {path}: ask as the user that runs flannel-udp (root)") from error
     except TimeoutError as error:
         raise FlannelError(f"the agent on {path} did not answer within {timeout_s:g} s") from error
-    # A connection that breaks off is both an OSError and an HTTPException.
+    # One that breaks off while a request is sent or before it is answered at all is that of an agent that ends; later
+    # it is an HTTPException.
+    except (ConnectionResetError, BrokenPipeError) as error:
+        raise AgentAway(str(_nonsense(path))) from error
     except (http.client.HTTPException, ValueError, RecursionError) as error:
         raise _nonsense(path) from error
     except OSError as error:
         raise FlannelError(f"cannot ask the agent on {path}: {error.strerror or error}") from error
-    finally:
-        connection.close()
-    if response.status != http.client.OK:
-        message = answer.get("error") if isinstance(answer, dict) else None
-        raise FlannelError(message) if isinstance(message, str) else _nonsense(path)
-    return answer
 
 
 def _read(response: http.client.HTTPResponse, progress: Callable[[int], object]) -> bytes:
@@ -113,6 +169,13 @@ def _expect(kind: type[dict[str, Any]] | type[list[Any]], answer: Any, path: Pat
     if not isinstance(answer, kind):
         raise _nonsense(path)
     return answer
+
+
+def _too_old(path: Path, target: str) -> FlannelError:
+    return FlannelError(
+        f"the agent on {path} is of an older version, which does not know {target.partition('?')[0]}: "
+        "start the installed one in its place (flannel-udp --takeover)"
+    )
 
 
 def _nonsense(path: Path) -> FlannelError:

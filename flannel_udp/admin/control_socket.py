@@ -1,30 +1,34 @@
 """The local control socket: HTTP over a unix socket that only its owner may open.
 
-``GET /v1/status``, ``/v1/peers`` and ``/v1/route?address=A`` answer with the documents of `shapes`, ``/v1/peers?probe``
-after each peer was asked by an echo (``?probe=5``: within that many seconds); whatever goes wrong answers
-``{"error": "one line"}`` and a status of 400 or more.
+``GET /v1/status``, ``/v1/peers``, ``/v1/route?address=A`` and ``/v1/routes`` answer with the documents of `shapes`,
+``/v1/peers?probe`` after each peer was asked by an echo (``?probe=5``: within that many seconds); whatever goes wrong
+answers ``{"error": "one line"}`` and a status of 400 or more. ``/v1/monitor`` answers with a line of JSON for each
+`shapes.Event` as it happens, until the agent ends or nobody reads any more.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Protocol, TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from flannel_udp.admin.listener import BACKLOG, UnixListener
-from flannel_udp.admin.shapes import PeerRow, Route, Status
+from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import Address
 from flannel_udp.netconf.addresses import parse_address
 
 logger = logging.getLogger(__name__)
+
+Row = TypeVar("Row", PeerRow, RouteRow)
 
 _SHUTDOWN_TIMEOUT_S = 0.2
 """How long an answer that nobody reads may hold up the agent's end; aiohttp waits that long up to twice."""
@@ -47,6 +51,14 @@ class StatusSource(Protocol):
 
     async def route(self, address: Address) -> Route:
         """Return where a packet for `address` would go, and why."""
+        ...
+
+    def routes(self) -> AsyncIterator[list[RouteRow]]:
+        """Yield one row a route, in the order of their subnets, in parts, none of them empty."""
+        ...
+
+    def events(self) -> AsyncGenerator[list[Event], None]:
+        """Yield what happens from now on; now and then nothing, so that who is not read any more notices."""
         ...
 
 
@@ -92,14 +104,7 @@ def _application(source: StatusSource) -> web.Application:
         if probe and not re.fullmatch("[1-9][0-9]?", probe):
             return _error(400, f"probe={probe[:60]!r} is no number of seconds, 1 to 99: ask for /v1/peers?probe=5")
         parts = source.peers() if probe is None else source.probed_peers(*([float(probe)] if probe else []))
-        first: list[PeerRow] = await anext(parts, [])  # what goes wrong here can still be answered with an error
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await response.prepare(request)
-        await response.write(b"[" + _rows(first))
-        async for rows in parts:
-            await response.write(b"," + _rows(rows))
-        await response.write_eof(b"]")
-        return response
+        return await _in_parts(request, parts)
 
     async def route(request: web.Request) -> web.Response:
         text = request.query.get("address", "")
@@ -109,12 +114,58 @@ def _application(source: StatusSource) -> web.Application:
             return _error(400, f"address={text[:60]!r} is not an IP address: ask for /v1/route?address=10.1.16.5")
         return web.json_response(await source.route(address))
 
+    async def routes(request: web.Request) -> web.StreamResponse:
+        return await _in_parts(request, source.routes())
+
     app = web.Application(middlewares=[_errors_as_json])
-    app.add_routes([web.get("/v1/status", status), web.get("/v1/peers", peers), web.get("/v1/route", route)])
+    watching: set[asyncio.Task[object]] = set()
+
+    async def monitor(request: web.Request) -> web.StreamResponse:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - every request has one
+        watching.add(task)
+        try:
+            return await _as_they_come(request, source.events())
+        finally:
+            watching.discard(task)
+
+    async def end_watching(_app: web.Application) -> None:
+        for task in watching:  # they would hold up the agent's end
+            task.cancel()
+
+    app.on_shutdown.append(end_watching)
+    answers = {"status": status, "peers": peers, "route": route, "routes": routes, "monitor": monitor}
+    app.add_routes(web.get(f"/v1/{name}", answer) for name, answer in answers.items())
     return app
 
 
-def _rows(rows: list[PeerRow]) -> bytes:
+async def _in_parts(request: web.Request, parts: AsyncIterator[list[Row]]) -> web.StreamResponse:
+    """Answer with one list of all rows."""
+    first: list[Row] = await anext(parts, [])  # what goes wrong here can still be answered with an error
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    await response.write(b"[" + _rows(first))
+    async for rows in parts:
+        await response.write(b"," + _rows(rows))
+    await response.write_eof(b"]")
+    return response
+
+
+async def _as_they_come(request: web.Request, parts: AsyncGenerator[list[Event], None]) -> web.StreamResponse:
+    """Answer with a line for each event, until the reader is gone. Who reads slowly holds up their own answer only."""
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    async with aclosing(parts):
+        events = await anext(parts)  # what goes wrong here can still be answered with an error
+        with suppress(ConnectionError):
+            await response.prepare(request)
+            while request.transport is not None and not request.transport.is_closing():
+                if events:
+                    await response.write(b"".join(json.dumps(event).encode() + b"\n" for event in events))
+                events = await anext(parts)
+    return response
+
+
+def _rows(rows: Sequence[object]) -> bytes:
     return json.dumps(rows)[1:-1].encode()
 
 

@@ -1,4 +1,4 @@
-"""The documents of the control socket: what ``status``, ``peers`` and ``route get`` print with ``--json``.
+"""The documents of the control socket: what ``status``, ``peers``, ``route`` and ``monitor`` print with ``--json``.
 
 Addresses and subnets are text as flannel writes them (``10.1.15.0/24``); counts start at 0 with the process.
 """
@@ -124,6 +124,14 @@ class WorkerPackets(TypedDict):
     packets_in: int
 
 
+class LastErrorRow(TypedDict):
+    """What went wrong last in a part of the agent, seconds ago; ``over``: it works by now."""
+
+    text: str
+    ago_s: float
+    over: bool
+
+
 class Status(TypedDict):
     """The agent at one moment; what it does not know yet is ``None``, and so is what concerns a family that is off.
 
@@ -132,11 +140,12 @@ class Status(TypedDict):
     traffic, ``degraded`` the kinds of these (`flannel_udp.model.DEGRADATIONS`); ``revision`` is the registry's that the
     peers are at; ``offload`` names the offloads in use; ``workers`` counts the data threads, ``worker_packets`` has one
     entry for each; ``last_dropped`` has the last few dropped packets of each reason, the newest last, ``kernel_drops``
-    what the kernel dropped by itself, by place (`flannel_udp.model.KERNEL_DROPS`); ``host_repairs`` says how often what
-    of the host was put right; ``families`` has each one that is on, "ipv4" or "ipv6", none before there is a network
-    configuration; ``peer_health`` counts peers by `PeerRow`'s ``health``, ``narrow_paths`` those with a
-    ``path_mtu``; ``icmp_errors`` counts what the underlay said of datagrams to peers; ``capabilities`` are the ones
-    that were kept.
+    what the kernel dropped by itself, by place (`flannel_udp.model.KERNEL_DROPS`); ``last_errors`` has what went
+    wrong last with "configuration", "lease", "watch", "firewall" and "backend", those that something did with;
+    ``host_repairs`` says how often what of the host was put right; ``families`` has each one that is on, "ipv4" or
+    "ipv6", none before there is a network configuration; ``peer_health`` counts peers by `PeerRow`'s ``health``,
+    ``narrow_paths`` those with a ``path_mtu``; ``icmp_errors`` counts what the underlay said of datagrams to peers;
+    ``capabilities`` are the ones that were kept.
     """
 
     version: str
@@ -146,6 +155,7 @@ class Status(TypedDict):
     ready: bool
     problems: list[str]
     degraded: list[str]
+    last_errors: dict[str, LastErrorRow]
     registry: str
     network: str | None
     subnet: str | None
@@ -173,6 +183,41 @@ class Status(TypedDict):
     families: dict[str, FamilyFacts]
     last_dropped: dict[str, list[DroppedRow]] | None
     kernel_drops: dict[str, int] | None
+
+
+class Event(TypedDict):
+    """Something that happened, at ``time`` in seconds since 1970: a line of ``monitor``.
+
+    By ``event`` it is one of these, and has
+
+    - "agent": who tells this, once at the start: ``version``, ``pid``, ``ready``, ``state``, ``subnet``
+    - "state": ``ready`` and ``state`` as in `Status`; "problem": ``what`` ("came", "went") and ``text``
+    - "error": ``part`` and ``text`` as in `Status`' ``last_errors``; "works": ``part``, which failed before
+    - "lease": ``what`` ("acquired", "renewed", "lost", "reserved", "leased"), ``key``, ``expires_in_s``
+    - "peer": ``what`` ("added", "changed", "removed"), ``subnet``, ``public_ip``; "peers": ``what`` and ``count`` of
+      many at once
+    - "repair": ``what`` of the host was put right, ``count`` times
+    - "drops": ``count`` packets since it was told last, by ``direction`` ("out", "in", "kernel") and ``reason`` (of the
+      kernel its place), ``text``: the last one of them
+    - "lost": ``count`` events that there was no room for, as they were read too slowly
+    """
+
+    time: float
+    event: str
+    version: NotRequired[str]
+    pid: NotRequired[int]
+    ready: NotRequired[bool]
+    state: NotRequired[str]
+    what: NotRequired[str]
+    part: NotRequired[str]
+    text: NotRequired[str]
+    key: NotRequired[str]
+    expires_in_s: NotRequired[float | None]
+    subnet: NotRequired[str | None]
+    public_ip: NotRequired[str]
+    count: NotRequired[int]
+    direction: NotRequired[str]
+    reason: NotRequired[str]
 
 
 class Echo(TypedDict):
@@ -212,26 +257,42 @@ class PeerRow(TypedDict):
     echo: NotRequired[Echo]
 
 
-class Route(TypedDict):
+class Way(TypedDict, total=False):
+    """How packets travel to a peer.
+
+    ``public_ip`` and ``interface`` are there for the verdict "peer", ``port`` (the peer's) and ``tunnel`` (a device's
+    name) as well where packets take one; ``datapath`` as in `PeerRow`. ``problem`` says why packets do not arrive
+    there, where that is known.
+    """
+
+    public_ip: str
+    port: int
+    interface: str
+    tunnel: str
+    datapath: str
+    problem: str
+
+
+class Route(Way):
     """Where a packet for ``address`` goes; ``reason`` is one sentence saying why, or why nowhere.
 
-    ``subnet`` is the lease that covers it; ``public_ip`` and ``interface`` are there for the verdict "peer", ``port``
-    (the peer's) and ``tunnel`` (a device's name) as well where packets take one; ``datapath`` as in `PeerRow`.
-    ``problem`` says why packets do not arrive there, where that is known. ``kernel`` is the entry of its tables that
-    the kernel uses for a packet of this host, ``kernel_for_pods`` for one of our pods if that is another one;
-    ``diverted`` says what leads either elsewhere than it has to go.
+    ``subnet`` is the lease that covers it. ``kernel`` is the entry of its tables that the kernel uses for a packet of
+    this host, ``kernel_for_pods`` for one of our pods if that is another one; ``diverted`` says what leads either
+    elsewhere than it has to go.
     """
 
     address: str
     verdict: Verdict
     reason: str
     subnet: NotRequired[str]
-    public_ip: NotRequired[str]
-    port: NotRequired[int]
-    interface: NotRequired[str]
-    tunnel: NotRequired[str]
-    datapath: NotRequired[str]
-    problem: NotRequired[str]
     kernel: NotRequired[str]
     kernel_for_pods: NotRequired[str]
     diverted: NotRequired[str]
+
+
+class RouteRow(Way):
+    """Where packets for a subnet go; ``reason`` is there where that is nowhere, or not by a lease of our own."""
+
+    subnet: str
+    verdict: Verdict
+    reason: NotRequired[str]

@@ -14,8 +14,10 @@ from flannel_udp.admin.shapes import (
     NetDevice,
     PeerRow,
     Route,
+    RouteRow,
     SocketBuffers,
     Status,
+    Way,
 )
 from flannel_udp.model import KERNEL_DROPS
 
@@ -79,7 +81,7 @@ def _last_error(peer: PeerRow) -> str:
 
 
 def _ago(seconds: float | None) -> str:
-    return "" if seconds is None else f"{_duration(seconds)} ago"
+    return "" if seconds is None else f"{duration(seconds)} ago"
 
 
 _PEER_COLUMNS: Mapping[str, Callable[[PeerRow], str]] = {
@@ -99,12 +101,7 @@ def show_route(route: Route, stream: TextIO) -> None:
     console = _console(stream)
     way, style = f"{route['verdict']} {route.get('subnet', '')}".rstrip(), "yellow"
     if route["verdict"] == "peer":
-        port, tunnel = _optional(":{}", route.get("port")), _optional(" tunnel {}", route.get("tunnel"))
-        direct = " direct" if route.get("datapath") == "direct" else ""
-        public_ip = route.get("public_ip") or ""
-        end = f"[{public_ip}]{port}" if port and ":" in public_ip else f"{public_ip}{port}"
-        via = f"{end} dev {route.get('interface')}{tunnel}{direct}"
-        way, style = f"via {via} subnet {route.get('subnet')}", "yellow" if "problem" in route else "green"
+        way, style = f"{_way(route)} subnet {route.get('subnet')}", "yellow" if "problem" in route else "green"
     console.print(Text.assemble((route["address"], "bold"), " ", (way, style)))
     console.print(Text(f"    {route['reason']}"))
     if "problem" in route:
@@ -117,6 +114,28 @@ def show_route(route: Route, stream: TextIO) -> None:
         console.print(Text(f"    {route['diverted']}", style="red"))
 
 
+def show_routes(routes: Sequence[RouteRow], stream: TextIO) -> None:
+    """Write one line a route in the manner of `ip route list`, in the order given."""
+    from rich.text import Text  # noqa: PLC0415 - as above
+
+    console = _console(stream)
+    if not routes:
+        console.print("no routes")
+    for route in routes:
+        to_peer, why = route["verdict"] == "peer", route.get("problem") or route.get("reason")
+        style = "" if route["verdict"] == "own subnet" else "yellow" if why else "green"
+        way = _way(route) if to_peer else route["verdict"]
+        console.print(Text.assemble((route["subnet"], "bold"), " ", (way, style), _optional(": {}", why)))
+
+
+def _way(way: Way) -> str:
+    port, tunnel = _optional(":{}", way.get("port")), _optional(" tunnel {}", way.get("tunnel"))
+    direct = " direct" if way.get("datapath") == "direct" else ""
+    public_ip = way.get("public_ip") or ""
+    end = f"[{public_ip}]{port}" if port and ":" in public_ip else f"{public_ip}{port}"
+    return f"via {end} dev {way.get('interface')}{tunnel}{direct}"
+
+
 def _console(stream: TextIO) -> Console:
     from rich.console import Console  # noqa: PLC0415 - as above
 
@@ -126,9 +145,8 @@ def _console(stream: TextIO) -> Console:
 def status_lines(status: Status) -> Iterator[tuple[str, str]]:
     """Yield names and values of the status; a name is empty where the value goes on with the former one's."""
     yield "state", f"{status['state']} ({_health(status)})"
-    for problem in status["problems"]:
-        yield "problem", problem
-    yield "agent", f"flannel-udp {status['version']}, pid {status['pid']}, up {_duration(status['uptime_s'])}"
+    yield from _trouble_lines(status)
+    yield "agent", f"flannel-udp {status['version']}, pid {status['pid']}, up {duration(status['uptime_s'])}"
     yield "registry", status["registry"] + _optional(", revision {}", status["revision"])
     for name, fact in (
         ("network", _both(status["network"], status["ipv6_network"])),
@@ -162,6 +180,14 @@ def status_lines(status: Status) -> Iterator[tuple[str, str]]:
             yield "kernel", f"{_number(count)} dropped: {KERNEL_DROPS[place]}"
 
 
+def _trouble_lines(status: Status) -> Iterator[tuple[str, str]]:
+    for problem in status["problems"]:
+        yield "problem", problem
+    for part, met in status.get("last_errors", {}).items():  # an older agent has none
+        over = ", over" if met["over"] else ""
+        yield "error", f"{part}, {duration(met['ago_s'])} ago{over}: {met['text']}"
+
+
 def _health(status: Status) -> str:
     if not status["ready"]:
         return "not ready"
@@ -187,7 +213,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 def _newest(direction: str, dropped: Sequence[DroppedRow]) -> str:
     """Return a clause about the newest packet of a reason that was dropped in this direction, if it is known."""
     newest = [packet for packet in dropped if packet["direction"] == direction][-1:]
-    return "".join(f"; {_duration(packet['age_s'])} ago: {packet['summary']}" for packet in newest)
+    return "".join(f"; {duration(packet['age_s'])} ago: {packet['summary']}" for packet in newest)
 
 
 def _both(v4: str | None, v6: str | None) -> str | None:
@@ -227,7 +253,7 @@ def _lease(lease: LeaseFacts | None) -> str | None:
         return None
     if lease["expires_in_s"] is None:
         return f"{lease['key']}, a reservation, never expires"
-    return f"{lease['key']}, expires in {_duration(lease['expires_in_s'])}"
+    return f"{lease['key']}, expires in {duration(lease['expires_in_s'])}"
 
 
 def _made(repairs: dict[str, int]) -> str:
@@ -246,7 +272,7 @@ def _number(value: int) -> str:
     return f"{value:,}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return the two largest units: "2 d 3 h", "3 h 12 min", "12 min 5 s", "5 s"."""
     whole = max(0, int(seconds))
     units = (("d", whole // 86_400), ("h", whole // 3_600 % 24), ("min", whole // 60 % 60), ("s", whole % 60))

@@ -208,7 +208,8 @@ class Agent:
             self._state.enter("waiting for configuration")
             await self._check_host(BACKENDS[config.backend.type], config, external)
 
-        parsed = await wait_for_config(registry, _parse, check)
+        tell = self._state.errors.noter("configuration")
+        parsed = await wait_for_config(registry, _parse, check, tell=tell)
         if parsed.config.versions == (6,) and self._options.registry == "etcd" and not self._options.kube.subnet_mgr:
             logger.warning(
                 "IPv6 alone with etcd: flanneld cannot take part, all its hosts are one there: run flannel-udp on each"
@@ -245,7 +246,7 @@ class Agent:
         store: Store,
     ) -> tuple[Rooms, Forwarding]:
         """Bring to life what lives from now on; closed with `stack`."""
-        options, (config, backend, network) = self._options, opened
+        options, (config, backend, network), errors = self._options, opened, self._state.errors
         stack.push_async_callback(self._close, network)
         store.update()
         gate = Gate(network)
@@ -259,6 +260,7 @@ class Agent:
             network.forward_until,
             mark=self._mark,
             previous=previous,
+            tell=errors.noter("lease"),
         )
         keeper.yield_for(
             yielded_for_s(yielded_file(options.state_dir, config.overlays[0], network.attrs.found_by), YIELD_S)
@@ -270,19 +272,26 @@ class Agent:
         peers = PeerTable(config.overlays, network.attrs, read_hop)
 
         def registry_away(trouble: RegistryError | None) -> None:
+            errors.note("watch", None if trouble is None else str(trouble))
             self._state.conditions.note("registry", degradations_of(trouble, keeper.left_s), said=True)
 
-        sync = Synchroniser(registry, peers, gate, keeper.observe, tell=registry_away, note_claims=self._note_claims)
+        sync = Synchroniser(
+            *(registry, peers, gate, keeper.observe),
+            tell=registry_away,
+            note_claims=self._note_claims,
+            news=self._state.feed.tell_peers,
+        )
 
         async def host_changed() -> None:
             store.update()
             await forwarding.host_changed()
 
         note = self._state.conditions.note
-        upkeep = Upkeep(options, external, config.overlays, network, host_changed, note=note)
+        tell = errors.noter("backend")
+        upkeep = Upkeep(options, external, config.overlays, network, host_changed, note=note, tell=tell)
         watch = PeerWatch(network, lambda: upkeep.external, lambda: self._state.ready, note, peers.ignored)
         packets = network, lambda: upkeep.external, lambda: self._state.lease
-        families = open_families(config, options.firewall, former, self._state.conditions, packets)
+        families = open_families(config, options.firewall, former, self._state.conditions, packets, errors=errors)
         rooms = Rooms(config, backend, network, gate, keeper, sync, families, upkeep, subnet_file, watch)
         forwarding = Forwarding(options, self._state, registry, rooms, previous)
         self._state.open_rooms(rooms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 
 from flannel_udp import __version__
 from flannel_udp.admin.shapes import (
@@ -13,16 +13,19 @@ from flannel_udp.admin.shapes import (
     Counters,
     DroppedRow,
     Echo,
+    Event,
     FamilyFacts,
     LeaseFacts,
     NetDevice,
     PeerRow,
     Route,
+    RouteRow,
     SocketBuffers,
     Status,
     WorkerPackets,
 )
 from flannel_udp.agent.prober import ALL_S
+from flannel_udp.agent.routes import PEERS_PART, find_route, list_routes, name_datapath, name_device
 from flannel_udp.agent.state import AgentState, Rooms
 from flannel_udp.backend.protocol import NetworkFacts
 from flannel_udp.dataplane.drop_log import describe
@@ -30,12 +33,9 @@ from flannel_udp.dataplane.drops import DROP_REASONS
 from flannel_udp.host.capabilities import Kept
 from flannel_udp.host.echo import EchoAnswer
 from flannel_udp.host.family import family_of
-from flannel_udp.host.lookup.look import KernelRoute, look_up
 from flannel_udp.model import Address, Degradation, DroppedPacket, Interface, Peer, Prefix, prefix_order
 from flannel_udp.options import Options
 
-PEERS_PART = 64
-"""Peers of which the rows are made at a time: about half a millisecond of work."""
 PROBLEMS_MAX = 10
 """So many faults of single peers are named in the status; `peers` has them all."""
 
@@ -76,6 +76,7 @@ class Documents:
             ready=self._state.ready,
             problems=[item.text for item in degradations],
             degraded=sorted({item.kind for item in degradations}),
+            last_errors=self._state.errors.rows(),
             registry=self.registry,
             network=_overlay(rooms, 4),
             subnet=_text(lease.subnet.v4) if lease else None,
@@ -124,73 +125,16 @@ class Documents:
 
     async def route(self, address: Address) -> Route:
         """Return where a packet for `address` would go, and why; and what the kernel does with it."""
-        route, rooms, lease = self._route(address), self._state.rooms, self._state.lease
-        overlay = None if rooms is None else rooms.config.of(address.version)
-        if rooms is None or overlay is None or address not in overlay.network:
-            return route
+        return await find_route(self._state, address)
 
-        def ask() -> KernelRoute | None:
-            ways = rooms.network.ways(address.version)
-            own = lease.subnet.of(address.version) if lease else None
-            return ways and look_up(address, overlay.network, own, ways)
+    def events(self) -> AsyncGenerator[list[Event], None]:
+        """Yield what happens from now on, see `Feed.watch`."""
+        return self._state.feed.watch(self.status)
 
-        kernel = await asyncio.to_thread(ask)
-        if kernel is not None:
-            route["kernel"] = kernel.host
-            if kernel.pods not in (None, kernel.host):
-                route["kernel_for_pods"] = kernel.pods
-            if kernel.fault is not None:
-                route["diverted"] = kernel.fault
-        return route
-
-    def _route(self, address: Address) -> Route:
-        text, rooms, external = str(address), self._state.rooms, self._state.interface
-        if rooms is None or external is None:
-            return Route(address=text, verdict="no route", reason=f"the agent is {self._state.phrase}")
-        overlay = rooms.config.of(address.version)
-        if overlay is None or address not in overlay.network:
-            reason = (
-                f"the overlay has no IPv{address.version}: the host routes it elsewhere"
-                if overlay is None
-                else f"outside the overlay network {overlay.network}: the host routes it elsewhere"
-            )
-            return Route(address=text, verdict="outside network", reason=reason)
-        lease, answer, facts = self._state.lease, rooms.network.route(address), rooms.network.facts()
-        if answer.own and lease:
-            return _own_route(address, lease.subnet.of(address.version))
-        if answer.peer is None:
-            return Route(address=text, verdict="no route", reason="no lease in the registry covers it")
-        subnet = str(answer.peer.subnet)
-        problem = rooms.watch.facts(answer.peer).problem
-        if answer.fault is not None:
-            return Route(address=text, verdict="no route", subnet=subnet, reason=answer.fault)
-        route = Route(
-            address=text,
-            verdict="peer",
-            subnet=subnet,
-            public_ip=str(answer.peer.public_ip),
-            interface=external.name,
-            reason="the longest prefix in the registry that covers it",
-        )
-        if problem is not None:
-            route["problem"] = problem
-        direct = rooms.network.is_direct(answer.peer)
-        if direct is not None:
-            route["datapath"] = _datapath(direct=direct)
-        if facts.port is not None and not direct:
-            route["port"] = facts.port
-        device = _device(facts, address.version)
-        if device is not None and not direct:
-            route["tunnel"] = device
-        return route
-
-
-def _own_route(address: Address, subnet: Prefix | None) -> Route:
-    if subnet is not None and address in subnet:
-        reason = "in this host's own subnet: the host delivers it itself"
-        return Route(address=str(address), verdict="own subnet", subnet=str(subnet), reason=reason)
-    reason = "an entry of the registry with this host's public IP covers it: the host delivers it itself"
-    return Route(address=str(address), verdict="own subnet", reason=reason)
+    async def routes(self) -> AsyncIterator[list[RouteRow]]:
+        """Yield one row a subnet, in their order, in parts that hold nobody up."""
+        async for part in list_routes(self._state):
+            yield part
 
 
 def _degradations(facts: NetworkFacts) -> Iterator[Degradation]:
@@ -238,12 +182,8 @@ def _interface(external: Interface | None) -> NetDevice | None:
     return found
 
 
-def _device(facts: NetworkFacts, version: int) -> str | None:
-    return (facts.device_v6 or facts.device) if version == 6 else facts.device
-
-
 def _tunnel(rooms: Rooms, facts: NetworkFacts, version: int) -> NetDevice | None:
-    lease, device = rooms.keeper.lease, _device(facts, version)
+    lease, device = rooms.keeper.lease, name_device(facts, version)
     subnet = None if lease is None else lease.subnet.of(version)
     if subnet is None or device is None:
         return None
@@ -362,12 +302,8 @@ def _row(rooms: Rooms, peer: Peer, fault: str | None) -> PeerRow:
     )
     direct = rooms.network.is_direct(peer)
     if direct is not None:
-        row["datapath"] = _datapath(direct=direct)
+        row["datapath"] = name_datapath(direct=direct)
     return row
-
-
-def _datapath(*, direct: bool) -> str:
-    return "direct" if direct else "tunnel"
 
 
 def _echo(answer: EchoAnswer) -> Echo:

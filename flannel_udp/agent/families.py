@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from flannel_udp.agent.conditions import Conditions
+from flannel_udp.agent.last_errors import LastErrors
 from flannel_udp.agent.passages import passages_of
 from flannel_udp.backend.protocol import Network
 from flannel_udp.files.subnet_env import SubnetEnv
@@ -66,6 +67,8 @@ def open_families(
     former: SubnetEnv | None,
     conditions: Conditions,
     packets: tuple[Network, Callable[[], Interface], Callable[[], Lease | None]],
+    *,
+    errors: LastErrors,
 ) -> tuple[FamilyRooms, ...]:
     """Return the rooms of each family that is on, IPv4 first.
 
@@ -82,6 +85,7 @@ def open_families(
             lambda: passages_of(network, overlay, external(), lease()),
             nftables=config.enable_nftables,
             resync_s=options.iptables_resync,
+            tell=errors.noter("firewall" if overlay.version == 4 else "firewall (IPv6)"),
         )
         return FamilyRooms(overlay, firewall, FormerBridges(overlay, note))
 

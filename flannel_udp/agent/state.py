@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from flannel_udp.admin import notify
 from flannel_udp.agent.conditions import Conditions
 from flannel_udp.agent.families import FamilyRooms
+from flannel_udp.agent.feed import Feed
 from flannel_udp.agent.gate import Gate
+from flannel_udp.agent.last_errors import LastErrors
 from flannel_udp.agent.peer_watch import PeerWatch
 from flannel_udp.backend.protocol import Backend, Network
 from flannel_udp.control.lease import LeaseKeeper
@@ -51,6 +53,10 @@ class AgentState:
         """How often what of the agent's own files was put back; the network's are counted by ``host.upkeep``."""
         self.conditions = Conditions()
         """What stops some of the traffic though we are ready; `note` it here."""
+        self.errors = LastErrors()
+        """What went wrong last, whether it is over or not; `note` it here."""
+        self.feed = Feed()
+        """What happens, for who watches."""
 
     @property
     def rooms(self) -> Rooms | None:
@@ -127,5 +133,6 @@ class AgentState:
         self._serving = False
 
     def tell(self) -> None:
-        """Tell systemd what the agent is doing, or what is in the way."""
+        """Tell systemd, and who watches, what the agent is doing, or what is in the way."""
         notify.notify_status(self.obstacle or self._details)
+        self.feed.wake()

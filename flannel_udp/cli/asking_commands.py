@@ -1,22 +1,69 @@
-"""`status`, `peers` and `route get`: what the agent of this host answers on its control socket."""
+"""`status` and `peers`: what the agent of this host answers on its control socket."""
 # ruff: noqa: PLC0415 (imports inside functions: help and mistakes must not load what asks)
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flannel_udp.cli.arguments import Values, to_options
-from flannel_udp.cli.command import Argument, Command, show
-from flannel_udp.cli.flags import CONTROL_SOCKET_FLAG, JSON_FLAG, PROBE_FLAG
+from flannel_udp.cli.command import QUIET_S, Command, progress, show
+from flannel_udp.cli.flags import CONTROL_SOCKET_FLAG, JSON_FLAG, PROBE_FLAG, Flag
+from flannel_udp.cli.parsers import parse_wait
+
+if TYPE_CHECKING:
+    from flannel_udp.admin.shapes import Status
+
+
+_POLL_S = 0.2
+
+_WAIT_FLAG = Flag(
+    "wait",
+    "until it is ready, or so long: --wait=90s, --wait=5m; --wait alone is 30s",
+    "TIME",
+    parse_wait,
+    switch=True,
+    in_environment=False,
+)
 
 
 def _status(given: Values) -> int:
     from flannel_udp.admin import client
     from flannel_udp.admin.show import show_status
 
-    show(given, client.fetch_status(to_options(given).control_socket), show_status)
-    return 0
+    path, wait_s = to_options(given).control_socket, given.get("wait")
+    status = client.fetch_status(path) if wait_s is None else _wait(path, wait_s)
+    show(given, status, show_status)
+    if wait_s is None or status["ready"]:
+        return 0
+    sys.stderr.write(f"flannel-udp: not ready within {wait_s:g} s: {status['state']}\n")
+    return 1
+
+
+def _wait(path: Path, wait_s: float) -> Status:
+    """Return the status once the agent is ready, or the last one. Raises `FlannelError` where no agent came."""
+    from flannel_udp.admin import client
+
+    began_s, said = time.monotonic(), ""
+    while True:
+        left_s = began_s + wait_s - time.monotonic()
+        try:
+            status = client.fetch_status(path, min(client.TIMEOUT_S, max(left_s, _POLL_S)))
+        except client.AgentAway:
+            if left_s <= 0:
+                raise
+            state = "there is no agent yet"
+        else:
+            if status["ready"] or left_s <= 0:
+                return status
+            state = status["state"]
+        if sys.stderr.isatty() and state != said and time.monotonic() >= began_s + QUIET_S:
+            said = state
+            sys.stderr.write(f"flannel-udp: not ready: {state}\n")
+        time.sleep(min(_POLL_S, max(left_s, 0.0)))
 
 
 def _peers(given: Values) -> int:
@@ -26,34 +73,10 @@ def _peers(given: Values) -> int:
     path = to_options(given).control_socket
     if given.get("probe"):
         n_peers = client.fetch_status(path)["peers"]
-        peers = client.fetch_probed_peers(path, _progress(f"of {n_peers:,} peers asked"))
+        peers = client.fetch_probed_peers(path, progress(f"of {n_peers:,} peers asked"))
     else:
         peers = client.fetch_peers(path)
     show(given, peers, show_peers)
-    return 0
-
-
-def _progress(what: str) -> Callable[[int], None]:
-    """Return what says on standard error how far a command is, every second once it has taken two."""
-    from time import monotonic
-
-    due_s = monotonic() + 2.0
-
-    def say(n: int) -> None:
-        nonlocal due_s
-        if monotonic() >= due_s:
-            due_s = monotonic() + 1.0
-            sys.stderr.write(f"flannel-udp: {n:,} {what}\n")
-
-    return say
-
-
-def _route_get(given: Values) -> int:
-    from flannel_udp.admin import client
-    from flannel_udp.admin.show import show_route
-
-    route = client.fetch_route(to_options(given).control_socket, given["ADDRESS"])
-    show(given, route, show_route)
     return 0
 
 
@@ -62,10 +85,12 @@ ASK_FLAGS = (CONTROL_SOCKET_FLAG, JSON_FLAG)
 ASKING_COMMANDS: Mapping[str, Command] = {
     "status": Command(
         "show what the agent of this host does: backend, lease, interface, counters, and what is in the way",
-        "The agent is asked over its control socket, which only its user may open (root).\n\n"
-        "example: flannel-udp status --json",
+        "The agent is asked over its control socket, which only its user may open (root). What went wrong last with\n"
+        "configuration, lease, watch, firewall and backend is told, also when it is over.\n"
+        "exit codes: 0 the agent answered, ready or not; with --wait 0 it is ready, 1 it was not by then.\n\n"
+        "example: flannel-udp status --wait=60s",
         _status,
-        {"agent": ASK_FLAGS},
+        {"agent": (*ASK_FLAGS, _WAIT_FLAG)},
     ),
     "peers": Command(
         "list the other hosts, their subnets and what was exchanged with them",
@@ -75,12 +100,5 @@ ASKING_COMMANDS: Mapping[str, Command] = {
         "example: flannel-udp peers --probe",
         _peers,
         {"agent": (*ASK_FLAGS, PROBE_FLAG)},
-    ),
-    "route get": Command(
-        "tell where a packet for an address would go: which peer, prefix and interface, or why nowhere",
-        "example: flannel-udp route get 10.1.15.7",
-        _route_get,
-        {"agent": ASK_FLAGS},
-        (Argument("ADDRESS", "an IPv4 or IPv6 address"),),
     ),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from flannel_udp.cli.arguments import Values, to_options
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from flannel_udp.registry import Registry
 
 Result = TypeVar("Result")
+
+QUIET_S = 2.0
+"""How long a command may take before it says how far it is."""
 
 REST = "..."
 """The `count` of an argument that takes everything after those before it as it is: another program's words."""
@@ -87,13 +91,26 @@ def with_registry(given: Values, call: Callable[[Registry], Awaitable[Result]]) 
     from flannel_udp.registry.open import open_registry
 
     async def run() -> Result:
-        registry = open_registry(to_options(given))
+        registry = open_registry(to_options(given), onlooker=True)
         try:
             return await call(registry)
         finally:
             await registry.close()
 
     return asyncio.run(run())
+
+
+def progress(what: str) -> Callable[[int], None]:
+    """Return what says on standard error how far a command is, every second once it has taken two."""
+    due_s = monotonic() + QUIET_S
+
+    def say(n: int) -> None:
+        nonlocal due_s
+        if monotonic() >= due_s:
+            due_s = monotonic() + 1.0
+            sys.stderr.write(f"flannel-udp: {n:,} {what}\n")
+
+    return say
 
 
 def warn(text: str) -> None:

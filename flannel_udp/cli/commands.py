@@ -13,7 +13,10 @@ from flannel_udp.cli.config_commands import CONFIG_COMMANDS
 from flannel_udp.cli.flags import Flag
 from flannel_udp.cli.host_commands import HOST_COMMANDS
 from flannel_udp.cli.lab_commands import LAB_COMMANDS
+from flannel_udp.cli.lease_commands import LEASE_COMMANDS
+from flannel_udp.cli.monitor_commands import MONITOR_COMMANDS
 from flannel_udp.cli.parsers import choice, parse_path
+from flannel_udp.cli.route_commands import ROUTE_COMMANDS
 from flannel_udp.errors import UsageError
 
 SHELLS = ("bash", "zsh", "tcsh", "fish")
@@ -55,6 +58,9 @@ def _man(given: Values) -> int:
 COMMANDS: Mapping[str, Command] = {
     **CONFIG_COMMANDS,
     **ASKING_COMMANDS,
+    **ROUTE_COMMANDS,
+    **LEASE_COMMANDS,
+    **MONITOR_COMMANDS,
     **HOST_COMMANDS,
     **LAB_COMMANDS,
     "help": Command(

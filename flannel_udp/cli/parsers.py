@@ -39,6 +39,16 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def parse_wait(text: str) -> float | None:
+    """Return so many seconds: ``90``, ``90s``, ``5m``, ``1h``; 30 for ``true``, ``None`` for ``false``."""
+    if text in GO_BOOLS and not text.isdigit():
+        return 30.0 if GO_BOOLS[text] else None
+    match = re.fullmatch(r"([0-9]{1,6})(s|m|h|)", text)
+    if match is None:
+        raise ValueError(f"{text!r} is no time such as 30s, 5m or 1h")
+    return float(match[1]) * {"m": 60.0, "h": 3600.0}.get(match[2], 1.0)
+
+
 def parse_offload(text: str) -> Offload:
     """Return the offloads that ``auto``, ``off`` or a comma list of rungs asks for."""
     if text in ("auto", "off"):

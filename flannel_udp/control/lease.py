@@ -46,7 +46,7 @@ from flannel_udp.control.lease_actions import (
     Widened,
 )
 from flannel_udp.control.lease_machine import LeaseMachine
-from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays
+from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays, TellError, ignore
 from flannel_udp.errors import FlannelError, LeaseLost, SubnetTaken
 from flannel_udp.model import LEASE_TTL_S, Entry, Lease, LeaseAttrs, Subnet
 from flannel_udp.netconf.config import NetworkConfig
@@ -65,7 +65,7 @@ class LeaseKeeper:
     `previous` is the subnet of an existing subnet.env, `margin_s` the life left at which the lease is renewed, `mark`
     the host's, which its leases bear, 0 for none.
     `forward_until` is told again and again until when the host may forward for the lease, by CLOCK_BOOTTIME (``None``:
-    for ever), and at its loss that the time is over.
+    for ever), and at its loss that the time is over; `tell` of what goes wrong with the lease.
     """
 
     def __init__(
@@ -78,10 +78,12 @@ class LeaseKeeper:
         mark: int = 0,
         previous: Subnet | None = None,
         delays: Delays = DEFAULT_DELAYS,
+        tell: TellError = ignore,
         rng: random.Random | None = None,
     ) -> None:
         self._registry = registry
         self._forward_until = forward_until
+        self._tell = tell
         self._previous = previous
         self._config: NetworkConfig | None = None
         # flannel's pick needs no secrecy, only that hosts differ.
@@ -131,9 +133,10 @@ class LeaseKeeper:
         """Return a lease, for as long as it takes to get one; `keep` it at once: its time is running."""
         self._config = config
         self._todo.append(lambda: self._machine.seek(now_s()))
-        outcome = await self._drive(Complaints("acquiring a subnet"))
+        outcome = await self._drive(Complaints("acquiring a subnet", self._tell))
         assert isinstance(outcome, Held)  # noqa: S101 - a machine without a lease cannot lose one
         lease, self.claimed = outcome.lease, False
+        self._tell(None)
         if outcome.found is None:
             self.former, what = None, "acquired a new"
         else:
@@ -159,10 +162,11 @@ class LeaseKeeper:
         """Renew the lease that was acquired, until it is lost; return why it was lost."""
         if self._machine.lease is None:
             raise RuntimeError("keep() without a lease: acquire() comes first")
-        outcome = await self._drive(Complaints("renewing the subnet"))
+        outcome = await self._drive(Complaints("renewing the subnet", self._tell))
         assert isinstance(outcome, Lost)  # noqa: S101 - a machine that holds a lease can only lose it
         self._previous = outcome.lease.subnet
         self.claimed = outcome.claimed
+        self._tell(f"lost our subnet {outcome.lease.subnet}: {outcome.reason}")
         return outcome.reason
 
     def observe(self, seen: Entry | None) -> None:

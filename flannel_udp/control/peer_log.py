@@ -19,10 +19,11 @@ SPAN_LINES = 3 * MAX_LINES
 
 
 class PeerLog:
-    """Writes deltas to the log; `count` tells how many peers there are."""
+    """Writes deltas to the log; `count` tells how many peers there are, `news` hears of each delta as it is."""
 
-    def __init__(self, count: Callable[[], int]) -> None:
+    def __init__(self, count: Callable[[], int], news: Callable[[Delta], object] = lambda _delta: None) -> None:
         self._count = count
+        self._news = news
         self._room = SPAN_LINES  # lines that may still be written before the span ends
         self._held: Counter[str] = Counter()  # what had no room, by kind
         self._span: asyncio.TimerHandle | None = None
@@ -31,6 +32,7 @@ class PeerLog:
         """Write a delta, or count what there is no room for until the span ends."""
         if not delta and not delta.warnings:
             return
+        self._news(delta)
         if self._span is None:
             self._span = asyncio.get_running_loop().call_later(SPAN_S, self._end_span)
         room = min(self._room, MAX_LINES)

@@ -21,6 +21,13 @@ T = TypeVar("T")
 Parse = Callable[[bytes], ParsedConfig]
 """Reads a network configuration with the backends that there are; raises `ConfigError`."""
 
+TellError = Callable[[str | None], object]
+"""Told what has just gone wrong; ``None``: it works."""
+
+
+def ignore(_error: str | None) -> None:
+    """Nobody wants to know."""
+
 
 @dataclass(frozen=True, slots=True)
 class Delays:
@@ -43,15 +50,17 @@ DEFAULT_DELAYS = Delays()
 
 
 class Complaints:
-    """Logs why something fails when the reason changes, and once when it works again."""
+    """Logs why something fails when the reason changes, and once when it works again; `tell` hears of all of it."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, tell: TellError = ignore) -> None:
         self._what = what
+        self._tell = tell
         self._said = SaidOnce()
 
     def failed(self, error: FlannelError, then: str) -> None:
         """Note a failure; `then` says what happens next."""
         reason = error.faults if isinstance(error, ConfigError) else [str(error)]
+        self._tell(str(error))
         if not self._said.failed(reason):
             return
         # What only a person can put right is more than a warning.
@@ -61,16 +70,19 @@ class Complaints:
 
     def worked(self) -> None:
         """Note a success."""
+        self._tell(None)
         if self._said.worked():
             logger.info("%s: works now", self._what)
 
 
-async def retry(what: str, call: Callable[[], Awaitable[T]], delays: Delays = DEFAULT_DELAYS) -> T:
+async def retry(
+    what: str, call: Callable[[], Awaitable[T]], delays: Delays = DEFAULT_DELAYS, tell: TellError = ignore
+) -> T:
     """Return what `call` returns, as soon as it no longer raises a `FlannelError`; `what` opens the log lines.
 
-    A `UsageError` is raised on, unless it is about a file, and so is `Claimed`.
+    `tell` hears of each failure. A `UsageError` is raised on, unless it is about a file, and so is `Claimed`.
     """
-    complaints, backoff = Complaints(what), delays.backoff()
+    complaints, backoff = Complaints(what, tell), delays.backoff()
     while True:
         try:
             result = await call()
@@ -89,10 +101,11 @@ async def wait_for_config(
     parse: Parse,
     check: Callable[[NetworkConfig], Awaitable[None]] | None = None,
     delays: Delays = DEFAULT_DELAYS,
+    tell: TellError = ignore,
 ) -> ParsedConfig:
     """Read the network configuration, for as long as it takes until there is a valid one; log its warnings.
 
-    `check` raises `FlannelError` for one that is valid and not for this host.
+    `check` raises `FlannelError` for one that is valid and not for this host; `tell` hears of each failure.
     """
 
     async def read() -> ParsedConfig:
@@ -101,7 +114,7 @@ async def wait_for_config(
             await check(parsed.config)
         return parsed
 
-    parsed = await retry("reading the network configuration", read, delays)
+    parsed = await retry("reading the network configuration", read, delays, tell)
     for warning in parsed.warnings:
         logger.warning("network configuration: %s", warning)
     return parsed

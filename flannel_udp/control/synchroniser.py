@@ -21,7 +21,7 @@ from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays
 from flannel_udp.errors import RegistryError
 from flannel_udp.levels import CHANGES, STEPS
-from flannel_udp.model import Address, Change, Delta, Entry, Lease, LeaseAttrs, Snapshot, Subnet
+from flannel_udp.model import Address, Change, Delta, Entry, Lease, LeaseAttrs, Prefix, Snapshot, Subnet
 from flannel_udp.registry import Registry, Tell
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,8 @@ class SyncStatus:
 class Synchroniser:
     """Runs until cancelled. Exceptions of the publisher are not caught: they end `run`.
 
-    `tell` hears of what keeps us from following the registry, and of its end; the log says both.
+    `tell` hears of what keeps us from following the registry, and of its end; the log says both. `news` hears what
+    becomes of the peers.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Synchroniser:
         *,
         tell: Tell = lambda _trouble: None,
         note_claims: NoteClaims = lambda _claims: None,
+        news: Callable[[Delta], object] = lambda _delta: None,
     ) -> None:
         self._registry = registry
         self._tell = tell
@@ -99,7 +101,7 @@ class Synchroniser:
         self._revision = 0
         self._last_event_s: float | None = None
         self._published = 0
-        self._log = PeerLog(lambda: table.count)
+        self._log = PeerLog(lambda: table.count, news)
         self.first_published = asyncio.Event()
         """Set when the data path has got its first set of peers."""
 
@@ -107,6 +109,11 @@ class Synchroniser:
     def status(self) -> SyncStatus:
         """Plain numbers for status and metrics."""
         return SyncStatus(self._revision, self._table.count, self._table.counts, self._last_event_s, self._published)
+
+    @property
+    def ours(self) -> frozenset[Prefix]:
+        """What other entries than our lease's have under our address: packets for it are delivered to the kernel."""
+        return self._table.ours()
 
     async def set_own(self, lease: Lease | None) -> None:
         """Set the lease that this host holds; without one nothing is published."""

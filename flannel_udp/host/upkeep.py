@@ -87,7 +87,7 @@ class Upkeep:
     """Watches over `external` and what the network has; `set_up` once there is a lease, `run` all the time.
 
     `news()` is awaited after `external`, the MTU, `obstacle` or the network's device has changed; `note` is told what
-    stops some of the traffic, see `agent.conditions`.
+    stops some of the traffic, see `agent.conditions`, `tell` of whatever is wrong; ``None``: nothing any more.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Upkeep:
         news: Callable[[], Awaitable[None]],
         *,
         note: Callable[[str, Iterable[Degradation]], None],
+        tell: Callable[[str | None], object],
     ) -> None:
         self.external = external
         self.obstacle: str | None = None
@@ -108,6 +109,7 @@ class Upkeep:
         self._kept = kept
         self._news = news
         self._note = note
+        self._tell = tell
         self._repairs = Counter(dict.fromkeys(HOST_REPAIRS, 0))
         self._external_lost = False
         self._elsewhere: Set[Address] = frozenset()  # on another interface, `lo`, say, as they were chosen
@@ -178,6 +180,7 @@ class Upkeep:
         self._retry_s = min(2 * self._retry_s, LAST_RETRY_S) if failed else FIRST_RETRY_S / 2
         if failed:
             waits.append(self._retry_s)
+        self._tell("; ".join([*obstacles, *problems]) or None)
         self._note("host", [Degradation("host", text) for text in problems])
         self._note_obstacle("; ".join(obstacles) or None)
         repaired_now = sum(self.repairs.values()) > repaired

@@ -6,7 +6,7 @@ A registry is a small fenced key-value store. It never interprets a subnet entry
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import Protocol
 
 from flannel_udp.errors import RegistryError
@@ -73,12 +73,29 @@ class Registry(Protocol):
         """
         ...
 
+    async def reserve(self, key: str, value: bytes, entry: Entry | None) -> Entry:
+        """Make `key` a reservation that holds `value`: it has no lease, and never ends.
+
+        With `entry` only if it is still as that says (raises `LeaseLost`), else only if it does not exist (raises
+        `SubnetTaken`).
+        """
+        ...
+
     async def delete(self, entry: Entry) -> None:
         """Delete the entry, only if it is still as `entry` says. Raises `LeaseLost`."""
         ...
 
     async def time_left_s(self, entry: Entry) -> float | None:
         """Return the seconds until the entry expires, ``None`` for a reservation. Raises `LeaseLost` if it is gone."""
+        ...
+
+    async def times_left_s(
+        self, entries: Collection[Entry], told: Callable[[int], object] = ...
+    ) -> Mapping[str, float | None]:
+        """Return the same of many entries by key; one that is gone is missing.
+
+        `told(n)` hears now and then of how many are known.
+        """
         ...
 
     def adopt(self, entry: Entry) -> None:

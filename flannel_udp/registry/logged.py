@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from typing import TypeVar
 
 from flannel_udp.errors import FlannelError
@@ -66,6 +66,10 @@ class LoggedRegistry:
         """See `Registry.move`."""
         return await self._asked(f"move {entry.key} to {key}", self._registry.move(entry, key, value))
 
+    async def reserve(self, key: str, value: bytes, entry: Entry | None) -> Entry:
+        """See `Registry.reserve`."""
+        return await self._asked(f"reserve {key}", self._registry.reserve(key, value, entry))
+
     async def delete(self, entry: Entry) -> None:
         """See `Registry.delete`."""
         await self._asked(f"delete {entry.key}", self._registry.delete(entry))
@@ -73,6 +77,12 @@ class LoggedRegistry:
     async def time_left_s(self, entry: Entry) -> float | None:
         """See `Registry.time_left_s`."""
         return await self._asked(f"time left of {entry.key}", self._registry.time_left_s(entry))
+
+    async def times_left_s(
+        self, entries: Collection[Entry], told: Callable[[int], object] = lambda _n: None
+    ) -> Mapping[str, float | None]:
+        """See `Registry.times_left_s`."""
+        return await self._asked(f"time left of {len(entries)} keys", self._registry.times_left_s(entries, told))
 
     def adopt(self, entry: Entry) -> None:
         """See `Registry.adopt`."""

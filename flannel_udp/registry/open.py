@@ -10,11 +10,12 @@ from flannel_udp.options import Options
 from flannel_udp.registry import Registry
 
 
-def open_registry(options: Options, mark: int = 0, *, in_use: bool = False) -> Registry:
+def open_registry(options: Options, mark: int = 0, *, in_use: bool = False, onlooker: bool = False) -> Registry:
     """Return the registry that `options` names, not yet connected; the caller closes it.
 
     `mark` is the host's, which the leases will bear that are taken with it; 0 where none is taken. With `in_use`
     another process of this host works with it: a file that is not there is an outage then, too.
+    With `onlooker` this host's own part in it is no matter, so that nobody has to say which of Kubernetes' nodes it is.
     Call it inside the event loop that will use it. Raises `UsageError` for a flag, an endpoint or a certificate file
     that is wrong.
     """
@@ -26,7 +27,7 @@ def open_registry(options: Options, mark: int = 0, *, in_use: bool = False) -> R
             raise UsageError(
                 f"--kube-subnet-mgr needs the Python package {package}: pip install 'flannel-udp[kube]'"
             ) from None
-        return KubeRegistry(options.kube)
+        return KubeRegistry(options.kube, onlooker=onlooker)
     kind, _, path = options.registry.partition(":")
     # What fails is raised, with its cause: gRPC's own lines on stderr would only come between ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

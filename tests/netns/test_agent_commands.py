@@ -5,15 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
-from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping_matrix
 from tests.support.agents import (
     Agent,
@@ -21,6 +23,7 @@ from tests.support.agents import (
     command_line,
     drops_of,
     subnet_of,
+    up_with_peers,
     wait_for,
 )
 from tests.support.by_hand import FileByHand
@@ -31,7 +34,7 @@ pytestmark = NEEDS_NETNS
 HEALTH_PORT = 8080
 
 
-# status, peers, route get
+# status, peers, route
 
 
 def test_status_tells_what_the_agent_is_doing(pair: Lab) -> None:
@@ -99,6 +102,62 @@ def test_route_get_names_the_peer_or_says_why_there_is_none(pair: Lab) -> None:
         "interface": "eth0",
         "tunnel": "flannel0",
     }
+
+
+def test_route_get_fails_where_one_of_the_addresses_has_no_route(pair: Lab) -> None:
+    h1, h2 = pair.hosts
+    there, here = str(h2.pods[0].ip), str(h1.pods[0].ip)
+    assert command_line(h1, "route", "get", there, here).returncode == 0
+    assert command_line(h1, "route", "get", there, "10.244.255.7", here).returncode == 1
+    assert command_line(h1, "route", "get", "198.51.100.1").returncode == 1
+    assert [route["address"] for route in command_json(h1, "route", "get", there, here)] == [there, here]
+
+
+def test_route_list_has_all_that_packets_have_a_route_to(pair: Lab) -> None:
+    h1, h2 = pair.hosts
+    own, theirs = subnet_of(h1), subnet_of(h2)
+    by_hand = FileByHand(pair)
+    by_hand.put("10.244.250.0-24", '{"PublicIP": "192.0.2.1"}')  # under our own address
+    try:
+        wait_for("the entry is known", lambda: len(command_json(h1, "route", "list")) == 3)
+        routes = {route.pop("subnet"): route for route in command_json(h1, "route", "list")}
+    finally:
+        by_hand.delete("10.244.250.0-24")
+    assert list(routes) == [*map(str, sorted((own, theirs))), "10.244.250.0/24"]
+    assert routes[str(own)] == {"verdict": "own subnet"}
+    assert routes["10.244.250.0/24"]["verdict"] == "own subnet"
+    assert "with this host's public IP" in routes["10.244.250.0/24"]["reason"]
+    assert routes[str(theirs)] == {
+        "verdict": "peer",
+        "public_ip": "192.0.2.2",
+        "port": 8285,
+        "interface": "eth0",
+        "tunnel": "flannel0",
+    }
+    shown = command_line(h1, "route", "list", "--peer=192.0.2.2")
+    assert shown.stdout == f"{theirs} via 192.0.2.2:8285 dev eth0 tunnel flannel0\n"
+    wait_for("the entry is gone", lambda: len(command_json(h1, "route", "list")) == 2)
+
+
+def backend(kind: str) -> dict[str, Any]:
+    return {"Network": str(OVERLAY), "Backend": {"Type": kind}}
+
+
+def test_route_list_has_the_routes_that_the_kernel_has_for_us() -> None:
+    with Lab(Plan(fresh_name(), hosts=2, config=backend("host-gw"), families="46")) as lab:
+        h1, h2 = up_with_peers(lab).hosts
+        theirs = [str(h2.subnet_of(version)) for version in (4, 6)]
+        lines = command_line(h1, "route", "list").stdout.splitlines()
+        assert len(lines) == 4
+        assert f"{theirs[0]} via 192.0.2.2 dev eth0" in lines
+        assert f"{theirs[1]} via 2001:db8::2 dev eth0" in lines
+
+
+def test_route_list_is_empty_where_the_routes_are_somebody_elses_business() -> None:
+    with Lab(Plan(fresh_name(), hosts=2, config=backend("alloc"))) as lab:
+        h1 = up_with_peers(lab).hosts[0]
+        own = subnet_of(h1)
+        assert command_line(h1, "route", "list").stdout == f"{own} own subnet\n"
 
 
 @pytest.mark.parametrize(
@@ -223,6 +282,43 @@ def test_readyz_and_the_service_manager_hear_of_readiness_only_when_traffic_can_
             assert hear()[-1] == "STOPPING=1"
             assert told.count("READY=1") == 1
         assert health(host, "/healthz") == 0
+
+
+def errors_of(host: Host) -> dict[str, tuple[str, bool]]:
+    """Return the last errors of the agent's parts, and whether each is over."""
+    return {part: (met["text"], met["over"]) for part, met in command_json(host, "status")["last_errors"].items()}
+
+
+def test_status_is_waited_for_and_tells_the_last_errors_of_what_kept_it(host: Host) -> None:
+    argv = [sys.executable, "-m", "flannel_udp", "status", "--wait=5m", "--control-socket", str(host.control_socket)]
+    waiting = host.popen(argv, stdout=subprocess.DEVNULL)
+    try:
+        with Agent(host) as agent:
+            agent.wait_for_line("holds no network configuration")
+            assert "holds no network configuration" in errors_of(host)["configuration"][0]
+            assert waiting.poll() is None
+            one = {"Network": "10.244.0.0/16", "SubnetMin": "10.244.1.0", "SubnetMax": "10.244.1.0"}
+            taken = {"10.244.1.0-24": {"PublicIP": "192.0.2.9"}}
+            host.plan.registry_file.write_text(json.dumps({"config": one, "subnets": taken}))
+            wait_for("there is no subnet", lambda: "lease" in errors_of(host))
+            assert errors_of(host)["configuration"][1]
+            text, over = errors_of(host)["lease"]
+            assert text.startswith("all 1 subnets of length /24 from 10.244.1.0 to 10.244.1.0 are taken")
+            assert not over
+            assert "error      lease, " in command_line(host, "status").stdout
+            assert waiting.poll() is None
+            host.plan.registry_file.write_text(json.dumps({"config": one}))
+            assert waiting.wait(60) == 0
+            assert errors_of(host)["lease"][1]
+            document = host.plan.registry_file.read_text()
+            host.plan.registry_file.unlink()
+            wait_for("the watch fails", lambda: not errors_of(host).get("watch", ("", True))[1])
+            host.plan.registry_file.write_text(document)
+            wait_for("the watch works", lambda: errors_of(host)["watch"][1])
+            assert agent.stop() == 0
+    finally:
+        waiting.kill()
+        waiting.wait()
 
 
 def test_readyz_is_503_again_while_the_lease_is_lost(host: Host) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -66,6 +67,30 @@ def test_a_deleted_key_is_noticed_and_the_subnet_taken_again(two_subnets: Lab) -
         f"lost our subnet {subnet}: {key} was deleted from the registry or expired; forwarding stopped"
     ]
     assert losses(others_log) == []
+
+
+def lease_command(host: Host, *words: str) -> str:
+    argv = [sys.executable, "-m", "flannel_udp", "lease", *words, *host.plan.registry_args]
+    return host.run(argv).stdout
+
+
+def test_a_lease_that_is_released_by_hand_is_sought_anew_and_one_that_is_reserved_goes_on(two_subnets: Lab) -> None:
+    h1, h2 = two_subnets.hosts
+    hand = by_hand(two_subnets)
+    subnet, log = subnet_of(h1), Log(h1)
+    with Flow(h1.pods[0], h2.pods[0]) as flow:
+        flow.wait_for_one_sent_from_now()
+        assert lease_command(h1, "reserve", str(subnet), "--yes") == f"reserved {subnet}\n"
+        wait_for("the agent knows", lambda: h1.control("/v1/status")["lease"]["reserved"])
+        flow.wait_for_one_sent_from_now()
+    assert flow.lost == 0
+    assert losses(log) == []
+    assert lease_command(h2, "release", str(subnet), "--yes") == f"released {subnet}\n"
+    wait_for("the loss is noticed", lambda: bool(losses(log)))
+    wait_for("the subnet is held again", lambda: is_held(hand, h1))
+    wait_for("ready again", h1.is_ready)
+    wait_for_peers([h1, h2])
+    assert h1.control("/v1/status")["lease"]["reserved"] is False
 
 
 def test_forwarding_stops_while_another_holds_our_subnet_and_returns_with_it(two_subnets: Lab) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -307,6 +308,51 @@ async def test_a_reservation_that_is_renewed_stays_one(store: Store, registry: R
 
 
 # Deleting
+
+
+async def test_a_free_subnet_is_reserved_once_and_never_ends(registry: Registry, other: Registry) -> None:
+    entry = await registry.reserve(KEY, VALUE, None)
+    assert (entry.key, entry.value, entry.lease_id) == (KEY, VALUE, 0)
+    assert said((await other.list()).entries) == said({KEY: entry})
+    assert await registry.time_left_s(entry) is None
+    for use in (other.reserve(KEY, OTHER_VALUE, None), other.create(KEY, OTHER_VALUE, LEASE_TTL_S)):
+        with pytest.raises(SubnetTaken, match=KEY):
+            await use
+    assert said((await other.list()).entries) == said({KEY: entry})
+
+
+async def test_a_lease_that_is_made_a_reservation_is_its_hosts_still(store: Store, other: Registry) -> None:
+    registry = store.open(MARK)
+    lease = await registry.create(KEY, VALUE, 1)
+    reserved = await other.reserve(KEY, VALUE, (await other.list()).entries[KEY])
+    assert reserved.reserved
+    with pytest.raises(LeaseLost):
+        await registry.renew(lease, VALUE, LEASE_TTL_S)
+    renewed = await registry.renew((await registry.list()).entries[KEY], OTHER_VALUE, LEASE_TTL_S)
+    assert (renewed.reserved, renewed.value) == (True, OTHER_VALUE)
+
+
+async def test_an_entry_that_has_changed_is_not_made_a_reservation(registry: Registry, other: Registry) -> None:
+    stale = await registry.create(KEY, VALUE, LEASE_TTL_S)
+    current = await other.renew((await other.list()).entries[KEY], OTHER_VALUE, LEASE_TTL_S)
+    with pytest.raises(LeaseLost, match=rf"{KEY} was written by somebody else"):
+        await registry.reserve(KEY, VALUE, stale)
+    await other.delete(current)
+    with pytest.raises(LeaseLost, match=rf"{KEY} is gone"):
+        await registry.reserve(KEY, VALUE, stale)
+    assert (await other.list()).entries == {}
+
+
+async def test_it_is_told_of_many_entries_when_they_end(store: Store, registry: Registry) -> None:
+    store.put_by_hand(OTHER_KEY, OTHER_VALUE)
+    lease = await registry.create(KEY, VALUE, 3600)
+    gone = replace(lease, key="10.1.17.0-24", lease_id=lease.lease_id + 1)
+    told: list[int] = []
+    left = await registry.times_left_s([*(await registry.list()).entries.values(), gone], told.append)
+    assert left.keys() == {KEY, OTHER_KEY}
+    assert left[OTHER_KEY] is None
+    assert 3500 < (left[KEY] or 0) <= 3601  # the file rounds up to whole seconds
+    assert told
 
 
 async def test_a_deleted_entry_is_gone_and_cannot_be_deleted_again(registry: Registry, other: Registry) -> None:

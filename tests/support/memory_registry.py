@@ -6,7 +6,7 @@ Only for what cannot be made to happen on time in a real store; everything else 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryError, SubnetTaken
 from flannel_udp.model import Change, Entry, Snapshot, lease_id_of
@@ -125,6 +125,14 @@ class MemoryRegistry:
         self.tell(Change({entry.key: None, key: moved}, self.revision))
         return moved
 
+    async def reserve(self, key: str, value: bytes, entry: Entry | None) -> Entry:
+        self._begin("reserve")
+        if entry is not None:
+            self._check(entry)
+        elif key in self.entries:
+            raise SubnetTaken(f"{key} is taken")
+        return self.put(key, value, lease_id=0)
+
     async def delete(self, entry: Entry) -> None:
         self._begin("delete")
         self._check(entry)
@@ -134,6 +142,13 @@ class MemoryRegistry:
         self._begin("time_left_s")
         self._check(entry)
         return None if entry.reserved else self.granted_s
+
+    async def times_left_s(
+        self, entries: Collection[Entry], told: Callable[[int], object] = lambda _n: None
+    ) -> dict[str, float | None]:
+        self._begin("times_left_s")
+        told(len(entries))
+        return {entry.key: None if entry.reserved else self.granted_s for entry in entries}
 
     def adopt(self, entry: Entry) -> None:
         """See `Registry.adopt`: the entry says all there is to know."""

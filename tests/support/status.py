@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flannel_udp.admin.shapes import PeerRow, Status
+from flannel_udp.admin.shapes import Event, PeerRow, RouteRow, Status
 
 RUNNING: Status = {
     "version": "0.1.0",
@@ -12,6 +12,7 @@ RUNNING: Status = {
     "ready": True,
     "problems": [],
     "degraded": [],
+    "last_errors": {},
     "registry": "etcd",
     "network": "10.1.0.0/16",
     "subnet": "10.1.15.0/24",
@@ -138,4 +139,31 @@ PEER: PeerRow = {
     "error_ago_s": None,
     "path_mtu": None,
     "problem": None,
+}
+ROUTES: list[RouteRow] = [
+    {"subnet": "10.1.9.0/24", "verdict": "no route", "reason": "192.0.2.9 is not on-link"},
+    {"subnet": "10.1.15.0/24", "verdict": "own subnet"},
+    {
+        "subnet": "10.1.16.0/24",
+        "verdict": "peer",
+        "public_ip": "192.0.2.2",
+        "interface": "eth0",
+        "tunnel": "flannel0",
+        "port": 8285,
+    },
+    {
+        "subnet": "fd00:1:0:16::/64",
+        "verdict": "peer",
+        "public_ip": "2001:db8::2",
+        "interface": "eth0",
+        "datapath": "direct",
+        "problem": "nothing comes back",
+    },
+]
+EVENT: Event = {
+    "time": 1_800_000_000.5,
+    "event": "peer",
+    "what": "added",
+    "subnet": "10.1.16.0/24",
+    "public_ip": "192.0.2.2",
 }

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +22,10 @@ import uvloop
 from flannel_udp.admin import client
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.listener import UnixListener
-from flannel_udp.admin.shapes import PeerRow, Route, Status
+from flannel_udp.admin.shapes import PeerRow, Status
 from flannel_udp.errors import FlannelError, UsageError
-from tests.support.status import PEER, RUNNING
-
-
-class Source:
-    """Answers as a daemon would; one address fails as a daemon may, one as it must not."""
-
-    def status(self) -> Status:
-        return RUNNING
-
-    async def peers(self) -> AsyncIterator[list[PeerRow]]:
-        yield [PEER]
-
-    async def probed_peers(self, within_s: float = 60.0) -> AsyncIterator[list[PeerRow]]:  # noqa: ARG002
-        yield [{**PEER, "echo": {"answered": True, "round_trip_ms": 0.5, "reason": None}}]
-
-    async def route(self, address: IPv4Address | IPv6Address) -> Route:
-        if address == IPv4Address("10.1.0.1"):
-            raise FlannelError("no network configuration yet")
-        if address == IPv4Address("10.1.0.2"):
-            raise ZeroDivisionError
-        return {"address": str(address), "verdict": "no route", "reason": "no lease covers it"}
+from tests.support.source import Source
+from tests.support.status import PEER, ROUTES, RUNNING
 
 
 def raw(path: Path, method: str, target: str) -> tuple[int, str]:
@@ -70,8 +51,9 @@ async def test_status_peers_and_route_arrive_as_the_daemon_gave_them(path: Path)
     async with control_server(UnixListener(path), Source()):
         assert await ask(client.fetch_status, path) == RUNNING
         assert await ask(client.fetch_peers, path) == [PEER]
+        assert await ask(client.fetch_routes, path) == ROUTES
         for address in ("10.1.9.9", "fd00:1::9"):
-            assert (await ask(client.fetch_route, path, address))["address"] == address
+            assert (await ask(client.fetch_route, path, ip_address(address)))["address"] == address
 
 
 @pytest.mark.parametrize("sizes", [(), (3,), (2, 1, 3)])
@@ -171,7 +153,7 @@ async def test_only_get_is_understood(path: Path) -> None:
 async def test_the_agents_error_reaches_the_user_of_the_client(path: Path) -> None:
     async with control_server(UnixListener(path), Source()):
         with pytest.raises(FlannelError, match=r"^no network configuration yet$"):
-            await ask(client.fetch_route, path, "10.1.0.1")
+            await ask(client.fetch_route, path, ip_address("10.1.0.1"))
 
 
 async def test_a_second_agent_is_refused_by_pid_and_the_first_goes_on(path: Path) -> None:
@@ -316,6 +298,23 @@ async def test_closing_does_not_wait_for_a_client_that_does_not_read(path: Path)
 # The client
 
 
+@pytest.mark.parametrize(
+    ("fetch", "target"),
+    [(client.fetch_routes, "/v1/routes"), (lambda path: list(client.follow_events(path)), "/v1/monitor")],
+)
+def test_an_agent_that_does_not_know_the_request_is_of_an_older_version(
+    fetch: Callable[[Path], object], target: str, path: Path
+) -> None:
+    answer = f'{{"error": "GET {target}: Not Found"}}'.encode()
+    head = b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n" % len(answer)
+    with answering(path, head + answer), pytest.raises(FlannelError) as caught:
+        fetch(path)
+    assert str(caught.value) == (
+        f"the agent on {path} is of an older version, which does not know {target}: "
+        "start the installed one in its place (flannel-udp --takeover)"
+    )
+
+
 @contextmanager
 def answering(path: Path, answer: bytes | None) -> Iterator[None]:
     """Stand in for something that is not an agent: take one connection, send `answer` or, if None, stay silent."""
@@ -406,9 +405,9 @@ def test_somebody_else_is_told_whom_to_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "pod", "10.1.2.300", "fd00::1::", "fe80::1%eth0", "10.1.2.3/24", "10.1.2.3&x=1"])
-def test_an_address_that_is_none_is_wrong_usage_and_asks_nobody(path: Path, text: str) -> None:
+def test_an_address_that_is_none_is_wrong_usage(text: str) -> None:
     with pytest.raises(UsageError, match="is not an IP address"):
-        client.fetch_route(path, text)
+        client.read_addresses(["10.1.16.5", text])
 
 
 def test_the_client_imports_nothing_heavy() -> None:

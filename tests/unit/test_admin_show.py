@@ -6,13 +6,13 @@ import io
 import json
 import os
 import pty
-from typing import TextIO
+from typing import TextIO, cast
 
 import pytest
 
 from flannel_udp.admin.shapes import PeerRow, Route, Status
-from flannel_udp.admin.show import show_json, show_peers, show_route, show_status
-from tests.support.status import DUAL, RUNNING, WAITING
+from flannel_udp.admin.show import show_json, show_peers, show_route, show_routes, show_status
+from tests.support.status import DUAL, ROUTES, RUNNING, WAITING
 
 PEER: PeerRow = {
     "subnet": "10.1.16.0/24",
@@ -103,6 +103,22 @@ def test_a_running_agent_is_one_page() -> None:
         "unfinished 5 partial checksums, 0 super packets\n"
         "kernel     5 dropped: datagrams to our UDP sockets: no room to receive, or a wrong checksum (SO_MEMINFO)\n"
     )
+
+
+def test_the_last_errors_are_told_also_when_they_are_over() -> None:
+    errors = {
+        "lease": {"text": "no subnet is free", "ago_s": 3.0, "over": False},
+        "watch": {"text": "etcd is away", "ago_s": 75.0, "over": True},
+    }
+    assert lines_of(cast(Status, {**WAITING, "last_errors": errors}))[1:3] == [
+        "error      lease, 3 s ago: no subnet is free",
+        "error      watch, 1 min 15 s ago, over: etcd is away",
+    ]
+
+
+def test_an_older_agents_status_has_no_last_errors() -> None:
+    older = cast(Status, {name: fact for name, fact in RUNNING.items() if name != "last_errors"})
+    assert lines_of(older) == lines_of(RUNNING)
 
 
 def test_what_is_not_known_yet_is_left_out() -> None:
@@ -240,6 +256,23 @@ def test_a_route_to_nobody_gives_the_verdict_and_why(route: Route, line: str) ->
     stream = io.StringIO()
     show_route(route, stream)
     assert stream.getvalue() == f"{line}\n    {route['reason']}\n"
+
+
+def test_routes_are_lines_that_read_like_ip_route_list() -> None:
+    stream = io.StringIO()
+    show_routes(ROUTES, stream)
+    assert stream.getvalue().splitlines() == [
+        "10.1.9.0/24 no route: 192.0.2.9 is not on-link",
+        "10.1.15.0/24 own subnet",
+        "10.1.16.0/24 via 192.0.2.2:8285 dev eth0 tunnel flannel0",
+        "fd00:1:0:16::/64 via 2001:db8::2 dev eth0 direct: nothing comes back",
+    ]
+
+
+def test_no_routes_says_so() -> None:
+    stream = io.StringIO()
+    show_routes([], stream)
+    assert stream.getvalue() == "no routes\n"
 
 
 def test_json_is_the_document() -> None:

@@ -387,7 +387,7 @@ def test_an_endless_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 # --- status, peers, route get, lab ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["status"], ["peers", "--json"], ["route", "get", "10.1.15.7"]])
+@pytest.mark.parametrize("words", [["status"], ["peers", "--json"], ["route", "get", "10.1.15.7"], ["route", "list"]])
 @pytest.mark.parametrize("by_environment", [False, True])
 def test_asking_where_no_agent_runs_fails_with_one_line(
     words: list[str],

@@ -186,6 +186,28 @@ async def no_passages() -> list[Sequence[Passage]]:
     return []
 
 
+async def test_a_keeper_tells_what_goes_wrong_and_that_it_is_over(make_tool: MakeTool, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    make_tool("nft", "echo the set is busy >&2; exit 1")
+    make_tool("iptables", "exit 0")
+    told: list[str | None] = []
+    firewall = Firewall(Owner(NETWORK), lambda *_: None, no_passages, nftables=True, resync_s=600, tell=told.append)
+    standing = asyncio.create_task(firewall.keep(RULES))
+    keeping = asyncio.create_task(firewall.run())
+    try:
+        async with asyncio.timeout(30):
+            while not told:
+                await asyncio.sleep(0.01)
+            assert "the set is busy" in (told[0] or "")
+            make_tool("nft", f'if [ "$1" = list ]; then cat {kept}; elif [ "$1" = -f ]; then sed 1,2d >{kept}; fi')
+            await standing
+            while told[-1] is not None:
+                await asyncio.sleep(0.01)
+    finally:
+        keeping.cancel()
+        await asyncio.wait([keeping])
+
+
 async def test_a_keeper_ends_when_it_is_cancelled_at_any_moment(make_tool: MakeTool, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     make_tool("nft", f'if [ "$1" = list ]; then cat {kept}; elif [ "$1" = -f ]; then sed 1,2d >{kept}; fi')

@@ -42,7 +42,7 @@ class Firewall:
 
     Rules are looked at when the kernel reports a change of them and every `resync_s` seconds, and applied only if they
     are not as wanted. What the other dialect holds of ours, from an earlier run, is removed. Another overlay's rules,
-    as `owner` tells them, stay.
+    as `owner` tells them, stay. `tell` hears what goes wrong with the rules; ``None``: nothing any more.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Firewall:
         *,
         nftables: bool,
         resync_s: float,
+        tell: Callable[[str | None], object] = lambda _error: None,
     ) -> None:
         self._owner = owner
         self._note = note
@@ -61,6 +62,7 @@ class Firewall:
         self._applier: Applier = Nftables(owner) if nftables else Iptables(owner)
         self._other: Applier = Iptables(owner) if nftables else Nftables(owner)
         self._resync_s = resync_s
+        self._tell_error = tell
         self._wanted: Rules | None = None
         self._wake = asyncio.Event()
         self._stand = asyncio.Event()
@@ -175,10 +177,12 @@ class Firewall:
             logger.warning("somebody changed our firewall rules: putting them back")
 
     def _failed(self, fault: str) -> None:
+        self._tell_error(fault)
         if self._said.failed(fault):
             logger.error("firewall rules: %s (trying again every %g to %g s)", fault, _FIRST_RETRY_S, _LAST_RETRY_S)
 
     def _worked(self) -> None:
+        self._tell_error(None)
         if self._said.worked():
             logger.info("firewall rules: works now")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, RegistryError, SubnetTaken
 from flannel_udp.model import NONCE_BITS, Change, Entry, Snapshot, lease_id_of
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 PAGE_KEYS = 500
 """Keys a listing asks for at a time: 100,000 hosts fit no single answer, and decoding a page takes about 1 ms."""
+
+LEASES_AT_ONCE = 64
+"""How many leases etcd is asked about at a time when they end."""
 
 
 class Compacted(RegistryError):
@@ -95,7 +99,7 @@ class EtcdRegistry:
         path = self._path(key)
         written, _ = await self._put_under_new_lease(path, value, ttl_s, self._absent(path))
         if written is None:
-            raise SubnetTaken(f"{self._client.name}: {key} is taken by another host")
+            raise self._taken(key)
         return written
 
     async def take(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
@@ -184,9 +188,18 @@ class EtcdRegistry:
             raise self._lost(entry, await self._find(self._path(entry.key)))
         # If an earlier try was done and only its answer lost, the comparisons fail on our own work: that is fine.
         if moved.lease_id != entry.lease_id or moved.value != value:
-            raise SubnetTaken(f"{self._client.name}: {key} is taken by another host")
+            raise self._taken(key)
         self._written = moved.revision
         return moved
+
+    async def reserve(self, key: str, value: bytes, entry: Entry | None) -> Entry:
+        """See `Registry.reserve`. The etcd lease of `entry` is left to run out: nothing hangs on it any more."""
+        path = self._path(key)
+        compare = self._absent(path) if entry is None else self._unchanged(entry)
+        done, current = await self._commit([compare], [pb.RequestOp(put=pb.PutRequest(key=path, value=value))])
+        if done and current is not None:
+            return current
+        raise self._taken(key) if entry is None else self._lost(entry, current)
 
     async def delete(self, entry: Entry) -> None:
         """See `Registry.delete`.
@@ -209,6 +222,19 @@ class EtcdRegistry:
         if left_s < 0:
             raise self._lost(entry, None)
         return float(left_s)
+
+    async def times_left_s(
+        self, entries: Collection[Entry], told: Callable[[int], object] = lambda _n: None
+    ) -> dict[str, float | None]:
+        """See `Registry.times_left_s`: etcd tells it of one lease at a time."""
+        left: dict[str, float | None] = {entry.key: None for entry in entries if entry.reserved}
+        leased = [entry for entry in entries if not entry.reserved]
+        for first in range(0, len(leased), LEASES_AT_ONCE):
+            part = leased[first : first + LEASES_AT_ONCE]
+            seconds = await asyncio.gather(*(self._client.lease_time_to_live_s(entry.lease_id) for entry in part))
+            left |= {entry.key: float(left_s) for entry, left_s in zip(part, seconds, strict=True) if left_s >= 0}
+            told(first + len(part))
+        return left
 
     def adopt(self, entry: Entry) -> None:
         """See `Registry.adopt`: the entry says all there is to know."""
@@ -323,6 +349,9 @@ class EtcdRegistry:
         # Anybody may write any bytes here: a key that is no text becomes one that parses as no subnet.
         key = kv.key[len(self._subnets) :].decode(errors="backslashreplace")
         return Entry(kept_key(key), kept_value(kv.value), kv.mod_revision, kv.lease)
+
+    def _taken(self, key: str) -> SubnetTaken:
+        return SubnetTaken(f"{self._client.name}: {key} is taken by another host")
 
     def _lost(self, entry: Entry, current: Entry | None) -> LeaseLost:
         fate = "is gone" if current is None else "was written by somebody else"

@@ -10,7 +10,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -107,12 +107,9 @@ class FileRegistry:
         """See `Registry.create`."""
 
         def change(document: Document) -> Entry:
-            now_s = self._clock.now_s()
             self._refuse_clocks_apart(document)
-            remove_ended(document, key, now_s)
-            if key in document["subnets"]:
-                raise SubnetTaken(f"registry file {self._store.path}: {key} is taken by another host")
-            return put_entry(document, key, value, now_s + ttl_s, self._new_lease_id())
+            self._require_free(document, key)
+            return put_entry(document, key, value, self._clock.now_s() + ttl_s, self._new_lease_id())
 
         await asyncio.to_thread(self._refuse_folders_clock)
         return self._number_own(await self._update(change))
@@ -167,15 +164,25 @@ class FileRegistry:
 
         def change(document: Document) -> Entry:
             self._require_unchanged(document, entry)
-            remove_ended(document, key, self._clock.now_s())
-            if key in document["subnets"]:
-                raise SubnetTaken(f"registry file {self._store.path}: {key} is taken by another host")
+            self._require_free(document, key)
             document["subnets"][key] = document["subnets"].pop(entry.key)
             return put_entry(document, key, value, expiry_s(document["subnets"][key]), entry.lease_id)
 
         moved = self._number_own(await self._update(change))
         self._unseen.add(entry.key)
         return moved
+
+    async def reserve(self, key: str, value: bytes, entry: Entry | None) -> Entry:
+        """See `Registry.reserve`. Fields of the entry that are not flannel's are kept."""
+
+        def change(document: Document) -> Entry:
+            if entry is None:
+                self._require_free(document, key)
+            else:
+                self._require_unchanged(document, entry)
+            return put_entry(document, key, value, None, 0)
+
+        return self._number_own(await self._update(change))
 
     async def delete(self, entry: Entry) -> None:
         """See `Registry.delete`."""
@@ -191,7 +198,21 @@ class FileRegistry:
         document, _ = await asyncio.to_thread(self._store.read)
         self._clock.look(expiries_s(document))
         self._require_unchanged(document, entry)
-        expiry = expiry_s(document["subnets"][entry.key])
+        return self._left_s(document["subnets"][entry.key])
+
+    async def times_left_s(
+        self, entries: Collection[Entry], told: Callable[[int], object] = lambda _n: None
+    ) -> dict[str, float | None]:
+        """See `Registry.times_left_s`."""
+        document, _ = await asyncio.to_thread(self._store.read)
+        self._clock.look(expiries_s(document))
+        subnets = document["subnets"]
+        left = {entry.key: self._left_s(subnets[entry.key]) for entry in entries if entry.key in subnets}
+        told(len(left))
+        return left
+
+    def _left_s(self, fields: object) -> float | None:
+        expiry = expiry_s(fields)
         return None if expiry is None else min(expiry - self._clock.now_s(), float(LEASE_TTL_S))
 
     def adopt(self, entry: Entry) -> None:
@@ -288,6 +309,12 @@ class FileRegistry:
 
     def _with_revision(self, entry: Entry, before: Entry | None) -> Entry:
         return before if before is not None and _alike(entry, before) else replace(entry, revision=self._revision)
+
+    def _require_free(self, document: Document, key: str) -> None:
+        """Remove what ended and is in the way of `key`. Raises `SubnetTaken` if that is somebody's."""
+        remove_ended(document, key, self._clock.now_s())
+        if key in document["subnets"]:
+            raise SubnetTaken(f"registry file {self._store.path}: {key} is taken by another host")
 
     def _require_unchanged(self, document: Document, entry: Entry) -> None:
         current = entry_of(document, entry.key, self._clock.now_s())

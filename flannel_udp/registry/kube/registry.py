@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -24,7 +24,7 @@ from flannel_udp.registry import Tell
 from flannel_udp.registry.keys import parse_key, parse_value
 from flannel_udp.registry.kube.client import Expired, KubeClient, NotFound
 from flannel_udp.registry.kube.nodes import Annotations, KubeNode, Lease, NodeTable, Numbering
-from flannel_udp.registry.kube.options import KubeFiles, read_identity
+from flannel_udp.registry.kube.options import Identity, KubeFiles, read_identity
 from flannel_udp.registry.outage import Outage, keep_quiet
 
 logger = logging.getLogger(__name__)
@@ -39,11 +39,17 @@ REWRITE_PAUSE_S = 1.0
 
 
 class KubeRegistry:
-    """See `flannel_udp.registry.Registry`. Nothing is created or deleted here: nodes are not ours to make."""
+    """See `flannel_udp.registry.Registry`. Nothing is created or deleted here: nodes are not ours to make.
 
-    def __init__(self, options: KubeOptions, environ: Mapping[str, str] = os.environ) -> None:
+    With `onlooker` it is asked from a host that need not be a node, and has no entry of its own.
+    """
+
+    def __init__(
+        self, options: KubeOptions, environ: Mapping[str, str] = os.environ, *, onlooker: bool = False
+    ) -> None:
         self._options = options
-        self._identity = read_identity(environ)
+        self._onlooker = onlooker
+        self._identity = Identity("") if onlooker else read_identity(environ)
         self._client = KubeClient(KubeFiles(options))
         self._annotations = Annotations(options.annotation_prefix)
         self._numbering = Numbering()
@@ -151,6 +157,10 @@ class KubeRegistry:
         """See `Registry.move`: a subnet comes with its node."""
         raise RegistryDenied(f"{self._client.name} hands out the subnets: {entry.key} cannot be made {key}")
 
+    async def reserve(self, key: str, value: bytes, entry: Entry | None) -> Entry:  # noqa: ARG002 - the protocol's
+        """See `Registry.reserve`: every subnet is its node's for as long as that lives."""
+        raise RegistryDenied(f"{self._client.name} hands out the subnets: {key} cannot be reserved")
+
     async def delete(self, entry: Entry) -> None:
         """See `Registry.delete`: a subnet goes with its node."""
         raise RegistryDenied(f"{self._client.name} hands out the subnets: {entry.key} cannot be given back")
@@ -159,6 +169,13 @@ class KubeRegistry:
         """See `Registry.time_left_s`: there is no end."""
         await self._unchanged(entry)
         return None
+
+    async def times_left_s(
+        self, entries: Collection[Entry], told: Callable[[int], object] = lambda _n: None
+    ) -> dict[str, float | None]:
+        """See `Registry.times_left_s`: none of them ends."""
+        told(len(entries))
+        return {entry.key: None for entry in entries}
 
     def adopt(self, entry: Entry) -> None:
         """See `Registry.adopt`: what the agent registered, where an administrator's public IP stands for its own."""
@@ -199,7 +216,7 @@ class KubeRegistry:
         await self._client.close()
 
     async def _find_own_name(self) -> str:
-        if not self._own_name:
+        if not self._own_name and not self._onlooker:
             namespace, pod = self._identity.namespace, self._identity.pod
             self._own_name = await self._client.get_pods_node(namespace, pod)
             if not self._own_name:

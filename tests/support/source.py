@@ -1,0 +1,42 @@
+"""An agent's answers on the control socket, without the agent: it has one peer, and no answer for some addresses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from ipaddress import IPv4Address
+
+from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
+from flannel_udp.errors import FlannelError
+from flannel_udp.model import Address
+from tests.support.status import EVENT, PEER, ROUTES, RUNNING
+
+
+class Source:
+    """Answers as an agent would; 10.1.0.1 fails as with an agent it may, 10.1.0.2 as it must not."""
+
+    def status(self) -> Status:
+        return RUNNING
+
+    async def peers(self) -> AsyncIterator[list[PeerRow]]:
+        yield [PEER]
+
+    async def probed_peers(self, within_s: float = 60.0) -> AsyncIterator[list[PeerRow]]:  # noqa: ARG002
+        yield [{**PEER, "echo": {"answered": True, "round_trip_ms": 0.5, "reason": None}}]
+
+    async def route(self, address: Address) -> Route:
+        if address == IPv4Address("10.1.0.1"):
+            raise FlannelError("no network configuration yet")
+        if address == IPv4Address("10.1.0.2"):
+            raise ZeroDivisionError
+        if address == IPv4Address("10.1.15.7"):
+            return {"address": str(address), "verdict": "own subnet", "reason": "it is here", "subnet": "10.1.15.0/24"}
+        return {"address": str(address), "verdict": "no route", "reason": "no lease covers it"}
+
+    async def events(self) -> AsyncGenerator[list[Event], None]:
+        yield [EVENT]
+        await asyncio.Event().wait()
+
+    async def routes(self) -> AsyncIterator[list[RouteRow]]:
+        for route in ROUTES:
+            yield [route]
