@@ -6,7 +6,7 @@ A registry is a small fenced key-value store. It never interprets a subnet entry
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from typing import Protocol
 
 from flannel_udp.errors import RegistryError
@@ -79,6 +79,13 @@ class Registry(Protocol):
 
     async def time_left_s(self, entry: Entry) -> float | None:
         """Return the seconds until the entry expires, ``None`` for a reservation. Raises `LeaseLost` if it is gone."""
+        ...
+
+    def count_families(self, versions: Collection[int]) -> None:
+        """Take note of which IP versions are on: a store that makes the keys itself makes them of these parts.
+
+        A host's key is the same then as that of an agent that knows no other version.
+        """
         ...
 
     def adopt(self, entry: Entry) -> None:

@@ -6,7 +6,7 @@ Only for what cannot be made to happen on time in a real store; everything else 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryError, SubnetTaken
 from flannel_udp.model import Change, Entry, Snapshot, lease_id_of
@@ -85,6 +85,9 @@ class MemoryRegistry:
 
     async def assigned(self) -> Entry | None:
         return self.given
+
+    def count_families(self, versions: Collection[int]) -> None:
+        pass
 
     async def announce_up(self) -> None:
         self._begin("announce_up")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, RegistryError, SubnetTaken
 from flannel_udp.model import NONCE_BITS, Change, Entry, Snapshot, lease_id_of
@@ -60,6 +60,9 @@ class EtcdRegistry:
 
     async def assigned(self) -> None:
         """See `Registry.assigned`: hosts take their own subnets."""
+
+    def count_families(self, versions: Collection[int]) -> None:
+        """See `Registry.count_families`: keys are the hosts'."""
 
     async def announce_up(self) -> None:
         """See `Registry.announce_up`: a lease says enough."""

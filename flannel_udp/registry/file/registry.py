@@ -10,7 +10,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -94,6 +94,9 @@ class FileRegistry:
 
     async def assigned(self) -> None:
         """See `Registry.assigned`: hosts take their own subnets."""
+
+    def count_families(self, versions: Collection[int]) -> None:
+        """See `Registry.count_families`: keys are the hosts'."""
 
     async def announce_up(self) -> None:
         """See `Registry.announce_up`: a lease says enough."""
