@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Collection
 from typing import TypeVar
 
 from flannel_udp.errors import FlannelError
@@ -73,6 +73,10 @@ class LoggedRegistry:
     async def time_left_s(self, entry: Entry) -> float | None:
         """See `Registry.time_left_s`."""
         return await self._asked(f"time left of {entry.key}", self._registry.time_left_s(entry))
+
+    def count_families(self, versions: Collection[int]) -> None:
+        """See `Registry.count_families`."""
+        self._registry.count_families(versions)
 
     def adopt(self, entry: Entry) -> None:
         """See `Registry.adopt`."""
