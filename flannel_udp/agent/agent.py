@@ -136,6 +136,7 @@ class Agent:
         registry = await self._open_registry()
         stack.push_async_callback(registry.close)
         config, external = await self._wait_for_config(registry, external)
+        registry.count_families(config.versions)
         backend = BACKENDS[config.backend.type]
         logger.info("%s", self._kept)
         _claim_network(claims, config)
@@ -164,6 +165,7 @@ class Agent:
         config, backend = takeover.config, BACKENDS[takeover.config.backend.type]
         external = await wait_for_interface(self._options.interface, self._state, config.versions)
         _claim_network(claims, config)
+        registry.count_families(config.versions)
         await takeover.check_registry(registry, self._documents.registry)
         await self._check_host(backend, config, external)
         logger.info("%s", self._kept)

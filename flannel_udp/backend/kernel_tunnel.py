@@ -26,7 +26,7 @@ from flannel_udp.backend.routes import Hop
 from flannel_udp.backend.tunnel import NICETIES, RETRY_S
 from flannel_udp.backend.tunnel_device import REPAIRS, TAKES_ENTRIES, TunnelDevice
 from flannel_udp.backend.tunnel_entries import TunnelEntries
-from flannel_udp.errors import ConfigError, FlannelError
+from flannel_udp.errors import FlannelError
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.monitor import Interest
 from flannel_udp.host.repair import STANDS, Paces, Standing
@@ -55,7 +55,7 @@ def claim_tunnel(context: Context) -> None:
 class KernelTunnelNetwork(KernelNetwork):
     """See `Network`: `device`, its address, on which the routes' lives hang, routes, and what peers have beside them.
 
-    `fit(external)` tells the overlay's MTU in bytes, `ConfigError` if Backend.MTU does not fit into the interface's;
+    `fit(external)` tells the overlay's MTU in bytes, `FlannelError` if one does not fit into the interface's;
     `overhead_bytes` stand in front of each inner packet; `gateway` is what the route to a peer's subnet leads through.
     """
 
@@ -78,7 +78,7 @@ class KernelTunnelNetwork(KernelNetwork):
         self._device = device
         self._fit = fit
         self.mtu = fit(context.external)
-        self._misfit: str | None = None  # why the device's MTU is not what Backend.MTU asks for
+        self._misfit: str | None = None  # why the device's MTU is not what it has to be
         self._overhead_bytes = overhead_bytes
         self._gateway = gateway
         self._entries = TunnelEntries() if entries is None else entries
@@ -288,14 +288,16 @@ class KernelTunnelNetwork(KernelNetwork):
         return 0
 
     def _fitting(self, external: Interface) -> tuple[int, str | None]:
-        """Return the MTU that fits into an interface's, and why it is not Backend.MTU's where that one does not.
+        """Return the MTU that fits into an interface's, and why it is another one than it has to be, if it is.
 
+        Backend.MTU may be too large by now, or the interface too small for IPv6, which has its least all the same.
         Raises `FlannelError` if there is no room at all.
         """
         try:
             return self._fit(external), None
-        except ConfigError as misfit:
-            mtu = inner_mtu(external, self._overhead_bytes, MTU_MAX_BYTES)
+        except FlannelError as misfit:
+            with_ipv6 = self._context.config.v6 is not None
+            mtu = inner_mtu(external, self._overhead_bytes, MTU_MAX_BYTES, with_ipv6=with_ipv6)
             return mtu, f"{misfit}; the tunnel's MTU is {mtu} meanwhile"
 
     # What is asked

@@ -127,6 +127,11 @@ class FamilyPeers:
         self._replace(former.subnet, peer)
         return True
 
+    def has_own(self, key: str) -> bool:
+        """Tell whether a key, which is another host's, has this host's subnet."""
+        peer = self._records[key].peer
+        return peer is not None and peer.subnet == self._own
+
     def drop(self, key: str) -> None:
         """Forget a key, if it is known."""
         record = self._records.pop(key, None)

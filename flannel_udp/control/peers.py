@@ -33,6 +33,7 @@ class PeerTable:
 
     def __init__(self, overlays: Iterable[Prefix], ours: LeaseAttrs, read_hop: ReadHop) -> None:
         self._entries: dict[str, Entry] = {}
+        self._own: Subnet | None = None
         self._found_by = ours.found_by
         # Keys of which a part, or all, is no peer: what was said, and the hosts' addresses that are none for it.
         self._poisoned: dict[str, tuple[str, Collection[Address]]] = {}
@@ -115,6 +116,7 @@ class PeerTable:
 
         ``None`` when it holds none.
         """
+        self._own = subnet
         for family in self._families:
             family.set_own(None if subnet is None else subnet.of(family.version))
         return self.take_delta()
@@ -196,6 +198,8 @@ class PeerTable:
                     raise ValueError(lease.faults[version])
                 if subnet is not None:
                     family.take(key, subnet, lease.attrs, ours=self._is_ours(lease.attrs))
+                    if family.has_own(key) and lease.subnet != self._own:  # else it is our key, taken by another
+                        raise ValueError(f"{subnet} is our own subnet")
                     well += 1
             except ValueError as error:
                 faults[version] = str(error)

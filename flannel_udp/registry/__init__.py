@@ -98,6 +98,13 @@ class Registry(Protocol):
         """
         ...
 
+    def count_families(self, versions: Collection[int]) -> None:
+        """Take note of which IP versions are on: a store that makes the keys itself makes them of these parts.
+
+        A host's key is the same then as that of an agent that knows no other version.
+        """
+        ...
+
     def adopt(self, entry: Entry) -> None:
         """Take note that another process of this host has written this entry, and that it is ours from now on."""
         ...

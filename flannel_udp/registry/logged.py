@@ -84,6 +84,10 @@ class LoggedRegistry:
         """See `Registry.times_left_s`."""
         return await self._asked(f"time left of {len(entries)} keys", self._registry.times_left_s(entries, told))
 
+    def count_families(self, versions: Collection[int]) -> None:
+        """See `Registry.count_families`."""
+        self._registry.count_families(versions)
+
     def adopt(self, entry: Entry) -> None:
         """See `Registry.adopt`."""
         self._registry.adopt(entry)

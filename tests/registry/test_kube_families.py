@@ -124,3 +124,42 @@ async def test_a_podcidr_of_one_family_that_is_none_leaves_the_other(api: ApiSer
         faults: dict[int, str] = {}
         assert parse_key((await registry.assigned()).key, faults) == Subnet(IPv4Network("10.1.15.0/24"))
         assert list(faults) == [6]
+
+
+@pytest.mark.parametrize(
+    ("versions", "key"),
+    [((4,), KEY), ((6,), "0.0.0.0-0&fd00:1:2::-64"), ((4, 6), f"{KEY}&fd00:1:2::-64")],
+    ids=["IPv4", "IPv6", "both"],
+)
+async def test_the_families_that_are_on_make_the_key(
+    versions: tuple[int, ...], key: str, api: ApiServer, dual: KubeRegistry
+) -> None:
+    api.add_node("h2", "10.1.16.0/24,fd00:1:3::/64", kube_subnet_manager="true", public_ip="192.0.2.2")
+    dual.count_families(versions)
+    entry = await register(dual)
+    assert entry.key == key
+    assert set((await dual.list()).entries) == {key, key.replace("15", "16").replace("1:2:", "1:3:")}
+
+
+async def test_a_node_without_a_podcidr_of_a_family_that_is_on_has_the_key_that_says_so(
+    api: ApiServer, options: KubeOptions
+) -> None:
+    api.add_node("h1", "10.1.15.0/24")
+    async with opened(options) as registry:
+        registry.count_families((6,))
+        assert (await registry.assigned()).key == KEY
+
+
+async def test_an_entry_that_an_agent_wrote_which_knows_ipv4_alone_is_taken_over(
+    api: ApiServer, dual: KubeRegistry, options: KubeOptions
+) -> None:
+    dual.count_families((4,))
+    written = await register(dual)
+    assert written.key == KEY  # as of a node that has IPv4 alone, which is all that such an agent sees
+    async with opened(options) as ours:
+        ours.count_families((4,))
+        ours.adopt(written)
+        assert await ours.time_left_s(written) is None
+        renewed = await ours.renew(written, written.value, LEASE_TTL_S)
+    assert (renewed.key, renewed.value) == (written.key, written.value)
+    assert api.count("patch") == 1

@@ -122,15 +122,18 @@ class Log:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._start = len(log_of(host))
+        self._start = len(self._all())
 
     def lines(self, part: str = "") -> list[str]:
         """Return the lines that hold `part`."""
-        return [line for line in log_of(self._host)[self._start :] if part in line]
+        return [line for line in messages(self._all()[self._start :]) if part in line]
 
     def complaints(self) -> list[str]:
         """Return its warnings and errors."""
-        return [line for line in self.lines() if line.startswith(("W ", "E "))]
+        return messages(line for line in self._all()[self._start :] if line.startswith(("W ", "E ")))
+
+    def _all(self) -> list[str]:
+        return self._host.log_file.read_text().splitlines()
 
 
 def links_of(host: Host) -> list[str]:

@@ -42,16 +42,16 @@ from flannel_udp.control.lease_actions import (
 from flannel_udp.control.lease_machine import LeaseMachine
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.retry import DEFAULT_DELAYS, Delays
-from flannel_udp.errors import FlannelError, LeaseLost, RegistryError, SubnetTaken
+from flannel_udp.errors import FlannelError, RegistryError, SubnetTaken
 from flannel_udp.model import Change, Entry, Lease, LeaseAttrs, Snapshot, Subnet, lease_id_of
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry.keys import format_key, format_value
 from tests.support.backends import read_udp_hop
+from tests.support.lease_store import Store
 
 T = TypeVar("T")
 Settle = Callable[[Result | FlannelError], list[Action]]
 
-TTL_S = 600.0
 MARGIN_S = 120.0
 CALL_S = 9.0
 """After this long the client gives up a request, which may still take effect."""
@@ -62,93 +62,6 @@ MAX_LATENESS_S = 5.0
 
 class TwoOwnersError(AssertionError):
     """Two hosts forward for one subnet, or for one part of it."""
-
-
-class Store:
-    """What etcd does: fenced keys under leases. Every method takes effect at one moment of the store's clock."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self.entries: dict[str, Entry] = {}
-        self.revision = 1
-        self.writes = 0
-        self.changed: Callable[[Change], None] = lambda _change: None
-        self._ends_s: dict[int, float] = {}
-
-    def put(self, key: str, value: bytes, lease_id: int) -> Entry:
-        self.revision += 1
-        self.writes += 1
-        self.entries[key] = entry = Entry(key, value, self.revision, lease_id)
-        self.changed(Change({key: entry}, self.revision))
-        return entry
-
-    def remove(self, key: str) -> None:
-        self.revision += 1
-        del self.entries[key]
-        self.changed(Change({key: None}, self.revision))
-
-    def expire(self) -> None:
-        gone = {lease_id for lease_id, end_s in self._ends_s.items() if end_s <= self.now_s}
-        for lease_id in gone:
-            del self._ends_s[lease_id]
-        for key in [key for key, entry in self.entries.items() if entry.lease_id in gone]:
-            self.remove(key)
-
-    def next_end_s(self) -> float | None:
-        return min(self._ends_s.values(), default=None)
-
-    def snapshot(self) -> Snapshot:
-        return Snapshot(dict(self.entries), self.revision)
-
-    def create(self, key: str, value: bytes, lease_id: int) -> Entry:
-        current = self.entries.get(key)
-        if current is not None and current.lease_id != lease_id:
-            raise SubnetTaken(f"{key} is taken")
-        if current is not None:
-            return current  # the request came twice
-        self._ends_s[lease_id] = self.now_s + TTL_S
-        return self.put(key, value, lease_id)
-
-    def take(self, entry: Entry, value: bytes, lease_id: int) -> Entry:
-        if entry.reserved:
-            return self.renew(entry, value)
-        current = self.entries.get(entry.key)
-        if current is not None and current.lease_id == lease_id:
-            return current  # the request came twice
-        self.check(entry)
-        self._ends_s[lease_id] = self.now_s + TTL_S
-        return self.put(entry.key, value, lease_id)
-
-    def renew(self, entry: Entry, value: bytes) -> Entry:
-        # As in etcd: the lease is kept alive first, then the key is compared.
-        if not entry.reserved:
-            if entry.lease_id not in self._ends_s:
-                raise LeaseLost("the lease has expired")
-            self._ends_s[entry.lease_id] = self.now_s + TTL_S
-        self.check(entry)
-        return entry if entry.value == value else self.put(entry.key, value, entry.lease_id)
-
-    def move(self, entry: Entry, key: str, value: bytes) -> Entry:
-        current = self.entries.get(key)
-        if current is not None and (current.lease_id, current.value) == (entry.lease_id, value):
-            return current  # the request came twice
-        self.check(entry)
-        if current is not None:
-            raise SubnetTaken(f"{key} is taken")
-        self.revision += 1
-        self.writes += 1
-        del self.entries[entry.key]
-        self.entries[key] = moved = Entry(key, value, self.revision, entry.lease_id)
-        self.changed(Change({entry.key: None, key: moved}, self.revision))
-        return moved
-
-    def check(self, entry: Entry) -> None:
-        if self.entries.get(entry.key) != entry:
-            raise LeaseLost(f"{entry.key} is not as you wrote it")
-
-    def time_left_s(self, entry: Entry) -> float | None:
-        self.check(entry)
-        return None if entry.reserved else self._ends_s[entry.lease_id] - self.now_s
 
 
 class Host:

@@ -86,6 +86,9 @@ class MemoryRegistry:
     async def assigned(self) -> Entry | None:
         return self.given
 
+    def count_families(self, versions: Collection[int]) -> None:
+        pass
+
     async def announce_up(self) -> None:
         self._begin("announce_up")
 

@@ -21,8 +21,9 @@ from flannel_udp.errors import LeaseLost
 from flannel_udp.model import Entry, Lease
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry.keys import format_value
-from tests.support.backends import parse_config, parse_families
-from tests.support.lease_world import TTL_S, Host, Store, TwoOwnersError, World
+from tests.support.backends import parse_config
+from tests.support.lease_store import TTL_S, Store
+from tests.support.lease_world import Host, TwoOwnersError, World
 
 
 def config_of(subnets: int, versions: tuple[int, ...] = (4,)) -> NetworkConfig:
@@ -230,16 +231,7 @@ def test_100_keepers_in_1000_rounds_have_zero_double_owners(capsys: pytest.Captu
 
 @pytest.mark.parametrize("seed", range(3))
 def test_keepers_that_get_an_address_of_another_family_at_any_time_have_a_subnet_of_it_in_the_end(seed: int) -> None:
-    config = parse_families(
-        {
-            "Network": "10.1.0.0/16",
-            "SubnetMax": "10.1.14.0",
-            "EnableIPv6": True,
-            "IPv6Network": "fd00:1::/48",
-            "IPv6SubnetMax": "fd00:1:0:e::",
-        }
-    )
-    world = World(config, 12, seed, tables=3, at_first=(4,))
+    world = World(config_of(14, (4, 6)), 12, seed, tables=3, at_first=(4,))
     storm(world, 400)
     for host in world.hosts:
         get_ipv6(host)

@@ -194,6 +194,24 @@ def test_our_own_part_of_each_family_is_no_peer() -> None:
     assert len(table.set_own(OWN).removed) == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "left", "bad"),
+    [
+        ("10.1.16.0-24&fd00:1:0:15::-64", PEER4, "IPv6 part is ignored: fd00:1:0:15::/64"),
+        ("10.1.15.0-24&fd00:1:0:16::-64", PEER6, "IPv4 part is ignored: 10.1.15.0/24"),
+    ],
+)
+def test_who_has_one_part_of_our_subnet_is_a_peer_by_the_other_one(key: str, left: Peer, bad: str) -> None:
+    table = new_table()
+    table.set_own(Subnet(IPv4Network("10.1.15.0/24"), IPv6Network("fd00:1:0:15::/64")))
+    delta = table.apply(snapshot(entry(key)))
+    assert delta.added == (left,)
+    assert delta.warnings == (f"entry {key!r}: its {bad} is our own subnet",)
+    assert table.apply(Change({key: None}, 8)).removed == (left,)
+    ours = "10.1.15.0-24&fd00:1:0:15::-64"  # another host takes it: that is for the lease's keeper to say
+    assert table.apply(Change({ours: entry(ours)}, 9)) == Delta()
+
+
 def test_what_else_has_our_public_ipv6_is_ours_by_ipv6_only() -> None:
     table = new_table()
     theirs = entry(KEY, public_ipv6="2001:db8::1", mark=0)

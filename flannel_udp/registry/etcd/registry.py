@@ -65,6 +65,9 @@ class EtcdRegistry:
     async def assigned(self) -> None:
         """See `Registry.assigned`: hosts take their own subnets."""
 
+    def count_families(self, versions: Collection[int]) -> None:
+        """See `Registry.count_families`: keys are the hosts'."""
+
     async def announce_up(self) -> None:
         """See `Registry.announce_up`: a lease says enough."""
 

@@ -95,6 +95,9 @@ class FileRegistry:
     async def assigned(self) -> None:
         """See `Registry.assigned`: hosts take their own subnets."""
 
+    def count_families(self, versions: Collection[int]) -> None:
+        """See `Registry.count_families`: keys are the hosts'."""
+
     async def announce_up(self) -> None:
         """See `Registry.announce_up`: a lease says enough."""
 

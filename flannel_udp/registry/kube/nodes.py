@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Network
@@ -36,13 +36,15 @@ class KubeNode:
     annotations: Mapping[str, str]
     pod_cidrs: tuple[str, ...]
 
-    @property
-    def subnet_key(self) -> str | None:
-        """The key, as flannel writes it, of the first podCIDR of each family; ``None`` while there is none.
+    def subnet_key(self, versions: Collection[int]) -> str | None:
+        """Return the key, as flannel writes it, of the first podCIDR of each family; ``None`` while there is none.
 
-        Kubernetes' order means nothing here: IPv4 goes first. What of it counts is for the configuration to say.
+        Kubernetes' order means nothing here: IPv4 goes first. Of the families only those count that are on, by IP
+        `versions`, unless the node has none of them.
         """
-        v4, v6 = (next((cidr for cidr in self.pod_cidrs if (":" in cidr) == is_v6), None) for is_v6 in (False, True))
+        found = {6 if ":" in cidr else 4: cidr for cidr in reversed(self.pod_cidrs)}  # the first one of each
+        counting = {version: cidr for version, cidr in found.items() if version in versions} or found
+        v4, v6 = counting.get(4), counting.get(6)
         if v6 is None:
             return None if v4 is None else v4.replace("/", "-")
         with suppress(ValueError):  # what is none is said of the key

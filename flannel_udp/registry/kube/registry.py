@@ -54,6 +54,7 @@ class KubeRegistry:
         self._annotations = Annotations(options.annotation_prefix)
         self._numbering = Numbering()
         self._own_name = self._identity.node
+        self._versions: Collection[int] = (4, 6)
         self._attrs: LeaseAttrs | None = None  # what we registered last
         self._written = (b"", 0.0)  # our own value as we wrote it last, and when
         self._registered_ips = ("", "")
@@ -177,6 +178,10 @@ class KubeRegistry:
         told(len(entries))
         return {entry.key: None for entry in entries}
 
+    def count_families(self, versions: Collection[int]) -> None:
+        """See `Registry.count_families`: of a node's podCIDRs those of other families are nobody's business."""
+        self._versions = versions
+
     def adopt(self, entry: Entry) -> None:
         """See `Registry.adopt`: what the agent registered, where an administrator's public IP stands for its own."""
         with suppress(ValueError):  # not ours then, as who adopts it will find
@@ -229,7 +234,7 @@ class KubeRegistry:
             node = await self._client.get_node(name)
         except NotFound as error:
             raise NotFound(f"{error}: is {name!r} (NODE_NAME) the node's name in `kubectl get nodes`?") from None
-        if node.subnet_key is None:
+        if not node.pod_cidrs:
             raise RegistryError(
                 f"node {name!r} has no podCIDR: run kube-controller-manager with --allocate-node-cidrs and "
                 "--cluster-cidr (kubeadm init --pod-network-cidr)"
@@ -252,11 +257,11 @@ class KubeRegistry:
 
     def _own_lease(self, node: KubeNode) -> Lease:
         """Return our node's key and value, the value empty while nobody has registered it."""
-        return node.subnet_key or "", (self._lease(node) or ("", b""))[1]
+        return node.subnet_key(self._versions) or "", (self._lease(node) or ("", b""))[1]
 
     def _lease(self, node: KubeNode) -> Lease | None:
         """Return what a node holds; ``None`` when no agent has registered it, or Kubernetes gave it nothing."""
-        key = node.subnet_key
+        key = node.subnet_key(self._versions)
         if key is None or not self._annotations.is_managed(node):
             return None
         if node.name != self._own_name or self._attrs is None:
