@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from socket import AF_INET, inet_pton
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any, NoReturn, TypeVar
 
 from flannel_udp.model import LeaseAttrs, Subnet
@@ -81,7 +81,7 @@ def parse_key(key: str, faults: Faults | None = None) -> Subnet:
 def _parse_network(kind: type[_Network], key: str, address: str, prefix_len: int) -> _Network:
     """Build the network from its two halves; `key` is only for the message."""
     try:
-        host = int(_ipv4(address) if kind is IPv4Network else IPv6Address(address))
+        host = int(_ipv4(address) if kind is IPv4Network else _ipv6(address))
     except ValueError:
         raise ValueError(f"subnet key {key!r}: {address!r} is no {_version(kind)} address") from None
     bits = 32 if kind is IPv4Network else 128
@@ -134,7 +134,7 @@ def parse_value(value: bytes, faults: Faults | None = None) -> LeaseAttrs:
         found[4] = str(error)
     try:
         if (text := fields.get("publicipv6")) is not None:
-            public_ipv6 = _parse_address(IPv6Address, "IPv6", "PublicIPv6", text)
+            public_ipv6 = _parse_address(_ipv6, "IPv6", "PublicIPv6", text)
     except ValueError as error:
         found[6] = str(error)
     if found and faults is None:
@@ -196,8 +196,8 @@ def _parse_public_ip(fields: dict[str, Any]) -> IPv4Address | None:
 
 
 def _parse_address(parse: Callable[[str], _Address], version: str, name: str, field: object) -> _Address:
-    # ipaddress takes integers and, for IPv6, zones ("fe80::1%eth0"); Go's net.ParseIP takes neither.
-    if isinstance(field, str) and "%" not in field:
+    # Neither numbers nor, for IPv6, zones ("fe80::1%eth0"): Go's net.ParseIP takes none.
+    if isinstance(field, str):
         with suppress(ValueError):
             return parse(field)
     raise ValueError(f"lease value: {name} {_short(field)} is no {version} address")
@@ -209,6 +209,14 @@ def _ipv4(text: str) -> IPv4Address:
         return IPv4Address(inet_pton(AF_INET, text))
     except OSError:
         raise ValueError(f"{text!r} is no IPv4 address") from None
+
+
+def _ipv6(text: str) -> IPv6Address:
+    """Likewise for IPv6, in a sixth of the time; there are no zones."""
+    try:
+        return IPv6Address(inet_pton(AF_INET6, text))
+    except OSError:
+        raise ValueError(f"{text!r} is no IPv6 address") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
