@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from itertools import islice
 
 from flannel_udp.backend.protocol import Network
-from flannel_udp.host.firewall.passages import DISCOVERY, IPIP, Passage, outer_passages, pods_passages, udp_opening
+from flannel_udp.host.firewall.passages import (
+    BRIDGE,
+    DISCOVERY,
+    IPIP,
+    Passage,
+    outer_passages,
+    pods_passages,
+    udp_opening,
+)
+from flannel_udp.host.lookup.pods import KnownPods, known_pods
 from flannel_udp.model import Interface, Lease, Prefix
 
 
@@ -34,5 +43,6 @@ async def passages_of(
         found.append(outer_passages(DISCOVERY, external.name, ends.address, None, version=overlay.version)[:1])
     if pod is not None and own.num_addresses > 2:
         device = (facts.device_v6 if overlay.version == 6 else None) or facts.device or external.name
-        found.append(pods_passages(device, overlay, own[-2], pod))
+        ours = await asyncio.to_thread(known_pods, own, ways.device) or KnownPods(BRIDGE)
+        found.append(pods_passages(device, overlay, pod, [own[-2], *ours.addresses], ours.bridge))
     return found

@@ -11,6 +11,7 @@ from flannel_udp.doctor.finding import Finding, fault, note, ok, skipped
 from flannel_udp.doctor.known import KnownFamily
 from flannel_udp.host.family import IPV4
 from flannel_udp.host.firewall.passages import (
+    BRIDGE,
     DISCOVERY,
     IPIP,
     Passage,
@@ -21,6 +22,7 @@ from flannel_udp.host.firewall.passages import (
     read_rules,
     udp_opening,
 )
+from flannel_udp.host.lookup.pods import KnownPods, known_pods
 
 _DOUBTS_NAMED = 3
 
@@ -44,7 +46,8 @@ def ask_firewall(known: KnownFamily) -> Iterator[Finding]:
         yield skipped("firewall for pods", "no subnet is known")
         return
     other = ip_network(known.peers[0]["subnet"])[2] if known.peers else network[-2]
-    passages = pods_passages(known.device, network, subnet[2], other)
+    ours = known_pods(subnet, 0) or KnownPods(BRIDGE)
+    passages = pods_passages(known.device, network, other, [subnet[-2], *ours.addresses], ours.bridge)
     well = "nothing found that drops packets between other hosts and our pods"
     yield judge_firewall("firewall for pods", rules, passages, well)
 

@@ -152,6 +152,6 @@ def closed(host: str) -> list[str]:
     questions = [
         outer_passages(udp_opening(8285), "eth0", OWN, None, version=6),
         outer_passages(DISCOVERY, "eth0", OWN, None, version=6)[:1],
-        pods_passages("flannel0", NETWORK, SUBNET[-2], IPv6Address("fd00:1:0:16::2")),
+        pods_passages("flannel0", NETWORK, IPv6Address("fd00:1:0:16::2"), [SUBNET[-2]]),
     ]
     return [item.text for item in call_inside(host, lambda: asyncio.run(find_closed(questions)))]

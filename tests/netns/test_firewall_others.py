@@ -68,6 +68,26 @@ CLOSED: dict[str, tuple[Sequence[str], Sequence[str], str]] = {
         ["iptables -t mangle -D PREROUTING -i {device} -s {overlay} -j DROP"],
         "what other hosts send to our pods: iptables-nft -t mangle: -A PREROUTING",
     ),
+    "a rule for each container, as Docker 28 has it": (
+        ["iptables -t raw -A PREROUTING -d {pod} ! -i cni0 -j DROP"],
+        ["iptables -t raw -D PREROUTING -d {pod} ! -i cni0 -j DROP"],
+        "what other hosts send to our pod {pod}: iptables-nft -t raw: -A PREROUTING -d {pod}/32 ! -i cni0 -j DROP",
+    ),
+    "a bridge with a name of its own, as Docker has it": (
+        [
+            "ip link set cni0 down",
+            "ip link set cni0 name docker0",
+            "ip link set docker0 up",
+            "iptables -I FORWARD ! -i docker0 -o docker0 -j DROP",
+        ],
+        [
+            "iptables -D FORWARD ! -i docker0 -o docker0 -j DROP",
+            "ip link set docker0 down",
+            "ip link set docker0 name cni0",
+            "ip link set cni0 up",
+        ],
+        "what other hosts send to our pods: iptables-nft: -A FORWARD ! -i docker0 -o docker0 -j DROP",
+    ),
 }
 
 
@@ -77,8 +97,11 @@ def passes(duo: Lab) -> bool:
 
 @pytest.mark.parametrize("what", CLOSED)
 def test_what_drops_pods_packets_is_named_and_mended_by_its_command(duo: Lab, h1: Host, what: str) -> None:
-    known = {"device": "flannel0" if h1.backend == "udp" else "eth0", "overlay": str(OVERLAY)}
+    device = "flannel0" if h1.backend == "udp" else "eth0"
+    known = {"device": device, "overlay": str(OVERLAY), "pod": str(h1.pods[0].ip)}
     do, undo, text = CLOSED[what]
+    text = text.format(**known)
+    h1.run(["ping", "-c1", "-W5", known["pod"]])  # the kernel knows those pods that somebody has spoken to
     try:
         for line in do:
             h1.run([word.format(**known) if "{" in word and "}" in word else word for word in line.split()])

@@ -40,7 +40,7 @@ def judge_port(listings: dict[str, str], document: dict[str, Any], opening: Open
 
 
 def judge_forward(listings: dict[tuple[str, str], str], document: dict[str, Any]) -> Finding:
-    passages = pods_passages("flannel0", NETWORK, IPv4Address("10.1.1.2"), IPv4Address("10.1.2.2"))
+    passages = pods_passages("flannel0", NETWORK, IPv4Address("10.1.2.2"), [IPv4Address("10.1.1.2")])
     return judge_firewall("firewall for pods", RuleSets(listings, document), passages, "well")
 
 

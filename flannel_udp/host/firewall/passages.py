@@ -25,7 +25,8 @@ CHAINS_MAX = 1_000
 """A table of nftables with more of them is kube-proxy's, say, and takes long to read: it is a doubt as a whole."""
 
 _TABLES = ("raw", "mangle", "filter")  # as a packet meets them; nobody drops in nat
-_BRIDGE = "cni0"
+BRIDGE = "cni0"
+"""The pods', where none is there yet."""
 
 
 class Opening(NamedTuple):
@@ -118,19 +119,28 @@ def outer_passages(
     ]
 
 
-def pods_passages(device: str, network: Prefix, pod: Address, other: Address) -> list[Passage]:
-    """Return how packets of other hosts' pods come to ours, and those of ours to them."""
+def pods_passages(
+    device: str, network: Prefix, other: Address, pods: Sequence[Address], bridge: str = BRIDGE
+) -> list[Passage]:
+    """Return how packets of other hosts' pods come to ours behind `bridge`, and those of ours to them.
+
+    The first of `pods` stands for all of ours; for the others somebody may have rules of their own.
+    """
     family = family_of(network)
     sides = (("-s", "saddr"), ("-d", "daddr"))
     rules = [(f"{side} {network}", f"{family.nft} {word} {network}") for side, word in sides]
     hooks = ("ingress", "prerouting", "forward", "postrouting")
     drops = "this host's own firewall drops what"
-    come = Packet(device, _BRIDGE, source=other, destination=pod, version=family.version)
-    leave = Packet(_BRIDGE, device, source=pod, destination=other, version=family.version)
-    return [
-        Passage(come, hooks, f"{drops} other hosts send to our pods", rules),
-        Passage(leave, hooks, f"{drops} our pods send to other hosts", rules),
-    ]
+    found = []
+    for number, address in enumerate(pods):
+        name, sends = (f"our pod {address}", "sends") if number else ("our pods", "send")
+        come = Packet(device, bridge, source=other, destination=address, version=family.version)
+        leave = Packet(bridge, device, source=address, destination=other, version=family.version)
+        found += [
+            Passage(come, hooks, f"{drops} other hosts send to {name}", rules),
+            Passage(leave, hooks, f"{drops} {name} {sends} to other hosts", rules),
+        ]
+    return found
 
 
 def judge(rules: RuleSets, passages: Sequence[Passage]) -> tuple[Closed | None, list[str]]:
