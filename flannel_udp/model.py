@@ -300,6 +300,7 @@ def subnets_of(deltas: Iterable[Delta]) -> set[Prefix]:
 
 KERNEL_DROPS: Mapping[str, str] = {
     "socket": "datagrams to our UDP sockets: no room to receive, or a wrong checksum (SO_MEMINFO)",
+    "checksum": "datagrams with a wrong checksum, for us or others: a sender's card computes it? (InCsumErrors)",
     "tunnel_out": "packets of pods on their way to us: our TUN device's queue was full (tx_dropped)",
     "tunnel_in": "packets from us on their way to pods: the host had no room for them (that device's rx_dropped)",
     "interface_queue": "packets that the external interface's queue dropped, ours and others' (tc -s qdisc)",

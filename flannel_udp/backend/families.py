@@ -37,7 +37,7 @@ OpenOne = Callable[[Context, int], Awaitable[Network]]
 """Opens the network of one IP version. Raises `FlannelError`; nothing stays open then."""
 RETRY_S = 2.0
 """How long after one family could not be put right it is looked at again, unless the kernel reports a change before."""
-_SHARED_DROPS = "interface_"  # both families count those of the external interface
+_SHARED_DROPS = ("interface_", "checksum")  # both families count these, which are not of one
 
 
 def versions_on(config: NetworkConfig, external: Interface) -> tuple[int, ...]:
@@ -302,7 +302,7 @@ async def _repaired(part: Network) -> Standing:
 
 
 def _join_drops(parts: Iterable[Mapping[str, int] | None]) -> dict[str, int] | None:
-    """Add up what the kernel dropped of each family; of the external interface all count the same packets."""
+    """Add up what the kernel dropped of each family; the external interface's, and wrong checksums, all count alike."""
     joined: dict[str, int] | None = None
     for part in parts:
         if part is not None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.device_drops import DeviceDrops, read_device_drops
 from flannel_udp.host.rtnetlink import open_rtnetlink
+from flannel_udp.host.udp_errors import read_checksum_errors
 
 _NONE = DeviceDrops(0, 0, 0)
 
@@ -21,6 +22,7 @@ class KernelDrops:
     def __init__(self, external: int, tunnel: int | None = None) -> None:
         self._counts: Counter[str] = Counter()
         self._last: dict[int, DeviceDrops] = {}  # by index
+        self._checksum_errors = 0
         self._look(external, tunnel)
         self._counts = Counter(dict.fromkeys(self._counts, 0))  # what was before us
 
@@ -33,6 +35,10 @@ class KernelDrops:
         return dict(self._counts)
 
     def _look(self, external: int, tunnel: int | None) -> None:
+        if tunnel is not None:
+            with suppress(OSError):
+                former, self._checksum_errors = self._checksum_errors, read_checksum_errors()
+                self._counts["checksum"] += self._checksum_errors - former
         with suppress(FlannelError), open_rtnetlink("asking what network devices have dropped") as netlink:
             if tunnel is not None and (grown := self._grown(tunnel, read_device_drops(netlink, tunnel), _NONE)):
                 self._counts.update(tunnel_out=grown.sent + grown.queue, tunnel_in=grown.received)

@@ -18,7 +18,7 @@ from flannel_udp.lab.plan import Plan
 from tests.support.agents import Log, command_json, command_line, drops_of, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.standstill import freeze
-from tests.support.taps import send_datagrams
+from tests.support.taps import send_datagrams, send_raw
 
 pytestmark = NEEDS_NETNS
 
@@ -142,7 +142,8 @@ def kernel_drops(host: Host) -> dict[str, int]:
 
 def test_nothing_is_dropped_before_anything_happens(fresh: Lab) -> None:
     drops = kernel_drops(fresh.hosts[0])
-    assert set(drops) == {"socket", "tunnel_out", "tunnel_in", "interface_queue", "interface_out", "interface_in"}
+    interfaces = {"interface_queue", "interface_out", "interface_in"}
+    assert set(drops) == {"socket", "checksum", "tunnel_out", "tunnel_in", *interfaces}
     assert set(drops.values()) == {0}
 
 
@@ -153,6 +154,16 @@ def test_what_finds_the_socket_full_is_counted(fresh: Lab) -> None:
     drops = kernel_drops(h1)
     assert drops["socket"] > 0
     assert "datagrams to our UDP sockets" in command_line(h1, "status").stdout
+
+
+def test_datagrams_with_a_wrong_checksum_are_counted_though_no_socket_hears_of_them(fresh: Lab) -> None:
+    h1, h2, _ = fresh.hosts
+    before = kernel_drops(h1)["checksum"]
+    datagram = IP(src=str(h2.underlay), dst=str(h1.underlay)) / UDP(sport=PORT, dport=PORT, chksum=0x1234) / bytes(60)
+    for _ in range(7):
+        send_raw(h2, datagram)
+    wait_for("they are counted", lambda: kernel_drops(h1)["checksum"] == before + 7)
+    assert "datagrams with a wrong checksum" in command_line(h1, "status").stdout
 
 
 def test_what_finds_flannel0_full_is_counted(fresh: Lab) -> None:
