@@ -23,7 +23,7 @@ from typing import Any
 from flannel_udp.agent.prober import ALL_S, Prober
 from flannel_udp.backend.protocol import Network
 from flannel_udp.control.path_search import BASE_BYTES, FLOOR_BYTES
-from flannel_udp.control.peer_health import Health, PeersHealth
+from flannel_udp.control.peer_health import PODS_LOST, Health, PeersHealth, why_ill
 from flannel_udp.control.peer_paths import PeerPaths
 from flannel_udp.dataplane.probes import PROBE_IDENTIFIER
 from flannel_udp.errors import FlannelError
@@ -189,12 +189,21 @@ class PeerWatch:
                 _start(self._asking, self._ask_one(self._peers[address]))
 
     async def _ask_one(self, peer: Peer) -> None:
-        answered: bool | None = None
+        answer: EchoAnswer | None = None
         try:
             if self._prober is not None:
-                answered = _answered((await self._prober.ask(peer)).answer)
+                answer = (await self._prober.ask(peer)).answer
         finally:
-            self._health.note_answer(int(peer.public_ip), answered=answered)
+            self._note_answer(peer, answer)
+
+    def _note_answer(self, peer: Peer, answer: EchoAnswer | None) -> None:
+        route = self._network.echo_route(peer)
+        told = answer is not None and route is not None and route.pods is not None
+        self._health.note_answer(
+            int(peer.public_ip),
+            answered=None if answer is None else _answered(answer),
+            pods_lost=answer.link_only if answer is not None and told else None,
+        )
 
     def _search(self) -> None:
         """Ask what large packets do on the paths that are due."""
@@ -226,7 +235,7 @@ class PeerWatch:
             return
         number = 0
         async for answer in self._prober.ask_all(peers, within_s):
-            self._health.note_answer(int(peers[number].public_ip), answered=_answered(answer))
+            self._note_answer(peers[number], answer)
             number += 1
             yield answer
 
@@ -247,6 +256,11 @@ class PeerWatch:
             yield from _and_more("peers", more)
 
     def _explain(self, peer: Peer, why: str) -> str:
+        if why == PODS_LOST:
+            return (
+                f"{why}: the network between the hosts lets these not pass: switch off its source and destination "
+                "check, or port security, for every host, or choose a Backend.Type with a tunnel"
+            )
         facts = self._network.facts()
         ask = "is the host up?"
         tunnelled = not self._network.is_direct(peer)
@@ -285,7 +299,7 @@ class PeerWatch:
             heard_ago_s=None if state.heard_s is None else round(now - state.heard_s, 1),
             error=state.error,
             error_ago_s=None if state.error_s is None else round(now - state.error_s, 1),
-            problem=None if state.ill is None else self._explain(peer, state.ill),
+            problem=None if (why := why_ill(state)) is None else self._explain(peer, why),
             path_mtu=path_mtu,
         )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import NamedTuple
 
@@ -60,7 +62,35 @@ class Prober:
             asked = await self._ask_first(peer, EchoRoute(targets, route.source))
             if asked.answer.answered:
                 break
+        if asked.answer.answered and route.pods is not None and not await self._hears_pods(peer, route.pods, tries):
+            return Asked(replace(asked.answer, link_only=True), asked.target)
         return asked
+
+    async def _hears_pods(self, peer: Peer, route: EchoRoute, tries: int) -> bool:
+        """Tell whether a peer says anything of echoes that have addresses of pods at both ends.
+
+        They end at the peer, hops of 1: it says so (RFC 1812 section 5.3.1) before it asks its filters whether to
+        forward them, and whether there is such a pod.
+        """
+
+        async def heard(source: Address | None, target: Address) -> bool | None:
+            sent = partial(self._sent, int(peer.public_ip))
+            answer = await self._echoes.ask(target, source, SMALL_BYTES, TIMEOUT_S, sent, hops=1)
+            if answer.refused is not None:
+                return None  # this host has no such address, as it has no pods yet, or no route now
+            by = answer.said_by
+            return answer.answered or (by is not None and (by == peer.public_ip or by in peer.subnet))
+
+        for _ in range(tries):
+            for source in dict.fromkeys((route.source, None)):
+                found = await asyncio.gather(*(heard(source, target) for target in route.targets))
+                if any(found):
+                    return True
+                if False in found:
+                    break  # it has left: what another address would tell is no pods' way
+            else:
+                return True
+        return False
 
     async def _ask_first(self, peer: Peer, route: EchoRoute) -> Asked:
         """Ask all addresses of a way at once; return the first answer, or else what came of one of them."""

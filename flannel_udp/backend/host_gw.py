@@ -168,9 +168,15 @@ class HostGwNetwork(KernelNetwork):
             yield part
 
     def echo_route(self, peer: Peer) -> EchoRoute:
-        """See `Network.echo_route`: no host has its subnet's first address; the second one is a bridge's."""
+        """See `Network.echo_route`: flanneld's host has not its subnet's first address; the second one is a bridge's.
+
+        Public IPs tell of the link only: clouds let nothing pass that has another address than the host's, unless
+        told to (source and destination check, port security).
+        """
         second: tuple[Address, ...] = tuple(islice(peer.subnet, 1, 2))
-        return EchoRoute((peer.public_ip, *second))
+        ours = None if self._own is None else self._own[min(1, self._own.num_addresses - 1)]
+        pods = EchoRoute(tuple(dict.fromkeys((peer.subnet[0], *second, peer.subnet[-2]))), ours)
+        return EchoRoute((peer.public_ip, *second), pods=pods)
 
     def route(self, address: Address) -> RouteAnswer:
         """See `Network.route`."""

@@ -258,6 +258,9 @@ class EchoRoute:
 
     targets: tuple[Address, ...]
     source: Address | None = None
+    pods: EchoRoute | None = None
+    """Where such packets have addresses that the network between the hosts may not let pass, as only theirs do: who of
+    the peer's is asked by one of ours whether it hears that, and be it that it says that the echo goes no further."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,9 @@ MET_S, NEW_S = 10.0, 30.0
 whether it answers echoes: who exchanges a few packets only is left alone."""
 IGNORED_MAX = 2
 """Questions that a peer leaves unanswered, and is heard all the while, until it is believed to answer none."""
+PODS_AGAIN_S = 60.0
+"""How long it is believed that the network between lets pods' addresses pass: nothing but asking tells."""
+PODS_LOST = "it answers, and to nothing that has pods' addresses"
 WANTED_S = 300.0
 """A peer that nothing was sent to for so long is not ill any more, whatever it was: nobody misses it."""
 
@@ -58,6 +61,10 @@ class PeerState:
     """When it had left the last echoes unanswered, though other packets came."""
     ill: str | None = None
     """Why packets for it do not travel."""
+    pods_lost: bool = False
+    """It answers, and to nothing that has pods' addresses: what else is heard of it says nothing of that."""
+    pods_again_s: float | None = None
+    """When to ask that again; ``None``: whatever is heard tells of pods' packets, too."""
     ignored: int = 0
     """Questions in a row that it left unanswered and was heard afterwards."""
     asking: bool = False
@@ -142,7 +149,7 @@ class PeersHealth:
                 continue
             if _in_doubt(state, now):
                 doubts.append(peer)
-            elif _is_unknown(state, now):
+            elif _is_unknown(state, now) or _is_due(state, now):
                 others.append(peer)  # to know later what it means that one does not answer
         return doubts + others
 
@@ -155,8 +162,11 @@ class PeersHealth:
         """Take note that an echo was sent to a peer: it is none of the packets that somebody wants to arrive."""
         self._state_of(peer).echoes += 1
 
-    def note_answer(self, peer: int, *, answered: bool | None) -> None:
-        """Take note of what came of asking: answered, not, or ``None``: the question did not leave this host."""
+    def note_answer(self, peer: int, *, answered: bool | None, pods_lost: bool | None = None) -> None:
+        """Take note of what came of asking: answered, not, or ``None``: the question did not leave this host.
+
+        `pods_lost`: whether it answered to nothing that has pods' addresses, ``None`` where that is no other question.
+        """
         state, now = self._peers.get(peer), self._now()
         if state is None:
             return
@@ -165,6 +175,8 @@ class PeersHealth:
             state.heard_s = state.answered_s = now
             state.answers_echoes, state.unanswered_s, state.ignored = True, None, 0
             _note_well(state, now)
+            if pods_lost is not None:
+                state.pods_lost, state.pods_again_s = pods_lost, now + PODS_AGAIN_S
         elif answered is not None:
             # While nothing else came either, that says nothing of its echoes.
             calm = state.unheard_since_s is None and not state.asked_in_doubt
@@ -190,12 +202,23 @@ class PeersHealth:
         now = self._now()
         found = []
         for peer, state in self._peers.items():
-            if state.ill is not None:
+            if (why := why_ill(state)) is not None:
                 if now - max(state.sent_s or 0.0, state.error_s or 0.0) > WANTED_S:
-                    state.ill = None
+                    state.ill, state.pods_lost = None, False
                 else:
-                    found.append((state.unheard_since_s or state.error_s or 0.0, peer, state.ill))
+                    found.append((state.unheard_since_s or state.error_s or 0.0, peer, why))
         return [(peer, why) for _, peer, why in sorted(found)]
+
+
+def why_ill(state: PeerState) -> str | None:
+    """Return why packets for pods there do not travel, ``None`` as far as is known that they do."""
+    return state.ill or (PODS_LOST if state.pods_lost else None)
+
+
+def _is_due(state: PeerState, now: float) -> bool:
+    """Whether it is to be asked anew about pods' addresses, as packets go there."""
+    recent = state.sent_s is not None and now - state.sent_s < NEW_S
+    return state.pods_again_s is not None and now >= state.pods_again_s and recent
 
 
 def _is_silent(state: PeerState, now: float) -> bool:
@@ -203,7 +226,7 @@ def _is_silent(state: PeerState, now: float) -> bool:
 
 
 def _in_doubt(state: PeerState, now: float) -> bool:
-    return state.ill is not None or state.error_stands or _is_silent(state, now)
+    return why_ill(state) is not None or state.error_stands or _is_silent(state, now)
 
 
 def _is_unknown(state: PeerState, now: float) -> bool:
@@ -222,7 +245,7 @@ def _judge_silence(state: PeerState, now: float) -> None:
 
 def _wait_s(state: PeerState, now: float) -> float:
     """Return how long to wait until a peer may be asked again that was asked just now."""
-    if state.ill is not None or state.error_stands:
+    if why_ill(state) is not None or state.error_stands:
         return min(max(state.wait_s * 2, ASK_ILL_S), ASK_ILL_MAX_S)
     if state.unheard_since_s is not None and state.answers_echoes is not False:
         return max(0.0, state.unheard_since_s + SILENT_S - now)  # the silence is too young to be judged
@@ -230,7 +253,7 @@ def _wait_s(state: PeerState, now: float) -> float:
 
 
 def _health(state: PeerState, now: float) -> Health:
-    if state.ill is not None:
+    if why_ill(state) is not None:
         return "ill"
     if _is_silent(state, now):
         return "silent"

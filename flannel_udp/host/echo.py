@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
 from time import monotonic
 
 from flannel_udp.errors import FlannelError
@@ -36,6 +37,10 @@ class EchoAnswer:
     """Why our kernel did not send it."""
     unreachable: str | None = None
     """Somebody, our own kernel perhaps, said that it cannot arrive."""
+    said_by: Address | None = None
+    """Who said that."""
+    link_only: bool = False
+    """The host answered, and to nothing that has pods' addresses, see `EchoRoute.pods`."""
 
     @property
     def answered(self) -> bool:
@@ -86,17 +91,19 @@ class Echoes:
         n_bytes: int,
         timeout_s: float,
         sent: Callable[[], object] = lambda: None,
+        *,
+        hops: int | None = None,
     ) -> EchoAnswer:
         """Send one echo of `n_bytes`, all headers included, and return what comes of it in time.
 
-        `sent()` is called once it has left.
+        `sent()` is called once it has left; `hops` is its TTL, ``None``: the usual one.
         """
         self._number += 1
         cookie = _COOKIE.pack(self._secret, self._number)
         answer: asyncio.Future[EchoAnswer] = self._loop.create_future()
         self._waiting[cookie] = monotonic(), answer
         try:
-            self._send(target, source, n_bytes, cookie)
+            self._send(target, source, n_bytes, cookie, hops)
             sent()
             return await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:
@@ -108,13 +115,13 @@ class Echoes:
         finally:
             del self._waiting[cookie]
 
-    def _send(self, target: Address, source: Address | None, n_bytes: int, cookie: bytes) -> None:
+    def _send(self, target: Address, source: Address | None, n_bytes: int, cookie: bytes, hops: int | None) -> None:
         wire, raw = WIRES[target.version], self._raw.get(target.version)
         if raw is None:
             raise OSError(errno.EAFNOSUPPORT, self._no_ipv6)
         padding = bytes(max(0, n_bytes - wire.headers_bytes - len(cookie)))
         message = wire.message(self._identifier, self._number, cookie + padding)
-        raw.sendmsg([message], [] if source is None else wire.control(source), 0, (str(target), 0))
+        raw.sendmsg([message], wire.control(source, hops), 0, (str(target), 0))
 
     def _read(self, version: int) -> None:
         for _ in range(_READS_MAX):
@@ -135,4 +142,4 @@ class Echoes:
         elif heard.mtu is not None:
             answer.set_result(EchoAnswer(mtu=heard.mtu))
         else:
-            answer.set_result(EchoAnswer(unreachable=f"unreachable, says {said_by}"))
+            answer.set_result(EchoAnswer(unreachable=f"unreachable, says {said_by}", said_by=ip_address(said_by)))

@@ -13,6 +13,8 @@ from flannel_udp.host.packet_filter import (
     ECHO_REPLY,
     ECHO_REPLY_V6,
     ECHO_V6,
+    TIME_EXCEEDED,
+    TIME_EXCEEDED_V6,
     TOO_BIG_V6,
     UNREACHABLE,
     UNREACHABLE_V6,
@@ -28,10 +30,12 @@ _ICMP = struct.Struct("!BBHHH")  # type, code, checksum, identifier, sequence nu
 _IPV6_BYTES = 40
 
 # linux/in.h and linux/in6.h
-_IP_PKTINFO, _IP_MTU_DISCOVER, _IPV6_PKTINFO, _IPV6_MTU_DISCOVER, _IPV6_DONTFRAG = 8, 10, 50, 23, 62
+_IP_TTL, _IP_PKTINFO, _IP_MTU_DISCOVER = 2, 8, 10
+_IPV6_MTU_DISCOVER, _IPV6_PKTINFO, _IPV6_HOPLIMIT, _IPV6_DONTFRAG = 23, 50, 52, 62
 _PMTUDISC_PROBE = 3
 _PKTINFO = struct.Struct("=i4s4x")  # struct in_pktinfo: no device, the source
 _PKTINFO_V6 = struct.Struct("=16sI")  # struct in6_pktinfo: the source, no device
+_INT = struct.Struct("=i")
 _FRAGMENTATION_NEEDED = 4
 
 Control = list[tuple[int, int, bytes]]
@@ -59,8 +63,8 @@ class EchoWire(Protocol):
         """Return an echo as the socket sends it."""
         ...
 
-    def control(self, source: Address) -> Control:
-        """Return what makes the socket send from an address."""
+    def control(self, source: Address | None, hops: int | None) -> Control:
+        """Return what makes the socket send from an address, and past so many hosts at most."""
         ...
 
     def read(self, datagram: bytes) -> Heard:
@@ -77,7 +81,7 @@ class EchoWireV4:
         """See `EchoWire`."""
         raw = open_raw_icmp()
         raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
-        accept_types(raw, (ECHO_REPLY, UNREACHABLE))
+        accept_types(raw, (ECHO_REPLY, UNREACHABLE, TIME_EXCEEDED))
         accept_echoes(raw, identifier)
         return raw
 
@@ -86,16 +90,17 @@ class EchoWireV4:
         message = _ICMP.pack(ECHO, 0, 0, identifier, number & 0xFFFF) + body
         return message[:2] + struct.pack("!H", _checksum(message)) + message[4:]
 
-    def control(self, source: Address) -> Control:
+    def control(self, source: Address | None, hops: int | None) -> Control:
         """See `EchoWire`."""
-        return [(socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(0, source.packed))]
+        found = [] if source is None else [(socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(0, source.packed))]
+        return found if hops is None else [*found, (socket.IPPROTO_IP, _IP_TTL, _INT.pack(hops))]
 
     def read(self, datagram: bytes) -> Heard:
         """See `EchoWire`."""
         head = (datagram[0] & 0xF) * 4
         kind, code, mtu = datagram[head], datagram[head + 1], int.from_bytes(datagram[head + 6 : head + 8])
         at = head + _ICMP.size
-        if kind == UNREACHABLE:
+        if kind != ECHO_REPLY:
             at += (datagram[at] & 0xF) * 4 + _ICMP.size if len(datagram) > at else 0
         too_large = kind == UNREACHABLE and code == _FRAGMENTATION_NEEDED
         return Heard(datagram[at : at + COOKIE_BYTES], kind == ECHO_REPLY, mtu if too_large else None)
@@ -115,7 +120,7 @@ class EchoWireV6:
             raise FlannelError(f"cannot open a raw socket for ICMPv6: {failed.strerror}") from failed
         raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
         raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_DONTFRAG, 1)
-        accept_types_v6(raw, (ECHO_REPLY_V6, UNREACHABLE_V6, TOO_BIG_V6))
+        accept_types_v6(raw, (ECHO_REPLY_V6, UNREACHABLE_V6, TOO_BIG_V6, TIME_EXCEEDED_V6))
         accept_echoes_v6(raw, identifier)
         return raw
 
@@ -123,9 +128,10 @@ class EchoWireV6:
         """See `EchoWire`."""
         return _ICMP.pack(ECHO_V6, 0, 0, identifier, number & 0xFFFF) + body
 
-    def control(self, source: Address) -> Control:
+    def control(self, source: Address | None, hops: int | None) -> Control:
         """See `EchoWire`."""
-        return [(socket.IPPROTO_IPV6, _IPV6_PKTINFO, _PKTINFO_V6.pack(source.packed, 0))]
+        found = [] if source is None else [(socket.IPPROTO_IPV6, _IPV6_PKTINFO, _PKTINFO_V6.pack(source.packed, 0))]
+        return found if hops is None else [*found, (socket.IPPROTO_IPV6, _IPV6_HOPLIMIT, _INT.pack(hops))]
 
     def read(self, datagram: bytes) -> Heard:
         """See `EchoWire`."""

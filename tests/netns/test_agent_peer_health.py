@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -261,3 +262,40 @@ def test_of_ten_thousand_peers_a_hundred_ill_ones_are_summed_up() -> None:
         assert len(problems_of(h1)) == 11
         assert h1.control("/v1/status")["peer_health"]["idle"] == n_peers - n_ill
         assert len(log.lines("degraded")) < 50
+
+
+# A table `ip` of a bridge's forwarding: what the network between the hosts lets pass.
+FABRIC = "add table bridge fabric; add chain bridge fabric between { type filter hook forward priority 0; }; "
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft")
+@pytest.mark.parametrize("end", ["saddr", "daddr"])
+def test_host_gw_names_a_peer_of_which_the_network_lets_no_pods_addresses_pass(end: str) -> None:
+    config = {"Network": str(OVERLAY), "Backend": {"Type": "host-gw"}}
+    with Lab(Plan(fresh_name(), hosts=2, config=config)) as lab:
+        h1, h2 = up_with_peers(lab).hosts
+        lab.net.run(["nft", f"{FABRIC} add rule bridge fabric between ip {end} {OVERLAY} drop"])
+        with pinging(h1.pods[0], h2.pods[0]):
+            wait_for("it is named", lambda: problems_of(h1) != [])
+            text = (
+                f"peer {h2.underlay} ({h2.subnet}): it answers, and to nothing that has pods' addresses: the network "
+                "between the hosts lets these not pass: switch off its source and destination check, or port security, "
+                "for every host, or choose a Backend.Type with a tunnel"
+            )
+            assert problems_of(h1) == [text]
+            assert "nothing that has pods" in command_line(h1, "peers", "--probe").stdout
+            lab.net.run(["nft", "delete table bridge fabric"])
+            wait_for("all is well", lambda: problems_of(h1) == [], 90.0)
+
+
+def test_host_gw_blames_no_peer_that_has_no_pods_and_no_end() -> None:
+    config = {"Network": str(OVERLAY), "Backend": {"Type": "host-gw"}}
+    reservations = {"10.244.1.0/24": "192.0.2.1", "10.244.2.0/24": "192.0.2.2"}
+    with Lab(Plan(fresh_name(), hosts=2, pods=0, config=config, reservations=reservations)) as lab:
+        h1, h2 = up_with_peers(lab).hosts
+        h2.configure("link del cni0")
+        answer = command_line(h1, "peers", "--probe").stdout
+        assert (" ms" in answer, "pods" in answer) == (True, False), answer
+        assert problems_of(h1) == []
+        h2.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])  # else its kernel is a router, and says that hops end there
+        assert "nothing that has pods" in command_line(h1, "peers", "--probe").stdout
