@@ -63,3 +63,17 @@ def test_both_name_each_other_until_both_have_one_configuration(
     wait_for_peers(duo.hosts)
     for host in duo.hosts:
         wait_for(f"{host.name} has nothing to say", lambda: problems_of(host) == [])  # noqa: B023 - called at once
+
+
+@pytest.mark.parametrize("datapath", ["kernel", "userspace"])
+def test_hosts_of_another_vni_name_each_other(datapath: str) -> None:
+    config: dict[str, Any] = {"Network": str(OVERLAY), "Backend": {"Type": "vxlan"}}
+    with Lab(Plan(fresh_name(), hosts=2, pods=0, config=config, agent_args=(f"--datapath={datapath}",))) as lab:
+        h1, h2 = lab.hosts
+        by_hand(lab).configure({**config, "Backend": {"Type": "vxlan", "VNI": 2}})
+        h2.stop_agent()
+        h2.start_agent()
+        h2.wait_ready()
+        end = ": no packets travel between us: start the agents again that have the former Backend.VNI"
+        wait_for("h1 names h2", lambda: f"the VNI of {h2.underlay} is 2, ours is 1{end}" in problems_of(h1))
+        wait_for("h2 names h1", lambda: f"the VNI of {h1.underlay} is 1, ours is 2{end}" in problems_of(h2))

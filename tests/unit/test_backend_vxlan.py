@@ -17,6 +17,7 @@ from flannel_udp.backend.table import BACKENDS
 from flannel_udp.backend.vxlan.hop import VxlanHop, format_mac, parse_mac, random_mac, read_vxlan_hop, vxlan_attrs
 from flannel_udp.backend.vxlan.macs import SharedMacs
 from flannel_udp.backend.vxlan.options import VNI_MAX, vxlan_device
+from flannel_udp.backend.vxlan.vnis import OtherVnis
 from flannel_udp.control.allocation import Seeker
 from flannel_udp.control.former import read_former
 from flannel_udp.errors import ConfigError, FlannelError
@@ -119,11 +120,11 @@ def test_the_value_is_flannels_byte_for_byte() -> None:
 
 
 def test_a_peers_mac_is_read_from_flannels_value() -> None:
-    assert VXLAN.read_hop(parse_value(VALUE)) == VxlanHop(0x8E647C7FE7C9)
+    assert VXLAN.read_hop(parse_value(VALUE)) == VxlanHop(0x8E647C7FE7C9, 1)
 
 
 def test_a_peers_vni_is_not_compared() -> None:
-    assert read_vxlan_hop(attrs({"VNI": 4711, "VtepMAC": MAC})) == VxlanHop(0x8E647C7FE7C9)
+    assert read_vxlan_hop(attrs({"VNI": 4711, "VtepMAC": MAC})) == VxlanHop(0x8E647C7FE7C9, 4711)
     assert read_vxlan_hop(attrs({"vtepmac": MAC.upper()})) == VxlanHop(0x8E647C7FE7C9)
 
 
@@ -152,7 +153,7 @@ def test_a_host_that_cannot_be_sent_to_is_no_peer_for_one_reason(data: Any, why:
 
 def test_nobody_else_can_have_our_mac() -> None:
     ours = with_public_ip(vxlan_attrs(1, parse_mac(MAC)), IPv4Address("192.0.2.1"))
-    assert VXLAN.read_hop(vxlan_attrs(1, 0x8E647C7FE7C8), ours) == VxlanHop(0x8E647C7FE7C8)
+    assert VXLAN.read_hop(vxlan_attrs(1, 0x8E647C7FE7C8), ours) == VxlanHop(0x8E647C7FE7C8, 1)
     with pytest.raises(ValueError, match=f"its VtepMAC {MAC} is ours"):
         VXLAN.read_hop(attrs({"VNI": 2, "VtepMAC": MAC.upper()}), ours)
 
@@ -269,3 +270,17 @@ def test_many_shared_macs_are_named_in_a_few_lines() -> None:
     macs.take([Delta(added=tuple(peer(number, number // 2) for number in range(2, 102)))], whole=True)
     assert len(macs.problems) == 11
     assert macs.problems[-1] == "and 40 more VtepMACs are those of several peers"
+
+
+def test_hosts_of_another_vni_are_named_until_theirs_is_ours() -> None:
+    def at(number: int, vni: int | None) -> Peer:
+        return replace(peer(number, 0x20 + number), hop=VxlanHop(0x20 + number, vni))
+
+    vnis = OtherVnis(1)
+    vnis.take([Delta(added=(at(2, 1), at(3, None), at(4, 7), at(5, 7)))], whole=True)
+    (problem,) = vnis.problems
+    assert problem.startswith(
+        "the VNI of 192.0.2.4, 192.0.2.5 is 7, ours is 1: no packets travel between us: start the"
+    )
+    vnis.take([Delta(changed=(at(4, 1),), removed=(at(5, 7),))], whole=False)
+    assert vnis.problems == ()

@@ -28,10 +28,12 @@ class VxlanHop:
 
     vtep_mac: int
     """48 bits; the first byte on the wire is the highest."""
+    vni: int | None = None
+    """``None`` where its lease does not say."""
 
 
 def read_vxlan_hop(attrs: LeaseAttrs, version: int = 4) -> VxlanHop:
-    """Return a host's end of the tunnel of that IP version. Its VNI is not compared, as flannel's is not.
+    """Return a host's end of the tunnel of that IP version. Whichever its VNI, it is a peer, as with flannel.
 
     Raises `ValueError` with one line.
     """
@@ -39,7 +41,8 @@ def read_vxlan_hop(attrs: LeaseAttrs, version: int = 4) -> VxlanHop:
     if not isinstance(data, Mapping):
         raise ValueError(f"its {key} {_shown(data)} is no object with a VtepMAC")
     # Go's encoding/json, by which flanneld reads, takes a name in any case, the last one of several.
-    said = {str(key).casefold(): value for key, value in data.items()}.get("vtepmac")
+    fields = {str(key).casefold(): value for key, value in data.items()}
+    said, vni = fields.get("vtepmac"), fields.get("vni")
     if said is None:
         raise ValueError(f"its {key} has no VtepMAC")
     if not isinstance(said, str):
@@ -49,7 +52,7 @@ def read_vxlan_hop(attrs: LeaseAttrs, version: int = 4) -> VxlanHop:
         raise ValueError(f"its VtepMAC {said} is all zeros")
     if mac & _MULTICAST:  # broadcast is one of them
         raise ValueError(f"its VtepMAC {said} is a group's address, no host's")
-    return VxlanHop(mac)
+    return VxlanHop(mac, vni if isinstance(vni, int) else None)
 
 
 def vxlan_attrs(vni: int, mac: int, version: int = 4) -> LeaseAttrs:

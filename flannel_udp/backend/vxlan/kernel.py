@@ -26,11 +26,12 @@ from flannel_udp.backend.tunnel_device import TunnelDevice
 from flannel_udp.backend.vxlan.entries import REPAIRS, VxlanEntries
 from flannel_udp.backend.vxlan.hop import mac_of, random_mac, vxlan_attrs
 from flannel_udp.backend.vxlan.options import overhead_bytes, vxlan_device, vxlan_mtu
+from flannel_udp.backend.vxlan.vnis import OtherVnis
 from flannel_udp.host import vxlan_devices
 from flannel_udp.host.links import Device
 from flannel_udp.host.neighbours import hosts_in_use
 from flannel_udp.host.rtnetlink import Rtnetlink, open_rtnetlink
-from flannel_udp.model import Interface, LeaseAttrs, Peer, PeerActivity
+from flannel_udp.model import Delta, Interface, LeaseAttrs, Peer, PeerActivity, Subnet
 
 USED_S = 1.5
 """A forwarding entry is in use if it was used so long ago: activity is asked for every second."""
@@ -124,7 +125,13 @@ class VxlanKernelNetwork(KernelTunnelNetwork):
             version=version,
         )
         self.repairs.update(dict.fromkeys(REPAIRS, 0))
+        self._vnis = OtherVnis(self._vni)
         self._asked_s: dict[int, float] = {}  # when a peer's echo route was asked for, by public IP in host order
+
+    async def publish(self, own: Subnet, deltas: Sequence[Delta], *, whole: bool) -> None:
+        """See `Network.publish`."""
+        self._vnis.take(deltas, whole=whole)
+        await super().publish(own, deltas, whole=whole)
 
     def _claimed(self, former: LeaseAttrs | None) -> int:
         return mac_of(former, self._version) or 0
@@ -160,4 +167,6 @@ class VxlanKernelNetwork(KernelTunnelNetwork):
 
     def facts(self) -> NetworkFacts:
         """See `Network.facts`."""
-        return replace(super().facts(), port=self._port, datapath=KERNEL)
+        facts = super().facts()
+        problems = (*facts.problems, *self._vnis.problems)
+        return replace(facts, port=self._port, datapath=KERNEL, problems=problems)

@@ -15,6 +15,7 @@ from flannel_udp.backend.protocol import Context, NetworkFacts
 from flannel_udp.backend.vxlan.hop import vxlan_attrs
 from flannel_udp.backend.vxlan.macs import SharedMacs
 from flannel_udp.backend.vxlan.options import vxlan_device, vxlan_mtu
+from flannel_udp.backend.vxlan.vnis import OtherVnis
 from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.model import Delta, Subnet
 
@@ -44,13 +45,15 @@ class VxlanUserspaceNetwork(PacketPathNetwork):
         )
         super().__init__(context, settings)
         self._macs = SharedMacs()
+        self._vnis = OtherVnis(vni)
 
     async def publish(self, own: Subnet, deltas: Sequence[Delta], *, whole: bool) -> None:
         """See `Network.publish`."""
         self._macs.take(deltas, whole=whole)
+        self._vnis.take(deltas, whole=whole)
         await super().publish(own, deltas, whole=whole)
 
     def facts(self) -> NetworkFacts:
         """See `Network.facts`."""
         facts = super().facts()
-        return replace(facts, problems=(*facts.problems, *self._macs.problems))
+        return replace(facts, problems=(*facts.problems, *self._macs.problems, *self._vnis.problems))
