@@ -230,6 +230,19 @@ def test_what_stands_in_the_way_is_named_while_it_does(duo: Lab, h1: Host, what:
     assert len(log.lines("degraded: ")) == 2, log.lines()  # once when it came, once when it went
 
 
+def test_for_a_bridge_that_is_down_nobody_is_told_to_delete_a_route(h1: Host) -> None:
+    h1.configure("link set cni0 down")
+    try:
+        wait_for("it is named", lambda: status_of(h1)["problems"] != [])
+        (problem,) = status_of(h1)["problems"]
+        own = subnet_of(h1)
+        assert problem.startswith(f"packets for {own}")
+        assert problem.endswith(f": the route to {own} that cni0 has while it is up is missing: ip link set cni0 up")
+    finally:
+        h1.configure("link set cni0 up")
+    wait_for("all is well again", lambda: status_of(h1)["problems"] == [])
+
+
 def test_a_route_for_all_of_the_subnet_is_named(duo: Lab, h1: Host) -> None:
     peer = subnet_of(duo.hosts[1])
     if h1.backend == "host-gw":

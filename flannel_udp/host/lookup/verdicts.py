@@ -126,15 +126,26 @@ def _remedy(item: Diversion, overlay: Overlay, names: Names) -> str:
             device = " and ".join(names[hop.device] for hop in route.hops)
             return f"take the address that brought it off {device}, or choose another Network"
         usual = rule is None or _usual(rule.table)
-        ours = _our_route(item, overlay)
-        if usual and route.destination.prefixlen < ours.prefixlen:
-            return f"the overlay's own route to {ours} is missing: `ip -ts monitor route` shows what takes it away"
+        if usual and (missing := _missing(item, route, overlay, names)) is not None:
+            return missing
         if usual or route.destination.prefixlen >= overlay.network.prefixlen:
             return f"{_ip(overlay)} route del {route.spelled(names)}"
     if rule is not None and rule.priority > 1:
         command = f"{_ip(overlay)} rule add pref {rule.priority - 1} to {overlay.network} lookup main"
         return f"let the overlay go first: {command}"
     return f"{_ip(overlay)} route show table all root {overlay.network} shows what there is"
+
+
+def _missing(item: Diversion, route: Entry, overlay: Overlay, names: Names) -> str | None:
+    """Return which route is missing, so that a wider one is taken, which is right as it is; ``None``: none is."""
+    pods, n_bits = overlay.pods, route.destination.prefixlen
+    if pods is not None and lies_in(item.trial.subnet, pods.subnet):
+        bridge = names[pods.bridge]
+        text = f"the route to {pods.subnet} that {bridge} has while it is up is missing: ip link set {bridge} up"
+        return text if n_bits < pods.subnet.prefixlen else None
+    ours = _our_route(item, overlay)
+    text = f"the overlay's own route to {ours} is missing: `ip -ts monitor route` shows what takes it away"
+    return text if n_bits < ours.prefixlen else None
 
 
 def _ip(overlay: Overlay) -> str:
