@@ -18,7 +18,7 @@ WAITING_MAX = 1_000
 PEERS_MAX = 100
 """More peers than that at once are one event."""
 LOOK_EVERY_S = 1.0
-"""What is counted, repairs and drops, is told so often at most; the rest is looked at whenever something wakes us."""
+"""What is counted, repairs and drops, is told so often at most; the rest also whenever something wakes us."""
 REST_S = 0.1
 _RENEWED_S = 60.0
 """A lease that ends so much later than before was renewed; the time left is rounded, and so are clocks."""
@@ -48,16 +48,27 @@ class _Viewer:
         return taken
 
 
+class _Moments:
+    """What was told of by now: of the state, and of what is counted."""
+
+    def __init__(self, ask: Callable[[], Status]) -> None:
+        self.ask = ask
+        self.seen = self.counted = ask()
+
+
 class Feed:
     """Costs nothing while nobody watches. A viewer has their own queue, so that none waits for another one."""
 
     def __init__(self) -> None:
         self._viewers: set[_Viewer] = set()
+        self._moments: _Moments | None = None  # while somebody watches
+        self._timer: asyncio.TimerHandle | None = None  # likewise
+        self._look: asyncio.Handle | None = None  # it is about to
 
     def wake(self) -> None:
-        """Have everybody look: something may have changed."""
-        for viewer in self._viewers:
-            viewer.woken.set()
+        """Compare soon, before anything else can come of what has changed: a lease may be lost for a moment only."""
+        if self._viewers and self._look is None:
+            self._look = asyncio.get_running_loop().call_soon(self._compare)
 
     def tell_peers(self, delta: Delta) -> None:
         """Tell what became of the peers."""
@@ -72,38 +83,49 @@ class Feed:
                 subnet, public_ip = str(peer.subnet), str(peer.public_ip)
                 self._put(Event(time=now_s, event="peer", what=what, subnet=subnet, public_ip=public_ip))
 
-    def _put(self, event: Event) -> None:
-        for viewer in self._viewers:
-            viewer.put(event)
-
     async def watch(self, ask: Callable[[], Status]) -> AsyncGenerator[list[Event], None]:
-        """Yield what happens from now on, once a second at least, be it nothing. Raises `FlannelError` for too many.
-
-        What begins and ends within a tenth of a second may go by unseen, but for peers.
-        """
+        """Yield what happens from now on, once a second at least, be it nothing. Raises `FlannelError` for too many."""
         if len(self._viewers) >= VIEWERS_MAX:
             raise FlannelError(f"{VIEWERS_MAX} programs watch this agent already: end one of them")
+        self._compare()  # for those who are here already, so that nothing is told twice
+        if self._moments is None:
+            self._moments = _Moments(ask)
+            self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._tick)
         viewer = _Viewer()
         self._viewers.add(viewer)
         try:
-            before = counted = ask()
-            counted_s = time.monotonic()
-            yield [_introduction(before)]
+            yield [_introduction(self._moments.seen)]
             while True:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await viewer.woken.wait()
                 viewer.woken.clear()
-                now = ask()
-                events = [*viewer.take(), *changes(before, now)]
-                before = now
-                if time.monotonic() >= counted_s + LOOK_EVERY_S:
-                    events += counts(counted, now)
-                    counted, counted_s = now, time.monotonic()
-                yield events
-                await asyncio.sleep(REST_S)
+                yield viewer.take()
+                await asyncio.sleep(REST_S)  # what comes in crowds goes out together
         finally:
             self._viewers.discard(viewer)
+            if not self._viewers and self._timer is not None:
+                self._timer.cancel()
+                self._timer = self._moments = None
+
+    def _tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._tick)
+        self._compare()
+        if (moments := self._moments) is not None:
+            for event in counts(moments.counted, moments.seen):
+                self._put(event)
+            moments.counted = moments.seen
+
+    def _compare(self) -> None:
+        self._look = None
+        if (moments := self._moments) is not None:
+            before, moments.seen = moments.seen, moments.ask()
+            for event in changes(before, moments.seen):
+                self._put(event)
+
+    def _put(self, event: Event) -> None:
+        for viewer in self._viewers:
+            viewer.put(event)
 
 
 def _introduction(status: Status) -> Event:

@@ -119,19 +119,19 @@ def test_an_agent_that_has_just_got_a_network_has_dropped_from_there_on() -> Non
 async def test_every_viewer_is_told_first_who_tells_and_then_of_every_peer() -> None:
     feed = Feed()
     feed.tell_peers(Delta(added=peers(1)))  # nobody watches
-    async with aclosing(feed.watch(lambda: RUNNING)) as one, aclosing(feed.watch(lambda: DUAL)) as two:
+    async with aclosing(feed.watch(lambda: DUAL)) as one, aclosing(feed.watch(lambda: DUAL)) as two:
         (first,), (second,) = await anext(one), await anext(two)
-        assert told([first]) == [
-            {
-                "event": "agent",
-                "version": "0.1.0",
-                "pid": 4711,
-                "ready": True,
-                "state": "running",
-                "subnet": "10.1.15.0/24",
-            }
-        ]
-        assert second["subnet"] == "10.1.15.0/24 and fd00:1:0:15::/64"
+        for told_first in (first, second):
+            assert told([told_first]) == [
+                {
+                    "event": "agent",
+                    "version": "0.1.0",
+                    "pid": 4711,
+                    "ready": True,
+                    "state": "running",
+                    "subnet": "10.1.15.0/24 and fd00:1:0:15::/64",
+                }
+            ]
         a, b, c = peers(3)
         feed.tell_peers(Delta((a,), (b,), (c,)))
         feed.tell_peers(Delta(added=peers(PEERS_MAX + 1)))
@@ -174,6 +174,36 @@ async def test_what_changes_is_told_as_soon_as_somebody_wakes_the_feed() -> None
             assert [event["event"] for event in events] == ["lease", "state"]
             while "drops" not in [event["event"] for event in events]:
                 events = await anext(viewer)
+
+
+async def test_what_changes_for_a_moment_only_is_told_also_while_somebody_does_not_read() -> None:
+    feed, status = Feed(), [RUNNING]
+    async with aclosing(feed.watch(lambda: status[0])) as viewer:
+        await anext(viewer)
+        for moment in (WAITING, RUNNING):
+            status[0] = moment
+            feed.wake()
+            await asyncio.sleep(0)
+        events = await anext(viewer)
+        told_of = [(event["event"], event.get("what"), event.get("ready")) for event in events]
+        lost, back = ("lease", "lost", None), ("lease", "acquired", None)
+        assert told_of == [lost, ("state", None, False), back, ("state", None, True)]
+
+
+async def test_a_feed_that_nobody_watches_asks_nothing() -> None:
+    feed, asked = Feed(), []
+
+    def ask() -> Status:
+        asked.append(1)
+        return RUNNING
+
+    async with aclosing(feed.watch(ask)) as viewer:
+        await anext(viewer)
+    n_asked = len(asked)
+    feed.wake()
+    await asyncio.sleep(0)
+    assert feed._timer is None
+    assert len(asked) == n_asked
 
 
 async def test_too_many_viewers_are_refused_and_those_that_go_make_room() -> None:
