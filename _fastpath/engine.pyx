@@ -54,8 +54,8 @@ from flannel_udp._fastpath.offloaded cimport INNER_MTU_UNTOLD
 from flannel_udp._fastpath.outbound cimport outbound_batch
 from flannel_udp._fastpath.outer_address cimport tag_of6
 from flannel_udp._fastpath.pathmtu cimport PROBE_ID, set_probed_mtu
-from flannel_udp._fastpath.routes cimport RouteList, RouteTable
-from flannel_udp._fastpath.routes6 cimport RouteList6, RouteTable6
+from flannel_udp._fastpath.routes cimport RouteTable
+from flannel_udp._fastpath.routes6 cimport RouteTable6
 from flannel_udp._fastpath.rung cimport rung_in_use, rung_set
 from flannel_udp._fastpath.sendqueue cimport RUN_PACKETS_MAX, SEND_ARENA_BYTES
 from flannel_udp._fastpath.sockets cimport epoll_event, epoll_wait
@@ -63,6 +63,8 @@ from flannel_udp._fastpath.sysio cimport learn_own_address
 from flannel_udp._fastpath.table cimport FIRST_PEER, Table, mac_on_the_wire
 from flannel_udp._fastpath.table6 cimport Table6
 from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, IPV6_MTU_MIN, check_sizes, htonl, htons
+
+from flannel_udp._fastpath.routes6 import empty_table
 
 cdef enum:
     POLL_MAX_NS = 50000000
@@ -168,17 +170,14 @@ cdef class Engine:
         self.retired = []
         self.beside = beside
         self.attach(tun_fd, udp_fd, segment, join_tcp, join_udp, lanes, ports)
-        self.publish(_empty_table(version, encapsulation == "vxlan"))
+        self.publish(empty_table(version, encapsulation == "vxlan"))
         if beside is not None:
             beside.epoll.register(udp_fd, select.EPOLLIN)
             beside.second = self
             beside.dp.other = &self.dp
 
     def join(self, beside: Engine) -> None:
-        """Be beside an engine of IPv4 from now on, as if made so, where each had been alone. Neither may be polled.
-
-        Then `attach` that one, with an epoll that watches the sockets of both. Raises ValueError.
-        """
+        """Be beside this one, as if made so; none is polled, and it is attached anew then. Raises ValueError."""
         self._refuse_unfit(beside)
         self.epoll.close()
         self.epoll = None
@@ -188,13 +187,8 @@ cdef class Engine:
         beside.dp.other = &self.dp
 
     cdef int _refuse_unfit(self, Engine beside) except -1:
-        if (
-            self.dp.encapsulation != ENCAP_UDP
-            or self.dp.family != FAMILY_6
-            or self.beside is not None
-            or beside.dp.family != FAMILY_4
-            or beside.second is not None
-        ):
+        cdef bint fit = self.dp.family == FAMILY_6 and beside.dp.family == FAMILY_4
+        if not fit or self.dp.encapsulation != ENCAP_UDP or self.beside is not None or beside.second is not None:
             raise ValueError("beside an engine of IPv4 is one of IPv6 at most, with udp")
         return 0
 
@@ -502,12 +496,3 @@ cdef class Engine:
                 if self.dp.peer_chunks[chunk] == NULL:
                     raise MemoryError
         return 0
-
-
-def _empty_table(version: int, with_macs: bool) -> RouteTable | RouteTable6:
-    from array import array
-
-    macs = array("Q", [0, 0]) if with_macs else None
-    if version == 6:
-        return RouteTable6(RouteList6(), bytes(32), macs=macs)
-    return RouteTable(RouteList(), array("I", [0, 0]), macs=macs)

@@ -1,5 +1,7 @@
 from typing_extensions import Buffer
 
+from flannel_udp._fastpath.routes import RouteTable
+
 class RouteList6:
     def __init__(
         self, networks: Buffer | None = None, prefix_lens: Buffer | None = None, next_hops: Buffer | None = None
@@ -28,3 +30,5 @@ class RouteTable6:
     def peer_mac(self, next_hop: int) -> int: ...
     @property
     def memory_bytes(self) -> int: ...
+
+def empty_table(version: int, with_macs: bool) -> RouteTable | RouteTable6: ...

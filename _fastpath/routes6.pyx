@@ -1,5 +1,7 @@
 """IPv6's routes as a list in order, and the table that engines look them up in. All work is done without the GIL."""
 
+from array import array
+
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
@@ -15,6 +17,8 @@ from flannel_udp._fastpath.peer_index cimport (
 )
 from flannel_udp._fastpath.route_rows cimport Refused, change_rows
 from flannel_udp._fastpath.routes cimport (
+    RouteList,
+    RouteTable,
     check_growth,
     check_macs,
     check_n_hops,
@@ -225,3 +229,11 @@ cdef class RouteTable6:
     def memory_bytes(self) -> int:
         """Bytes that the table occupies."""
         return sizeof(RouteTable6) + self.table.trie.size_words * sizeof(uint32_t) + peers_bytes(&self.table)
+
+
+def empty_table(version: int, with_macs: bool) -> RouteTable | RouteTable6:
+    """Return a table of that IP version with no route, and no peer."""
+    macs = array("Q", [0, 0]) if with_macs else None
+    if version == 6:
+        return RouteTable6(RouteList6(), bytes(32), macs=macs)
+    return RouteTable(RouteList(), array("I", [0, 0]), macs=macs)

@@ -92,33 +92,56 @@ def test_host_gw_nodes_say_so_and_have_the_routes_that_flanneld_would_make(tmp_p
         agents[0].wait_for_line("entry '10.244.9.0-24' is ignored: its backend is '', ours is host-gw")
 
 
+@contextmanager
+def dual_stack(tmp_path: Path, backend: str) -> Iterator[Cluster]:
+    """Have two nodes of both families, whose podCIDRs are in one order and in the other."""
+    net_conf = tmp_path / "net-conf.json"
+    both = {"Network": str(OVERLAY), "EnableIPv6": True, "IPv6Network": str(OVERLAY_V6)}
+    net_conf.write_text(json.dumps({**both, "Backend": {"Type": backend}}))
+    with Lab(Plan(fresh_name(), agents=(), families="46")) as lab, lab.net.socket(*STREAM) as listener:
+        listener.bind((str(UNDERLAY_GATEWAY), PORT))
+        listener.listen()
+        with ApiServer(listener, rules=RULES) as api:
+            for number, host in enumerate(lab.hosts):
+                cidrs = [f"10.244.{number}.0/24", f"fd00:10:244:{number + 1}::/64"]
+                api.add_node(host.name, ",".join(cidrs[::-1] if number else cidrs))
+            yield Cluster(lab, api, net_conf)
+
+
 @pytest.mark.parametrize("backend", ["udp", "host-gw", "vxlan"])
 def test_dual_stack_nodes_carry_both_families_whatever_the_order_of_their_podcidrs(
     tmp_path: Path, backend: str
 ) -> None:
-    net_conf = tmp_path / "net-conf.json"
-    both = {"Network": str(OVERLAY), "EnableIPv6": True, "IPv6Network": str(OVERLAY_V6)}
-    net_conf.write_text(json.dumps({**both, "Backend": {"Type": backend}}))
-    plan = Plan(fresh_name(), agents=(), families="46")
-    with ExitStack() as running:
-        lab = running.enter_context(Lab(plan))
-        listener = running.enter_context(lab.net.socket(*STREAM))
-        listener.bind((str(UNDERLAY_GATEWAY), PORT))
-        listener.listen()
-        api = running.enter_context(ApiServer(listener, rules=RULES))
-        pair = Cluster(lab, api, net_conf)
-        for number, host in enumerate(lab.hosts):
-            cidrs = [f"10.244.{number}.0/24", f"fd00:10:244:{number + 1}::/64"]
-            api.add_node(host.name, ",".join(cidrs[::-1] if number else cidrs))
-        agents = [running.enter_context(pair.agent(host)) for host in lab.hosts]
+    with dual_stack(tmp_path, backend) as pair, ExitStack() as running:
+        agents = [running.enter_context(pair.agent(host)) for host in pair.lab.hosts]
         for agent in agents:
             agent.wait_ready()
             agent.host.attach_pods()
-        wait_for_pings(lab, (4, 6))
-        for host in lab.hosts:
+        wait_for_pings(pair.lab, (4, 6))
+        for host in pair.lab.hosts:
             said = annotations_of(pair, host)
             assert (said["public-ip"], said["public-ipv6"]) == (str(host.underlay), str(host.underlay_of(6)))
             assert (said["backend-v6-data"] == "null") == (backend != "vxlan")
+
+
+@pytest.mark.parametrize("backend", ["udp", "vxlan"])
+def test_a_node_whose_ipv6_address_comes_late_says_it_then_and_has_the_podcidr_that_it_was_given(
+    tmp_path: Path, backend: str
+) -> None:
+    with dual_stack(tmp_path, backend) as pair, ExitStack() as running:
+        h1, h2 = pair.lab.hosts
+        h2.configure(f"address del {h2.underlay_of(6)}/64 dev eth0")
+        for host in (h1, h2):
+            running.enter_context(pair.agent(host)).wait_ready()
+        assert (h2.subnet_of(6), annotations_of(pair, h2).get("public-ipv6")) == (None, None)
+        h2.configure(f"address add {h2.underlay_of(6)}/64 dev eth0 nodad")
+        wait_for("its subnet", lambda: h2.subnet_of(6) is not None)
+        assert str(h2.subnet_of(6)) == "fd00:10:244:2::/64"
+        assert annotations_of(pair, h2)["public-ipv6"] == str(h2.underlay_of(6))
+        for host in (h1, h2):
+            host.attach_pods()
+        wait_for_pings(pair.lab, (4, 6))
+        assert h2.control("/v1/status")["problems"] == []
 
 
 def test_pods_reach_each_other_while_nodes_come_change_and_go(pair: Cluster) -> None:
