@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab.node import Node
 
-GRACE_S = 15.0
+GRACE_S = 60.0
 """What a load generator may take longer than asked to before it is killed."""
 
 Values = Mapping[str, float]

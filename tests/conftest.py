@@ -1,8 +1,9 @@
-"""For all tests: `bench` can be imported, and no module leaves anything behind."""
+"""For all tests: `bench` can be imported, no module leaves anything behind, and no example has to be quick."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,20 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))
 
 from tests.support import remains
+from tests.support.effort import share_of
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Have every module checked."""
     config.pluginmanager.register(remains.Check())
+    with suppress(ImportError):  # not every test environment has it
+        from hypothesis import HealthCheck, settings
+
+        # Hypothesis fails examples that take long to run or to make: on a busy machine any do.
+        settings.register_profile(
+            "flannel-udp",
+            max_examples=share_of(100),
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        )
+        settings.load_profile("flannel-udp")

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 AGENT_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 5.0
-_HTTP_TIMEOUT_S = 2.0
+_HTTP_TIMEOUT_S = 10.0
 _LOG_LINES = 12
 
 Stream = int | IO[str] | IO[bytes] | None

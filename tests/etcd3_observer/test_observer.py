@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from flannel_udp.lab.etcd_server import EtcdServer
+from tests.support.patience import PATIENCE_S
 
 etcd3 = pytest.importorskip("etcd3", reason="python-etcd3 is not installed: tox makes an environment that has it")
 AGENT_PYTHON = os.environ.get("FLANNEL_UDP_PYTHON", "")
@@ -28,7 +29,6 @@ REPOSITORY = Path(__file__).parents[2]
 SUBNETS = "/coreos.com/network/subnets"
 KEY, VALUE = "10.1.15.0-24", '{"PublicIP":"192.0.2.1","PublicIPv6":null}'
 PEER_KEY, PEER_VALUE = "10.1.16.0-24", '{"PublicIP":"192.0.2.2","PublicIPv6":null}'
-PATIENCE_S = 20.0
 
 
 @pytest.fixture

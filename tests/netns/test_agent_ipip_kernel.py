@@ -23,6 +23,7 @@ from tests.support.by_hand import by_hand
 from tests.support.ipip_kernel import LOCAL, PMTUDISC, REMOTE, State, as_kept
 from tests.support.kernel_state import kernel_state, lease_end_of, ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import promised
 
 pytestmark = NEEDS_NETNS
 
@@ -31,7 +32,6 @@ PEER, PEER_IP = IPv4Network("10.244.240.0/24"), IPv4Address("192.0.2.40")
 """A subnet that no host of the lab gets: it is not among the first hundred."""
 OURS = IPv4Network("10.244.1.0/24")
 REPAIR_S = 1.0
-PATIENCE_FACTOR = 5
 """A busy machine: what is promised is measured elsewhere."""
 
 
@@ -164,7 +164,7 @@ def test_what_somebody_changes_is_put_right_and_counted(host: Host, disturbance:
         wait_for("the peer's route", lambda: routes_are_right(host))
         before = kernel_state(host)
         host.configure(disturbance)
-        wait_for("it is counted", lambda: repairs_of(host)[counted] >= 1, REPAIR_S * PATIENCE_FACTOR)
+        wait_for("it is counted", lambda: repairs_of(host)[counted] >= 1, promised(REPAIR_S))
         wait_for("all is as before", lambda: kernel_state(host) == before and link_of(host)["mtu"] == 1_480)
         assert "UP" in link_of(host)["flags"]
 

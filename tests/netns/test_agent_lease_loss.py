@@ -16,6 +16,7 @@ from tests.support.agents import Agent, Log, remains_of, subnet_of, up_with_peer
 from tests.support.by_hand import ByHand, by_hand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import promised
 
 pytestmark = NEEDS_NETNS
 
@@ -55,7 +56,7 @@ def test_a_deleted_key_is_noticed_and_the_subnet_taken_again(two_subnets: Lab) -
     with Flow(h1.pods[0], h2.pods[0]) as there, Flow(h2.pods[0], h1.pods[0]) as back:
         there.wait_for_one_sent_from_now()
         hand.delete(key_of(h1))
-        assert wait_for("the loss is noticed", lambda: bool(losses(log))) < NOTICE_S
+        assert wait_for("the loss is noticed", lambda: bool(losses(log))) < promised(NOTICE_S)
         wait_for("the subnet is held again", lambda: is_held(hand, h1))
         wait_for("ready again", h1.is_ready)
         wait_for_peers([h1, h2])
@@ -98,7 +99,7 @@ def test_forwarding_stops_while_another_holds_our_subnet_and_returns_with_it(two
     hand = by_hand(two_subnets)
     key, subnet, log = key_of(h1), subnet_of(h1), Log(h1)
     hand.put(key, STRANGER)
-    assert wait_for("the loss is noticed", lambda: bool(losses(log))) < NOTICE_S
+    assert wait_for("the loss is noticed", lambda: bool(losses(log))) < promised(NOTICE_S)
     wait_for("not ready any more", lambda: h1.control("/v1/status")["ready"] is False)
     before = h1.control("/v1/status")["counters"]
     # Nothing of ours goes out, and what still comes in is not delivered.

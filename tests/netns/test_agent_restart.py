@@ -17,6 +17,7 @@ from tests.support.agents import Agent, links_of, log_of, remains_of, subnet_of,
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import promised
 
 pytestmark = NEEDS_NETNS
 
@@ -100,7 +101,7 @@ def test_sigterm_ends_it_within_two_seconds_and_leaves_only_subnet_env(reserved_
         assert remains_of(host) > {"subnet.env", "flannel0", "flannel-udp.sock"}
         started_s = time.monotonic()
         assert agent.stop() == 0
-        assert time.monotonic() - started_s < STOP_S
+        assert time.monotonic() - started_s < promised(STOP_S)
         assert agent.said()[-1] == "stopped"
         assert not any("Traceback" in line or "Error" in line for line in agent.said())
     assert remains_of(host) == {"subnet.env"}
@@ -113,8 +114,8 @@ def test_a_flood_holds_up_neither_an_answer_nor_the_end(duo: Lab) -> None:
         wait_for("the flood is on", lambda: h1.control("/v1/status")["counters"]["out"]["packets"] > 5000)
         started_s = time.monotonic()
         assert h1.control("/v1/status")["ready"] is True
-        assert time.monotonic() - started_s < 1
-        h1.stop_agent(timeout_s=STOP_S)
+        assert time.monotonic() - started_s < promised(1.0)
+        h1.stop_agent(timeout_s=promised(STOP_S))
 
 
 def test_sigterm_while_waiting_for_the_configuration_ends_it_too(host: Host) -> None:
@@ -123,7 +124,7 @@ def test_sigterm_while_waiting_for_the_configuration_ends_it_too(host: Host) -> 
         agent.wait_for_line("holds no network configuration")
         started_s = time.monotonic()
         assert agent.stop() == 0
-        assert time.monotonic() - started_s < STOP_S
+        assert time.monotonic() - started_s < promised(STOP_S)
     assert remains_of(host) == set()
 
 
@@ -162,7 +163,7 @@ def test_release_on_exit_does_not_wait_for_a_registry_that_is_away(duo: Lab) -> 
         try:
             started_s = time.monotonic()
             assert agent.stop() == 0
-            assert time.monotonic() - started_s < STOP_S
+            assert time.monotonic() - started_s < promised(STOP_S)
         finally:
             duo.net.configure("link set underlay up")
         agent.wait_for_line("the lease was not released")

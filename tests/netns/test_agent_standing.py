@@ -14,6 +14,7 @@ from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix
 from tests.support.agents import Agent, Log, subnet_of, undoing, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, empty_namespace, fresh_name
+from tests.support.patience import promised
 
 pytestmark = NEEDS_NETNS
 
@@ -122,7 +123,7 @@ def undo(host: Host) -> None:
 def test_a_route_in_front_of_ours_gives_way(h1: Host, doing: str) -> None:
     try:
         h1.configure(f"route {doing.format(NETWORK)}")
-        wait_for("ours is in force", lambda: overlay_route(h1) == f"{NETWORK} dev flannel0", timeout_s=SOON_S)
+        wait_for("ours is in force", lambda: overlay_route(h1) == f"{NETWORK} dev flannel0", timeout_s=promised(SOON_S))
         wait_for("it is counted", lambda: repairs_of(h1) == {"route": 1})
         looked_again(h1)
         assert repairs_of(h1) == {"route": 1}
@@ -134,7 +135,7 @@ def test_a_route_in_front_of_ours_gives_way_also_behind_another_table(h1: Host) 
     try:
         h1.configure(f"route add {NETWORK} dev eth9 table 100", f"rule add to {NETWORK} table 100")
         h1.configure(f"route prepend {NETWORK} dev eth9")
-        wait_for("ours is in force", lambda: overlay_route(h1) == f"{NETWORK} dev flannel0", timeout_s=SOON_S)
+        wait_for("ours is in force", lambda: overlay_route(h1) == f"{NETWORK} dev flannel0", timeout_s=promised(SOON_S))
         looked_again(h1)
         assert repairs_of(h1) == {"route": 1}
     finally:
@@ -155,14 +156,14 @@ def test_an_address_on_lo_that_the_route_to_the_peers_names_is_no_lost_one() -> 
             assert repairs_of(host) == {}
             assert host.control("/v1/status")["interface"]["name"] == "eth0"
             host.configure("link del flannel0")
-            wait_for("it is made anew", lambda: repairs_of(host) == {"tunnel": 1}, timeout_s=SOON_S)
+            wait_for("it is made anew", lambda: repairs_of(host) == {"tunnel": 1}, timeout_s=promised(SOON_S))
 
             host.configure("addr del 198.51.100.7/32 dev lo")
             gone = "interface eth0 has lost its address 198.51.100.7"
-            wait_for("not ready", lambda: not host.is_ready(), timeout_s=SOON_S)
+            wait_for("not ready", lambda: not host.is_ready(), timeout_s=promised(SOON_S))
             agent.wait_for_line(f"no traffic: {gone}")
             host.configure("addr add 198.51.100.7/32 dev lo", "route add 203.0.113.0/24 dev eth0 src 198.51.100.7")
-            wait_for("ready", host.is_ready, timeout_s=2 * SOON_S)
+            wait_for("ready", host.is_ready, timeout_s=promised(2 * SOON_S))
             looked_again(host)
             assert repairs_of(host) == {"tunnel": 1, "interface": 1}
             assert agent.stop() == 0
@@ -190,9 +191,9 @@ def test_a_deleted_flannel0_comes_back_within_a_second_while_somebody_undoes_our
         wait_for("pauses have begun", lambda: repairs_of(h1).get("route", 0) >= 11)
         for times in range(3):
             h1.configure("link del flannel0")
-            wait_for("it is made anew", partial(_made_anew_since, h1, times), timeout_s=SOON_S)
+            wait_for("it is made anew", partial(_made_anew_since, h1, times), timeout_s=promised(SOON_S))
             h1.configure("link set flannel0 mtu 1300")
-            wait_for("its MTU", partial(_more_mtus_put_right, h1, times), timeout_s=SOON_S)
+            wait_for("its MTU", partial(_more_mtus_put_right, h1, times), timeout_s=promised(SOON_S))
 
 
 def _made_anew_since(host: Host, times: int) -> bool:
@@ -212,7 +213,7 @@ def test_who_takes_one_peers_route_away_again_and_again_is_named_and_delays_no_o
             for _ in range(3):
                 before = repairs_of(host)["route"]
                 host.configure(f"route del {other}")
-                wait_for("it is back", partial(_is_routed, host, other), timeout_s=SOON_S)
+                wait_for("it is back", partial(_is_routed, host, other), timeout_s=promised(SOON_S))
                 wait_for("it is counted", partial(_more_routes_put_right, host, before))
             assert 1 <= len(log.lines(unsteady)) <= 2
         wait_for("nothing is wrong", lambda: problems_of(host) == [])
@@ -248,7 +249,7 @@ def test_who_keeps_undoing_what_traffic_needs_makes_us_not_ready_until_it_stays(
     log = Log(h1)
     try:
         with undoing(h1, what):
-            wait_for("not ready", lambda: not h1.is_ready(), timeout_s=SOON_S)
+            wait_for("not ready", lambda: not h1.is_ready(), timeout_s=promised(SOON_S))
             wait_for("it says why", lambda: text in (obstacle_of(h1) or ""))
             wait_for("pauses have begun", lambda: bool(log.lines("again and again")))
             assert not h1.is_ready()
@@ -263,18 +264,18 @@ def test_who_keeps_undoing_what_traffic_needs_makes_us_not_ready_until_it_stays(
 
 def test_a_flannel0_without_carrier_gets_it_back(duo: Lab, h1: Host) -> None:
     h1.configure("link set flannel0 carrier off")
-    wait_for("it is put right", lambda: repairs_of(h1) == {"link": 1}, timeout_s=SOON_S)
+    wait_for("it is put right", lambda: repairs_of(h1) == {"link": 1}, timeout_s=promised(SOON_S))
     wait_for("traffic", lambda: None not in ping_matrix(duo.pods(), timeout_s=0.5).values())
 
 
 def test_an_overlay_that_became_another_interfaces_own_network_makes_us_not_ready(h1: Host) -> None:
     try:
         h1.configure("addr add 10.244.255.1/16 dev eth9", f"route del {NETWORK} dev flannel0")
-        wait_for("not ready", lambda: not h1.is_ready(), timeout_s=SOON_S)
+        wait_for("not ready", lambda: not h1.is_ready(), timeout_s=promised(SOON_S))
         expected = f"the overlay network {NETWORK} is the own network of interface eth9"
         assert (obstacle_of(h1) or "").startswith(expected)
         h1.configure("addr del 10.244.255.1/16 dev eth9")
-        wait_for("ready", h1.is_ready, timeout_s=SOON_S)
+        wait_for("ready", h1.is_ready, timeout_s=promised(SOON_S))
         assert repairs_of(h1) == {"route": 1}
     finally:
         undo(h1)
@@ -284,10 +285,10 @@ def test_an_external_address_that_the_kernel_does_not_deliver_to_us_makes_us_not
     local = f"local {h1.underlay} dev eth0 table local"
     assert h1.is_ready()
     h1.configure(f"route del {local}")  # what a VRF does to who is outside of it
-    wait_for("not ready", lambda: not h1.is_ready(), timeout_s=SOON_S)
+    wait_for("not ready", lambda: not h1.is_ready(), timeout_s=promised(SOON_S))
     assert (obstacle_of(h1) or "").startswith(f"the kernel takes no packets to {h1.underlay} for this host")
     h1.configure(f"route add {local} proto kernel scope host src {h1.underlay}")
-    wait_for("ready", h1.is_ready, timeout_s=SOON_S)
+    wait_for("ready", h1.is_ready, timeout_s=promised(SOON_S))
 
 
 def test_a_blackhole_route_that_another_one_has_replaced_is_an_obstacle_until_that_goes(h1: Host) -> None:
@@ -297,10 +298,10 @@ def test_a_blackhole_route_that_another_one_has_replaced_is_an_obstacle_until_th
     subnet = subnet_of(h1)
     try:
         h1.configure(f"route replace {subnet} dev eth9 metric 4294967295")
-        wait_for("not ready", lambda: not h1.is_ready(), timeout_s=SOON_S)
+        wait_for("not ready", lambda: not h1.is_ready(), timeout_s=promised(SOON_S))
         assert "in place of our blackhole route" in (obstacle_of(h1) or "")
         h1.configure(f"route del {subnet} metric 4294967295")
-        wait_for("ready", h1.is_ready, timeout_s=SOON_S)
+        wait_for("ready", h1.is_ready, timeout_s=promised(SOON_S))
         assert repairs_of(h1) == {"blackhole": 1}
     finally:
         undo(h1)
@@ -309,11 +310,11 @@ def test_a_blackhole_route_that_another_one_has_replaced_is_an_obstacle_until_th
 def test_an_external_interface_that_visits_another_namespace_is_waited_for(duo: Lab, h1: Host) -> None:
     with empty_namespace() as other:
         h1.configure(f"link set eth0 netns {other}")
-        wait_for("not ready", lambda: not h1.is_ready(), timeout_s=SOON_S)
+        wait_for("not ready", lambda: not h1.is_ready(), timeout_s=promised(SOON_S))
         assert obstacle_of(h1) == "interface eth0 is gone: waiting for it"
         subprocess.run(["ip", "-n", other, "link", "set", "eth0", "netns", h1.namespace], check=True)
     h1.configure(f"addr add {h1.underlay}/24 dev eth0", "link set eth0 up", "route add default via 192.0.2.254")
-    wait_for("ready", h1.is_ready, timeout_s=2 * SOON_S)
+    wait_for("ready", h1.is_ready, timeout_s=promised(2 * SOON_S))
     wait_for("traffic", lambda: None not in ping_matrix(duo.pods(), timeout_s=0.5).values())
 
 

@@ -28,6 +28,7 @@ from tests.support.agents import (
 )
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS
+from tests.support.patience import promised
 from tests.support.standstill import freeze
 from tests.support.systemd import Systemd
 
@@ -80,7 +81,7 @@ def test_small_packets_at_a_rate_keep_their_order_and_number(duo: Lab) -> None:
     for host in (h1, h2):
         with Successors(host) as successors:
             for _ in range(2):
-                passage = pass_datagrams(h1, h2, RATE_PPS, 6, successors.next)
+                passage = pass_datagrams(h1, h2, RATE_PPS, promised(3.0), successors.next)
                 assert (passage.lost, passage.reordered) == (0, 0), passage
         host.start_agent()  # what the killed one left is taken over
         host.wait_ready()
@@ -159,14 +160,14 @@ def test_after_kill_9_and_a_plain_start_traffic_is_back_within_two_seconds(duo: 
     subnet = subnet_of(h1)
     gaps_s: list[float] = []
     with Flow(h1.pods[0], h2.pods[0]) as flow:
-        while not gaps_s or (gaps_s[-1] >= GAP_S and len(gaps_s) < TRIES):
+        while not gaps_s or (gaps_s[-1] >= promised(GAP_S) and len(gaps_s) < TRIES):
             flow.wait_for_one_sent_from_now()
             h1.kill_agent()
             killed_s = time.monotonic()
             h1.start_agent()
             flow.wait_for_one_sent_from_now()
             gaps_s.append(time.monotonic() - killed_s)
-    assert gaps_s[-1] < GAP_S, gaps_s
+    assert gaps_s[-1] < promised(GAP_S), gaps_s
     assert subnet_of(h1) == subnet
 
 

@@ -22,6 +22,7 @@ from tests.support.agents import Agent, Log, links_of, pid_of, remains_of, subne
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import promised
 from tests.support.standstill import freeze
 
 pytestmark = NEEDS_NETNS
@@ -94,7 +95,7 @@ def test_sigterm_to_the_new_agent_at_any_moment_leaves_one_agent_or_an_orderly_e
             agent.wait_for_line("using interface")  # from then on it asks, and takes
             time.sleep(dice.uniform(0, takes_s / 2))
             agent.process.terminate()
-            assert agent.exit_code(END_S) == 0, agent.said()
+            assert agent.exit_code(promised(END_S)) == 0, agent.said()
             assert not [line for line in agent.said() if "Traceback" in line], agent.said()
             if any("took over" in line for line in agent.said()) or not Path(f"/proc/{old}").exists():
                 assert links_of(h1) == []
@@ -128,7 +129,7 @@ def test_an_old_agent_that_is_told_to_stop_while_it_is_asked_gives_a_word_and_en
         offered.take(1, lambda _worker: None, lambda: None)
     for fd in offered.descriptors.values():
         os.close(fd)
-    wait_for("its end", lambda: h1.agent_pid() is None, END_S)
+    wait_for("its end", lambda: h1.agent_pid() is None, promised(END_S))
     assert links_of(h1) == []
 
 

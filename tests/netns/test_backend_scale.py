@@ -19,11 +19,11 @@ from tests.support.kernel_state import ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.many_peers import N_PEERS, NETWORK, EtcdGateway, host_number, subnet_number
 from tests.support.one_host import News
+from tests.support.patience import PATIENCE_S
 
 pytestmark = [*NEEDS_NETNS, pytest.mark.usefixtures("needs_etcd")]
 
 N_CHANGES = 100
-PATIENCE_S = 60.0
 
 
 def entry(subnet: int, host: int) -> tuple[IPv4Network, str]:

@@ -17,6 +17,7 @@ from tests.support.agents import Log, command_line, peers_of, subnet_of, up_with
 from tests.support.by_hand import FileByHand, by_hand
 from tests.support.kernel_state import lease_end_of, ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import promised
 
 pytestmark = NEEDS_NETNS
 
@@ -82,7 +83,7 @@ def assert_traffic(lab: Lab) -> None:
 def test_a_deleted_route_is_back_within_a_second(trio: Lab, h1: Host) -> None:
     log, before = Log(h1), repairs_of(h1)["route"]
     h1.configure(f"route del {subnet_of(trio.hosts[1])}")
-    assert wait_for("it is back", lambda: are_right(trio)) < REPAIR_S
+    assert wait_for("it is back", lambda: are_right(trio)) < promised(REPAIR_S)
     wait_for("it is counted", lambda: repairs_of(h1)["route"] == before + 1)
     assert log.lines() == ["put right: routes to peers: 1"]
 
@@ -90,7 +91,7 @@ def test_a_deleted_route_is_back_within_a_second(trio: Lab, h1: Host) -> None:
 def test_the_deleted_address_that_ends_the_routes_is_back_with_them_within_a_second(trio: Lab, h1: Host) -> None:
     log = Log(h1)
     h1.configure(f"address del {subnet_of(h1).network_address}/32 dev lo")
-    assert wait_for("all is back", lambda: are_right(trio)) < REPAIR_S
+    assert wait_for("all is back", lambda: are_right(trio)) < promised(REPAIR_S)
     assert_traffic(trio)
     assert log.lines() == ["put right: routes to peers: 2"]
 
@@ -98,10 +99,10 @@ def test_the_deleted_address_that_ends_the_routes_is_back_with_them_within_a_sec
 def test_an_interface_that_goes_down_is_waited_for_and_has_its_routes_again(trio: Lab, h1: Host) -> None:
     log = Log(h1)
     h1.configure("link set eth0 down")
-    assert wait_for("not ready", lambda: not h1.is_ready()) < FOLLOW_S
+    assert wait_for("not ready", lambda: not h1.is_ready()) < promised(FOLLOW_S)
     assert h1.control("/v1/status")["state"] == "interface eth0 is down: waiting for it"
     h1.configure("link set eth0 up")
-    assert wait_for("ready", h1.is_ready) < FOLLOW_S
+    assert wait_for("ready", h1.is_ready) < promised(FOLLOW_S)
     assert are_right(trio)
     h1.configure("route add default via 192.0.2.254")  # the kernel took it away, and nobody of ours puts it back
     assert_traffic(trio)
@@ -116,7 +117,7 @@ def test_an_interface_that_is_made_anew_has_its_routes_again(trio: Lab, h1: Host
     wait_for("it is missed", lambda: not h1.is_ready())
     trio.net.configure(f"link add h1 type veth peer name eth0 netns {h1.namespace}", "link set h1 master underlay up")
     h1.configure("link set eth0 up", f"address add {h1.underlay}/24 dev eth0", "route add default via 192.0.2.254")
-    assert wait_for("ready", h1.is_ready) < FOLLOW_S
+    assert wait_for("ready", h1.is_ready) < promised(FOLLOW_S)
     wait_for("its routes", lambda: are_right(trio))
     assert_traffic(trio)
     assert log.lines("no traffic") == ["no traffic: interface eth0 is gone: waiting for it"]
@@ -128,7 +129,7 @@ def test_another_address_of_the_interface_is_registered_and_the_others_route_to_
     subnet = subnet_of(h1)
     h1.configure(f"address add {MOVED_TO}/24 dev eth0", f"address del {h1.underlay}/24 dev eth0")
     h1.configure(f"address replace {MOVED_TO}/24 dev eth0")  # it went as the secondary address of the other one
-    assert wait_for("the others know", lambda: peers_of(h2).get(str(subnet)) == MOVED_TO) < FOLLOW_S
+    assert wait_for("the others know", lambda: peers_of(h2).get(str(subnet)) == MOVED_TO) < promised(FOLLOW_S)
     assert_traffic(trio)
     assert are_right(trio)
     assert f"{subnet} via {MOVED_TO} dev eth0 src {subnet_of(h2).network_address}" in ours_of(h2)
@@ -171,7 +172,7 @@ def test_a_foreign_route_is_named_and_left_and_ours_comes_when_it_goes(trio: Lab
     assert ping(h1.pods[0], [h3.pods[0].ip]) != [None]  # the others are unaffected
     assert foreign in [line.strip() for line in h1.run(["ip", "route"]).stdout.splitlines()]
     h1.configure(f"route del {foreign}")
-    assert wait_for("ours is back", lambda: are_right(trio)) < REPAIR_S
+    assert wait_for("ours is back", lambda: are_right(trio)) < promised(REPAIR_S)
     wait_for("nothing is named", lambda: problems_of(h1) == [])
     assert_traffic(trio)
     # Whether the kernel was asked meanwhile where packets go, which is said as well, is a matter of the moment.

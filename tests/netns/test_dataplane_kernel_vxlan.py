@@ -26,8 +26,8 @@ from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.model import Delta, Peer, Subnet
 from flannel_udp.options import DataplaneOptions
-from tests.support.agents import PATIENCE_S
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 

@@ -37,7 +37,6 @@ pytestmark = NEEDS_NETNS
 
 CONFIG = {"Network": str(OVERLAY), "Backend": {"Type": "udp", "DirectRouting": True}}
 WITHOUT = {"Network": str(OVERLAY), "Backend": {"Type": "udp"}}
-FOLLOWS_S = 1.0
 _ETH_P_IP = 0x0800
 
 

@@ -21,6 +21,7 @@ from tests.support.backends import parse_config
 from tests.support.counting_socket import CountingSocket, counted
 from tests.support.labs import NEEDS_NETNS
 from tests.support.one_host import OneHost, one_host
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -30,7 +31,6 @@ NEAR, FAR = int(IPv4Address("198.18.16.0")), int(IPv4Address("203.0.0.0"))
 OWN = IPv4Network("10.0.1.0/24")
 FIRST_SUBNET = int(IPv4Address("10.64.0.0"))
 QUESTIONS_A_SEND, MESSAGES_A_SEND = 20, 100
-PATIENCE_S = 30.0
 
 
 def peer(number: int, host: int) -> Peer:

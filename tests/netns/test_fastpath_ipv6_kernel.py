@@ -29,13 +29,13 @@ from flannel_udp.dataplane.underlay import open_sockets
 from flannel_udp.lab.netns import call_inside, ip_batch
 from flannel_udp.options import Offload
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
 PORTS, MTU, PATH_MTU = {"udp": 8_285, "vxlan": 8_472}, 1_430, 1_372
 VXLAN = Encapsulation("vxlan", 1, 0x8E647CE7C901)
 KERNELS_MAC = "8e:64:7c:e7:c9:02"
-PATIENCE_S = 20.0
 TRANSFER = os.urandom(1 << 20) * 16
 IPV6_RECVERR, SO_EE_ORIGIN_ICMP6 = 25, 3  # linux/in6.h, linux/errqueue.h
 EXTENDED_ERROR = struct.Struct("=IBBBxII")

@@ -17,9 +17,10 @@ from flannel_udp.host.firewall.owner import suffix_of
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
-from tests.support.agents import PATIENCE_S, Agent, wait_for
+from tests.support.agents import Agent, wait_for
 from tests.support.firewall import kernel_listing
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 

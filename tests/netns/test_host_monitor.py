@@ -14,6 +14,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -36,10 +37,10 @@ async def test_a_flood_that_the_socket_cannot_hold_means_a_look_and_no_end(host:
         assert not looks.is_set()
         # On the loop's own thread, so that nothing is read meanwhile and messages get lost.
         host.configure(*(f"addr add 198.51.100.{i}/32 dev eth0" for i in range(2, 200)))
-        await asyncio.wait_for(looks.wait(), 5)
+        await asyncio.wait_for(looks.wait(), PATIENCE_S)
         looks.clear()
         monitor.interest = None
         host.configure("addr add 203.0.113.1/32 dev eth0")
-        await asyncio.wait_for(looks.wait(), 5)
+        await asyncio.wait_for(looks.wait(), PATIENCE_S)
     finally:
         monitor.close()

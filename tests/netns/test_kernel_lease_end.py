@@ -16,7 +16,8 @@ from flannel_udp.backend.lease_end import LABEL, LATENESS_S, LeaseEnd
 from flannel_udp.backend.routes import Hop, RouteSet
 from flannel_udp.lab import netns
 from tests.support.labs import NEEDS_NETNS
-from tests.support.one_host import PATIENCE_S, OneHost, one_host
+from tests.support.one_host import OneHost, one_host
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 

@@ -19,13 +19,13 @@ from tests.support.counting_socket import CountingSocket, counted
 from tests.support.labs import NEEDS_NETNS
 from tests.support.many_peers import N_PEERS, host_of, subnet_of
 from tests.support.one_host import OneHost, one_host
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
 ETH0 = 42
 A, B, C = (IPv6Network(f"fd00:1:{n}::/64") for n in (16, 17, 18))
 OURS = f"proto {ROUTE_PROTOCOL} metric 1024 pref medium"
-PATIENCE_S = 10.0
 
 
 @pytest.fixture

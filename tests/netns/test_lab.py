@@ -25,6 +25,7 @@ from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
 from flannel_udp.lab.tunnel import tunnel_of
 from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, namespaces_of, state_of
 from tests.support.naive import NaivePeer
+from tests.support.patience import promised
 from tests.support.socat import SocatPeer
 
 pytestmark = NEEDS_NETNS
@@ -288,7 +289,7 @@ def test_a_command_that_fails_or_hangs_is_one_clear_error() -> None:
         started = time.monotonic()
         with pytest.raises(FlannelError, match=r"h1: `sleep 1000` did not end within 0\.2 s"):
             host.run(["sleep", "1000"], timeout_s=0.2)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < promised(5.0)
         with pytest.raises(FlannelError, match=r"`ip link set nix up` failed in namespace \S+-h1: Cannot find device"):
             host.configure("link set lo up", "link set nix up", "link set lo up")
 
@@ -348,7 +349,7 @@ def test_the_registry_holds_configuration_and_reservations_when_the_agents_start
 def test_five_hosts_with_two_pods_come_up_within_seconds() -> None:
     started = time.monotonic()
     with naive_lab(hosts=5, pods=2) as lab:
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < promised(5.0)
         assert None not in ping_matrix(lab.pods()).values()
 
 

@@ -20,11 +20,11 @@ from flannel_udp.model import Address, Prefix
 from tests.support.agents import wait_for
 from tests.support.labs import NEEDS_NETNS
 from tests.support.one_host import OneHost, one_host
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
 OWN = IPv4Network("10.1.15.0/24")
-PATIENCE_S = 20.0
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from flannel_udp.host.on_link import OnLink, open_news
 from flannel_udp.lab.netns import call_inside
 from tests.support.labs import NEEDS_NETNS
 from tests.support.one_host import OneHost, one_host
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
 ETH0 = 42
 """eth0's index in these namespaces; its network is 192.0.0.0/16, so that ten thousand hosts are in it."""
-PATIENCE_S = 10.0
 NEAR, OTHER, FAR = (int(IPv4Address(text)) for text in ("192.0.2.2", "192.0.2.3", "198.51.100.7"))
 
 

@@ -12,11 +12,11 @@ import pytest
 from flannel_udp.host.on_link import OnLink, open_news
 from tests.support.labs import NEEDS_NETNS
 from tests.support.one_host import OneHost, one_host
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
 ETH0 = 42
-PATIENCE_S = 10.0
 NEAR, OTHER, FAR = (int(IPv6Address(text)) for text in ("2001:db8::2", "2001:db8::3", "2001:db8:9::7"))
 
 

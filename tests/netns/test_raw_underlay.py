@@ -19,7 +19,8 @@ from flannel_udp.dataplane.underlay import BUFFER_BYTES, close_sockets, count_so
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab.netns import is_readable
 from tests.support.labs import NEEDS_NETNS
-from tests.support.one_host import PATIENCE_S, OneHost, one_host
+from tests.support.one_host import OneHost, one_host
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 

@@ -21,12 +21,12 @@ from tests.support.by_hand_vxlan import vxlan_value
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.many_peers import N_PEERS, NETWORK, EtcdGateway, host_number, subnet_number
 from tests.support.one_host import News
+from tests.support.patience import PATIENCE_S
 from tests.support.vxlan_state import DEVICE, entries_for, entries_of, has_device, link_of, peer
 
 pytestmark = [*NEEDS_NETNS, pytest.mark.usefixtures("needs_etcd")]
 
 N_CHANGES = 100
-PATIENCE_S = 60.0
 
 
 def mac_number(number: int) -> str:

@@ -18,6 +18,7 @@ from tests.support.agents import Log, peers_of, pid_of, subnet_of, undoing, up_w
 from tests.support.by_hand import by_hand
 from tests.support.by_hand_vxlan import KernelPeer, mac_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import promised
 from tests.support.vxlan_state import DEVICE, addresses_of, entries_for, entries_of, has_device, link_of
 
 pytestmark = NEEDS_NETNS
@@ -197,7 +198,7 @@ def test_an_interface_that_goes_down_is_waited_for(trio: Lab, h1: Host) -> None:
     h1.configure("link set eth0 down")
     wait_for("not ready", lambda: not h1.is_ready())
     h1.configure("link set eth0 up", "route add default via 192.0.2.254")
-    assert wait_for("ready", h1.is_ready) < FOLLOW_S
+    assert wait_for("ready", h1.is_ready) < promised(FOLLOW_S)
     wait_for("all is right", lambda: is_right(trio))
     assert_traffic(trio)
     assert log.lines("no traffic") == ["no traffic: interface eth0 is down: waiting for it"]
@@ -211,7 +212,7 @@ def test_an_interface_that_is_made_anew_takes_the_device_along_which_comes_back_
     wait_for("it is missed", lambda: not h1.is_ready())
     trio.net.configure(f"link add h1 type veth peer name eth0 netns {h1.namespace}", "link set h1 master underlay up")
     h1.configure("link set eth0 up", f"address add {h1.underlay}/24 dev eth0", "route add default via 192.0.2.254")
-    assert wait_for("ready", h1.is_ready) < FOLLOW_S
+    assert wait_for("ready", h1.is_ready) < promised(FOLLOW_S)
     wait_for("all is right", lambda: is_right(trio))
     assert mac_of(h1) == macs["h1"]
     assert_traffic(trio)
@@ -223,7 +224,7 @@ def test_another_address_of_the_interface_is_the_device_s_and_the_others_send_th
     h2, subnet = trio.hosts[1], subnet_of(h1)
     h1.configure(f"address add {MOVED_TO}/24 dev eth0", f"address del {h1.underlay}/24 dev eth0")
     h1.configure(f"address replace {MOVED_TO}/24 dev eth0")  # it went as the secondary address of the other one
-    assert wait_for("the others know", lambda: peers_of(h2).get(str(subnet)) == MOVED_TO) < FOLLOW_S
+    assert wait_for("the others know", lambda: peers_of(h2).get(str(subnet)) == MOVED_TO) < promised(FOLLOW_S)
     assert_traffic(trio)
     wait_for("the device follows", lambda: is_right(trio, local=MOVED_TO))
     h1.configure(f"address add {h1.underlay}/24 dev eth0", f"address del {MOVED_TO}/24 dev eth0")

@@ -12,8 +12,7 @@ import pytest
 
 from flannel_udp.model import Change, Snapshot
 from flannel_udp.registry import Registry
-
-PATIENCE_S = 10.0
+from tests.support.patience import PATIENCE_S
 
 
 class Watching:

@@ -28,6 +28,7 @@ from flannel_udp.registry.etcd.registry import PAGE_KEYS, EtcdRegistry
 from flannel_udp.registry.keys import format_value
 from tests.registry.certificates import make_authority, make_certificate
 from tests.registry.support import etcdctl, said, watching
+from tests.support.patience import PATIENCE_S
 from tests.support.standstill import freeze
 
 KEY = "10.1.15.0-24"
@@ -303,9 +304,9 @@ async def test_history_compacted_while_the_consumer_was_busy_ends_in_a_fresh_sna
         await registry.delete(first)
         second = await registry.create("10.1.16.0-24", VALUE, LEASE_TTL_S)
         etcdctl(etcd_options.endpoints[0], "compaction", str(second.revision))
-        assert (await asyncio.wait_for(anext(items), 10)).entries == {"10.1.16.0-24": second}
+        assert (await asyncio.wait_for(anext(items), PATIENCE_S)).entries == {"10.1.16.0-24": second}
         third = await registry.create(KEY, OTHER_VALUE, LEASE_TTL_S)
-        assert (await asyncio.wait_for(anext(items), 10)).entries == {KEY: third}
+        assert (await asyncio.wait_for(anext(items), PATIENCE_S)).entries == {KEY: third}
 
 
 async def test_an_etcd_that_lost_its_data_ends_in_a_fresh_snapshot(opened: Opened, own_etcd: EtcdServer) -> None:

@@ -17,6 +17,7 @@ from flannel_udp.options import EtcdOptions
 from flannel_udp.registry.etcd.registry import EtcdRegistry
 from tests.registry.support import said
 from tests.support.etcd_cluster import EtcdCluster, go_on, stop
+from tests.support.patience import promised
 
 VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
 CONVERGED_S = 5.0
@@ -49,7 +50,7 @@ class Table:
             self.began.set()
 
     async def has(self, key: str, within_s: float = CONVERGED_S) -> None:
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(promised(within_s)):
             while key not in self.entries:
                 await asyncio.sleep(0.01)
 
@@ -150,7 +151,7 @@ async def test_all_members_wiped_is_an_empty_listing(cluster: EtcdCluster, caplo
         await said(caplog, "watching the subnets")
         assert list(table.entries) == ["10.1.1.0-24"]
         await asyncio.to_thread(cluster.__enter__)
-        async with asyncio.timeout(CONVERGED_S):
+        async with asyncio.timeout(promised(CONVERGED_S)):
             while table.entries:
                 await asyncio.sleep(0.01)
         await registry.create("10.1.2.0-24", VALUE, LEASE_TTL_S)

@@ -25,6 +25,7 @@ from flannel_udp.model import LEASE_TTL_S, Entry
 from flannel_udp.registry.file import registry as file_module
 from flannel_udp.registry.file.registry import FileRegistry
 from tests.registry.support import said, watching
+from tests.support.patience import PATIENCE_S
 
 KEY = "10.1.15.0-24"
 VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
@@ -422,7 +423,7 @@ async def test_two_writes_of_equal_size_within_one_tick_are_both_seen(registry: 
         with path.open("r+b") as file:
             file.write(b'{"subnets": {"10.1.1.0-24": {"PublicIP": "192.0.2.9"}}}')
         os.utime(path, ns=(moment_ns, moment_ns))
-        change = await asyncio.wait_for(anext(items), 2)
+        change = await asyncio.wait_for(anext(items), PATIENCE_S)
         entry = change.entries["10.1.1.0-24"]
         assert entry is not None
         assert b"192.0.2.9" in entry.value

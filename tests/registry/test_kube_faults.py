@@ -26,6 +26,7 @@ from tests.kube_api.server import ApiServer, Fault
 from tests.kube_api.store import Refused
 from tests.registry.certificates import make_authority, make_certificate
 from tests.registry.support import Watching, said, watching
+from tests.support.patience import PATIENCE_S
 
 PEER = {"kube_subnet_manager": "true", "public_ip": "192.0.2.2"}
 UNAVAILABLE = Refused(503, "ServiceUnavailable", "etcd is down")
@@ -65,7 +66,7 @@ def add_peer(api: ApiServer, number: int) -> str:
 
 
 async def wait_for_requests(api: ApiServer, verb: str, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while api.count(verb) < count:
             await asyncio.sleep(0.01)
 
@@ -185,7 +186,7 @@ async def test_bookmarks_carry_a_quiet_watch_over_a_compaction(api: ApiServer, s
     for _ in range(5):
         api.do(lambda store: store.heartbeat("h1"))
     version = api.do(lambda store: store.version)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while version not in api.bookmarks:  # what was written before the stop is read before the end
             await asyncio.sleep(0.01)
     api.stop()
@@ -347,7 +348,7 @@ async def test_a_watch_that_is_forbidden_ends_and_says_so(verb: str, api: ApiSer
     others = [other for other in ("list", "watch") if other != verb]
     api.rules = [{"apiGroups": [""], "resources": ["nodes"], "verbs": others}]
     with pytest.raises(RegistryDenied, match=f'cannot {verb} resource "nodes"'):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             async for item in registry.watch():
                 assert isinstance(item, Snapshot)
 
@@ -468,7 +469,7 @@ async def test_a_watch_leaves_no_connection_behind(api: ApiServer, registry: Kub
         async with watching(registry) as seen:
             await seen.snapshot()
     await registry.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while connections_to(api.address[1]):
             await asyncio.sleep(0.01)
 

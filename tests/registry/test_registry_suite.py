@@ -18,6 +18,7 @@ from flannel_udp.registry import Registry
 from flannel_udp.registry.open import open_registry
 from tests.kube_api.server import ApiServer
 from tests.registry.support import etcdctl, watching
+from tests.support.patience import PATIENCE_S, promised
 
 KEY = "10.1.15.0-24"
 NODE = "h1"
@@ -436,7 +437,7 @@ async def test_a_change_made_while_the_consumer_was_busy_is_not_missed(registry:
         first = await anext(items)
         assert isinstance(first, Snapshot)
         entry = await registry.create(KEY, VALUE, LEASE_TTL_S)
-        second = await asyncio.wait_for(anext(items), 10)
+        second = await asyncio.wait_for(anext(items), PATIENCE_S)
         assert said(second.entries) == said({KEY: entry})
 
 
@@ -456,7 +457,7 @@ async def test_entries_that_make_no_sense_are_handed_on_untouched(store: Store, 
 
 @WITH_KUBERNETES
 async def test_a_watch_ends_at_once_when_its_task_is_cancelled(registry: Registry) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(promised(2.0)):
         async with watching(registry) as seen:
             await seen.snapshot()
         async with watching(registry) as seen:

@@ -18,9 +18,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
 from flannel_udp.lab.probe import ping_matrix
-
-PATIENCE_S = 30.0
-"""How long a test waits for what should take a fraction of a second: the machine may be busy with other things."""
+from tests.support.patience import PATIENCE_S
 
 
 def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> float:

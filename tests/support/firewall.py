@@ -8,7 +8,7 @@ import sys
 from ipaddress import IPv4Address
 
 from flannel_udp.lab.node import Host, Node
-from tests.support.agents import PATIENCE_S
+from tests.support.patience import PATIENCE_S
 
 PORT = 4242
 SO_MARK = 36  # asm-generic/socket.h

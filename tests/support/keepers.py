@@ -15,6 +15,7 @@ from flannel_udp.model import LeaseAttrs, Subnet
 from flannel_udp.registry import Registry
 from tests.support.backends import parse_config
 from tests.support.memory_registry import MemoryRegistry
+from tests.support.patience import PATIENCE_S
 
 T = TypeVar("T")
 
@@ -49,12 +50,12 @@ def keeper_of(
 
 async def soon(promise: Awaitable[T]) -> T:
     """Await something that has to come true; a test that hangs instead fails."""
-    return await asyncio.wait_for(promise, 5)
+    return await asyncio.wait_for(promise, PATIENCE_S)
 
 
 async def eventually(registry: MemoryRegistry, call: str, times: int) -> None:
     """Wait until `call` was made `times` times."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while registry.calls.count(call) < times:
             await asyncio.sleep(0.001)
 

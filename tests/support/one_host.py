@@ -13,6 +13,7 @@ from typing import TypeVar
 from flannel_udp.host.monitor import open_monitor_socket
 from flannel_udp.lab import netns
 from tests.support.labs import fresh_name
+from tests.support.patience import PATIENCE_S
 
 _KINDS = {  # linux/rtnetlink.h; an entry is a neighbour, or one of a forwarding table
     20: "new address",
@@ -23,7 +24,6 @@ _KINDS = {  # linux/rtnetlink.h; an entry is a neighbour, or one of a forwarding
     29: "deleted entry",
 }
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-PATIENCE_S = 20.0
 T = TypeVar("T")
 
 

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from flannel_udp.lab.node import Host
-from tests.support.agents import PATIENCE_S, Agent
+from tests.support.agents import Agent
+from tests.support.patience import PATIENCE_S
 
 _LISTEN = """
 import os, socket, sys

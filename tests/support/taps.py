@@ -12,7 +12,7 @@ from scapy.layers.inet import ICMP, IP
 
 from flannel_udp.lab import netns
 from flannel_udp.lab.node import Node
-from tests.support.agents import PATIENCE_S
+from tests.support.patience import PATIENCE_S
 
 _ETH_P, _ETH_P_ALL = {4: 0x0800, 6: 0x86DD}, 0x0003
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h

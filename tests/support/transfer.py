@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from flannel_udp.lab.node import Pod
-from tests.support.agents import PATIENCE_S
+from tests.support.patience import PATIENCE_S
 
 _CHUNK_BYTES = 1 << 18
 

@@ -25,12 +25,13 @@ from flannel_udp.admin.notify import (
     notify_stopping,
     watchdog_s,
 )
+from tests.support.patience import PATIENCE_S
 
 
 def test_the_three_messages_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(5)
+        systemd.settimeout(PATIENCE_S)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         notify_status("waiting for\na lease")
         notify_ready()
@@ -42,7 +43,7 @@ def test_an_abstract_socket_works(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"flannel-udp-test-{uuid.uuid4().hex}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind("\0" + name)
-        systemd.settimeout(5)
+        systemd.settimeout(PATIENCE_S)
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + name)
         notify_ready()
         assert systemd.recv(1000) == b"READY=1"
@@ -64,7 +65,7 @@ def test_a_supervisor_that_is_slow_misses_nothing(tmp_path: Path, monkeypatch: p
     heard: list[bytes] = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(5)
+        systemd.settimeout(PATIENCE_S)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
 
         def read() -> None:
@@ -87,14 +88,14 @@ def test_a_supervisor_that_does_not_read_cannot_block_us(tmp_path: Path, monkeyp
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         for _ in range(3_000):  # net.unix.max_dgram_qlen is far less
             notify_status("still here")
-        systemd.settimeout(5)
+        systemd.settimeout(PATIENCE_S)
         assert systemd.recv(1000) == b"STATUS=still here"
 
 
 def test_a_reload_has_its_time_in_the_same_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(5)
+        systemd.settimeout(PATIENCE_S)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         notify_reloading()
         first, second = systemd.recv(1000).decode().split("\n")
@@ -144,7 +145,7 @@ async def test_pings_stop_while_something_does_not_come_round(
         watchdog = asyncio.create_task(keep_watchdog(come_round))
         try:
             for _ in range(2):
-                assert await asyncio.wait_for(loop.sock_recv(systemd, 1000), 10) == b"WATCHDOG=1"
+                assert await asyncio.wait_for(loop.sock_recv(systemd, 1000), PATIENCE_S) == b"WATCHDOG=1"
             turns.clear()
             with caplog.at_level(logging.ERROR), pytest.raises(TimeoutError):
                 while True:  # one may be on its way
@@ -153,7 +154,7 @@ async def test_pings_stop_while_something_does_not_come_round(
                 "a data thread does not answer: if that lasts, systemd starts the agent again"
             }
             turns.set()
-            assert await asyncio.wait_for(loop.sock_recv(systemd, 1000), 10) == b"WATCHDOG=1"
+            assert await asyncio.wait_for(loop.sock_recv(systemd, 1000), PATIENCE_S) == b"WATCHDOG=1"
         finally:
             watchdog.cancel()
 
@@ -164,7 +165,7 @@ async def test_without_a_watchdog_the_task_ends_at_once(monkeypatch: pytest.Monk
     async def never() -> None:
         raise AssertionError("nobody asked")
 
-    await asyncio.wait_for(keep_watchdog(never), 10)
+    await asyncio.wait_for(keep_watchdog(never), PATIENCE_S)
 
 
 # What systemd keeps
@@ -173,7 +174,7 @@ async def test_without_a_watchdog_the_task_ends_at_once(monkeypatch: pytest.Monk
 async def test_forgetting_is_over_when_systemd_has_seen_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(5)
+        systemd.settimeout(PATIENCE_S)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         forgetting = asyncio.create_task(forget_descriptors(["tun-0", "icmp"], 30.0))
         heard = [await asyncio.to_thread(systemd.recv, 1000) for _ in range(2)]
@@ -182,16 +183,16 @@ async def test_forgetting_is_over_when_systemd_has_seen_it(tmp_path: Path, monke
         assert not forgetting.done()
         for fd in fds:
             os.close(fd)
-        assert await asyncio.wait_for(forgetting, 10)
+        assert await asyncio.wait_for(forgetting, PATIENCE_S)
 
 
 async def test_nobody_is_waited_for_who_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    assert not await asyncio.wait_for(forget_descriptors(["tun-0"], 30.0), 10)
+    assert not await asyncio.wait_for(forget_descriptors(["tun-0"], 30.0), PATIENCE_S)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        assert not await asyncio.wait_for(forget_descriptors(["tun-0"], 0.05), 10)
+        assert not await asyncio.wait_for(forget_descriptors(["tun-0"], 0.05), PATIENCE_S)
 
 
 KEPT = """

@@ -15,13 +15,14 @@ from flannel_udp.errors import RegistryError
 from flannel_udp.registry.file.registry import FileRegistry
 from tests.support.backends import parse_config
 from tests.support.memory_registry import MemoryRegistry
+from tests.support.patience import PATIENCE_S
 
 QUICK = Delays(first_retry_s=0.01, last_retry_s=0.02)
 THEN = "(trying again every 0.01 to 0.02 s)"
 
 
 async def said(caplog: pytest.LogCaptureFixture, what: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while what not in caplog.text:
             await asyncio.sleep(0.01)
 
@@ -37,7 +38,7 @@ async def test_a_missing_then_broken_configuration_is_waited_for_until_it_is_rig
     await said(caplog, "Network is missing")
     await asyncio.sleep(0.1)  # several more tries, which say nothing
     await registry.write_config(b'{"Network": "10.1.0.0/16", "Colour": "red"}')
-    parsed = await asyncio.wait_for(waiting, 5)
+    parsed = await asyncio.wait_for(waiting, PATIENCE_S)
     assert parsed.config.v4 is not None
     what = "reading the network configuration"
     missing, *rest = caplog.messages
@@ -60,12 +61,12 @@ async def test_a_registry_that_is_away_is_waited_for() -> None:
     registry.config = b'{"Network": "10.1.0.0/16"}'
     registry.failure = RegistryError("etcd does not answer")
     waiting = asyncio.create_task(wait_for_config(registry, parse_config, delays=QUICK))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while len(registry.calls) < 3:
             await asyncio.sleep(0.01)
     assert not waiting.done()
     registry.failure = None
-    assert (await asyncio.wait_for(waiting, 5)).warnings == ()
+    assert (await asyncio.wait_for(waiting, PATIENCE_S)).warnings == ()
 
 
 async def test_the_delay_grows_to_its_bound() -> None:
@@ -76,7 +77,7 @@ async def test_the_delay_grows_to_its_bound() -> None:
         if len(moments) < 6:
             raise RegistryError("not yet")
 
-    await asyncio.wait_for(retry("trying", call, Delays(first_retry_s=0.02, last_retry_s=0.1)), 5)
+    await asyncio.wait_for(retry("trying", call, Delays(first_retry_s=0.02, last_retry_s=0.1)), PATIENCE_S)
     pauses = [later - earlier for earlier, later in pairwise(moments)]
     for pause, least in zip(pauses, [0.02, 0.04, 0.08, 0.1, 0.1], strict=True):
         assert pause >= least * 0.95  # how much more it is depends on the machine

@@ -20,11 +20,12 @@ from flannel_udp.dataplane.encapsulation import UDP, Encapsulation
 from flannel_udp.dataplane.reference import OWN, ReferenceTable
 from flannel_udp.model import Address
 from flannel_udp.options import Offload
+from tests.support.effort import share_of
 from tests.support.engine_rig import IPIP, PEERS, VXLAN, EngineRig, small_table
 from tests.support.traffic import Traffic, size_of
 from tests.support.twin import PENDING_MAX_BYTES, FromPeer, FromTun, TwinRun
 
-PACKETS = int(os.environ.get("FLANNEL_UDP_DIFFERENTIAL_PACKETS", "20000"))
+PACKETS = int(os.environ.get("FLANNEL_UDP_DIFFERENTIAL_PACKETS", share_of(20_000)))
 BATCH_STEPS = 24
 SEED = 20_261_122
 

@@ -22,6 +22,7 @@ from flannel_udp.model import Address, Prefix
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.agents import wait_for
 from tests.support.engine_rig import AGENT, EngineRig, compile_table, small_table
+from tests.support.traffic import Flow
 
 TCPV4, UDP_L4 = 1, 5
 PEER = "127.0.0.2"
@@ -177,8 +178,9 @@ def test_more_datagrams_than_the_write_queue_holds_are_all_written(offload: Offl
     """The kernel joins them on the way, so one receive brings 4,096; without joining each is a write of its own."""
     n_bundles, n = 64, 64
     with EngineRig(small_table(), offload=offload) as rig:
+        flow = Flow(IPv4Address("10.1.2.7"), IPv4Address("10.1.1.5"), socket.IPPROTO_UDP, 0)
         for bundle in range(n_bundles):
-            packets = [udp(struct.pack("!HH", bundle, i)) for i in range(n)]
+            packets = [flow.next(struct.pack("!HH", bundle, i)) for i in range(n)]
             controls = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(packets[0])))]
             rig.peers[PEER].sendmsg([b"".join(packets)], controls, 0, (str(AGENT), rig.port))
         got: list[bytes] = []

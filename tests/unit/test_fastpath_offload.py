@@ -21,7 +21,10 @@ from flannel_udp.dataplane import reference
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT
 from flannel_udp.dataplane.reference import Forwarded, VnetHeader
 from flannel_udp.options import NO_OFFLOAD, Offload
+from tests.support.effort import share_of
 from tests.support.engine_rig import EngineRig, small_table
+from tests.support.repair import repaired
+from tests.support.traffic import ACK, Flow
 
 UDP_SEGMENT = 103
 TCPV4, UDP_L4, ECN = 1, 5, 0x80
@@ -185,16 +188,14 @@ def test_consecutive_packets_for_one_peer_leave_in_one_message_and_in_order() ->
 
 def stream(n: int, size: int, source: str = "10.1.2.7", flags: str = "A", **fields: Any) -> list[bytes]:
     """`n` full TCP segments that follow each other."""
-    return [
-        bytes(
-            IP(src=source, dst="10.1.1.5", id=i, flags="DF", ttl=33)
-            / TCP(
-                sport=5, dport=6, seq=(1000 + i * size) % 2**32, flags=flags, options=[("Timestamp", (7, 8))], **fields
-            )
-            / (bytes([i % 251]) * size)
-        )
-        for i in range(n)
-    ]
+    tcp_header = TCP(sport=5, dport=6, flags=flags, options=[("Timestamp", (7, 8))], **fields)
+    first = bytes(IP(src=source, dst="10.1.1.5", flags="DF", ttl=33) / tcp_header)
+    segments = []
+    for i in range(n):
+        sequence = ((1000 + i * size) % 2**32).to_bytes(4, "big")
+        segment = first[:4] + i.to_bytes(2, "big") + first[6:24] + sequence + first[28:] + bytes([i % 251]) * size
+        segments.append(repaired(segment, transport_too=True))
+    return segments
 
 
 def lowered(packets: Iterable[bytes]) -> list[bytes]:
@@ -391,32 +392,22 @@ def test_a_flow_that_comes_from_two_peers_is_not_joined_across_them() -> None:
 def traffic(draw: st.DrawFn) -> list[bytes]:
     """Interleaved flows of TCP and UDP with everything that may break a run now and then."""
     rng = random.Random(draw(st.integers(0, 2**32)))
-    flows: dict[tuple[int, int], int] = {}
+    to = IPv4Address("10.1.1.5")
+    flows = [Flow(IPv4Address(f"10.1.2.{i}"), to, kind, 2**32 - 300) for kind in (6, 6, 17) for i in range(3)]
     packets = []
     for _ in range(draw(st.integers(1, 200))):
-        protocol, port = rng.choice([6, 6, 17]), rng.randrange(3)
-        size = rng.choice([100, 100, 100, 100, 50, 101])
-        ip = IP(
-            src=f"10.1.2.{port}",
-            dst="10.1.1.5",
-            id=flows.get((17, port), 0) & 0xFFFF,
-            flags=rng.choice(["DF", 0]),
-            ttl=rng.choice([9] * 20 + [8]),
-            tos=rng.choice([0] * 20 + [2]),
-        )
-        if protocol == 6:
-            seq = flows.get((6, port), 2**32 - 300)
-            packet = (
-                ip / TCP(sport=port, seq=seq % 2**32, flags=rng.choice(["A"] * 20 + ["PA", "FA", "S"])) / bytes(size)
-            )
-            flows[6, port] = seq + (size if rng.random() > 0.05 else 0)
-        else:
-            flows[17, port] = flows.get((17, port), 0) + 1
-            packet = ip / UDP(sport=port) / rng.randbytes(size)
-        data = bytearray(bytes(packet))
+        flow = rng.choice(flows)
+        flow.dont_fragment = rng.random() < 0.5
+        begins = flow.sequence
+        flags = rng.choice([ACK] * 20 + [ACK | 8, ACK | 1, 2])  # now and then PSH, FIN, or SYN alone
+        payload = rng.randbytes(rng.choice([100, 100, 100, 100, 50, 101]))
+        packet = flow.next(payload, flags, ttl=rng.choice([9] * 20 + [8]), tos=rng.choice([0] * 20 + [2]))
+        if rng.random() < 0.05:
+            flow.sequence = begins
         if rng.random() < 0.02:
-            data[rng.randrange(20, len(data))] ^= 1 << rng.randrange(8)
-        packets.append(bytes(data))
+            place = rng.randrange(20, len(packet))
+            packet = packet[:place] + bytes([packet[place] ^ 1 << rng.randrange(8)]) + packet[place + 1 :]
+        packets.append(packet)
     return packets
 
 
@@ -430,7 +421,7 @@ def by_flow(packets: list[bytes]) -> dict[bytes, list[bytes]]:
 
 
 @given(traffic())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=share_of(150))
 def test_joining_changes_no_packet_and_no_flows_order(packets: list[bytes]) -> None:
     with EngineRig(small_table(), offload=Offload()) as rig:
         for packet in packets:

@@ -25,8 +25,8 @@ def packet(src: str, dst: str, size: int) -> bytes:
 def send_runs(rig: EngineRig, sender: str, n: int, run: int, size: int) -> None:
     """Let `sender` send `n` runs of `run` packets of `size` bytes; each comes in one bundle."""
     controls = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", size))]
+    runs = packet("10.1.2.7", "10.1.1.5", size) * run
     for _ in range(n):
-        runs = packet("10.1.2.7", "10.1.1.5", size) * run
         rig.peers[sender].sendmsg([runs], controls, socket.MSG_DONTWAIT, (str(AGENT), rig.port))
 
 
@@ -43,8 +43,9 @@ def test_small_packets_both_ways_take_as_many_turns_one_way_as_the_other(sender:
         learn_bundles(rig, sender, RUN_PACKETS, 40)
         before = rig.engine.counters()["system_calls"]
         send_runs(rig, sender, n, RUN_PACKETS, 40)
+        small = packet("10.1.1.5", "10.1.2.7", 40)
         for _ in range(n * RUN_PACKETS):
-            rig.from_tun(packet("10.1.1.5", "10.1.2.7", 40))
+            rig.from_tun(small)
         rig.poll()
         calls = rig.engine.counters()["system_calls"]
         # One receive a turn, and one send.
@@ -70,8 +71,9 @@ def test_what_comes_one_by_one_is_received_many_a_call_once_that_has_shown() -> 
     n = 3_000
     with EngineRig(small_table(), offload=Offload()) as rig:
         learn_bundles(rig, PEER, LONGEST_BUNDLE_BYTES // 1400, 1400)
+        single = packet("10.1.2.7", "10.1.1.5", 100)
         for _ in range(n):
-            rig.from_peer(PEER, packet("10.1.2.7", "10.1.1.5", 100))
+            rig.from_peer(PEER, single)
         rig.poll()
         assert rig.drops("in") == {}
         assert rig.engine.counters()["system_calls"]["udp_receives"] <= n // 64 + 6

@@ -16,6 +16,7 @@ from flannel_udp._fastpath.drops import DropReason
 from flannel_udp._fastpath.routes import NO_ROUTE, OWN, PEERS_FROM, RouteList, RouteTable
 from flannel_udp.dataplane import reference
 from flannel_udp.dataplane.reference import Dropped, Forwarded, ReferenceTable
+from tests.support.effort import share_of
 from tests.support.engine_rig import EngineRig, compile_table, small_table
 
 addresses = st.one_of(
@@ -54,7 +55,7 @@ def packets(draw: st.DrawFn) -> bytes:
 
 
 @given(st.lists(packets(), min_size=1, max_size=150))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=share_of(150))
 def test_outbound_decides_like_the_twin(batch: list[bytes]) -> None:
     table = small_table()
     with EngineRig(table, vnet_bytes=10) as rig:
@@ -76,7 +77,7 @@ def test_outbound_decides_like_the_twin(batch: list[bytes]) -> None:
     st.lists(st.tuples(packets(), st.sampled_from(["127.0.0.2", "127.0.0.3", "127.0.0.9"])), min_size=1, max_size=150),
     st.sampled_from(["strict", "loose", "off"]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=share_of(150))
 def test_inbound_decides_like_the_twin(batch: list[tuple[bytes, str]], source_check: str) -> None:
     table = small_table()
     with EngineRig(table, peers=["127.0.0.2", "127.0.0.3", "127.0.0.9"], source_check=source_check) as rig:
@@ -95,7 +96,7 @@ def test_inbound_decides_like_the_twin(batch: list[tuple[bytes, str]], source_ch
 
 
 @given(packets(), st.sampled_from(["no_route", "own_subnet", "ttl_expired", "too_big"]))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=share_of(1000))
 def test_icmp_answers_are_the_twins(packet: bytes, reason: str) -> None:
     own = IPv4Address("10.1.1.0")
     mtu = 1_272 if reason == "too_big" else 0
@@ -138,7 +139,7 @@ prefixes = st.builds(
 
 
 @given(st.dictionaries(prefixes, st.sampled_from(["127.0.0.2", "127.0.0.3", "127.0.0.4"]), max_size=40), st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=share_of(500))
 def test_the_longest_prefix_wins_as_in_the_twin(routes: dict[IPv4Network, str], data: st.DataObject) -> None:
     table = ReferenceTable({prefix: IPv4Address(peer) for prefix, peer in routes.items()})
     compiled = compile_table(table)
@@ -173,7 +174,7 @@ def test_a_table_that_grows_and_shrinks_always_equals_the_twin() -> None:
 
 
 def test_a_hundred_thousand_subnets_take_little_memory_and_all_are_found() -> None:
-    n = 100_000
+    n = share_of(100_000)
     routes = RouteList(
         array("I", [0x0A000000 + (i << 8) for i in range(n)]),
         array("B", [24]) * n,

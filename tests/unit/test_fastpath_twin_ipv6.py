@@ -16,6 +16,7 @@ from flannel_udp.dataplane import reference
 from flannel_udp.dataplane.reference import Dropped, ReferenceTable, VnetHeader
 from flannel_udp.options import Offload
 from tests.support import golden_ipv6
+from tests.support.effort import share_of
 from tests.support.engine_rig import PEERS, VXLAN, EngineRig, compile_table6, small_table
 from tests.support.golden_ipv6 import Golden
 from tests.support.repair import repaired
@@ -157,7 +158,6 @@ def packets(draw: st.DrawFn) -> bytes:
 
 
 @given(st.lists(packets(), min_size=1, max_size=100))
-@settings(max_examples=100, deadline=None)
 def test_outbound_decides_like_the_twin(both: TwinRun, batch: list[bytes]) -> None:
     both.check([FromTun(VnetHeader(), packet) for packet in batch])
 
@@ -167,7 +167,6 @@ def test_outbound_decides_like_the_twin(both: TwinRun, batch: list[bytes]) -> No
         st.tuples(packets(), st.sampled_from([*PEERS[6], PEERS[4][0]]), st.integers(0, 3)), min_size=1, max_size=60
     )
 )
-@settings(max_examples=100, deadline=None)
 def test_inbound_decides_like_the_twin(both: TwinRun, batch: list[tuple[bytes, str, int]]) -> None:
     both.check([FromPeer(sender, (packet,), tos) for packet, sender, tos in batch])
 
@@ -181,7 +180,6 @@ def test_inbound_decides_like_the_twin(both: TwinRun, batch: list[tuple[bytes, s
         max_size=60,
     )
 )
-@settings(max_examples=100, deadline=None)
 def test_inbound_by_vxlan_decides_like_the_twin(
     vxlan: TwinRun, batch: list[tuple[bytes, str, tuple[int, int] | None]]
 ) -> None:
@@ -189,7 +187,7 @@ def test_inbound_by_vxlan_decides_like_the_twin(
 
 
 @given(packets(), st.sampled_from(["no_route", "own_subnet", "ttl_expired", "too_big"]), st.sampled_from([0, 1400]))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=share_of(1000))
 def test_icmp_answers_are_the_twins(packet: bytes, reason: str, mtu: int) -> None:
     own = IPv6Address("fd00:10:244:1::")
     expected = None if reference.fault_of(packet, 6) else reference.icmp_answer(packet, reason, own, mtu)
@@ -211,7 +209,7 @@ prefixes = st.builds(
 
 
 @given(st.dictionaries(prefixes, st.sampled_from(["::2", "2001:db8::3", "2001:db8::4"]), max_size=40), st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=share_of(500))
 def test_the_longest_prefix_wins_as_in_the_twin(routes: dict[IPv6Network, str], data: st.DataObject) -> None:
     table = ReferenceTable({prefix: IPv6Address(peer) for prefix, peer in routes.items()}, version=6)
     compiled = compile_table6(table)

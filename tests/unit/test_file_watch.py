@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flannel_udp.files.watch import FileWatch
+from tests.support.patience import PATIENCE_S
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "written": lambda path: path.write_text("new"),
@@ -38,7 +39,7 @@ async def test_a_change_is_heard_and_none_of_a_neighbour(tmp_path: Path, change:
         await asyncio.sleep(0)
         assert not heard.is_set()
         CHANGES[change](file)
-        await asyncio.wait_for(heard.wait(), 10)
+        await asyncio.wait_for(heard.wait(), PATIENCE_S)
     finally:
         watch.close()
 
@@ -50,13 +51,13 @@ async def test_a_folder_that_comes_back_is_watched_again(tmp_path: Path) -> None
     watch = FileWatch(path, heard.set)
     try:
         path.parent.rmdir()
-        await asyncio.wait_for(heard.wait(), 10)
+        await asyncio.wait_for(heard.wait(), PATIENCE_S)
         watch.renew()  # nothing is there to be watched
         path.parent.mkdir()
         watch.renew()
         heard.clear()
         path.write_text("")
-        await asyncio.wait_for(heard.wait(), 10)
+        await asyncio.wait_for(heard.wait(), PATIENCE_S)
     finally:
         watch.close()
 

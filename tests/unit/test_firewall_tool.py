@@ -25,6 +25,7 @@ from flannel_udp.host.firewall.owner import Owner
 from flannel_udp.host.firewall.passages import Passage
 from flannel_udp.host.firewall.rules import rules_for
 from flannel_udp.host.firewall.tool import Finished, ToolMissing, run_tool
+from tests.support.patience import PATIENCE_S
 
 NETWORK = IPv4Network("10.1.0.0/16")
 RULES = rules_for(NETWORK, IPv4Network("10.1.15.0/24"), masquerade=True, forward=True, random_fully=True)
@@ -88,7 +89,7 @@ async def test_a_program_that_hangs_is_killed(
 async def test_whoever_is_cancelled_leaves_no_program_behind(make_tool: MakeTool, tmp_path: Path) -> None:
     make_tool("nft", f"echo $$ >{tmp_path}/pid; exec sleep 60")
     running = asyncio.create_task(run_tool("nft"))
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + PATIENCE_S
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < deadline_s
         await asyncio.sleep(0.01)
@@ -109,19 +110,19 @@ async def test_starting_a_program_holds_nobody_up_and_it_dies_with_whoever_is_ca
 
     def start_slowly(*words: Any, **named: Any) -> Popen[str]:
         begun.set()
-        assert go_on.wait(5)
+        assert go_on.wait(PATIENCE_S)
         started.append(Popen(*words, **named))
         return started[0]
 
     monkeypatch.setattr(tool, "Popen", start_slowly)
     make_tool("nft", "exec sleep 60")
     running = asyncio.create_task(run_tool("nft"))
-    assert await asyncio.to_thread(begun.wait, 5)
+    assert await asyncio.to_thread(begun.wait, PATIENCE_S)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     go_on.set()
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + PATIENCE_S
     while not started or started[0].returncode is None:
         assert time.monotonic() < deadline_s
         await asyncio.sleep(0.01)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flannel_udp.host.connections import abandon_connections
+from tests.support.patience import PATIENCE_S
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def connected(source: str, family: socket.AddressFamily = socket.AF_INET) -> Ite
     with ExitStack() as opened:
         listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
         client = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
-        client.settimeout(5.0)
+        client.settimeout(PATIENCE_S)
         client.bind((prefix + source, 0))
         client.connect((f"{prefix}127.0.0.1", listener.getsockname()[1]))
         opened.enter_context(listener.accept()[0])

@@ -257,8 +257,8 @@ def test_a_thousand_hosts_that_start_in_one_minute_renew_over_a_quarter_of_an_ho
 
 async def test_the_lease_is_renewed_when_the_margin_is_reached_and_peers_see_no_event() -> None:
     registry = MemoryRegistry()
-    registry.granted_s = 0.2
-    keeper = keeper_of(registry, margin_s=0.15)
+    registry.granted_s = 2.0
+    keeper = keeper_of(registry, margin_s=1.9)
     lease = await soon(keeper.acquire(CONFIG))
     revision = registry.revision
     async with kept(keeper) as task:
@@ -281,7 +281,7 @@ async def test_a_lease_far_from_its_margin_and_a_reservation_are_left_alone() ->
 async def test_a_failed_renewal_is_tried_again_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     registry = MemoryRegistry()
-    registry.granted_s = 0.2
+    registry.granted_s = 20.0
     keeper = keeper_of(registry, margin_s=MARGIN_S)
     await soon(keeper.acquire(CONFIG))
     async with kept(keeper) as task:
@@ -329,8 +329,8 @@ async def test_a_renewal_that_hangs_does_not_put_off_the_end() -> None:
 
 async def test_a_lease_found_lost_at_its_renewal_ends_keep_and_the_rival_keeps_the_subnet() -> None:
     registry = MemoryRegistry()
-    registry.granted_s = 0.05
-    keeper = keeper_of(registry, margin_s=0.04)
+    registry.granted_s = 2.0
+    keeper = keeper_of(registry, margin_s=1.9)
     lease = await soon(keeper.acquire(CONFIG))
     rival = registry.put(lease.entry.key, OTHER_VALUE)
     async with kept(keeper) as task:

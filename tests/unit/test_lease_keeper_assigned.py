@@ -16,6 +16,7 @@ from flannel_udp.model import Entry, LeaseAttrs, Subnet
 from tests.support.backends import parse_config, parse_families
 from tests.support.keepers import forward_for_ever
 from tests.support.memory_registry import MemoryRegistry
+from tests.support.patience import PATIENCE_S
 
 CONFIG = parse_config('{"Network": "10.1.0.0/16"}').config
 VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
@@ -65,11 +66,11 @@ async def test_the_keeper_takes_what_is_assigned_and_nothing_else(caplog: pytest
         previous=Subnet(IPv4Network("10.1.8.0/24")), delays=QUICK, rng=random.Random(1),
     )  # fmt: skip
     acquiring = asyncio.create_task(keeper.acquire(CONFIG))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while "make the two agree" not in caplog.text:
             await asyncio.sleep(0.001)
     registry.given = registry.put("10.1.77.0-24", b"", lease_id=0)
-    lease = await asyncio.wait_for(acquiring, 5)
+    lease = await asyncio.wait_for(acquiring, PATIENCE_S)
     assert lease.subnet == Subnet(IPv4Network("10.1.77.0/24"))
     assert (lease.entry.value, lease.entry.reserved, keeper.left_s) == (VALUE, True, None)
     assert {"list", "create", "delete"}.isdisjoint(registry.calls)

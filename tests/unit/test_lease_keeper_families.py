@@ -19,6 +19,7 @@ from flannel_udp.registry.keys import format_key, parse_key
 from tests.support.backends import parse_families
 from tests.support.keepers import MARGIN_S, QUICK, forward_for_ever, kept, soon
 from tests.support.memory_registry import MemoryRegistry
+from tests.support.patience import PATIENCE_S
 
 DUAL = parse_families({"Network": "10.1.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:1::/48"})
 ALONE = parse_families({"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:1::/48"})
@@ -81,7 +82,7 @@ async def test_a_change_of_the_public_ipv6_rewrites_the_entry_and_loses_nothing(
     lease = await soon(keeper.acquire(ALONE))
     async with kept(keeper) as keeping:
         keeper.set_attrs(LeaseAttrs(None, IPv6Address("2001:db8::9")))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while b"2001:db8::9" not in registry.entries[lease.entry.key].value:
                 await asyncio.sleep(0.001)
         assert not keeping.done()

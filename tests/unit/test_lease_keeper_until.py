@@ -20,8 +20,8 @@ async def test_a_lease_may_be_forwarded_for_until_shortly_before_its_end() -> No
 
 async def test_a_renewal_moves_the_end() -> None:
     registry, told = MemoryRegistry(), list[float | None]()
-    registry.granted_s = 0.2
-    keeper = keeper_of(registry, margin_s=0.15, forward_until=told.append)
+    registry.granted_s = 2.0
+    keeper = keeper_of(registry, margin_s=1.9, forward_until=told.append)
     await soon(keeper.acquire(CONFIG))
     async with kept(keeper):
         await eventually(registry, "time_left_s", 3)

@@ -12,6 +12,7 @@ import pytest
 from flannel_udp.control import peer_log
 from flannel_udp.control.peer_log import MAX_LINES, SPAN_LINES, PeerLog
 from flannel_udp.model import Delta, Peer
+from tests.support.patience import PATIENCE_S
 
 SPAN_S = 0.05
 
@@ -29,14 +30,14 @@ def peers(n: int) -> tuple[Peer, ...]:
 
 async def lines(caplog: pytest.LogCaptureFixture, n: int) -> list[str]:
     """Wait until there are `n` lines, and return them."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while len(caplog.messages) < n:
             await asyncio.sleep(SPAN_S / 10)
     return caplog.messages
 
 
 async def spans_are_over(log: PeerLog) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while log._span is not None:
             await asyncio.sleep(SPAN_S / 10)
 

@@ -24,6 +24,7 @@ from flannel_udp.registry.file.registry import FileRegistry
 from flannel_udp.registry.outage import keep_quiet
 from tests.support.backends import read_udp_hop
 from tests.support.memory_registry import MemoryRegistry
+from tests.support.patience import PATIENCE_S
 
 NETWORK = IPv4Network("10.1.0.0/16")
 OWN = IPv4Network("10.1.15.0/24")
@@ -66,7 +67,7 @@ class Recorder:
 
     async def has(self, *peers: Peer) -> None:
         """Wait until exactly these peers are the last that were published."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while not self.published or self.published[-1] != (Subnet(OWN), frozenset(peers)):
                 await asyncio.sleep(0.002)
 
@@ -117,7 +118,7 @@ async def test_peers_in_the_file_registry_appear_move_and_vanish(tmp_path: Path)
         await registry.delete(theirs)
         await rig.recorder.has()
         await registry.delete(ours)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while not rig.observed or rig.observed[-1] is not None:
                 await asyncio.sleep(0.01)
 
@@ -140,7 +141,7 @@ async def test_a_registry_that_cannot_be_read_does_not_wipe_out_the_peers_of_the
     registry = MemoryRegistry()
     registry.failure = RegistryDenied("wrong password")
     async with running(registry, lease_of(registry.put(OUR_KEY, OUR_VALUE))) as rig:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while registry.calls.count("watch") < 3:
                 await asyncio.sleep(0.002)
         assert rig.recorder.published == []
@@ -196,7 +197,7 @@ async def test_a_snapshot_in_many_parts_is_published_as_a_whole() -> None:
         registry.put("10.1.200.0-24", value("192.0.2.2"))  # to be published while the snapshot is taken in
         registry.tell(Snapshot({**registry.entries, **entries}, 9))
         steps = set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while rig.synchroniser.status.peers < 101:
                 steps.add(rig.synchroniser.status.peers)
                 await asyncio.sleep(0)
@@ -216,7 +217,7 @@ async def test_an_error_of_the_data_path_ends_run() -> None:
     synchroniser = Synchroniser(registry, table, Broken(), lambda _seen: None, QUICK)
     await synchroniser.set_own(lease_of(registry.put(OUR_KEY, OUR_VALUE)))
     with pytest.raises(ExceptionGroup) as caught:
-        await asyncio.wait_for(synchroniser.run(), 5)
+        await asyncio.wait_for(synchroniser.run(), PATIENCE_S)
     assert str(caught.value.exceptions[0]) == "flannel0 is gone"
 
 
@@ -293,7 +294,7 @@ async def test_a_flood_of_bad_entries_one_by_one_does_not_flood_the_log_either(
             registry.put(f"bad{n}", b"?")
             await settle()
         assert len(caplog.messages) == SPAN_LINES
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while len(caplog.messages) == SPAN_LINES:
                 await asyncio.sleep(0.01)
         registry.put("bad again", b"?")
@@ -308,7 +309,7 @@ async def test_a_registry_that_refuses_us_is_asked_again_with_one_line(caplog: p
         await rig.recorder.has()
         registry.failure = RegistryDenied("wrong password")
         registry.tell(registry.failure)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while registry.calls.count("watch") < 5:
                 await asyncio.sleep(0.002)
         registry.put("10.1.16.0-24", value("192.0.2.2"))

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_udp._fastpath.routes import NO_ROUTE, OWN
@@ -90,7 +90,6 @@ def difference(old: State, new: State) -> Delta:
 
 @in_every_world
 @given(sequence=st.lists(states, min_size=1), own=st.booleans(), large=st.booleans())
-@settings(deadline=None)
 def test_any_sequence_of_deltas_gives_the_table_of_the_end(
     world: World, sequence: list[dict[int, int]], own: bool, large: bool
 ) -> None:

@@ -96,7 +96,7 @@ def layers(packet: Packet) -> Iterator[Packet]:
 
 
 @given(st.lists(extensions, max_size=10), transports, st.binary(max_size=30))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_the_transport_is_where_scapy_finds_it(chain: list[Packet], transport: Packet, payload: bytes) -> None:
     packet = IPv6(**IN, hlim=9, tc=0xB9, fl=0x12345)
     for each in chain:
@@ -127,7 +127,7 @@ def test_an_authentication_header_counts_its_length_in_words() -> None:
 
 
 @given(st.sampled_from([UDP(sport=5, dport=6), TCP(sport=5, dport=6)]), st.integers(0, 40), st.binary(max_size=90))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_checksums_are_scapys(transport: Packet, n_options: int, payload: bytes) -> None:
     options = IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(n_options))])
     for packet in (IPv6(**OUT) / transport / payload, IPv6(**OUT) / options / transport / payload):
@@ -156,7 +156,6 @@ def answered(packet: bytes, reason: str, mtu: int = 0) -> Packet:
 
 
 @given(st.integers(0, 1500))
-@settings(deadline=None)
 def test_answers_are_those_that_scapy_would_make(n_bytes: int) -> None:
     packet = bytes(IPv6(**OUT) / UDP(sport=5, dport=6) / bytes(n_bytes))
     unreachable = answered(packet, "no_route")
@@ -173,7 +172,7 @@ def test_without_an_address_of_our_own_nothing_is_answered() -> None:
 
 
 @given(st.integers(1, 4_000), st.integers(200, 1_500), st.booleans(), st.integers(0, 2**32 - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_tcp_is_split_into_what_scapy_takes_for_right(n_bytes: int, size: int, extended: bool, seq: int) -> None:
     payload = bytes(i * 7 % 251 for i in range(n_bytes))
     headers = IPv6(**OUT, tc=3, fl=7)
@@ -194,7 +193,6 @@ def test_tcp_is_split_into_what_scapy_takes_for_right(n_bytes: int, size: int, e
 
 
 @given(st.integers(1, 4_000), st.integers(200, 1_500))
-@settings(max_examples=100, deadline=None)
 def test_udp_is_split_into_what_scapy_takes_for_right(n_bytes: int, size: int) -> None:
     payload = bytes(i * 7 % 251 for i in range(n_bytes))
     whole = bytes(IPv6(**OUT) / UDP(sport=5, dport=6) / payload)

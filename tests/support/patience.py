@@ -1,0 +1,20 @@
+"""How long tests wait, on a machine that may be busy with other things."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PATIENCE_S = 90.0
+"""For what should take a fraction of a second, and must come."""
+
+
+def promised(seconds: float) -> float:
+    """Return how long what we promise within `seconds` may take now.
+
+    The promise is made for a machine with processors to spare. Elsewhere all who want to run take turns: as many as the
+    load average of the last minute says, or those of this moment if they are more.
+    """
+    running = Path("/proc/loadavg").read_text().split()[3].partition("/")[0]
+    load = max(os.getloadavg()[0], int(running))
+    return seconds * (1 + load / len(os.sched_getaffinity(0)))
