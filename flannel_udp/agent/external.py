@@ -47,16 +47,17 @@ async def _wait(options: InterfaceOptions, state: AgentState, wishes: Sequence[S
 
 
 async def _choose_first(options: InterfaceOptions, wishes: Sequence[Sequence[int]]) -> tuple[Interface, list[str]]:
-    """Return what the first of the wishes gives that can be had. Raises `FlannelError`: that of the first one."""
-    failures: list[FlannelError] = []
+    """Return what the first of the wishes gives that can be had. Raises `FlannelError`, which tells of all of them."""
     for versions in wishes:
         try:
             return await _choose(options, versions)
         except UsageError:
             raise
         except FlannelError as failed:
-            failures.append(failed)
-    raise failures[0]
+            failure = failed
+    if len(wishes) == 1:
+        raise failure
+    return await _choose(options, sorted({version for versions in wishes for version in versions}))
 
 
 async def _choose(options: InterfaceOptions, versions: Sequence[int]) -> tuple[Interface, list[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,9 +41,31 @@ class FamilyRooms:
             random_fully=not options.ip_masq_fully_random_disable,
         )
 
+    def carries(self, lease: Lease | None) -> bool:
+        """Tell whether this host takes part by this family, as far as a lease says."""
+        return lease is not None and lease.subnet.of(self.overlay.version) is not None
+
     def hold(self, lease: Lease | None) -> None:
         """Have bridges of other subnets than the lease's looked for from now on; ``None``: none."""
         self.bridges.hold(None if lease is None else lease.subnet.of(self.overlay.version))
+
+
+def rules_stand(families: Iterable[FamilyRooms], lease: Lease | None) -> bool:
+    """Tell whether some packets of ours pass: where the rules of one family do not stand the other one carries."""
+    return any(family.firewall.stands for family in families if family.carries(lease))
+
+
+async def keep_rules(families: Sequence[FamilyRooms], lease: Lease, options: FirewallOptions) -> None:
+    """Have a lease's rules kept; return when they stand, or those of one family, and others cannot be had just now."""
+    for family in families:
+        family.firewall.want(family.rules(lease, options))
+    await asyncio.gather(*(family.firewall.tried() for family in families))
+    waits = [asyncio.ensure_future(family.firewall.stood()) for family in families if family.carries(lease)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 def lacking(config: NetworkConfig, external: Interface, lease: Lease) -> Iterator[Degradation]:

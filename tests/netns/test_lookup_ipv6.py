@@ -83,7 +83,7 @@ def texts(found: Findings) -> list[str]:
 
 
 def test_a_host_where_all_is_well_has_nothing_to_say(host: str) -> None:
-    assert texts(look(host)) == []
+    assert look(host) == Findings()  # so that it is looked for again after a while only
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,27 @@ def test_a_default_route_of_router_advertisements_is_named_before_it_goes(host: 
     run(host, "sysctl -q -w net.ipv6.conf.eth0.accept_ra=2")
     (text,) = texts(look(host))
     assert text.endswith("sysctl -w net.ipv6.conf.all.forwarding=1")
+
+
+def test_a_bridge_that_is_down_or_lost_its_address_is_named_with_what_brings_it_back(host: str) -> None:
+    expected, lookout = ways(host), Look(NETWORK)
+
+    def said() -> list[str]:
+        return texts(call_inside(host, lambda: lookout.look(OWN, expected, [])))
+
+    assert said() == []
+    run(host, "ip link set cni0 down")
+    (down,) = said()
+    lost = "has lost its address fd00:1:0:15::1/64: our pods have no gateway by IPv6"
+    address = "ip -6 address add fd00:1:0:15::1/64 dev cni0"
+    assert down == f"cni0 is down and {lost}: ip link set cni0 up && {address}"
+    run(host, "ip link set cni0 up")
+    assert said() == [f"cni0 {lost}: {address}"]
+    run(host, address)
+    assert said() == []
+    run(host, "ip link set cni0 down")
+    run(host, "ip link del cni0")  # with the last pod, say
+    assert said() == []
 
 
 def test_what_the_agent_needs_inside_the_overlay_is_named(host: str) -> None:
