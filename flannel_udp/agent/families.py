@@ -12,6 +12,7 @@ from flannel_udp.agent.last_errors import LastErrors
 from flannel_udp.agent.passages import passages_of
 from flannel_udp.backend.protocol import Network
 from flannel_udp.files.subnet_env import SubnetEnv
+from flannel_udp.host.disabled_ipv6 import why_ipv6_is_off
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.owner import Owner
 from flannel_udp.host.firewall.rules import Rules, rules_for
@@ -68,13 +69,19 @@ async def keep_rules(families: Sequence[FamilyRooms], lease: Lease, options: Fir
             wait.cancel()
 
 
-def lacking(config: NetworkConfig, external: Interface, lease: Lease) -> Iterator[Degradation]:
+def lacking(config: NetworkConfig, external: Interface, lease: Lease, *, kubernetes: bool) -> Iterator[Degradation]:
     """Yield by which of the families that are on this host takes no part, and why."""
-    for version in config.versions:
+    for overlay in config.overlays:
+        version = overlay.version
         alone = f"this host takes no part in the overlay by IPv{version}"
         lack = f"our entry {lease.entry.key} has no IPv{version} part"
         if external.of(version) is None:
             text = f"interface {external.name} has no IPv{version} address: {alone} until it gets one"
+            if version == 6 and (off := why_ipv6_is_off(external.name)) is not None:
+                text += f": {off}"
+        elif lease.subnet.of(version) is None and kubernetes:
+            text = f"our node has no podCIDR in the overlay network {overlay}: {alone}: "
+            text += "it is given to new nodes only: delete the node, and start its kubelet again"
         elif lease.subnet.of(version) is not None or lease.attrs.address_of(version) is None:
             continue  # or why nothing is carried is said already
         elif lease.entry.reserved:

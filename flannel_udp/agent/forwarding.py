@@ -182,7 +182,9 @@ class Forwarding:
 
     def _note_lacking(self, lease: Lease | None) -> None:
         """Say by which of the families that are on this host takes no part."""
-        found = [] if lease is None else lacking(self._config, self._upkeep.external, lease)
+        kubernetes = self._options.kube.subnet_mgr
+        external = self._upkeep.external
+        found = [] if lease is None else lacking(self._config, external, lease, kubernetes=kubernetes)
         self._state.conditions.note("families", found)
 
     async def _remove_remains(self) -> None:

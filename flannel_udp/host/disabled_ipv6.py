@@ -17,6 +17,15 @@ def why_no_ipv6(device: str) -> str:
     return f"IPv6 is disabled on {device}: sysctl -w {IPV6.setting(device, 'disable_ipv6')}=0"
 
 
+def why_ipv6_is_off(device: str) -> str | None:
+    """Return the same where IPv6 is off on a device, ``None`` where it is on."""
+    try:
+        on = (_SETTINGS / "conf" / device / "disable_ipv6").read_text().strip() == "0"
+    except OSError:
+        on = _SETTINGS.exists()
+    return None if on else why_no_ipv6(device)
+
+
 def allow_ipv6(device: str) -> None:
     """Switch IPv6 on for a device of ours, as hosts may have it off on new ones (net.ipv6.conf.default.disable_ipv6).
 
