@@ -20,6 +20,7 @@ from flannel_udp.host.route_query import stream_default_routes
 from flannel_udp.host.rtnetlink import open_rtnetlink, parse_route
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.options import InterfaceOptions
+from tests.support.agents import wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -169,6 +170,16 @@ def test_own_addresses_and_networks_are_of_both_families(host: str) -> None:
     assert IPv6Network("2001:db8::/64") in {item.network for item in networks}
     with pytest.raises(FlannelError, match=r"overlay network 2001:db8::/64 is the own network of interface eth0"):
         refuse_own_network(IPv6Network("2001:db8::/64"), "eth0", networks)
+
+
+def test_an_address_that_another_host_has_is_not_ours_though_it_was_given_to_us(host: str) -> None:
+    run(host, "sysctl -q -w net.ipv6.conf.eth0.accept_dad=1")
+    run(host, "ip -6 address add 2001:db8::2/64 dev far0 nodad")
+    run(host, "ip -6 address add 2001:db8::2/64 dev eth0")
+    wait_for("the other end of the cable says so", lambda: "dadfailed" in run(host, "ip -6 address show dev eth0"))
+    run(host, "ip -6 address del 2001:db8::2/64 dev far0")
+    own = call_inside(host, read_own_addresses)
+    assert {IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2")} & set(own) == {IPv6Address("2001:db8::1")}
 
 
 def test_the_default_route_is_found_though_the_kernel_lists_it_last(host: str) -> None:
