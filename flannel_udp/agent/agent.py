@@ -44,6 +44,7 @@ from flannel_udp.agent.state import AgentState, Rooms
 from flannel_udp.backend.protocol import Backend, Context, Network
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.control.allocation import Seeker
+from flannel_udp.control.entries import read_lease
 from flannel_udp.control.former import read_former
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.lease_safety import YIELD_S
@@ -372,11 +373,16 @@ class Agent:
 
     def _note_claims(self, claims: Sequence[Entry]) -> None:
         """Note who else has a subnet under our address: what is meant for us may go there."""
+        external = self._state.interface
+        ours = {ends.public_ip for ends in (external.v4, external.v6) if ends} if external else set()
 
         def describe(entry: Entry) -> str:
             who = "a copy of this host" if entry.mark == self._mark else "another host"
             marks = f"its mark is {entry.mark:08x}, ours {self._mark:08x}"
-            return f"{who} has {entry.key} under our address ({marks}): give each host its own, see --public-ip"
+            attrs = read_lease(entry).attrs
+            shared = " and ".join(str(at) for at in (attrs.public_ip, attrs.public_ipv6) if at in ours)
+            flag = "--public-ip" if attrs.public_ip in ours else "--public-ipv6"
+            return f"{who} has {entry.key} under our address {shared} ({marks}): give each host its own, see {flag}"
 
         found = [Degradation("identity", describe(entry)) for entry in claims[:CLAIMS_MAX]]
         if more := len(claims) - len(found):

@@ -33,10 +33,12 @@ async def wait_for_interface(options: InterfaceOptions, state: AgentState, versi
 
 async def _wait(options: InterfaceOptions, state: AgentState, wishes: Sequence[Sequence[int]]) -> Interface:
     state.enter("waiting for the external interface")
-    external, lines = await retry("finding the external interface", partial(_choose_first, options, wishes))
+    external, choice = await retry("finding the external interface", partial(_choose_first, options, wishes))
+    for lack in choice.lacks:
+        logger.warning("%s: going on without that family", lack)
     if external != state.interface:
-        for line in lines:
-            logger.warning("%s", line)
+        for refusal in choice.refusals:
+            logger.warning("%s; going on with %s", refusal, choice.made)
         for ends in filter(None, map(external.of, interface.VERSIONS)):
             logger.info("using interface %s, address %s, public IP %s", external.name, ends.address, ends.public_ip)
             why = why_not_dialled(ends.public_ip)
@@ -46,26 +48,28 @@ async def _wait(options: InterfaceOptions, state: AgentState, wishes: Sequence[S
     return external
 
 
-async def _choose_first(options: InterfaceOptions, wishes: Sequence[Sequence[int]]) -> tuple[Interface, list[str]]:
-    """Return what the first of the wishes gives that can be had. Raises `FlannelError`: that of the first one."""
-    failures: list[FlannelError] = []
+async def _choose_first(
+    options: InterfaceOptions, wishes: Sequence[Sequence[int]]
+) -> tuple[Interface, interface.Choice]:
+    """Return what the first of the wishes gives that can be had. Raises `FlannelError`, which tells of all of them."""
     for versions in wishes:
         try:
             return await _choose(options, versions)
         except UsageError:
             raise
         except FlannelError as failed:
-            failures.append(failed)
-    raise failures[0]
+            failure = failed
+    if len(wishes) == 1:
+        raise failure
+    return await _choose(options, sorted({version for versions in wishes for version in versions}))
 
 
-async def _choose(options: InterfaceOptions, versions: Sequence[int]) -> tuple[Interface, list[str]]:
-    """Return the interface, and a line for each option that led to none. Raises `FlannelError`."""
+async def _choose(options: InterfaceOptions, versions: Sequence[int]) -> tuple[Interface, interface.Choice]:
+    """Return the interface, and how it was chosen. Raises `FlannelError`."""
     facts = await asyncio.to_thread(interface.gather, options, versions)
     choice = interface.decide(options, facts, versions)
     if choice.interface is None:
         raise interface.no_interface(choice, facts, versions)
     if choice.waits:
         raise FlannelError(f"{'; '.join(choice.lacks)}: waiting for the answer")
-    lines = [f"{refusal}; going on with {choice.made}" for refusal in choice.refusals]
-    return choice.interface, [*lines, *(f"{why}: going on without that family" for why in choice.lacks)]
+    return choice.interface, choice

@@ -11,7 +11,7 @@ import logging
 from dataclasses import replace
 
 from flannel_udp.admin.claims import is_claimed
-from flannel_udp.agent.families import lacking
+from flannel_udp.agent.families import keep_rules, lacking
 from flannel_udp.agent.state import AgentState, Rooms
 from flannel_udp.backend.leased_routes import ROUTES_CLAIM
 from flannel_udp.backend.remains import remove_remains
@@ -154,8 +154,7 @@ class Forwarding:
     async def _get_ready(self, lease: Lease) -> None:
         options = self._options.firewall
         self._state.enter("waiting for the firewall rules")
-        for family in self._families:
-            await family.firewall.keep(family.rules(lease, options))
+        await keep_rules(self._families, lease, options)
         v4, v6 = self._config.v4, self._config.v6
         self._env = subnet_env.SubnetEnv(
             None if v4 is None or lease.subnet.v4 is None else v4.network,
@@ -183,7 +182,9 @@ class Forwarding:
 
     def _note_lacking(self, lease: Lease | None) -> None:
         """Say by which of the families that are on this host takes no part."""
-        found = [] if lease is None else lacking(self._config, self._upkeep.external, lease)
+        kubernetes = self._options.kube.subnet_mgr
+        external = self._upkeep.external
+        found = [] if lease is None else lacking(self._config, external, lease, kubernetes=kubernetes)
         self._state.conditions.note("families", found)
 
     async def _remove_remains(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flannel_udp.admin import notify
 from flannel_udp.agent.conditions import Conditions
-from flannel_udp.agent.families import FamilyRooms
+from flannel_udp.agent.families import FamilyRooms, rules_stand
 from flannel_udp.agent.feed import Feed
 from flannel_udp.agent.gate import Gate
 from flannel_udp.agent.last_errors import LastErrors
@@ -82,8 +82,9 @@ class AgentState:
     @property
     def ready(self) -> bool:
         """Whether packets of our subnet are carried, and the firewall rules that they need stand."""
-        rules_stand = self._rooms is not None and all(family.firewall.stands for family in self._rooms.families)
-        return self._serving and rules_stand and self.obstacle is None
+        rooms = self._rooms
+        stand = rooms is not None and rules_stand(rooms.families, rooms.keeper.lease)
+        return self._serving and stand and self.obstacle is None
 
     @property
     def phrase(self) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +22,7 @@ from flannel_udp.backend.lease_end import NO_END, Ending, LeaseEnd, life_until
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import links
 from flannel_udp.host.advertisements import refuse as refuse_advertisements
-from flannel_udp.host.disabled_ipv6 import why_no_ipv6
+from flannel_udp.host.disabled_ipv6 import allow_ipv6, why_no_ipv6
 from flannel_udp.host.links import (
     MARK,
     Device,
@@ -398,8 +397,7 @@ class TunnelDevice:
         """Take no router advertisements; a host without IPv6 on new devices gets it on this one, as far as we may."""
         refuse_advertisements(name)
         if self._kind.version == 6:
-            with suppress(OSError):
-                (_SYSCTL / name / "disable_ipv6").write_text("0\n")
+            allow_ipv6(name)
 
 
 def remove_marked(kind: str, chosen: Callable[[Device], bool] = lambda _: True) -> list[str]:

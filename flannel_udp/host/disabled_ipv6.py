@@ -1,7 +1,8 @@
-"""IPv6 that is switched off on a device, or in the whole kernel: what is said of it."""
+"""IPv6 that is switched off on a device, or in the whole kernel: what is said of it, and done about it."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from flannel_udp.host.family import IPV6
@@ -14,3 +15,21 @@ def why_no_ipv6(device: str) -> str:
     if not _SETTINGS.exists():
         return "this host's kernel has no IPv6: is ipv6.disable=1 on its command line?"
     return f"IPv6 is disabled on {device}: sysctl -w {IPV6.setting(device, 'disable_ipv6')}=0"
+
+
+def why_ipv6_is_off(device: str) -> str | None:
+    """Return the same where IPv6 is off on a device, ``None`` where it is on."""
+    try:
+        on = (_SETTINGS / "conf" / device / "disable_ipv6").read_text().strip() == "0"
+    except OSError:
+        on = _SETTINGS.exists()
+    return None if on else why_no_ipv6(device)
+
+
+def allow_ipv6(device: str) -> None:
+    """Switch IPv6 on for a device of ours, as hosts may have it off on new ones (net.ipv6.conf.default.disable_ipv6).
+
+    A program that may not write there, in a container, say, leaves it as it is.
+    """
+    with suppress(OSError):
+        (_SETTINGS / "conf" / device / "disable_ipv6").write_text("0\n")

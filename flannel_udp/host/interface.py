@@ -356,7 +356,9 @@ def _by_reach(host: HostNetwork, version: int) -> tuple[Link, IpAddress]:
     if host.reach is None or link is None:
         raise _NoMatchError("no route leads there (or it is this host's own address)")
     source = host.reach.source
-    return link, source if source is not None and source.version == version else _best_address(link, version)
+    if source is None or source.version != version or (version == 6 and source.is_link_local):
+        return link, _best_address(link, version)
+    return link, source
 
 
 def _by_default_route(host: HostNetwork, version: int) -> tuple[Link, IpAddress]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import advertisements
-from flannel_udp.host.disabled_ipv6 import why_no_ipv6
+from flannel_udp.host.disabled_ipv6 import allow_ipv6, why_no_ipv6
 from flannel_udp.host.family import IPV4, IPV6, Family, family_of
 from flannel_udp.host.links import (
     FOREVER_S,
@@ -183,7 +183,11 @@ def _keep_only_address(netlink: Rtnetlink, index: int, address: Address) -> None
 
 
 def _put_address(netlink: Rtnetlink, index: int, address: Address) -> None:
-    (refusal,) = netlink.apply([put_address(index, address)])
+    message = put_address(index, address)
+    (refusal,) = netlink.apply([message])
+    if refusal is not None and address.version == 6 and refusal.code == errno.EACCES:
+        allow_ipv6(_name(netlink, index))
+        (refusal,) = netlink.apply([message])
     if refusal is None:
         return
     if address.version == 6 and refusal.code in (errno.EACCES, errno.EOPNOTSUPP):
@@ -260,6 +264,8 @@ def _put_route(netlink: Rtnetlink, index: int, network: Prefix) -> None:
     (refusal,) = netlink.apply([replace_route(route)])
     if refusal is None:
         return
+    if network.version == 6 and refusal.code == errno.EACCES:
+        raise FlannelError(why_no_ipv6(_name(netlink, index)))
     if refusal.code != errno.EEXIST:
         raise OSError(refusal.code, refusal.why)
     # It is there, behind another one: nobody uses it, so it can go and come back in that one's place.

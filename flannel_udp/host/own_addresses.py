@@ -22,13 +22,14 @@ LOOK_EVERY_S = 1.0
 def read_own_addresses() -> dict[Address, str]:
     """Return this host's addresses, and those that its networks have for all of it, each with a clause "is ...".
 
-    IPv6's link-local ones are left out: nobody is reached by them. Blocks for some milliseconds. Raises `FlannelError`.
+    IPv6's link-local ones are left out: nobody is reached by them; and those that the kernel does not use, as it asks
+    whether another host has them, or one does (RFC 4862 5.4). Blocks for some milliseconds. Raises `FlannelError`.
     """
     own: dict[Address, str] = {}
     with open_rtnetlink("listing the addresses of this host") as netlink:
         everything = [found for version in (4, 6) for found in stream_addresses(netlink, version=version)]
         for found in everything:
-            if found.address.version == 6 and found.address.is_link_local:
+            if not found.usable or (found.address.version == 6 and found.address.is_link_local):
                 continue
             network = prefix_of(found.address, found.prefix_len)
             if network.prefixlen < network.max_prefixlen - 1:  # RFC 3021, RFC 6164: a link of two has none

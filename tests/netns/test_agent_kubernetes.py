@@ -144,6 +144,27 @@ def test_a_node_whose_ipv6_address_comes_late_says_it_then_and_has_the_podcidr_t
         assert h2.control("/v1/status")["problems"] == []
 
 
+@pytest.mark.parametrize("cidrs", ["10.244.0.0/24", "10.244.0.0/24,fd00:99::/64"], ids=["none", "outside"])
+def test_a_node_of_before_dual_stack_takes_part_by_ipv4_and_says_how_it_gets_a_podcidr_of_ipv6(
+    tmp_path: Path, cidrs: str
+) -> None:
+    net_conf = tmp_path / "net-conf.json"
+    net_conf.write_text(json.dumps({"Network": str(OVERLAY), "EnableIPv6": True, "IPv6Network": str(OVERLAY_V6)}))
+    with Lab(Plan(fresh_name(), hosts=1, agents=(), families="46")) as lab, lab.net.socket(*STREAM) as listener:
+        listener.bind((str(UNDERLAY_GATEWAY), PORT))
+        listener.listen()
+        with ApiServer(listener, rules=RULES) as api:
+            host = lab.hosts[0]
+            api.add_node(host.name, cidrs)
+            with Cluster(lab, api, net_conf).agent(host) as agent:
+                agent.wait_ready()
+                (lack,) = host.control("/v1/status")["problems"]
+                assert lack == (
+                    f"our node has no podCIDR in the overlay network {OVERLAY_V6}: this host takes no part in the "
+                    "overlay by IPv6: it is given to new nodes only: delete the node, and start its kubelet again"
+                )
+
+
 def test_pods_reach_each_other_while_nodes_come_change_and_go(pair: Cluster) -> None:
     h1, h2 = pair.lab.hosts
     with ExitStack() as running:

@@ -12,7 +12,7 @@ from flannel_udp.lab.by_hand import put_routes
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix, tcp_rate
-from tests.support.agents import log_of, wait_for
+from tests.support.agents import wait_for
 from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
@@ -106,5 +106,6 @@ def test_a_host_without_an_ipv6_address_takes_part_by_ipv4_and_says_what_it_lack
         assert [len(host.prefixes) for host in lab.hosts] == [2, 2, 1]
         wait_for_traffic(lab, 4, hosts=3)
         wait_for_traffic(lab, 6, hosts=2)
-        assert any("IPv6" in line and "eth0" in line for line in log_of(poor)), log_of(poor)
+        (lack,) = poor.control("/v1/status")["problems"]
+        assert lack.endswith("until it gets one: IPv6 is disabled on eth0: sysctl -w net.ipv6.conf.eth0.disable_ipv6=0")
         assert str(poor.prefixes[0]).replace("/", "-") in by_hand(lab).subnets()

@@ -7,10 +7,12 @@ import subprocess
 from collections.abc import Iterator
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
 
 import pytest
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.host import disabled_ipv6
 from flannel_udp.host.blackhole import keep_blackhole, restore_blackhole
 from flannel_udp.host.links import device_named
 from flannel_udp.host.netlink import configure_tunnel, repair_tunnel, tunnel_state, unconfigure
@@ -151,7 +153,25 @@ def test_another_interfaces_own_network_costs_ipv6_alone(tun: str) -> None:
         configure(tun, IPV6_ALONE)
 
 
-def test_ipv6_that_is_disabled_on_the_device_costs_ipv6_alone_and_is_one_clear_line(tun: str) -> None:
+@pytest.mark.parametrize("at", ["the start", "run time"])
+def test_ipv6_that_is_disabled_on_the_device_is_switched_on(tun: str, at: str) -> None:
+    """New devices may be without (net.ipv6.conf.default.disable_ipv6), or somebody has switched it off."""
+    if at == "run time":
+        configure(tun, BOTH)
+    run(tun, "sysctl -q -w net.ipv6.conf.flannel0.disable_ipv6=1")
+    if at == "the start":
+        configure(tun, BOTH)
+    index = index_of(tun)
+    for fault in missing(tun, BOTH):
+        call_inside(tun, partial(repair_tunnel, index, BOTH.mtu, fault))
+    assert missing(tun, BOTH) == []
+    assert addresses(tun) == ["10.1.15.0/32", "fd00:1:0:15::/128"]
+
+
+def test_where_we_may_not_switch_it_on_it_costs_ipv6_alone_and_is_one_clear_line(
+    tun: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disabled_ipv6, "_SETTINGS", tmp_path)  # in a container /proc/sys is read-only
     run(tun, "sysctl -q -w net.ipv6.conf.flannel0.disable_ipv6=1")
     configure(tun, BOTH)
     assert addresses(tun) == ["10.1.15.0/32"]
@@ -160,8 +180,9 @@ def test_ipv6_that_is_disabled_on_the_device_costs_ipv6_alone_and_is_one_clear_l
     with pytest.raises(FlannelError, match=said):
         configure(tun, IPV6_ALONE)
     index = index_of(tun)
-    with pytest.raises(FlannelError, match=said):
-        call_inside(tun, lambda: repair_tunnel(index, BOTH.mtu, Fault("address", END6)))
+    for what in ("address", "route"):
+        with pytest.raises(FlannelError, match=said):
+            call_inside(tun, partial(repair_tunnel, index, BOTH.mtu, Fault(what, END6)))
 
 
 def test_the_blackhole_route_of_ipv6_is_kept_like_ipv4s(namespace: str) -> None:

@@ -20,6 +20,7 @@ from flannel_udp.host.route_query import stream_default_routes
 from flannel_udp.host.rtnetlink import open_rtnetlink, parse_route
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.options import InterfaceOptions
+from tests.support.agents import wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -83,7 +84,7 @@ def texts(found: Findings) -> list[str]:
 
 
 def test_a_host_where_all_is_well_has_nothing_to_say(host: str) -> None:
-    assert texts(look(host)) == []
+    assert look(host) == Findings()  # so that it is looked for again after a while only
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,27 @@ def test_a_default_route_of_router_advertisements_is_named_before_it_goes(host: 
     assert text.endswith("sysctl -w net.ipv6.conf.all.forwarding=1")
 
 
+def test_a_bridge_that_is_down_or_lost_its_address_is_named_with_what_brings_it_back(host: str) -> None:
+    expected, lookout = ways(host), Look(NETWORK)
+
+    def said() -> list[str]:
+        return texts(call_inside(host, lambda: lookout.look(OWN, expected, [])))
+
+    assert said() == []
+    run(host, "ip link set cni0 down")
+    (down,) = said()
+    lost = "has lost its address fd00:1:0:15::1/64: our pods have no gateway by IPv6"
+    address = "ip -6 address add fd00:1:0:15::1/64 dev cni0"
+    assert down == f"cni0 is down and {lost}: ip link set cni0 up && {address}"
+    run(host, "ip link set cni0 up")
+    assert said() == [f"cni0 {lost}: {address}"]
+    run(host, address)
+    assert said() == []
+    run(host, "ip link set cni0 down")
+    run(host, "ip link del cni0")  # with the last pod, say
+    assert said() == []
+
+
 def test_what_the_agent_needs_inside_the_overlay_is_named(host: str) -> None:
     need = Need("the registry", IPv6Address("fd00:1:0:16::9"))
     (text,) = texts(look(host, [need]))
@@ -148,6 +170,16 @@ def test_own_addresses_and_networks_are_of_both_families(host: str) -> None:
     assert IPv6Network("2001:db8::/64") in {item.network for item in networks}
     with pytest.raises(FlannelError, match=r"overlay network 2001:db8::/64 is the own network of interface eth0"):
         refuse_own_network(IPv6Network("2001:db8::/64"), "eth0", networks)
+
+
+def test_an_address_that_another_host_has_is_not_ours_though_it_was_given_to_us(host: str) -> None:
+    run(host, "sysctl -q -w net.ipv6.conf.eth0.accept_dad=1")
+    run(host, "ip -6 address add 2001:db8::2/64 dev far0 nodad")
+    run(host, "ip -6 address add 2001:db8::2/64 dev eth0")
+    wait_for("the other end of the cable says so", lambda: "dadfailed" in run(host, "ip -6 address show dev eth0"))
+    run(host, "ip -6 address del 2001:db8::2/64 dev far0")
+    own = call_inside(host, read_own_addresses)
+    assert {IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2")} & set(own) == {IPv6Address("2001:db8::1")}
 
 
 def test_the_default_route_is_found_though_the_kernel_lists_it_last(host: str) -> None:

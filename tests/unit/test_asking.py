@@ -12,7 +12,7 @@ from flannel_udp.host.lookup.look import Findings
 from flannel_udp.model import Degradation
 
 WELL = Findings()
-ILL, WORSE = (Findings(routes=[Degradation("routes", text)]) for text in ("ill", "worse"))
+ILL, WORSE = (Findings(routes=(Degradation("routes", text),)) for text in ("ill", "worse"))
 
 
 @pytest.fixture(autouse=True)

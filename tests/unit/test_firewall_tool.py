@@ -192,8 +192,11 @@ async def test_a_keeper_tells_what_goes_wrong_and_that_it_is_over(make_tool: Mak
     make_tool("nft", "echo the set is busy >&2; exit 1")
     make_tool("iptables", "exit 0")
     told: list[str | None] = []
-    firewall = Firewall(Owner(NETWORK), lambda *_: None, no_passages, nftables=True, resync_s=600, tell=told.append)
-    standing = asyncio.create_task(firewall.keep(RULES))
+    firewall = Firewall(
+        Owner(NETWORK), lambda *_, **__: None, no_passages, nftables=True, resync_s=600, tell=told.append
+    )
+    firewall.want(RULES)
+    standing = asyncio.create_task(firewall.stood())
     keeping = asyncio.create_task(firewall.run())
     try:
         async with asyncio.timeout(30):
@@ -214,9 +217,10 @@ async def test_a_keeper_ends_when_it_is_cancelled_at_any_moment(make_tool: MakeT
     make_tool("nft", f'if [ "$1" = list ]; then cat {kept}; elif [ "$1" = -f ]; then sed 1,2d >{kept}; fi')
     make_tool("iptables", "exit 0")
     for i in range(10):
-        firewall = Firewall(Owner(NETWORK), lambda *_: None, no_passages, nftables=True, resync_s=600)
+        firewall = Firewall(Owner(NETWORK), lambda *_, **__: None, no_passages, nftables=True, resync_s=600)
         keeping = asyncio.create_task(firewall.run())
-        await firewall.keep(RULES)
+        firewall.want(RULES)
+        await firewall.stood()
         await asyncio.sleep(0.03 * i)
         # Together with an event: asyncio.wait_for of Python 3.11 would go on for ever.
         firewall._wake.set()

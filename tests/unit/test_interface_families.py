@@ -81,6 +81,12 @@ def test_an_option_of_either_family_names_the_interface(
     assert chosen(options, host) == expected
 
 
+def test_a_route_to_a_link_local_address_names_the_interface_alone() -> None:
+    """Its source address is link-local, too, and nobody can bind it without a scope."""
+    host = replace(HOST, reach=Reach(2, LINK_LOCAL.address))
+    assert chosen(InterfaceOptions(iface_can_reach="fe80::9"), host) == ("eth0", "192.0.2.2", "2001:db8::2")
+
+
 def test_public_ipv6_is_registered_and_the_interfaces_own_address_bound() -> None:
     options = InterfaceOptions(public_ipv6=IPv6Address("2001:db8:99::1"))
     taken = decide(options, HOST, BOTH).interface

@@ -20,8 +20,10 @@ from flannel_udp.host.firewall.rules import Rule, Rules, Verdict
 from flannel_udp.host.firewall.tool import Finished, run_tool
 
 _WAIT_S = 5  # for the lock that the programs of iptables-legacy share, below tool.TIME_LIMIT_S
-_NO_SUCH_CHAIN = 1  # exit statuses of iptables(8): 1 other errors, 4 resource problems
+_NO_SUCH_CHAIN = 1  # exit statuses of iptables(8): 1 other errors, 3 what the kernel has not, 4 resource problems
+_NOT_IN_KERNEL = 3
 _RESOURCE_PROBLEM = 4
+_NO_SUCH_TABLE = "Table does not exist"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +131,15 @@ class Iptables(Applier):
         return _format_table(chain, [*_undo(jumps), f"-X {chain.name}"])
 
     async def _jumps(self, version: int, chain: _Chain) -> list[str]:
-        found = _check(await _list_chain(version, chain.table, chain.base))
-        return [line for line in found.output.splitlines() if line.endswith(f"-j {chain.name}")]
+        found = await _list_chain(version, chain.table, chain.base)
+        if _lacks_table(found):
+            return []
+        return [line for line in _check(found).output.splitlines() if line.endswith(f"-j {chain.name}")]
 
     async def _rules(self, version: int, chain: _Chain) -> list[str] | None:
         """Return the rules in our chain, ``None`` if it does not exist."""
         found = await _list_chain(version, chain.table, chain.name)
-        if found.status == _NO_SUCH_CHAIN:
+        if found.status == _NO_SUCH_CHAIN or _lacks_table(found):
             return None
         return [line for line in _check(found).output.splitlines() if line.startswith("-A ")]
 
@@ -195,7 +199,16 @@ async def _list_chain(version: int, table: str, chain: str) -> Finished:
     return await run_tool(family_of(version).iptables, "--wait", str(_WAIT_S), "--table", table, "--list-rules", chain)
 
 
+def _lacks_table(done: Finished) -> bool:
+    """Tell whether the kernel has no such table: there is nothing in it then, and nothing can be put there."""
+    return done.status == _NOT_IN_KERNEL and _NO_SUCH_TABLE in done.errors
+
+
 def _check(done: Finished) -> Finished:
+    if _lacks_table(done):
+        table = done.errors.partition("`")[2].partition("'")[0]
+        module = f"{done.command.partition('tables')[0]}table_{table}"
+        raise FlannelError(f"{done.command}: this kernel has no table {table}: modprobe {module}, or EnableNFTables")
     if done.status == _RESOURCE_PROBLEM and "xtables lock" in done.errors:
         raise FlannelError(f"{done.command}: another program holds the xtables lock for more than {_WAIT_S} s")
     if done.status != 0:

@@ -7,10 +7,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from flannel_udp.backoff.delay import Backoff
 from flannel_udp.backoff.said_once import SaidOnce
 from flannel_udp.errors import FlannelError
+from flannel_udp.host.family import family_of
 from flannel_udp.host.firewall.applier import Applier
 from flannel_udp.host.firewall.iptables import Iptables
 from flannel_udp.host.firewall.mixture import find_mixture
@@ -22,8 +24,14 @@ from flannel_udp.host.firewall.rules import Rules
 from flannel_udp.host.firewall.tool import ToolMissing
 from flannel_udp.model import Degradation
 
-Note = Callable[[str, Iterable[Degradation]], None]
-"""Takes all that a source finds wrong now, see agent.conditions."""
+
+class Note(Protocol):
+    """Takes all that a source finds wrong now, see agent.conditions."""
+
+    def __call__(self, source: str, found: Iterable[Degradation], /, *, said: bool = False) -> None:
+        """Note it; `said`: it is in the log already."""
+        ...
+
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +44,7 @@ _QUIET_S = 60.0  # between two lines of log about rules that somebody keeps chan
 
 
 class Firewall:
-    """Keeps rules in one dialect; `run` does the work, `keep` says which; `look_beside` watches the rules of others.
+    """Keeps rules in one dialect; `run` does the work, `want` says which; `look_beside` watches the rules of others.
 
     `passages` are the packets that must get through them, by question.
 
@@ -66,6 +74,7 @@ class Firewall:
         self._wanted: Rules | None = None
         self._wake = asyncio.Event()
         self._stand = asyncio.Event()
+        self._tried = asyncio.Event()
         self._located: tuple[str, ...] | None = None  # what `locate` said last; None: nothing is settled yet
         self._swept = False  # of what the other dialect holds
         self._said = SaidOnce()
@@ -77,11 +86,19 @@ class Firewall:
         """Whether the rules that were asked for last stand, as far as is known."""
         return self._stand.is_set()
 
-    async def keep(self, rules: Rules) -> None:
-        """Keep these rules from now on, instead of earlier ones; return when they stand."""
+    def want(self, rules: Rules) -> None:
+        """Keep these rules from now on, instead of earlier ones."""
         self._stand.clear()
+        self._tried.clear()
         self._wanted = rules
         self._wake.set()
+
+    async def tried(self) -> None:
+        """Return when they stand, or could not be put for the first time."""
+        await self._tried.wait()
+
+    async def stood(self) -> None:
+        """Return when they stand."""
         await self._stand.wait()
 
     async def run(self) -> None:
@@ -93,7 +110,7 @@ class Firewall:
                 try:
                     await self._put_right()
                 except FlannelError as error:
-                    self._failed(str(error))
+                    self._failed(error)
                     await asyncio.sleep(backoff.next_s())
                     continue
                 self._worked()
@@ -144,6 +161,7 @@ class Firewall:
             await self._sweep(wanted.version)
         if wanted is self._wanted:
             self._stand.set()
+            self._tried.set()
 
     async def _put(self, wanted: Rules) -> None:
         located = await self._applier.locate(wanted)
@@ -176,15 +194,22 @@ class Firewall:
             self._quiet_until_s = now_s + _QUIET_S
             logger.warning("somebody changed our firewall rules: putting them back")
 
-    def _failed(self, fault: str) -> None:
-        self._tell_error(fault)
-        if self._said.failed(fault):
+    def _failed(self, fault: FlannelError) -> None:
+        self._tell_error(str(fault))
+        if self._said.failed(str(fault)):
             logger.error("firewall rules: %s (trying again every %g to %g s)", fault, _FIRST_RETRY_S, _LAST_RETRY_S)
+        family = family_of(self._owner.network)
+        text = f"the firewall rules for {family.name} do not stand: {fault}"
+        if isinstance(fault, ToolMissing):
+            text += f": install the package {'nftables' if self._nftables else 'iptables'}"
+        self._note("rules", [Degradation("firewall", text)], said=True)
+        self._tried.set()
 
     def _worked(self) -> None:
         self._tell_error(None)
         if self._said.worked():
             logger.info("firewall rules: works now")
+        self._note("rules", (), said=True)
 
 
 async def _remove(applier: Applier, version: int) -> None:

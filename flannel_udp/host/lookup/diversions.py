@@ -64,6 +64,8 @@ class Pods:
     """The device that they are behind, by index."""
     address: Address
     """One of theirs, or one that may be."""
+    gateway: Interface
+    """The bridge's own, with the length of its network."""
     hosts: frozenset[Address] = frozenset()
     """This host's own addresses: what comes in with one of them is refused, and is no pod's."""
     rivals: tuple[tuple[int, Interface], ...] = ()
@@ -129,8 +131,9 @@ def find_pods(netlink: Rtnetlink, own: Prefix, device: int) -> Pods | None:
     entry = understand(ask(netlink, [Question(pod)])[0])
     used = [hop.device for hop in entry.hops if hop.device in bridges] if isinstance(entry, Entry) else []
     bridge = (used or bridges)[0]
+    gateway = next(ip_interface((item.address, item.prefix_len)) for item in inside if item.index == bridge)
     networks = [(item.index, ip_interface((item.address, item.prefix_len))) for item in inside if item.index != bridge]
-    return Pods(own, bridge, pod, hosts, tuple(item for item in networks if pod in item[1].network))
+    return Pods(own, bridge, pod, gateway, hosts, tuple(item for item in networks if pod in item[1].network))
 
 
 def find_diversions(

@@ -17,6 +17,7 @@ from flannel_udp.host.lookup.diversions import (
     make_trials,
 )
 from flannel_udp.host.lookup.forwarding import Inlet, judge_forwarding, lost_advertisements, read_settings
+from flannel_udp.host.lookup.pods_bridge import PodsBridge
 from flannel_udp.host.lookup.prefixes import Prefixes
 from flannel_udp.host.lookup.question import DeviceNames, Question, Way, Ways, ask, understand
 from flannel_udp.host.lookup.rules import read_rules, tables_of
@@ -34,9 +35,9 @@ CUT_SHORT = (
 class Findings:
     """What is wrong, by question."""
 
-    forwarding: Sequence[Degradation] = ()
-    routes: Sequence[Degradation] = ()
-    cut_off: Sequence[Degradation] = ()
+    forwarding: tuple[Degradation, ...] = ()
+    routes: tuple[Degradation, ...] = ()
+    cut_off: tuple[Degradation, ...] = ()
     cut_short: bool = field(default=False, compare=False)
     """More routes lead to parts of the peers' subnets than are tried."""
 
@@ -47,6 +48,7 @@ class Look:
     def __init__(self, network: Prefix) -> None:
         self._network = network
         self._prefixes = Prefixes(network)
+        self._bridge = PodsBridge()
         self._tables: set[int] | None = None  # that `_prefixes` were read from; ``None``: read them anew
 
     def note_routes(self, routes: Sequence[tuple[int, int]] | None) -> None:
@@ -78,7 +80,7 @@ class Look:
         if tables != self._tables or self._prefixes.outdated:
             self._prefixes.read(netlink, tables)
             self._tables = tables
-        pods = None if own is None else find_pods(netlink, own, ways.device)
+        pods, missing = self._bridge.look(netlink, own, ways.device)
         inlets = [Inlet(index, names[index], "what other hosts send to our pods") for index in sorted(ways.devices)]
         if pods is not None:
             inlets.append(Inlet(pods.bridge, names[pods.bridge], "what our pods send to other hosts"))
@@ -88,9 +90,9 @@ class Look:
         diversions, cut_short = find_diversions(netlink, overlay, self._prefixes, rules)
         needs = [*needs, *gateways(netlink, needs, family)]
         return Findings(
-            judge_forwarding(settings, inlets, family, advertised),
-            [*judge_rivals(pods, names), *judge_diversions(diversions, overlay, names)],
-            find_cut_off(netlink, self._network, ways, needs),
+            tuple(judge_forwarding(settings, inlets, family, advertised)),
+            (*missing, *judge_rivals(pods, names), *judge_diversions(diversions, overlay, names)),
+            tuple(find_cut_off(netlink, self._network, ways, needs)),
             cut_short,
         )
 

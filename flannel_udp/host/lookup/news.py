@@ -1,4 +1,4 @@
-"""Tells when the kernel may do something else with overlay packets: routes, rules, addresses, sysctls that changed."""
+"""Tells when the kernel may do something else with overlay packets: routes, rules, links, addresses, sysctls."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from flannel_udp.host.lookup.prefixes import destination_of
 from flannel_udp.model import Prefix
 
 # linux/rtnetlink.h
+_RTNLGRP_LINK = 1  # of a link that goes down the kernel reports no IPv4 route
 _RTNLGRP_IPV4_IFADDR, _RTNLGRP_IPV4_ROUTE, _RTNLGRP_IPV4_RULE, _RTNLGRP_IPV4_NETCONF = 5, 7, 8, 24
 _RTNLGRP_IPV6_IFADDR, _RTNLGRP_IPV6_ROUTE, _RTNLGRP_IPV6_RULE, _RTNLGRP_IPV6_NETCONF = 9, 11, 19, 25
 _GROUPS = {
-    4: (_RTNLGRP_IPV4_IFADDR, _RTNLGRP_IPV4_ROUTE, _RTNLGRP_IPV4_RULE, _RTNLGRP_IPV4_NETCONF),
+    4: (_RTNLGRP_LINK, _RTNLGRP_IPV4_IFADDR, _RTNLGRP_IPV4_ROUTE, _RTNLGRP_IPV4_RULE, _RTNLGRP_IPV4_NETCONF),
     6: (_RTNLGRP_IPV6_IFADDR, _RTNLGRP_IPV6_ROUTE, _RTNLGRP_IPV6_RULE, _RTNLGRP_IPV6_NETCONF),
 }
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
