@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flannel_udp.control.overlaps import PrefixSet
 from flannel_udp.control.peers import PeerTable
-from flannel_udp.model import Change, Delta, Entry, LeaseAttrs, Snapshot, Subnet
+from flannel_udp.model import Change, Delta, Entry, LeaseAttrs, Peer, Snapshot, Subnet
 from tests.support.backends import read_udp_hop
 
 NETWORK = IPv4Network("10.1.0.0/16")
@@ -87,7 +87,8 @@ def test_any_sequence_of_events_gives_the_same_peers_as_one_snapshot_of_the_end(
 
 @given(STATES, STATES)
 def test_the_same_snapshot_again_says_and_changes_nothing(first: dict[str, bytes], second: dict[str, bytes]) -> None:
-    table = new_table()
+    table = PeerTable((NETWORK,), LeaseAttrs(IPv4Address(OUR_IP)), read_udp_hop)
+    table.set_own(Subnet(OWN))
     table.apply(Snapshot(entries(first), 1))
     table.apply(Snapshot(entries(second), 2))
     assert table.apply(Snapshot(entries(second), 3)) == Delta()
