@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,9 @@ from tests.support.effort import share_of
 
 def pytest_configure(config: pytest.Config) -> None:
     """Have every module checked."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So it is in what a shell runs in the background, and what tests start and interrupt would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(remains.Check())
     with suppress(ImportError):  # not every test environment has it
         from hypothesis import HealthCheck, settings

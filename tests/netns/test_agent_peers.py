@@ -148,7 +148,7 @@ def test_poisoned_entries_keep_no_agent_from_starting_and_cost_no_peer(registry:
         assert None not in ping_matrix(lab.pods()).values()
         for host in lab.hosts:
             for key in entries:
-                warnings = [line for line in log_of(host) if repr(key) in line]
+                warnings = [line for line in log_of(host) if line.startswith("entr") and repr(key) in line]
                 assert len(warnings) == 1, f"{key}: {warnings}"
             assert len(peers_of(host)) == 1
         # Nobody tidies up what is not theirs.
