@@ -65,7 +65,8 @@ async def open_families(context: Context, open_one: OpenOne, carried: Sequence[i
             parts[version] = await open_one(context, version)
         except FlannelError as error:
             failed.append(error)
-            if carried or isinstance(error, FATAL):
+            # Who refuses what was handed over has closed it: it is nobody else's to try then.
+            if carried or context.handed is not None or isinstance(error, FATAL):
                 parts, opened = {}, parts
                 for part in opened.values():
                     await part.close(keep=bool(carried))

@@ -13,7 +13,7 @@ from flannel_udp.backend import late
 from flannel_udp.backend.alloc import AllocNetwork
 from flannel_udp.backend.ends import join_attrs
 from flannel_udp.backend.families import open_families
-from flannel_udp.backend.protocol import Context, Network, NetworkFacts
+from flannel_udp.backend.protocol import Context, Handed, Network, NetworkFacts
 from flannel_udp.backend.vxlan.hop import vxlan_attrs
 from flannel_udp.errors import Claimed, ConfigError, FlannelError
 from flannel_udp.host.monitor import Interest, OwnRoutes
@@ -145,8 +145,10 @@ class Opening:
         self.parts[version] = Part(context, version)
         return self.parts[version]
 
-    async def network(self, external: Interface = EXTERNAL, carried: tuple[int, ...] = ()) -> Network:
-        return await open_families(Context(Options(), config_of(), external, lambda: None), self, carried)
+    async def network(
+        self, external: Interface = EXTERNAL, carried: tuple[int, ...] = (), handed: Handed | None = None
+    ) -> Network:
+        return await open_families(Context(Options(), config_of(), external, lambda: None, handed), self, carried)
 
 
 async def test_what_keeps_one_family_from_being_opened_costs_the_other_nothing_and_is_tried_again(
@@ -213,6 +215,13 @@ async def test_what_no_family_can_go_on_without_ends_both(error: FlannelError) -
     with pytest.raises(type(error), match=str(error)):
         await opening.network()
     assert opening.parts[4].told == [("close", False)]
+
+
+async def test_what_was_handed_over_and_is_refused_is_refused_once() -> None:
+    opening = Opening(v4=FlannelError("no packet path here"), v6=FlannelError("no packet path here"))
+    with pytest.raises(FlannelError, match="no packet path here"):
+        await opening.network(handed=Handed({}))
+    assert opening.tried == [4]
 
 
 async def test_what_was_handed_over_goes_on_all_of_it_or_nothing() -> None:
