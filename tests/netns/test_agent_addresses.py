@@ -72,7 +72,7 @@ def test_a_peer_whose_address_becomes_ours_is_none_until_it_is_not(lab: Lab) -> 
         wait_for("a peer", lambda: SUBNET in peers_of(h1))
         h1.configure("link add name other type bridge", "link set other up", "addr add 192.0.2.77/32 dev other")
         wait_for("no peer", lambda: SUBNET not in peers_of(h1))
-        (line,) = log.lines("is ignored")
+        (line,) = log.events("is ignored")
         assert "PublicIP 192.0.2.77 is an address of this host, on other" in line
         h1.configure("link del other")
         wait_for("a peer again", lambda: SUBNET in peers_of(h1))

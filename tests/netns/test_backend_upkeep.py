@@ -85,7 +85,7 @@ def test_a_deleted_route_is_back_within_a_second(trio: Lab, h1: Host) -> None:
     h1.configure(f"route del {subnet_of(trio.hosts[1])}")
     assert wait_for("it is back", lambda: are_right(trio)) < promised(REPAIR_S)
     wait_for("it is counted", lambda: repairs_of(h1)["route"] == before + 1)
-    assert log.lines() == ["put right: routes to peers: 1"]
+    assert log.events() == ["put right: routes to peers: 1"]
 
 
 def test_the_deleted_address_that_ends_the_routes_is_back_with_them_within_a_second(trio: Lab, h1: Host) -> None:
@@ -93,7 +93,7 @@ def test_the_deleted_address_that_ends_the_routes_is_back_with_them_within_a_sec
     h1.configure(f"address del {subnet_of(h1).network_address}/32 dev lo")
     assert wait_for("all is back", lambda: are_right(trio)) < promised(REPAIR_S)
     assert_traffic(trio)
-    assert log.lines() == ["put right: routes to peers: 2"]
+    assert log.events() == ["put right: routes to peers: 2"]
 
 
 def test_an_interface_that_goes_down_is_waited_for_and_has_its_routes_again(trio: Lab, h1: Host) -> None:
@@ -147,7 +147,7 @@ def test_another_mtu_of_the_interface_is_subnet_envs(trio: Lab, h1: Host) -> Non
     try:
         wait_for("subnet.env follows", lambda: subnet_env.require(h1.subnet_file).mtu == 1400)
         said = ["the MTU of eth0 is 1400 now, and so is the overlay's", f"wrote {h1.subnet_file}"]
-        wait_for("both are said", lambda: log.lines() == said)
+        wait_for("both are said", lambda: log.events() == said)
     finally:
         h1.configure("link set eth0 mtu 1500")
     wait_for("subnet.env follows back", lambda: subnet_env.require(h1.subnet_file).mtu == 1500)
@@ -175,8 +175,7 @@ def test_a_foreign_route_is_named_and_left_and_ours_comes_when_it_goes(trio: Lab
     assert wait_for("ours is back", lambda: are_right(trio)) < promised(REPAIR_S)
     wait_for("nothing is named", lambda: problems_of(h1) == [])
     assert_traffic(trio)
-    # Whether the kernel was asked meanwhile where packets go, which is said as well, is a matter of the moment.
-    assert [line for line in log.lines() if "route" in line and "degraded" not in line] == [
+    assert log.events("route") == [
         fault,
         f"routes that could not be set stand now: {subnet}",
         "put right: routes to peers: 1",
@@ -225,8 +224,8 @@ def test_an_entry_that_is_no_peer_is_ignored_with_one_warning(trio: Lab, h1: Hos
     hand, log = by_hand(trio), Log(h1)
     key = STRANGERS.replace("/", "-")
     hand.put(key, value)
-    wait_for("it is said", lambda: bool(log.lines(f"entry '{key}' is ")))
-    (line,) = log.lines()
+    wait_for("it is said", lambda: bool(log.events(f"entry '{key}' is ")))
+    (line,) = log.events()
     assert why.format(own=subnet_of(h1)) in line
     assert STRANGERS not in peers_of(h1)
     assert are_right(trio)
@@ -242,7 +241,7 @@ def test_a_peer_that_goes_over_to_another_backend_loses_its_route_with_one_warni
     hand.put(key, '{"PublicIP":"192.0.2.9","BackendType":"vxlan","BackendData":{"VNI":1}}')
     wait_for("it is gone", lambda: are_right(trio))
     hand.delete(key)
-    assert log.lines("ignored") == [f"entry '{key}' is ignored: its backend is 'vxlan', ours is host-gw"]
+    assert log.events("ignored") == [f"entry '{key}' is ignored: its backend is 'vxlan', ours is host-gw"]
 
 
 def test_of_two_peers_with_one_subnet_one_counts_with_one_warning_and_the_other_takes_its_place(

@@ -182,7 +182,7 @@ def test_a_foreign_route_is_named_and_left_and_ours_comes_when_it_goes(trio: Lab
     h1.configure(f"route del {foreign}")
     assert wait_for("ours is back", lambda: is_right(trio)) < NEWS_S
     wait_for("nothing is named", lambda: problems_of(h1) == [])
-    assert log.lines("not ours") == [fault]
+    assert log.events("not ours") == [fault]
 
 
 def test_another_address_on_the_device_is_named_as_it_keeps_routes_alive(trio: Lab, h1: Host) -> None:

@@ -235,7 +235,7 @@ def test_a_restart_keeps_subnet_mac_and_value(duo: Lab) -> None:
     assert (subnet_of(h1), value_of(duo, h1)) == (subnet, value)
     wait_for_peers(duo.hosts)
     assert None not in ping_matrix(duo.pods()).values()
-    assert log.lines("peer ") == []
+    assert log.events("peer ") == []
 
 
 # What is in the way

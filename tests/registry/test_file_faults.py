@@ -234,6 +234,20 @@ def test_a_watch_takes_a_write_in_place_for_no_outage(path: Path) -> None:
     assert [line for line in lines if "watching" in line] == []
 
 
+async def test_who_takes_half_a_second_to_write_the_file_in_place_is_waited_for(path: Path) -> None:
+    async def write_slowly() -> None:
+        with path.open("w") as file:
+            for part in textwrap.wrap(DOCUMENT, 10, drop_whitespace=False, replace_whitespace=False):
+                file.write(part)
+                file.flush()
+                await asyncio.sleep(0.05)
+
+    writing = asyncio.create_task(write_slowly())
+    await asyncio.sleep(0.1)
+    assert (await FileRegistry(path).list()).entries.keys() == THEIRS.keys()
+    await writing
+
+
 @needs_root
 def test_a_mounted_file_in_a_folder_that_is_read_only_is_written_in_place(path: Path) -> None:
     folder = path.parent

@@ -126,6 +126,10 @@ class Log:
         """Return the lines that hold `part`."""
         return [line for line in messages(self._all()[self._start :]) if part in line]
 
+    def events(self, part: str = "") -> list[str]:
+        """Return these lines but for those on what is degraded, which a look each second says at a moment of its own."""
+        return [line for line in self.lines(part) if not line.startswith(("degraded: ", "no longer degraded: "))]
+
     def complaints(self) -> list[str]:
         """Return its warnings and errors."""
         return messages(line for line in self._all()[self._start :] if line.startswith(("W ", "E ")))

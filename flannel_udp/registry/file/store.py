@@ -24,7 +24,11 @@ NEW_FILE_MODE = 0o644
 LOCK_MODE = 0o600
 """Whoever may open a file may lock it, and so hold up everybody else."""
 IN_PLACE_S = 0.05
-"""Time enough to write a file in place."""
+"""How often somebody who may be writing the file in place is looked after, seconds."""
+IN_PLACE_LOOKS = 4
+"""So many looks at one and the same content: nobody is writing it."""
+IN_PLACE_MAX_S = 2.0
+"""Who writes it in place all the time is no excuse for longer than this, seconds."""
 EMPTY = b'{"config": null, "subnets": {}}'
 """What a file that does not exist says."""
 
@@ -111,14 +115,19 @@ class FileStore:
         return result, None if document == before else document
 
     def _read_whole(self) -> tuple[bytes, Document, Version]:
-        """Read the file, once more if it makes no sense: somebody may be writing it in place just now."""
-        raw, version = self._read()
-        try:
-            return raw, self._parse(raw), version
-        except RegistryError:
+        """Read the file; one that makes no sense somebody may be writing in place, so until it makes sense or stays."""
+        ends_s = time.monotonic() + IN_PLACE_MAX_S
+        before, n_alike = None, 0
+        while True:
+            raw, version = self._read()
+            n_alike = n_alike + 1 if raw == before else 1
+            try:
+                return raw, self._parse(raw), version
+            except RegistryError:
+                if n_alike >= IN_PLACE_LOOKS or time.monotonic() >= ends_s:
+                    raise
+            before = raw
             time.sleep(IN_PLACE_S)
-        raw, version = self._read()
-        return raw, self._parse(raw), version
 
     def _read(self) -> tuple[bytes, Version]:
         with self._errors("read"):
