@@ -127,7 +127,7 @@ class Log:
         return [line for line in messages(self._all()[self._start :]) if part in line]
 
     def events(self, part: str = "") -> list[str]:
-        """Return these lines but for those on what is degraded, which a look each second says at a moment of its own."""
+        """Return these lines but for those on what is degraded: a look each second says these when it comes."""
         return [line for line in self.lines(part) if not line.startswith(("degraded: ", "no longer degraded: "))]
 
     def complaints(self) -> list[str]:
