@@ -38,9 +38,10 @@ def trio() -> Iterator[Lab]:
 
 @pytest.fixture
 def h1(trio: Lab) -> Host:
-    """The host that is disturbed, whose routes stand."""
+    """The host that is disturbed, whose routes stand, and of which nothing is said from a test before."""
     host = trio.hosts[0]
     wait_for("its routes stand", lambda: are_right(trio))
+    wait_for("nothing is wrong", lambda: problems_of(host) == [])
     return host
 
 

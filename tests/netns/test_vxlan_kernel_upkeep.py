@@ -39,9 +39,11 @@ def trio() -> Iterator[Lab]:
 
 @pytest.fixture
 def h1(trio: Lab) -> Host:
-    """The host that is disturbed, whose device and entries are right."""
+    """The host that is disturbed, whose device and entries are right, and nothing is said of."""
+    h1 = trio.hosts[0]
     wait_for("all is right", lambda: is_right(trio))
-    return trio.hosts[0]
+    wait_for("nothing is wrong", lambda: problems_of(h1) == [])
+    return h1
 
 
 @pytest.fixture(scope="module")
