@@ -32,6 +32,8 @@ class Family:
     """No host has it, so that the default route answers for it."""
     ip: str
     """The command of iproute2."""
+    network: str
+    """The key of the network configuration that has the overlay's network."""
     iptables: str
     nft: str
     """As nftables calls the family: of a table, and in front of ``saddr``."""
@@ -66,6 +68,7 @@ IPV4 = Family(
     forwarding="net.ipv4.ip_forward",
     nobody=IPv4Address("192.0.0.8"),  # RFC 7600
     ip="ip",
+    network="Network",
     iptables="iptables",
     nft="ip",
 )
@@ -79,6 +82,7 @@ IPV6 = Family(
     forwarding="net.ipv6.conf.all.forwarding",
     nobody=IPv6Address("100::"),  # RFC 6666
     ip="ip -6",
+    network="IPv6Network",
     iptables="ip6tables",
     nft="ip6",
 )

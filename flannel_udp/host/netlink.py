@@ -246,7 +246,7 @@ def _refuse_connected_network(netlink: Rtnetlink, index: int, network: Prefix) -
             owner = _name(netlink, route.oif)
             raise FlannelError(
                 f"the overlay network {network} is the own network of interface {owner}: "
-                f"choose another Network, or remove that address from {owner}"
+                f"choose another {family_of(network).network}, or remove that address from {owner}"
             )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.host.family import family_of
 from flannel_udp.host.links import device, stream_addresses
 from flannel_udp.host.rtnetlink import open_rtnetlink
 from flannel_udp.model import Interface, Prefix, lies_in, prefix_of
@@ -56,7 +57,7 @@ def refuse_own_network(overlay: Prefix, external: str, own: Iterable[OwnNetwork]
     A network inside the overlay is fine on any other interface: the pods' bridge has our own subnet.
     """
     for item in own:
-        advice = f"choose another Network, or remove that address from {item.name}"
+        advice = f"choose another {family_of(overlay).network}, or remove that address from {item.name}"
         if overlay == item.network:
             raise FlannelError(f"the overlay network {overlay} is the own network of interface {item.name}: {advice}")
         if lies_in(overlay, item.network):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
@@ -31,6 +31,12 @@ def test_an_overlay_that_would_cut_the_host_off_is_refused(overlay: str, reason:
     with pytest.raises(FlannelError) as caught:
         refuse_own_network(IPv4Network(overlay), "eth0", OWN)
     assert str(caught.value).startswith(f"the overlay network {reason}")
+
+
+def test_the_key_of_the_configuration_is_named_that_has_the_network() -> None:
+    own = [OwnNetwork("eth0", IPv6Network("2001:db8::/64"))]
+    with pytest.raises(FlannelError, match=r": choose another IPv6Network, or remove that address from eth0$"):
+        refuse_own_network(IPv6Network("2001:db8::/64"), "eth0", own)
 
 
 @pytest.mark.parametrize("overlay", ["10.1.0.0/16", "10.0.0.0/8", "10.2.0.0/16", "198.51.100.0/24"])

@@ -118,7 +118,7 @@ def stays(answer: Entry | int, ours: Prefix, question: Question, rules: Sequence
 
 
 def _refusal(need: Need, ours: Prefix, answer: Entry | int, names: DeviceNames) -> str:
-    now, advice = "no route leads there now", "choose another Network"
+    now, advice = "no route leads there now", f"choose another {family_of(ours).network}"
     if isinstance(answer, Entry):
         now = f'the route "{answer.describe(names)}" leads there now'
         if answer.hops:

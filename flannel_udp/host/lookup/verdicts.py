@@ -124,7 +124,8 @@ def _remedy(item: Diversion, overlay: Overlay, names: Names) -> str:
     if isinstance(route, Entry):
         if route.type == RTN_LOCAL or (route.protocol == RTPROT_KERNEL and route.type == RTN_UNICAST):
             device = " and ".join(names[hop.device] for hop in route.hops)
-            return f"take the address that brought it off {device}, or choose another Network"
+            key = family_of(overlay.network).network
+            return f"take the address that brought it off {device}, or choose another {key}"
         usual = rule is None or _usual(rule.table)
         if usual and (missing := _missing(item, route, overlay, names)) is not None:
             return missing
