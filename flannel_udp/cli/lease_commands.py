@@ -78,8 +78,7 @@ def _reserve(given: Values) -> int:
     else:
         lease_rows.check_kept(lease, wanted)
         if lease.entry.reserved:
-            sys.stdout.write(f"nothing done: {lease.name} is a reservation already\n")
-            return 0
+            return _done(given, "reserved", lease, f"nothing done: {lease.name} is a reservation already")
         question = "make it a reservation? It stays its host's for good then, until somebody releases it"
     _ask_back(given, lease, question)
     entry = lease.entry if lease.exists else None
@@ -116,11 +115,11 @@ def _ask_back(given: Values, lease: Held, question: str) -> None:
         raise FlannelError("nothing was done")
 
 
-def _done(given: Values, what: str, lease: Held) -> int:
+def _done(given: Values, what: str, lease: Held, said: str | None = None) -> int:
     if given.get("json"):
         sys.stdout.write(json.dumps({what: lease.row}, indent=2) + "\n")
     else:
-        sys.stdout.write(f"{what} {lease.name}\n")
+        sys.stdout.write(f"{said or f'{what} {lease.name}'}\n")
     return 0
 
 

@@ -298,6 +298,7 @@ async def test_a_lease_that_is_reserved_keeps_what_it_says_and_never_ends(store:
     done = store.run("reserve", VXLAN_KEY, "--yes")
     said = "nothing done: 10.1.16.0/24 and fd00:1:0:16::/64 is a reservation already\n"
     assert done == (0, said, "")
+    assert store.json("reserve", VXLAN_KEY, "--yes")["reserved"]["key"] == VXLAN_KEY
 
 
 async def test_a_free_subnet_is_reserved_with_flannels_value(store: Store) -> None:
