@@ -56,10 +56,11 @@ def test_the_tables_of_backends_have_every_one(name: str) -> None:
     assert [kind for kind in BACKENDS if not any(f"| `{kind}`" in row for row in rows)] == []
 
 
-def test_every_flag_in_the_readme_exists() -> None:
+@pytest.mark.parametrize("name", ["README.md", "docs/install.md"])
+def test_every_flag_that_newcomers_read_of_exists(name: str) -> None:
     known = {flag.spelling for flag in AGENT_FLAGS} | {"--help", "--version"}
     known |= {flag.spelling for command in COMMANDS.values() for flag in command.all_flags}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "README.md").read_text()))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / name).read_text()))
     of_others = {"--now", "--targets", "--rounds"}  # systemctl's and bench.forward's
     assert named - known - of_others == set()
 
