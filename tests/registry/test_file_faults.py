@@ -12,8 +12,10 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +23,7 @@ from flannel_udp.errors import LeaseLost, RegistryDenied, RegistryError
 from flannel_udp.files.atomic import draft_of, replace_file
 from flannel_udp.model import LEASE_TTL_S
 from flannel_udp.registry.file import registry as file_module
+from flannel_udp.registry.file import store
 from flannel_udp.registry.file.registry import FileRegistry
 from tests.registry.support import said, watching
 from tests.registry.test_file import CONFIG, KEY, OTHER_VALUE, VALUE, expires_in, nobody, open_directory
@@ -234,18 +237,30 @@ def test_a_watch_takes_a_write_in_place_for_no_outage(path: Path) -> None:
     assert [line for line in lines if "watching" in line] == []
 
 
-async def test_who_takes_half_a_second_to_write_the_file_in_place_is_waited_for(path: Path) -> None:
-    async def write_slowly() -> None:
-        with path.open("w") as file:
-            for part in textwrap.wrap(DOCUMENT, 10, drop_whitespace=False, replace_whitespace=False):
-                file.write(part)
-                file.flush()
-                await asyncio.sleep(0.05)
+@pytest.mark.parametrize("n_parts", [1, 5, 20])
+def test_a_file_that_is_being_written_in_place_is_waited_for(
+    n_parts: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = len(DOCUMENT) // n_parts + 1
+    parts = [DOCUMENT[start : start + step] for start in range(0, len(DOCUMENT), step)]
+    with path.open("w") as file:
 
-    writing = asyncio.create_task(write_slowly())
-    await asyncio.sleep(0.1)
-    assert (await FileRegistry(path).list()).entries.keys() == THEIRS.keys()
-    await writing
+        def write_on(_seconds: float) -> None:
+            file.write(parts.pop(0))
+            file.flush()
+
+        monkeypatch.setattr(store, "time", SimpleNamespace(sleep=write_on, monotonic=time.monotonic))
+        document, _ = store.FileStore(path).read()
+    assert document["subnets"] == THEIRS
+
+
+def test_a_file_that_stays_torn_is_told_after_a_few_looks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text(DOCUMENT[:60])
+    slept: list[float] = []
+    monkeypatch.setattr(store, "time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
+    with pytest.raises(RegistryError, match=r"not JSON"):
+        store.FileStore(path).read()
+    assert sum(slept) <= 0.2
 
 
 @needs_root
