@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from flannel_udp._fastpath.datapath cimport PEER_CHUNK_BITS, PEER_CHUNKS_MAX, PeerState, state_of
 from flannel_udp._fastpath.drops cimport (
     DROP_REASONS,
     OUTER_IS_IPV6,
@@ -94,3 +95,32 @@ cdef tuple sample_as_row(const DropSample *sample):
         sample.rest >> 48 & 0xff,
         n_bytes,
     )
+
+
+cdef inline bint is_counted(const Datapath *dp, uint32_t peer) noexcept:
+    """Whether there are counters of a peer index."""
+    return peer >> PEER_CHUNK_BITS < PEER_CHUNKS_MAX and dp.peer_chunks[peer >> PEER_CHUNK_BITS] != NULL
+
+
+cdef tuple peer_counters_as_tuple(Datapath *dp, uint32_t peer):
+    cdef PeerState *counted
+    if not is_counted(dp, peer):
+        return (0, 0, 0, 0)
+    counted = state_of(dp, peer)
+    return (counted.packets_out, counted.bytes_out, counted.packets_in, counted.bytes_in)
+
+
+cdef list active_peers(Datapath *dp, uint32_t first, uint32_t n):
+    cdef PeerState *state
+    cdef uint64_t packets_out, packets_in
+    cdef uint32_t peer
+    active = []
+    for peer in range(first, first + n):
+        if not is_counted(dp, peer):
+            break
+        state = state_of(dp, peer)
+        packets_out, packets_in = state.packets_out + state.refused_out, state.packets_in
+        if packets_out != state.sampled_out or packets_in != state.sampled_in:
+            active.append((peer, packets_out - state.sampled_out, packets_in - state.sampled_in, state.longest_out))
+            state.sampled_out, state.sampled_in, state.longest_out = packets_out, packets_in, 0
+    return active

@@ -26,7 +26,7 @@ from flannel_udp._fastpath.atomics cimport (
 )
 from flannel_udp._fastpath.clock cimport now_ns
 from flannel_udp._fastpath.coalesce cimport write_queue_clear
-from flannel_udp._fastpath.counted cimport counters_as_dict, samples_as_rows
+from flannel_udp._fastpath.counted cimport active_peers, counters_as_dict, peer_counters_as_tuple, samples_as_rows
 from flannel_udp._fastpath.datapath cimport (
     ENCAP_IPIP,
     ENCAP_UDP,
@@ -62,6 +62,7 @@ from flannel_udp._fastpath.sockets cimport epoll_event, epoll_wait
 from flannel_udp._fastpath.sysio cimport learn_own_address
 from flannel_udp._fastpath.table cimport FIRST_PEER, Table, mac_on_the_wire
 from flannel_udp._fastpath.table6 cimport Table6
+from flannel_udp._fastpath.trial cimport try_datagram, try_packet
 from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, IPV6_MTU_MIN, check_sizes, htonl, htons
 
 from flannel_udp._fastpath.routes6 import empty_table
@@ -430,11 +431,7 @@ cdef class Engine:
 
     def peer_counters(self, uint32_t peer) -> tuple:
         """Return (packets out, bytes out, packets in, bytes in) of a peer index since the engine was made."""
-        cdef PeerState *counted
-        if peer >> PEER_CHUNK_BITS >= PEER_CHUNKS_MAX or self.dp.peer_chunks[peer >> PEER_CHUNK_BITS] == NULL:
-            return (0, 0, 0, 0)
-        counted = state_of(&self.dp, peer)
-        return (counted.packets_out, counted.bytes_out, counted.packets_in, counted.bytes_in)
+        return peer_counters_as_tuple(&self.dp, peer)
 
     def sample_peers(self, uint32_t first, uint32_t n) -> list:
         """Return what has happened with the `n` peer indexes from `first` on since they were asked for last.
@@ -443,21 +440,7 @@ cdef class Engine:
         Packets that the kernel would not send are among those out; the agent's own probes are, too, and never the
         longest.
         """
-        cdef PeerState *state
-        cdef uint64_t packets_out, packets_in
-        cdef uint32_t peer
-        active = []
-        for peer in range(first, first + n):
-            if peer >> PEER_CHUNK_BITS >= PEER_CHUNKS_MAX or self.dp.peer_chunks[peer >> PEER_CHUNK_BITS] == NULL:
-                break
-            state = state_of(&self.dp, peer)
-            packets_out, packets_in = state.packets_out + state.refused_out, state.packets_in
-            if packets_out != state.sampled_out or packets_in != state.sampled_in:
-                active.append(
-                    (peer, packets_out - state.sampled_out, packets_in - state.sampled_in, state.longest_out)
-                )
-                state.sampled_out, state.sampled_in, state.longest_out = packets_out, packets_in, 0
-        return active
+        return active_peers(&self.dp, first, n)
 
     def limit_path_mtu(self, uint32_t peer, address: int, uint32_t n_bytes) -> None:
         """Let inner packets to a peer have `n_bytes` at most, `PATH_LIMIT_MIN_BYTES` or more; 0 ends that.
@@ -476,6 +459,22 @@ cdef class Engine:
             tag = htonl(address)
         if peer >> PEER_CHUNK_BITS < PEER_CHUNKS_MAX and self.dp.peer_chunks[peer >> PEER_CHUNK_BITS] != NULL:
             set_probed_mtu(state_of(&self.dp, peer), tag, n_bytes)
+
+    def try_packet(self, packet: bytes) -> tuple:
+        """Return what would become of a packet from the TUN; nothing is sent or counted, see `trial`.
+
+        (reason of the drop or "", the packet as far as it got, the ICMP error that its sender would get or b"", the
+        peer's underlay address or b"", [(payload, outer TOS, whether routers may cut it, number of its lane), …],
+        (path MTU that the kernel knows, for outer packets; that probes found, and that is in force, for inner ones)).
+        """
+        return try_packet(&self.dp, self.table, packet)
+
+    def try_datagram(self, datagram: bytes, sender: bytes, tos: int) -> tuple:
+        """Likewise of what our socket reads, from this underlay address and with this outer TOS.
+
+        (reason or "", the inner packet as far as it got, the ICMP error or b"", whether it is left to be finished).
+        """
+        return try_datagram(&self.dp, self.table, datagram, sender, tos)
 
     def close(self) -> None:
         """Close the epoll descriptor. The thread that polls must have stopped."""

@@ -202,3 +202,7 @@ cdef uint32_t inbound_batch(Datapath *dp) noexcept nogil:
     if dp.encapsulation == ENCAP_VXLAN:
         return move_in_of(dp, ENCAP_VXLAN)
     return move_in(dp, ENCAP_IPIP, FAMILY_4)
+
+
+cdef DropReason try_accept(Datapath *dp, Packet *packet) noexcept nogil:
+    return accept(dp, dp.encapsulation, dp.family, packet)

@@ -196,3 +196,11 @@ cdef uint32_t outbound_batch(Datapath *dp) noexcept nogil:
     if dp.encapsulation == ENCAP_VXLAN:
         return move_out_alone(dp, ENCAP_VXLAN)
     return move_out(dp, dp, NULL, ENCAP_IPIP)
+
+
+cdef DropReason try_route(const Datapath *dp, Packet *packet) noexcept nogil:
+    return route(dp, dp.encapsulation, dp.family, packet)
+
+
+cdef DropReason try_enqueue(Datapath *dp, const VirtioNetHeader *vnet, Packet *packet) noexcept nogil:
+    return enqueue(dp, dp.encapsulation, dp.family, vnet, packet)

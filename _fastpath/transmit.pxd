@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from flannel_udp._fastpath.datapath cimport Datapath, Encapsulation
 from flannel_udp._fastpath.encapsulation cimport heading_bytes, write_heading
-from flannel_udp._fastpath.sendqueue cimport queue_commit, queue_end, queue_has_room
+from flannel_udp._fastpath.sendqueue cimport SOURCE_PORT_SHIFT, Run, queue_commit, queue_end, queue_has_room
 
 # Send the queue's runs, each as one message, and clear it; count what was sent and what was not.
 cdef void transmit(Datapath *dp) noexcept nogil
@@ -25,3 +25,8 @@ cdef inline void send_later(
 ) noexcept nogil:
     """Queue the packet of `n_bytes` that was written there."""
     queue_commit(&dp.send_queue, heading_bytes(kind) + n_bytes, next_hop, how)
+
+
+cdef inline uint32_t lane_of(const Datapath *dp, const Run *run) noexcept nogil:
+    """Which lane a run takes: a flow's packets always the same. A full one costs those of few peers."""
+    return (run.next_hop * dp.n_ports + (run.how >> SOURCE_PORT_SHIFT)) & (dp.n_lanes - 1)

@@ -19,7 +19,6 @@ from flannel_udp._fastpath.segmenting cimport note_run_refused, note_run_taken
 from flannel_udp._fastpath.sendqueue cimport (
     OUTER_TOS,
     RUNS_MAX,
-    SOURCE_PORT_SHIFT,
     TO_FRAGMENT,
     Run,
     SendQueue,
@@ -72,11 +71,6 @@ cdef inline void send_all(Datapath *dp) noexcept nogil:
                 address_message(dp, &messages[n], &envelopes[n], in_turn[n])
                 n += 1
         send_lane(dp, lane, messages, in_turn, n)
-
-
-cdef inline uint32_t lane_of(const Datapath *dp, const Run *run) noexcept nogil:
-    """Which lane a run takes: a flow's packets always the same. A full one costs those of few peers."""
-    return (run.next_hop * dp.n_ports + (run.how >> SOURCE_PORT_SHIFT)) & (dp.n_lanes - 1)
 
 
 cdef inline uint64_t lanes_in_use(const Datapath *dp) noexcept nogil:

@@ -14,7 +14,8 @@ from typing import TypeVar
 from flannel_udp.backend.ends import join_attrs
 from flannel_udp.backend.joined_paths import JoinedPaths, join_path_facts
 from flannel_udp.backend.late import FATAL, REPAIR, LateOpening
-from flannel_udp.backend.protocol import Context, EchoRoute, Network, NetworkFacts, Transferable
+from flannel_udp.backend.protocol import Context, EchoRoute, KernelWay, Network, NetworkFacts, Transferable
+from flannel_udp.dataplane.trial import TriedDatagram, TriedPacket
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.monitor import Interest, join_interests
@@ -258,6 +259,18 @@ class FamilyNetworks:
         """See `Network.route`."""
         part = self._parts.get(address.version)
         return RouteAnswer(None, own=False) if part is None else part.route(address)
+
+    def try_packet(self, packet: bytes) -> TriedPacket | None:
+        """See `Network.try_packet`."""
+        return part.try_packet(packet) if (part := self._parts.get(packet[0] >> 4)) else None
+
+    def try_datagram(self, payload: bytes, sender: Address, tos: int) -> TriedDatagram | None:
+        """See `Network.try_datagram`."""
+        return part.try_datagram(payload, sender, tos) if (part := self._parts.get(sender.version)) else None
+
+    def kernel_way(self, peer: Peer) -> KernelWay:
+        """See `Network.kernel_way`."""
+        return part.kernel_way(peer) if (part := self._parts.get(peer.version)) else KernelWay()
 
     def ways(self, version: int = 4) -> Ways | None:
         """See `Network.ways`."""

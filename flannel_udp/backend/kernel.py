@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence, Set
 from flannel_udp.backend.ends import ends_of, share_of, with_public_ip
 from flannel_udp.backend.kernel_drops import KernelDrops
 from flannel_udp.backend.mtu import inner_mtu
-from flannel_udp.backend.protocol import Context, EchoRoute, NetworkFacts
+from flannel_udp.backend.protocol import Context, EchoRoute, KernelWay, NetworkFacts
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.monitor import Interest
@@ -168,6 +168,16 @@ class KernelNetwork:
         """See `Network.route`."""
         own = self._own is not None and address in self._own
         return RouteAnswer(None if own else longest_match(self._peers, address), own)
+
+    def try_packet(self, packet: bytes) -> None:
+        """See `Network.try_packet`: there is no packet path."""
+
+    def try_datagram(self, payload: bytes, sender: Address, tos: int) -> None:
+        """See `Network.try_datagram`."""
+
+    def kernel_way(self, peer: Peer) -> KernelWay:  # noqa: ARG002 - the protocol's
+        """See `Network.kernel_way`: a route is all, if that."""
+        return KernelWay()
 
     def ways(self, version: int = 4) -> Ways | None:  # noqa: ARG002 - of the one that it carries
         """See `Network.ways`: whoever sets routes knows."""

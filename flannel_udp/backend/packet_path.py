@@ -21,7 +21,7 @@ from flannel_udp.backend.families import for_each
 from flannel_udp.backend.kernel_drops import KernelDrops
 from flannel_udp.backend.late import REPAIR, LateOpening
 from flannel_udp.backend.leased_routes import ROUTES_CLAIM
-from flannel_udp.backend.protocol import Context, EchoRoute, Handed, NetworkFacts
+from flannel_udp.backend.protocol import Context, EchoRoute, Handed, KernelWay, NetworkFacts
 from flannel_udp.backend.tunnel import REPAIRS, TunnelKeeper
 from flannel_udp.dataplane.adopted import Adopted, adopted_from
 from flannel_udp.dataplane.dataplane import Dataplane, count_workers
@@ -29,6 +29,7 @@ from flannel_udp.dataplane.drop_log import DropLog
 from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.dataplane.kernel_faults import kernel_faults
 from flannel_udp.dataplane.raw_underlay import PROTOCOL
+from flannel_udp.dataplane.trial import TriedDatagram, TriedPacket, try_datagram, try_packet
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import netlink
 from flannel_udp.host.lookup.question import Ways
@@ -360,6 +361,20 @@ class PacketPathNetwork:
     def route(self, address: Address) -> RouteAnswer:
         """See `Network.route`."""
         return self._dataplane.route(address)
+
+    def try_packet(self, packet: bytes) -> TriedPacket:
+        """See `Network.try_packet`."""
+        settings = self._settings
+        return try_packet(self._dataplane.paths, settings.encapsulation, settings.port or 0, packet)
+
+    def try_datagram(self, payload: bytes, sender: Address, tos: int) -> TriedDatagram | None:
+        """See `Network.try_datagram`."""
+        path = self._dataplane.paths.get(sender.version)
+        return None if path is None else try_datagram(path, payload, sender, tos)
+
+    def kernel_way(self, peer: Peer) -> KernelWay:  # noqa: ARG002 - what goes past the tunnel has a route alone
+        """See `Network.kernel_way`."""
+        return KernelWay()
 
     def ways(self, version: int = 4) -> Ways:
         """See `Network.ways`: all to the device, but for those past it."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from flannel_udp.dataplane.claims import NO_CLAIMS, Claims
+from flannel_udp.dataplane.encapsulation import Encapsulation
+from flannel_udp.dataplane.trial import TriedDatagram, TriedPacket
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.upkeep import KeptNetwork
 from flannel_udp.model import (
@@ -222,6 +224,21 @@ class Network(KeptNetwork, Protocol):
         """Tell where a packet for `address` would go."""
         ...
 
+    def try_packet(self, packet: bytes) -> TriedPacket | None:
+        """Return what our packet path would make of a packet from its TUN; nothing is sent.
+
+        ``None`` where the kernel carries packets, or nobody. Ask on the event loop.
+        """
+        ...
+
+    def try_datagram(self, payload: bytes, sender: Address, tos: int) -> TriedDatagram | None:
+        """Likewise of what its socket reads from that underlay address, with that outer TOS."""
+        ...
+
+    def kernel_way(self, peer: Peer) -> KernelWay:
+        """Return how the kernel carries packets to a peer, where it does; may block, so ask in a thread."""
+        ...
+
     def ways(self, version: int = 4) -> Ways | None:
         """Return what the kernel has to do with overlay packets of that IP version.
 
@@ -261,6 +278,22 @@ class EchoRoute:
     pods: EchoRoute | None = None
     """Where such packets have addresses that the network between the hosts may not let pass, as only theirs do: who of
     the peer's is asked by one of ours whether it hears that, and be it that it says that the echo goes no further."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelWay:
+    """How the kernel carries packets to a peer beside its route.
+
+    `entries` are what else of its tables leads there, in the words of `ip` and `bridge`, and whether each is there.
+    """
+
+    encapsulation: Encapsulation | None = None
+    """What it puts in front of them; ``None``: nothing."""
+    port: int = 0
+    """Where the encapsulation has one."""
+    peer_mac: int = 0
+    """Likewise."""
+    entries: tuple[tuple[str, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

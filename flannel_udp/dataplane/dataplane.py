@@ -458,6 +458,11 @@ class Dataplane:
         """Return the peers at those of these public IPs, numbers in host order, that have any; ask in a thread."""
         return peers_at(self.peers(), public_ips)
 
+    @property
+    def paths(self) -> Mapping[int, FamilyPath]:
+        """What there is of each IP version."""
+        return self._paths
+
     def route(self, address: Address) -> RouteAnswer:
         """Ask the table in force for an address's next hop."""
         path = self._paths.get(address.version)

@@ -13,10 +13,11 @@ from flannel_udp.backend.datapath import KERNEL
 from flannel_udp.backend.ipip.device import IpipKind
 from flannel_udp.backend.ipip.options import OVERHEAD_BYTES, TYPE, ipip_mtu
 from flannel_udp.backend.kernel_tunnel import KernelTunnelNetwork, claim_tunnel
-from flannel_udp.backend.protocol import Context, NetworkFacts
+from flannel_udp.backend.protocol import Context, KernelWay, NetworkFacts
 from flannel_udp.backend.tunnel_device import TunnelDevice
+from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.dataplane.raw_underlay import PROTOCOL
-from flannel_udp.model import LeaseAttrs
+from flannel_udp.model import LeaseAttrs, Peer
 
 
 class IpipKernelNetwork(KernelTunnelNetwork):
@@ -35,6 +36,10 @@ class IpipKernelNetwork(KernelTunnelNetwork):
             gateway=lambda peer: peer.public_ip,
             overhead_bytes=OVERHEAD_BYTES,
         )
+
+    def kernel_way(self, peer: Peer) -> KernelWay:
+        """See `Network.kernel_way`; the route has the gateway, so nothing is beside it."""
+        return KernelWay() if self.is_direct(peer) else KernelWay(Encapsulation("ipip"))
 
     def facts(self) -> NetworkFacts:
         """See `Network.facts`."""

@@ -21,15 +21,16 @@ from time import monotonic
 from flannel_udp.backend.datapath import KERNEL
 from flannel_udp.backend.ends import ends_of
 from flannel_udp.backend.kernel_tunnel import KernelTunnelNetwork, claim_tunnel
-from flannel_udp.backend.protocol import Context, EchoRoute, NetworkFacts
+from flannel_udp.backend.protocol import Context, EchoRoute, KernelWay, NetworkFacts
 from flannel_udp.backend.tunnel_device import TunnelDevice
 from flannel_udp.backend.vxlan.entries import REPAIRS, VxlanEntries
-from flannel_udp.backend.vxlan.hop import mac_of, random_mac, vxlan_attrs
+from flannel_udp.backend.vxlan.hop import format_mac, mac_of, random_mac, vxlan_attrs
 from flannel_udp.backend.vxlan.options import overhead_bytes, vxlan_device, vxlan_mtu
 from flannel_udp.backend.vxlan.vnis import OtherVnis
+from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.host import vxlan_devices
 from flannel_udp.host.links import Device
-from flannel_udp.host.neighbours import hosts_in_use
+from flannel_udp.host.neighbours import FORWARDING, NEIGHBOURS, TableReader, hosts_in_use
 from flannel_udp.host.rtnetlink import Rtnetlink, open_rtnetlink
 from flannel_udp.model import Delta, Interface, LeaseAttrs, Peer, PeerActivity, Subnet
 
@@ -159,6 +160,23 @@ class VxlanKernelNetwork(KernelTunnelNetwork):
         """See `Network.echo_route`."""
         self._asked_s[int(peer.public_ip)] = monotonic()
         return super().echo_route(peer)
+
+    def kernel_way(self, peer: Peer) -> KernelWay:
+        """See `Network.kernel_way`: neighbour and forwarding entry."""
+        if self.is_direct(peer):
+            return KernelWay()
+        first, name = peer.subnet.network_address, self._device.name
+        mac, index, version = format_mac(peer.hop.vtep_mac), self._device.index, self._version
+        packed = peer.hop.vtep_mac.to_bytes(6, "big")
+        with open_rtnetlink(f"asking the kernel about {peer.public_ip}") as netlink:
+            neighbours = TableReader(NEIGHBOURS[version]).read(netlink, index)
+            forwarding = TableReader(FORWARDING[version]).read(netlink, index)
+        entries = (
+            (f"{first} dev {name} lladdr {mac} PERMANENT", neighbours.get(first.packed) == packed),
+            (f"{mac} dev {name} dst {peer.public_ip} self permanent", forwarding.get(packed) == peer.public_ip.packed),
+        )
+        encapsulation = Encapsulation("vxlan", self._vni, self._device.mac)
+        return KernelWay(encapsulation, self._port, peer.hop.vtep_mac, entries)
 
     @property
     def source_ports(self) -> Collection[int]:
