@@ -8,12 +8,14 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
+from flannel_udp.admin.trace_request import TraceRequest
+from flannel_udp.admin.trace_shapes import Trace, TraceArrival, TraceDatagram
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.model import Address
 from flannel_udp.netconf.addresses import parse_address
@@ -73,6 +75,17 @@ def fetch_routes(path: Path, timeout_s: float = TIMEOUT_S) -> list[RouteRow]:
     return cast(list[RouteRow], _expect(list, _get(path, "/v1/routes", timeout_s), path))
 
 
+def fetch_trace(path: Path, asked: TraceRequest, timeout_s: float = TIMEOUT_S) -> Trace:
+    """Return what would become of a packet that this agent's host sends. Raises as `fetch_status` does."""
+    return cast(Trace, _expect(dict, _get(path, "/v1/trace", timeout_s, body=asked.asked()), path))
+
+
+def fetch_arrival(path: Path, sender: str, sent: TraceDatagram, timeout_s: float = TIMEOUT_S) -> TraceArrival:
+    """Return what this agent's host would do with a packet from that underlay address. Likewise."""
+    body = {"sender": sender, "tos": sent["tos"], "payload": sent["payload"], "inner": sent["inner"]}
+    return cast(TraceArrival, _expect(dict, _get(path, "/v1/arrival", timeout_s, body=body), path))
+
+
 class AgentAway(FlannelError):
     """There is no agent, or the one that was asked has just ended: soon there may be one."""
 
@@ -90,8 +103,14 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def _get(path: Path, target: str, timeout_s: float, progress: Callable[[int], object] = lambda _n: None) -> Any:
-    with _asked(path, target, timeout_s) as (response, _), _explained(path, timeout_s):
+def _get(
+    path: Path,
+    target: str,
+    timeout_s: float,
+    progress: Callable[[int], object] = lambda _n: None,
+    body: Mapping[str, object] | None = None,
+) -> Any:
+    with _asked(path, target, timeout_s, body) as (response, _), _explained(path, timeout_s):
         return json.loads(_read(response, progress))
 
 
@@ -112,12 +131,14 @@ def follow_events(path: Path) -> Iterator[Event]:
 
 
 @contextmanager
-def _asked(path: Path, target: str, timeout_s: float) -> Iterator[tuple[http.client.HTTPResponse, socket.socket]]:
-    """Ask, and give the answer, its body yet to be read, and the socket it comes by."""
+def _asked(
+    path: Path, target: str, timeout_s: float, body: Mapping[str, object] | None = None
+) -> Iterator[tuple[http.client.HTTPResponse, socket.socket]]:
+    """Ask, and give the answer, its body yet to be read, and the socket it comes by; with a `body` it is a POST."""
     connection = _UnixConnection(path, timeout_s)
     try:
         with _explained(path, timeout_s):
-            connection.request("GET", target)
+            connection.request(*(("GET", target) if body is None else ("POST", target, json.dumps(body))))
             connected = connection.sock
             response = connection.getresponse()
             refusal = None if response.status == http.client.OK else json.loads(_read(response, lambda _n: None))

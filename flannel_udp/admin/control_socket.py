@@ -2,8 +2,9 @@
 
 ``GET /v1/status``, ``/v1/peers``, ``/v1/route?address=A`` and ``/v1/routes`` answer with the documents of `shapes`,
 ``/v1/peers?probe`` after each peer was asked by an echo (``?probe=5``: within that many seconds); whatever goes wrong
-answers ``{"error": "one line"}`` and a status of 400 or more. ``/v1/monitor`` answers with a line of JSON for each
-`shapes.Event` as it happens, until the agent ends or nobody reads any more.
+answers ``{"error": "one line"}`` and a status of 400 or more. ``POST /v1/trace`` and ``/v1/arrival`` take a packet as
+`trace_request` has it, and answer with what would become of it here; nothing is sent. ``/v1/monitor`` answers with a
+line of JSON for each `shapes.Event` as it happens, until the agent ends or nobody reads any more.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import logging
 import re
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Protocol, TypeVar
 
@@ -22,13 +23,16 @@ from aiohttp.typedefs import Handler
 
 from flannel_udp.admin.listener import BACKLOG, UnixListener
 from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
-from flannel_udp.errors import FlannelError
+from flannel_udp.admin.trace_request import Coming, TraceRequest, read_coming, read_request
+from flannel_udp.admin.trace_shapes import Trace, TraceArrival
+from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.model import Address
 from flannel_udp.netconf.addresses import parse_address
 
 logger = logging.getLogger(__name__)
 
 Row = TypeVar("Row", PeerRow, RouteRow)
+Asked = TypeVar("Asked")
 
 _SHUTDOWN_TIMEOUT_S = 0.2
 """How long an answer that nobody reads may hold up the agent's end; aiohttp waits that long up to twice."""
@@ -55,6 +59,14 @@ class StatusSource(Protocol):
 
     def routes(self) -> AsyncIterator[list[RouteRow]]:
         """Yield one row a route, in the order of their subnets, in parts, none of them empty."""
+        ...
+
+    async def trace(self, asked: TraceRequest) -> Trace:
+        """Return what would become of a packet that is sent here."""
+        ...
+
+    async def arrival(self, coming: Coming) -> TraceArrival:
+        """Return what would become of one that comes from another host."""
         ...
 
     def events(self) -> AsyncGenerator[list[Event], None]:
@@ -117,6 +129,12 @@ def _application(source: StatusSource) -> web.Application:
     async def routes(request: web.Request) -> web.StreamResponse:
         return await _in_parts(request, source.routes())
 
+    async def trace(request: web.Request) -> web.Response:
+        return web.json_response(await source.trace(await _read(request, read_request)))
+
+    async def arrival(request: web.Request) -> web.Response:
+        return web.json_response(await source.arrival(await _read(request, read_coming)))
+
     app = web.Application(middlewares=[_errors_as_json])
     watching: set[asyncio.Task[object]] = set()
 
@@ -136,7 +154,20 @@ def _application(source: StatusSource) -> web.Application:
     app.on_shutdown.append(end_watching)
     answers = {"status": status, "peers": peers, "route": route, "routes": routes, "monitor": monitor}
     app.add_routes(web.get(f"/v1/{name}", answer) for name, answer in answers.items())
+    app.add_routes([web.post("/v1/trace", trace), web.post("/v1/arrival", arrival)])
     return app
+
+
+async def _read(request: web.Request, read: Callable[[object], Asked]) -> Asked:
+    """Return what the body asks about, as `read` understands it."""
+    try:
+        return read(json.loads(await request.read()))
+    except (ValueError, RecursionError, UsageError) as error:
+        raise _Wrong(f"POST {request.path}: {error}") from error
+
+
+class _Wrong(Exception):
+    """The request makes no sense: why, in one line."""
 
 
 async def _in_parts(request: web.Request, parts: AsyncIterator[list[Row]]) -> web.StreamResponse:
@@ -175,6 +206,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return await handler(request)
     except web.HTTPException as error:
         return _error(error.status, f"{request.method} {request.path}: {error.reason}")
+    except _Wrong as error:
+        return _error(400, str(error))
     except FlannelError as error:
         return _error(503, str(error))
     except Exception:

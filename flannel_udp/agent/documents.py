@@ -24,9 +24,13 @@ from flannel_udp.admin.shapes import (
     Status,
     WorkerPackets,
 )
+from flannel_udp.admin.trace_request import Coming, TraceRequest
+from flannel_udp.admin.trace_shapes import Trace, TraceArrival
+from flannel_udp.agent.arrival import trace_arrival
 from flannel_udp.agent.prober import ALL_S
 from flannel_udp.agent.routes import PEERS_PART, find_route, list_routes, name_datapath, name_device
 from flannel_udp.agent.state import AgentState, Rooms
+from flannel_udp.agent.tracing import trace_packet
 from flannel_udp.backend.protocol import NetworkFacts
 from flannel_udp.dataplane.drop_log import describe
 from flannel_udp.dataplane.drops import DROP_REASONS
@@ -126,6 +130,14 @@ class Documents:
     async def route(self, address: Address) -> Route:
         """Return where a packet for `address` would go, and why; and what the kernel does with it."""
         return await find_route(self._state, address)
+
+    async def trace(self, asked: TraceRequest) -> Trace:
+        """Return what would become of a packet that is sent here."""
+        return await trace_packet(self._state, asked)
+
+    async def arrival(self, coming: Coming) -> TraceArrival:
+        """Return what would become of one that comes from another host."""
+        return await trace_arrival(self._state, self._options.dataplane.source_check, coming)
 
     def events(self) -> AsyncGenerator[list[Event], None]:
         """Yield what happens from now on, see `Feed.watch`."""

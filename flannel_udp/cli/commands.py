@@ -17,6 +17,7 @@ from flannel_udp.cli.lease_commands import LEASE_COMMANDS
 from flannel_udp.cli.monitor_commands import MONITOR_COMMANDS
 from flannel_udp.cli.parsers import choice, parse_path
 from flannel_udp.cli.route_commands import ROUTE_COMMANDS
+from flannel_udp.cli.trace_commands import LAB_TRACE_COMMANDS, TRACE_COMMANDS
 from flannel_udp.errors import UsageError
 
 SHELLS = ("bash", "zsh", "tcsh", "fish")
@@ -59,10 +60,12 @@ COMMANDS: Mapping[str, Command] = {
     **CONFIG_COMMANDS,
     **ASKING_COMMANDS,
     **ROUTE_COMMANDS,
+    **TRACE_COMMANDS,
     **LEASE_COMMANDS,
     **MONITOR_COMMANDS,
     **HOST_COMMANDS,
     **LAB_COMMANDS,
+    **LAB_TRACE_COMMANDS,
     "help": Command(
         "explain a command, as its --help does",
         "example: flannel-udp help route get",

@@ -7,9 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from ipaddress import IPv4Address
 
 from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
+from flannel_udp.admin.trace_request import Coming, TraceRequest
+from flannel_udp.admin.trace_shapes import Trace, TraceArrival
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import Address
 from tests.support.status import EVENT, PEER, ROUTES, RUNNING
+from tests.support.traces import ARRIVAL, traced
 
 
 class Source:
@@ -32,6 +35,14 @@ class Source:
         if address == IPv4Address("10.1.15.7"):
             return {"address": str(address), "verdict": "own subnet", "reason": "it is here", "subnet": "10.1.15.0/24"}
         return {"address": str(address), "verdict": "no route", "reason": "no lease covers it"}
+
+    async def trace(self, asked: TraceRequest) -> Trace:
+        if asked.ttl == 13:
+            raise FlannelError("no packets are carried yet")
+        return traced(asked)
+
+    async def arrival(self, coming: Coming) -> TraceArrival:  # noqa: ARG002
+        return ARRIVAL
 
     async def events(self) -> AsyncGenerator[list[Event], None]:
         yield [EVENT]

@@ -25,7 +25,7 @@ from flannel_udp.options import Offload
 
 GOOD = '{"Network": "10.1.0.0/16"}'
 RUNGS = ", ".join(Offload().names())
-LAB_NEEDS = "lab needs one of: up, status, exec, logs, down, demo"
+LAB_NEEDS = "lab needs one of: up, status, exec, logs, down, demo, trace"
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}
 
 
