@@ -26,6 +26,7 @@ WIDTH, NARROWEST, WIDEST = 80, 40, 100
 _MARKS = {"passed": "ok", "failed": "NO", "not asked": "-"}
 _STYLES = {"passed": "green", "failed": "bold red", "not asked": "dim"}
 _VERDICT_STYLES = {"sent": "green", "delivered": "green", "dropped": "bold red", "elsewhere": "yellow"}
+_SEGMENTED = (6, 17)
 _HOPS = ("TTL", "hop limit")
 _HEX_MAX = 8
 """Bytes of a field that are shown; an IPv6 address says itself in its value."""
@@ -105,6 +106,8 @@ def _carried(page: _Page, trace: Trace) -> Iterator[Line]:
     for entry in trace["entries"]:
         yield from page.text(entry["entry"] if entry["present"] else f"MISSING: {entry['entry']}")
     yield from page.checks(trace["checks"])
+    if trace["checks"] and trace["asked"]["protocol"] in _SEGMENTED:
+        yield from page.text("it comes as one packet, so that there is nothing to cut into segments (TSO, USO)")
     if trace["mtu"] is not None:
         yield from _sizes(page, trace["mtu"])
 

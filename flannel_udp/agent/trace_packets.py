@@ -20,9 +20,8 @@ _SYN, _WINDOW = 0x02, 64_240
 
 def checksum(data: bytes) -> int:
     """Return the Internet checksum (RFC 1071)."""
-    total = sum(int.from_bytes(data[at : at + 2].ljust(2, b"\0"), "big") for at in range(0, len(data), 2))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
+    number = int.from_bytes(data + b"\0" * (len(data) % 2), "big")
+    total = number % 0xFFFF or 0xFFFF * (number > 0)  # one's complement: 0x10000 is 1
     return total ^ 0xFFFF
 
 
@@ -120,16 +119,16 @@ class Outer:
     chosen: frozenset[str]
 
 
-def outer_packet(ip: Ip, payload: bytes, ports: tuple[int, int]) -> Outer:
+def outer_packet(ip: Ip, payload: bytes, ports: tuple[int, int], *, alone: bool = True) -> Outer:
     """Return what the kernel makes of a payload that our socket sends; a source port of 0 it chooses itself.
 
-    With "don't fragment" the IPv4 identification is 0 (linux, ip_select_ident_segs); IPv6's flow label is made of the
-    flow (auto_flowlabels).
+    With "don't fragment" the IPv4 identification is 0 (linux, ip_select_ident_segs), but where it is not `alone` and
+    the kernel cuts a run into datagrams, which it numbers. IPv6's flow label is made of the flow (auto_flowlabels).
     """
     chosen: set[str] = set()
     if ip.source.version == 6:
         chosen.add("outer IPv6 version, class, flow label")
-    elif not ip.df:
+    elif not (ip.df and alone):
         chosen |= {"outer IPv4 identification", "outer IPv4 header checksum"}
     if ip.protocol == UDP:
         payload = udp_datagram(ip.source, ip.destination, ports, payload)

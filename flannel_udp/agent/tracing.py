@@ -149,18 +149,18 @@ def _through_data_path(trace: Trace, at: Here, tried: Sequence[TriedPacket]) -> 
             trace["answer"] = packet_of(first.answer)
         return
     port, ttl = at.rooms.network.facts().port or 0, _default_ttl(version, at.external.name)
-    for each in tried:
-        trace["datagrams"].extend(_datagram(each, payload, port, ttl) for payload in each.payloads)
+    sent = [(each, payload) for each in tried for payload in each.payloads]
+    trace["datagrams"] = [_datagram(each, payload, port, ttl, alone=len(sent) == 1) for each, payload in sent]
     n = len(trace["datagrams"])
     what = "it leaves as one packet" if n == 1 else f"it leaves in {n} packets"
     trace["why"] = f"{what}, for {first.peer}"
 
 
-def _datagram(tried: TriedPacket, sent: TriedPayload, port: int, ttl: int) -> TraceDatagram:
+def _datagram(tried: TriedPacket, sent: TriedPayload, port: int, ttl: int, *, alone: bool) -> TraceDatagram:
     assert tried.peer is not None  # noqa: S101 - it is sent
     protocol = IP_IN_IP if tried.kind == "ipip" else UDP
     ip = Ip(tried.source, tried.peer, protocol, sent.tos, ttl, df=not sent.fragmentable)
-    outer = outer_packet(ip, sent.payload, (sent.source_port, port))
+    outer = outer_packet(ip, sent.payload, (sent.source_port, port), alone=alone)
     heading = sum(outer_overhead("vxlan", 4).values()) - sum(outer_overhead("udp", 4).values())
     inner = sent.payload[heading:] if tried.kind == "vxlan" else sent.payload
     read = outer.packet if tried.kind == "ipip" else sent.payload
