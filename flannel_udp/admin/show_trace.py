@@ -39,13 +39,8 @@ def show_trace(trace: Trace, stream: TextIO) -> None:
     """Write the trace; lines are as wide as the terminal, 80 columns without one."""
     from rich.console import Console  # noqa: PLC0415 - rich is slow to import, and --json does without
 
-    columns = shutil.get_terminal_size((WIDTH, 24)).columns if stream.isatty() else _told_width()
-    width = min(max(columns, NARROWEST), WIDEST)
+    width = min(max(shutil.get_terminal_size((WIDTH, 24)).columns, NARROWEST), WIDEST)
     _write(Console(file=stream, highlight=False, width=1_000), trace_lines(trace, width))
-
-
-def _told_width() -> int:
-    return shutil.get_terminal_size((WIDTH, 24)).columns
 
 
 def _write(console: Console, lines: Iterator[Line]) -> None:

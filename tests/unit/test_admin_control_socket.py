@@ -23,15 +23,17 @@ from flannel_udp.admin import client
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.listener import UnixListener
 from flannel_udp.admin.shapes import PeerRow, Status
+from flannel_udp.admin.trace_request import Said, make_request
 from flannel_udp.errors import FlannelError, UsageError
 from tests.support.source import Source
 from tests.support.status import PEER, ROUTES, RUNNING
+from tests.support.traces import ARRIVAL, traced
 
 
-def raw(path: Path, method: str, target: str) -> tuple[int, str]:
+def raw(path: Path, method: str, target: str, body: str | None = None) -> tuple[int, str]:
     connection = client._UnixConnection(path, 5.0)
     try:
-        connection.request(method, target)
+        connection.request(method, target, body)
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:
@@ -41,6 +43,24 @@ def raw(path: Path, method: str, target: str) -> tuple[int, str]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "agent.sock"
+
+
+TRACED = make_request(ip_address("10.1.15.7"), ip_address("10.1.16.5"), Said())
+
+
+async def test_a_packet_that_is_asked_about_arrives_and_is_answered(path: Path) -> None:
+    async with control_server(UnixListener(path), Source()):
+        trace = await ask(client.fetch_trace, path, TRACED)
+        assert trace == traced(TRACED)
+        assert await ask(client.fetch_arrival, path, "192.0.2.1", trace["datagrams"][0]) == ARRIVAL
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", '{"source": "10.1.1.1"}', "[" * 100_000])
+async def test_what_asks_about_no_packet_is_refused_in_one_line(path: Path, body: str) -> None:
+    async with control_server(UnixListener(path), Source()):
+        for target in ("/v1/trace", "/v1/arrival"):
+            status, answer = await ask(raw, path, "POST", target, body)
+            assert (status, answer.startswith('{"error": "POST ' + target)) == (400, True)
 
 
 async def ask(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -300,7 +320,11 @@ async def test_closing_does_not_wait_for_a_client_that_does_not_read(path: Path)
 
 @pytest.mark.parametrize(
     ("fetch", "target"),
-    [(client.fetch_routes, "/v1/routes"), (lambda path: list(client.follow_events(path)), "/v1/monitor")],
+    [
+        (client.fetch_routes, "/v1/routes"),
+        (lambda path: list(client.follow_events(path)), "/v1/monitor"),
+        (lambda path: client.fetch_trace(path, TRACED), "/v1/trace"),
+    ],
 )
 def test_an_agent_that_does_not_know_the_request_is_of_an_older_version(
     fetch: Callable[[Path], object], target: str, path: Path
