@@ -1,9 +1,9 @@
 """What would become of a packet: the packet path's own decisions about it, made on a copy of what it goes by.
 
 Nothing is sent, counted, answered or learnt. The kernel is asked one thing, its path MTU to the peer, which sends
-nothing either. The table is the engine's in force: nobody writes it as long as an engine has it, and nobody publishes
-another one while the caller has the GIL. What the data thread writes meanwhile (counters, what it learns of a path) may
-be half new in the copy: no decision needs two of these to fit.
+nothing either. The table is the engine's in force: nobody writes it as long as an engine has it, and it stays in force
+as the caller is the thread that publishes. What the data thread writes meanwhile (counters, what it learns of a path)
+may be half new in the copy: no decision needs two of these to fit.
 """
 
 from libc.stdint cimport uint8_t, uint32_t

@@ -20,6 +20,9 @@ _ICMPV6_TYPES = {
     128: "echo request",
     129: "echo reply",
 }
+_ICMP_CODES = {(3, 0): "network unreachable", (3, 1): "host unreachable", (3, 3): "port unreachable"}
+_ICMP_CODES |= {(3, 4): "fragmentation needed and DF set", (11, 0): "TTL exceeded in transit"}
+_ICMPV6_CODES = {(1, 0): "no route to the destination", (1, 3): "address unreachable", (3, 0): "hop limit exceeded"}
 _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 
 _Reader = Callable[["_Cursor"], str | None]
@@ -178,16 +181,16 @@ def _tcp(cursor: _Cursor) -> None:
 
 
 def _icmp(cursor: _Cursor) -> None:
-    _icmp_of(cursor, _ICMP_TYPES, told={3: "MTU of the next hop"})
+    _icmp_of(cursor, _ICMP_TYPES, _ICMP_CODES, told={3: "MTU of the next hop"})
 
 
 def _icmpv6(cursor: _Cursor) -> None:
-    _icmp_of(cursor, _ICMPV6_TYPES, told={2: "MTU"})
+    _icmp_of(cursor, _ICMPV6_TYPES, _ICMPV6_CODES, told={2: "MTU"})
 
 
-def _icmp_of(cursor: _Cursor, types: dict[int, str], told: dict[int, str]) -> None:
+def _icmp_of(cursor: _Cursor, types: dict[int, str], codes: dict[tuple[int, int], str], told: dict[int, str]) -> None:
     kind = cursor.take("type", 1, lambda n: f"{n}, {types.get(n, 'another')}")
-    cursor.take("code", 1)
+    cursor.take("code", 1, lambda n: f"{n}, {codes[kind, n]}" if (kind, n) in codes else str(n))
     cursor.take("checksum", 2, hex)
     if types.get(kind, "").startswith("echo"):
         cursor.take("identifier", 2, hex)

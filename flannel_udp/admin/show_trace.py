@@ -58,7 +58,7 @@ def trace_lines(trace: Trace, width: int) -> Iterator[Line]:
     host = trace["host"]
     sender = "this host sends it" if host["sender"] == "host" else "a pod sends it to its gateway, this host"
     yield from page.head("the host", f"{sender}; its kernel asks its routes")
-    yield from page.text(host["route"])
+    yield from page.text(f"route: {host['route']}")
     if "diverted" in host:
         yield from page.text(host["diverted"], "red")
     yield from page.text(host["why"])
@@ -113,8 +113,8 @@ def _sizes(page: _Page, mtu: TraceMtu) -> Iterator[Line]:
     path = "" if mtu["path"] is None else f"; the path takes {mtu['path']:,}, as far as the kernel knows"
     yield from page.text(f"size: {mtu['inner']:,}{more}{total}{path}")
     if mtu["limit"] is not None:
-        whose = "probes found" if mtu["probed"] == mtu["limit"] else "was learnt from the path"
-        yield from page.text(f"an inner packet may have {mtu['limit']:,} bytes there: that {whose}", "yellow")
+        whose = "probes found" if mtu["probed"] == mtu["limit"] else "the kernel tells"
+        yield from page.text(f"an inner packet may have {mtu['limit']:,} bytes there, as {whose}", "yellow")
 
 
 def _sent_title(sent: TraceDatagram) -> str:
@@ -130,7 +130,7 @@ def _arrived(page: _Page, arrival: TraceArrival) -> Iterator[Line]:
         fields = arrival["packet"]["headers"][0]["fields"]
         yield from page.text(next(f"{it['name']} {it['value']} is left" for it in fields if it["name"] in _HOPS))
     if arrival["route"] is not None:
-        yield from page.text(arrival["route"])
+        yield from page.text(f"route: {arrival['route']}")
     reason = f" ({arrival['reason']})" if arrival["reason"] else ""
     yield from page.text(f"{arrival['verdict']}{reason}: {arrival['why']}", _VERDICT_STYLES[arrival["verdict"]])
 

@@ -281,7 +281,7 @@ def test_vxlan_by_the_kernel_and_by_us_leaves_as_was_foretold(vxlan: Lab, source
 def test_a_kernel_without_its_forwarding_entry_is_said_to_drop_the_packet(vxlan: Lab) -> None:
     h1, h2 = vxlan.hosts
     entry = trace_in_lab(vxlan.name, "h1/p1", "h2/p1", Said())["entries"][1]["entry"]
-    mac, device = entry.split()[0], entry.split()[2]
+    _, mac, _, device, *_ = entry.split()
     h1.run(["bridge", "fdb", "del", mac, "dev", device, "dst", str(h2.underlay)])
     done = command_json(h1, "trace", str(h1.pods[0].ip), str(h2.pods[0].ip))
     if done["verdict"] == "dropped":  # the agent may have been faster

@@ -172,8 +172,11 @@ class VxlanKernelNetwork(KernelTunnelNetwork):
             neighbours = TableReader(NEIGHBOURS[version]).read(netlink, index)
             forwarding = TableReader(FORWARDING[version]).read(netlink, index)
         entries = (
-            (f"{first} dev {name} lladdr {mac} PERMANENT", neighbours.get(first.packed) == packed),
-            (f"{mac} dev {name} dst {peer.public_ip} self permanent", forwarding.get(packed) == peer.public_ip.packed),
+            (f"neighbour {first} dev {name} lladdr {mac} PERMANENT", neighbours.get(first.packed) == packed),
+            (
+                f"fdb {mac} dev {name} dst {peer.public_ip} self permanent",
+                forwarding.get(packed) == peer.public_ip.packed,
+            ),
         )
         encapsulation = Encapsulation("vxlan", self._vni, self._device.mac)
         return KernelWay(encapsulation, self._port, peer.hop.vtep_mac, entries)
