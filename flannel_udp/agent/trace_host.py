@@ -22,9 +22,8 @@ class HostAnswer:
     """See `find_inlet`."""
     way: PacketWay
     ways: Ways | None
-    has_packet_path: bool
     tunnel: str | None
-    """The overlay's device, if it has one of our packet path's."""
+    """Our packet path's device, ``None`` where packets of this IP version take no such path."""
     diverted: str | None
 
 
@@ -38,16 +37,17 @@ class Passed:
     packets: tuple[bytes, ...] = ()
 
 
-def ask_host(network: Network, overlay: Prefix | None, own: Prefix | None, asked: TraceRequest) -> HostAnswer:
-    """Ask the kernel about a packet. Blocks. Raises `FlannelError`."""
-    ways, facts = network.ways(asked.source.version), network.facts()
+def ask_host(
+    network: Network, overlay: Prefix | None, own: Prefix | None, asked: TraceRequest, tunnel: str | None
+) -> HostAnswer:
+    """Ask the kernel about a packet; `tunnel` as in the answer. Blocks. Raises `FlannelError`."""
+    ways = network.ways(asked.source.version)
     inlet = find_inlet(asked.source, own, 0 if ways is None else ways.device)
     way = find_way(asked.source, asked.destination, inlet or 0)
     diverted = None
     if overlay is not None and ways is not None and asked.destination in overlay:
         diverted = look_up(asked.destination, overlay, own, ways).fault
-    has_packet_path = facts.counters is not None
-    return HostAnswer(inlet, way, ways, has_packet_path, facts.device if has_packet_path else None, diverted)
+    return HostAnswer(inlet, way, ways, tunnel, diverted)
 
 
 def pass_host(host: HostAnswer, found: RouteAnswer, asked: TraceRequest, packet: bytes) -> Passed:
@@ -128,7 +128,7 @@ def _carrier(host: HostAnswer, found: RouteAnswer) -> str:
     way, ways = host.way.way, host.ways
     if way is None or ways is None:
         return "nobody"
-    if host.has_packet_path and way.device == ways.device:
+    if host.tunnel is not None and way.device == ways.device:
         return "data path"
     if found.peer is None or found.peer.subnet not in ways.gateways:
         return "nobody"

@@ -12,6 +12,8 @@ from flannel_udp.model import Address
 IP_IN_IP = 4
 DONT_FRAGMENT, MORE_FRAGMENTS = 0x4000, 0x2000
 ETHERTYPES = {4: 0x0800, 6: 0x86DD}
+VXLAN_HEADING_BYTES = 22
+"""VXLAN's header and the inner Ethernet header."""
 IDENTIFIER = 0x7472
 """Of the packet, and of an echo: not that of the agent's own, which the packet path knows by theirs."""
 _ECHO_REQUEST = {ICMP: 8, ICMPV6: 128}

@@ -11,11 +11,13 @@ from pathlib import Path
 from flannel_udp.admin.headers import packet_of
 from flannel_udp.admin.trace_request import UDP, TraceRequest
 from flannel_udp.admin.trace_shapes import Trace, TraceDatagram, TraceEntry, TraceHost, TraceMtu, TracePeer
+from flannel_udp.agent.routes import name_device
 from flannel_udp.agent.state import AgentState, Rooms
 from flannel_udp.agent.trace_checks import judge, outbound_questions
 from flannel_udp.agent.trace_host import HostAnswer, ask_host, pass_host
 from flannel_udp.agent.trace_packets import (
     IP_IN_IP,
+    VXLAN_HEADING_BYTES,
     Ip,
     Outer,
     kernel_packet,
@@ -57,10 +59,14 @@ async def trace_packet(state: AgentState, asked: TraceRequest) -> Trace:
     network, version = at.rooms.network, asked.source.version
     overlay, own = at.rooms.config.of(version), at.lease.subnet.of(version)
     made, found = make_packet(asked), network.route(asked.destination)
-    host = await asyncio.to_thread(ask_host, network, None if overlay is None else overlay.network, own, asked)
+    trial = network.try_packet(made)  # ``None``: packets of this version take no path of ours
+    tunnel = None if trial is None else name_device(network.facts(), version)
+    host = await asyncio.to_thread(ask_host, network, None if overlay is None else overlay.network, own, asked, tunnel)
     passed = pass_host(host, found, asked, made)
     trace = _begin(at, asked, made, passed.step, found)
-    _note_faults(trace, state, host, found, asked)
+    _note_faults(trace, at, host, found, asked)
+    texts = [item.text for item in state.conditions.degradations if item.version in (0, version)]
+    trace["notes"].extend(f"a problem of this host: {text}" for text in texts[:NOTES_MAX])
     if passed.carrier == "data path":
         tried = [network.try_packet(packet) for packet in passed.packets]
         _through_data_path(trace, at, [each for each in tried if each is not None])
@@ -68,7 +74,7 @@ async def trace_packet(state: AgentState, asked: TraceRequest) -> Trace:
         way = await asyncio.to_thread(network.kernel_way, found.peer)
         _through_kernel(trace, at, found.peer, way, passed.packets)
     else:
-        _not_ours(trace, network.try_packet(made), host)
+        _not_ours(trace, trial, host)
     return trace
 
 
@@ -98,18 +104,16 @@ def _begin(at: Here, asked: TraceRequest, made: bytes, host: TraceHost, found: R
     )
 
 
-def _note_faults(trace: Trace, state: AgentState, host: HostAnswer, found: RouteAnswer, asked: TraceRequest) -> None:
+def _note_faults(trace: Trace, at: Here, host: HostAnswer, found: RouteAnswer, asked: TraceRequest) -> None:
     """Note what may stop such a packet, and no check of this packet shows."""
     notes = trace["notes"]
     if host.inlet is None:
         notes.append(f"no bridge of pods is known here: the kernel was asked as if {asked.source} were this host's")
-    source = here(state).rooms.network.route(asked.source)
+    source = at.rooms.network.route(asked.source)
     if host.inlet != 0 and not source.own and found.peer is not None:
         whose = "in no lease" if source.peer is None else f"in the lease of {source.peer.public_ip}"
         fate = "lets it pass" if source.peer is None else "drops it (spoofed_source)"
         notes.append(f"{asked.source} is {whose}, not in ours: the other host's source check (strict) {fate}")
-    texts = [item.text for item in state.conditions.degradations if item.version in (0, asked.source.version)]
-    notes.extend(f"a problem of this host: {text}" for text in texts[:NOTES_MAX])
 
 
 def _not_ours(trace: Trace, tried: TriedPacket | None, host: HostAnswer) -> None:
@@ -161,8 +165,7 @@ def _datagram(tried: TriedPacket, sent: TriedPayload, port: int, ttl: int, *, al
     protocol = IP_IN_IP if tried.kind == "ipip" else UDP
     ip = Ip(tried.source, tried.peer, protocol, sent.tos, ttl, df=not sent.fragmentable)
     outer = outer_packet(ip, sent.payload, (sent.source_port, port), alone=alone)
-    heading = sum(outer_overhead("vxlan", 4).values()) - sum(outer_overhead("udp", 4).values())
-    inner = sent.payload[heading:] if tried.kind == "vxlan" else sent.payload
+    inner = sent.payload[VXLAN_HEADING_BYTES:] if tried.kind == "vxlan" else sent.payload
     read = outer.packet if tried.kind == "ipip" else sent.payload
     return _outer_document(outer, tried.kind, inner, read, sent.tos, fragmentable=sent.fragmentable)
 

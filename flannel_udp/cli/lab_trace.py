@@ -7,53 +7,55 @@ from flannel_udp.admin.trace_request import Said, make_request
 from flannel_udp.admin.trace_shapes import Trace
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.node import Host, Node, Pod
+from flannel_udp.lab.node import Host, Pod
 from flannel_udp.model import Address
 from flannel_udp.netconf.addresses import parse_address
+
+End = Host | Pod | Address
 
 
 def trace_in_lab(name: str, source: str, destination: str, said: Said) -> Trace:
     """Return what becomes of a packet between two ends of a lab, pods, hosts or addresses. Raises `FlannelError`."""
     lab = Lab.attach(name)
     ends = [_end(lab, text) for text in (source, destination)]
-    given = [end.version for end in ends if not isinstance(end, Node)]
+    given = [end.version for end in ends if not isinstance(end, Host | Pod)]
     version = given[0] if given else lab.plan.versions[0]
-    addresses = [_address(end, version) if isinstance(end, Node) else end for end in ends]
-    host = _host(ends[0]) if isinstance(ends[0], Node) else _owner(lab, ends[0])
-    trace = client.fetch_trace(host.control_socket, make_request(addresses[0], addresses[1], said))
+    host = _sender(lab, ends[0])
+    asked = make_request(_address(ends[0], version), _address(ends[1], version), said)
+    trace = client.fetch_trace(host.control_socket, asked)
     if trace["verdict"] == "sent":
         _follow(lab, host, trace)
     return trace
 
 
-def _end(lab: Lab, text: str) -> Node | Address:
+def _end(lab: Lab, text: str) -> End:
     """Return what somebody has named: an address, or a node of the lab."""
     try:
         return parse_address(text)
     except ValueError:
         node = lab.node(text)
-    if not isinstance(node, Pod | Host):
+    if not isinstance(node, Host | Pod):
         raise UsageError(f"{text} is neither a host nor a pod of the lab {lab.name}")
     return node
 
 
-def _host(node: Node) -> Host:
-    return node.host if isinstance(node, Pod) else _as_host(node)
-
-
-def _as_host(node: Node) -> Host:
-    assert isinstance(node, Host)  # noqa: S101 - `_end` returns no others
-    return node
-
-
-def _address(node: Node, version: int) -> Address:
-    """Return a pod's address, or that of a host's end of the tunnel: its subnet's first."""
-    if isinstance(node, Pod):
-        return node.address(version)
-    subnet = _as_host(node).subnet_of(version)
+def _address(end: End, version: int) -> Address:
+    """Return an end's address; a host's is that of its end of the tunnel, its subnet's first."""
+    if isinstance(end, Pod):
+        return end.address(version)
+    if not isinstance(end, Host):
+        return end
+    subnet = end.subnet_of(version)
     if subnet is None:
-        raise FlannelError(f"{node.name} has no IPv{version} subnet yet")
+        raise FlannelError(f"{end.name} has no IPv{version} subnet yet")
     return subnet.network_address
+
+
+def _sender(lab: Lab, end: End) -> Host:
+    """Return the host that a packet of this end is sent by."""
+    if isinstance(end, Host):
+        return end
+    return end.host if isinstance(end, Pod) else _owner(lab, end)
 
 
 def _owner(lab: Lab, address: Address) -> Host:

@@ -22,7 +22,7 @@ from flannel_udp.lab import ethtool
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Pod
 from flannel_udp.lab.plan import OVERLAY, Plan
-from tests.support.agents import command_json, command_line, drops_of, subnet_of, up_with_peers, wait_for
+from tests.support.agents import command_line, drops_of, subnet_of, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.taps import Tap
 
@@ -280,12 +280,14 @@ def test_vxlan_by_the_kernel_and_by_us_leaves_as_was_foretold(vxlan: Lab, source
 
 def test_a_kernel_without_its_forwarding_entry_is_said_to_drop_the_packet(vxlan: Lab) -> None:
     h1, h2 = vxlan.hosts
-    entry = trace_in_lab(vxlan.name, "h1/p1", "h2/p1", Said())["entries"][1]["entry"]
-    _, mac, _, device, *_ = entry.split()
-    h1.run(["bridge", "fdb", "del", mac, "dev", device, "dst", str(h2.underlay)])
-    done = command_json(h1, "trace", str(h1.pods[0].ip), str(h2.pods[0].ip))
-    if done["verdict"] == "dropped":  # the agent may have been faster
-        assert mac in done["why"]
+    _, mac, _, device, *_ = trace_in_lab(vxlan.name, "h1/p1", "h2/p1", Said())["entries"][1]["entry"].split()
+
+    def is_said() -> bool:
+        h1.run(["bridge", "fdb", "del", mac, "dev", device, "dst", str(h2.underlay)], check=False)
+        trace = trace_in_lab(vxlan.name, "h1/p1", "h2/p1", Said())
+        return trace["verdict"] == "dropped" and trace["dropped_by"] == "host" and mac in trace["why"]
+
+    wait_for("it is asked before the agent has put it back", is_said)
     wait_for("it is put back", lambda: trace_in_lab(vxlan.name, "h1/p1", "h2/p1", Said())["verdict"] == "delivered")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ from flannel_udp.admin.show_trace import show_trace, trace_lines
 from flannel_udp.admin.trace_request import Coming, Said, TraceRequest, make_request, read_coming, read_request
 from flannel_udp.admin.trace_shapes import Trace
 from flannel_udp.agent.trace_checks import inbound_questions, judge, outbound_questions
+from flannel_udp.agent.trace_host import HostAnswer, pass_host
 from flannel_udp.agent.trace_packets import Ip, checksum, in_fragments, make_packet, outer_packet, with_one_hop_less
 from flannel_udp.cli.main import main
 from flannel_udp.dataplane.drops import DROP_REASONS
 from flannel_udp.errors import UsageError
+from flannel_udp.host.lookup.packet_way import PacketWay
+from flannel_udp.host.lookup.question import Way, Ways
+from flannel_udp.model import Peer, RouteAnswer
 from tests.support.traces import ARRIVAL, traced
 from tests.unit.test_cli_agent import ask
 
@@ -283,3 +287,47 @@ def test_in_a_lab_tcp_and_udp_are_one_of_two(capsys: pytest.CaptureFixture[str])
 def test_without_an_agent_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", *V4, f"--control-socket={tmp_path / 'none.sock'}"]) == 1
     assert "flannel-udp is not running" in capsys.readouterr().err
+
+
+# What the host does with it before
+
+
+TUNNEL, BRIDGE, UPLINK = 7, 8, 2
+THERE = Peer(ip_network("10.1.16.0/24"), ip_address("192.0.2.2"))
+TO_PEER = RouteAnswer(THERE, own=False)
+
+
+def answer(
+    device: int, *, gateway: str | None = None, tunnel: str | None = "flannel0", inlet: int = BRIDGE
+) -> HostAnswer:
+    """Return that the kernel leads the packet there, and that our packet path, or the kernel, has device `TUNNEL`."""
+    ways = Ways(TUNNEL, {THERE.subnet: None if tunnel else ip_address("10.1.16.0")})
+    way = Way(device, None if gateway is None else ip_address(gateway))
+    return HostAnswer(inlet, PacketWay("a route", way=way, device="D", mtu=1472), ways, tunnel, None)
+
+
+@pytest.mark.parametrize(
+    ("host", "said", "found", "outcome", "carrier"),
+    [
+        (answer(TUNNEL), {}, TO_PEER, "passed", "data path"),
+        (answer(TUNNEL), {}, RouteAnswer(None, own=False), "passed", "data path"),
+        (answer(TUNNEL), {"size": 3000}, TO_PEER, "fragmented", "data path"),
+        (answer(TUNNEL), {"size": 3000, "df": True}, TO_PEER, "dropped", "nobody"),
+        (answer(TUNNEL), {"ttl": 1}, TO_PEER, "dropped", "nobody"),
+        (answer(TUNNEL, inlet=0), {"ttl": 1}, TO_PEER, "passed", "data path"),
+        (answer(TUNNEL, gateway="10.1.16.0", tunnel=None), {}, TO_PEER, "passed", "kernel"),
+        (answer(TUNNEL, gateway="10.1.99.0", tunnel=None), {}, TO_PEER, "elsewhere", "nobody"),
+        (answer(TUNNEL, tunnel=None), {}, RouteAnswer(None, own=False), "elsewhere", "nobody"),
+        (answer(UPLINK), {}, TO_PEER, "elsewhere", "nobody"),
+        (answer(UPLINK), {}, RouteAnswer(None, own=True), "delivered", "nobody"),
+        (answer(BRIDGE), {"ttl": 1, "size": 3000}, TO_PEER, "delivered", "nobody"),
+    ],
+)
+def test_the_host_routes_cuts_and_refuses_as_a_router(
+    host: HostAnswer, said: dict[str, Any], found: RouteAnswer, outcome: str, carrier: str
+) -> None:
+    asked = request(**said)
+    passed = pass_host(host, found, asked, make_packet(asked))
+    assert (passed.step["outcome"], passed.carrier) == (outcome, carrier), passed.step["why"]
+    hops = {packet[8] for packet in passed.packets}
+    assert hops == (set() if carrier == "nobody" else {asked.ttl if host.inlet == 0 else asked.ttl - 1})
