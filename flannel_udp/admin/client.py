@@ -73,6 +73,15 @@ def fetch_routes(path: Path, timeout_s: float = TIMEOUT_S) -> list[RouteRow]:
     return cast(list[RouteRow], _expect(list, _get(path, "/v1/routes", timeout_s), path))
 
 
+def fetch_metrics(path: Path, timeout_s: float = TIMEOUT_S) -> str:
+    """Return the agent's figures in Prometheus' text format. Raises as `fetch_status` does."""
+    with _asked(path, "/metrics", timeout_s) as (response, _), _explained(path, timeout_s):
+        text = _read(response, lambda _n: None).decode()
+    if "\nflannel_udp_build_info" not in text:
+        raise _nonsense(path)
+    return text
+
+
 class AgentAway(FlannelError):
     """There is no agent, or the one that was asked has just ended: soon there may be one."""
 

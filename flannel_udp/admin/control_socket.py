@@ -3,7 +3,7 @@
 ``GET /v1/status``, ``/v1/peers``, ``/v1/route?address=A`` and ``/v1/routes`` answer with the documents of `shapes`,
 ``/v1/peers?probe`` after each peer was asked by an echo (``?probe=5``: within that many seconds); whatever goes wrong
 answers ``{"error": "one line"}`` and a status of 400 or more. ``/v1/monitor`` answers with a line of JSON for each
-`shapes.Event` as it happens, until the agent ends or nobody reads any more.
+`shapes.Event` as it happens, until the agent ends or nobody reads any more. ``/metrics`` answers in Prometheus' format.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from flannel_udp.admin.listener import BACKLOG, UnixListener
-from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
+from flannel_udp.admin.metrics import MetricsSource, answer_metrics
+from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import Address
 from flannel_udp.netconf.addresses import parse_address
@@ -34,12 +35,8 @@ _SHUTDOWN_TIMEOUT_S = 0.2
 """How long an answer that nobody reads may hold up the agent's end; aiohttp waits that long up to twice."""
 
 
-class StatusSource(Protocol):
+class StatusSource(MetricsSource, Protocol):
     """Who knows the answers: the agent. Called on the event loop, so it must not block."""
-
-    def status(self) -> Status:
-        """Return the agent's state at this moment."""
-        ...
 
     def peers(self) -> AsyncIterator[list[PeerRow]]:
         """Yield one row a peer, in the order of their subnets, in parts, none of them empty."""
@@ -117,6 +114,9 @@ def _application(source: StatusSource) -> web.Application:
     async def routes(request: web.Request) -> web.StreamResponse:
         return await _in_parts(request, source.routes())
 
+    async def metrics(_request: web.Request) -> web.Response:
+        return await answer_metrics(source)
+
     app = web.Application(middlewares=[_errors_as_json])
     watching: set[asyncio.Task[object]] = set()
 
@@ -136,6 +136,7 @@ def _application(source: StatusSource) -> web.Application:
     app.on_shutdown.append(end_watching)
     answers = {"status": status, "peers": peers, "route": route, "routes": routes, "monitor": monitor}
     app.add_routes(web.get(f"/v1/{name}", answer) for name, answer in answers.items())
+    app.add_routes([web.get("/metrics", metrics)])
     return app
 
 
