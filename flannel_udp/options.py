@@ -148,6 +148,8 @@ class Options:
     control_socket: Path = DEFAULT_CONTROL_SOCKET
     takeover: bool = False
     """Take over from the agent that runs on the control socket."""
+    after_takeover: str = "end"
+    """What to do once another agent has taken over from this one: ``end``, or ``wait`` for SIGTERM, doing nothing."""
     verbosity: int = 0
     log_format: str = "text"
     """``text``, ``klog`` or ``json``."""

@@ -193,6 +193,13 @@ HOST_FLAGS = (
         "takeover",
         switch=True,
     ),
+    choice_flag(
+        "after-takeover",
+        "once another agent has taken over: end, or wait for SIGTERM and do nothing, as a container that ends would be "
+        "started again (ours)",
+        ("end", "wait"),
+        "after_takeover",
+    ),
 )
 
 _RULES_FLAGS = (
