@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from flannel_udp.admin.client import fetch_metrics
 from flannel_udp.dataplane.drops import DROP_REASONS
 from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix, tcp_rate
-from tests.support.agents import command_line, log_of, subnet_of, up_with_peers, wait_for
+from tests.support.agents import command_line, log_of, pid_of, subnet_of, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.many_peers import N_PEERS, NETWORK, host_number, subnet_number
 
 pytestmark = NEEDS_NETNS
 
 PORT = 9500
 DAY_S = 86_400
+N_SCRAPES = 100
+SCRAPE_MAX_S = 0.02
+"""Of CPU time; ten times what it was, most of which is the text of the page."""
+SERIES_MAX = 250
 NOBODY = "10.244.255.9"  # in the overlay, leased by nobody: the last subnet is not among the first 100
 Samples = Mapping[tuple[str, tuple[str, ...]], float]
 
@@ -142,6 +150,33 @@ def test_an_outage_of_the_registry_and_its_end_are_counted(lab: Lab) -> None:
     after = scrape(h1)
     for name in ("registry_outages_total", "registry_watch_restarts_total"):
         assert after[name, ()] == before[name, ()] + 1
+
+
+def test_a_scrape_with_ten_thousand_peers_costs_milliseconds(record_property: Callable[[str, object], None]) -> None:
+    config = {"Network": NETWORK}
+    with Lab(Plan(fresh_name(), hosts=1, config=config, agent_args=("--metrics-peers=20",))) as lab:
+        (host,), path = lab.hosts, lab.plan.registry_file
+        document = json.loads(path.read_bytes())
+        for number in range(N_PEERS):
+            key = str(subnet_number(number)).replace("/", "-")
+            document["subnets"][key] = {"PublicIP": str(host_number(number))}
+        replace_file(path, json.dumps(document).encode())
+        wait_for("all peers", lambda: host.control("/v1/status")["peers"] == N_PEERS)
+        host.control("/v1/peers")  # whatever the agent does only once is done
+        before_s = cpu_s(pid_of(host))
+        for _ in range(N_SCRAPES):
+            page = fetch_metrics(host.control_socket)
+        took_s = (cpu_s(pid_of(host)) - before_s) / N_SCRAPES
+    n_series = len([line for line in page.splitlines() if not line.startswith("#")])
+    record_property("figure", f"{took_s * 1e3:.1f} ms of CPU time a scrape, {n_series} series")
+    assert took_s < SCRAPE_MAX_S
+    assert n_series < SERIES_MAX
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has had: counted, so that a busy machine does not matter."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

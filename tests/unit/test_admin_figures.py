@@ -86,6 +86,19 @@ async def test_what_is_no_agent_is_named_as_that(tmp_path: Path) -> None:
             await asyncio.to_thread(client.fetch_metrics, path)
 
 
+async def test_an_agent_of_an_older_version_is_named_as_that(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b'HTTP/1.0 404 Not Found\r\n\r\n{"error": "GET /metrics: Not Found"}')
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer, path):
+        with pytest.raises(FlannelError, match="of an older version, which does not know /metrics"):
+            await asyncio.to_thread(client.fetch_metrics, path)
+
+
 # Where the figures come from
 
 
