@@ -19,7 +19,7 @@ import pytest
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.kube_api.manifest import find
-from tests.support.agents import Agent, remains_of, subnet_of, wait_for_peers
+from tests.support.agents import Agent, remains_of, subnet_of, wait_for, wait_for_peers
 from tests.support.by_hand import by_hand
 from tests.support.by_hand_vxlan import KernelPeer, KernelVxlan, join_by_hand, mac_of
 from tests.support.flow import Flow
@@ -29,6 +29,7 @@ from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.mixed import OURS, THEIRS
 from tests.support.naive import NaivePeer
 from tests.support.patience import promised
+from tests.support.systemd import Systemd
 
 pytestmark = NEEDS_NETNS
 
@@ -153,6 +154,28 @@ def test_from_flannelds_host_gw_and_back_loses_nothing(host_gw: Lab) -> None:
     assert kernel_state(h1) == state
 
 
+# Under systemd; udp's restart is in test_agent_takeover
+
+
+def test_a_restart_under_systemd_of_vxlan_in_user_space_loses_nothing(tmp_path: Path) -> None:
+    ours = "--datapath=userspace"
+    config = {"Network": str(OVERLAY), "Backend": {"Type": "vxlan"}}
+    plan = Plan(fresh_name(), hosts=2, config=config, agents=("h2",), agent_args=(ours,))
+    with Lab(plan) as lab, Systemd(tmp_path) as systemd, ExitStack() as runs:
+        h1, h2 = lab.hosts
+        former = runs.enter_context(systemd.run(h1, ours))
+        wait_for("ready", systemd.is_ready)
+        h1.attach_pods()
+        wait_for_peers([h1, h2])
+        with flows(lab) as both:
+            assert former.stop() == 0
+            agent = runs.enter_context(systemd.run(h1, ours))
+            wait_for("ready", systemd.is_ready)
+            agent.wait_for_line("going on with flannel.1 as the last run left it")
+        assert agent.stop() == 0
+    assert [flow.lost for flow in both] == [0, 0]
+
+
 # A DaemonSet's rolling update
 
 
@@ -206,3 +229,18 @@ def test_a_daemonsets_new_pod_takes_over_and_the_old_one_waits_to_be_deleted_and
             assert terminate(old) == 0
         assert (terminate(new), terminate(other)) == (0, 0)
     assert [flow.lost for flow in both] == [0, 0]
+
+
+def test_an_old_agent_that_waits_hands_nothing_over_and_its_successor_says_what_to_do() -> None:
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        (h1,), path = lab.hosts, lab.plan.registry_file
+        document = json.loads(path.read_text())
+        path.write_text(json.dumps({**document, "config": None}))
+        with Agent(h1) as old:
+            old.wait_for_line("reading the network configuration failed")
+            with Agent(h1, "--takeover") as new:
+                assert new.exit_code() == 1
+                assert "said nothing for 5 s: if it hangs, kill it and start afresh" in new.said()[-1]
+            path.write_text(json.dumps(document))
+            old.wait_ready()
+            assert old.stop() == 0
