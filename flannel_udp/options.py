@@ -143,9 +143,13 @@ class Options:
     healthz_ip: str = "0.0.0.0"  # noqa: S104 - flanneld's default; nothing listens before a port is given
     healthz_port: int = 0
     """0 turns the health server off."""
+    metrics_peers: int = 0
+    """So many peers, those that most bytes were exchanged with, have metrics of their own; 0: none."""
     control_socket: Path = DEFAULT_CONTROL_SOCKET
     takeover: bool = False
     """Take over from the agent that runs on the control socket."""
+    after_takeover: str = "end"
+    """What to do once another agent has taken over from this one: ``end``, or ``wait`` for SIGTERM, doing nothing."""
     verbosity: int = 0
     log_format: str = "text"
     """``text``, ``klog`` or ``json``."""

@@ -86,6 +86,15 @@ def fetch_arrival(path: Path, sender: str, sent: TraceDatagram, timeout_s: float
     return cast(TraceArrival, _expect(dict, _get(path, "/v1/arrival", timeout_s, body=body), path))
 
 
+def fetch_metrics(path: Path, timeout_s: float = TIMEOUT_S) -> str:
+    """Return the agent's figures in Prometheus' text format. Raises as `fetch_status` does."""
+    with _asked(path, "/metrics", timeout_s) as (response, _), _explained(path, timeout_s):
+        text = _read(response, lambda _n: None).decode()
+    if "\nflannel_udp_build_info" not in text:
+        raise _nonsense(path)
+    return text
+
+
 class AgentAway(FlannelError):
     """There is no agent, or the one that was asked has just ended: soon there may be one."""
 

@@ -4,7 +4,8 @@
 ``/v1/peers?probe`` after each peer was asked by an echo (``?probe=5``: within that many seconds); whatever goes wrong
 answers ``{"error": "one line"}`` and a status of 400 or more. ``POST /v1/trace`` and ``/v1/arrival`` take a packet as
 `trace_request` has it, and answer with what would become of it here; nothing is sent. ``/v1/monitor`` answers with a
-line of JSON for each `shapes.Event` as it happens, until the agent ends or nobody reads any more.
+line of JSON for each `shapes.Event` as it happens, until the agent ends or nobody reads any more, ``/metrics`` in
+Prometheus' format.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from flannel_udp.admin.listener import BACKLOG, UnixListener
-from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
+from flannel_udp.admin.metrics import MetricsSource, answer_metrics
+from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow
 from flannel_udp.admin.trace_request import Coming, TraceRequest, read_coming, read_request
 from flannel_udp.admin.trace_shapes import Trace, TraceArrival
 from flannel_udp.errors import FlannelError, UsageError
@@ -38,12 +40,8 @@ _SHUTDOWN_TIMEOUT_S = 0.2
 """How long an answer that nobody reads may hold up the agent's end; aiohttp waits that long up to twice."""
 
 
-class StatusSource(Protocol):
+class StatusSource(MetricsSource, Protocol):
     """Who knows the answers: the agent. Called on the event loop, so it must not block."""
-
-    def status(self) -> Status:
-        """Return the agent's state at this moment."""
-        ...
 
     def peers(self) -> AsyncIterator[list[PeerRow]]:
         """Yield one row a peer, in the order of their subnets, in parts, none of them empty."""
@@ -135,6 +133,9 @@ def _application(source: StatusSource) -> web.Application:
     async def arrival(request: web.Request) -> web.Response:
         return web.json_response(await source.arrival(await _read(request, read_coming)))
 
+    async def metrics(_request: web.Request) -> web.Response:
+        return await answer_metrics(source)
+
     app = web.Application(middlewares=[_errors_as_json])
     watching: set[asyncio.Task[object]] = set()
 
@@ -155,6 +156,7 @@ def _application(source: StatusSource) -> web.Application:
     answers = {"status": status, "peers": peers, "route": route, "routes": routes, "monitor": monitor}
     app.add_routes(web.get(f"/v1/{name}", answer) for name, answer in answers.items())
     app.add_routes([web.post("/v1/trace", trace), web.post("/v1/arrival", arrival)])
+    app.add_routes([web.get("/metrics", metrics)])
     return app
 
 

@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from flannel_udp.admin.metrics import MetricsSource, metrics_registry
+from flannel_udp.admin.metrics import MetricsSource, answer_metrics
 from flannel_udp.errors import FlannelError, UsageError
 
 _SHUTDOWN_TIMEOUT_S = 0.2
@@ -44,10 +43,8 @@ async def health_server(listener: socket.socket | None, source: MetricsSource) -
             return web.Response(status=503, text=f"not ready: {status['state']}\n")
         return web.Response(text="".join(f"degraded: {problem}\n" for problem in status["problems"]) or "ok\n")
 
-    registry = metrics_registry(source)
-
     async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return await answer_metrics(source)
 
     app = web.Application()
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])

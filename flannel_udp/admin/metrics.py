@@ -1,6 +1,6 @@
-"""The agent's figures for Prometheus, taken at each scrape from what ``status`` prints, in base units.
+"""The agent's figures for Prometheus, taken at each scrape from what ``status`` prints and `figures`, in base units.
 
-No address, key or password is among them.
+No key or password is among them, and no address but those of the busiest peers, if anybody wants these.
 """
 
 from __future__ import annotations
@@ -9,10 +9,18 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
+from flannel_udp.admin.figures import Figures, LatenessFigures, LeaseFigures, PeerFigures, RegistryFigures
 from flannel_udp.admin.shapes import Counters, FamilyFacts, LeaseFacts, Status
 from flannel_udp.model import DEGRADATIONS, KERNEL_DROPS
 from flannel_udp.options import Offload
@@ -43,24 +51,45 @@ class MetricsSource(Protocol):
         """Return the agent's state at this moment."""
         ...
 
+    def figures(self) -> Figures:
+        """Return what the agent counts of itself."""
+        ...
 
-def metrics_registry(source: MetricsSource) -> CollectorRegistry:
-    """Return a registry of our own with nothing in it but the agent's figures."""
-    registry = CollectorRegistry()
-    registry.register(_AgentCollector(source))
-    return registry
+    async def busiest_peers(self) -> Sequence[PeerFigures]:
+        """Return the peers that most bytes were exchanged with, as many as are wanted: by default none."""
+        ...
+
+
+async def answer_metrics(source: MetricsSource) -> web.Response:
+    """Return the answer to ``GET /metrics``: all figures of this moment in Prometheus' text format."""
+    busiest = await source.busiest_peers()
+    registry = CollectorRegistry()  # of our own, with nothing in it but the agent's figures
+    registry.register(_AgentCollector(source, busiest))
+    return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 class _AgentCollector(Collector):
-    def __init__(self, source: MetricsSource) -> None:
+    def __init__(self, source: MetricsSource, busiest: Sequence[PeerFigures]) -> None:
         self._source = source
+        self._busiest = busiest
 
     def collect(self) -> Iterator[Metric]:
-        status = self._source.status()
+        status, figures = self._source.status(), self._source.figures()
         if status["counters"] or status["backend"] is None:
             # Else the kernel carries, and nobody counts.
             yield from self._traffic(status["counters"] or _NOTHING_YET, _by_family(status))
+        if self._busiest:
+            yield from _peers(self._busiest)
         yield from _state(status)
+        yield from _lease(status["lease"], figures.lease)
+        yield from _registry(figures.registry)
+        yield _summary(
+            "publish_duration_seconds",
+            "How long it took to let packets travel to the peers as they are now: a new table, or kernel routes.",
+            (),
+            [((), figures.published, figures.publishing_s)],
+        )
+        yield _lateness(figures.lateness)
 
     def _traffic(self, counters: Counters, families: Mapping[str, FamilyFacts]) -> Iterator[Metric]:
         label, parts = _labelled(counters, {name: facts["counters"] for name, facts in families.items()})
@@ -165,14 +194,81 @@ def _state(status: Status) -> Iterator[Metric]:
             for direction, count in (("in", carried["packets_in"]), ("out", carried["packets_out"]))
         ),
     )
-    if status["lease"]:
+    yield _labelled_gauge(
+        "build_info", "1, with the version of flannel-udp.", ("version",), [((status["version"],), 1)]
+    )
+
+
+def _peers(busiest: Sequence[PeerFigures]) -> Iterator[Metric]:
+    for what, counts in (
+        ("packets", [(peer, peer.packets_in, peer.packets_out) for peer in busiest]),
+        ("bytes", [(peer, peer.bytes_in, peer.bytes_out) for peer in busiest]),
+    ):
+        yield _counter(
+            f"peer_{what}",
+            f"Inner {what} exchanged with the peers that most bytes were exchanged with, --metrics-peers of them.",
+            ("subnet", "public_ip", "direction"),
+            (
+                ((peer.subnet, peer.public_ip, way), count)
+                for peer, *both in counts
+                for way, count in zip(_WAYS, both, strict=True)
+            ),
+        )
+
+
+def _lease(lease: LeaseFacts | None, counted: LeaseFigures) -> Iterator[Metric]:
+    if lease:
         yield _gauge(
             "lease_expires_seconds",
             "Time until our lease expires unless it is renewed; +Inf for a reservation, absent without a lease.",
-            _expires_s(status["lease"]),
+            _expires_s(lease),
         )
-    yield _labelled_gauge(
-        "build_info", "1, with the version of flannel-udp.", ("version",), [((status["version"],), 1)]
+    for name, what, count in (
+        ("lease_acquisitions", "Leases that we came to have, new ones or our own of before.", counted.acquired),
+        ("lease_losses", "Leases that we lost; forwarding stopped each time.", counted.lost),
+        ("lease_renewals", "Renewals of the lease.", counted.renewals),
+        ("lease_renewal_failures", "Renewals of the lease that failed, each try.", counted.failures),
+    ):
+        yield _counter(name, what, (), [((), count)])
+    if counted.renewed_s is not None:
+        yield _gauge(
+            "lease_last_renewal_timestamp_seconds", "Unix time of the last renewal; absent before.", counted.renewed_s
+        )
+
+
+def _registry(counted: RegistryFigures) -> Iterator[Metric]:
+    asked = counted.requests.items()
+    yield _summary(
+        "registry_request_duration_seconds",
+        "Requests to the registry that have come to an end, and how long they took.",
+        ("request",),
+        (((request,), each.count, each.seconds) for request, each in asked),
+    )
+    yield _counter(
+        "registry_request_failures",
+        "Those of them that failed.",
+        ("request",),
+        (((request,), each.failed) for request, each in asked),
+    )
+    yield _gauge("registry_watching", "1 while we hear of the registry's changes.", counted.watching)
+    yield _counter("registry_outages", "Times that the watch on the registry broke off.", (), [((), counted.outages)])
+    yield _counter("registry_watch_restarts", "Outages that are over.", (), [((), counted.restarts)])
+    yield _counter(
+        "registry_events",
+        "What the watch brought: snapshot is a whole listing, as it begins with, and where it has lost its place.",
+        ("kind",),
+        [(("snapshot",), counted.snapshots), (("change",), counted.changes)],
+    )
+    if counted.last_event_s is not None:
+        yield _gauge("registry_last_event_timestamp_seconds", "Unix time of the last of these.", counted.last_event_s)
+
+
+def _lateness(seen: LatenessFigures) -> Metric:
+    return HistogramMetricFamily(
+        "flannel_udp_event_loop_lateness_seconds",
+        "How late the agent's event loop was, looked at once a second; no packet waits for it.",
+        buckets=[("+Inf" if math.isinf(bound) else repr(bound), count) for bound, count in seen.buckets],
+        sum_value=seen.total_s,
     )
 
 
@@ -201,6 +297,15 @@ def _counter(name: str, what: str, labels: Sequence[str], samples: Samples) -> M
     family = CounterMetricFamily(f"flannel_udp_{name}", what, labels=labels)  # exported with _total at the end
     for values, count in samples:
         family.add_metric(values, count)
+    return family
+
+
+def _summary(
+    name: str, what: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], int, float]]
+) -> Metric:
+    family = SummaryMetricFamily(f"flannel_udp_{name}", what, labels=labels)
+    for values, count, total in samples:
+        family.add_metric(values, count, total)
     return family
 
 

@@ -77,7 +77,7 @@ from flannel_udp.model import Degradation, Delta, Entry, Interface, Lease, Lease
 from flannel_udp.netconf.config import NetworkConfig, parse_network_config
 from flannel_udp.options import Options
 from flannel_udp.registry import Registry
-from flannel_udp.registry.logged import logged
+from flannel_udp.registry.observed import ObservedRegistry
 from flannel_udp.registry.open import open_registry
 
 logger = logging.getLogger(__name__)
@@ -118,6 +118,7 @@ class Agent:
         """Do everything above; ends only by an error or by being cancelled, and leaves nothing behind."""
         async with AsyncExitStack() as stack:
             stack.callback(self._say_stopping)
+            stack.enter_context(self._state.lateness.measured())
             stored = notify.take_stored_descriptors()
             self._mark = await _find_mark(self._options)
             if self._options.takeover:
@@ -161,7 +162,7 @@ class Agent:
         stack.callback(claims.close)
         servers = await stack.enter_async_context(AsyncExitStack())  # closed last but for the claims
         servers.callback(listeners.close)
-        registry = logged(open_registry(self._options, self._mark, in_use=True))
+        registry = ObservedRegistry(open_registry(self._options, self._mark, in_use=True), self._state.asked)
         stack.push_async_callback(registry.close)
         config, backend = takeover.config, BACKENDS[takeover.config.backend.type]
         external = await wait_for_interface(self._options.interface, self._state, config.versions)
@@ -195,7 +196,7 @@ class Agent:
         """Return the registry, as soon as the files that its flags name can be used."""
 
         async def open_() -> Registry:
-            return logged(open_registry(self._options, self._mark))
+            return ObservedRegistry(open_registry(self._options, self._mark), self._state.asked)
 
         self._state.enter("waiting for the registry's files")
         return await retry("opening the registry", open_)

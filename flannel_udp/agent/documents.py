@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 
 from flannel_udp import __version__
+from flannel_udp.admin.figures import (
+    Figures,
+    LatenessFigures,
+    LeaseFigures,
+    PeerFigures,
+    RegistryFigures,
+    Requests,
+)
 from flannel_udp.admin.shapes import (
     BackendFacts,
     Counters,
@@ -37,8 +48,9 @@ from flannel_udp.dataplane.drops import DROP_REASONS
 from flannel_udp.host.capabilities import Kept
 from flannel_udp.host.echo import EchoAnswer
 from flannel_udp.host.family import family_of
-from flannel_udp.model import Address, Degradation, DroppedPacket, Interface, Peer, Prefix, prefix_order
+from flannel_udp.model import Address, Degradation, DroppedPacket, Interface, Peer, PeerTraffic, Prefix, prefix_order
 from flannel_udp.options import Options
+from flannel_udp.registry.observed import RegistryCounts
 
 PROBLEMS_MAX = 10
 """So many faults of single peers are named in the status; `peers` has them all."""
@@ -112,6 +124,31 @@ class Documents:
             kernel_drops=None if facts.kernel_drops is None else dict(facts.kernel_drops),
         )
 
+    def figures(self) -> Figures:
+        """Return what the agent counts of itself."""
+        rooms, lateness = self._state.rooms, self._state.lateness
+        registry = _registry_figures(self._state.asked, rooms.sync.status.last_event_s if rooms else None)
+        late = LatenessFigures(lateness.buckets(), lateness.total_s)
+        if rooms is None:
+            return Figures(registry, late)
+        counts, sync = rooms.keeper.counts, rooms.sync.status
+        lease = LeaseFigures(counts.acquired, counts.lost, counts.renewals, counts.failures, counts.renewed_s)
+        return Figures(registry, late, lease, sync.published, sync.publishing_s)
+
+    async def busiest_peers(self) -> list[PeerFigures]:
+        """Return the peers that most bytes were exchanged with, as many as the options say."""
+        wanted, rooms = self._options.metrics_peers, self._state.rooms
+        found: list[tuple[int, Peer, PeerTraffic]] = []
+        if not wanted or rooms is None:
+            return []
+        known = rooms.watch.known_peers()
+        for first in range(0, len(known), PEERS_PART):
+            counted = ((peer, rooms.network.traffic(peer)) for peer in known[first : first + PEERS_PART])
+            busy = ((each.bytes_out + each.bytes_in, peer, each) for peer, each in counted if each is not None)
+            found = heapq.nlargest(wanted, chain(found, busy), key=itemgetter(0))
+            await asyncio.sleep(0)
+        return [PeerFigures(str(peer.subnet), str(peer.public_ip), *traffic) for total, peer, traffic in found if total]
+
     async def peers(self) -> AsyncIterator[list[PeerRow]]:
         """Yield one row a peer, in the order of their subnets, in parts that hold nobody up."""
         if (rooms := self._state.rooms) is not None:
@@ -147,6 +184,18 @@ class Documents:
         """Yield one row a subnet, in their order, in parts that hold nobody up."""
         async for part in list_routes(self._state):
             yield part
+
+
+def _registry_figures(counts: RegistryCounts, last_event_s: float | None) -> RegistryFigures:
+    return RegistryFigures(
+        requests={request: Requests(each.count, each.failed, each.seconds) for request, each in counts.asked.items()},
+        watching=counts.watching,
+        outages=counts.outages,
+        restarts=counts.restarts,
+        snapshots=counts.snapshots,
+        changes=counts.changes,
+        last_event_s=last_event_s,
+    )
 
 
 def _degradations(facts: NetworkFacts) -> Iterator[Degradation]:

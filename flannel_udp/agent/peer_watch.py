@@ -303,6 +303,10 @@ class PeerWatch:
             path_mtu=path_mtu,
         )
 
+    def known_peers(self) -> list[Peer]:
+        """Return the peers that packets went to or came from, as of the last look."""
+        return list(self._peers.values())
+
     @property
     def n_narrow(self) -> int:
         """How many paths carry less than the MTU, and nobody said so."""

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import uvloop
@@ -90,6 +91,8 @@ async def _run(options: Options, kept: Kept) -> int:
     except BaseExceptionGroup as failures:
         if (handed_over := failures.subgroup(HandedOver)) is not None:
             logger.info("%s", handed_over.exceptions[0])
+            if options.after_takeover == "wait":
+                await _wait_to_be_stopped()
             return 0
         known = failures.subgroup(FlannelError)
         if known is None:
@@ -98,6 +101,13 @@ async def _run(options: Options, kept: Kept) -> int:
     finally:
         watchdog.cancel()
     return 1
+
+
+async def _wait_to_be_stopped() -> None:
+    logger.info("waiting for SIGTERM, and doing nothing else (--after-takeover=wait)")
+    with suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    logger.info("stopped")
 
 
 def _first(failures: BaseExceptionGroup[FlannelError]) -> FlannelError:

@@ -12,6 +12,7 @@ from flannel_udp.agent.families import FamilyRooms, rules_stand
 from flannel_udp.agent.feed import Feed
 from flannel_udp.agent.gate import Gate
 from flannel_udp.agent.last_errors import LastErrors
+from flannel_udp.agent.lateness import Lateness
 from flannel_udp.agent.peer_watch import PeerWatch
 from flannel_udp.backend.protocol import Backend, Network
 from flannel_udp.control.lease import LeaseKeeper
@@ -20,6 +21,7 @@ from flannel_udp.host.subnet_file import SubnetFile
 from flannel_udp.host.upkeep import Upkeep
 from flannel_udp.model import Interface, Lease
 from flannel_udp.netconf.config import NetworkConfig
+from flannel_udp.registry.observed import RegistryCounts
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,10 @@ class AgentState:
         """What went wrong last, whether it is over or not; `note` it here."""
         self.feed = Feed()
         """What happens, for who watches."""
+        self.asked = RegistryCounts()
+        """What was asked of the registry, and what came of its watch."""
+        self.lateness = Lateness()
+        """How late the event loop is."""
 
     @property
     def rooms(self) -> Rooms | None:

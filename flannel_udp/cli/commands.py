@@ -14,6 +14,7 @@ from flannel_udp.cli.flags import Flag
 from flannel_udp.cli.host_commands import HOST_COMMANDS
 from flannel_udp.cli.lab_commands import LAB_COMMANDS
 from flannel_udp.cli.lease_commands import LEASE_COMMANDS
+from flannel_udp.cli.metrics_commands import METRICS_COMMANDS
 from flannel_udp.cli.monitor_commands import MONITOR_COMMANDS
 from flannel_udp.cli.parsers import choice, parse_path
 from flannel_udp.cli.route_commands import ROUTE_COMMANDS
@@ -63,6 +64,7 @@ COMMANDS: Mapping[str, Command] = {
     **TRACE_COMMANDS,
     **LEASE_COMMANDS,
     **MONITOR_COMMANDS,
+    **METRICS_COMMANDS,
     **HOST_COMMANDS,
     **LAB_COMMANDS,
     **LAB_TRACE_COMMANDS,

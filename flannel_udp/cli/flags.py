@@ -193,6 +193,13 @@ HOST_FLAGS = (
         "takeover",
         switch=True,
     ),
+    choice_flag(
+        "after-takeover",
+        "once another agent has taken over: end, or wait for SIGTERM and do nothing, as a container that ends would be "
+        "started again (ours)",
+        ("end", "wait"),
+        "after_takeover",
+    ),
 )
 
 _RULES_FLAGS = (
@@ -234,8 +241,16 @@ FIREWALL_SHOW_FLAGS = (
 )
 
 HEALTH_FLAGS = (
-    Flag("healthz-ip", "address that /healthz and /readyz listen on", "IP", parse_listen_ip, "healthz_ip"),
+    Flag("healthz-ip", "address that /healthz, /readyz and /metrics listen on", "IP", parse_listen_ip, "healthz_ip"),
     Flag("healthz-port", "port they listen on; 0 turns them off", "PORT", whole(0, 65535), "healthz_port"),
+    Flag(
+        "metrics-peers",
+        "how many peers have packets and bytes of their own in /metrics, those with most bytes, with their addresses; "
+        "0 to 100 (ours)",
+        "N",
+        whole(0, 100),
+        "metrics_peers",
+    ),
     Flag(
         "v",
         "how much is logged: 0 what people should know, 1 also our steps, 2 each change that we hear of, 3 each "

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from flannel_udp.control.allocation import (
@@ -59,6 +60,19 @@ OVER_S = 0.0
 """A time that has passed since boot."""
 
 
+@dataclass(slots=True)
+class LeaseCounts:
+    """What became of the leases of this run."""
+
+    acquired: int = 0
+    lost: int = 0
+    renewals: int = 0
+    failures: int = 0
+    """Renewals that failed, each try."""
+    renewed_s: float | None = None
+    """Unix time of the last renewal."""
+
+
 class LeaseKeeper:
     """Holds one lease for the host with `attrs`; `acquire`, then `keep` until it is lost, then `acquire` again.
 
@@ -92,6 +106,8 @@ class LeaseKeeper:
         self._todo: deque[Callable[[], list[Action]]] = deque()  # what happened and the machine was not told yet
         self._woken = asyncio.Event()  # something was put there, or the alarm went off
         self._call: asyncio.Task[Result] | None = None  # the request under way, or the last one
+        self.counts = LeaseCounts()
+        """What became of the leases so far."""
         self.claimed = False
         """Whether the lease was lost to another host with our own address; it keeps the subnet for a while."""
         self.former: LeaseAttrs | None = None
@@ -137,6 +153,7 @@ class LeaseKeeper:
         assert isinstance(outcome, Held)  # noqa: S101 - a machine without a lease cannot lose one
         lease, self.claimed = outcome.lease, False
         self._tell(None)
+        self.counts.acquired += 1
         if outcome.found is None:
             self.former, what = None, "acquired a new"
         else:
@@ -166,6 +183,7 @@ class LeaseKeeper:
         assert isinstance(outcome, Lost)  # noqa: S101 - a machine that holds a lease can only lose it
         self._previous = outcome.lease.subnet
         self.claimed = outcome.claimed
+        self.counts.lost += 1
         self._tell(f"lost our subnet {outcome.lease.subnet}: {outcome.reason}")
         return outcome.reason
 
@@ -252,9 +270,10 @@ class LeaseKeeper:
                 await self._registry.delete(request.entry)
             case Create():
                 result = await self._create(request)
-            case Take() | Renew():
-                write = self._registry.take if isinstance(request, Take) else self._registry.renew
-                result = await write(request.entry, format_value(request.attrs), LEASE_TTL_S)
+            case Take():
+                result = await self._registry.take(request.entry, format_value(request.attrs), LEASE_TTL_S)
+            case Renew():
+                result = await self._renew(request)
             case Widen():
                 result = await self._widen(request)
             case Move():
@@ -266,6 +285,16 @@ class LeaseKeeper:
             case Inspect():
                 result = (await self._registry.list()).entries.get(request.key)
         return result
+
+    async def _renew(self, request: Renew) -> Entry:
+        try:
+            entry = await self._registry.renew(request.entry, format_value(request.attrs), LEASE_TTL_S)
+        except FlannelError:
+            self.counts.failures += 1
+            raise
+        self.counts.renewals += 1
+        self.counts.renewed_s = time.time()
+        return entry
 
     async def _create(self, request: Create) -> Entry:
         """Create our entry; with a part of both families only if no other host has one of these already.

@@ -64,6 +64,8 @@ class SyncStatus:
     """Unix time of the last event."""
     published: int
     """How often the peers were published."""
+    publishing_s: float
+    """How long that took, all together."""
 
 
 class Synchroniser:
@@ -100,7 +102,7 @@ class Synchroniser:
         self._feeding = asyncio.Lock()  # the table is between two states of the registry
         self._revision = 0
         self._last_event_s: float | None = None
-        self._published = 0
+        self._published, self._publishing_s = 0, 0.0
         self._log = PeerLog(lambda: table.count, news)
         self.first_published = asyncio.Event()
         """Set when the data path has got its first set of peers."""
@@ -108,7 +110,10 @@ class Synchroniser:
     @property
     def status(self) -> SyncStatus:
         """Plain numbers for status and metrics."""
-        return SyncStatus(self._revision, self._table.count, self._table.counts, self._last_event_s, self._published)
+        return SyncStatus(
+            *(self._revision, self._table.count, self._table.counts, self._last_event_s),
+            *(self._published, self._publishing_s),
+        )
 
     @property
     def ours(self) -> frozenset[Prefix]:
@@ -211,8 +216,9 @@ class Synchroniser:
             started_s = time.monotonic()
             await self._publisher.publish(own, deltas, whole=whole)
             level, what = (STEPS, "all") if whole else (CHANGES, "what changed of")
-            took_ms = (time.monotonic() - started_s) * 1e3
-            logger.log(level, "published %s %d peers, %.1f ms", what, self._table.count, took_ms)
+            took_s = time.monotonic() - started_s
+            logger.log(level, "published %s %d peers, %.1f ms", what, self._table.count, took_s * 1e3)
             self._published += 1
+            self._publishing_s += took_s
             self.first_published.set()
             await asyncio.sleep(PAUSE_S)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,41 +18,12 @@ from flannel_udp.lab.probe import ping_matrix
 from tests.kube_api.manifest import RULES, find
 from tests.kube_api.server import ApiServer
 from tests.kube_api.store import Store
-from tests.support.agents import Agent, peers_of, remains_of, subnet_of, wait_for, wait_for_peers, wait_for_pings
+from tests.support.agents import peers_of, remains_of, subnet_of, wait_for, wait_for_peers, wait_for_pings
 from tests.support.kernel_state import ours_of
+from tests.support.kube_cluster import PORT, STREAM, Cluster, cluster
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
-
-PORT = 6443
-STREAM = (socket.AF_INET, socket.SOCK_STREAM)
-
-
-class Cluster:
-    """A lab without agents, and the API server on its underlay, with the rights that our manifest gives."""
-
-    def __init__(self, lab: Lab, api: ApiServer, net_conf: Path) -> None:
-        self.lab = lab
-        self.api = api
-        self._net_conf = net_conf
-
-    def agent(self, host: Host, *arguments: str, wrapper: Sequence[str] = (), **environment: str) -> Agent:
-        """Start the agent as node HOST would."""
-        flags = ("--kube-subnet-mgr", "--kube-api-url", self.api.url, "--net-config-path", str(self._net_conf))
-        return Agent(host, *flags, *arguments, wrapper=wrapper, environment={"NODE_NAME": host.name, **environment})
-
-
-@contextmanager
-def cluster(tmp_path: Path, hosts: int = 2, backend: str = "udp") -> Iterator[Cluster]:
-    net_conf = tmp_path / "net-conf.json"
-    net_conf.write_text(json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": backend}}))
-    with Lab(Plan(fresh_name(), hosts=hosts, agents=())) as lab, lab.net.socket(*STREAM) as listener:
-        listener.bind((str(UNDERLAY_GATEWAY), PORT))
-        listener.listen()
-        with ApiServer(listener, rules=RULES) as api:
-            for number, host in enumerate(lab.hosts):
-                api.add_node(host.name, f"10.244.{number}.0/24")
-            yield Cluster(lab, api, net_conf)
 
 
 @pytest.fixture

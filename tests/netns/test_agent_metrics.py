@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import socket
-from collections.abc import Iterator, Mapping
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from flannel_udp.admin.client import fetch_metrics
 from flannel_udp.dataplane.drops import DROP_REASONS
+from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix, tcp_rate
-from tests.support.agents import command_line, log_of, subnet_of, up_with_peers
+from tests.support.agents import command_line, log_of, pid_of, subnet_of, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.many_peers import N_PEERS, NETWORK, host_number, subnet_number
 
 pytestmark = NEEDS_NETNS
 
 PORT = 9500
 DAY_S = 86_400
+N_SCRAPES = 100
+SCRAPE_MAX_S = 0.02
+"""Of CPU time; ten times what it was, most of which is the text of the page."""
+SERIES_MAX = 250
 NOBODY = "10.244.255.9"  # in the overlay, leased by nobody: the last subnet is not among the first 100
 Samples = Mapping[tuple[str, tuple[str, ...]], float]
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(Plan(fresh_name(), hosts=2, agent_args=(f"--healthz-port={PORT}",))) as lab:
+    with Lab(Plan(fresh_name(), hosts=2, agent_args=(f"--healthz-port={PORT}", "--metrics-peers=1"))) as lab:
         yield up_with_peers(lab)
 
 
@@ -38,12 +52,16 @@ def scrape(host: Host) -> Samples:
         sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         head, _, body = b"".join(iter(lambda: sock.recv(65_536), b"")).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200 "), head
+    return parse(body.decode())
+
+
+def parse(page: str) -> Samples:
     return {
         (
             sample.name.removeprefix("flannel_udp_"),
             tuple(value for _, value in sorted(sample.labels.items())),
         ): sample.value
-        for family in text_string_to_metric_families(body.decode())
+        for family in text_string_to_metric_families(page)
         for sample in family.samples
     }
 
@@ -105,3 +123,110 @@ def test_super_packets_of_pods_reach_the_agent_whole(lab: Lab) -> None:
     packets = after["packets_total", ("out",)] - before["packets_total", ("out",)]
     reads = after["system_calls_total", ("tun_reads",)] - before["system_calls_total", ("tun_reads",)]
     assert packets > 10 * reads
+
+
+def test_what_became_of_lease_registry_and_peers_is_counted(lab: Lab) -> None:
+    samples = scrape(lab.hosts[0])
+    assert (samples["lease_acquisitions_total", ()], samples["lease_losses_total", ()]) == (1, 0)
+    assert samples["registry_watching", ()] == 1
+    assert samples["registry_events_total", ("snapshot",)] >= 1
+    asked = samples["registry_request_duration_seconds_count", ("create",)]
+    assert asked - samples["registry_request_failures_total", ("create",)] == 1
+    assert samples["publish_duration_seconds_count", ()] >= 1
+    assert samples["publish_duration_seconds_sum", ()] > 0
+    before = samples["event_loop_lateness_seconds_count", ()]
+    wait_for("another look", lambda: scrape(lab.hosts[0])["event_loop_lateness_seconds_count", ()] > before)
+
+
+def test_an_outage_of_the_registry_and_its_end_are_counted(lab: Lab) -> None:
+    h1, path = lab.hosts[0], lab.plan.registry_file
+    before, hidden = scrape(h1), path.with_suffix(".hidden")
+    path.rename(hidden)
+    try:
+        wait_for("the outage shows", lambda: scrape(h1)["registry_watching", ()] == 0)
+    finally:
+        hidden.rename(path)
+    wait_for("the watch stands again", lambda: scrape(h1)["registry_watching", ()] == 1)
+    after = scrape(h1)
+    for name in ("registry_outages_total", "registry_watch_restarts_total"):
+        assert after[name, ()] == before[name, ()] + 1
+
+
+def test_a_scrape_with_ten_thousand_peers_costs_milliseconds(record_property: Callable[[str, object], None]) -> None:
+    config = {"Network": NETWORK}
+    with Lab(Plan(fresh_name(), hosts=1, config=config, agent_args=("--metrics-peers=20",))) as lab:
+        (host,), path = lab.hosts, lab.plan.registry_file
+        document = json.loads(path.read_bytes())
+        for number in range(N_PEERS):
+            key = str(subnet_number(number)).replace("/", "-")
+            document["subnets"][key] = {"PublicIP": str(host_number(number))}
+        replace_file(path, json.dumps(document).encode())
+        wait_for("all peers", lambda: host.control("/v1/status")["peers"] == N_PEERS)
+        host.control("/v1/peers")  # whatever the agent does only once is done
+        before_s = cpu_s(pid_of(host))
+        for _ in range(N_SCRAPES):
+            page = fetch_metrics(host.control_socket)
+        took_s = (cpu_s(pid_of(host)) - before_s) / N_SCRAPES
+    n_series = len([line for line in page.splitlines() if not line.startswith("#")])
+    record_property("figure", f"{took_s * 1e3:.1f} ms of CPU time a scrape, {n_series} series")
+    assert took_s < SCRAPE_MAX_S
+    assert n_series < SERIES_MAX
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has had: counted, so that a busy machine does not matter."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def more_peers(lab: Lab, n: int) -> Iterator[None]:
+    """Let there be `n` peers more, behind addresses at which nobody is."""
+    h1, path = lab.hosts[0], lab.plan.registry_file
+    before = path.read_bytes()
+    document = json.loads(before)
+    first, host = int(IPv4Address("10.244.101.0")), int(IPv4Address("192.0.2.100"))
+    for number in range(n):  # all that the last subnets have room for
+        key = f"{IPv4Address(first + (number << 8))}-24"
+        document["subnets"][key] = {"PublicIP": str(IPv4Address(host + number))}
+    replace_file(path, json.dumps(document).encode())
+    try:
+        wait_for("all peers", lambda: scrape(h1)["peers", ()] == n + 1)
+        yield
+    finally:
+        replace_file(path, before)
+        wait_for("the former peers", lambda: scrape(h1)["peers", ()] == 1)
+
+
+def test_more_peers_make_no_more_series_and_the_busiest_ones_are_shown(lab: Lab) -> None:
+    h1, h2 = lab.hosts
+    busiest = {("bytes", way): (str(h2.underlay), str(subnet_of(h2))) for way in ("in", "out")}
+    assert ping_matrix(lab.pods())
+    wait_for("the peer shows", lambda: any(name == "peer_bytes_total" for name, _ in scrape(h1)))
+    before = scrape(h1)
+    with more_peers(lab, 50):
+        for _ in range(2):  # a packet, which is less than what h2 got
+            h1.pods[0].run(["ping", "-c1", "-W1", "10.244.101.2"], check=False)
+        wait_for("the other peer is known", lambda: scrape(h1)["peers_by_health", ("idle",)] < 50)
+        after = scrape(h1)
+    assert after.keys() == before.keys()
+    shown = {
+        ("bytes", labels[0]): labels[1:] for name, labels in after if name == "peer_bytes_total"
+    }  # by direction, public_ip, subnet
+    assert shown == busiest
+    assert after["peer_bytes_total", ("out", *busiest["bytes", "out"])] > 2 * 28
+
+
+def test_the_control_socket_and_the_command_have_the_same_series(lab: Lab) -> None:
+    h1 = lab.hosts[0]
+    printed = parse(command_line(h1, "metrics").stdout)
+    assert printed.keys() == scrape(h1).keys()
+
+
+def test_promtool_finds_nothing_wrong_with_a_running_agents_page(lab: Lab) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: in the package prometheus, which is 100 MB)")
+    page = command_line(lab.hosts[0], "metrics").stdout
+    done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

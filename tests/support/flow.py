@@ -27,7 +27,7 @@ class Flow:
         self.hosts = (source.host, target.host)
         self._to = (str(target.address(version)), _PORT)
         family = socket.AF_INET if version == 4 else socket.AF_INET6
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._out = source.socket(family, socket.SOCK_DGRAM)
         self._in = target.socket(family, socket.SOCK_DGRAM)
         # What waited for an agent comes at once, and the usual 208 KiB hold 256 packets: more would be lost in here.
@@ -47,6 +47,11 @@ class Flow:
         return self.sent - len(self._arrived)
 
     @property
+    def missing(self) -> list[int]:
+        """The numbers of those that never arrived, in their order."""
+        return sorted(set(range(self.sent)) - self._arrived)
+
+    @property
     def newest(self) -> int:
         """The highest number that arrived, -1 for none."""
         return max(self._arrived, default=-1)
@@ -57,7 +62,7 @@ class Flow:
         return wait_for("a datagram of the flow arrives", lambda: self.newest >= first, timeout_s)
 
     def _send(self) -> None:
-        while not self._ending.wait(self._interval_s):
+        while not self._ending.wait(self.interval_s):
             with suppress(
                 OSError
             ):  # an ICMP error about an earlier one: this one was not sent, and is lost all the same

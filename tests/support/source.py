@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from ipaddress import IPv4Address
 
+from flannel_udp.admin.figures import Figures, PeerFigures
 from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
 from flannel_udp.admin.trace_request import Coming, TraceRequest
 from flannel_udp.admin.trace_shapes import Trace, TraceArrival
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import Address
-from tests.support.status import EVENT, PEER, ROUTES, RUNNING
+from tests.support.status import EVENT, FIGURES, PEER, ROUTES, RUNNING
 from tests.support.traces import ARRIVAL, traced
 
 
-class Source:
-    """Answers as an agent would; 10.1.0.1 fails as with an agent it may, 10.1.0.2 as it must not."""
+class Told:
+    """An agent that says what it was told to say, to who serves metrics."""
+
+    drop_reasons: tuple[str, ...] = ("no_route", "too_short", "ttl_expired")
+
+    def __init__(
+        self, status: Status = RUNNING, figures: Figures = FIGURES, busiest: Sequence[PeerFigures] = ()
+    ) -> None:
+        self.now = status
+        self._figures = figures
+        self._busiest = busiest
 
     def status(self) -> Status:
-        return RUNNING
+        return self.now
+
+    def figures(self) -> Figures:
+        return self._figures
+
+    async def busiest_peers(self) -> Sequence[PeerFigures]:
+        return self._busiest
+
+
+class Source(Told):
+    """Answers as an agent would; 10.1.0.1 fails as with an agent it may, 10.1.0.2 as it must not."""
 
     async def peers(self) -> AsyncIterator[list[PeerRow]]:
         yield [PEER]

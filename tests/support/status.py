@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flannel_udp.admin.figures import Figures, LatenessFigures, LeaseFigures, PeerFigures, RegistryFigures, Requests
 from flannel_udp.admin.shapes import Event, PeerRow, RouteRow, Status
 
 RUNNING: Status = {
@@ -167,3 +168,22 @@ EVENT: Event = {
     "subnet": "10.1.16.0/24",
     "public_ip": "192.0.2.2",
 }
+FIGURES = Figures(
+    RegistryFigures(
+        requests={"list": Requests(3, 1, 0.25), "renew": Requests(0, 0, 0.0)},
+        watching=True,
+        outages=2,
+        restarts=2,
+        snapshots=1,
+        changes=40,
+        last_event_s=1_800_000_000.5,
+    ),
+    LatenessFigures(buckets=((0.005, 90_000), (0.1, 90_060), (float("inf"), 90_061)), total_s=12.5),
+    LeaseFigures(acquired=1, lost=0, renewals=24, failures=3, renewed_s=1_799_999_000.25),
+    published=17,
+    publishing_s=0.5,
+)
+"""What the one that runs counts of itself."""
+NO_FIGURES = Figures(RegistryFigures({}, False, 0, 0, 0, 0, None), LatenessFigures(((float("inf"), 0),), 0.0))
+"""What the one that waits counts."""
+BUSY_PEER = PeerFigures("10.1.16.0/24", "192.0.2.2", packets_out=1, bytes_out=84, packets_in=2, bytes_in=168)

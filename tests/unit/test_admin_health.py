@@ -12,23 +12,12 @@ import pytest
 import uvloop
 
 from flannel_udp.admin.health import health_server, open_health_listener
-from flannel_udp.admin.shapes import Status
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab.etcd_server import free_port
+from tests.support.source import Told
 from tests.support.status import RUNNING, WAITING
 
-
-class Agent:
-    drop_reasons = ("no_route",)
-
-    def __init__(self, status: Status = WAITING) -> None:
-        self.now = status
-
-    def status(self) -> Status:
-        return self.now
-
-
-AGENT = Agent()
+AGENT = Told(WAITING)
 
 
 @pytest.fixture
@@ -55,7 +44,7 @@ def text_of_readyz(port: int) -> str:
 
 
 async def test_healthy_at_once_and_ready_when_ready(port: int, caplog: pytest.LogCaptureFixture) -> None:
-    agent = Agent()
+    agent = Told(WAITING)
     with caplog.at_level(logging.INFO):
         async with health_server(open_health_listener("127.0.0.1", port), agent):
             assert await asyncio.to_thread(get, port, "/healthz") == 200
@@ -69,7 +58,7 @@ async def test_healthy_at_once_and_ready_when_ready(port: int, caplog: pytest.Lo
 
 
 async def test_readyz_says_what_is_in_the_way_also_of_an_agent_that_is_ready(port: int) -> None:
-    agent = Agent()
+    agent = Told(WAITING)
     async with health_server(open_health_listener("127.0.0.1", port), agent):
         assert await asyncio.to_thread(text_of_readyz, port) == "not ready: waiting for configuration\n"
         agent.now = RUNNING
@@ -111,7 +100,7 @@ async def test_port_zero_listens_nowhere() -> None:
 
 def test_it_serves_on_the_agents_own_loop(port: int) -> None:
     async def serve() -> int:
-        async with health_server(open_health_listener("127.0.0.1", port), Agent(RUNNING)):
+        async with health_server(open_health_listener("127.0.0.1", port), Told(RUNNING)):
             return await asyncio.to_thread(get, port, "/readyz")
 
     assert uvloop.run(serve()) == 200

@@ -15,20 +15,11 @@ from flannel_udp.admin.shapes import FamilyFacts, Status
 from flannel_udp.lab.etcd_server import free_port
 from flannel_udp.model import DEGRADATIONS
 from flannel_udp.options import Offload
+from tests.support.source import Told
 from tests.support.status import DUAL, RUNNING, WAITING
 
 Samples = Mapping[tuple[str, tuple[str, ...]], float]
 """(name, label values in the order of the labels' names) → figure."""
-
-
-class Agent:
-    drop_reasons = ("no_route", "too_short", "ttl_expired")
-
-    def __init__(self, status: Status) -> None:
-        self.now = status
-
-    def status(self) -> Status:
-        return self.now
 
 
 def get(port: int) -> tuple[str, str]:
@@ -48,7 +39,7 @@ def port() -> int:
 
 
 async def scrape(port: int, status: Status) -> Samples:
-    async with health_server(open_health_listener("127.0.0.1", port), Agent(status)):
+    async with health_server(open_health_listener("127.0.0.1", port), Told(status)):
         _, text = await asyncio.to_thread(get, port)
     return parse(text)
 
@@ -70,7 +61,7 @@ async def test_a_running_agents_figures_are_exported(port: int) -> None:
         ("packets_total", ("out",)): 1_234_567,
         ("bytes_total", ("in",)): 0,
         ("bytes_total", ("out",)): 1_500_000_000,
-        **{("drops_total", ("in", reason)): 0 for reason in Agent.drop_reasons},
+        **{("drops_total", ("in", reason)): 0 for reason in Told.drop_reasons},
         ("drops_total", ("out", "no_route")): 3,
         ("drops_total", ("out", "too_short")): 0,
         ("drops_total", ("out", "ttl_expired")): 0,
@@ -102,6 +93,30 @@ async def test_a_running_agents_figures_are_exported(port: int) -> None:
         ("worker_packets_total", ("in", "1")): 0,
         ("worker_packets_total", ("out", "1")): 7,
         ("lease_expires_seconds", ()): 86_399.5,
+        ("lease_acquisitions_total", ()): 1,
+        ("lease_losses_total", ()): 0,
+        ("lease_renewals_total", ()): 24,
+        ("lease_renewal_failures_total", ()): 3,
+        ("lease_last_renewal_timestamp_seconds", ()): 1_799_999_000.25,
+        ("registry_request_duration_seconds_count", ("list",)): 3,
+        ("registry_request_duration_seconds_sum", ("list",)): 0.25,
+        ("registry_request_duration_seconds_count", ("renew",)): 0,
+        ("registry_request_duration_seconds_sum", ("renew",)): 0,
+        ("registry_request_failures_total", ("list",)): 1,
+        ("registry_request_failures_total", ("renew",)): 0,
+        ("registry_watching", ()): 1,
+        ("registry_outages_total", ()): 2,
+        ("registry_watch_restarts_total", ()): 2,
+        ("registry_events_total", ("snapshot",)): 1,
+        ("registry_events_total", ("change",)): 40,
+        ("registry_last_event_timestamp_seconds", ()): 1_800_000_000.5,
+        ("publish_duration_seconds_count", ()): 17,
+        ("publish_duration_seconds_sum", ()): 0.5,
+        ("event_loop_lateness_seconds_bucket", ("0.005",)): 90_000,
+        ("event_loop_lateness_seconds_bucket", ("0.1",)): 90_060,
+        ("event_loop_lateness_seconds_bucket", ("+Inf",)): 90_061,
+        ("event_loop_lateness_seconds_count", ()): 90_061,
+        ("event_loop_lateness_seconds_sum", ()): 12.5,
         ("build_info", ("0.1.0",)): 1,
     }
     assert await scrape(port, RUNNING) == expected
@@ -109,9 +124,7 @@ async def test_a_running_agents_figures_are_exported(port: int) -> None:
 
 async def test_before_anything_is_open_every_drop_and_rung_is_there_and_0(port: int) -> None:
     samples = await scrape(port, WAITING)
-    assert [samples[("drops_total", (way, reason))] for way in ("in", "out") for reason in Agent.drop_reasons] == [
-        0
-    ] * 6
+    assert [samples[("drops_total", (way, reason))] for way in ("in", "out") for reason in Told.drop_reasons] == [0] * 6
     assert [samples[("packets_total", (way,))] for way in ("in", "out")] == [0, 0]
     assert {value for (name, _), value in samples.items() if name == "offload"} == {0}
     assert (samples[("ready", ())], samples[("workers", ())], samples[("peers", ())]) == (0, 0, 0)
@@ -160,7 +173,7 @@ async def test_a_reservation_expires_never(port: int) -> None:
 
 
 async def test_every_scrape_is_of_its_moment_and_of_this_agent_alone(port: int) -> None:
-    agent = Agent(WAITING)
+    agent = Told(WAITING)
     async with health_server(open_health_listener("127.0.0.1", port), agent):
         kind, before = await asyncio.to_thread(get, port)
         agent.now = RUNNING
@@ -171,7 +184,7 @@ async def test_every_scrape_is_of_its_moment_and_of_this_agent_alone(port: int) 
 
 
 async def test_counters_and_gauges_say_what_they_are(port: int) -> None:
-    async with health_server(open_health_listener("127.0.0.1", port), Agent(RUNNING)):
+    async with health_server(open_health_listener("127.0.0.1", port), Told(RUNNING)):
         _, text = await asyncio.to_thread(get, port)
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert all(family.documentation for family in families.values())
@@ -186,14 +199,26 @@ async def test_counters_and_gauges_say_what_they_are(port: int) -> None:
         "worker_packets",
         "kernel_drops",
         "underlay_icmp_errors",
+        "lease_acquisitions",
+        "lease_losses",
+        "lease_renewals",
+        "lease_renewal_failures",
+        "registry_request_failures",
+        "registry_outages",
+        "registry_watch_restarts",
+        "registry_events",
     }
     assert {name.removeprefix("flannel_udp_") for name, f in families.items() if f.type == "counter"} == counters
-    assert {f.type for f in families.values()} == {"counter", "gauge"}
+    assert {name.removeprefix("flannel_udp_") for name, f in families.items() if f.type == "summary"} == {
+        "registry_request_duration_seconds",
+        "publish_duration_seconds",
+    }
+    assert {f.type for f in families.values()} == {"counter", "gauge", "summary", "histogram"}
 
 
 async def test_nothing_of_the_registrys_address_is_told(port: int) -> None:
     status: Status = {**RUNNING, "registry": "etcd https://user:secret@etcd.example:2379 /coreos.com/network"}
-    async with health_server(open_health_listener("127.0.0.1", port), Agent(status)):
+    async with health_server(open_health_listener("127.0.0.1", port), Told(status)):
         _, text = await asyncio.to_thread(get, port)
     assert "secret" not in text
     assert "etcd" not in text

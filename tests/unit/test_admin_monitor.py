@@ -36,6 +36,7 @@ class Busy(Source):
     """Something happens all the time; `closed` when nobody listens any more."""
 
     def __init__(self, pause_s: float = 0.0) -> None:
+        super().__init__()
         self.closed = asyncio.Event()
         self.n_told = 0
         self._pause_s = pause_s

@@ -21,6 +21,7 @@ class Waiting(Source):
     """An agent that isn't ready for the first so many questions."""
 
     def __init__(self, n_questions: int) -> None:
+        super().__init__()
         self._left = n_questions
 
     def status(self) -> Status:

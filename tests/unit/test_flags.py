@@ -64,6 +64,7 @@ OURS = {
     "etcd-password-file": "",
     "release-on-exit": "",
     "takeover": "",
+    "after-takeover": "end",
     "clean-on-exit": "",
     "on-lease-loss": "reacquire",
     "datapath": "auto",
@@ -76,6 +77,7 @@ OURS = {
     "control-socket": "/run/flannel/flannel-udp.sock",
     "state-dir": "/var/lib/flannel-udp",
     "log-format": "text",
+    "metrics-peers": "0",
 }
 
 # flag, its text, the attribute of Options it sets, the value there
@@ -119,6 +121,8 @@ VALUES: list[tuple[str, str, str, Any]] = [
     ("healthz-ip", "127.0.0.1", "healthz_ip", "127.0.0.1"),
     ("healthz-ip", "::1", "healthz_ip", "::1"),
     ("healthz-port", "65535", "healthz_port", 65535),
+    ("after-takeover", "wait", "after_takeover", "wait"),
+    ("metrics-peers", "100", "metrics_peers", 100),
     ("v", "10", "verbosity", 10),
     ("log-format", "json", "log_format", "json"),
     ("datapath", "userspace", "dataplane.datapath", "userspace"),
@@ -190,6 +194,7 @@ FAULTY = [
     ("subnet-lease-renew-margin", "0", "'0' is not a whole number from 1 to 1439"),
     ("subnet-lease-renew-margin", "1440", "'1440' is not a whole number from 1 to 1439"),
     ("subnet-lease-renew-margin", "60m", "'60m' is not a whole number from 1 to 1439"),
+    ("metrics-peers", "101", "'101' is not a whole number from 0 to 100"),
     ("healthz-port", "65536", "'65536' is not a whole number from 0 to 65535"),
     ("healthz-port", "-1", "'-1' is not a whole number from 0 to 65535"),
     ("healthz-port", "9" * 5000, "is not a whole number from 0 to 65535"),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import random
+import time
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -36,6 +37,7 @@ from tests.support.keepers import (
     soon,
 )
 from tests.support.memory_registry import MemoryRegistry
+from tests.support.patience import PATIENCE_S
 
 NARROW = parse_config('{"Network": "10.1.0.0/16", "SubnetMin": "10.1.5.0", "SubnetMax": "10.1.6.0"}').config
 
@@ -298,6 +300,12 @@ async def test_a_failed_renewal_is_tried_again_and_said_once(caplog: pytest.LogC
         "renewing the subnet failed: etcd does not answer (0 min of it are left; trying again every 0.03 s)",
         "renewing the subnet: works now",
     ]
+    counts, tried = keeper.counts, registry.calls.count("renew")
+    assert (counts.acquired, counts.lost) == (1, 0)
+    assert counts.failures >= 2
+    assert tried - 1 <= counts.failures + counts.renewals <= tried  # the last one may not have been answered
+    assert counts.renewed_s is not None
+    assert 0 <= time.time() - counts.renewed_s < PATIENCE_S
 
 
 # --- Loss ---------------------------------------------------------------------------------------------------------
@@ -337,6 +345,7 @@ async def test_a_lease_found_lost_at_its_renewal_ends_keep_and_the_rival_keeps_t
         assert await soon(task) == f"{lease.entry.key} was taken by 192.0.2.9"
     assert registry.entries == {lease.entry.key: rival}
     assert keeper.lease is None
+    assert (keeper.counts.acquired, keeper.counts.lost, keeper.counts.failures) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(

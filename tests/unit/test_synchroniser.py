@@ -173,6 +173,7 @@ async def test_changes_during_a_publish_go_out_together_in_the_next_one() -> Non
         await rig.recorder.has(*(peer(n) for n in range(20, 30)))
         assert len(rig.recorder.published) == 2
         assert rig.synchroniser.status.published == 2
+        assert rig.synchroniser.status.publishing_s > 0
 
 
 async def test_events_that_change_no_peer_publish_nothing() -> None:
