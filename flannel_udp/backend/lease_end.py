@@ -182,8 +182,9 @@ def _also_on(netlink: Rtnetlink, owners: Iterable[links.Address], tunnel: int) -
     for found in owners:
         if not _is_ours(found) and found.index != tunnel:
             link = device(netlink, found.index)
-            if link is not None and link.alias == MARK:
+            if link is None:
+                continue  # it has gone since, and its address with it
+            if link.alias == MARK:
                 continue  # a run with another backend left it, and it goes as soon as this one's routes stand
-            on = link.name if link else found.index
-            return f"{found.address} is an address of {on}, and not ours{NO_END}: remove it there"
+            return f"{found.address} is an address of {link.name}, and not ours{NO_END}: remove it there"
     return None

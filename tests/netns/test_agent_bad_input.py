@@ -14,7 +14,7 @@ from flannel_udp.backend.table import BACKENDS
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from tests.support.agents import Agent, remains_of
+from tests.support.agents import Agent, in_mounts_of, remains_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -240,7 +240,7 @@ def test_a_full_disk_leaves_the_old_subnet_env_and_no_other_file() -> None:
         )
         with Agent(host, f"--subnet-file={disk}/subnet.env", wrapper=("sh", "-c", script, "sh")) as agent:
             agent.wait_for_line(f"not ready: cannot write {disk}/subnet.env: No space left on device")
-            in_its_mounts = ("nsenter", f"--mount=/proc/{agent.process.pid}/ns/mnt")
+            in_its_mounts = in_mounts_of(agent)
             files = host.run([*in_its_mounts, "ls", "-A", str(disk)]).stdout.split()
             assert set(files) - {".subnet.env.lock"} == {"ballast", "subnet.env"}
             assert host.run([*in_its_mounts, "cat", f"{disk}/subnet.env"]).stdout == "old\n"

@@ -304,7 +304,8 @@ def test_the_capabilities_and_arguments_of_the_manifests_container_are_enough(pa
         h1.run(["iptables", "-t", "nat", "-F", "POSTROUTING"])
         wait_for("pods reach each other", lambda: None not in ping_matrix(pair.lab.pods()).values())
         wait_for(
-            "the rules are back", lambda: "FLANNEL" in h1.run(["iptables", "-t", "nat", "-S", "POSTROUTING"]).stdout
+            "the rules are back",
+            lambda: "FLANNEL" in h1.run(["iptables", "-w", "-t", "nat", "-S", "POSTROUTING"]).stdout,
         )
         assert agent.stop() == 0
 

@@ -10,7 +10,16 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix
-from tests.support.agents import Agent, links_of, peers_of, subnet_of, up_with_peers, wait_for, wait_for_peers
+from tests.support.agents import (
+    Agent,
+    in_mounts_of,
+    links_of,
+    peers_of,
+    subnet_of,
+    up_with_peers,
+    wait_for,
+    wait_for_peers,
+)
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -75,8 +84,7 @@ def test_a_tmpfs_without_room_for_a_socket_is_waited_for_and_said_once(host: Hos
     with Agent(host, "--control-socket", str(folder / "a.sock"), wrapper=full) as agent:
         line = agent.wait_for_line("making the control socket failed: ")
         assert "No space left on device" in line
-        inside = ["nsenter", "-t", str(agent.process.pid), "-m"]
-        host.run([*inside, "mount", "-o", "remount,nr_inodes=100", str(folder)])
+        host.run([*in_mounts_of(agent), "mount", "-o", "remount,nr_inodes=100", str(folder)])
         agent.wait_for_line("wrote ")
         assert agent.said().count(line) == 1
         assert agent.stop() == 0

@@ -15,7 +15,7 @@ from flannel_udp.files import subnet_env
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from tests.support.agents import Agent, wait_for
+from tests.support.agents import Agent, in_mounts_of, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -129,8 +129,7 @@ def _holds(path: Path, env: subnet_env.SubnetEnv) -> bool:
 
 
 def in_agents_mounts(agent: Agent, *command: str) -> None:
-    """Run a command in the agent's mount namespace: `ip netns exec` gives it one of its own."""
-    agent.host.run(["nsenter", f"--mount=/proc/{agent.process.pid}/ns/mnt", *command])
+    agent.host.run([*in_mounts_of(agent), *command])
 
 
 FULL: dict[str, tuple[Callable[[Path], tuple[str, ...]], Callable[[Path], tuple[str, ...]], str]] = {

@@ -16,7 +16,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from tests.registry.certificates import make_authority, make_certificate
-from tests.support.agents import Agent, remains_of, wait_for
+from tests.support.agents import Agent, in_mounts_of, remains_of, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -162,8 +162,7 @@ def test_a_run_that_cannot_be_written_yet(host: Host) -> None:
         assert agent.wait_for_line(line) == (
             f"{line}cannot make the control socket {path}: Read-only file system{AGAIN}"
         )
-        inside = ["nsenter", "-t", str(agent.process.pid), "-m"]
-        subprocess.run([*inside, "mount", "-o", "remount,rw,bind", str(host.state)], check=True)
+        subprocess.run([*in_mounts_of(agent), "mount", "-o", "remount,rw,bind", str(host.state)], check=True)
         wait_for("it is ready", host.subnet_file.exists)
         assert path.is_socket()
         assert len([each for each in agent.said() if each.startswith(line)]) == 1

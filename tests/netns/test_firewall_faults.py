@@ -144,7 +144,7 @@ def test_predictable_ports_where_random_ones_are_unknown(host: Host, dialect: st
 @pytest.mark.parametrize("dialect", ["iptables"])  # the one with a lock
 def test_a_lock_that_another_program_holds_is_named_and_waited_for(host: Host, tmp_path: Path) -> None:
     legacy = shutil.which("iptables-legacy")
-    if legacy is None or host.run([legacy, "-t", "nat", "-S"], check=False).returncode != 0:
+    if legacy is None or host.run([legacy, "-w", "-t", "nat", "-S"], check=False).returncode != 0:
         pytest.skip("iptables-legacy does not work here")
     for name in TOOLS["iptables"]:
         (tmp_path / name).symlink_to(shutil.which(name.replace("iptables", "iptables-legacy")) or "")

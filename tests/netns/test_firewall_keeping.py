@@ -96,16 +96,16 @@ def test_what_is_changed_by_hand_is_put_back_at_once(host: Host, dialect: str) -
 @pytest.mark.parametrize("dialect", ["iptables"])
 def test_changes_that_nobody_reports_are_found_by_the_next_check(host: Host, tmp_path: Path) -> None:
     legacy = shutil.which("iptables-legacy")
-    if legacy is None or host.run([legacy, "-t", "nat", "-S"], check=False).returncode != 0:
+    if legacy is None or host.run([legacy, "-w", "-t", "nat", "-S"], check=False).returncode != 0:
         pytest.skip("iptables-legacy does not work here")
     for name in ("iptables", "iptables-restore"):
         (tmp_path / name).symlink_to(shutil.which(name.replace("iptables", "iptables-legacy")) or "")
     with Agent(host, "--ip-masq", "--iptables-resync=1", wrapper=("env", f"PATH={tmp_path}")) as agent:
         agent.wait_ready()
-        rules = host.run([legacy, "-t", "nat", "-S"]).stdout
+        rules = host.run([legacy, "-w", "-t", "nat", "-S"]).stdout
         assert "-A FLANNEL-POSTRTG" in rules
         host.run([legacy, "-t", "nat", "-F"])
-        wait_for("put back", lambda: host.run([legacy, "-t", "nat", "-S"]).stdout == rules, AT_ONCE_S)
+        wait_for("put back", lambda: host.run([legacy, "-w", "-t", "nat", "-S"]).stdout == rules, AT_ONCE_S)
         assert agent.stop() == 0
 
 

@@ -30,7 +30,7 @@ def hosts(nftables: bool) -> Lab:
 @pytest.fixture
 def host() -> Iterator[Host]:
     with hosts(nftables=False) as lab:
-        if lab.hosts[0].run(["iptables-legacy", "-S"], check=False).returncode != 0:
+        if lab.hosts[0].run(["iptables-legacy", "-w", "-S"], check=False).returncode != 0:
             pytest.skip("iptables-legacy does not work here")
         yield lab.hosts[0]
 

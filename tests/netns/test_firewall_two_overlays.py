@@ -201,7 +201,7 @@ def put_flannelds(host: Host, dialect: str, network: IPv4Network) -> None:
         ("nat", "POSTROUTING", "FLANNEL-POSTRTG", "flanneld masq"),
     ):
         jump = ["-m", "comment", "--comment", comment, "-j", name]
-        if host.run(["iptables", "-t", table, "-S", base]).stdout.count(f"-j {name}\n") == 0:
+        if host.run(["iptables", "-w", "-t", table, "-S", base]).stdout.count(f"-j {name}\n") == 0:
             host.run(["iptables", "-t", table, "-A", base, *jump])
 
 

@@ -82,7 +82,7 @@ def repairs_of(host: Host) -> dict[str, int]:
 @pytest.fixture
 def news(host: Host) -> Iterator[News]:
     with netns.call_inside(host.namespace, lambda: open_monitor_socket(entries=True)) as monitor:
-        yield News(monitor)
+        yield News(monitor, entries_of=link_of(host)["ifindex"])
 
 
 def tell(figure: str) -> None:

@@ -110,7 +110,7 @@ def test_the_largest_packet_passes_and_one_byte_more_does_not(mixed: Lab, pair: 
     source.run([*command, str(MTU - 28)])  # IPv4 20, ICMP 8
     shown = source.run([*command, str(MTU - 27)], check=False)
     assert shown.returncode != 0
-    assert f"mtu={MTU}" in (shown.stdout + shown.stderr).replace(" = ", "=")
+    assert "essage too long" in shown.stderr  # iputils 20240905 does not say of how many bytes any more
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)

@@ -138,6 +138,14 @@ class Log:
         return self._host.log_file.read_text().splitlines()
 
 
+def in_mounts_of(agent: Agent) -> list[str]:
+    """Return what to put before a command that is to see the files as the agent does: `ip netns exec` unshares mounts.
+
+    With its root, too: the mounts' own root is another one where tests run in a chroot.
+    """
+    return ["nsenter", f"--target={agent.process.pid}", "--mount", "--root"]
+
+
 def links_of(host: Host) -> list[str]:
     """Return the names of the tunnel devices of a host."""
     links = json.loads(host.run(["ip", "-json", "link"]).stdout)

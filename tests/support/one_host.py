@@ -23,15 +23,21 @@ _KINDS = {  # linux/rtnetlink.h; an entry is a neighbour, or one of a forwarding
     28: "new entry",
     29: "deleted entry",
 }
+_ENTRIES = (28, 29)
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 T = TypeVar("T")
 
 
 class News:
-    """What the kernel told of changed addresses and routes, in order, since this was made or last asked."""
+    """What the kernel told of changed addresses, routes and entries, in order, since this was made or last asked.
 
-    def __init__(self, monitor: socket.socket) -> None:
+    Of entries only those of the device with the index `entries_of`, where it is given: of others (eth0's neighbours)
+    the kernel forgets one whenever it likes.
+    """
+
+    def __init__(self, monitor: socket.socket, entries_of: int | None = None) -> None:
         self._monitor = monitor
+        self._entries_of = entries_of
         monitor.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 32 << 20)
 
     def __call__(self) -> list[str]:
@@ -43,8 +49,15 @@ class News:
                 return told
             while datagram:
                 length, kind = struct.unpack_from("=IH", datagram)
-                told += [_KINDS[kind]] if kind in _KINDS else []
+                if kind in _KINDS and not (kind in _ENTRIES and self._is_elsewhere(datagram)):
+                    told.append(_KINDS[kind])
                 datagram = datagram[(length + 3) & ~3 :]
+
+    def _is_elsewhere(self, entry: bytes) -> bool:
+        (index,) = struct.unpack_from(
+            "=i", entry, 20
+        )  # of struct ndmsg (linux/neighbour.h), behind the header's 16 bytes
+        return self._entries_of not in (None, index)
 
 
 class OneHost:

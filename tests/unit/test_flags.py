@@ -174,7 +174,7 @@ FAULTY = [
     ("public-ipv6", "192.0.2.1", "'192.0.2.1' is not an IPv6 address such as 2001:db8::1"),
     ("public-ipv6", "::1", "::1 is no address of one host"),
     ("public-ipv6", "ff02::1", "ff02::1 is no address of one host"),
-    ("public-ipv6", "::ffff:192.0.2.1", "::ffff:c000:201 is no address of one host"),
+    ("public-ipv6", "::ffff:192.0.2.1", f"{IPv6Address('::ffff:192.0.2.1')} is no address of one host"),
     ("public-ipv6", "fe80::1", "fe80::1 is link-local: another host may have the same (RFC 4291)"),
     ("public-ipv6", "fe80::1%eth0", "'fe80::1%eth0' names an interface of this host"),
     ("public-ip", "2001:db8::1", "'2001:db8::1' is not an IPv4 address such as 192.0.2.1"),

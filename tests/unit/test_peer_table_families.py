@@ -112,7 +112,11 @@ def test_a_host_with_one_family_is_a_peer_by_that_one_and_no_fault(
         (entry(KEY, public_ipv6="::"), PEER4, "PublicIPv6 :: is no address of one host"),
         (entry(KEY, public_ipv6="::1"), PEER4, "PublicIPv6 ::1 is no address of one host"),
         (entry(KEY, public_ipv6="::192.0.2.2"), PEER4, "PublicIPv6 ::c000:202 is no address of one host"),
-        (entry(KEY, public_ipv6="::ffff:192.0.2.2"), PEER4, "PublicIPv6 ::ffff:c000:202 is no address of one host"),
+        (
+            entry(KEY, public_ipv6="::ffff:192.0.2.2"),
+            PEER4,
+            f"PublicIPv6 {IPv6Address('::ffff:192.0.2.2')} is no address of one host",
+        ),
         (entry(KEY, public_ipv6="fd00:1:0:99::7"), PEER4, "PublicIPv6 fd00:1:0:99::7 is in the overlay network"),
         (entry(KEY, public_ipv6="2001:db8::aa"), PEER4, "PublicIPv6 2001:db8::aa is an address of this host"),
         (entry(KEY, BackendV6Data="bad"), PEER4, "IPv6 part is ignored: its backend data make no sense"),
