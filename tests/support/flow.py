@@ -39,7 +39,8 @@ class Flow:
         self.sent = 0
         self.last_arrival_s = -math.inf
         """When the last one arrived, time.monotonic."""
-        self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
+        self._sending = threading.Thread(target=self._send)
+        self._receiving = threading.Thread(target=self._receive)
 
     @property
     def lost(self) -> int:
@@ -71,7 +72,8 @@ class Flow:
 
     def _receive(self) -> None:
         quiet_since_s = time.monotonic()
-        while not self._ending.is_set() or (self.lost and time.monotonic() - quiet_since_s < _SETTLE_S):
+        # As long as it sends: one that is sent when the end has been called for already is not lost, either.
+        while self._sending.is_alive() or (self.lost and time.monotonic() - quiet_since_s < _SETTLE_S):
             try:
                 (number,) = struct.unpack("!I", self._in.recv(64))
             except TimeoutError:
@@ -80,8 +82,8 @@ class Flow:
             quiet_since_s = self.last_arrival_s = time.monotonic()
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        self._sending.start()
+        self._receiving.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -92,5 +94,5 @@ class Flow:
     def end(self) -> None:
         """Send no more, and wait for what is on its way; `lost` and `reordered` are final then."""
         self._ending.set()
-        for thread in self._threads:
-            thread.join()
+        self._sending.join()
+        self._receiving.join()
