@@ -44,8 +44,9 @@ from bench.cpu import ForeignWatch
 from bench.datagrams import build_blast
 from bench.generators import Load
 from bench.measure import DEFAULT_MEASURES, MEASURES, default_congestion_control
-from bench.report import Sample
 from bench.targets import FAR, LOOKUP
+from flannel_udp.bench import results
+from flannel_udp.bench.samples import Sample, n_rejected
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab import netns
 from tests.support.cni import NEEDED, plugins_are_here
@@ -246,10 +247,10 @@ def _compare(settings: Settings) -> None:
     place = Where(settings.underlay, settings.between, settings.family)
     samples, mtus = run(settings, place, dict.fromkeys(settings.measures, tuple(openers)), openers)
     title = f"{_name(place)}, {_spoken(settings)}"
-    show(report.table(samples, tuple(openers), title))
+    sys.stdout.write(report.table(samples, mtus, title))
     _show_rejected(settings, samples)
     if settings.json:
-        document = report.document(machine.describe(), _options(settings), mtus, samples)
+        document = results.document(machine.describe(), _options(settings), results.place_record(mtus, samples))
         chart.write(settings.json, document, [report.chart(samples, title)])
 
 
@@ -257,14 +258,14 @@ def _judge(settings: Settings) -> None:
     """Take what the targets need in each place, and say of each target whether it is met."""
     judged = targets.GROUPS[settings.targets]
     found: dict[Where, list[Sample]] = {}
-    results: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     charts = []
     for place in targets.places(judged):
         samples, mtus = run(settings, place, targets.needed(judged, place), {**CONTENDERS, **BACKENDS, **IPV6})
-        found[place], results[_name(place)] = samples, report.results(mtus, samples)
+        found[place], records[_name(place)] = samples, results.place_record(mtus, samples)
         charts.append(report.chart(samples, f"{_name(place)}, {_spoken(settings)}"))
-        show(report.table(samples, tuple(mtus), f"{_name(place)}, {_spoken(settings)}"))
-    document: dict[str, Any] = {"machine": machine.describe(), "options": _options(settings), "places": results}
+        sys.stdout.write(report.table(samples, mtus, f"{_name(place)}, {_spoken(settings)}"))
+    document = results.document(machine.describe(), _options(settings), {"places": records})
     elsewhere: dict[str, Mapping[str, float]] = {}
     if FAR in targets.elsewhere(judged):
         logger.info("a near peer beside a slow one")
@@ -342,8 +343,7 @@ def _require(settings: Settings) -> None:
 
 
 def _name(place: Where) -> str:
-    by = "" if place.version == 4 else f", by IPv{place.version}"
-    return f"underlay {place.underlay}, between {place.between}{by}"
+    return results.place_name(place.underlay, place.between, place.version)
 
 
 def _spoken(settings: Settings) -> str:
@@ -351,7 +351,7 @@ def _spoken(settings: Settings) -> str:
 
 
 def _show_rejected(settings: Settings, samples: Sequence[Sample]) -> None:
-    rejected = report.n_rejected(samples)
+    rejected = n_rejected(samples)
     if rejected:
         show(
             f"{rejected} of {len(samples)} samples were rejected: other processes used more than "

@@ -10,8 +10,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from bench import report
-from bench.contenders import HOSTS, OURS, PODS, Where
+from bench.contenders import HOSTS, PODS, Where
+from flannel_udp.bench.metrics import OURS
+from flannel_udp.bench.samples import Sample, figure, quartiles_of_rounds
 
 LOOKUP, FAR = "lookup", "far and near"
 """Stand for an underlay where bench/lookup.py and bench/far_and_near.py have the figure."""
@@ -200,7 +201,7 @@ class Verdict:
 
 def judge(
     of: Sequence[Target],
-    samples: Mapping[Where, Sequence[report.Sample]],
+    samples: Mapping[Where, Sequence[Sample]],
     found_elsewhere: Mapping[str, Mapping[str, float]],
 ) -> list[Verdict]:
     """Return a verdict for each target; `found_elsewhere` are the figures of `LOOKUP` and `FAR`, by metric."""
@@ -211,9 +212,9 @@ def judge(
         taken, compared = samples.get(target.place, ()), (target.metric, target.baseline, target.contender)
         return Verdict(
             target,
-            report.figure(taken, *compared),
-            report.quartiles(taken, *compared),
-            target.beside and report.figure(samples.get(target.beside, ()), *compared),
+            figure(taken, *compared),
+            quartiles_of_rounds(taken, *compared),
+            target.beside and figure(samples.get(target.beside, ()), *compared),
         )
 
     return [verdict(target) for target in of]

@@ -5,10 +5,9 @@ import json
 import pytest
 
 from bench import lookup
-from bench.contenders import BACKENDS, BETWEEN, CARDS, CONTENDERS, HOSTS, IPV6, OURS, PODS, Where
+from bench.contenders import BACKENDS, BETWEEN, CARDS, CONTENDERS, HOSTS, IPV6, PODS, Where
 from bench.lookup import Found, judged
 from bench.measure import MEASURES
-from bench.report import METRICS, Sample
 from bench.targets import (
     BACKEND_TARGETS,
     FAR,
@@ -25,6 +24,8 @@ from bench.targets import (
     records,
     table,
 )
+from flannel_udp.bench.metrics import METRICS, OURS
+from flannel_udp.bench.samples import Sample
 
 MORE = Target("speed", "wire", PODS, "tcp1", "tcp1_gbit_s", "vxlan", 1.0, 1.3)
 ALL = GROUPS["all"]
