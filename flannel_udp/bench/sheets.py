@@ -11,10 +11,11 @@ from flannel_udp.bench.comparing import MACHINE, Comparison
 from flannel_udp.bench.intervals import LEVEL, MIN_ROUNDS, Interval
 from flannel_udp.bench.judging import SAME, Spread
 from flannel_udp.bench.metrics import Metric
-from flannel_udp.bench.results import Result
+from flannel_udp.bench.results import Place, Result
 from flannel_udp.bench.samples import n_rejected
 
-_INTERVAL = f"{LEVEL:.0%}".replace("%", " %")
+INTERVAL = f"{LEVEL:.0%}".replace("%", " %")
+"""How the intervals' level is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Sheet:
 
 def run_sheets(rows: Sequence[judging.Row]) -> list[Sheet]:
     """Return a sheet for each place of a single run."""
-    headings = ("contender", "median ±", "of", "ours/it", _INTERVAL, "ours is", "sees")
+    headings = ("contender", "median ±", "of", "ours/it", INTERVAL, "ours is", "sees")
     return [
         Sheet(place, headings, tuple(Group(metric, tuple(map(_run_cells, each))) for metric, each in of), 5)
         for place, of in _grouped(rows)
@@ -55,7 +56,7 @@ def _run_cells(row: judging.Row) -> tuple[str, ...]:
 
 def compared_sheets(rows: Sequence[comparing.Row]) -> list[Sheet]:
     """Return a sheet for each place of two runs."""
-    headings = ("contender", "old ±", "new ±", "new/old", _INTERVAL, "new is", "sees")
+    headings = ("contender", "old ±", "new ±", "new/old", INTERVAL, "new is", "sees")
     return [
         Sheet(place, headings, tuple(Group(metric, tuple(map(_compared_cells, each))) for metric, each in of), 5)
         for place, of in _grouped(rows)
@@ -106,7 +107,7 @@ def legend() -> list[str]:
     """Return what the columns mean."""
     return [
         "±: half of what lies between the quartiles, as a share of the median.",
-        f"{_INTERVAL}: where the ratio lies; in 95 of 100 runs all of these intervals hold at once.",
+        f"{INTERVAL}: where the ratio lies; in 95 of 100 runs all of these intervals hold at once.",
         f"{SAME}: the interval has 1 in it; a change as large as `sees` would have been found in four of five runs.",
         f"{judging.TOO_FEW}: nothing is claimed from less than {MIN_ROUNDS} accepted samples.",
     ]
@@ -135,7 +136,7 @@ def facts(result: Result) -> list[tuple[str, str]]:
         ("command", command(options)),
         (
             "samples",
-            f"{n_samples} in {result.n_rounds} rounds, {rejected} rejected: others used the processor meanwhile",
+            f"{n_samples}, rounds {result.n_rounds}, {rejected} rejected as others used the processor meanwhile",
         ),
     ]
 
@@ -173,13 +174,14 @@ def command(options: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
+def mtu_note(place: Place) -> str:
+    """Return the overlay MTUs of a place's contenders."""
+    return "overlay MTU: " + ", ".join(f"{name} {mtu}" for name, mtu in place.mtus.items())
+
+
 def place_notes(result: Result) -> dict[str, str]:
-    """Return for each place the overlay MTUs of its contenders."""
-    return {
-        place.name: "overlay MTU: " + ", ".join(f"{name} {mtu}" for name, mtu in place.mtus.items())
-        for place in result.places
-        if place.mtus
-    }
+    """Return what is to be said of each place, by its name."""
+    return {place.name: mtu_note(place) for place in result.places if place.mtus}
 
 
 def run_records(rows: Iterable[judging.Row]) -> list[dict[str, Any]]:

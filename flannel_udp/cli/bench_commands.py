@@ -11,11 +11,12 @@ from pathlib import Path
 from flannel_udp.cli.arguments import Values
 from flannel_udp.cli.command import Argument, Command
 from flannel_udp.cli.flags import JSON_FLAG, Flag, choice_flag
-from flannel_udp.cli.parsers import parse_bool
-from flannel_udp.errors import UsageError
+from flannel_udp.cli.parsers import parse_bool, parse_path
+from flannel_udp.errors import FlannelError, UsageError
 
 _FORMAT = choice_flag("format", "how to write it", ("text", "md", "csv"), default="text", in_environment=False)
 _ANYWAY = Flag("anyway", "compare the results of two machines", "BOOL", parse_bool, switch=True, in_environment=False)
+_OUTPUT = Flag("o", "where to write it", "FILE", parse_path, default="RESULT.html", in_environment=False)
 _RESULT = Argument("RESULT", "the JSON file of a run")
 
 
@@ -66,6 +67,30 @@ def _compare(given: Values) -> int:
     return 0
 
 
+def _report(given: Values) -> int:
+    from flannel_udp.bench.page import page
+    from flannel_udp.bench.results import read_result
+    from flannel_udp.files.atomic import replace_file
+
+    source = Path(given["RESULT"])
+    output: Path = given.get("o", source.with_suffix(".html"))
+    text = page(read_result(source)).encode()
+    try:
+        if output.exists() and output.samefile(source):
+            raise UsageError(f"-o {output} is the result itself: name another file")
+        if output.exists() and not output.is_file():
+            output.write_bytes(text)  # a pipe or a device
+        else:
+            replace_file(output, text)  # whole: a full disk costs no former report
+    except OSError as error:
+        raise FlannelError(f"cannot write {output}: {error.strerror}") from None
+    if given.get("json"):
+        sys.stdout.write(json.dumps({"written": [str(output)]}, indent=2) + "\n")
+    else:
+        sys.stdout.write(f"wrote {output}\n")
+    return 0
+
+
 BENCH_COMMANDS: Mapping[str, Command] = {
     "bench show": Command(
         "show what a run of bench.forward found: medians, spread, and what is beyond the noise",
@@ -86,5 +111,13 @@ BENCH_COMMANDS: Mapping[str, Command] = {
         _compare,
         {"which": (_ANYWAY,), "output": (_FORMAT, JSON_FLAG)},
         (Argument("OLD", "the JSON file of the former run"), Argument("NEW", "that of the later one")),
+    ),
+    "bench report": Command(
+        "write what a run of bench.forward found as one HTML file: tables, plots, machine, command",
+        "It stands alone: a browser opens it without any network, light or dark as the reader has it.\n\n"
+        "example: flannel-udp bench report run.json -o report.html",
+        _report,
+        {"output": (_OUTPUT, JSON_FLAG)},
+        (_RESULT,),
     ),
 }
