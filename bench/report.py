@@ -27,4 +27,4 @@ def chart(samples: Sequence[Sample], title: str) -> Chart:
 
 def table(samples: Sequence[Sample], mtus: Mapping[str, int], title: str) -> str:
     """Return the medians and the ratios of ours to them, as `flannel-udp bench show` has them."""
-    return "".join(map(text, run_sheets(judge([Place(title, mtus, tuple(samples))]))))
+    return "".join(f"{text(sheet)}\n" for sheet in run_sheets(judge([Place(title, mtus, tuple(samples))])))

@@ -12,7 +12,7 @@ from flannel_udp.bench.results import Place
 from flannel_udp.bench.samples import Series, contenders, quartiles, series, taken
 
 BETTER, WORSE, SAME = "better", "worse", "no difference"
-TOO_FEW, NO_RATIO = "too few rounds", "no ratio"
+TOO_FEW, NO_RATIO = "too few samples", "no ratio"
 """Verdicts on what cannot be compared: fewer accepted samples than `MIN_ROUNDS`, or a figure that is 0."""
 
 

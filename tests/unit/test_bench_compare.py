@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 from flannel_udp.bench.comparing import MACHINE, compare
 from flannel_udp.bench.intervals import draw, interval, student_t
 from flannel_udp.bench.judging import BETTER, NO_RATIO, SAME, TOO_FEW, WORSE, judge
+from flannel_udp.bench.results import Result, read_result
 from flannel_udp.errors import UsageError
 from tests.support import bench_runs
 from tests.support.bench_runs import FIGURES, run_of, samples
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +36,33 @@ def test_two_runs_of_one_build_show_no_difference(tmp_path: Path, rounds: int) -
     verdicts = [[row.verdict for row in compare(*pair).rows] for pair in pairs]
     assert sum(any(verdict != SAME for verdict in each) for each in verdicts) <= 1
     assert {len(each) for each in verdicts} == {24}
+
+
+def half_of_targets(path: Path, *, odd: bool, ours: float = 1.0) -> Result:
+    """Write every other round of a real run, on a machine whose VXLAN has two speeds; ours may be made slower."""
+    document = json.loads((ROOT / "docs" / "targets.json").read_text())
+    for place in document["places"].values():
+        place["samples"] = [sample for sample in place["samples"] if sample["round"] % 2 == odd]
+        for sample in place["samples"]:
+            if sample["contender"] == "ours":
+                sample["values"] = {name: ours * value for name, value in sample["values"].items()}
+    path.write_text(json.dumps(document))
+    return read_result(path)
+
+
+def test_halves_of_a_real_run_show_no_difference(tmp_path: Path) -> None:
+    halves = [half_of_targets(tmp_path / f"{odd}.json", odd=odd) for odd in (False, True)]
+    rows = compare(*halves).rows
+    assert len(rows) > 60
+    assert {row.verdict for row in rows} == {SAME, NO_RATIO}
+
+
+def test_of_a_real_run_what_became_slower_by_half_is_found_in_every_place(tmp_path: Path) -> None:
+    old = half_of_targets(tmp_path / "old.json", odd=False)
+    rows = compare(old, half_of_targets(tmp_path / "new.json", odd=True, ours=0.5)).rows
+    found = {row.place for row in rows if row.verdict == WORSE}
+    assert found == {place.name for place in old.places}
+    assert {row.contender for row in rows if row.verdict in (BETTER, WORSE)} == {"ours"}
 
 
 def test_a_real_difference_is_found_in_the_build_that_has_it_with_its_interval(tmp_path: Path) -> None:

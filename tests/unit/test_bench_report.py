@@ -12,6 +12,7 @@ from bench.contenders import CONTENDERS, variants
 from bench.forward import main, parse_arguments
 from bench.measure import MEASURES, default_congestion_control, percentile
 from bench.report import chart, table
+from bench.time_left import TimeLeft
 from flannel_udp.bench.results import document, place_record
 from flannel_udp.bench.samples import Sample, medians, n_rejected, ratios
 from flannel_udp.options import Offload
@@ -54,14 +55,14 @@ def rows_of(samples: list[Sample]) -> list[str]:
 
 def test_a_contender_whose_samples_were_all_rejected_shows_as_a_dash() -> None:
     rows = rows_of([sample("vxlan", 4.0), sample("ours", 9.9, accepted=False)])
-    assert rows == ["vxlan 4 1 - - too few rounds", "ours - 0 - - -"]
+    assert rows == ["vxlan 4 1 - - too few samples", "ours - 0 - - -"]
 
 
 def test_a_median_says_of_how_many_samples_it_is() -> None:
     first = [sample("vxlan", 4.0), sample("ours", 6.0)]
     second = [sample("vxlan", 4.0, number=2), sample("ours", 9.0, number=2, accepted=False)]
     rows = rows_of(first + second)
-    assert rows == ["vxlan 4 ±0.0 % 2 - - too few rounds", "ours 6 1 - - -"]
+    assert rows == ["vxlan 4 ±0.0 % 2 - - too few samples", "ours 6 1 - - -"]
 
 
 def test_the_document_is_json_and_holds_every_sample_with_the_rejected_ones_marked() -> None:
@@ -164,3 +165,14 @@ def test_a_json_file_that_cannot_be_written_is_refused_before_the_run(
     monkeypatch.setattr("bench.forward.shutil.which", lambda tool: tool)
     assert main(["--quick", "--json", "/nonexistent/forward.json"]) == 2
     assert "/nonexistent/forward.json" in caplog.text
+
+
+def test_the_time_left_is_told_by_the_pace_so_far() -> None:
+    now = [0.0]
+    left = TimeLeft(100.0, lambda: now[0])
+    assert str(left) == "about 100 s"
+    now[0] = 20.0
+    left.passed(10.0)  # it took twice as long as it should have
+    assert str(left) == "about 3 min"
+    left.passed(90.0)
+    assert str(left) == "about 0 s"
