@@ -260,10 +260,11 @@ def _compare(settings: Settings) -> None:
     finally:
         if taken.samples:
             title = _title(settings, place)
-            sys.stdout.write(report.table(taken.samples, taken.mtus, title))
-            _show_rejected(settings, taken.samples)
-            record = results.place_record(taken.mtus, taken.samples)
-            _keep(settings, results.document(machine.describe(), _options(settings), record), {title: taken.samples})
+            try:
+                _keep(settings, results.place_record(taken.mtus, taken.samples), {title: taken.samples})
+            finally:
+                sys.stdout.write(report.table(taken.samples, taken.mtus, title))
+                _show_rejected(settings, taken.samples)
 
 
 def _judge(settings: Settings) -> None:
@@ -289,22 +290,25 @@ def _judge(settings: Settings) -> None:
         of_places = {place: taken.samples for place, taken in found.items() if taken.samples}
         if of_places:
             verdicts = targets.judge(judged, of_places, elsewhere)
-            show(targets.table(verdicts, f"ours divided by the other's, {_spoken(settings)}"))
-            _show_rejected(settings, [sample for samples in of_places.values() for sample in samples])
             places = {
                 _name(place): results.place_record(found[place].mtus, samples) for place, samples in of_places.items()
             }
             everything = {"places": places, **found_elsewhere, "targets": targets.records(verdicts)}
-            _keep(
-                settings,
-                results.document(machine.describe(), _options(settings), everything),
-                {_title(settings, place): samples for place, samples in of_places.items()},
-            )
+            try:
+                _keep(settings, everything, {_title(settings, place): samples for place, samples in of_places.items()})
+            finally:
+                show(targets.table(verdicts, f"ours divided by the other's, {_spoken(settings)}"))
+                _show_rejected(settings, [sample for samples in of_places.values() for sample in samples])
 
 
-def _keep(settings: Settings, document: Mapping[str, Any], drawn: Mapping[str, Sequence[Sample]]) -> None:
-    """Write the document where it was asked for, and the plots of the samples beside it, by title."""
+def _keep(settings: Settings, found: Mapping[str, Any], drawn: Mapping[str, Sequence[Sample]]) -> None:
+    """Write what was found where it was asked for, and the plots of the samples beside it, by title.
+
+    Comes before anything is shown, and what is shown is shown all the same: neither a full disk nor a reader of stdout
+    who has gone costs the other one.
+    """
     if settings.json:
+        document = results.document(machine.describe(), _options(settings), found)
         chart.write(settings.json, document, [report.chart(samples, title) for title, samples in drawn.items()])
         logger.info("written: %s", settings.json)
 

@@ -100,7 +100,7 @@ def _times(ratio: float) -> str:
 
 
 def _sees(row: judging.Row | comparing.Row) -> str:
-    return share(row.ratio.visible) if row.ratio and row.verdict in (SAME, MACHINE) else ""
+    return share(row.ratio.visible) if row.ratio and row.verdict == SAME else ""
 
 
 def legend() -> list[str]:

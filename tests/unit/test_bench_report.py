@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from bench.forward import main, parse_arguments
 from bench.measure import MEASURES, default_congestion_control, percentile
 from bench.report import chart, table
 from bench.time_left import TimeLeft
-from flannel_udp.bench.results import document, place_record
+from flannel_udp.bench.results import document, place_record, read_result
 from flannel_udp.bench.samples import Sample, medians, n_rejected, ratios
 from flannel_udp.options import Offload
 
@@ -176,3 +177,42 @@ def test_the_time_left_is_told_by_the_pace_so_far() -> None:
     assert str(left) == "about 3 min"
     left.passed(90.0)
     assert str(left) == "about 0 s"
+
+
+def measured(*arguments: object) -> None:
+    """Stand for a run: one sample, and then Ctrl-C."""
+    taken = arguments[-1]
+    assert isinstance(taken, forward.Taken)
+    taken.samples.append(sample("ours", 8.0))
+    raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is asked for first")
+@pytest.mark.parametrize("targets", [[], ["--targets", "ipv6"]])
+def test_a_file_that_cannot_be_written_after_the_run_costs_no_table(
+    targets: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(forward, "run", measured)
+    monkeypatch.setattr("bench.forward.shutil.which", lambda tool: tool)
+    (tmp_path / "run.json").mkdir()
+    assert main(["--quick", *targets, "--json", str(tmp_path / "run.json")]) == 1
+    assert f"cannot write {tmp_path}/run.json: Is a directory" in caplog.text
+    shown = capsys.readouterr().out
+    assert ("ours divided by the other's" if targets else "TCP, 1 stream, Gbit/s (more is better)") in shown
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is asked for first")
+def test_a_reader_of_the_table_who_has_gone_costs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(forward, "run", measured)
+    monkeypatch.setattr("bench.forward.shutil.which", lambda tool: tool)
+    monkeypatch.setattr("bench.forward.report.table", gone)
+    with pytest.raises(BrokenPipeError):
+        main(["--quick", "--json", str(tmp_path / "run.json")])
+    assert len(read_result(tmp_path / "run.json").places[0].samples) == 1
