@@ -6,12 +6,11 @@ import sys
 
 from rich.console import Console, RenderableType
 
-_UNBOUNDED = 10_000
-"""Columns: more than any table needs."""
+WIDTH = 80
+"""Columns, where nobody says how wide the output is: what is pasted into a mail or a terminal beside it stays whole."""
 
 
 def show(*findings: RenderableType) -> None:
-    """Print tables and lines to stdout; where that is no terminal, so wide that no cell is wrapped."""
+    """Print tables and lines to stdout, as wide as the terminal; where there is none, 80 columns."""
     for found in findings:
-        width = None if sys.stdout.isatty() else Console(width=_UNBOUNDED).measure(found).maximum
-        Console(width=width).print(found)
+        Console(width=None if sys.stdout.isatty() else WIDTH).print(found)

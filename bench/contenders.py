@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, Protocol
 
+from flannel_udp.bench.metrics import OURS
 from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
 from flannel_udp.lab import ethtool
@@ -36,7 +37,6 @@ from tests.support.naive import NaivePeer
 from tests.support.naive_ipip import NaiveIpip
 from tests.support.peer import Peer
 
-OURS = "ours"
 OF_IPV6 = "-v6"
 """What the names of contenders end with that go by IPv6 beside others that do not."""
 PODS, HOSTS = "pods", "hosts"

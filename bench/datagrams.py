@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.contenders import Pair
-from bench.generators import GRACE_S, Load, Values, server
+from bench.generators import GRACE_S, Load, server
+from flannel_udp.bench.samples import Values
 from flannel_udp.errors import FlannelError
 
 SMALL_BYTES = 64

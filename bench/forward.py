@@ -18,9 +18,9 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,10 @@ from bench.cpu import ForeignWatch
 from bench.datagrams import build_blast
 from bench.generators import Load
 from bench.measure import DEFAULT_MEASURES, MEASURES, default_congestion_control
-from bench.report import Sample
 from bench.targets import FAR, LOOKUP
+from bench.time_left import TimeLeft
+from flannel_udp.bench import results
+from flannel_udp.bench.samples import Sample, n_rejected
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab import netns
 from tests.support.cni import NEEDED, plugins_are_here
@@ -62,6 +64,14 @@ CUBIC = "cubic"
 
 Plan = Mapping[str, Sequence[str]]
 """Measure → the contenders that it is taken on."""
+
+
+@dataclass(slots=True)
+class Taken:
+    """What was measured so far in one place; `mtus` are the contenders' overlay MTUs in bytes."""
+
+    samples: list[Sample] = field(default_factory=list)
+    mtus: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,55 +247,74 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(settings: Settings) -> None:
-    """Take the measures that were asked for on one underlay."""
+    """Take the measures that were asked for on one underlay. What was taken is kept, whatever ends it."""
     openers = {
         **CONTENDERS,
         **(BACKENDS if settings.backends else {}),
         **variants(settings.workers, rungs=settings.rungs, cni=settings.cni),
     }
     place = Where(settings.underlay, settings.between, settings.family)
-    samples, mtus = run(settings, place, dict.fromkeys(settings.measures, tuple(openers)), openers)
-    title = f"{_name(place)}, {_spoken(settings)}"
-    show(report.table(samples, tuple(openers), title))
-    _show_rejected(settings, samples)
-    if settings.json:
-        document = report.document(machine.describe(), _options(settings), mtus, samples)
-        chart.write(settings.json, document, [report.chart(samples, title)])
+    taken = Taken()
+    try:
+        run(settings, place, dict.fromkeys(settings.measures, tuple(openers)), openers, taken)
+    finally:
+        if taken.samples:
+            title = _title(settings, place)
+            try:
+                _keep(settings, results.place_record(taken.mtus, taken.samples), {title: taken.samples})
+            finally:
+                sys.stdout.write(report.table(taken.samples, taken.mtus, title))
+                _show_rejected(settings, taken.samples)
 
 
 def _judge(settings: Settings) -> None:
-    """Take what the targets need in each place, and say of each target whether it is met."""
+    """Take what the targets need in each place, and say of each whether it is met. What was taken is kept."""
     judged = targets.GROUPS[settings.targets]
-    found: dict[Where, list[Sample]] = {}
-    results: dict[str, dict[str, Any]] = {}
-    charts = []
-    for place in targets.places(judged):
-        samples, mtus = run(settings, place, targets.needed(judged, place), {**CONTENDERS, **BACKENDS, **IPV6})
-        found[place], results[_name(place)] = samples, report.results(mtus, samples)
-        charts.append(report.chart(samples, f"{_name(place)}, {_spoken(settings)}"))
-        show(report.table(samples, tuple(mtus), f"{_name(place)}, {_spoken(settings)}"))
-    document: dict[str, Any] = {"machine": machine.describe(), "options": _options(settings), "places": results}
+    found: dict[Where, Taken] = {}
+    found_elsewhere: dict[str, Any] = {}
     elsewhere: dict[str, Mapping[str, float]] = {}
-    if FAR in targets.elsewhere(judged):
-        logger.info("a near peer beside a slow one")
-        document["far_and_near"] = near = far_and_near.measure(settings.rounds, settings.seconds, dead=0)
-        elsewhere[FAR] = far_and_near.judged(near)
-    if LOOKUP in targets.elsewhere(judged):
-        looked_up = lookup.measure()
-        document["lookup"] = lookup.records(looked_up)
-        elsewhere[LOOKUP] = lookup.judged(looked_up)
-    verdicts = targets.judge(judged, found, elsewhere)
-    document["targets"] = targets.records(verdicts)
-    show(targets.table(verdicts, f"ours divided by the other's, {_spoken(settings)}"))
-    _show_rejected(settings, [sample for samples in found.values() for sample in samples])
+    try:
+        for place in targets.places(judged):
+            found[place] = Taken()
+            run(settings, place, targets.needed(judged, place), {**CONTENDERS, **BACKENDS, **IPV6}, found[place])
+            sys.stdout.write(report.table(found[place].samples, found[place].mtus, _title(settings, place)))
+        if FAR in targets.elsewhere(judged):
+            logger.info("a near peer beside a slow one")
+            found_elsewhere["far_and_near"] = near = far_and_near.measure(settings.rounds, settings.seconds, dead=0)
+            elsewhere[FAR] = far_and_near.judged(near)
+        if LOOKUP in targets.elsewhere(judged):
+            looked_up = lookup.measure()
+            found_elsewhere["lookup"] = lookup.records(looked_up)
+            elsewhere[LOOKUP] = lookup.judged(looked_up)
+    finally:
+        of_places = {place: taken.samples for place, taken in found.items() if taken.samples}
+        if of_places:
+            verdicts = targets.judge(judged, of_places, elsewhere)
+            places = {
+                _name(place): results.place_record(found[place].mtus, samples) for place, samples in of_places.items()
+            }
+            everything = {"places": places, **found_elsewhere, "targets": targets.records(verdicts)}
+            try:
+                _keep(settings, everything, {_title(settings, place): samples for place, samples in of_places.items()})
+            finally:
+                show(targets.table(verdicts, f"ours divided by the other's, {_spoken(settings)}"))
+                _show_rejected(settings, [sample for samples in of_places.values() for sample in samples])
+
+
+def _keep(settings: Settings, found: Mapping[str, Any], drawn: Mapping[str, Sequence[Sample]]) -> None:
+    """Write what was found where it was asked for, and the plots of the samples beside it, by title.
+
+    Comes before anything is shown, and what is shown is shown all the same: neither a full disk nor a reader of stdout
+    who has gone costs the other one.
+    """
     if settings.json:
-        chart.write(settings.json, document, charts)
+        document = results.document(machine.describe(), _options(settings), found)
+        chart.write(settings.json, document, [report.chart(samples, title) for title, samples in drawn.items()])
+        logger.info("written: %s", settings.json)
 
 
-def run(
-    settings: Settings, place: Where, plan: Plan, openers: Mapping[str, Opener]
-) -> tuple[list[Sample], dict[str, int]]:
-    """Take all samples; return them, and the overlay MTU of each contender in bytes. The labs are gone afterwards."""
+def run(settings: Settings, place: Where, plan: Plan, openers: Mapping[str, Opener], taken: Taken) -> None:
+    """Take all samples, into `taken` as they come. The labs are gone afterwards, also after Ctrl-C."""
     build_blast()
     with ExitStack() as stack:
         pairs = []
@@ -293,18 +322,17 @@ def run(
             if any(name in contenders for contenders in plan.values()):
                 logger.info("%s: setting up %s", _name(place), name)
                 pairs.append(stack.enter_context(open_contender(name, openers[name], place)))
-        nominal_s = settings.rounds * sum(
-            MEASURES[measure].nominal_s(settings.seconds) * len(contenders) for measure, contenders in plan.items()
+        taken.mtus.update({pair.name: pair.mtu for pair in pairs})
+        left = TimeLeft(
+            settings.rounds
+            * sum(MEASURES[name].nominal_s(settings.seconds) * len(contenders) for name, contenders in plan.items())
         )
-        logger.info("measuring: about %.0f s, at most twice that", nominal_s)
-        samples = [
-            sample
-            for number in range(settings.rounds)
-            for measure, contenders in plan.items()
-            for pair in _rotated([pair for pair in pairs if pair.name in contenders], number)
-            for sample in _take(settings, number + 1, measure, pair)
-        ]
-        return samples, {pair.name: pair.mtu for pair in pairs}
+        for number in range(settings.rounds):
+            for measure, contenders in plan.items():
+                for pair in _rotated([pair for pair in pairs if pair.name in contenders], number):
+                    for sample in _take(settings, number + 1, measure, pair, left):
+                        taken.samples.append(sample)
+                    left.passed(MEASURES[measure].nominal_s(settings.seconds))
 
 
 def _rotated(pairs: Sequence[Pair], by: int) -> list[Pair]:
@@ -313,19 +341,19 @@ def _rotated(pairs: Sequence[Pair], by: int) -> list[Pair]:
     return [*pairs[first:], *pairs[:first]]
 
 
-def _take(settings: Settings, number: int, measure: str, pair: Pair) -> list[Sample]:
-    """Take one sample; if others disturbed it, it is kept as rejected and taken once more."""
-    samples: list[Sample] = []
-    while len(samples) < _TRIES and not (samples and samples[-1].accepted):
+def _take(settings: Settings, number: int, measure: str, pair: Pair, left: TimeLeft) -> Iterator[Sample]:
+    """Yield one sample; if others disturbed it, it is kept as rejected and taken once more."""
+    for _ in range(_TRIES):
         watch = ForeignWatch.start()
         values = MEASURES[measure].take(pair, settings.load)
         foreign = watch.share()
         accepted = foreign * 100 <= settings.max_foreign
-        samples.append(Sample(number, pair.name, measure, foreign, accepted, values))
+        yield Sample(number, pair.name, measure, foreign, accepted, values)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         verdict = "" if accepted else f" - rejected: others used {foreign:.0%} of a core"
-        logger.info("round %d/%d %s: %s%s", number, settings.rounds, pair.name, shown, verdict)
-    return samples
+        logger.info("round %d/%d, %s left, %s: %s%s", number, settings.rounds, left, pair.name, shown, verdict)
+        if accepted:
+            break
 
 
 def _require(settings: Settings) -> None:
@@ -342,8 +370,11 @@ def _require(settings: Settings) -> None:
 
 
 def _name(place: Where) -> str:
-    by = "" if place.version == 4 else f", by IPv{place.version}"
-    return f"underlay {place.underlay}, between {place.between}{by}"
+    return results.place_name(place.underlay, place.between, place.version)
+
+
+def _title(settings: Settings, place: Where) -> str:
+    return f"{_name(place)}, {_spoken(settings)}"
 
 
 def _spoken(settings: Settings) -> str:
@@ -351,7 +382,7 @@ def _spoken(settings: Settings) -> str:
 
 
 def _show_rejected(settings: Settings, samples: Sequence[Sample]) -> None:
-    rejected = report.n_rejected(samples)
+    rejected = n_rejected(samples)
     if rejected:
         show(
             f"{rejected} of {len(samples)} samples were rejected: other processes used more than "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,9 +12,6 @@ from flannel_udp.lab.node import Node
 
 GRACE_S = 60.0
 """What a load generator may take longer than asked to before it is killed."""
-
-Values = Mapping[str, float]
-"""What a measure found, by metric name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from pathlib import Path
 from bench import datagrams
 from bench.contenders import Pair
 from bench.cpu import daemons_cpu_s, read_machine
-from bench.generators import GRACE_S, Load, Values, server
+from bench.generators import GRACE_S, Load, server
+from flannel_udp.bench.samples import Values
 from flannel_udp.errors import FlannelError
 
 _PINGS_PER_S = 1000

@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
-from bench import report
-from bench.contenders import HOSTS, OURS, PODS, Where
+from bench.contenders import HOSTS, PODS, Where
+from flannel_udp.bench.metrics import OURS
+from flannel_udp.bench.samples import Sample, figure, quartiles_of_rounds
 
 LOOKUP, FAR = "lookup", "far and near"
 """Stand for an underlay where bench/lookup.py and bench/far_and_near.py have the figure."""
+_MEASURE_COLUMNS, _VERDICT_COLUMNS = 26, 8
+"""Leave the other columns what they need of 80; `not measured` breaks between its words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +201,7 @@ class Verdict:
 
 def judge(
     of: Sequence[Target],
-    samples: Mapping[Where, Sequence[report.Sample]],
+    samples: Mapping[Where, Sequence[Sample]],
     found_elsewhere: Mapping[str, Mapping[str, float]],
 ) -> list[Verdict]:
     """Return a verdict for each target; `found_elsewhere` are the figures of `LOOKUP` and `FAR`, by metric."""
@@ -208,9 +212,9 @@ def judge(
         taken, compared = samples.get(target.place, ()), (target.metric, target.baseline, target.contender)
         return Verdict(
             target,
-            report.figure(taken, *compared),
-            report.quartiles(taken, *compared),
-            target.beside and report.figure(samples.get(target.beside, ()), *compared),
+            figure(taken, *compared),
+            quartiles_of_rounds(taken, *compared),
+            target.beside and figure(samples.get(target.beside, ()), *compared),
         )
 
     return [verdict(target) for target in of]
@@ -231,25 +235,32 @@ def records(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
 
 
 def table(verdicts: Sequence[Verdict], title: str) -> Table:
-    """Return the table of promises: what was measured has three digits, and the verdict knows all of them."""
-    result = Table(title=title, title_justify="left")
-    for heading in ("underlay", "between", "measure", "of", "compared with"):
-        result.add_column(heading)
-    for heading in ("target", "aim", "measured", "quartiles", "host to host"):
+    """Return the table of promises: what was measured has three digits, and the verdict knows all of them.
+
+    `hosts` is the figure from host to host beside one between pods.
+    """
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    result.add_column("measure", width=_MEASURE_COLUMNS)
+    for heading in ("target", "aim", "measured", "quartiles", "hosts"):
         result.add_column(heading, justify="right")
-    result.add_column("verdict")
+    result.add_column("verdict", width=_VERDICT_COLUMNS)
     for verdict in verdicts:
         target = verdict.target
         sign = "≥" if target.higher_is_better else "≤"
-        forwarded = target.underlay not in (LOOKUP, FAR)
-        where = (target.underlay, target.between) if forwarded else ("-", "-")
         result.add_row(
-            *(*where, target.title, target.contender if forwarded else "-"),
-            target.baseline if forwarded and target.baseline else "-",
-            *(f"{sign} {target.bound:.3g}", f"{sign} {target.aim:.3g}"),
+            _described(target),
+            *(f"{sign}\N{NO-BREAK SPACE}{bound:.3g}" for bound in (target.bound, target.aim)),
             "-" if verdict.figure is None else f"{verdict.figure:.3g}",
             "-" if verdict.quartiles is None else "{:.3g} to {:.3g}".format(*verdict.quartiles),
             "-" if verdict.beside is None else f"{verdict.beside:.3g}",
             verdict.words,
         )
     return result
+
+
+def _described(target: Target) -> str:
+    """Return what the target is about: where, what, and ours to whose."""
+    if target.underlay in (LOOKUP, FAR):
+        return target.title
+    compared = f", {target.contender} to {target.baseline}" if target.baseline else ""
+    return f"{target.underlay}, {target.between}: {target.title}{compared}"

@@ -26,7 +26,10 @@ QUIET_S = 2.0
 REST = "..."
 """The `count` of an argument that takes everything after those before it as it is: another program's words."""
 
-GROUPS: Mapping[str, str] = {"lab": "build hosts and pods in network namespaces, to try and to test"}
+GROUPS: Mapping[str, str] = {
+    "lab": "build hosts and pods in network namespaces, to try and to test",
+    "bench": "show and compare what benches have found",
+}
 """First words that stand, with this summary, for all their commands where all commands are listed."""
 
 

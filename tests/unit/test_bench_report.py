@@ -1,19 +1,21 @@
 from __future__ import annotations
 
-import io
 import json
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from bench import forward
 from bench.contenders import CONTENDERS, variants
 from bench.forward import main, parse_arguments
 from bench.measure import MEASURES, default_congestion_control, percentile
-from bench.report import Sample, chart, document, medians, n_rejected, ratios, table
+from bench.report import chart, table
+from bench.time_left import TimeLeft
+from flannel_udp.bench.results import document, place_record, read_result
+from flannel_udp.bench.samples import Sample, medians, n_rejected, ratios
 from flannel_udp.options import Offload
 
 
@@ -24,10 +26,10 @@ def sample(
 
 
 SAMPLES = [
-    *(sample("vxlan", value) for value in (4.0, 9.0, 5.0)),
-    *(sample("naive", value) for value in (0.5, 0.7)),
+    *(sample("vxlan", value, number=number) for number, value in enumerate((4.0, 9.0, 5.0), 1)),
+    *(sample("naive", value, number=number) for number, value in enumerate((0.5, 0.7), 1)),
     sample("ours", 6.0),
-    sample("ours", 100.0, accepted=False),
+    sample("ours", 100.0, accepted=False, number=2),
 ]
 
 
@@ -47,25 +49,25 @@ def test_there_is_no_ratio_to_a_baseline_that_is_zero_or_missing_and_none_withou
     assert ratios(medians(cpu)) == {name: {"bare": None, "vxlan": None, "naive": None} for name in ("cpu", "rtt")}
 
 
-def row_of(samples: list[Sample]) -> list[str]:
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(table(samples, ("vxlan", "ours"), "title"))
-    row = next(line for line in console.export_text().splitlines() if "1 stream, Gbit/s" in line)
-    return [cell.strip() for cell in row.split("│")[3:7]]
+def rows_of(samples: list[Sample]) -> list[str]:
+    lines = table(samples, {}, "title").splitlines()
+    return [" ".join(line.split()) for line in lines if line.startswith(("vxlan", "ours"))]
 
 
 def test_a_contender_whose_samples_were_all_rejected_shows_as_a_dash() -> None:
-    assert row_of([sample("vxlan", 4.0), sample("ours", 9.9, accepted=False)]) == ["4.00", "-", "-", "-"]
+    rows = rows_of([sample("vxlan", 4.0), sample("ours", 9.9, accepted=False)])
+    assert rows == ["vxlan 4 1 - - too few samples", "ours - 0 - - -"]
 
 
-def test_a_median_of_fewer_samples_than_rounds_says_of_how_many() -> None:
+def test_a_median_says_of_how_many_samples_it_is() -> None:
     first = [sample("vxlan", 4.0), sample("ours", 6.0)]
     second = [sample("vxlan", 4.0, number=2), sample("ours", 9.0, number=2, accepted=False)]
-    assert row_of(first + second) == ["4.00", "6.00 (1)", "-", "1.50"]
+    rows = rows_of(first + second)
+    assert rows == ["vxlan 4 ±0.0 % 2 - - too few samples", "ours 6 1 - - -"]
 
 
 def test_the_document_is_json_and_holds_every_sample_with_the_rejected_ones_marked() -> None:
-    made = json.loads(json.dumps(document({"cores": 2}, {"rounds": 1}, {"ours": 1472}, SAMPLES)))
+    made = json.loads(json.dumps(document({"cores": 2}, {"rounds": 1}, place_record({"ours": 1472}, SAMPLES))))
     assert len(made["samples"]) == len(SAMPLES)
     assert [entry["accepted"] for entry in made["samples"]].count(False) == made["rejected"] == 1
     assert made["ratios"]["tcp1_gbit_s"]["vxlan"] == pytest.approx(1.2)
@@ -164,3 +166,53 @@ def test_a_json_file_that_cannot_be_written_is_refused_before_the_run(
     monkeypatch.setattr("bench.forward.shutil.which", lambda tool: tool)
     assert main(["--quick", "--json", "/nonexistent/forward.json"]) == 2
     assert "/nonexistent/forward.json" in caplog.text
+
+
+def test_the_time_left_is_told_by_the_pace_so_far() -> None:
+    now = [0.0]
+    left = TimeLeft(100.0, lambda: now[0])
+    assert str(left) == "about 100 s"
+    now[0] = 20.0
+    left.passed(10.0)  # it took twice as long as it should have
+    assert str(left) == "about 3 min"
+    left.passed(90.0)
+    assert str(left) == "about 0 s"
+
+
+def measured(*arguments: object) -> None:
+    """Stand for a run: one sample, and then Ctrl-C."""
+    taken = arguments[-1]
+    assert isinstance(taken, forward.Taken)
+    taken.samples.append(sample("ours", 8.0))
+    raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is asked for first")
+@pytest.mark.parametrize("targets", [[], ["--targets", "ipv6"]])
+def test_a_file_that_cannot_be_written_after_the_run_costs_no_table(
+    targets: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(forward, "run", measured)
+    monkeypatch.setattr("bench.forward.shutil.which", lambda tool: tool)
+    (tmp_path / "run.json").mkdir()
+    assert main(["--quick", *targets, "--json", str(tmp_path / "run.json")]) == 1
+    assert f"cannot write {tmp_path}/run.json: Is a directory" in caplog.text
+    shown = capsys.readouterr().out
+    assert ("ours divided by the other's" if targets else "TCP, 1 stream, Gbit/s (more is better)") in shown
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is asked for first")
+def test_a_reader_of_the_table_who_has_gone_costs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(forward, "run", measured)
+    monkeypatch.setattr("bench.forward.shutil.which", lambda tool: tool)
+    monkeypatch.setattr("bench.forward.report.table", gone)
+    with pytest.raises(BrokenPipeError):
+        main(["--quick", "--json", str(tmp_path / "run.json")])
+    assert len(read_result(tmp_path / "run.json").places[0].samples) == 1

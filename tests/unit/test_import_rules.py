@@ -39,14 +39,14 @@ RULES: Mapping[str, list[str]] = {
     "dataplane*": [*SHARED, "dataplane*", "_fastpath*"],
     "backend*": [*SHARED, "backend*", "dataplane*", *NO_FIREWALL],
     "admin*": [*SHARED, "admin*"],
-    **{f"{room}*": [*SHARED, "files*", f"{room}*"] for room in ("cni", "host", "lab", "registry")},
+    **{f"{room}*": [*SHARED, "files*", f"{room}*"] for room in ("bench", "cni", "host", "lab", "registry")},
     "handover*": [*SHARED, *ROOMS, "handover*"],
     "agent*": [*SHARED, *ROOMS, "handover*", "agent*"],
     "doctor*": [*SHARED, *ROOMS, "agent.asking", "doctor*"],
     "cli.parsers": ["errors", "options", "netconf.addresses", "registry.urls", "files.secret"],
     "cli.flags": ["options", "cli.parsers"],
     "cli.arguments": ["errors", "options", "cli.flags", "cli.parsers"],
-    "cli*": [*SHARED, *ROOMS, "agent*", "doctor*", "cli*"],
+    "cli*": [*SHARED, *ROOMS, "agent*", "bench*", "doctor*", "cli*"],
     "__main__": ["cli.main"],
 }
 # What the command line may import before it knows the command: --help and --version answer at once.

@@ -1,0 +1,1 @@
+"""What benches have found: read, judged, compared and shown. Measuring itself is not here."""
