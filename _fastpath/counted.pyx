@@ -105,14 +105,14 @@ cdef inline bint is_counted(const Datapath *dp, uint32_t peer) noexcept:
 cdef tuple peer_counters_as_tuple(Datapath *dp, uint32_t peer):
     cdef PeerState *counted
     if not is_counted(dp, peer):
-        return (0, 0, 0, 0)
+        return (0, 0, 0, 0, 0)
     counted = state_of(dp, peer)
-    return (counted.packets_out, counted.bytes_out, counted.packets_in, counted.bytes_in)
+    return (counted.packets_out, counted.bytes_out, counted.packets_in, counted.bytes_in, counted.refused_out)
 
 
 cdef list active_peers(Datapath *dp, uint32_t first, uint32_t n):
     cdef PeerState *state
-    cdef uint64_t packets_out, packets_in
+    cdef uint64_t packets_out, packets_in, bytes_out, bytes_in
     cdef uint32_t peer
     active = []
     for peer in range(first, first + n):
@@ -121,6 +121,11 @@ cdef list active_peers(Datapath *dp, uint32_t first, uint32_t n):
         state = state_of(dp, peer)
         packets_out, packets_in = state.packets_out + state.refused_out, state.packets_in
         if packets_out != state.sampled_out or packets_in != state.sampled_in:
-            active.append((peer, packets_out - state.sampled_out, packets_in - state.sampled_in, state.longest_out))
+            bytes_out, bytes_in = state.bytes_out, state.bytes_in
+            active.append((
+                peer, packets_out - state.sampled_out, packets_in - state.sampled_in, state.longest_out,
+                bytes_out - state.sampled_bytes_out, bytes_in - state.sampled_bytes_in,
+            ))
             state.sampled_out, state.sampled_in, state.longest_out = packets_out, packets_in, 0
+            state.sampled_bytes_out, state.sampled_bytes_in = bytes_out, bytes_in
     return active

@@ -31,8 +31,8 @@ cdef struct PeerState:
     uint64_t bytes_in
     uint64_t inner_mtu          # bytes an inner packet may have on the way there: the smaller of the two below
     uint32_t longest_out        # bytes of the longest packet since `sampled_…`; the agent's own probes do not count
-    uint64_t refused_out        # packets that the kernel would not send
     uint32_t run_refused_by     # `peer_tag` of whom a run was refused for: an index may change hands, see `segmenting`
+    uint64_t refused_out        # packets that the kernel would not send
     uint64_t run_retry_ns       # when a run is due again; 0: none was refused since one was taken
     uint64_t probed_mtu         # shared with other threads, see `pathmtu`: `peer_tag` << 32 | bytes; 0: none
     uint64_t learned_until_ns
@@ -41,6 +41,8 @@ cdef struct PeerState:
     uint32_t learned_of         # likewise `peer_tag`
     uint64_t sampled_out        # packets at the last `Engine.sample_peers`; the control plane's
     uint64_t sampled_in
+    uint64_t sampled_bytes_out  # likewise
+    uint64_t sampled_bytes_in
 
 cdef enum:
     PEER_CHUNK_BITS = 10        # states are allocated 1,024 peers at a time and never move

@@ -430,15 +430,14 @@ cdef class Engine:
         return samples_as_rows(&self.dp)
 
     def peer_counters(self, uint32_t peer) -> tuple:
-        """Return (packets out, bytes out, packets in, bytes in) of a peer index since the engine was made."""
+        """Return (packets out, bytes out, packets in, bytes in, packets refused) of an index since we were made."""
         return peer_counters_as_tuple(&self.dp, peer)
 
     def sample_peers(self, uint32_t first, uint32_t n) -> list:
         """Return what has happened with the `n` peer indexes from `first` on since they were asked for last.
 
-        One tuple for each with which anything has: (index, packets out, packets in, bytes of the longest packet out).
-        Packets that the kernel would not send are among those out; the agent's own probes are, too, and never the
-        longest.
+        Of each with which anything has: (index, packets out, packets in, the longest one's bytes out, bytes out, bytes
+        in). What the kernel refused is among packets out, without bytes; so are our own probes, never as the longest.
         """
         return active_peers(&self.dp, first, n)
 

@@ -110,13 +110,14 @@ class Entry:
 
     ``key`` is the last path element (``10.1.15.0-24``). ``revision`` grows with every write of this key and fences
     renewals (etcd: mod_revision). ``lease_id`` is 0 for a reservation, which never expires, else a positive number of
-    63 bits: `lease_id_of` makes the ids of our agents.
+    63 bits: `lease_id_of` makes the ids of our agents. ``host`` is the holder's name where the store says it.
     """
 
     key: str
     value: bytes
     revision: int
     lease_id: int = 0
+    host: str | None = field(default=None, compare=False)
 
     @property
     def reserved(self) -> bool:
@@ -209,10 +210,35 @@ class PeerTraffic(NamedTuple):
     bytes_out: int
     packets_in: int
     bytes_in: int
+    refused_out: int
+    """Packets that the kernel would not send, which are not among those out."""
 
     def since(self, base: PeerTraffic) -> PeerTraffic:
         """Return the traffic after `base` was read."""
         return PeerTraffic(*(now - then for now, then in zip(self, base, strict=True)))
+
+
+class PeerRate(NamedTuple):
+    """What goes to one peer and comes from it, a second; bytes are inner bytes.
+
+    Packets that the kernel would not send are among those out, and not among the bytes.
+    """
+
+    packets_out: float
+    bytes_out: float
+    packets_in: float
+    bytes_in: float
+
+
+RATE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "bytes": ("bytes_out", "bytes_in"),
+    "bytes-out": ("bytes_out",),
+    "bytes-in": ("bytes_in",),
+    "packets": ("packets_out", "packets_in"),
+    "packets-out": ("packets_out",),
+    "packets-in": ("packets_in",),
+}
+"""By what peers are sorted for their rates: the fields of `PeerRate` that are added up."""
 
 
 class PeerActivity(NamedTuple):
@@ -225,6 +251,9 @@ class PeerActivity(NamedTuple):
     packets_in: int
     longest_out: int
     """Bytes of the longest inner packet that was sent there; the agent's own probes do not count."""
+    bytes_out: int = 0
+    """Inner bytes, as far as anybody counts them; those that the kernel would not send are none of them."""
+    bytes_in: int = 0
 
 
 class DroppedPacket(NamedTuple):

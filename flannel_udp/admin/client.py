@@ -54,6 +54,14 @@ def fetch_probed_peers(
     return cast(list[PeerRow], _expect(list, _get(path, target, timeout_s, progress), path))
 
 
+def fetch_busiest_peers(path: Path, n: int, by: str, timeout_s: float = TIMEOUT_S) -> list[PeerRow]:
+    """Return so many rows if there are, those with the highest rates first; `by` is one of `model.RATE_KEYS`.
+
+    An agent of an older version gives all of its peers. Raises as `fetch_status` does.
+    """
+    return cast(list[PeerRow], _expect(list, _get(path, f"/v1/peers?busiest={n}&by={by}", timeout_s), path))
+
+
 def read_addresses(texts: Sequence[str]) -> list[Address]:
     """Return the addresses that somebody typed. Raises `UsageError` for what is none."""
     addresses = []

@@ -1,7 +1,8 @@
 """The local control socket: HTTP over a unix socket that only its owner may open.
 
 ``GET /v1/status``, ``/v1/peers``, ``/v1/route?address=A`` and ``/v1/routes`` answer with the documents of `shapes`,
-``/v1/peers?probe`` after each peer was asked by an echo (``?probe=5``: within that many seconds); whatever goes wrong
+``/v1/peers?probe`` after each peer was asked by an echo (``?probe=5``: within that many seconds),
+``/v1/peers?busiest=20&by=bytes`` with so many peers only, those with the highest rates first; whatever goes wrong
 answers ``{"error": "one line"}`` and a status of 400 or more. ``POST /v1/trace`` and ``/v1/arrival`` take a packet as
 `trace_request` has it, and answer with what would become of it here; nothing is sent. ``/v1/monitor`` answers with a
 line of JSON for each `shapes.Event` as it happens, until the agent ends or nobody reads any more, ``/metrics`` in
@@ -28,7 +29,7 @@ from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow
 from flannel_udp.admin.trace_request import Coming, TraceRequest, read_coming, read_request
 from flannel_udp.admin.trace_shapes import Trace, TraceArrival
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.model import Address
+from flannel_udp.model import RATE_KEYS, Address
 from flannel_udp.netconf.addresses import parse_address
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,10 @@ class StatusSource(MetricsSource, Protocol):
 
     def probed_peers(self, within_s: float = ...) -> AsyncIterator[list[PeerRow]]:
         """Likewise, after each peer was asked by an echo whose turn came in time."""
+        ...
+
+    def peers_by_rate(self, n: int, by: str) -> AsyncIterator[list[PeerRow]]:
+        """Yield so many rows if there are, those with the highest rates first; `by` is one of `model.RATE_KEYS`."""
         ...
 
     async def route(self, address: Address) -> Route:
@@ -110,9 +115,14 @@ def _application(source: StatusSource) -> web.Application:
         return web.json_response(source.status())
 
     async def peers(request: web.Request) -> web.StreamResponse:
-        probe = request.query.get("probe")
+        probe, busiest = request.query.get("probe"), request.query.get("busiest")
         if probe and not re.fullmatch("[1-9][0-9]?", probe):
             return _error(400, f"probe={probe[:60]!r} is no number of seconds, 1 to 99: ask for /v1/peers?probe=5")
+        if busiest is not None:
+            by = request.query.get("by", "bytes")
+            if not re.fullmatch("[1-9][0-9]{0,3}", busiest) or by not in RATE_KEYS:
+                return _error(400, f"ask for /v1/peers?busiest=20&by=KEY, KEY one of {', '.join(RATE_KEYS)}")
+            return await _in_parts(request, source.peers_by_rate(int(busiest), by))
         parts = source.peers() if probe is None else source.probed_peers(*([float(probe)] if probe else []))
         return await _in_parts(request, parts)
 

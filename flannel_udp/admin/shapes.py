@@ -80,6 +80,15 @@ FamilyCounters = TypedDict(
 """What of `Counters` is one family's. With both, what is no packet of either counts as IPv4's."""
 
 
+class DeviceCounters(TypedDict):
+    """What a tunnel device of the kernel's was given to send, and has received, since it was made."""
+
+    packets_out: int
+    bytes_out: int
+    packets_in: int
+    bytes_in: int
+
+
 class FamilyFacts(TypedDict):
     """What there is of one family; it is part of what `Status` says under the same names.
 
@@ -140,7 +149,8 @@ class Status(TypedDict):
     traffic, ``degraded`` the kinds of these (`flannel_udp.model.DEGRADATIONS`); ``revision`` is the registry's that the
     peers are at; ``offload`` names the offloads in use; ``workers`` counts the data threads, ``worker_packets`` has one
     entry for each; ``last_dropped`` has the last few dropped packets of each reason, the newest last, ``kernel_drops``
-    what the kernel dropped by itself, by place (`flannel_udp.model.KERNEL_DROPS`); ``last_errors`` has what went
+    what the kernel dropped by itself, by place (`flannel_udp.model.KERNEL_DROPS`); ``devices`` has the kernel's tunnel
+    devices by name, where it carries packets through such (an older agent leaves it out); ``last_errors`` has what went
     wrong last with "configuration", "lease", "watch", "firewall" and "backend", those that something did with;
     ``host_repairs`` says how often what of the host was put right; ``families`` has each one that is on, "ipv4" or
     "ipv6", none before there is a network configuration; ``peer_health`` counts peers by `PeerRow`'s ``health``,
@@ -182,6 +192,7 @@ class Status(TypedDict):
     counters: Counters | None
     families: dict[str, FamilyFacts]
     last_dropped: dict[str, list[DroppedRow]] | None
+    devices: NotRequired[dict[str, DeviceCounters] | None]
     kernel_drops: dict[str, int] | None
 
 
@@ -233,12 +244,17 @@ class PeerRow(TypedDict):
 
     A host with both families is two peers.
 
-    These are ``None`` where nobody counts them by peer, as with backends whose packets the kernel carries. ``health``
+    Counts are ``None`` where nobody counts them by peer, as with backends whose packets the kernel carries. ``health``
     is "idle", "heard", "silent" or "ill"; ``heard_ago_s`` and ``error_ago_s`` are seconds since anything was heard from
     it, and since the last ICMP ``error`` about a datagram to it; ``path_mtu`` is what an inner packet may have where
     the path loses larger ones without a word. ``problem`` says why nothing travels to it, ``None`` if nothing is in the
     way as far as is known. ``datapath`` is "direct" or "tunnel" where both are possible (DirectRouting). ``echo`` is
     there if it was asked for.
+
+    An agent of an older version leaves out what follows: ``host`` is the name that the registry has for it (Kubernetes:
+    the node's); ``carrier`` who carries packets to it, "kernel", "userspace" (our packet path) or "direct" (the kernel,
+    past the tunnel), ``None`` for nobody that we know of; what is called ``..._s`` passes in a second, the mean of the
+    last one or so; ``refused_out`` counts packets to it that the kernel would not send.
     """
 
     subnet: str
@@ -253,6 +269,13 @@ class PeerRow(TypedDict):
     error_ago_s: float | None
     path_mtu: int | None
     problem: str | None
+    host: NotRequired[str | None]
+    carrier: NotRequired[str | None]
+    packets_out_s: NotRequired[float | None]
+    bytes_out_s: NotRequired[float | None]
+    packets_in_s: NotRequired[float | None]
+    bytes_in_s: NotRequired[float | None]
+    refused_out: NotRequired[int | None]
     datapath: NotRequired[str]
     echo: NotRequired[Echo]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flannel_udp.admin.shapes import (
@@ -12,7 +12,6 @@ from flannel_udp.admin.shapes import (
     DroppedRow,
     LeaseFacts,
     NetDevice,
-    PeerRow,
     Route,
     RouteRow,
     SocketBuffers,
@@ -42,56 +41,6 @@ def show_status(status: Status, stream: TextIO) -> None:
         style = "" if name != "state" else "green" if _health(status) == "ready" else "yellow"
         # Text, never markup: a value may hold square brackets.
         console.print(Text.assemble((f"{name:<11}", "bold"), (value, style)))
-
-
-def show_peers(peers: Sequence[PeerRow], stream: TextIO) -> None:
-    """Write one line a peer, in the order given."""
-    from rich.table import Table  # noqa: PLC0415 - as above
-    from rich.text import Text  # noqa: PLC0415 - as above
-
-    console = _console(stream)
-    if not peers:
-        console.print("no peers")
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("subnet", "public ip"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("packets out", "bytes out", "packets in", "bytes in", "heard"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    # What most have nothing to say about has no column unless one has.
-    others = {heading: [tell(peer) for peer in peers] for heading, tell in _PEER_COLUMNS.items()}
-    others = {heading: texts for heading, texts in others.items() if any(texts)}
-    for heading in others:
-        table.add_column(heading, no_wrap=True)
-    for number, peer in enumerate(peers):
-        counts = (peer["packets_out"], peer["bytes_out"], peer["packets_in"], peer["bytes_in"])
-        row = (peer["subnet"], peer["public_ip"], *map(_count, counts), _ago(peer["heard_ago_s"]) or "-")
-        table.add_row(*map(Text, (*row, *(texts[number] for texts in others.values()))))
-    console.print(table)
-
-
-def _echo(peer: PeerRow) -> str:
-    if (echo := peer.get("echo")) is None:
-        return ""
-    return echo["reason"] or f"{echo['round_trip_ms']:g} ms"
-
-
-def _last_error(peer: PeerRow) -> str:
-    return f"{peer['error']}, {_ago(peer['error_ago_s'])}" if peer["error"] else ""
-
-
-def _ago(seconds: float | None) -> str:
-    return "" if seconds is None else f"{duration(seconds)} ago"
-
-
-_PEER_COLUMNS: Mapping[str, Callable[[PeerRow], str]] = {
-    "echo": _echo,
-    "datapath": lambda peer: peer.get("datapath", ""),
-    "path mtu": lambda peer: "" if peer["path_mtu"] is None else str(peer["path_mtu"]),
-    "last error": _last_error,
-    "problem": lambda peer: peer["problem"] or "",
-}
-"""What a column of `show_peers` says of a peer, by its heading; "" for nothing."""
 
 
 def show_route(route: Route, stream: TextIO) -> None:
@@ -262,10 +211,6 @@ def _made(repairs: dict[str, int]) -> str:
 
 def _optional(template: str, value: object) -> str:
     return "" if value is None else template.format(value)
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else _number(value)
 
 
 def _number(value: int) -> str:

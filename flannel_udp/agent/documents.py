@@ -7,7 +7,7 @@ import heapq
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 
 from flannel_udp import __version__
@@ -22,6 +22,7 @@ from flannel_udp.admin.figures import (
 from flannel_udp.admin.shapes import (
     BackendFacts,
     Counters,
+    DeviceCounters,
     DroppedRow,
     Echo,
     Event,
@@ -121,6 +122,7 @@ class Documents:
             counters=_counters(facts),
             families=_families(rooms, facts, degradations) if rooms else {},
             last_dropped=_last_dropped(facts),
+            devices=_devices(facts),
             kernel_drops=None if facts.kernel_drops is None else dict(facts.kernel_drops),
         )
 
@@ -147,13 +149,29 @@ class Documents:
             busy = ((each.bytes_out + each.bytes_in, peer, each) for peer, each in counted if each is not None)
             found = heapq.nlargest(wanted, chain(found, busy), key=itemgetter(0))
             await asyncio.sleep(0)
-        return [PeerFigures(str(peer.subnet), str(peer.public_ip), *traffic) for total, peer, traffic in found if total]
+        return [
+            PeerFigures(str(peer.subnet), str(peer.public_ip), *traffic[:4]) for total, peer, traffic in found if total
+        ]
 
     async def peers(self) -> AsyncIterator[list[PeerRow]]:
         """Yield one row a peer, in the order of their subnets, in parts that hold nobody up."""
         if (rooms := self._state.rooms) is not None:
-            for part in await _peers_in_parts(rooms):
-                yield _rows(rooms, part)
+            parts, facts = await _peers_in_parts(rooms), rooms.network.facts()
+            for part in parts:
+                yield _rows(rooms, facts, part)
+                await asyncio.sleep(0)
+
+    async def peers_by_rate(self, n: int, by: str) -> AsyncIterator[list[PeerRow]]:
+        """Yield so many rows if there are: those first with the highest rates, see `model.RATE_KEYS`."""
+        if (rooms := self._state.rooms) is not None:
+            await rooms.watch.count()
+            peers = await rooms.watch.busiest(n, by)
+            if len(peers) < n:
+                known = {peer.public_ip for peer in peers}
+                others = await asyncio.to_thread(rooms.network.peers)
+                peers += islice((peer for peer in others if peer.public_ip not in known), n - len(peers))
+            if peers:
+                yield _rows(rooms, rooms.network.facts(), peers)
 
     async def probed_peers(self, within_s: float = ALL_S) -> AsyncIterator[list[PeerRow]]:
         """Likewise, after each peer was asked by an echo, as the answers come."""
@@ -162,7 +180,8 @@ class Documents:
             answers = rooms.watch.ask_all([peer for part in parts for peer in part], within_s)
             for part in parts:
                 echoes = [_echo(await anext(answers)) for _ in part]
-                yield [{**row, "echo": echo} for row, echo in zip(_rows(rooms, part), echoes, strict=True)]
+                rows = _rows(rooms, rooms.network.facts(), part)
+                yield [{**row, "echo": echo} for row, echo in zip(rows, echoes, strict=True)]
 
     async def route(self, address: Address) -> Route:
         """Return where a packet for `address` would go, and why; and what the kernel does with it."""
@@ -295,6 +314,20 @@ def _counters(facts: NetworkFacts) -> Counters | None:
     }
 
 
+def _devices(facts: NetworkFacts) -> dict[str, DeviceCounters] | None:
+    if facts.device_traffic is None:
+        return None
+    return {
+        name: DeviceCounters(
+            packets_out=carried.packets_out,
+            bytes_out=carried.bytes_out,
+            packets_in=carried.packets_in,
+            bytes_in=carried.bytes_in,
+        )
+        for name, carried in facts.device_traffic.items()
+    }
+
+
 def _families(rooms: Rooms, facts: NetworkFacts, degradations: Sequence[Degradation]) -> dict[str, FamilyFacts]:
     peers, found = rooms.sync.status.peers_by_version, {}
     for version in rooms.config.versions:
@@ -340,13 +373,14 @@ async def _peers_in_parts(rooms: Rooms) -> list[list[Peer]]:
     return [peers[first : first + PEERS_PART] for first in range(0, len(peers), PEERS_PART)]
 
 
-def _rows(rooms: Rooms, peers: Sequence[Peer]) -> list[PeerRow]:
-    faults = rooms.network.facts().faults
-    return [_row(rooms, peer, faults.get(peer.subnet)) for peer in peers]
+def _rows(rooms: Rooms, facts: NetworkFacts, peers: Sequence[Peer]) -> list[PeerRow]:
+    return [_row(rooms, facts, peer) for peer in peers]
 
 
-def _row(rooms: Rooms, peer: Peer, fault: str | None) -> PeerRow:
-    traffic, known = rooms.network.traffic(peer), rooms.watch.facts(peer)
+def _row(rooms: Rooms, facts: NetworkFacts, peer: Peer) -> PeerRow:
+    traffic, known = rooms.network.traffic(peer), rooms.watch.facts(peer, facts)
+    rate = None if traffic is None else rooms.watch.rate(peer)
+    direct = rooms.network.is_direct(peer)
     row = PeerRow(
         subnet=str(peer.subnet),
         public_ip=str(peer.public_ip),
@@ -359,12 +393,24 @@ def _row(rooms: Rooms, peer: Peer, fault: str | None) -> PeerRow:
         error=known.error,
         error_ago_s=known.error_ago_s,
         path_mtu=known.path_mtu,
-        problem=fault or known.problem,
+        problem=facts.faults.get(peer.subnet) or known.problem,
+        host=rooms.sync.host_of(peer.subnet),
+        carrier="direct" if direct else _carrier(rooms, facts),
+        packets_out_s=None if rate is None else round(rate.packets_out, 1),
+        bytes_out_s=None if rate is None else round(rate.bytes_out, 1),
+        packets_in_s=None if rate is None else round(rate.packets_in, 1),
+        bytes_in_s=None if rate is None else round(rate.bytes_in, 1),
+        refused_out=None if traffic is None else traffic.refused_out,
     )
-    direct = rooms.network.is_direct(peer)
     if direct is not None:
         row["datapath"] = name_datapath(direct=direct)
     return row
+
+
+def _carrier(rooms: Rooms, facts: NetworkFacts) -> str | None:
+    if facts.counters is not None:
+        return "userspace"
+    return "kernel" if rooms.network.keeps_routes else None  # with alloc it is anybody
 
 
 def _echo(answer: EchoAnswer) -> Echo:

@@ -21,15 +21,16 @@ from time import monotonic
 from typing import Any
 
 from flannel_udp.agent.prober import ALL_S, Prober
-from flannel_udp.backend.protocol import Network
+from flannel_udp.backend.protocol import Network, NetworkFacts
 from flannel_udp.control.path_search import BASE_BYTES, FLOOR_BYTES
 from flannel_udp.control.peer_health import PODS_LOST, Health, PeersHealth, why_ill
 from flannel_udp.control.peer_paths import PeerPaths
+from flannel_udp.control.peer_rates import PeerRates
 from flannel_udp.dataplane.probes import PROBE_IDENTIFIER
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.echo import EchoAnswer, Echoes
 from flannel_udp.host.icmp_errors import IcmpError, IcmpErrors
-from flannel_udp.model import Address, Degradation, Interface, Peer, PeerActivity
+from flannel_udp.model import Address, Degradation, Interface, Peer, PeerActivity, PeerRate
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class PeerWatch:
         self._note = note
         self._health = PeersHealth(monotonic)
         self._paths = PeerPaths(monotonic)
+        self._rates = PeerRates(monotonic)
         self._path_news = network.path_news
         self._narrow = dict(network.path_limits)  # the kernel's networks keep none
         self._peers: dict[int, Peer] = {}  # by public IP in host order: of those that something is known of
@@ -167,6 +169,7 @@ class PeerWatch:
                     self._note_activity(part)
             except FlannelError as failed:  # the kernel has no memory for a moment, say: the next time tells more
                 logger.debug("counting what peers sent: %s", failed)
+            self._rates.end_counting()
             if self._network.path_news != self._path_news:
                 self._path_news = self._network.path_news
                 self._paths.note_news()
@@ -175,6 +178,7 @@ class PeerWatch:
         narrow = set(map(int, self._narrow))
         for activity in part:
             self._health.note_activity(activity)
+            self._rates.note_activity(activity)
             self._paths.note_activity(activity, limited=activity.public_ip in narrow)
 
     # Asking
@@ -250,18 +254,18 @@ class PeerWatch:
 
     def _ill_ones(self) -> Iterator[Degradation]:
         ill = [(self._peers[address], why) for address, why in self._health.ill() if address in self._peers]
+        facts = self._network.facts() if ill else NetworkFacts()
         for peer, why in ill[:NAMED_MAX]:
-            yield Degradation("peers", f"{_name(peer)}: {self._explain(peer, why)}", peer.version)
+            yield Degradation("peers", f"{_name(peer)}: {self._explain(peer, why, facts)}", peer.version)
         if more := len(ill) - NAMED_MAX:
             yield from _and_more("peers", more)
 
-    def _explain(self, peer: Peer, why: str) -> str:
+    def _explain(self, peer: Peer, why: str, facts: NetworkFacts) -> str:
         if why == PODS_LOST:
             return (
                 f"{why}: the network between the hosts lets these not pass: switch off its source and destination "
                 "check, or port security, for every host, or choose a Backend.Type with a tunnel"
             )
-        facts = self._network.facts()
         ask = "is the host up?"
         tunnelled = not self._network.is_direct(peer)
         if tunnelled and facts.port is not None:
@@ -288,8 +292,8 @@ class PeerWatch:
             return f"mend the MTU on the way, or set the interface's to {n_bytes + header_bytes} on every host"
         return f"set Backend.MTU to {n_bytes}, or mend the MTU on the way"
 
-    def facts(self, peer: Peer) -> PeerFacts:
-        """Return what is known of a peer."""
+    def facts(self, peer: Peer, network: NetworkFacts) -> PeerFacts:
+        """Return what is known of a peer; `network`: the network's own, which are dear to ask for."""
         state, now = self._health.state(int(peer.public_ip)), monotonic()
         path_mtu = self._narrow.get(peer.public_ip)
         if state is None:
@@ -299,13 +303,27 @@ class PeerWatch:
             heard_ago_s=None if state.heard_s is None else round(now - state.heard_s, 1),
             error=state.error,
             error_ago_s=None if state.error_s is None else round(now - state.error_s, 1),
-            problem=None if (why := why_ill(state)) is None else self._explain(peer, why),
+            problem=None if (why := why_ill(state)) is None else self._explain(peer, why, network),
             path_mtu=path_mtu,
         )
 
     def known_peers(self) -> list[Peer]:
         """Return the peers that packets went to or came from, as of the last look."""
         return list(self._peers.values())
+
+    def rate(self, peer: Peer) -> PeerRate | None:
+        """Return what goes to a peer and comes from it in a second, ``None`` where that is not known (yet)."""
+        return self._rates.rate(int(peer.public_ip))
+
+    async def busiest(self, n: int, by: str) -> list[Peer]:
+        """Return up to so many peers, those first with the highest rates, see `PeerRates.busiest`."""
+
+        def ask() -> list[Peer]:
+            addresses = self._rates.busiest(n, by)
+            found = self._network.find(set(addresses))
+            return [found[address] for address in addresses if address in found]
+
+        return await asyncio.to_thread(ask)
 
     @property
     def n_narrow(self) -> int:

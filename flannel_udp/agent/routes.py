@@ -124,7 +124,7 @@ def _peer_row(rooms: Rooms, external: Interface, facts: NetworkFacts, peer: Peer
 
 def _tell_way(way: Way, rooms: Rooms, external: Interface, facts: NetworkFacts, peer: Peer) -> None:
     way["public_ip"], way["interface"] = str(peer.public_ip), external.name
-    if (problem := rooms.watch.facts(peer).problem) is not None:
+    if (problem := rooms.watch.facts(peer, facts).problem) is not None:
         way["problem"] = problem
     direct = rooms.network.is_direct(peer)
     if direct is not None:

@@ -81,7 +81,7 @@ async def trace_packet(state: AgentState, asked: TraceRequest) -> Trace:
 def _begin(at: Here, asked: TraceRequest, made: bytes, host: TraceHost, found: RouteAnswer) -> Trace:
     facts, peer = at.rooms.network.facts(), found.peer
     datapath = "" if facts.datapath is None else f", {facts.datapath}"
-    known = None if peer is None else at.rooms.watch.facts(peer)
+    known = None if peer is None else at.rooms.watch.facts(peer, facts)
     return Trace(
         asked=asked.asked(),
         packet=packet_of(made),

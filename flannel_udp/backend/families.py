@@ -17,6 +17,7 @@ from flannel_udp.backend.late import FATAL, REPAIR, LateOpening
 from flannel_udp.backend.protocol import Context, EchoRoute, KernelWay, Network, NetworkFacts, Transferable
 from flannel_udp.dataplane.trial import TriedDatagram, TriedPacket
 from flannel_udp.errors import FlannelError
+from flannel_udp.host.device_drops import DeviceTraffic
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.monitor import Interest, join_interests
 from flannel_udp.host.repair import Standing, both
@@ -286,6 +287,7 @@ class FamilyNetworks:
             join_path_facts(*facts.values()),
             device_v6=None if device_v6 == first.device else device_v6,
             direct=sum(directs) if directs else None,
+            device_traffic=_join_traffic(each.device_traffic for each in facts.values()),
             kernel_drops=_join_drops(each.kernel_drops for each in facts.values()),
             problems=tuple(dict.fromkeys(text for each in facts.values() for text in each.problems)),
             faults={at: text for each in facts.values() for at, text in each.faults.items()},
@@ -313,6 +315,11 @@ async def _repaired(part: Network) -> Standing:
         return await part.repair()
     except FlannelError as failed:
         return Standing((str(failed),), again_s=RETRY_S)
+
+
+def _join_traffic(parts: Iterable[Mapping[str, DeviceTraffic] | None]) -> dict[str, DeviceTraffic] | None:
+    found = [part for part in parts if part is not None]
+    return {name: carried for part in found for name, carried in part.items()} if found else None
 
 
 def _join_drops(parts: Iterable[Mapping[str, int] | None]) -> dict[str, int] | None:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
@@ -27,9 +28,11 @@ from flannel_udp.backend.tunnel import NICETIES, RETRY_S
 from flannel_udp.backend.tunnel_device import REPAIRS, TAKES_ENTRIES, TunnelDevice
 from flannel_udp.backend.tunnel_entries import TunnelEntries
 from flannel_udp.errors import FlannelError
+from flannel_udp.host.device_drops import DeviceTraffic, read_device_traffic
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.monitor import Interest
 from flannel_udp.host.repair import STANDS, Paces, Standing
+from flannel_udp.host.rtnetlink import open_rtnetlink
 from flannel_udp.model import (
     Address,
     Delta,
@@ -341,10 +344,17 @@ class KernelTunnelNetwork(KernelNetwork):
         return NetworkFacts(
             device=self._device.name,
             direct=None if self._direct is None else len(self._past),
+            device_traffic=self._device_traffic(),
             kernel_drops=self._kernel_drops.counts(self._external.index, self._device.index or None),
             problems=tuple(problems),
             faults=self._routes.faults,
         )
+
+    def _device_traffic(self) -> dict[str, DeviceTraffic]:
+        with suppress(FlannelError, OSError), open_rtnetlink("asking what the tunnel has carried") as netlink:
+            if (carried := read_device_traffic(netlink, self._device.index)) is not None:
+                return {self._device.name: carried}
+        return {}  # it is gone, and will be back
 
     async def close(self, *, keep: bool) -> None:
         """See `Network.close`: all stays for the next run, as flanneld's does, unless the options say otherwise."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from flannel_udp.dataplane.claims import NO_CLAIMS, Claims
 from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.dataplane.trial import TriedDatagram, TriedPacket
+from flannel_udp.host.device_drops import DeviceTraffic
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.upkeep import KeptNetwork
 from flannel_udp.model import (
@@ -323,6 +324,8 @@ class NetworkFacts:
     """The packets that were dropped last, by reason, the newest last."""
     direct: int | None = None
     """To how many peers packets take a route, and no tunnel (DirectRouting)."""
+    device_traffic: Mapping[str, DeviceTraffic] | None = None
+    """What the kernel's tunnel devices have carried, by name, where it carries packets through such."""
     kernel_drops: Mapping[str, int] | None = None
     """What the kernel dropped since the start, by place, see `model.KERNEL_DROPS`."""
     problems: Sequence[str] = ()

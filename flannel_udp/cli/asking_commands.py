@@ -1,4 +1,4 @@
-"""`status` and `peers`: what the agent of this host answers on its control socket."""
+"""`status`: what the agent of this host says of itself on its control socket."""
 # ruff: noqa: PLC0415 (imports inside functions: help and mistakes must not load what asks)
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flannel_udp.cli.arguments import Values, to_options
-from flannel_udp.cli.command import QUIET_S, Command, progress, show
-from flannel_udp.cli.flags import CONTROL_SOCKET_FLAG, JSON_FLAG, PROBE_FLAG, Flag
+from flannel_udp.cli.command import QUIET_S, Command, show
+from flannel_udp.cli.flags import CONTROL_SOCKET_FLAG, JSON_FLAG, Flag
 from flannel_udp.cli.parsers import parse_wait
 
 if TYPE_CHECKING:
@@ -66,22 +66,6 @@ def _wait(path: Path, wait_s: float) -> Status:
         time.sleep(min(_POLL_S, max(left_s, 0.0)))
 
 
-def _peers(given: Values) -> int:
-    from flannel_udp.admin import client
-    from flannel_udp.admin.show import show_peers
-
-    path = to_options(given).control_socket
-    if given.get("probe"):
-        n_peers = client.fetch_status(path)["peers"]
-        peers = client.fetch_probed_peers(path, progress(f"of {n_peers:,} peers asked"))
-    else:
-        peers = client.fetch_peers(path)
-    show(given, peers, show_peers)
-    return 0
-
-
-ASK_FLAGS = (CONTROL_SOCKET_FLAG, JSON_FLAG)
-
 ASKING_COMMANDS: Mapping[str, Command] = {
     "status": Command(
         "show what the agent of this host does: backend, lease, interface, counters, and what is in the way",
@@ -90,15 +74,6 @@ ASKING_COMMANDS: Mapping[str, Command] = {
         "exit codes: 0 the agent answered, ready or not; with --wait 0 it is ready, 1 it was not by then.\n\n"
         "example: flannel-udp status --wait=60s",
         _status,
-        {"agent": (*ASK_FLAGS, _WAIT_FLAG)},
-    ),
-    "peers": Command(
-        "list the other hosts, their subnets and what was exchanged with them",
-        "Packets and bytes count from the start of the agent; - where the kernel carries them, which does not count\n"
-        "by peer. Where there is something to say, columns tell the last ICMP error about packets to a peer, what the\n"
-        "path there carries, and what keeps packets from it. With --probe the agent asks each peer by an ICMP echo.\n\n"
-        "example: flannel-udp peers --probe",
-        _peers,
-        {"agent": (*ASK_FLAGS, PROBE_FLAG)},
+        {"agent": (CONTROL_SOCKET_FLAG, JSON_FLAG, _WAIT_FLAG)},
     ),
 }

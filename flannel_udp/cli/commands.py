@@ -18,6 +18,7 @@ from flannel_udp.cli.lease_commands import LEASE_COMMANDS
 from flannel_udp.cli.metrics_commands import METRICS_COMMANDS
 from flannel_udp.cli.monitor_commands import MONITOR_COMMANDS
 from flannel_udp.cli.parsers import choice, parse_path
+from flannel_udp.cli.peer_commands import PEER_COMMANDS
 from flannel_udp.cli.route_commands import ROUTE_COMMANDS
 from flannel_udp.cli.trace_commands import LAB_TRACE_COMMANDS, TRACE_COMMANDS
 from flannel_udp.errors import UsageError
@@ -61,6 +62,7 @@ def _man(given: Values) -> int:
 COMMANDS: Mapping[str, Command] = {
     **CONFIG_COMMANDS,
     **ASKING_COMMANDS,
+    **PEER_COMMANDS,
     **ROUTE_COMMANDS,
     **TRACE_COMMANDS,
     **LEASE_COMMANDS,

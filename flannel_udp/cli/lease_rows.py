@@ -9,6 +9,7 @@ from ipaddress import ip_network
 from typing import Any, TextIO, TypedDict
 
 from flannel_udp.admin.show import duration
+from flannel_udp.admin.table import plain, table_lines, write_lines
 from flannel_udp.control.entries import read_lease
 from flannel_udp.errors import FlannelError, UsageError, did_you_mean
 from flannel_udp.model import Entry, Lease, LeaseAttrs, Prefix, Subnet, prefix_order
@@ -226,12 +227,7 @@ def show_table(rows: Sequence[LeaseRow], stream: TextIO) -> None:
         stream.write("no leases\n")
         return
     headings = ("subnet", "public ip", "backend", "ends", "mark", "says")
-    table = [headings, *map(_cells, rows)]
-    kept = [column for column in zip(*table, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in kept]
-    for cells in zip(*kept, strict=True):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        stream.write(line.rstrip() + "\n")
+    write_lines(table_lines(headings, [_cells(row) for row in rows]), stream)
 
 
 def show_pages(rows: Sequence[LeaseRow], stream: TextIO) -> None:
@@ -243,11 +239,11 @@ def show_pages(rows: Sequence[LeaseRow], stream: TextIO) -> None:
 
 
 def _lines(row: LeaseRow) -> Iterator[tuple[str, str]]:
-    yield "key", _plain(row["key"])
+    yield "key", plain(row["key"])
     for name, value in (
         ("subnet", _both(row["subnet"], row["ipv6_subnet"])),
         ("public ip", _both(row["public_ip"], row["public_ipv6"])),
-        ("backend", _plain(row["backend_type"] or "")),
+        ("backend", plain(row["backend_type"] or "")),
         ("says", _said(row["backend_data"])),
         ("says (v6)", _said(row["backend_v6_data"])),
         ("mark", row["mark"] or ""),
@@ -262,9 +258,9 @@ def _lines(row: LeaseRow) -> Iterator[tuple[str, str]]:
 def _cells(row: LeaseRow) -> tuple[str, ...]:
     subnet, said = _both(row["subnet"], row["ipv6_subnet"]), [row["backend_data"], row["backend_v6_data"]]
     return (
-        subnet or _plain(row["key"]),
+        subnet or plain(row["key"]),
         _both(row["public_ip"], row["public_ipv6"]),
-        _plain(row["backend_type"] or ""),
+        plain(row["backend_type"] or ""),
         _ends(row),
         row["mark"] or "",
         "; ".join([*filter(None, map(_said, said)), *row["faults"]]),
@@ -280,8 +276,8 @@ def _ends(row: LeaseRow) -> str:
 def _said(data: object) -> str:
     """Return what a backend says of a host: vxlan its VNI and the MAC address of its device."""
     if not isinstance(data, Mapping):
-        return "" if data is None else _plain(str(data))
-    return ", ".join(f"{_plain(str(name))} {_plain(str(value))}" for name, value in data.items())
+        return "" if data is None else plain(str(data))
+    return ", ".join(f"{plain(str(name))} {plain(str(value))}" for name, value in data.items())
 
 
 def _both(v4: str | None, v6: str | None) -> str:
@@ -290,9 +286,3 @@ def _both(v4: str | None, v6: str | None) -> str:
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
-
-
-def _plain(text: str) -> str:
-    """Return what anybody may have written to the registry so that it can neither break a line nor the terminal."""
-    short = text if len(text) <= 80 else f"{text[:79]}…"
-    return short if short.isprintable() else repr(short)

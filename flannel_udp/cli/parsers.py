@@ -49,6 +49,22 @@ def parse_wait(text: str) -> float | None:
     return float(match[1]) * {"m": 60.0, "h": 3600.0}.get(match[2], 1.0)
 
 
+def parse_delay(text: str) -> float:
+    """Return so many seconds, 0.1 or more: ``2``, ``0.5s``, ``1m``."""
+    match = re.fullmatch(r"([0-9]{1,5}(?:\.[0-9]{1,3})?)(s|m|)", text)
+    seconds = 0.0 if match is None else float(match[1]) * (60.0 if match[2] == "m" else 1.0)
+    if seconds < 0.1:
+        raise ValueError(f"{text!r} is no time such as 2s, 0.5s or 1m (0.1s at least)")
+    return seconds
+
+
+def parse_watch(text: str) -> float | None:
+    """Return likewise; 2 for ``true``, ``None`` for ``false``."""
+    if text in GO_BOOLS and not text.isdigit():
+        return 2.0 if GO_BOOLS[text] else None
+    return parse_delay(text)
+
+
 def parse_offload(text: str) -> Offload:
     """Return the offloads that ``auto``, ``off`` or a comma list of rungs asks for."""
     if text in ("auto", "off"):

@@ -65,6 +65,10 @@ class FamilyPeers:
         """Return the present peers, one for each subnet, in no particular order."""
         return self._peers.values()
 
+    def key_of(self, subnet: Prefix) -> str | None:
+        """Return the key that counts of those that hold a peer's subnet, ``None``: there is no such peer."""
+        return self._holders.get(subnet, (None,))[0]
+
     def ours(self) -> frozenset[Prefix]:
         """Return what is under our own public IP beside our subnet, while we hold one."""
         if self._own is None:

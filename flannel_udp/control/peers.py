@@ -84,6 +84,11 @@ class PeerTable:
         """Return the registry's entry as last heard of, understood or not."""
         return self._entries.get(key)
 
+    def host_of(self, subnet: Prefix) -> str | None:
+        """Return the name of the host that holds a peer's subnet, ``None`` where the registry says none."""
+        keys = (family.key_of(subnet) for family in self._families if family.version == subnet.version)
+        return next((self._entries[key].host for key in keys if key is not None), None)
+
     def apply(self, event: Snapshot | Change) -> Delta:
         """Take an event in and return what it did."""
         for part in self.parts(event):

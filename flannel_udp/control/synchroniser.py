@@ -120,6 +120,10 @@ class Synchroniser:
         """What other entries than our lease's have under our address: packets for it are delivered to the kernel."""
         return self._table.ours()
 
+    def host_of(self, subnet: Prefix) -> str | None:
+        """Return the name of the host that holds a peer's subnet, see `PeerTable.host_of`."""
+        return self._table.host_of(subnet)
+
     async def set_own(self, lease: Lease | None) -> None:
         """Set the lease that this host holds; without one nothing is published."""
         async with self._feeding:

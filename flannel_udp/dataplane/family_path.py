@@ -130,18 +130,21 @@ class FamilyPath:
         """Return a peer's traffic since it appeared."""
         index = self._builder.index_of(peer)
         if index is None:  # it went just now
-            return PeerTraffic(0, 0, 0, 0)
+            return PeerTraffic(0, 0, 0, 0, 0)
         traffic = self._raw_traffic(index)
         return traffic.since(self._baseline[index]) if index in self._baseline else traffic
 
     def activity(self) -> Iterator[list[PeerActivity]]:
         """Yield what has happened with peers since it was asked last, in parts that hold nobody up."""
         for first in range(PEERS_FROM, self._builder.indexes_end, SAMPLE_PART):
-            found: dict[int, tuple[int, int, int]] = {}
+            found: dict[int, tuple[int, int, int, int, int]] = {}
             for engine in self.engines:
-                for index, out, in_, longest in engine.sample_peers(first, SAMPLE_PART):
-                    had_out, had_in, had_longest = found.get(index, (0, 0, 0))
-                    found[index] = (had_out + out, had_in + in_, max(had_longest, longest))
+                for index, out, in_, longest, bytes_out, bytes_in in engine.sample_peers(first, SAMPLE_PART):
+                    had = found.get(index, (0, 0, 0, 0, 0))
+                    found[index] = (
+                        *(had[0] + out, had[1] + in_, max(had[2], longest)),
+                        *(had[3] + bytes_out, had[4] + bytes_in),
+                    )
             addresses = ((self._builder.address_of(index), counted) for index, counted in found.items())
             yield [PeerActivity(address, *counted) for address, counted in addresses if address]
 

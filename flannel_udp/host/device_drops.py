@@ -1,4 +1,4 @@
-"""How many packets a network device and its queueing discipline have dropped, asked of the kernel."""
+"""What a network device has carried, and what it and its queueing discipline have dropped, asked of the kernel."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _IFINFOMSG = struct.Struct("=BxHiII")  # family, hardware type, index, flags, ch
 _TCMSG = struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
 _STATS = struct.Struct("=12Q")  # the first fields of struct rtnl_link_stats64
 _RX_DROPPED, _TX_DROPPED, _RX_MISSED = 6, 7, 11  # missed: the device had no buffer left
+_RX_PACKETS, _TX_PACKETS, _RX_BYTES, _TX_BYTES = 0, 1, 2, 3
 _QUEUE = struct.Struct("=5I")  # struct gnet_stats_queue: length, bytes, drops, requeues, times over a limit
 
 
@@ -29,13 +30,36 @@ class DeviceDrops(NamedTuple):
     queue: int
 
 
+class DeviceTraffic(NamedTuple):
+    """What a device was given to send, and has received, since it was made."""
+
+    packets_out: int
+    bytes_out: int
+    packets_in: int
+    bytes_in: int
+
+
+def read_device_traffic(netlink: Rtnetlink, index: int) -> DeviceTraffic | None:
+    """Ask for the device with this index, ``None`` if there is none. Raises `OSError`."""
+    stats = _stats(netlink, index)
+    if stats is None:
+        return None
+    return DeviceTraffic(stats[_TX_PACKETS], stats[_TX_BYTES], stats[_RX_PACKETS], stats[_RX_BYTES])
+
+
 def read_device_drops(netlink: Rtnetlink, index: int) -> DeviceDrops | None:
     """Ask for the device with this index, ``None`` if there is none. Raises `OSError`."""
+    stats = _stats(netlink, index)
+    if stats is None:
+        return None
+    return DeviceDrops(stats[_RX_DROPPED] + stats[_RX_MISSED], stats[_TX_DROPPED], _queue_drops(netlink, index))
+
+
+def _stats(netlink: Rtnetlink, index: int) -> tuple[int, ...] | None:
     link = netlink.ask_one(Message(_RTM_GETLINK, 0, _IFINFOMSG.pack(0, 0, index, 0, 0)), _RTM_NEWLINK)
     if link is None:
         return None
-    stats = _STATS.unpack_from(dict(attributes(link, _IFINFOMSG.size))[_IFLA_STATS64])
-    return DeviceDrops(stats[_RX_DROPPED] + stats[_RX_MISSED], stats[_TX_DROPPED], _queue_drops(netlink, index))
+    return _STATS.unpack_from(dict(attributes(link, _IFINFOMSG.size))[_IFLA_STATS64])
 
 
 def _queue_drops(netlink: Rtnetlink, index: int) -> int:

@@ -18,7 +18,15 @@ from flannel_udp.lab.probe import ping_matrix
 from tests.kube_api.manifest import RULES, find
 from tests.kube_api.server import ApiServer
 from tests.kube_api.store import Store
-from tests.support.agents import peers_of, remains_of, subnet_of, wait_for, wait_for_peers, wait_for_pings
+from tests.support.agents import (
+    command_line,
+    peers_of,
+    remains_of,
+    subnet_of,
+    wait_for,
+    wait_for_peers,
+    wait_for_pings,
+)
 from tests.support.kernel_state import ours_of
 from tests.support.kube_cluster import PORT, STREAM, Cluster, cluster
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -161,6 +169,8 @@ def test_pods_reach_each_other_while_nodes_come_change_and_go(pair: Cluster) -> 
 
         pair.api.add_node("h9", "10.244.9.0/24", kube_subnet_manager="true", public_ip="192.0.2.9")
         wait_for("h9 is a peer", lambda: peers_of(h1).get("10.244.9.0/24") == "192.0.2.9")
+        (line,) = command_line(h1, "peers", "h9").stdout.splitlines()[1:]
+        assert line.split()[:3] == ["h9", "10.244.9.0/24", "192.0.2.9"]
         pair.api.do(lambda store: store.annotate("h9", public_ip="192.0.2.99"))
         wait_for("h9 has moved", lambda: peers_of(h1).get("10.244.9.0/24") == "192.0.2.99")
         vxlan = {"kube_subnet_manager": "true", "public_ip": "192.0.2.8", "backend_type": "vxlan"}

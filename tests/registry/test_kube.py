@@ -415,6 +415,23 @@ async def seen(api: ApiServer, registry: KubeRegistry) -> AsyncIterator[Watching
         yield seen
 
 
+async def test_an_entry_has_the_name_of_its_node_also_of_one_that_came_in_the_place_of_another(
+    api: ApiServer, registry: KubeRegistry
+) -> None:
+    own = await register(registry)
+    assert own.host == "h1"
+    api.add_node("h3", "10.1.16.0/24", **PEER)
+    api.add_node("h2", "10.1.16.0/24", **PEER)
+    async with watching(registry) as seen:
+        entries = (await seen.snapshot()).entries
+        assert {key: entry.host for key, entry in entries.items()} == {KEY: "h1", OTHER_KEY: "h2"}
+        assert entries[KEY] == own
+        api.do(lambda store: store.delete_node("h2"))
+        (entry,) = (await seen.change()).entries.values()
+        assert entry is not None
+        assert (entry.host, entry.value) == ("h3", OTHER_VALUE)
+
+
 async def test_nodes_that_come_change_and_go_are_seen(api: ApiServer, seen: Watching) -> None:
     api.add_node("h3", "10.1.17.0/24")  # no agent yet
     api.do(lambda store: store.annotate("h3", **{**PEER, "public_ip": "192.0.2.3"}))

@@ -47,6 +47,9 @@ class Source(Told):
     async def probed_peers(self, within_s: float = 60.0) -> AsyncIterator[list[PeerRow]]:  # noqa: ARG002
         yield [{**PEER, "echo": {"answered": True, "round_trip_ms": 0.5, "reason": None}}]
 
+    async def peers_by_rate(self, n: int, by: str) -> AsyncIterator[list[PeerRow]]:  # noqa: ARG002
+        yield [PEER]
+
     async def route(self, address: Address) -> Route:
         if address == IPv4Address("10.1.0.1"):
             raise FlannelError("no network configuration yet")

@@ -87,6 +87,16 @@ async def test_peers_that_come_in_parts_arrive_as_one_list(path: Path, sizes: tu
         assert await ask(client.fetch_peers, path) == [PEER] * sum(sizes)
 
 
+async def test_the_busiest_peers_are_asked_for_by_number_and_key(path: Path) -> None:
+    class Busy(Source):
+        async def peers_by_rate(self, n: int, by: str) -> AsyncIterator[list[PeerRow]]:
+            yield [{**PEER, "problem": f"{n} {by}"}]
+
+    async with control_server(UnixListener(path), Busy()):
+        (row,) = await ask(client.fetch_busiest_peers, path, 20, "packets-in")
+    assert row["problem"] == "20 packets-in"
+
+
 async def test_peers_that_cannot_be_told_are_one_clear_line(path: Path) -> None:
     class Early(Source):
         async def peers(self) -> AsyncIterator[list[PeerRow]]:
@@ -149,6 +159,9 @@ def test_socket_never_was_open_to_others_not_even_for_a_moment(path: Path) -> No
         ("/v1/route?address=nonsense", 400, "address='nonsense' is not an IP address"),
         ("/v1/route?address=fe80::1%25eth0", 400, "address='fe80::1%eth0' is not an IP address"),
         ("/v1/route", 400, "address='' is not an IP address"),
+        ("/v1/peers?busiest=0", 400, "ask for /v1/peers?busiest=20&by=KEY, KEY one of bytes, "),
+        ("/v1/peers?busiest=12345", 400, "ask for /v1/peers?busiest=20&by=KEY"),
+        ("/v1/peers?busiest=5&by=heard", 400, "ask for /v1/peers?busiest=20&by=KEY"),
         ("/v1/nothing", 404, "GET /v1/nothing: Not Found"),
         ("/v1/route?address=10.1.0.1", 503, "no network configuration yet"),
         ("/v1/route?address=10.1.0.2", 500, "internal error: see the agent's log"),

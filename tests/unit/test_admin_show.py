@@ -10,25 +10,9 @@ from typing import TextIO, cast
 
 import pytest
 
-from flannel_udp.admin.shapes import PeerRow, Route, Status
-from flannel_udp.admin.show import show_json, show_peers, show_route, show_routes, show_status
+from flannel_udp.admin.shapes import Route, Status
+from flannel_udp.admin.show import show_json, show_route, show_routes, show_status
 from tests.support.status import DUAL, ROUTES, RUNNING, WAITING
-
-PEER: PeerRow = {
-    "subnet": "10.1.16.0/24",
-    "public_ip": "192.0.2.2",
-    "packets_out": 10**12,
-    "bytes_out": 10**15,
-    "packets_in": 7,
-    "bytes_in": 588,
-    "health": "heard",
-    "heard_ago_s": 75.0,
-    "error": None,
-    "error_ago_s": None,
-    "path_mtu": None,
-    "problem": None,
-}
-HEARD = ["1", "min", "15", "s", "ago"]
 
 
 def lines_of(status: Status) -> list[str]:
@@ -161,43 +145,6 @@ def test_durations_are_two_units_long(seconds: float, text: str) -> None:
     assert f"up {text}\n" in stream.getvalue()
 
 
-def test_peers_are_a_table_that_is_never_cut() -> None:
-    stream = io.StringIO()
-    show_peers([PEER, {**PEER, "subnet": "10.1.17.0/24", "public_ip": "192.0.2.200"}], stream)
-    lines = stream.getvalue().splitlines()
-    assert lines[0].split("  ")[0] == "subnet"
-    assert [line.split() for line in lines[1:]] == [
-        ["10.1.16.0/24", "192.0.2.2", "1,000,000,000,000", "1,000,000,000,000,000", "7", "588", *HEARD],
-        ["10.1.17.0/24", "192.0.2.200", "1,000,000,000,000", "1,000,000,000,000,000", "7", "588", *HEARD],
-    ]
-
-
-def test_what_is_known_of_one_peer_only_has_a_column_all_the_same() -> None:
-    stream = io.StringIO()
-    ill: PeerRow = {
-        **PEER,
-        "heard_ago_s": None,
-        "error": "port unreachable, says 192.0.2.2",
-        "error_ago_s": 3.0,
-        "path_mtu": 1372,
-        "problem": "nothing comes back",
-        "echo": {"answered": False, "round_trip_ms": None, "reason": "no answer"},
-    }
-    show_peers([PEER, {**PEER, "echo": {"answered": True, "round_trip_ms": 0.25, "reason": None}}, ill], stream)
-    heading, first, second, third = stream.getvalue().splitlines()
-    assert heading.split()[-6:] == ["echo", "path", "mtu", "last", "error", "problem"]
-    assert first.split()[-len(HEARD) :] == HEARD
-    assert "0.25 ms" in second
-    for text in ("-", "no answer", "1372", "port unreachable, says 192.0.2.2, 3 s ago", "nothing comes back"):
-        assert text in third
-
-
-def test_no_peers_says_so() -> None:
-    stream = io.StringIO()
-    show_peers([], stream)
-    assert stream.getvalue() == "no peers\n"
-
-
 def test_a_route_to_a_peer_reads_like_ip_route_get() -> None:
     route: Route = {
         "address": "10.1.16.5",
@@ -230,15 +177,6 @@ def test_a_route_past_the_tunnel_says_so() -> None:
     stream = io.StringIO()
     show_route(route, stream)
     assert stream.getvalue().startswith("10.1.16.5 via 192.0.2.2 dev eth0 direct subnet 10.1.16.0/24\n")
-
-
-def test_peers_by_two_datapaths_have_a_column_that_says_which() -> None:
-    stream = io.StringIO()
-    rows: list[PeerRow] = [{**PEER, "datapath": "direct", "packets_out": None}, {**PEER, "datapath": "tunnel"}]
-    show_peers(rows, stream)
-    heading, *lines = stream.getvalue().splitlines()
-    assert heading.split()[-1] == "datapath"
-    assert [line.split()[-1] for line in lines] == ["direct", "tunnel"]
 
 
 @pytest.mark.parametrize(

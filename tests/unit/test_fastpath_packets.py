@@ -57,8 +57,8 @@ def test_packets_are_counted_for_the_peer_they_went_to_and_came_from(rig: Engine
     rig.from_peer("127.0.0.3", bytes(IP(src="10.1.3.7", dst="10.1.1.5") / UDP()))
     rig.poll()
     first_peer, second_peer = 2, 3
-    assert rig.engine.peer_counters(first_peer) == (0, 0, 0, 0)
-    assert rig.engine.peer_counters(second_peer) == (1, 33, 1, 28)
+    assert rig.engine.peer_counters(first_peer) == (0, 0, 0, 0, 0)
+    assert rig.engine.peer_counters(second_peer) == (1, 33, 1, 28, 0)
 
 
 def test_the_order_of_a_burst_is_kept_also_around_dropped_packets(rig: EngineRig) -> None:

@@ -170,9 +170,12 @@ def test_what_has_happened_with_peers_is_told_once(offload: Offload) -> None:
         rig.from_tun(packet(100))
         rig.from_peer("127.0.0.3", bytes(IP(src="10.1.3.7", dst="10.1.1.5", flags="DF") / UDP() / b"x"))
         rig.poll()
-        assert rig.engine.sample_peers(PEER, 1_000) == [(PEER, 2, 0, 1_300), (PEER + 1, 0, 1, 0)]
+        assert rig.engine.sample_peers(PEER, 1_000) == [
+            (PEER, 2, 0, 1_300, 1_400, 0),
+            (PEER + 1, 0, 1, 0, 0, 29),
+        ]
         assert rig.engine.sample_peers(PEER, 1_000) == []
         rig.from_tun(packet(100))
         rig.from_tun(probe(1_472))
         rig.poll()
-        assert rig.engine.sample_peers(PEER, 1_000) == [(PEER, 2, 0, 100)]
+        assert rig.engine.sample_peers(PEER, 1_000) == [(PEER, 2, 0, 100, 1_572, 0)]

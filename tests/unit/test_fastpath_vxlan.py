@@ -52,7 +52,7 @@ def test_an_inbound_packet_reaches_the_tun_as_it_is() -> None:
         rig.poll()
         assert rig.to_tun() == [bytes(PING)]
         assert rig.counters("in") == {"packets": 1, "bytes": len(PING), "drops": {}}
-        assert rig.engine.peer_counters(2) == (0, 0, 1, len(PING))
+        assert rig.engine.peer_counters(2) == (0, 0, 1, len(PING), 0)
 
 
 def test_a_packet_with_the_last_ttl_passes_both_ways() -> None:

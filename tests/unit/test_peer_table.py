@@ -57,6 +57,17 @@ def test_peers_appear_move_and_vanish() -> None:
     assert (table.peers(), table.count) == ((), 0)
 
 
+def test_a_peer_has_the_name_that_the_registry_has_for_its_host() -> None:
+    table, subnet = new_table(), IPv4Network("10.1.16.0/24")
+    table.apply(snapshot(replace(entry("10.1.16.0-24", "192.0.2.2"), host="node-b")))
+    assert table.host_of(subnet) == "node-b"
+    table.apply(change(replace(entry("10.1.16.0-24", "192.0.2.2", 2), host="node-c")))
+    assert table.host_of(subnet) == "node-c"
+    assert table.host_of(IPv4Network("10.1.17.0/24")) is None
+    table.apply(change(entry("10.1.16.0-24", "192.0.2.3", 3)))
+    assert table.host_of(subnet) is None
+
+
 @pytest.mark.parametrize(
     ("public_ip", "more", "delta"),
     [

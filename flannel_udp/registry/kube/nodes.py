@@ -163,13 +163,13 @@ class Numbering:
         self.revision = 0
         self._entries: dict[str, Entry] = {}
 
-    def entry(self, lease: Lease) -> Entry:
-        """Return the entry, with the revision it has if that is how it was seen last."""
+    def entry(self, lease: Lease, node: str) -> Entry:
+        """Return the entry of what that node holds, with the revision it has if that is how it was seen last."""
         key, value = lease
         known = self._entries.get(key)
-        if known is None or known.value != value:
+        if known is None or known.value != value or known.host != node:
             self.revision += 1
-            known = self._entries[key] = Entry(key, value, self.revision)
+            known = self._entries[key] = Entry(key, value, self.revision, host=node)
         return known
 
     def forget(self, key: str) -> None:
@@ -239,7 +239,7 @@ class NodeTable:
                 changed[key] = None
                 continue
             holder = min(holders, key=lambda name: (name != self._own, name))
-            entry = self._numbering.entry(self._leases[holder])
+            entry = self._numbering.entry(self._leases[holder], holder)
             if entry != self.entries.get(key):
                 self.entries[key] = changed[key] = entry
         return changed

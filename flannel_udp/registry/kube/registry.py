@@ -90,7 +90,7 @@ class KubeRegistry:
                 f"node {node.name!r}: somebody else writes its annotations, now {value.decode()}: does another agent "
                 "run under this node's name?"
             )
-        return self._numbering.entry((key, value))
+        return self._numbering.entry((key, value), node.name)
 
     async def announce_up(self) -> None:
         """See `Registry.announce_up`: clear the condition that keeps pods off the node."""
@@ -152,7 +152,7 @@ class KubeRegistry:
         self._registered_ips = self._annotations.public_ips(node)
         lease = self._own_lease(node)
         self._written = (lease[1], time.monotonic())
-        return self._numbering.entry(lease)
+        return self._numbering.entry(lease, node.name)
 
     async def move(self, entry: Entry, key: str, value: bytes) -> Entry:  # noqa: ARG002 - the protocol's
         """See `Registry.move`: a subnet comes with its node."""
