@@ -7,6 +7,7 @@ programming language memory models?", 2012; on x86-64 none of them costs an inst
 
 from libc.stdint cimport uint64_t
 
+from flannel_udp._fastpath.capture_ring cimport Ring
 from flannel_udp._fastpath.table cimport Table
 from flannel_udp._fastpath.table6 cimport Table6
 
@@ -25,6 +26,8 @@ cdef extern from *:
     void store_table "word_store"(const Table **place, const Table *value) noexcept nogil
     const Table6 *load_table6 "word_load"(const Table6 **place) noexcept nogil
     void store_table6 "word_store"(const Table6 **place, const Table6 *value) noexcept nogil
+    Ring *load_ring "word_load"(Ring **place) noexcept nogil
+    void store_ring "word_store"(Ring **place, Ring *value) noexcept nogil
     uint64_t load_word "word_load"(const uint64_t *place) noexcept nogil
     void store_word "word_store"(uint64_t *place, uint64_t value) noexcept nogil
     uint64_t load_word_relaxed "word_load_relaxed"(const uint64_t *place) noexcept nogil

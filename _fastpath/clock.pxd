@@ -9,6 +9,7 @@ cdef extern from "<time.h>" nogil:
     cdef enum:
         CLOCK_MONOTONIC
         CLOCK_BOOTTIME
+        CLOCK_REALTIME
         CLOCK_REALTIME_COARSE
     cdef struct timespec:
         long tv_sec

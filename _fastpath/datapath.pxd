@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from flannel_udp._fastpath.atomics cimport load_word
+from flannel_udp._fastpath.capture_ring cimport Ring
 from flannel_udp._fastpath.clock cimport boottime_ns
 from flannel_udp._fastpath.coalesce cimport WriteQueue
 from flannel_udp._fastpath.drops cimport DirectionCounters
@@ -67,6 +68,7 @@ cdef struct Bundle:
     uint32_t len                # bytes in all
     uint32_t segment_len        # bytes of each datagram but the last
     be32 outer_addr             # of IPv4
+    be16 outer_port             # only where it is captured; 0: the encapsulation has none
     uint8_t[16] outer_addr6     # of IPv6
     uint8_t outer_tos           # IPv6: the traffic class
 
@@ -96,10 +98,12 @@ cdef struct Datapath:
     uint64_t inner_mtu          # likewise: the TUN's MTU
     uint64_t path_epoch         # likewise: what was learned of the paths in a former one does not count
     Family family
+    Ring *ring                  # where this batch's packets are captured; NULL: nowhere
     Datapath *other             # the other family's, which shares the TUN and its buffers; NULL: there is none
     int tun_fd
     int udp_fd                  # what comes in
     int lanes[LANES_MAX]        # what goes out: sockets of the same address, each with a send buffer
+    be16 lane_ports[LANES_MAX]  # what they are bound to; 0: the encapsulation has none
     uint32_t n_lanes            # a power of two
     uint32_t n_ports            # likewise: their source ports, lane by lane in turn
     int icmp_fd                 # raw, of this family: what is sent has its IP header

@@ -6,6 +6,7 @@ One that the kernel refused is judged by `refusal`, and what that says is done; 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
+from flannel_udp._fastpath.capture cimport capture_lost, capture_written
 from flannel_udp._fastpath.coalesce cimport (
     JOINED_HEADER_MAX,
     NONE_YET,
@@ -16,7 +17,7 @@ from flannel_udp._fastpath.coalesce cimport (
     write_queue_clear,
 )
 from flannel_udp._fastpath.datapath cimport LEASE_ASKED_EVERY, PeerState, lease_expired, state_of
-from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, count_drops, count_forwarded
+from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, DropReason, count_drops, count_forwarded
 from flannel_udp._fastpath.offloaded cimport describe_offload
 from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.refusal cimport DROP, STOP_JOINING, Refusal, classify_write
@@ -34,15 +35,22 @@ cdef packed struct Heading:
     uint8_t[JOINED_HEADER_MAX] headers
 
 
+cdef extern from "whole_batch.h":
+    pass
+
+
 cdef void deliver(Datapath *dp) noexcept nogil:
     cdef WriteQueue *queue = &dp.write_queue
-    write_all(dp)
+    if dp.ring != NULL:
+        write_all(dp, True)
+    else:
+        write_all(dp, False)
     write_queue_clear(queue)
     rung_retry_if_due(&queue.join_tcp)
     rung_retry_if_due(&queue.join_udp)
 
 
-cdef inline void write_all(Datapath *dp) noexcept nogil:
+cdef inline void write_all(Datapath *dp, bint captures) noexcept nogil:
     cdef Write *write
     cdef uint32_t i
     cdef uint32_t unasked = LEASE_ASKED_EVERY       # packets since it was asked whether the lease lasts
@@ -54,14 +62,14 @@ cdef inline void write_all(Datapath *dp) noexcept nogil:
             unasked = 0
         unasked += write.n
         if expired:
-            count_drops(&dp.in_counters, LEASE_EXPIRED, write.n, &write.packet)
+            count_lost(dp, write, LEASE_EXPIRED, write.n)
         elif write.n == 1:
-            write_alone(dp, write)
+            write_alone(dp, write, captures)
         else:
             write_joined(dp, write)
 
 
-cdef inline void write_alone(Datapath *dp, const Write *write) noexcept nogil:
+cdef inline void write_alone(Datapath *dp, const Write *write, bint captures) noexcept nogil:
     """Write a packet as it came; what a kernel peer left to do to it is said in front of it.
 
     The virtio-net header goes right in front of it: over the receive buffer's headroom or over the packet that came
@@ -77,7 +85,7 @@ cdef inline void write_alone(Datapath *dp, const Write *write) noexcept nogil:
     memset(write.packet.data - sizeof(VirtioNetHeader), 0, sizeof(VirtioNetHeader))
     if write.packet.partial:
         describe_offload(&write.packet, <VirtioNetHeader *> piece.iov_base)
-    count_written(dp, write, 1, write.packet.len, tun_write(dp, &piece, 1))
+    count_written(dp, write, 1, write.packet.len, put(dp, write, &piece, 1, 1, captures))
 
 
 cdef void write_uncut(Datapath *dp, const Write *write) noexcept nogil:
@@ -93,7 +101,7 @@ cdef void write_uncut(Datapath *dp, const Write *write) noexcept nogil:
     pieces[0].iov_len = sizeof(vnet)
     pieces[1].iov_base = write.packet.data
     pieces[1].iov_len = write.packet.len
-    written = tun_write(dp, pieces, 2)
+    written = put(dp, write, pieces, 2, split.n, dp.ring != NULL)
     if written < 0 and classify_write(-written, split.n).remedy != DROP:
         dp.calls.tun_join_errors += 1
         write_cut(dp, write, &split)
@@ -109,12 +117,12 @@ cdef void write_cut(Datapath *dp, const Write *write, const Split *split) noexce
     memset(place, 0, sizeof(VirtioNetHeader))
     for i in range(split.n):
         if i % LEASE_ASKED_EVERY == 0 and lease_expired(dp):
-            count_drops(&dp.in_counters, LEASE_EXPIRED, split.n - i, &write.packet)
+            count_lost(dp, write, LEASE_EXPIRED, split.n - i)
             return
         n_bytes = write_segment(split, &write.packet, i, place + sizeof(VirtioNetHeader))
         piece.iov_base = place
         piece.iov_len = sizeof(VirtioNetHeader) + n_bytes
-        count_written(dp, write, 1, n_bytes, tun_write(dp, &piece, 1))
+        count_written(dp, write, 1, n_bytes, put(dp, write, &piece, 1, 1, dp.ring != NULL))
 
 
 cdef inline void write_joined(Datapath *dp, const Write *write) noexcept nogil:
@@ -122,7 +130,7 @@ cdef inline void write_joined(Datapath *dp, const Write *write) noexcept nogil:
     cdef Heading heading
     cdef iovec pieces[1 + WRITE_SEGMENTS_MAX]
     cdef uint16_t piece = write.first_piece
-    cdef int n = 2
+    cdef uint32_t n = 2
     cdef int written
     memset(&heading.vnet, 0, sizeof(heading.vnet))
     write_joined_headers(&dp.write_queue, write, heading.headers, &heading.vnet)
@@ -135,7 +143,7 @@ cdef inline void write_joined(Datapath *dp, const Write *write) noexcept nogil:
         pieces[n].iov_len = dp.write_queue.pieces[piece].len
         n += 1
         piece = dp.write_queue.pieces[piece].next
-    written = tun_write(dp, pieces, n)
+    written = put(dp, write, pieces, n, write.n, dp.ring != NULL)
     if written < 0:
         handle_refusal(dp, write, -written)
     else:
@@ -150,7 +158,7 @@ cdef void handle_refusal(Datapath *dp, const Write *write, int error) noexcept n
     if refusal.remedy == STOP_JOINING:
         rung_refused(rung_of(dp, write))
     if refusal.remedy == DROP:
-        count_drops(&dp.in_counters, refusal.reason, write.n, &write.packet)
+        count_lost(dp, write, refusal.reason, write.n)
     else:
         write_singly(dp, write)
 
@@ -172,19 +180,36 @@ cdef void write_singly(Datapath *dp, const Write *write) noexcept nogil:
     pieces[0].iov_len = sizeof(vnet)
     for i in range(write.n):
         if i % LEASE_ASKED_EVERY == 0 and lease_expired(dp):
-            count_drops(&dp.in_counters, LEASE_EXPIRED, write.n - i, &write.packet)
+            count_lost(dp, write, LEASE_EXPIRED, write.n - i)
             return
         memset(&vnet, 0, sizeof(vnet))
         if not l4_checksum_is_right(dp.family, &segment):
             describe_offload(&segment, &vnet)       # or it would not have been joined
         pieces[1].iov_base = segment.data
         pieces[1].iov_len = segment.len
-        count_written(dp, write, 1, segment.len, tun_write(dp, pieces, 2))
+        count_written(dp, write, 1, segment.len, put(dp, write, pieces, 2, 1, dp.ring != NULL))
         if piece == NONE_YET:
             return
         segment.data = dp.write_queue.pieces[piece].data - write.header_len
         segment.len = write.header_len + dp.write_queue.pieces[piece].len
         piece = dp.write_queue.pieces[piece].next
+
+
+cdef void count_lost(Datapath *dp, const Write *write, DropReason reason, uint32_t n) noexcept nogil:
+    """Count `n` packets of a write as dropped."""
+    count_drops(&dp.in_counters, reason, n, &write.packet)
+    if dp.ring != NULL:
+        capture_lost(dp, write, reason, n)
+
+
+cdef inline int put(
+    Datapath *dp, const Write *write, const iovec *pieces, uint32_t n_pieces, uint32_t n, bint captures
+) noexcept nogil:
+    """Write the pieces as one packet, or as a super-packet of `n`; return what `tun_write` does."""
+    cdef int written = tun_write(dp, pieces, <int> n_pieces)
+    if captures and written >= 0:
+        capture_written(dp, write, pieces, n_pieces, n)
+    return written
 
 
 cdef inline void count_written(
@@ -193,7 +218,7 @@ cdef inline void count_written(
     """Count `n` packets of a write, by what `tun_write` returned for them."""
     cdef PeerState *peer
     if written < 0:
-        count_drops(&dp.in_counters, classify_write(-written, 1).reason, n, &write.packet)
+        count_lost(dp, write, classify_write(-written, 1).reason, n)
         return
     count_forwarded(&dp.in_counters, n, n_bytes)
     if write.packet.next_hop >= FIRST_PEER:

@@ -17,13 +17,16 @@ from libc.string cimport memset
 from flannel_udp._fastpath.arena cimport allocate_arena
 from flannel_udp._fastpath.atomics cimport (
     add_word,
+    load_ring,
     load_table,
     load_table6,
     load_word,
+    store_ring,
     store_table,
     store_table6,
     store_word,
 )
+from flannel_udp._fastpath.capture_ring cimport CaptureRing, Ring
 from flannel_udp._fastpath.clock cimport now_ns
 from flannel_udp._fastpath.coalesce cimport write_queue_clear
 from flannel_udp._fastpath.counted cimport active_peers, counters_as_dict, peer_counters_as_tuple, samples_as_rows
@@ -44,26 +47,24 @@ from flannel_udp._fastpath.datapath cimport (
     TUN_BUFFER_BYTES,
     Datapath,
     PeerState,
-    state_of,
 )
 from flannel_udp._fastpath.ecn cimport outer_tos_of
 from flannel_udp._fastpath.encap_vxlan cimport fill_in_heading
 from flannel_udp._fastpath.family cimport FAMILY_4, FAMILY_6
-from flannel_udp._fastpath.inbound cimport inbound_batch
+from flannel_udp._fastpath.inbound cimport move_inbound
 from flannel_udp._fastpath.offloaded cimport INNER_MTU_UNTOLD
-from flannel_udp._fastpath.outbound cimport outbound_batch
-from flannel_udp._fastpath.outer_address cimport tag_of6
-from flannel_udp._fastpath.pathmtu cimport PROBE_ID, set_probed_mtu
+from flannel_udp._fastpath.outbound cimport move_outbound
+from flannel_udp._fastpath.pathmtu cimport PROBE_ID, limit_path
 from flannel_udp._fastpath.routes cimport RouteTable
 from flannel_udp._fastpath.routes6 cimport RouteTable6
 from flannel_udp._fastpath.rung cimport rung_in_use, rung_set
 from flannel_udp._fastpath.sendqueue cimport RUN_PACKETS_MAX, SEND_ARENA_BYTES
 from flannel_udp._fastpath.sockets cimport epoll_event, epoll_wait
-from flannel_udp._fastpath.sysio cimport learn_own_address
+from flannel_udp._fastpath.sysio cimport learn_own_address, port_of
 from flannel_udp._fastpath.table cimport FIRST_PEER, Table, mac_on_the_wire
 from flannel_udp._fastpath.table6 cimport Table6
 from flannel_udp._fastpath.trial cimport try_datagram, try_packet
-from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, IPV6_MTU_MIN, check_sizes, htonl, htons
+from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, IPV6_MTU_MIN, check_sizes, htons
 
 from flannel_udp._fastpath.routes6 import empty_table
 
@@ -106,14 +107,16 @@ cdef class Engine:
     cdef Datapath dp
     cdef const Table *current       # shared with other threads: the table in force
     cdef const Table6 *current6     # likewise IPv6's
+    cdef Ring *current_ring         # likewise where packets are captured, or NULL
     cdef uint64_t epoch             # shared: odd while a batch may be reading a table
     cdef uint8_t *arena
     cdef object epoll
     cdef object table               # keeps the one in force alive
+    cdef object ring                # likewise
     cdef Engine beside              # whose TUN and buffers this one shares, and who is polled
     cdef Engine second              # who shares those of this one
     cdef bint stopped_watching      # `epoll` has no descriptor any more
-    cdef list retired               # (table, epoch at its retirement)
+    cdef list retired               # (table or ring, epoch at its retirement)
 
     def __cinit__(
         self,
@@ -247,6 +250,7 @@ cdef class Engine:
         learn_own_address(&self.dp)
         for i, fd in enumerate(lanes):
             self.dp.lanes[i] = fd
+            self.dp.lane_ports[i] = port_of(fd)
         self.dp.n_lanes = <uint32_t> len(lanes)
         self.dp.n_ports = ports
         self.dp.send_queue.packets_max = RUN_PACKETS_MAX if segment and self.dp.encapsulation != ENCAP_IPIP else 1
@@ -310,11 +314,11 @@ cdef class Engine:
             self.second._hold_table()
         for i in range(n):
             if events[i].data.fd == self.dp.tun_fd:
-                got += outbound_batch(&self.dp)
+                got += move_outbound(&self.dp)
             elif events[i].data.fd == self.dp.udp_fd:
-                got += inbound_batch(&self.dp)
+                got += move_inbound(&self.dp)
             else:
-                got += inbound_batch(self.dp.other)
+                got += move_inbound(self.dp.other)
         add_word(&self.epoch, 1)
         if self.dp.other != NULL:
             add_word(&self.second.epoch, 1)
@@ -324,6 +328,7 @@ cdef class Engine:
         add_word(&self.epoch, 1)
         self.dp.table = load_table(&self.current)
         self.dp.table6 = load_table6(&self.current6)
+        self.dp.ring = load_ring(&self.current_ring)
 
     def _stop_watching(self) -> None:
         """Watch nothing more: a TUN that is beyond use would wake us for ever, and datagrams have nowhere to go."""
@@ -380,6 +385,14 @@ cdef class Engine:
         store_table6(&self.current6, &table.table)
         return 0
 
+    def capture_into(self, CaptureRing ring) -> None:
+        """Note packets in this ring, which is no other engine's, from now on; ``None``: nowhere. As `publish`."""
+        store_ring(&self.current_ring, NULL if ring is None else &ring.ring)
+        if self.ring is not None:
+            self.retired.append((self.ring, load_word(&self.epoch)))
+        self.ring = ring
+        self.reclaim()
+
     def forward_until(self, boottime_ns: int | None) -> None:
         """Forward nothing from that time of CLOCK_BOOTTIME on, ``None``: there is no such time. From any thread.
 
@@ -399,24 +412,21 @@ cdef class Engine:
         store_word(&self.dp.inner_mtu, min(max(n_bytes, <uint32_t> IPV4_DATAGRAM_MIN), <uint32_t> IPV4_MAX_BYTES))
 
     def reclaim(self) -> int:
-        """Let go of retired tables that no batch can be reading any more; return how many are left."""
+        """Let go of retired tables and rings that no batch can be using any more; return how many are left."""
         cdef uint64_t now = load_word(&self.epoch)
         held = []
-        for table, seen in self.retired:
+        for used, seen in self.retired:
             if seen % 2 and seen == now:
-                held.append((table, seen))
-            elif self.dp.family == FAMILY_6:
-                (<RouteTable6> table).n_engines -= 1
-            else:
-                (<RouteTable> table).n_engines -= 1
+                held.append((used, seen))
+            elif isinstance(used, RouteTable6):
+                (<RouteTable6> used).n_engines -= 1
+            elif isinstance(used, RouteTable):
+                (<RouteTable> used).n_engines -= 1
         self.retired = held
         return len(held)
 
     def counters(self) -> dict:
-        """Return what was forwarded and dropped in both directions, ICMP answers given and system calls made.
-
-        And packets from kernel peers that were not finished, see `offloaded`.
-        """
+        """Return what was forwarded and dropped, ICMP answers, system calls, unfinished packets (see `offloaded`)."""
         return counters_as_dict(&self.dp)
 
     def drop_samples(self) -> list:
@@ -446,18 +456,10 @@ cdef class Engine:
 
         It holds while the index is the peer's whose underlay address this is, in host order. From any thread.
         """
-        cdef uint32_t tag
-        cdef bytes packed
         least = PATH_LIMIT_MIN_BYTES[<int> self.dp.family]
         if 0 < n_bytes < least:
             raise ValueError(f"a limit is {least} bytes or more")
-        if self.dp.family == FAMILY_6:
-            packed = address.to_bytes(16, "big")
-            tag = tag_of6(<const uint8_t *> <const char *> packed)
-        else:
-            tag = htonl(address)
-        if peer >> PEER_CHUNK_BITS < PEER_CHUNKS_MAX and self.dp.peer_chunks[peer >> PEER_CHUNK_BITS] != NULL:
-            set_probed_mtu(state_of(&self.dp, peer), tag, n_bytes)
+        limit_path(&self.dp, peer, address, n_bytes)
 
     def try_packet(self, packet: bytes) -> tuple:
         """Return what would become of a packet from the TUN; nothing is sent or counted, see `trial`.

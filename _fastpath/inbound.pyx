@@ -13,6 +13,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from flannel_udp._fastpath.answer cimport answer_sender
+from flannel_udp._fastpath.capture cimport ALTERED_MAX, Original, capture_received, save_original
 from flannel_udp._fastpath.coalesce cimport write_queue_add, write_queue_add6, write_queue_is_full
 from flannel_udp._fastpath.datapath cimport (
     ENCAP_IPIP,
@@ -140,10 +141,11 @@ cdef inline void size_next_receive(Datapath *dp, uint32_t n_packets, uint32_t n_
 
 
 cdef inline uint32_t forward_bundle(
-    Datapath *dp, Encapsulation kind, Family family, const Bundle *bundle
+    Datapath *dp, Encapsulation kind, Family family, const Bundle *bundle, bint captures
 ) noexcept nogil:
     """Queue or drop the datagrams of a bundle one by one; return how many there were."""
     cdef Packet packet
+    cdef Original original
     cdef DropReason reason
     cdef uint32_t segment_len = bundle.segment_len
     cdef uint32_t offset = 0
@@ -161,7 +163,11 @@ cdef inline uint32_t forward_bundle(
         packet.len = min(segment_len, bundle.len - offset)
         offset += packet.len
         n += 1
+        if captures:
+            save_original(&original, &packet, ALTERED_MAX)
         reason = accept(dp, kind, family, &packet)
+        if captures:
+            capture_received(dp, &original, bundle, &packet, reason)
         if reason == KEEP:
             if write_queue_is_full(&dp.write_queue):
                 deliver(dp)
@@ -176,7 +182,7 @@ cdef inline uint32_t forward_bundle(
     return n
 
 
-cdef inline uint32_t move_in(Datapath *dp, Encapsulation kind, Family family) noexcept nogil:
+cdef inline uint32_t move_in(Datapath *dp, Encapsulation kind, Family family, bint captures) noexcept nogil:
     cdef uint32_t n_received = 0
     cdef uint32_t n_bytes = 0
     cdef uint32_t i
@@ -184,24 +190,32 @@ cdef inline uint32_t move_in(Datapath *dp, Encapsulation kind, Family family) no
     begin_batch(&dp.in_counters)
     for i in range(dp.n_bundles):
         n_bytes += dp.bundles[i].len
-        n_received += forward_bundle(dp, kind, family, &dp.bundles[i])
+        n_received += forward_bundle(dp, kind, family, &dp.bundles[i], captures)
     deliver(dp)
     size_next_receive(dp, n_received, n_bytes)
     return n_received
 
 
-cdef inline uint32_t move_in_of(Datapath *dp, Encapsulation kind) noexcept nogil:
+cdef inline uint32_t move_in_alone(Datapath *dp, Encapsulation kind, bint captures) noexcept nogil:
     if dp.family == FAMILY_6:
-        return move_in(dp, kind, FAMILY_6)
-    return move_in(dp, kind, FAMILY_4)
+        return move_in(dp, kind, FAMILY_6, captures)
+    return move_in(dp, kind, FAMILY_4, captures)
+
+
+cdef inline uint32_t move_in_of(Datapath *dp, bint captures) noexcept nogil:
+    if dp.encapsulation == ENCAP_UDP:
+        return move_in_alone(dp, ENCAP_UDP, captures)
+    if dp.encapsulation == ENCAP_VXLAN:
+        return move_in_alone(dp, ENCAP_VXLAN, captures)
+    return move_in(dp, ENCAP_IPIP, FAMILY_4, captures)
 
 
 cdef uint32_t inbound_batch(Datapath *dp) noexcept nogil:
-    if dp.encapsulation == ENCAP_UDP:
-        return move_in_of(dp, ENCAP_UDP)
-    if dp.encapsulation == ENCAP_VXLAN:
-        return move_in_of(dp, ENCAP_VXLAN)
-    return move_in(dp, ENCAP_IPIP, FAMILY_4)
+    return move_in_of(dp, False)
+
+
+cdef uint32_t inbound_batch_captured(Datapath *dp) noexcept nogil:
+    return move_in_of(dp, True)
 
 
 cdef DropReason try_accept(Datapath *dp, Packet *packet) noexcept nogil:

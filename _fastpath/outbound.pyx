@@ -14,6 +14,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from flannel_udp._fastpath.answer cimport answer_sender
+from flannel_udp._fastpath.capture cimport Original, capture_read, save_original
 from flannel_udp._fastpath.datapath cimport ENCAP_IPIP, ENCAP_UDP, ENCAP_VXLAN, Encapsulation
 from flannel_udp._fastpath.drops cimport (
     KEEP,
@@ -50,7 +51,7 @@ from flannel_udp._fastpath.split cimport Split, complete_checksum, plan_split, w
 from flannel_udp._fastpath.sysio cimport tun_read
 from flannel_udp._fastpath.table cimport NO_ROUTE_HOP, OWN_HOP
 from flannel_udp._fastpath.transmit cimport place_to_send, send_later, transmit
-from flannel_udp._fastpath.transport cimport least_transport_start
+from flannel_udp._fastpath.transport cimport ip_header_bytes, least_transport_start
 from flannel_udp._fastpath.turn cimport turn_is_over
 from flannel_udp._fastpath.wire cimport UDP_PAYLOAD_MAX_BYTES, VNET_GSO_NONE, VNET_NEEDS_CSUM, VirtioNetHeader
 
@@ -142,12 +143,18 @@ cdef inline DropReason enqueue(
 
 
 cdef inline void forward(
-    Datapath *dp, Encapsulation kind, Family family, const VirtioNetHeader *vnet, Packet *packet
+    Datapath *dp, Encapsulation kind, Family family, const VirtioNetHeader *vnet, Packet *packet, bint captures
 ) noexcept nogil:
     """Steps 2 to 5 for one packet: it is queued, or it is dropped."""
-    cdef DropReason reason = route(dp, kind, family, packet)
+    cdef Original original
+    cdef DropReason reason
+    if captures:
+        save_original(&original, packet, ip_header_bytes(family))
+    reason = route(dp, kind, family, packet)
     if reason == KEEP:
         reason = enqueue(dp, kind, family, vnet, packet)
+    if captures:
+        capture_read(dp, &original, vnet.gso_size if vnet.gso_type != VNET_GSO_NONE else 0, packet, reason)
     if reason != KEEP:
         name_outer_end(dp, family, packet)
         count_drops(&dp.out_counters, reason, 1, packet)
@@ -158,7 +165,9 @@ cdef inline bint claims_ipv6(const Packet *packet) noexcept nogil:
     return packet.len != 0 and packet.data[0] >> 4 == 6
 
 
-cdef inline uint32_t move_out(Datapath *reader, Datapath *dp4, Datapath *dp6, Encapsulation kind) noexcept nogil:
+cdef inline uint32_t move_out(
+    Datapath *reader, Datapath *dp4, Datapath *dp6, Encapsulation kind, bint captures
+) noexcept nogil:
     """Move a batch from the TUN that `reader` has; a family that is not carried is NULL, and costs nothing."""
     cdef VirtioNetHeader vnet
     cdef Packet packet
@@ -172,9 +181,9 @@ cdef inline uint32_t move_out(Datapath *reader, Datapath *dp4, Datapath *dp6, En
         n_packets += 1
         n_bytes += packet.len
         if dp6 != NULL and (dp4 == NULL or claims_ipv6(&packet)):
-            forward(dp6, kind, FAMILY_6, &vnet, &packet)
+            forward(dp6, kind, FAMILY_6, &vnet, &packet, captures)
         else:
-            forward(dp4, kind, FAMILY_4, &vnet, &packet)
+            forward(dp4, kind, FAMILY_4, &vnet, &packet, captures)
     if dp4 != NULL:
         transmit(dp4)
     if dp6 != NULL:
@@ -182,20 +191,28 @@ cdef inline uint32_t move_out(Datapath *reader, Datapath *dp4, Datapath *dp6, En
     return n_packets
 
 
-cdef inline uint32_t move_out_alone(Datapath *dp, Encapsulation kind) noexcept nogil:
+cdef inline uint32_t move_out_alone(Datapath *dp, Encapsulation kind, bint captures) noexcept nogil:
     if dp.family == FAMILY_6:
-        return move_out(dp, NULL, dp, kind)
-    return move_out(dp, dp, NULL, kind)
+        return move_out(dp, NULL, dp, kind, captures)
+    return move_out(dp, dp, NULL, kind, captures)
+
+
+cdef inline uint32_t move_out_of(Datapath *dp, bint captures) noexcept nogil:
+    if dp.encapsulation == ENCAP_UDP and dp.other != NULL:
+        return move_out(dp, dp, dp.other, ENCAP_UDP, captures)      # IPv4's is the one that reads
+    if dp.encapsulation == ENCAP_UDP:
+        return move_out_alone(dp, ENCAP_UDP, captures)
+    if dp.encapsulation == ENCAP_VXLAN:
+        return move_out_alone(dp, ENCAP_VXLAN, captures)
+    return move_out(dp, dp, NULL, ENCAP_IPIP, captures)
 
 
 cdef uint32_t outbound_batch(Datapath *dp) noexcept nogil:
-    if dp.encapsulation == ENCAP_UDP and dp.other != NULL:
-        return move_out(dp, dp, dp.other, ENCAP_UDP)    # IPv4's is the one that reads
-    if dp.encapsulation == ENCAP_UDP:
-        return move_out_alone(dp, ENCAP_UDP)
-    if dp.encapsulation == ENCAP_VXLAN:
-        return move_out_alone(dp, ENCAP_VXLAN)
-    return move_out(dp, dp, NULL, ENCAP_IPIP)
+    return move_out_of(dp, False)
+
+
+cdef uint32_t outbound_batch_captured(Datapath *dp) noexcept nogil:
+    return move_out_of(dp, True)
 
 
 cdef DropReason try_route(const Datapath *dp, Packet *packet) noexcept nogil:

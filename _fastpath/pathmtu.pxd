@@ -50,5 +50,8 @@ cdef uint32_t probed_mtu(const Datapath *dp, uint32_t peer) noexcept nogil
 # Have that limit for the peer of this tag (`encapsulation.peer_tag`), 0: none. From any thread.
 cdef void set_probed_mtu(PeerState *state, uint32_t tag, uint32_t n_bytes) noexcept nogil
 
+# The same of a peer index while it is the peer's that has this underlay address, a number in host order.
+cdef int limit_path(Datapath *dp, uint32_t peer, object address, uint32_t n_bytes) except -1
+
 # Whether it is an ICMP echo of the agent's, or the answer to one. The inner header is right.
 cdef bint is_probe(const Packet *packet) noexcept nogil

@@ -4,10 +4,11 @@ from libc.stdint cimport uint8_t
 
 from flannel_udp._fastpath.atomics cimport store_word
 from flannel_udp._fastpath.clock cimport now_ns
+from flannel_udp._fastpath.datapath cimport PEER_CHUNK_BITS, PEER_CHUNKS_MAX
 from flannel_udp._fastpath.encapsulation cimport outer_bytes
 from flannel_udp._fastpath.family cimport FAMILY_6
 from flannel_udp._fastpath.ipv4 cimport header_len
-from flannel_udp._fastpath.outer_address cimport peer_tag
+from flannel_udp._fastpath.outer_address cimport peer_tag, tag_of6
 from flannel_udp._fastpath.packet cimport packet_at
 from flannel_udp._fastpath.sysio cimport query_path_mtu
 from flannel_udp._fastpath.wire cimport (
@@ -18,6 +19,7 @@ from flannel_udp._fastpath.wire cimport (
     PROTOCOL_ICMP6,
     Ipv4Header,
     Ipv6Header,
+    htonl,
 )
 
 cdef enum:
@@ -79,6 +81,19 @@ cdef void set_probed_mtu(PeerState *state, uint32_t tag, uint32_t n_bytes) noexc
     in_force = load_word(&state.inner_mtu)
     if in_force == 0 or in_force == former or 0 < n_bytes < in_force:
         store_word(&state.inner_mtu, n_bytes)
+
+
+cdef int limit_path(Datapath *dp, uint32_t peer, object address, uint32_t n_bytes) except -1:
+    cdef bytes packed
+    cdef uint32_t tag
+    if dp.family == FAMILY_6:
+        packed = address.to_bytes(16, "big")
+        tag = tag_of6(<const uint8_t *> <const char *> packed)
+    else:
+        tag = htonl(address)
+    if peer >> PEER_CHUNK_BITS < PEER_CHUNKS_MAX and dp.peer_chunks[peer >> PEER_CHUNK_BITS] != NULL:
+        set_probed_mtu(state_of(dp, peer), tag, n_bytes)
+    return 0
 
 
 cdef bint is_probe(const Packet *packet) noexcept nogil:

@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from flannel_udp._fastpath.datapath cimport Datapath
 from flannel_udp._fastpath.packet cimport Packet
 from flannel_udp._fastpath.sockets cimport iovec, mmsghdr
-from flannel_udp._fastpath.wire cimport VirtioNetHeader, be32
+from flannel_udp._fastpath.wire cimport VirtioNetHeader, be16, be32
 
 # Read one packet, or super-packet, and its virtio-net header (zero where the TUN has none); False when none waits.
 cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept nogil
@@ -30,6 +30,9 @@ cdef uint32_t query_path_mtu(const Datapath *dp, uint32_t peer) noexcept nogil
 
 # Keep the address that the datapath's socket is bound to; none: zeros.
 cdef void learn_own_address(Datapath *dp) noexcept nogil
+
+# Return the port that a socket is bound to, or 0.
+cdef be16 port_of(int fd) noexcept nogil
 
 # Hand a complete IPv4 packet to the host's own routing.
 cdef void icmp_send(Datapath *dp, const uint8_t *packet, uint32_t n_bytes, be32 dst) noexcept nogil

@@ -157,6 +157,14 @@ cdef void learn_own_address(Datapath *dp) noexcept nogil:
         dp.outer_addr = own.v4.sin_addr.s_addr if own.v4.sin_family == AF_INET else 0
 
 
+cdef be16 port_of(int fd) noexcept nogil:
+    cdef SocketAddress own
+    cdef uint32_t size = sizeof(own)
+    memset(&own, 0, sizeof(own))
+    getsockname(fd, <sockaddr *> &own, &size)
+    return own.v4.sin_port                              # where IPv6's is, too
+
+
 cdef inline uint8_t *receive_buffer(const Datapath *dp, uint32_t i) noexcept nogil:
     return dp.receive_arena + i * <uint32_t> RECEIVE_BYTES + <uint32_t> RECEIVE_HEADROOM
 
@@ -186,6 +194,9 @@ cdef void udp_receive(Datapath *dp) noexcept nogil:
             dp.bundles[i].outer_addr = envelopes[i].address.v4.sin_addr.s_addr
         dp.bundles[i].outer_tos = 0
         read_controls(&messages[i].msg_hdr, &dp.bundles[i])
+    if dp.ring != NULL:
+        for i in range(dp.n_bundles):
+            dp.bundles[i].outer_port = envelopes[i].address.v4.sin_port     # where IPv6's is, too
 
 
 cdef inline void read_controls(msghdr *header, Bundle *bundle) noexcept nogil:

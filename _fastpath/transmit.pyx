@@ -7,8 +7,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from flannel_udp._fastpath.answer cimport answer_sender
+from flannel_udp._fastpath.capture cimport capture_run
 from flannel_udp._fastpath.datapath cimport LEASE_ASKED_EVERY, PeerState, lease_expired, state_of
-from flannel_udp._fastpath.drops cimport LEASE_EXPIRED, TOO_BIG, DropReason, count_drops, count_forwarded
+from flannel_udp._fastpath.drops cimport KEEP, LEASE_EXPIRED, TOO_BIG, DropReason, count_drops, count_forwarded
 from flannel_udp._fastpath.encapsulation cimport heading_bytes
 from flannel_udp._fastpath.family cimport FAMILY_6
 from flannel_udp._fastpath.outer_address cimport name_outer_end, write_address
@@ -167,6 +168,8 @@ cdef inline void count_sent(Datapath *dp, const Run *run) noexcept nogil:
         note_longest(dp, peer, run)
     peer.packets_out += run.n
     peer.bytes_out += inner_bytes
+    if dp.ring != NULL:
+        capture_run(dp, run, lane_of(dp, run), KEEP, run.n)
 
 
 cdef inline void view_first(Datapath *dp, const Run *run, Packet *packet) noexcept nogil:
@@ -190,6 +193,8 @@ cdef void count_lost(Datapath *dp, const Run *run, DropReason reason, uint32_t n
     cdef Packet packet
     view_first(dp, run, &packet)
     count_drops(&dp.out_counters, reason, n, &packet)
+    if dp.ring != NULL:
+        capture_run(dp, run, lane_of(dp, run), reason, n)
 
 
 cdef void handle_refusal(Datapath *dp, const Run *run, int error) noexcept nogil:
@@ -216,6 +221,7 @@ cdef void send_singly(Datapath *dp, const Run *run) noexcept nogil:
     single.n = 1
     for i in range(run.n):
         if i % LEASE_ASKED_EVERY == 0 and lease_expired(dp):
+            single.n_bytes = left       # the others with it
             count_lost(dp, &single, LEASE_EXPIRED, run.n - i)
             return
         single.n_bytes = min(run.segment_len, left)

@@ -65,6 +65,7 @@ cdef class Trial:
         self.arena = <uint8_t *> malloc(<size_t> SEND_ARENA_BYTES)
         if self.arena == NULL:
             raise MemoryError
+        self.dp.ring = NULL                                 # nobody captures what is only tried
         self.dp.send_queue.arena = self.arena
         self.dp.send_queue.packets_max = RUN_PACKETS_MAX    # so that it is never full: nothing is to be sent
         queue_clear(&self.dp.send_queue)

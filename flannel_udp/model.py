@@ -274,6 +274,27 @@ class DroppedPacket(NamedTuple):
     n_bytes: int
 
 
+PLACES = ("out inner", "out outer", "in outer", "in inner")
+"""Where our packet path sees a packet: read from the TUN device, sent to a peer; received, written to the device."""
+SNAP_MAX_BYTES = 262_144
+"""What tcpdump keeps of a packet at most; none is longer than a quarter of that."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureWish:
+    """Which packets somebody wants captured, and how much of each."""
+
+    places: tuple[str, ...] = PLACES
+    dropped: bool = False
+    """Only those that were dropped."""
+    reasons: tuple[str, ...] = ()
+    """Only those that were dropped for one of these; none: whatever became of them."""
+    every: int = 1
+    """One in so many of them."""
+    snap_bytes: int = SNAP_MAX_BYTES
+    """Kept of each."""
+
+
 @dataclass(frozen=True, slots=True)
 class RouteAnswer:
     """Where packets for an address go: to a peer, to our own subnet, or nowhere.

@@ -9,15 +9,17 @@ import http.client
 import json
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+from flannel_udp.admin.capture_wish import write_wish
+from flannel_udp.admin.captured import Captured, Counts, Head, read_records
 from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
 from flannel_udp.admin.trace_request import TraceRequest
 from flannel_udp.admin.trace_shapes import Trace, TraceArrival, TraceDatagram
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.model import Address
+from flannel_udp.model import Address, CaptureWish
 from flannel_udp.netconf.addresses import parse_address
 
 TIMEOUT_S = 5.0
@@ -145,6 +147,66 @@ def follow_events(path: Path) -> Iterator[Event]:
             with _explained(path, TIMEOUT_S):
                 event = json.loads(line)
             yield cast(Event, _expect(dict, event, path))
+
+
+class CaptureStream:
+    """Packets as they come from an agent, from `open_capture` on."""
+
+    def __init__(self, response: http.client.HTTPResponse, connected: socket.socket, path: Path) -> None:
+        self._response, self._connected, self._path = response, connected, path
+        self.head = cast(Head, self._read_line())
+        self.counts = Counts(bytes=0, taken=[0] * len(self.head["places"]), lost=[0] * len(self.head["places"]))
+        """Those of the last part."""
+        self.stopped = False
+
+    def stop(self) -> None:
+        """Let the parts end: from another thread, or a signal's handler."""
+        self.stopped = True
+        with suppress(OSError):  # it has ended
+            self._connected.shutdown(socket.SHUT_RDWR)
+
+    def parts(self) -> Iterator[list[Captured]]:
+        """Yield the packets of each part in the order of their times, until the agent ends or `stop` was called.
+
+        Raises `FlannelError` where the agent says nothing any more, or nonsense.
+        """
+        while not self.stopped:
+            try:
+                counts = cast(Counts, self._read_line())
+                records = self._response.read(counts["bytes"]) if counts["bytes"] else b""
+                if len(records) < counts["bytes"]:
+                    return
+                packets = list(read_records(self.head, records))
+            except (http.client.HTTPException, ConnectionError, _Ended):
+                return  # how the answer of an agent that was killed ends
+            except TimeoutError as error:
+                raise FlannelError(f"the agent on {self._path} says nothing any more, {TIMEOUT_S:g} s long") from error
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise _nonsense(self._path) from error
+            self.counts = counts
+            yield sorted(packets, key=lambda packet: packet.time_ns)
+
+    def _read_line(self) -> dict[str, Any]:
+        line = self._response.readline(_LONGEST_LINE)
+        if not line.endswith(b"\n"):
+            raise _Ended
+        return cast(dict[str, Any], _expect(dict, json.loads(line), self._path))
+
+
+class _Ended(Exception):
+    """The agent has ended."""
+
+
+@contextmanager
+def open_capture(path: Path, wish: CaptureWish) -> Iterator[CaptureStream]:
+    """Have packets captured; the agent ends that with the block. Raises as `fetch_status` does."""
+    with _asked(path, f"/v1/capture?{write_wish(wish)}", TIMEOUT_S) as (response, connected):
+        with _explained(path, TIMEOUT_S):
+            try:
+                stream = CaptureStream(response, connected, path)
+            except (KeyError, _Ended) as error:
+                raise _nonsense(path) from error
+        yield stream
 
 
 @contextmanager

@@ -5,8 +5,9 @@
 ``/v1/peers?busiest=20&by=bytes`` with so many peers only, those with the highest rates first; whatever goes wrong
 answers ``{"error": "one line"}`` and a status of 400 or more. ``POST /v1/trace`` and ``/v1/arrival`` take a packet as
 `trace_request` has it, and answer with what would become of it here; nothing is sent. ``/v1/monitor`` answers with a
-line of JSON for each `shapes.Event` as it happens, until the agent ends or nobody reads any more, ``/metrics`` in
-Prometheus' format.
+line of JSON for each `shapes.Event` as it happens, until the agent ends or nobody reads any more; ``/v1/capture``
+likewise with packets, a line of JSON about the bytes that follow it (`captured`), its questions are `capture_wish`'s;
+``/metrics`` in Prometheus' format.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import socket
+import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Protocol, TypeVar
@@ -23,19 +26,21 @@ from typing import Protocol, TypeVar
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from flannel_udp.admin.capture_wish import read_wish
 from flannel_udp.admin.listener import BACKLOG, UnixListener
 from flannel_udp.admin.metrics import MetricsSource, answer_metrics
 from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow
 from flannel_udp.admin.trace_request import Coming, TraceRequest, read_coming, read_request
 from flannel_udp.admin.trace_shapes import Trace, TraceArrival
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.model import RATE_KEYS, Address
+from flannel_udp.model import RATE_KEYS, Address, CaptureWish
 from flannel_udp.netconf.addresses import parse_address
 
 logger = logging.getLogger(__name__)
 
 Row = TypeVar("Row", PeerRow, RouteRow)
 Asked = TypeVar("Asked")
+Part = TypeVar("Part", list[Event], bytes)
 
 _SHUTDOWN_TIMEOUT_S = 0.2
 """How long an answer that nobody reads may hold up the agent's end; aiohttp waits that long up to twice."""
@@ -54,6 +59,10 @@ class StatusSource(MetricsSource, Protocol):
 
     def peers_by_rate(self, n: int, by: str) -> AsyncIterator[list[PeerRow]]:
         """Yield so many rows if there are, those with the highest rates first; `by` is one of `model.RATE_KEYS`."""
+        ...
+
+    def capture(self, wish: CaptureWish, pid: int) -> AsyncGenerator[bytes, None]:
+        """Yield packets as the data path sees them, for this process; now and then nothing, likewise."""
         ...
 
     async def route(self, address: Address) -> Route:
@@ -149,21 +158,40 @@ def _application(source: StatusSource) -> web.Application:
     app = web.Application(middlewares=[_errors_as_json])
     watching: set[asyncio.Task[object]] = set()
 
-    async def monitor(request: web.Request) -> web.StreamResponse:
+    async def watch(
+        request: web.Request, parts: AsyncGenerator[Part, None], encode: Callable[[Part], bytes], kind: str
+    ) -> web.StreamResponse:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - every request has one
         watching.add(task)
         try:
-            return await _as_they_come(request, source.events())
+            return await _as_they_come(request, parts, encode, kind)
         finally:
             watching.discard(task)
+
+    async def monitor(request: web.Request) -> web.StreamResponse:
+        return await watch(request, source.events(), _lines, "application/x-ndjson")
+
+    async def capture(request: web.Request) -> web.StreamResponse:
+        try:
+            wish = read_wish(request.query)
+        except ValueError as error:
+            return _error(400, str(error))
+        return await watch(request, source.capture(wish, _pid_of_peer(request)), bytes, "application/octet-stream")
 
     async def end_watching(_app: web.Application) -> None:
         for task in watching:  # they would hold up the agent's end
             task.cancel()
 
     app.on_shutdown.append(end_watching)
-    answers = {"status": status, "peers": peers, "route": route, "routes": routes, "monitor": monitor}
+    answers = {
+        "status": status,
+        "peers": peers,
+        "route": route,
+        "routes": routes,
+        "monitor": monitor,
+        "capture": capture,
+    }
     app.add_routes(web.get(f"/v1/{name}", answer) for name, answer in answers.items())
     app.add_routes([web.post("/v1/trace", trace), web.post("/v1/arrival", arrival)])
     app.add_routes([web.get("/metrics", metrics)])
@@ -194,18 +222,31 @@ async def _in_parts(request: web.Request, parts: AsyncIterator[list[Row]]) -> we
     return response
 
 
-async def _as_they_come(request: web.Request, parts: AsyncGenerator[list[Event], None]) -> web.StreamResponse:
-    """Answer with a line for each event, until the reader is gone. Who reads slowly holds up their own answer only."""
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+async def _as_they_come(
+    request: web.Request, parts: AsyncGenerator[Part, None], encode: Callable[[Part], bytes], kind: str
+) -> web.StreamResponse:
+    """Answer with each part until the reader is gone. Who reads slowly holds up their own answer only."""
+    response = web.StreamResponse(headers={"Content-Type": kind})
     async with aclosing(parts):
-        events = await anext(parts)  # what goes wrong here can still be answered with an error
+        part = await anext(parts)  # what goes wrong here can still be answered with an error
         with suppress(ConnectionError):
             await response.prepare(request)
             while request.transport is not None and not request.transport.is_closing():
-                if events:
-                    await response.write(b"".join(json.dumps(event).encode() + b"\n" for event in events))
-                events = await anext(parts)
+                if part:
+                    await response.write(encode(part))
+                part = await anext(parts)
     return response
+
+
+def _lines(events: Sequence[Event]) -> bytes:
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+def _pid_of_peer(request: web.Request) -> int:
+    """Return who asks, as the kernel has it (unix(7), SO_PEERCRED)."""
+    with socket.socket(fileno=os.dup(request.get_extra_info("socket").fileno())) as connected:
+        pid, _, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(pid)
 
 
 def _rows(rows: Sequence[object]) -> bytes:

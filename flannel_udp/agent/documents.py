@@ -39,6 +39,7 @@ from flannel_udp.admin.shapes import (
 from flannel_udp.admin.trace_request import Coming, TraceRequest
 from flannel_udp.admin.trace_shapes import Trace, TraceArrival
 from flannel_udp.agent.arrival import trace_arrival
+from flannel_udp.agent.capturing import Capturing
 from flannel_udp.agent.prober import ALL_S
 from flannel_udp.agent.routes import PEERS_PART, find_route, list_routes, name_datapath, name_device
 from flannel_udp.agent.state import AgentState, Rooms
@@ -49,7 +50,17 @@ from flannel_udp.dataplane.drops import DROP_REASONS
 from flannel_udp.host.capabilities import Kept
 from flannel_udp.host.echo import EchoAnswer
 from flannel_udp.host.family import family_of
-from flannel_udp.model import Address, Degradation, DroppedPacket, Interface, Peer, PeerTraffic, Prefix, prefix_order
+from flannel_udp.model import (
+    Address,
+    CaptureWish,
+    Degradation,
+    DroppedPacket,
+    Interface,
+    Peer,
+    PeerTraffic,
+    Prefix,
+    prefix_order,
+)
 from flannel_udp.options import Options
 from flannel_udp.registry.observed import RegistryCounts
 
@@ -64,6 +75,7 @@ class Documents:
         self._options = options
         self._kept = kept
         self._state = state
+        self._capturing = Capturing(state)
         self._started_s = time.monotonic()
 
     @property
@@ -198,6 +210,10 @@ class Documents:
     def events(self) -> AsyncGenerator[list[Event], None]:
         """Yield what happens from now on, see `Feed.watch`."""
         return self._state.feed.watch(self.status)
+
+    def capture(self, wish: CaptureWish, pid: int) -> AsyncGenerator[bytes, None]:
+        """Yield packets as the data path sees them, see `Capturing.watch`."""
+        return self._capturing.watch(wish, pid)
 
     async def routes(self) -> AsyncIterator[list[RouteRow]]:
         """Yield one row a subnet, in their order, in parts that hold nobody up."""

@@ -15,6 +15,7 @@ from flannel_udp.backend.ends import join_attrs
 from flannel_udp.backend.joined_paths import JoinedPaths, join_path_facts
 from flannel_udp.backend.late import FATAL, REPAIR, LateOpening
 from flannel_udp.backend.protocol import Context, EchoRoute, KernelWay, Network, NetworkFacts, Transferable
+from flannel_udp.dataplane.capture import Engine
 from flannel_udp.dataplane.trial import TriedDatagram, TriedPacket
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.device_drops import DeviceTraffic
@@ -297,6 +298,10 @@ class FamilyNetworks:
         """See `Network.come_round`."""
         for part in self._parts.values():
             await part.come_round()
+
+    def engines(self) -> Sequence[Engine]:
+        """See `Network.engines`."""
+        return [engine for part in self._parts.values() for engine in part.engines()]
 
     @property
     def transferable(self) -> Transferable | None:

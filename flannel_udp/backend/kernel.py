@@ -10,6 +10,7 @@ from flannel_udp.backend.ends import ends_of, share_of, with_public_ip
 from flannel_udp.backend.kernel_drops import KernelDrops
 from flannel_udp.backend.mtu import inner_mtu
 from flannel_udp.backend.protocol import Context, EchoRoute, KernelWay, NetworkFacts
+from flannel_udp.dataplane.capture import Engine
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.monitor import Interest
@@ -189,6 +190,10 @@ class KernelNetwork:
 
     async def come_round(self) -> None:
         """See `Network.come_round`: there is no thread."""
+
+    def engines(self) -> Sequence[Engine]:
+        """See `Network.engines`."""
+        return ()
 
     @property
     def transferable(self) -> None:

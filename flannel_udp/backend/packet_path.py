@@ -24,6 +24,7 @@ from flannel_udp.backend.leased_routes import ROUTES_CLAIM
 from flannel_udp.backend.protocol import Context, EchoRoute, Handed, KernelWay, NetworkFacts
 from flannel_udp.backend.tunnel import REPAIRS, TunnelKeeper
 from flannel_udp.dataplane.adopted import Adopted, adopted_from
+from flannel_udp.dataplane.capture import Engine
 from flannel_udp.dataplane.dataplane import Dataplane, count_workers
 from flannel_udp.dataplane.drop_log import DropLog
 from flannel_udp.dataplane.encapsulation import Encapsulation
@@ -419,6 +420,10 @@ class PacketPathNetwork:
     async def come_round(self) -> None:
         """See `Network.come_round`."""
         await self._dataplane.come_round()
+
+    def engines(self) -> Sequence[Engine]:
+        """See `Network.engines`."""
+        return self._dataplane.engines()
 
     @property
     def transferable(self) -> Dataplane:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from flannel_udp.dataplane.capture import Engine
 from flannel_udp.dataplane.claims import NO_CLAIMS, Claims
 from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.dataplane.trial import TriedDatagram, TriedPacket
@@ -255,6 +256,10 @@ class Network(KeptNetwork, Protocol):
 
     async def come_round(self) -> None:
         """Return once every thread that carries packets has given a sign of life."""
+        ...
+
+    def engines(self) -> Sequence[Engine]:
+        """Return what of ours sees the packets, for somebody who captures them; none where the kernel carries them."""
         ...
 
     @property

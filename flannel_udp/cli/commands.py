@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from flannel_udp.cli.arguments import Values
 from flannel_udp.cli.asking_commands import ASKING_COMMANDS
 from flannel_udp.cli.bench_commands import BENCH_COMMANDS
+from flannel_udp.cli.capture_commands import CAPTURE_COMMANDS
 from flannel_udp.cli.command import Argument, Command
 from flannel_udp.cli.config_commands import CONFIG_COMMANDS
 from flannel_udp.cli.flags import Flag
@@ -67,6 +68,7 @@ COMMANDS: Mapping[str, Command] = {
     **TRACE_COMMANDS,
     **LEASE_COMMANDS,
     **MONITOR_COMMANDS,
+    **CAPTURE_COMMANDS,
     **METRICS_COMMANDS,
     **HOST_COMMANDS,
     **LAB_COMMANDS,

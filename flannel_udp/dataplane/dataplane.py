@@ -232,13 +232,14 @@ class Dataplane:
     def _all_sockets(self) -> list[socket.socket]:
         return [udp for path in self._paths.values() for udp in path.ends.sockets]
 
-    def _all_engines(self) -> list[Engine]:
+    def engines(self) -> list[Engine]:
+        """Return those of all workers and IP versions."""
         return [engine for path in self._paths.values() for engine in path.engines]
 
     @property
     def tunnel_lost(self) -> bool:
         """Whether reading from flannel0 has failed for good: it was deleted, or broke."""
-        return any(engine.tun_errno for engine in self._all_engines())
+        return any(engine.tun_errno for engine in self.engines())
 
     def reopen_tunnel(self) -> None:
         """Open a device in place of flannel0, which then carries packets again once it is configured.
@@ -367,17 +368,17 @@ class Dataplane:
         The data threads keep to it by themselves, whatever becomes of the control plane.
         """
         self._until_ns = None if boottime_s is None else round(boottime_s * 1e9)
-        for engine in self._all_engines():
+        for engine in self.engines():
             engine.forward_until(self._until_ns)
 
     def forget_path_mtus(self) -> None:
         """Ask for the path MTU to each peer anew: the underlay's routes or MTUs may have changed."""
-        for engine in self._all_engines():
+        for engine in self.engines():
             engine.forget_path_mtus()
 
     def set_mtu(self, n_bytes: int) -> None:
         """Say what the device's MTU is: TCP that is longer a kernel peer has sent uncut."""
-        for engine in self._all_engines():
+        for engine in self.engines():
             engine.set_inner_mtu(n_bytes)
 
     @property
@@ -406,9 +407,9 @@ class Dataplane:
         return replace(
             self._granted,
             tso=self._granted.tso and hands_over_super_packets(self.tunnel.name),
-            udp_segment=all(engine.segments for engine in self._all_engines()),
-            join_tcp=all(engine.joins_tcp for engine in self._all_engines()),
-            join_udp=all(engine.joins_udp for engine in self._all_engines()),
+            udp_segment=all(engine.segments for engine in self.engines()),
+            join_tcp=all(engine.joins_tcp for engine in self.engines()),
+            join_udp=all(engine.joins_udp for engine in self.engines()),
         )
 
     @property
@@ -423,7 +424,7 @@ class Dataplane:
 
     def counters(self) -> dict[str, Any]:
         """Return the counters of all engines together, as `Engine.counters` does."""
-        return _add_up(self._all_engines())
+        return _add_up(self.engines())
 
     def counters_by_version(self) -> dict[int, dict[str, Any]]:
         """Return those of each IP version's engines."""
@@ -431,7 +432,7 @@ class Dataplane:
 
     def last_dropped(self) -> dict[str, list[DroppedPacket]]:
         """Return the packets that were dropped last, by reason, the newest last."""
-        return last_dropped(self._all_engines())
+        return last_dropped(self.engines())
 
     def worker_packets(self) -> list[WorkerPackets]:
         """Return what each worker carried. A flow stays on one worker, so a busy one shows here."""

@@ -125,5 +125,20 @@ def test_status_peers_and_route_get_speak_of_the_backend(lab: Lab, way: Way) -> 
     assert f"backend    {way.kind}" in command_line(h1, "status").stdout
 
 
+def test_a_capture_shows_packets_or_names_what_does(lab: Lab, way: Way) -> None:
+    h1 = lab.hosts[0]
+    if way.in_userspace:
+        done = command_line(h1, "capture", "--for=1")
+        assert (done.returncode, done.stderr.endswith(" none lost\n")) == (0, True), way
+        return
+    shown = {
+        "vxlan": "tcpdump -ni flannel.1 shows the inner ones, tcpdump -ni eth0 'udp port 8472' the outer ones",
+        "ipip": "tcpdump -ni flannel.ipip shows the inner ones, tcpdump -ni eth0 'proto 4' the outer ones",
+    }.get(way.kind, f"tcpdump -ni eth0 'net {OVERLAY}' shows them")
+    done = command_line(h1, "capture")
+    none_passes = f"with {way.kind} the kernel carries packets, and none passes the agent"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"flannel-udp: {none_passes}: {shown}\n")
+
+
 def test_subnet_env_has_the_mtu_that_the_backend_leaves(lab: Lab, way: Way) -> None:
     assert {subnet_env.require(host.subnet_file).mtu for host in lab.hosts} == {way.mtu}

@@ -11,7 +11,7 @@ from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
 from flannel_udp.admin.trace_request import Coming, TraceRequest
 from flannel_udp.admin.trace_shapes import Trace, TraceArrival
 from flannel_udp.errors import FlannelError
-from flannel_udp.model import Address
+from flannel_udp.model import Address, CaptureWish
 from tests.support.status import EVENT, FIGURES, PEER, ROUTES, RUNNING
 from tests.support.traces import ARRIVAL, traced
 
@@ -70,6 +70,10 @@ class Source(Told):
     async def events(self) -> AsyncGenerator[list[Event], None]:
         yield [EVENT]
         await asyncio.Event().wait()
+
+    async def capture(self, wish: CaptureWish, pid: int) -> AsyncGenerator[bytes, None]:  # noqa: ARG002
+        raise FlannelError("there are no packets yet: running")
+        yield b""
 
     async def routes(self) -> AsyncIterator[list[RouteRow]]:
         for route in ROUTES:
