@@ -36,13 +36,13 @@ def hang(member: Member) -> None:
 
 
 def wall_off(member: Member) -> None:
-    member.host.run(["iptables", "-A", "INPUT", "-i", "eth0", "-j", "DROP"])
-    member.host.run(["iptables", "-A", "OUTPUT", "-o", "eth0", "-j", "DROP"])
+    member.host.run(["iptables", "-w", "-A", "INPUT", "-i", "eth0", "-j", "DROP"])
+    member.host.run(["iptables", "-w", "-A", "OUTPUT", "-o", "eth0", "-j", "DROP"])
 
 
 def revive(made: Cluster, member: Member) -> None:
     """Bring a member back, whatever was done to it."""
-    member.host.run(["iptables", "-F"])
+    member.host.run(["iptables", "-w", "-F"])
     try:
         member.signal(signal.SIGCONT)
     except FlannelError:  # it was killed

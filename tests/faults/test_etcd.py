@@ -128,11 +128,11 @@ def test_history_is_compacted_while_we_are_cut_off(one: Cluster, record: Recorde
     action = f"etcd firewalled off (iptables), {NOTICED_S:g} s later a change, `etcdctl compact`, let through again"
     rule = ["OUTPUT", "-p", "tcp", "--dport", "2379", "-j", "DROP"]
     with record.fault(GROUP, "compacted, agent cut off", action, *one.flows(), limit_s=CONVERGE_S) as fault:
-        one.h1.run(["iptables", "-A", *rule])
+        one.h1.run(["iptables", "-w", "-A", *rule])
         time.sleep(NOTICED_S)
         mark = one.mark(one.members[0])
         compact(one)
-        one.h1.run(["iptables", "-D", *rule])
+        one.h1.run(["iptables", "-w", "-D", *rule])
         fault.wait_right(time.monotonic(), lambda: one.both_know(mark))
 
 

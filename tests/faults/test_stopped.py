@@ -56,11 +56,11 @@ class Gates:
             ["FORWARD", "-i", "flannel0"],
         ]
         for rule in self._rules:
-            host.run(["iptables", "-I", *rule])
+            host.run(["iptables", "-w", "-I", *rule])
 
     def passed(self) -> list[int]:
         """Return both counts."""
-        tables = [self._host.run(["iptables", "-nvxL", rule[0], "1"]).stdout for rule in self._rules]
+        tables = [self._host.run(["iptables", "-w", "-nvxL", rule[0], "1"]).stdout for rule in self._rules]
         return [int(table.split()[0]) for table in tables]
 
 

@@ -53,11 +53,11 @@ def behind_nat(host: Host, address: str) -> Iterator[None]:
     """Let the host's datagrams come from another address than that of its interface."""
     rule = ["POSTROUTING", "-p", "udp", "--dport", str(PORT), "-j", "SNAT", "--to-source", address]
     host.configure(f"addr add {address}/24 dev eth0")
-    host.run(["iptables", "-t", "nat", "-A", *rule])
+    host.run(["iptables", "-w", "-t", "nat", "-A", *rule])
     try:
         yield
     finally:
-        host.run(["iptables", "-t", "nat", "-D", *rule])
+        host.run(["iptables", "-w", "-t", "nat", "-D", *rule])
         host.configure(f"addr del {address}/24 dev eth0")
 
 

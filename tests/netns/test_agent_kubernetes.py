@@ -311,7 +311,7 @@ def test_the_capabilities_and_arguments_of_the_manifests_container_are_enough(pa
         assert None not in ping_matrix(pair.lab.pods()).values()
         # What it makes anew while it runs needs the same few.
         h1.configure("link del flannel0")
-        h1.run(["iptables", "-t", "nat", "-F", "POSTROUTING"])
+        h1.run(["iptables", "-w", "-t", "nat", "-F", "POSTROUTING"])
         wait_for("pods reach each other", lambda: None not in ping_matrix(pair.lab.pods()).values())
         wait_for(
             "the rules are back",

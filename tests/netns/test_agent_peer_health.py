@@ -88,14 +88,14 @@ def kill(host: Host) -> Callable[[], None]:
 
 def drop_port(host: Host) -> Callable[[], None]:
     rule = ["INPUT", "-p", "udp", "--dport", "8285", "-j", "DROP"]
-    host.run(["iptables", "-I", *rule])
-    return lambda: _run(host, ["iptables", "-D", *rule])
+    host.run(["iptables", "-w", "-I", *rule])
+    return lambda: _run(host, ["iptables", "-w", "-D", *rule])
 
 
 def reject_port(host: Host) -> Callable[[], None]:
     rule = ["INPUT", "-p", "udp", "--dport", "8285", "-j", "REJECT", "--reject-with", "icmp-admin-prohibited"]
-    host.run(["iptables", "-I", *rule])
-    return lambda: _run(host, ["iptables", "-D", *rule])
+    host.run(["iptables", "-w", "-I", *rule])
+    return lambda: _run(host, ["iptables", "-w", "-D", *rule])
 
 
 def cut_link(host: Host) -> Callable[[], None]:
@@ -162,7 +162,9 @@ def test_a_flow_in_one_direction_makes_nobody_ill(trio: Lab) -> None:
     h1, h2, _ = trio.hosts
     with h1.pods[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.connect((str(h2.pods[0].ip), 9))
-        h2.pods[0].run(["iptables", "-I", "OUTPUT", "-p", "icmp", "--icmp-type", "port-unreachable", "-j", "DROP"])
+        h2.pods[0].run(
+            ["iptables", "-w", "-I", "OUTPUT", "-p", "icmp", "--icmp-type", "port-unreachable", "-j", "DROP"]
+        )
         ticks = 0
 
         def sent_for_long() -> bool:

@@ -135,25 +135,25 @@ def test_an_own_firewall_that_takes_no_datagrams_of_ipv6(h1: Host) -> None:
         pytest.skip("has no port")
     port = 8285 if h1.backend == "udp" else 8472
     rule = ["INPUT", "-i", "eth0", "-p", "udp", "--dport", str(port), "-j", "DROP"]
-    h1.run(["ip6tables", "-A", *rule])
+    h1.run(["ip6tables", "-w", "-A", *rule])
     try:
         what, command = only_fault(h1, "firewall (IPv6)")
         assert what.startswith(f"this host's own firewall drops UDP port {port}: ")
         mend(h1, command)
         assert "firewall (IPv6)" not in faults(h1)
     finally:
-        h1.run(["ip6tables", "-F", "INPUT"])
+        h1.run(["ip6tables", "-w", "-F", "INPUT"])
 
 
 def test_neighbours_that_cannot_be_found_by_ipv6(h1: Host) -> None:
-    h1.run(["ip6tables", "-A", "INPUT", "-p", "ipv6-icmp", "-j", "DROP"])
+    h1.run(["ip6tables", "-w", "-A", "INPUT", "-p", "ipv6-icmp", "-j", "DROP"])
     try:
         what, command = only_fault(h1, "firewall (IPv6)")
         assert what.startswith("this host's own firewall drops ICMPv6: ")
         mend(h1, command)
         assert "firewall (IPv6)" not in faults(h1)
     finally:
-        h1.run(["ip6tables", "-F", "INPUT"])
+        h1.run(["ip6tables", "-w", "-F", "INPUT"])
 
 
 @pytest.mark.parametrize("backend", ["udp", "vxlan"])

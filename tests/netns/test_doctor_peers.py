@@ -69,9 +69,9 @@ def test_without_an_agent_the_hosts_of_the_registry_are_asked(trio: Lab) -> None
     h1, h2, h3 = trio.hosts
     h1.stop_agent()
     assert told(h1, "peers") == ["3 hosts that the registry names answer"]
-    h2.run(["iptables", "-A", "INPUT", "-p", "icmp", "-j", "DROP"])
+    h2.run(["iptables", "-w", "-A", "INPUT", "-p", "icmp", "-j", "DROP"])
     assert told(h1, "peers") == [f"of 3 hosts that the registry names, 1 answer no echo: {h2.underlay}"]
-    h3.run(["iptables", "-A", "INPUT", "-p", "icmp", "-j", "REJECT", "--reject-with", "icmp-admin-prohibited"])
+    h3.run(["iptables", "-w", "-A", "INPUT", "-p", "icmp", "-j", "REJECT", "--reject-with", "icmp-admin-prohibited"])
     what, _ = faults(h1)["peers"]
     lost = f"{h3.underlay} (unreachable, says {h3.underlay})"
     assert what == f"of 3 hosts that the registry names, 1 cannot be reached: {lost}"

@@ -74,7 +74,7 @@ def test_rules_stand_are_put_back_and_go(host: str, dialect: type[Applier]) -> N
         stood = [await applier.stands(RULES)]
         await applier.put(RULES)
         stood.append(await applier.stands(RULES))
-        flush = ["nft", "flush", "ruleset"] if dialect is Nftables else ["ip6tables", "-F", "FLANNEL-FWD"]
+        flush = ["nft", "flush", "ruleset"] if dialect is Nftables else ["ip6tables", "-w", "-F", "FLANNEL-FWD"]
         subprocess.run(flush, check=True, timeout=20)
         stood.append(await applier.stands(RULES))
         await applier.put(RULES)

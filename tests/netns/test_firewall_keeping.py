@@ -23,9 +23,9 @@ AT_ONCE_S = 5.0
 """What the kernel reports is put right in a fraction of a second; a busy machine gets some patience."""
 NEVER = "--iptables-resync=3600"
 FOREIGN = (
-    ("iptables", "-t", "nat", "-A", "POSTROUTING", "-s", "198.51.100.0/24", "-j", "MASQUERADE"),
-    ("iptables", "-A", "FORWARD", "-s", "198.51.100.0/24", "-j", "DROP"),
-    ("iptables", "-N", "KUBE-FORWARD"),
+    ("iptables", "-w", "-t", "nat", "-A", "POSTROUTING", "-s", "198.51.100.0/24", "-j", "MASQUERADE"),
+    ("iptables", "-w", "-A", "FORWARD", "-s", "198.51.100.0/24", "-j", "DROP"),
+    ("iptables", "-w", "-N", "KUBE-FORWARD"),
     ("nft", "add table ip kube-proxy"),
     ("nft", "add chain ip kube-proxy masquerading"),
     ("nft", "add rule ip kube-proxy masquerading counter"),
@@ -104,7 +104,7 @@ def test_changes_that_nobody_reports_are_found_by_the_next_check(host: Host, tmp
         agent.wait_ready()
         rules = host.run([legacy, "-w", "-t", "nat", "-S"]).stdout
         assert "-A FLANNEL-POSTRTG" in rules
-        host.run([legacy, "-t", "nat", "-F"])
+        host.run([legacy, "-w", "-t", "nat", "-F"])
         wait_for("put back", lambda: host.run([legacy, "-w", "-t", "nat", "-S"]).stdout == rules, AT_ONCE_S)
         assert agent.stop() == 0
 

@@ -51,17 +51,17 @@ def test_the_other_variants_policy_and_flannels_rules_in_it_are_named(host: Host
     with Agent(host, "--ip-masq", RESYNC) as agent:
         agent.wait_ready()
         assert degraded(host) == []
-        host.run(["iptables-legacy", "-P", "FORWARD", "DROP"])
+        host.run(["iptables-legacy", "-w", "-P", "FORWARD", "DROP"])
         appears(host, "the policy of FORWARD in iptables-legacy is to drop, and our rules are in iptables-nft")
         assert host.is_ready()
         # What the line says mends it.
         for side in ("-s", "-d"):
-            host.run(["iptables-legacy", "-I", "FORWARD", side, str(OVERLAY), "-j", "ACCEPT"])
+            host.run(["iptables-legacy", "-w", "-I", "FORWARD", side, str(OVERLAY), "-j", "ACCEPT"])
         goes(host)
-        host.run(["iptables-legacy", "-t", "nat", "-N", "FLANNEL-POSTRTG"])
-        host.run(["iptables-legacy", "-t", "nat", "-A", "FLANNEL-POSTRTG", "-j", "MASQUERADE"])
+        host.run(["iptables-legacy", "-w", "-t", "nat", "-N", "FLANNEL-POSTRTG"])
+        host.run(["iptables-legacy", "-w", "-t", "nat", "-A", "FLANNEL-POSTRTG", "-j", "MASQUERADE"])
         appears(host, "iptables-legacy has rules of flannel's, too (FLANNEL-POSTRTG), and ours are in iptables-nft")
-        host.run(["iptables-legacy", "-t", "nat", "-F", "FLANNEL-POSTRTG"])
+        host.run(["iptables-legacy", "-w", "-t", "nat", "-F", "FLANNEL-POSTRTG"])
         goes(host)
 
 

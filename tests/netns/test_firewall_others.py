@@ -127,7 +127,7 @@ def test_what_drops_pods_packets_is_named_and_mended_by_its_command(duo: Lab, h1
 )
 def test_a_closed_port_is_named_and_opened_by_its_command(duo: Lab, h1: Host, rule: str, lost: str) -> None:
     chain = rule.split(maxsplit=1)[0]
-    h1.run(["iptables", "-A", *rule.split()])
+    h1.run(["iptables", "-w", "-A", *rule.split()])
     try:
         wait_for("it is named", lambda: any(lost in problem for problem in problems(h1)))
         (problem,) = (problem for problem in problems(h1) if lost in problem)
@@ -135,7 +135,7 @@ def test_a_closed_port_is_named_and_opened_by_its_command(duo: Lab, h1: Host, ru
         assert passes(duo)
         wait_for("it is well", lambda: problems(h1) == [])
     finally:
-        h1.run(["iptables", "-F", chain])
+        h1.run(["iptables", "-w", "-F", chain])
 
 
 def test_what_cannot_be_judged_or_concerns_others_is_not_a_word(duo: Lab, h1: Host) -> None:

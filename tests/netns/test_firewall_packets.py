@@ -136,7 +136,7 @@ def test_what_kube_proxy_marked_is_left_to_it(scene: Scene, mark: int, masquerad
 def test_the_forwarding_rules_accept_what_another_rule_of_the_same_chain_would_drop(scene: Scene) -> None:
     """A verdict of nftables binds its own chain only; iptables has one chain for all, and a policy comes last."""
     passes = scene.dialect == "iptables"
-    scene.h1.run(["iptables", "-P", "FORWARD", "DROP"])
+    scene.h1.run(["iptables", "-w", "-P", "FORWARD", "DROP"])
     try:
         for sender, receiver, address in (
             (scene.pod, scene.remote_pod, scene.remote_pod.ip),
@@ -147,4 +147,4 @@ def test_the_forwarding_rules_accept_what_another_rule_of_the_same_chain_would_d
             seen = source_seen(sender, receiver, IPv4Address(address), timeout_s=10 if passes else LOST_S)
             assert (seen is not None) == passes, (sender.path, receiver.path)
     finally:
-        scene.h1.run(["iptables", "-P", "FORWARD", "ACCEPT"])
+        scene.h1.run(["iptables", "-w", "-P", "FORWARD", "ACCEPT"])

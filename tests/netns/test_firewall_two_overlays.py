@@ -202,7 +202,7 @@ def put_flannelds(host: Host, dialect: str, network: IPv4Network) -> None:
     ):
         jump = ["-m", "comment", "--comment", comment, "-j", name]
         if host.run(["iptables", "-w", "-t", table, "-S", base]).stdout.count(f"-j {name}\n") == 0:
-            host.run(["iptables", "-t", table, "-A", base, *jump])
+            host.run(["iptables", "-w", "-t", table, "-A", base, *jump])
 
 
 def stands_beside(host: Host, other: Other, dialect: str, network: IPv4Network) -> bool:
