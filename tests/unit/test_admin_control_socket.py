@@ -368,6 +368,9 @@ def answering(path: Path, answer: bytes | None) -> Iterator[None]:
                     done.wait(10)
                 else:
                     connection.sendall(answer)
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(65_536):  # to close before all of a request is read would reset the answer
+                        pass
 
         thread = threading.Thread(target=serve)
         thread.start()
