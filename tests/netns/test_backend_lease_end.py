@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -51,16 +51,20 @@ def assert_right(lab: Lab, host: Host) -> None:
     wait_for("its end", lambda: (lease_end_of(host) or "").startswith(f"{first}/32 "))
 
 
-def test_a_deleted_key_takes_the_routes_along_until_the_subnet_is_held_again(trio: Lab) -> None:
+def test_a_deleted_key_takes_the_routes_along_until_the_subnet_is_held_again(trio: Lab, tmp_path: Path) -> None:
     host = trio.hosts[2]
-    subnet, log = subnet_of(host), Log(host)
-    with host.popen(["ip", "-4", "-o", "monitor", "address"], stdout=subprocess.PIPE) as monitor:
+    subnet, log, told = subnet_of(host), Log(host), tmp_path / "told"
+
+    def goes_and_comes() -> bool:  # before: its life, in doubt
+        lines = [line for line in told.read_text().splitlines() if "lo:flannel" in line]
+        return [line.startswith("Deleted") for line in lines][-2:] == [True, False]
+
+    with told.open("w") as file, host.popen(["ip", "-4", "-o", "monitor", "address"], stdout=file) as monitor:
         EtcdByHand(trio).delete(key_of(host))
         wait_for("the loss is noticed", lambda: bool(log.lines(f"lost our subnet {subnet}")))
-        wait_for("ready again", host.is_ready)
+        wait_for("its end goes and comes", goes_and_comes)
         monitor.terminate()
-        told = [line for line in monitor.communicate()[0].splitlines() if "lo:flannel" in line]
-    assert [line.startswith("Deleted") for line in told][-2:] == [True, False], told  # before: its life, in doubt
+    wait_for("ready again", host.is_ready)
     assert_right(trio, host)
     assert subnet_of(host) == subnet
 
