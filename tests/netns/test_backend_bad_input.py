@@ -147,6 +147,7 @@ def test_readyz_and_metrics_say_what_is_known_and_no_zero_for_what_nobody_counts
         samples = [s for family in text_string_to_metric_families(get(host, "/metrics")[1]) for s in family.samples]
         figures = {sample.name.removeprefix("flannel_udp_"): sample.value for sample in samples}
         assert (figures["ready"], figures["peers"], figures["workers"]) == (1, 0, 0)
+        assert figures["lease_expires_seconds"] > 0
         of_the_agent = re.compile("event_loop_|lease_|publish_|registry_")
         assert {name for name in figures if not of_the_agent.match(name)} == {
             *("build_info", "peers", "ready", "workers", "offload", "host_repairs_total"),
