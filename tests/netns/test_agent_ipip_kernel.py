@@ -174,10 +174,9 @@ def test_another_local_address_of_the_device_is_changed_in_place(host: Host) -> 
         agent.wait_ready()
         wait_for("the peer's route", lambda: routes_are_right(host))
         index = link_of(host)["ifindex"]
-        state = state_of(host).read()
         other = ipip_kernel.packed(as_kept({LOCAL: IPv4Address("192.0.2.9").packed, PMTUDISC: b"\0"})).hex()
-        state["devices"]["flannel.ipip"]["data"] = other
-        state_of(host).write(state)
+        with state_of(host).changed() as state:
+            state["devices"]["flannel.ipip"]["data"] = other
         host.configure("link set flannel.ipip txqueuelen 999")  # the double tells nobody that it was changed
         wait_for("it is ours", lambda: state_of(host).data_of("flannel.ipip")[LOCAL] == host.underlay.packed)
         wait_for("it is counted", lambda: repairs_of(host)["settings"] == 1)

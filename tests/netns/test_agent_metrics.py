@@ -185,7 +185,8 @@ def more_peers(lab: Lab, n: int) -> Iterator[None]:
     h1, path = lab.hosts[0], lab.plan.registry_file
     before = path.read_bytes()
     document = json.loads(before)
-    first, host = int(IPv4Address("10.244.101.0")), int(IPv4Address("192.0.2.100"))
+    # Beyond the first 100 that are free, of which an agent picks one: with two agents up to the 101st.
+    first, host = int(IPv4Address("10.244.102.0")), int(IPv4Address("192.0.2.100"))
     for number in range(n):  # all that the last subnets have room for
         key = f"{IPv4Address(first + (number << 8))}-24"
         document["subnets"][key] = {"PublicIP": str(IPv4Address(host + number))}
@@ -206,7 +207,7 @@ def test_more_peers_make_no_more_series_and_the_busiest_ones_are_shown(lab: Lab)
     before = scrape(h1)
     with more_peers(lab, 50):
         for _ in range(2):  # a packet, which is less than what h2 got
-            h1.pods[0].run(["ping", "-c1", "-W1", "10.244.101.2"], check=False)
+            h1.pods[0].run(["ping", "-c1", "-W1", "10.244.102.2"], check=False)
         wait_for("the other peer is known", lambda: scrape(h1)["peers_by_health", ("idle",)] < 50)
         after = scrape(h1)
     assert after.keys() == before.keys()

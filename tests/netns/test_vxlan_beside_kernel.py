@@ -21,7 +21,8 @@ from tests.support.transfer import Transfer
 
 pytestmark = NEEDS_NETNS
 
-THEIRS = IPv4Network("10.244.2.0/24")
+THEIRS = IPv4Network("10.244.200.0/24")
+"""Beyond the first 100, of which our agent picks one."""
 MTU = 1450
 TRANSFER_BYTES = 20_000_000
 
@@ -106,7 +107,7 @@ def test_a_peer_that_gets_another_mac_is_followed(shared: tuple[Lab, KernelVxlan
 def test_a_lease_that_a_peer_left_with_a_former_mac_takes_nothing_from_it(shared: tuple[Lab, KernelVxlan]) -> None:
     lab, theirs = shared
     h1, h2 = lab.hosts
-    for key in ("10.244.1.0-24", "10.244.3.0-24"):  # before and after the one that it has, whichever counts
+    for key in ("10.244.199.0-24", "10.244.201.0-24"):  # before and after the one that it has, whichever counts
         theirs.registry.put(key, vxlan_value(h2.underlay, random_mac()))
         try:
             wait_for("h1 has heard of it", partial(is_peer_of, h1, key.replace("-", "/")))

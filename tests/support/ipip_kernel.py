@@ -8,13 +8,14 @@ like any other, and needs no ARP. What the kernel would keep of an IPIP device (
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import struct
 import sys
-import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,6 @@ _SIZES = {
 }
 """Bytes of each attribute that the kernel knows (ipip_policy)."""
 _TOLD = (LINK, LOCAL, REMOTE, TTL, TOS, PROTO, PMTUDISC, FWMARK, ENCAP_TYPE, ENCAP_SPORT, ENCAP_DPORT, ENCAP_FLAGS)
-_ONE_AT_A_TIME = threading.Lock()
 _STAND_IN = b"ifb"
 _HEADER, _IFINFOMSG, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BxHiII"), struct.Struct("=HH")
 
@@ -82,15 +82,19 @@ class State:
         empty: dict[str, Any] = {"devices": {}, "requests": []}
         return json.loads(self._path.read_text()) if self._path.exists() else empty
 
-    def write(self, state: dict[str, Any]) -> None:
-        """Replace it."""
-        replace_file(self._path, json.dumps(state).encode())
+    @contextmanager
+    def changed(self) -> Iterator[dict[str, Any]]:
+        """Yield what it says, and write what the block makes of it; agents and tests do so one at a time."""
+        with self._path.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = self.read()
+            yield state
+            replace_file(self._path, json.dumps(state).encode())
 
     def add(self, name: str, data: dict[int, bytes]) -> None:
         """Have a device of kind ifb for one of kind ipip from now on."""
-        state = self.read()
-        state["devices"][name] = {"data": packed(as_kept(data)).hex(), "index": 0}
-        self.write(state)
+        with self.changed() as state:
+            state["devices"][name] = {"data": packed(as_kept(data)).hex(), "index": 0}
 
     def data_of(self, name: str) -> dict[int, bytes]:
         """Return what is kept of a device."""
@@ -104,11 +108,10 @@ class State:
 
     def request(self, message: bytes) -> bytes:
         """Take note of a request for a device of kind ipip, and return the one for its stand-in."""
-        with _ONE_AT_A_TIME:
-            return self._request(message)
+        with self.changed() as state:
+            return self._request(state, message)
 
-    def _request(self, message: bytes) -> bytes:
-        state = self.read()
+    def _request(self, state: dict[str, Any], message: bytes) -> bytes:
         state["requests"].append(message.hex())
         _, kind, flags, sequence, port = _HEADER.unpack_from(message)
         head, found = _split(message)
@@ -122,28 +125,22 @@ class State:
             head, flags = _IFINFOMSG.pack(0, 0, 0, 0, 0), flags | NLM_F_CREATE | NLM_F_EXCL
         elif not (flags & NLM_F_EXCL and _is_there(name)):
             state["devices"][name] = {"data": packed(data).hex(), "index": index}
-        self.write(state)
         found[IFLA_LINKINFO] = packed({IFLA_INFO_KIND: _STAND_IN})
         body = head + packed(found)
         return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, port) + body
 
     def answer(self, message: bytes) -> bytes:
         """Return what the kernel says of a link, of one of kind ipip where it is the stand-in for one."""
-        with _ONE_AT_A_TIME:
-            return self._answer(message)
-
-    def _answer(self, message: bytes) -> bytes:
         _, kind, flags, sequence, port = _HEADER.unpack_from(message)
         head, found = _split(message)
         index, name = _IFINFOMSG.unpack(head)[2], _name(found)
         if _kind(found) != _STAND_IN:
             return message
-        state = self.read()
-        at = name if state["devices"].get(name, {}).get("index") == 0 else self._name_of(state, index)
-        if at not in state["devices"]:
-            return message
-        state["devices"][at]["index"] = index
-        self.write(state)
+        with self.changed() as state:
+            at = name if state["devices"].get(name, {}).get("index") == 0 else self._name_of(state, index)
+            if at not in state["devices"]:
+                return message
+            state["devices"][at]["index"] = index
         data = bytes.fromhex(state["devices"][at]["data"])
         found[IFLA_LINKINFO] = packed({IFLA_INFO_KIND: b"ipip\0", IFLA_INFO_DATA: data})
         body = head + packed(found)
