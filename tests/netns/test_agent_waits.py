@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
@@ -42,7 +43,10 @@ def goes_on_when(
     wrapper: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """See an agent wait with this one line until the file is put right, and then ask the registry, which is away."""
+    """See an agent wait with this one line until the file is put right, and then ask the registry, which is away.
+
+    `mend` does so at once: of half a file there would be another line.
+    """
     with Agent(host, *arguments, wrapper=wrapper, environment=environment) as agent:
         assert agent.wait_for_line(OPENING) == f"{OPENING}{line}{AGAIN}"
         assert host.control("/v1/status")["state"] == "waiting for the registry's files"
@@ -68,7 +72,10 @@ def test_an_authority_that_is_not_there_yet(host: Host, tmp_path: Path, text: st
         ca.write_text(text)
     authority = make_authority(tmp_path, "authority").certfile
     goes_on_when(
-        host, lambda: shutil.copy(authority, ca), f"--etcd-cafile {ca}{why}", *etcd(host, f"--etcd-cafile={ca}")
+        host,
+        lambda: replace_file(ca, authority.read_bytes()),
+        f"--etcd-cafile {ca}{why}",
+        *etcd(host, f"--etcd-cafile={ca}"),
     )
 
 
@@ -96,7 +103,7 @@ def test_a_certificate_whose_key_is_another_ones_yet(host: Host, tmp_path: Path)
     shutil.copy(old.keyfile, key)
     goes_on_when(
         host,
-        lambda: shutil.copy(new.keyfile, key),
+        lambda: replace_file(key, new.keyfile.read_bytes()),
         f"--etcd-certfile {certificate} and --etcd-keyfile {key}: "
         "not a certificate and its unencrypted key in PEM form",
         *etcd(host, f"--etcd-certfile={certificate}", f"--etcd-keyfile={key}"),
@@ -115,7 +122,7 @@ def test_a_password_that_is_not_there_yet(host: Host, tmp_path: Path, by: str, t
     line += "" if text is None else " password: it must be one line"
     goes_on_when(
         host,
-        lambda: file.write_text("tell-nobody\n"),
+        lambda: replace_file(file, b"tell-nobody\n"),
         line,
         *etcd(host, "--etcd-username=me", *flags, scheme="http"),
         environment=environment,
@@ -129,7 +136,7 @@ def test_a_kubeconfig_that_is_not_there_yet(host: Host, tmp_path: Path) -> None:
     text += f"clusters: [{{name: c, cluster: {{server: 'http://{host.underlay}:6443'}}}}]\n"
     goes_on_when(
         host,
-        lambda: file.write_text(text),
+        lambda: replace_file(file, text.encode()),
         f"--kubeconfig-file {file}: Configuration file {file} not found",
         "--kube-subnet-mgr",
         f"--kubeconfig-file={file}",
@@ -202,6 +209,7 @@ def test_a_health_port_that_another_program_has_stops_no_traffic_and_is_taken_on
                 new.wait_for_line(f"answering probes failed: {fault}{AGAIN}")
                 other.close()
                 new.wait_for_line("answering probes: works now")
+                new.wait_ready()
                 assert answer_of(host, "/healthz") == answer_of(host, "/readyz") == "ok\n"
                 assert host.control("/v1/status")["problems"] == []
                 assert len([line for line in new.said() if "cannot serve health" in line]) == 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 
@@ -13,9 +14,13 @@ from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix, tcp_rate
 from tests.support.agents import start_agents, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
+from tests.support.taps import Tap
 from tests.support.transfer import Transfer
 
 pytestmark = NEEDS_NETNS
+
+T = TypeVar("T")
 
 N_DATAGRAMS = 200
 N_FLOWS = 16  # as many fall all to one of two workers once in 32,768 runs
@@ -62,19 +67,38 @@ class Growth:
         return sorted((now[way] - before[way] for now, before in pairs), reverse=True)
 
 
+def undisturbed(lab: Lab, measure: Callable[[], T]) -> T:
+    """Return what is measured while no agent asks its peers by echoes, which the workers carry like all else.
+
+    An agent does so a second after the first large packets, and ten seconds after the first packet of all.
+    """
+    found: list[T] = []
+
+    def is_calm() -> bool:
+        with Tap(lab.hosts[0], "flannel0") as here, Tap(lab.hosts[1], "flannel0") as there:
+            found[:] = [measure()]
+            return not (here.saw_echoes() or there.saw_echoes())
+
+    wait_for("agents ask nobody meanwhile", is_calm)
+    return found[0]
+
+
 def send_flow(source: Pod, target: Pod, version: int, n_packets: int) -> None:
-    """Send datagrams that nobody answers, from one port to another."""
+    """Send datagrams that nobody answers, from one port to another, and wait until all of them have come."""
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     with target.socket(family, socket.SOCK_DGRAM) as receiver, source.socket(family, socket.SOCK_DGRAM) as sender:
         receiver.bind((str(target.address(version)), 0))
+        receiver.settimeout(PATIENCE_S)
         for _ in range(n_packets):
             sender.sendto(b"one of a flow", receiver.getsockname())
+        for _ in range(n_packets):  # else an ICMP error may be on its way to the next test
+            receiver.recv(100)
 
 
 def test_pods_reach_each_other_through_two_workers_on_each_host(lab: Lab, version: int) -> None:
     first, second = lab.pods()
     for each in lab.plan.versions:
-        assert None not in ping_matrix([first, second], version=each).values()
+        assert None not in ping_matrix([first, second], PATIENCE_S, each).values()
     assert tcp_rate(first, second, second.address(version), duration_s=0.3) > 0
     for host in lab.hosts:
         status = host.control("/v1/status")
@@ -86,7 +110,7 @@ def test_pods_reach_each_other_through_two_workers_on_each_host(lab: Lab, versio
 
 def test_what_the_workers_carried_adds_up(lab: Lab) -> None:
     for host in lab.hosts:
-        status = host.control("/v1/status")
+        status = undisturbed(lab, lambda host=host: host.control("/v1/status"))  # type: ignore[misc]
         assert sum(each["packets_out"] for each in status["worker_packets"]) == status["counters"]["out"]["packets"]
         assert sum(each["packets_in"] for each in status["worker_packets"]) == status["counters"]["in"]["packets"]
 
@@ -94,28 +118,38 @@ def test_what_the_workers_carried_adds_up(lab: Lab) -> None:
 @pytest.mark.parametrize("way", [0, 1], ids=["there", "back"])
 def test_a_flow_of_datagrams_stays_on_one_worker_at_both_ends(lab: Lab, version: int, way: int) -> None:
     source, target = lab.pods()[way], lab.pods()[1 - way]
-    growth = Growth(lab)
-    send_flow(source, target, version, N_DATAGRAMS)
-    wait_for("all arrived", lambda: sum(growth.into(target.host)) >= N_DATAGRAMS)
-    assert growth.out(source.host) == [N_DATAGRAMS, 0]
-    assert growth.into(target.host) == [N_DATAGRAMS, 0]
+
+    def carried_of_a_flow() -> tuple[list[int], list[int]]:
+        growth = Growth(lab)
+        send_flow(source, target, version, N_DATAGRAMS)
+        wait_for("all arrived", lambda: sum(growth.into(target.host)) >= N_DATAGRAMS)
+        return growth.out(source.host), growth.into(target.host)
+
+    assert undisturbed(lab, carried_of_a_flow) == ([N_DATAGRAMS, 0], [N_DATAGRAMS, 0])
 
 
 def test_many_flows_are_shared_by_the_workers(lab: Lab, version: int) -> None:
     first, second = lab.pods()
-    growth = Growth(lab)
-    for _ in range(N_FLOWS):
-        send_flow(first, second, version, 1)
-    wait_for("all have left", lambda: sum(growth.out(first.host)) >= N_FLOWS)
-    assert growth.out(first.host)[1] > 0
+
+    def carried_of_flows() -> list[int]:
+        growth = Growth(lab)
+        for _ in range(N_FLOWS):
+            send_flow(first, second, version, 1)
+        wait_for("all have left", lambda: sum(growth.out(first.host)) >= N_FLOWS)
+        return growth.out(first.host)
+
+    assert undisturbed(lab, carried_of_flows)[1] > 0
 
 
 def test_a_tcp_connection_stays_on_one_worker_in_each_direction(lab: Lab) -> None:
     first, second = lab.pods()
-    growth = Growth(lab)
-    with Transfer(first, second, 4 << 20):
-        pass
-    for host in lab.hosts:
-        for most, least in (growth.out(host), growth.into(host)):
-            assert most > 10 * FIRST_PACKETS  # one side only acknowledges
-            assert least <= FIRST_PACKETS
+
+    def carried_of_a_connection() -> list[list[int]]:
+        growth = Growth(lab)
+        with Transfer(first, second, 4 << 20):
+            pass
+        return [carried for host in lab.hosts for carried in (growth.out(host), growth.into(host))]
+
+    for most, least in undisturbed(lab, carried_of_a_connection):
+        assert most > 10 * FIRST_PACKETS  # one side only acknowledges
+        assert least <= FIRST_PACKETS

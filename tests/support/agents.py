@@ -28,9 +28,12 @@ def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = PATIEN
     return time.monotonic() - started_s
 
 
-def all_reach(lab: Lab, version: int) -> bool:
-    """Tell whether every pod's ping to every other one by this IP version is answered."""
-    return None not in ping_matrix(lab.pods(), 0.5, version).values()
+def all_reach(lab: Lab, version: int, timeout_s: float = 0.5) -> bool:
+    """Tell whether every pod's ping to every other one by this IP version is answered.
+
+    Who asks once, and not until it is so, gives PATIENCE_S: on a busy machine an answer may take a second.
+    """
+    return None not in ping_matrix(lab.pods(), timeout_s, version).values()
 
 
 def wait_for_pings(lab: Lab, versions: Iterable[int] | None = None) -> None:

@@ -14,9 +14,13 @@ from typing import Self
 from flannel_udp.dataplane.underlay import SO_RCVBUFFORCE
 from flannel_udp.lab.node import Pod
 from tests.support.agents import wait_for
+from tests.support.patience import PATIENCE_S
 
 _PORT = 9000
-_SETTLE_S = 1.0
+_LOOK_S = 0.05
+_QUIET_LOOKS = 20
+"""So often in a row nothing came after the last one was sent: what is missing then is lost. Counted, not timed, as on a
+busy machine a second may pass between two looks."""
 _BUFFER_BYTES = 16 << 20
 
 
@@ -33,7 +37,7 @@ class Flow:
         # What waited for an agent comes at once, and the usual 208 KiB hold 256 packets: more would be lost in here.
         self._in.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
         self._in.bind(self._to)
-        self._in.settimeout(0.05)
+        self._in.settimeout(_LOOK_S)
         self._ending = threading.Event()
         self._arrived: set[int] = set()
         self.sent = 0
@@ -57,7 +61,7 @@ class Flow:
         """The highest number that arrived, -1 for none."""
         return max(self._arrived, default=-1)
 
-    def wait_for_one_sent_from_now(self, timeout_s: float = 10.0) -> float:
+    def wait_for_one_sent_from_now(self, timeout_s: float = PATIENCE_S) -> float:
         """Wait until a datagram arrives that is sent after this call, and return the seconds that took."""
         first = self.sent
         return wait_for("a datagram of the flow arrives", lambda: self.newest >= first, timeout_s)
@@ -71,15 +75,16 @@ class Flow:
             self.sent += 1
 
     def _receive(self) -> None:
-        quiet_since_s = time.monotonic()
+        quiet_looks = 0
         # As long as it sends: one that is sent when the end has been called for already is not lost, either.
-        while self._sending.is_alive() or (self.lost and time.monotonic() - quiet_since_s < _SETTLE_S):
+        while self._sending.is_alive() or (self.lost and quiet_looks < _QUIET_LOOKS):
             try:
                 (number,) = struct.unpack("!I", self._in.recv(64))
             except TimeoutError:
+                quiet_looks += not self._sending.is_alive()
                 continue
             self._arrived.add(number)
-            quiet_since_s = self.last_arrival_s = time.monotonic()
+            quiet_looks, self.last_arrival_s = 0, time.monotonic()
 
     def __enter__(self) -> Self:
         self._sending.start()

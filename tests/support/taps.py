@@ -58,6 +58,14 @@ class Tap(_Listener):
                 seen.append(data)
         return seen
 
+    def saw_echoes(self) -> bool:
+        """Tell whether an ICMP echo, or the answer to one, of either IP version passed since the last call."""
+        seen = []
+        while (found := self._next(0)) is not None:
+            data, address = found
+            seen.append(_is_echo(data, address[1]))
+        return any(seen)
+
     def datagrams(self, port: int) -> list[bytes]:
         """Return the payloads of the whole UDP datagrams to `port` that passed since the last call."""
         # Headers without options, as our hosts send them: IPv4 20 bytes, UDP 8; by hand, as there may be thousands.
@@ -66,6 +74,13 @@ class Tap(_Listener):
             for packet in self.packets()
             if packet[9] == socket.IPPROTO_UDP and packet[22:24] == port.to_bytes(2, "big")
         ]
+
+
+def _is_echo(packet: bytes, ethertype: int) -> bool:
+    """Tell whether a packet without options or extension headers is an ICMP echo or its answer (RFC 792, RFC 4443)."""
+    if ethertype == _ETH_P[4]:
+        return packet[9] == socket.IPPROTO_ICMP and packet[20] in (0, 8)
+    return ethertype == _ETH_P[6] and packet[6] == socket.IPPROTO_ICMPV6 and packet[40] in (128, 129)
 
 
 def is_echo_request(packet: bytes) -> bool:
