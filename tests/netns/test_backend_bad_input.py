@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,14 +13,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from tests.support.agents import Agent, remains_of, wait_for
+from tests.support.agents import Agent, move_address, remains_of, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.kernel_state import kernel_state, lease_end_of, ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
 PORT = 9502
+MOVED_TO = IPv4Address("192.0.2.77")
 KERNEL = ["host-gw", "alloc"]
 WITHOUT_TUN = ("sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh")
 """`ip netns exec`, by which the agent starts, gives it a mount namespace of its own."""
@@ -71,15 +74,13 @@ def test_a_public_ip_that_the_interface_loses_is_named_until_it_is_back(lab: Lab
     with Agent(host, f"--public-ip={host.underlay}") as agent:
         agent.wait_ready()
         entries = by_hand(lab).subnets()
-        host.configure("address add 192.0.2.77/24 dev eth0", f"address del {host.underlay}/24 dev eth0")
-        host.configure("address replace 192.0.2.77/24 dev eth0")  # it went as the secondary address of the other one
+        move_address(host, host.underlay, MOVED_TO)
         line = agent.wait_for_line("no traffic: ")
         assert line.startswith(
             "no traffic: Backend.Type is host-gw, and our public IP 192.0.2.1 is not the address 192.0"
         )
         assert not host.is_ready()
-        host.configure(f"address add {host.underlay}/24 dev eth0", "address del 192.0.2.77/24 dev eth0")
-        host.configure(f"address replace {host.underlay}/24 dev eth0", "route add default via 192.0.2.254")
+        move_address(host, MOVED_TO, host.underlay)
         agent.wait_ready()
         assert agent.said().count(line) == 1
         assert by_hand(lab).subnets() == entries
@@ -118,10 +119,11 @@ def test_an_address_that_somebody_else_has_is_named_and_routes_stand_without_it(
             "remove it there"
         )
         wait_for("it is named", lambda: host.control("/v1/status")["problems"] == [fault])
-        assert ours_of(host) == ["10.244.2.0/24 via 192.0.2.2 dev eth0"]
+        wait_for("no end", lambda: ours_of(host) == ["10.244.2.0/24 via 192.0.2.2 dev eth0"])
         host.configure(f"address del {address}/32 dev eth0")
         wait_for("it is forgotten", lambda: host.control("/v1/status")["problems"] == [])
-        assert ours_of(host) == [f"10.244.2.0/24 via 192.0.2.2 dev eth0 src {address}"]
+        wait_for("an end", lambda: ours_of(host) == [f"10.244.2.0/24 via 192.0.2.2 dev eth0 src {address}"])
+        agent.wait_for_line("routes end with the lease again")
         assert [line for line in agent.said() if "lease" in line] == [fault, "routes end with the lease again"]
         assert agent.stop() == 0
 
@@ -129,7 +131,7 @@ def test_an_address_that_somebody_else_has_is_named_and_routes_stand_without_it(
 def get(host: Host, path: str) -> tuple[str, str]:
     """Return the status line's code and the body."""
     with host.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.settimeout(5.0)
+        sock.settimeout(PATIENCE_S)
         sock.connect(("127.0.0.1", PORT))
         sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
         head, _, body = b"".join(iter(lambda: sock.recv(65_536), b"")).decode().partition("\r\n\r\n")

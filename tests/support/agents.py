@@ -15,9 +15,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.netns import wait_until
+from flannel_udp.lab.netns import wait_until, write_sysctls
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
 from flannel_udp.lab.probe import ping_matrix
+from flannel_udp.model import Address
 from tests.support.patience import PATIENCE_S
 
 
@@ -160,6 +161,13 @@ def remains_of(host: Host) -> set[str]:
     files = {path.name for path in host.state.iterdir()} - {"agent.log", "agent.pid", "pods.json"}
     routes = [line for line in host.run(["ip", "route"]).stdout.splitlines() if "flannel" in line]
     return {*files, *links_of(host), *routes}
+
+
+def move_address(host: Host, old: Address, new: Address | str) -> None:
+    """Give eth0 another IPv4 address of its network in the place of the one that it has: it has one all the time."""
+    # Else what was added second would go with the first one, as a secondary address of that.
+    write_sysctls(host.namespace, {"ipv4/conf/eth0/promote_secondaries": 1})
+    host.configure(f"address add {new}/24 dev eth0", f"address del {old}/24 dev eth0")
 
 
 @contextmanager
