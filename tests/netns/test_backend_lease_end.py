@@ -16,6 +16,7 @@ from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.support.agents import Log, start_agents, subnet_of, wait_for
 from tests.support.by_hand import PREFIX, EtcdByHand
 from tests.support.flow import Flow
+from tests.support.ip_monitor import ip_monitor
 from tests.support.kernel_state import lease_end_of, ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.standstill import freeze
@@ -32,11 +33,12 @@ def trio() -> Iterator[Lab]:
     config = {"Network": str(OVERLAY), "Backend": {"Type": "host-gw"}}
     with Lab(Plan(fresh_name(), hosts=3, pods=2, registry="etcd", config=config, agents=())) as lab:
         hand = EtcdByHand(lab)
-        for number, host in enumerate(lab.hosts[:2], start=1):
-            lease = hand.etcdctl("lease", "grant", str(LIFE_S)).split()[1]
-            value = f'{{"PublicIP":"{host.underlay}","PublicIPv6":null,"BackendType":"host-gw"}}'
-            hand.etcdctl("put", f"--lease={lease}", f"{PREFIX}/subnets/10.244.{number}.0-24", value)
-        start_agents(lab.hosts)
+        entries = {
+            f"10.244.{number}.0-24": f'{{"PublicIP":"{host.underlay}","PublicIPv6":null,"BackendType":"host-gw"}}'
+            for number, host in enumerate(lab.hosts[:2], start=1)
+        }
+        with hand.short_leases(entries, LIFE_S):
+            start_agents(lab.hosts)
         yield lab
 
 
@@ -59,11 +61,10 @@ def test_a_deleted_key_takes_the_routes_along_until_the_subnet_is_held_again(tri
         gone = [line.startswith("Deleted") for line in told.read_text().splitlines() if "lo:flannel" in line]
         return gone.count(True) == 1 and not gone[-1]
 
-    with told.open("w") as file, host.popen(["ip", "-4", "-o", "monitor", "address"], stdout=file) as monitor:
+    with ip_monitor(host, told, "-4", "-o", "monitor", "address"):
         EtcdByHand(trio).delete(key_of(host))
         wait_for("the loss is noticed", lambda: bool(log.lines(f"lost our subnet {subnet}")))
         wait_for("its end goes and comes", goes_and_comes)
-        monitor.terminate()
     wait_for("ready again", host.is_ready)
     assert_right(trio, host)
     assert subnet_of(host) == subnet

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +17,7 @@ from flannel_udp.lab.probe import ping
 from tests.support.agents import Agent, Log, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
+from tests.support.ip_monitor import ip_monitor
 from tests.support.kernel_state import kernel_state, lease_end_of, ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
@@ -101,19 +102,19 @@ def test_sigterm_leaves_the_routes_for_good_and_a_start_lets_them_end_with_the_l
     assert_lease_ends_routes(h1, h2)
 
 
-def test_a_take_over_loses_nothing_and_writes_no_route(duo: Lab) -> None:
+def test_a_take_over_loses_nothing_and_writes_no_route(duo: Lab, tmp_path: Path) -> None:
     h1, h2 = duo.hosts
-    old, log = h1.agent_pid(), Log(h1)
-    with nothing_lost(duo), h1.popen(["ip", "-4", "monitor", "route"], stdout=subprocess.PIPE) as monitor:
-        with Agent(h1, "--takeover") as agent:
+    old, log, told = h1.agent_pid(), Log(h1), tmp_path / "told"
+    with nothing_lost(duo), ExitStack() as running:
+        with ip_monitor(h1, told, "-4", "monitor", "route"):
+            agent = running.enter_context(Agent(h1, "--takeover"))
             agent.wait_for_line(f"took over from process {old}, which ran flannel-udp ")
             wait_for("the old one has ended", lambda: h1.agent_pid() is None)
             agent.wait_ready()
             h1.wait_peers({subnet_of(h2)})
             assert_lease_ends_routes(h1, h2)
-            monitor.terminate()
-            assert agent.stop() == 0
-        assert monitor.communicate()[0] == ""
+        assert agent.stop() == 0
+        assert told.read_text() == ""
     assert log.lines("put right") == log.complaints() == []
 
 

@@ -6,11 +6,10 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,12 @@ from tests.support.agents import Agent, Log, command_json, command_line, log_of,
 from tests.support.behind_router import make_router, route_past, route_straight
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
+from tests.support.ip_monitor import ip_monitor
 from tests.support.kernel_state import kernel_state, lease_end_of, ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.naive import NaivePeer
+from tests.support.patience import PATIENCE_S
+from tests.support.standstill import freeze
 
 pytestmark = NEEDS_NETNS
 
@@ -108,7 +110,8 @@ def test_the_near_ones_have_a_route_and_the_far_one_the_tunnel(trio: Lab) -> Non
     wait_for_datapaths(h1, {h2: "direct", h3: "tunnel"})
     wait_for_datapaths(h2, {h1: "direct", h3: "tunnel"})
     wait_for_datapaths(h3, {h1: "tunnel", h2: "tunnel"})
-    assert [direct_routes(host) for host in trio.hosts] == [[route_to(h2, h1)], [route_to(h1, h2)], []]
+    expected = [[route_to(h2, h1)], [route_to(h1, h2)], []]
+    wait_for("their routes", lambda: [direct_routes(host) for host in trio.hosts] == expected)
     assert {subnet_env.require(host.subnet_file).mtu for host in trio.hosts} == {MTU[trio.plan.backend]}
 
 
@@ -117,8 +120,12 @@ def test_the_kernel_s_tunnel_has_nothing_of_a_peer_that_is_direct(trio: Lab) -> 
         pytest.skip("our own packet path keeps all peers")
     h1, h2, h3 = trio.hosts
     device = tunnel_device(trio)
-    neighbours = h1.run(["ip", "-4", "neighbour", "show", "dev", device, "nud", "permanent"]).stdout.splitlines()
-    assert [line.split()[0] for line in neighbours] == [str(subnet_of(h3).network_address)]
+
+    def neighbours() -> list[str]:
+        shown = h1.run(["ip", "-4", "neighbour", "show", "dev", device, "nud", "permanent"]).stdout.splitlines()
+        return [line.split()[0] for line in shown]
+
+    wait_for("the far one alone", lambda: neighbours() == [str(subnet_of(h3).network_address)])
     forwarding = h1.run(["bridge", "fdb", "show", "dev", device]).stdout
     assert f"dst {h3.underlay} " in forwarding
     assert f"dst {h2.underlay} " not in forwarding
@@ -138,10 +145,8 @@ def test_between_the_near_ones_no_packet_is_in_a_tunnel(trio: Lab) -> None:
     h1, h2, h3 = trio.hosts
     p1, p2, p3 = trio.pods()
     with seen_by(h1) as tunnelled:
-        assert None not in ping(p1, [p2.ip])
-        assert None not in ping(p2, [p1.ip])
-        assert None not in ping(h1, [p2.ip])
-        assert None not in ping(p1, [p3.ip])
+        for source, target in ((p1, p2), (p2, p1), (h1, p2), (p1, p3)):
+            assert None not in ping(source, [target.ip], PATIENCE_S)
     ends = {frozenset((packet.source, packet.destination)) for packet in tunnelled}
     assert ends == {frozenset((h1.underlay, h3.underlay))}
     assert not any(h2.underlay in pair for pair in ends)
@@ -340,24 +345,24 @@ def test_kill_9_and_a_start_keep_the_routes_and_lose_nothing(duo: Lab) -> None:
     assert ours_of(h1) == [route_to(h2, h1)]
 
 
-def test_a_take_over_loses_nothing_and_writes_no_route(duo: Lab) -> None:
+def test_a_take_over_loses_nothing_and_writes_no_route(duo: Lab, tmp_path: Path) -> None:
     h1, h2 = duo.hosts
     p1, p2 = duo.pods()
-    monitor = h1.popen(["ip", "-4", "monitor", "route"], stdout=subprocess.PIPE)
-    with monitor, Flow(p1, p2, 0.002) as there, Flow(p2, p1, 0.002) as back:
+    told = tmp_path / "told"
+    with Flow(p1, p2, 0.002) as there, Flow(p2, p1, 0.002) as back, ExitStack() as running:
         for flow in (there, back):
             flow.wait_for_one_sent_from_now()
-        with Agent(h1, "--takeover") as agent:
+        with ip_monitor(h1, told, "-4", "monitor", "route"):
+            agent = running.enter_context(Agent(h1, "--takeover"))
             agent.wait_for_line("took over from process")
             wait_for("the old one has ended", lambda: h1.agent_pid() is None)
             agent.wait_ready()
             wait_for_datapaths(h1, {h2: "direct"})
-            monitor.terminate()
-            for flow in (there, back):
-                flow.wait_for_one_sent_from_now()
-                flow.end()
-            assert agent.stop() == 0
-        assert [line for line in monitor.communicate()[0].splitlines() if "proto 82" in line] == []
+        for flow in (there, back):
+            flow.wait_for_one_sent_from_now()
+            flow.end()
+        assert agent.stop() == 0
+        assert [line for line in told.read_text().splitlines() if "proto 82" in line] == []
     assert (there.lost, back.lost) == (0, 0)
     h1.start_agent()
     h1.wait_ready()
@@ -407,9 +412,10 @@ def test_without_the_option_a_restart_leaves_nothing_of_it(duo: Lab) -> None:
     for host in duo.hosts:
         host.wait_ready()
         wait_for("the routes are gone", lambda host=host: ours_of(host) == [])  # type: ignore[misc]
-        assert lease_end_of(host) is None
+        wait_for("nor an end", lambda host=host: lease_end_of(host) is None)  # type: ignore[misc]
         assert "valid_lft forever" in host.run(["ip", "-4", "-o", "address", "show", "dev", "flannel0"]).stdout
-        assert "removed what an earlier run left: our routes to peers: 1" in log_of(host)
+        said = "removed what an earlier run left: our routes to peers: 1"
+        wait_for("it is said", lambda host=host, said=said: said in log_of(host))  # type: ignore[misc]
     p1, p2 = duo.pods()
     wait_for("traffic", lambda: ping(p1, [p2.ip], timeout_s=0.5) != [None])
     assert "datapath" not in duo.hosts[0].control("/v1/peers")[0]
@@ -450,7 +456,7 @@ def test_nothing_is_forwarded_after_the_lease_by_a_frozen_agent() -> None:
         pid = h1.agent_pid()
         assert pid is not None
         wait_for_datapaths(h1, {h2: "direct"})
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         try:
             first = subnet_of(h1).network_address
             for device in ("lo label lo:flannel", "flannel0"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,10 @@ from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import tcp_rate
 from tests.support.agents import Agent, all_reach, command_json, command_line, log_of, wait_for, wait_for_pings
 from tests.support.by_hand import by_hand
+from tests.support.ip_monitor import ip_monitor
 from tests.support.kernel_state import ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -50,9 +53,13 @@ def test_the_near_ones_have_a_route_that_ends_and_the_far_one_the_tunnel(trio: L
     h1, h2, h3 = trio.hosts
     wait_for("routes", lambda: [routes_of(h) for h in trio.hosts] == [[route_to(h2)], [route_to(h1)], []])
     assert " expires " in h1.run(["ip", "-6", "route", "show", "proto", "82"]).stdout
-    ways = {peer["subnet"]: peer["datapath"] for peer in h1.control("/v1/peers")}
+
+    def ways() -> dict[str, str]:
+        return {peer["subnet"]: peer["datapath"] for peer in h1.control("/v1/peers")}
+
     expected = {(h2, "direct"), (h3, "tunnel")}
-    assert ways == {str(host.subnet_of(v)): way for host, way in expected for v in trio.plan.versions}
+    by_subnet = {str(host.subnet_of(v)): way for host, way in expected for v in trio.plan.versions}
+    wait_for("each family's ways", lambda: ways() == by_subnet)
     for host, device in ((h2, "eth0"), (h3, DEVICES[trio.plan.backend])):
         assert f" dev {device} " in h1.run(["ip", "-6", "route", "get", str(host.pods[0].address(6))]).stdout
     assert "direct" in command_line(h1, "route", "get", str(h2.pods[0].address(6))).stdout
@@ -63,7 +70,7 @@ def test_all_pods_reach_all_and_what_is_direct_is_not_counted_in_the_tunnel(trio
     h1, h2, h3 = trio.hosts
     p1, *others = trio.pods()
     for version in trio.plan.versions:
-        assert all_reach(trio, version)
+        assert all_reach(trio, version, PATIENCE_S)
         for other in others:
             assert tcp_rate(p1, other, other.address(version), duration_s=0.1) > 0
             assert tcp_rate(other, p1, p1.address(version), duration_s=0.1) > 0
@@ -94,23 +101,21 @@ def test_a_peer_that_moves_behind_a_router_by_ipv6_is_followed_there_and_back(tr
     finally:
         h1.configure(f"route del {way}")
     wait_for("direct again", lambda: routes_of(h1) == [route_to(h2)])
-    assert all_reach(trio, 6)
+    assert all_reach(trio, 6, PATIENCE_S)
 
 
-def test_a_take_over_writes_no_route(trio: Lab) -> None:
+def test_a_take_over_writes_no_route(trio: Lab, tmp_path: Path) -> None:
     h1, h2, _ = trio.hosts
-    with h1.popen(["ip", "-6", "monitor", "route"], stdout=subprocess.PIPE) as monitor:
-        try:
-            with Agent(h1, "--takeover", *trio.plan.agent_args) as agent:
-                agent.wait_for_line("took over from process")
-                wait_for("the old one has ended", lambda: h1.agent_pid() is None)
-                agent.wait_ready()
-                wait_for("its peers", lambda: h1.control("/v1/status")["backend"].get("direct"))
-                monitor.terminate()
-                assert agent.stop() == 0
-        finally:
-            monitor.kill()
-        assert [line for line in monitor.communicate()[0].splitlines() if f"Deleted {h2.subnet_of(6)}" in line] == []
+    told = tmp_path / "told"
+    with ExitStack() as running:
+        with ip_monitor(h1, told, "-6", "monitor", "route"):
+            agent = running.enter_context(Agent(h1, "--takeover", *trio.plan.agent_args))
+            agent.wait_for_line("took over from process")
+            wait_for("the old one has ended", lambda: h1.agent_pid() is None)
+            agent.wait_ready()
+            wait_for("its peers", lambda: h1.control("/v1/status")["backend"].get("direct"))
+        assert agent.stop() == 0
+    assert [line for line in told.read_text().splitlines() if f"Deleted {h2.subnet_of(6)}" in line] == []
     h1.start_agent()
     h1.wait_ready()
     wait_for("its route", lambda: routes_of(h1) == [route_to(h2)])
