@@ -8,13 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from flannel_udp.backend.lease_end import LATENESS_S
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, OVERLAY_V6, Plan
 from flannel_udp.lab.probe import ping
 from tests.support.agents import Log, pid_of, restart_agents, wait_for, wait_for_pings
-from tests.support.by_hand import PREFIX, EtcdByHand, by_hand
+from tests.support.by_hand import EtcdByHand, by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import promised
 
 pytestmark = NEEDS_NETNS
 
@@ -56,6 +58,8 @@ def duo() -> Iterator[Lab]:
 
 def test_each_change_of_the_backend_leaves_nothing_of_the_former_in_either_family(duo: Lab) -> None:
     host = duo.hosts[0]
+    # A bridge's own address by IPv6 comes some time after its first port has a carrier.
+    wait_for("nothing changes", lambda: state_of(host) == state_of(host))
     bare = state_of(host)
     for kind in ("vxlan", "host-gw", "vxlan", "alloc"):
         choose(duo, kind, network=dict(BOTH))
@@ -84,7 +88,7 @@ def test_a_change_to_another_backend_without_ipv6_leaves_nothing_of_it(duo: Lab)
     host.start_agent("--datapath=kernel")
     host.wait_ready()
     wait_for("no IPv6 route of ours", lambda: routes_of(host) == set())
-    assert links_of(host) == {"link flannel.1"}
+    wait_for("nor a device", lambda: links_of(host) == {"link flannel.1"})
     host.stop_agent()
 
 
@@ -105,7 +109,7 @@ def test_a_family_that_is_switched_off_leaves_nothing_and_the_other_stays(duo: L
     for each in duo.hosts:
         each.wait_ready()
     wait_for("no IPv6 route of ours", lambda: routes_of(host) == set())
-    assert "link flannel-v6.1" not in state_of(host)
+    wait_for("nor a device", lambda: "link flannel-v6.1" not in state_of(host))
     target = duo.hosts[1].pods[0].address(4)
     wait_for("traffic", lambda: None not in ping(host.pods[0], [target], 0.5))
 
@@ -119,16 +123,16 @@ def test_a_killed_agents_routes_end_with_the_lease_in_both_families(kind: str) -
     with Lab(plan) as lab:
         host, far = lab.hosts
         hand = EtcdByHand(lab)
-        lease = hand.etcdctl("lease", "grant", str(LIFE_S)).split()[1]
         value = f'{{"PublicIP":"{host.underlay}","PublicIPv6":"{host.underlay_of(6)}","BackendType":"{kind}"}}'
-        hand.etcdctl("put", f"--lease={lease}", f"{PREFIX}/subnets/10.244.1.0-24&fd00:10:244:1::-64", value)
-        restart_agents(lab.hosts)
+        with hand.short_leases({"10.244.1.0-24&fd00:10:244:1::-64": value}, LIFE_S):
+            restart_agents(lab.hosts)
         wait_for("routes with an end", lambda: any("expires" in line for line in routes_of(host)))
         seconds = {int(line.split("expires ")[1].split("sec")[0]) for line in routes_of(host)}
         assert max(seconds) <= LIFE_S
         os.kill(pid_of(host), signal.SIGKILL)
         wait_for("no way by IPv6", lambda: way_of(host, far) is None, timeout_s=LIFE_S + 10)
-        assert lines(host, "ip -4 route show proto 82") == set()
+        # Not at the same moment: an address, on which those of IPv4 hang, may outlive its time by some two seconds.
+        wait_for("nor by IPv4", lambda: lines(host, "ip -4 route show proto 82") == set(), promised(LATENESS_S))
 
 
 def way_of(host: Host, far: Host) -> str | None:
@@ -143,8 +147,9 @@ def test_a_deleted_key_takes_the_routes_along_until_the_subnet_is_held_again(duo
     choose(duo, "host-gw", network=dict(BOTH))
     restart_agents(duo.hosts)
     (key,) = [key for key in by_hand(duo).subnets() if str(host.subnet).replace("/", "-") in key]
-    log, before = Log(host), len(routes_of(host))
+    wait_for("its route", lambda: len(routes_of(host)) == 1)
+    log = Log(host)
     by_hand(duo).delete(key)
     wait_for("the loss is noticed", lambda: bool(log.lines("lost our subnet")))
     wait_for("ready again", host.is_ready)
-    wait_for("its routes", lambda: len(routes_of(host)) == before == 1)
+    wait_for("its routes", lambda: len(routes_of(host)) == 1)

@@ -63,6 +63,7 @@ def test_peers_on_the_link_get_a_route_and_the_others_the_tunnel_by_each_family(
 
 def test_one_family_may_be_on_the_link_where_the_other_is_not(trio: Lab) -> None:
     h1, h2, _ = trio.hosts
+    before = without_index(state_of(h1))
 
     def ways() -> dict[str, str]:
         return {peer["subnet"]: peer["datapath"] for peer in h1.control("/v1/peers")}
@@ -76,6 +77,7 @@ def test_one_family_may_be_on_the_link_where_the_other_is_not(trio: Lab) -> None
     finally:
         h1.configure(f"route del {h2.underlay_of(6)} via 2001:db8::fe")
     wait_for("direct again", lambda: ways()[str(h2.subnet_of(6))] == "direct")
+    wait_for("all is as before", lambda: without_index(state_of(h1)) == before)
 
 
 UNDONE: dict[str, Callable[[Host, Host], list[str]]] = {

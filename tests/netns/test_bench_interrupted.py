@@ -33,7 +33,7 @@ def test_an_interrupted_bench_keeps_what_it_has_measured_and_removes_its_labs(tm
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as bench:
-        given_up = threading.Timer(PATIENCE_S, bench.kill)
+        given_up = threading.Timer(3 * PATIENCE_S, bench.kill)  # four labs and a round of all of them
         given_up.start()
         try:
             assert bench.stderr is not None
@@ -42,6 +42,7 @@ def test_an_interrupted_bench_keeps_what_it_has_measured_and_removes_its_labs(tm
                 said.append(line)
                 if "round 1/50, about" in line:
                     break
+            given_up.cancel()
             bench.send_signal(signal.SIGINT)
             shown, rest = bench.communicate(timeout=PATIENCE_S)
         finally:

@@ -17,6 +17,7 @@ from flannel_udp.lab.plan import OVERLAY, OVERLAY_V6, Plan
 from flannel_udp.model import Subnet
 from tests.support.cni import NEEDED, CniPod, PluginError, Runtime, plugins_are_here
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = [*NEEDS_NETNS, pytest.mark.skipif(not plugins_are_here(), reason=f"needs {NEEDED}")]
 
@@ -61,7 +62,11 @@ def test_a_pod_has_an_address_and_a_route_of_each_family_ipv4_first(lab: Lab, ru
     assert routes_of(pods[0], "-4") == {f"{OVERLAY} via {V4[1]}", f"default via {V4[1]}"}
     assert routes_of(pods[0], "-6") == {f"{OVERLAY_V6} via {V6[1]}", f"default via {V6[1]}"}
     for ip in pods[1].result["ips"]:
-        pods[0].run(["ping", "-c", "1", "-W", "2", str(ip_interface(ip["address"]).ip)])
+        # Until one is answered: a bridge has a new port, and neighbours have to be found.
+        pods[0].run(
+            ["ping", "-c", "1", "-w", f"{PATIENCE_S:.0f}", str(ip_interface(ip["address"]).ip)],
+            timeout_s=2 * PATIENCE_S,
+        )
     for pod in pods:
         runtime.check(pod)
         runtime.delete(pod)

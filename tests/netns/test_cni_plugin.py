@@ -31,6 +31,7 @@ from tests.support.cni import (
     without_the_labs_bridge,
 )
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = [*NEEDS_NETNS, pytest.mark.skipif(not plugins_are_here(), reason=f"needs {NEEDED}")]
 
@@ -67,15 +68,15 @@ def script(folder: Path, name: str, text: str) -> Path:
 def kill_both(plugin: subprocess.Popen[str], delegate: Path) -> None:
     """Kill our plugin and then the delegate, whose process id is in the file."""
     plugin.kill()
-    plugin.wait(10)
+    plugin.wait(PATIENCE_S)
     os.kill(int(delegate.read_text()), signal.SIGKILL)
-    plugin.communicate(timeout=10)
+    plugin.communicate(timeout=PATIENCE_S)
 
 
 def listen(node: CniPod | Lab, port: int) -> socket.socket:
     """Return a listening socket inside the pod, or inside the lab's network beyond the hosts."""
     listener = (node.net if isinstance(node, Lab) else node).socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.settimeout(10)
+    listener.settimeout(PATIENCE_S)
     listener.bind(("", port))
     listener.listen()
     return listener
@@ -84,7 +85,7 @@ def listen(node: CniPod | Lab, port: int) -> socket.socket:
 def peer_seen(listener: socket.socket, client: socket.socket, address: str, port: int) -> str:
     """Connect, and return the client's address as the server sees it."""
     with listener, client:
-        client.settimeout(10)
+        client.settimeout(PATIENCE_S)
         client.connect((address, port))
         connection, (seen, _) = listener.accept()
         connection.close()
@@ -115,8 +116,11 @@ def source_seen(source: CniPod, target: CniPod | Lab, address: IPv4Address) -> s
     return peer_seen(listen(target, 7000), source.socket(socket.AF_INET, socket.SOCK_STREAM), str(address), 7000)
 
 
+N_PACKETS = 5000
+
+
 def packets_a_system_call(source: CniPod, target: CniPod) -> float:
-    """Send TCP for a moment and return how many packets the source's agent carried with one system call."""
+    """Send TCP until N_PACKETS have passed, and return how many the source's agent carried with one system call."""
 
     def counted() -> tuple[int, int]:
         counters = source.host.control("/v1/status")["counters"]
@@ -124,9 +128,13 @@ def packets_a_system_call(source: CniPod, target: CniPod) -> float:
         return packets, sum(counters["system_calls"].values())
 
     packets, calls = counted()
-    tcp_rate(source, target, target.ip, duration_s=0.5)
+
+    def have_passed() -> bool:
+        tcp_rate(source, target, target.ip, duration_s=0.5)
+        return counted()[0] - packets > N_PACKETS
+
+    wait_for(f"{N_PACKETS} packets", have_passed)
     after = counted()
-    assert after[0] - packets > 5000
     return (after[0] - packets) / (after[1] - calls)
 
 

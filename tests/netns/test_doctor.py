@@ -110,12 +110,12 @@ def test_a_foreign_route(h1: Host, duo: Lab) -> None:
 FIREWALLS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "iptables": (
         [
-            "iptables -P INPUT DROP",
-            "iptables -A INPUT -i lo -j ACCEPT",
-            "iptables -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-            "iptables -A INPUT -p tcp --dport 22 -j ACCEPT",
+            "iptables -w -P INPUT DROP",
+            "iptables -w -A INPUT -i lo -j ACCEPT",
+            "iptables -w -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            "iptables -w -A INPUT -p tcp --dport 22 -j ACCEPT",
         ],
-        ["iptables -P INPUT ACCEPT", "iptables -F INPUT"],
+        ["iptables -w -P INPUT ACCEPT", "iptables -w -F INPUT"],
     ),
     "nft": (
         [

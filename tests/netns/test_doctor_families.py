@@ -107,7 +107,7 @@ def test_a_rule_by_mark_is_named_with_its_family(h1: Host) -> None:
 
 
 CLOSED = {
-    "ip6tables": ("ip6tables -I FORWARD -s fd00:10:244::/48 -j DROP", "ip6tables -F FORWARD"),
+    "ip6tables": ("ip6tables -w -I FORWARD -s fd00:10:244::/48 -j DROP", "ip6tables -w -F FORWARD"),
     "nft": (
         "nft 'add table ip6 own; add chain ip6 own through { type filter hook forward priority 0; policy drop; }'",
         "nft delete table ip6 own",
