@@ -61,6 +61,12 @@ def test_a_naive_pair_carries_tcp() -> None:
         assert tcp_rate(source, target, target.ip, duration_s=0.5) > 10e6
 
 
+def test_tcp_sends_something_however_short_the_time() -> None:
+    with Lab(Plan(fresh_name(), hosts=2, pods=0, agents=())) as lab:
+        h1, h2 = lab.hosts
+        assert tcp_rate(h1, h2, h2.underlay, duration_s=0.0) > 0
+
+
 def test_a_packet_is_seen_at_every_step_and_loses_one_of_its_ttl_at_each_router() -> None:
     with naive_lab() as lab:
         source, target = lab.pods()
