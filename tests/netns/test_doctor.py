@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.support.agents import subnet_of, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, empty_namespace, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -50,7 +52,7 @@ def h1(duo: Lab) -> Host:
 def run_doctor(host: Host, *arguments: str, wrapper: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     command = [*wrapper, sys.executable, "-m", "flannel_udp", "doctor", "--iface=eth0", *host.plan.registry_args]
     paths = ["--control-socket", str(host.control_socket), "--subnet-file", str(host.subnet_file)]
-    return host.run([*command, *paths, *arguments], check=False)
+    return host.run([*command, *paths, *arguments], check=False, timeout_s=PATIENCE_S)
 
 
 def rows_of(host: Host, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
@@ -68,7 +70,8 @@ def faults(host: Host, *arguments: str) -> dict[str, tuple[str, str]]:
 
 
 def mend(host: Host, command: str) -> None:
-    host.run(["sh", "-c", command])
+    """Do what the doctor says; iptables-legacy has one lock for all hosts in namespaces, and is to wait for it."""
+    host.run(["sh", "-c", re.sub(r"\b(ip6?tables(-legacy|-nft)?) ", r"\1 -w ", command)])
 
 
 def test_all_is_well_on_a_host_in_order(h1: Host) -> None:
@@ -326,7 +329,7 @@ def test_a_registry_file_that_never_answers_is_waited_for_some_seconds(tmp_path:
             f"--registry=file:{pipe}",
         ]
         done = subprocess.run(
-            [*command, "--control-socket=/nonexistent"], capture_output=True, text=True, timeout=60, check=False
+            [*command, "--control-socket=/nonexistent"], capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
     assert (done.returncode, done.stderr) == (1, "")
     assert f"FAULT registry: file:{pipe}: " in done.stdout
@@ -340,7 +343,7 @@ def test_a_host_with_nothing_at_all_is_answered() -> None:
             "--subnet-file=/nonexistent/env",
             "--registry=file:/nonexistent/r",
         ]
-        done = subprocess.run([*command, *missing], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([*command, *missing], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert (done.returncode, done.stderr) == (1, "")
     assert "FAULT registry: file:/nonexistent/r: " in done.stdout
     assert "FAULT interface: no interface to use: " in done.stdout

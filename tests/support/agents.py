@@ -255,7 +255,7 @@ class Agent:
 def command_line(host: Host, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of ours that asks the host's agent, and return what it printed."""
     argv = [sys.executable, "-m", "flannel_udp", *arguments, "--control-socket", str(host.control_socket)]
-    return host.run(argv, check=False)
+    return host.run(argv, check=False, timeout_s=PATIENCE_S)
 
 
 def command_json(host: Host, *arguments: str) -> Any:
