@@ -83,7 +83,7 @@ def test_a_change_is_one_route_more_and_one_less(host: Host, etcd: EtcdGateway, 
         etcd.put([entry(number, N_PEERS + number)])
         told: list[str] = []
         while len(told) < 2 and time.monotonic() - started_s < PATIENCE_S:
-            told += news()
+            told += [each for each in news() if "route" in each]  # the address that ends them may get another life
         took_ms.append((time.monotonic() - started_s) * 1e3)
         assert told == ["new route", "deleted route"]
     took_ms.sort()
