@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from flannel_udp.lab.etcd_server import EtcdServer, start_cluster
+from flannel_udp.lab.netns import wait_until
+from tests.support.patience import PATIENCE_S
 from tests.support.standstill import freeze
 
 NAMES = ("one", "two", "three")
@@ -61,10 +63,17 @@ class EtcdCluster:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def leader(self) -> EtcdServer:
-        """Return the member that leads now."""
-        status = json.loads(self.ctl("endpoint", "status", "--write-out=json"))
-        leader = status[0]["Status"]["leader"]
-        endpoint = next(item["Endpoint"] for item in status if item["Status"]["header"]["member_id"] == leader)
+        """Return the member that leads now, once all agree: who stood still has yet to hear of another leader."""
+        found: list[dict[str, Any]] = []
+
+        def agreed() -> bool:
+            found[:] = json.loads(self.ctl("endpoint", "status", "--write-out=json"))
+            leaders = {item["Status"].get("leader", 0) for item in found}
+            return len(leaders) == 1 and 0 not in leaders
+
+        assert wait_until(agreed, PATIENCE_S), found
+        leader = found[0]["Status"]["leader"]
+        endpoint = next(item["Endpoint"] for item in found if item["Status"]["header"]["member_id"] == leader)
         return next(member for member in self.members if member.endpoint == endpoint)
 
     def follower(self) -> EtcdServer:
