@@ -20,7 +20,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping
 from tests.support.agents import Log, peers_of, wait_for, wait_for_pings
-from tests.support.by_hand import ByHand, by_hand
+from tests.support.by_hand import ByHand, FileByHand, by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = [*NEEDS_NETNS, pytest.mark.usefixtures("needs_etcd")]
@@ -75,10 +75,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         for host in lab.hosts:
             host.wait_ready()
             host.attach_pods()
-        good = json.loads(other.read_text())["subnets"][KEYS["h2"]]
-        document = json.loads(other.read_text())
-        document["subnets"][KEYS["h1"]] = json.loads(hand.subnets()[KEYS["h1"]])
-        other.write_text(json.dumps(document))
+        others = FileByHand(lab, other)  # whose agent writes there as well
+        good = json.loads(others.subnets()[KEYS["h2"]])
+        others.put(KEYS["h1"], hand.subnets()[KEYS["h1"]])
         known = Pair(lab, hand, {name: good[name] for name in good if name not in ("Expires", "Owner")})
         known.write(KEYS["h2"], known.good)
         yield known

@@ -125,7 +125,7 @@ def test_who_sends_with_another_mac_is_dropped_and_counted(shared: tuple[Lab, Ke
     set_mac(theirs, random_mac())
     try:
         assert ping(p2, [p1.ip], timeout_s=0.5) == [None]
-        assert drops_of(h1, "in")["spoofed_mac"] >= 1
+        wait_for("it is counted", lambda: drops_of(h1, "in")["spoofed_mac"] >= 1)
         wait_for("the log says so", lambda: log.lines("(spoofed_mac)") != [])
     finally:
         set_mac(theirs, right)

@@ -30,6 +30,7 @@ from tests.support.by_hand_vxlan import VXLAN_PORT, mac_of, vxlan_value
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS
 from tests.support.mixed import vxlan_lab
+from tests.support.patience import PATIENCE_S
 from tests.support.taps import Tap
 from tests.support.transfer import Transfer
 
@@ -249,7 +250,7 @@ def test_datagrams_that_a_pod_sends_as_one_arrive_as_many(mixed: Lab, pair: tupl
         source.socket(socket.AF_INET, socket.SOCK_DGRAM) as out,
     ):
         arriving.bind((str(target.ip), 9001))
-        arriving.settimeout(5)
+        arriving.settimeout(PATIENCE_S)
         out.sendmsg(
             [b"".join(payloads)],
             [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", size))],

@@ -6,7 +6,7 @@ from flannel_udp.lab.node import Host
 
 
 def kernel_state(host: Host) -> set[str]:
-    """Return a line for each of them, as `ip` shows it, but for what changes by itself: lifetimes, indices."""
+    """Return a line for each of them, but for what changes by itself: lifetimes, indices, carriers."""
     links = host.run(["ip", "-br", "link"]).stdout.splitlines()
     addresses = host.run(["ip", "-4", "-o", "address"]).stdout.splitlines()
     routes = host.run(["ip", "-4", "route", "show", "table", "all"]).stdout.splitlines()
@@ -14,7 +14,7 @@ def kernel_state(host: Host) -> set[str]:
     return {
         *(f"link {line.split()[0].partition('@')[0]}" for line in links),
         *(f"address {' '.join(line.partition(' scope')[0].split()[1:])}" for line in addresses),
-        *(f"route {line.strip()}" for line in routes),
+        *(f"route {line.strip().removesuffix(' linkdown')}" for line in routes),
         *(f"neighbour {line.strip()}" for line in neighbours),
     }
 
