@@ -29,12 +29,12 @@ def trio() -> Iterator[Lab]:
     """Three hosts; the leases of the first two are short ones, which renewals keep as short."""
     config = {"Network": str(OVERLAY), "Backend": {"Type": "vxlan"}}
     with Lab(Plan(fresh_name(), hosts=3, pods=2, registry="etcd", config=config, agents=())) as lab:
-        hand = EtcdByHand(lab)
-        for number, host in enumerate(lab.hosts[:2], start=1):
-            lease = hand.etcdctl("lease", "grant", str(LIFE_S)).split()[1]
-            value = vxlan_value(host.underlay, f"0a:00:00:00:00:0{number}")
-            hand.etcdctl("put", f"--lease={lease}", f"{PREFIX}/subnets/10.244.{number}.0-24", value)
-        start_agents(lab.hosts, "--datapath=kernel")
+        entries = {
+            f"10.244.{number}.0-24": vxlan_value(host.underlay, f"0a:00:00:00:00:0{number}")
+            for number, host in enumerate(lab.hosts[:2], start=1)
+        }
+        with EtcdByHand(lab).short_leases(entries, LIFE_S):
+            start_agents(lab.hosts, "--datapath=kernel")
         yield lab
 
 

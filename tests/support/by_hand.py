@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class FileByHand(ByHand):
         return {key: json.dumps(value) for key, value in entries.items()}
 
     def put(self, key: str, value: str) -> None:
-        with self._document() as document:
+        with self.document() as document:
             document["subnets"][key] = json.loads(value)
 
     def put_leased(self, key: str, value: str) -> None:
@@ -67,16 +68,16 @@ class FileByHand(ByHand):
         self.put(key, json.dumps(json.loads(value) | {"Expires": expires, "Owner": "0badcafe-00000001"}))
 
     def delete(self, key: str) -> None:
-        with self._document() as document:
+        with self.document() as document:
             del document["subnets"][key]
 
     def configure(self, config: Mapping[str, Any]) -> None:
-        with self._document() as document:
+        with self.document() as document:
             document["config"] = config
 
     @contextmanager
-    def _document(self) -> Iterator[dict[str, Any]]:
-        """Yield what the file says, and write what the block makes of it."""
+    def document(self) -> Iterator[dict[str, Any]]:
+        """Yield what the file says, and write what the block makes of it; agents wait meanwhile."""
         with self.path.with_name(f"{self.path.name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             document = json.loads(self.path.read_text())
@@ -95,8 +96,10 @@ class EtcdByHand(ByHand):
 
     def etcdctl(self, *arguments: str, stdin: str = "") -> str:
         """Run etcdctl and return what it prints."""
-        endpoint = f"--endpoints={self._lab.plan.etcd_endpoint}"
-        return self._lab.net.run(["env", "ETCDCTL_API=3", "etcdctl", endpoint, *arguments], stdin=stdin).stdout
+        return self._lab.net.run(self._command(*arguments), stdin=stdin).stdout
+
+    def _command(self, *arguments: str) -> list[str]:
+        return ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={self._lab.plan.etcd_endpoint}", *arguments]
 
     def subnets(self) -> dict[str, str]:
         lines = self.etcdctl("get", "--prefix", f"{PREFIX}/subnets/").splitlines()
@@ -109,6 +112,22 @@ class EtcdByHand(ByHand):
     def put_leased(self, key: str, value: str) -> None:
         lease = self.etcdctl("lease", "grant", "3600").split()[1]
         self.etcdctl("put", f"--lease={lease}", f"{PREFIX}/subnets/{key}", value)
+
+    @contextmanager
+    def short_leases(self, entries: Mapping[str, str], life_s: int) -> Iterator[None]:
+        """Write entries, each under a lease of so many seconds, which runs out in the block only if etcd does.
+
+        Whoever has taken them by its end keeps them alive: on a busy machine agents take long to start.
+        """
+        with ExitStack() as keeping:
+            for key, value in entries.items():
+                lease = self.etcdctl("lease", "grant", str(life_s)).split()[1]
+                self.etcdctl("put", f"--lease={lease}", f"{PREFIX}/subnets/{key}", value)
+                keeper = keeping.enter_context(
+                    self._lab.net.popen(self._command("lease", "keep-alive", lease), stdout=subprocess.DEVNULL)
+                )
+                keeping.callback(keeper.terminate)
+            yield
 
     def delete(self, key: str) -> None:
         assert self.etcdctl("del", f"{PREFIX}/subnets/{key}").strip() == "1"
