@@ -83,13 +83,13 @@ async def once_connected(ask: Callable[[], Awaitable[T]]) -> T:
 
 
 def etcdctl(endpoint: str, *arguments: str) -> str:
-    """Run etcd's own client and return what it prints."""
+    """Run etcd's own client and return what it prints. By itself it waits 2 and 5 s only."""
     done = subprocess.run(
-        ["etcdctl", f"--endpoints={endpoint}", *arguments],
+        ["etcdctl", f"--endpoints={endpoint}", "--dial-timeout=60s", "--command-timeout=60s", *arguments],
         env=os.environ | {"ETCDCTL_API": "3"},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

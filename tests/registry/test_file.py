@@ -296,7 +296,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
         ["unshare", "--mount", "sh", "-c", shell, "sh", tmp_path, sys.executable, script, path],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.stdout.splitlines() == [

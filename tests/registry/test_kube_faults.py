@@ -459,7 +459,7 @@ async def test_a_watch_ends_whenever_it_is_cancelled(registry: KubeRegistry) -> 
             await asyncio.sleep(0)
         await asyncio.sleep(moment % 4 * 0.001)
         task.cancel()
-        ended, _ = await asyncio.wait({task}, timeout=5)
+        ended, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
         task.cancel()
         assert ended, f"cancelled in moment {moment} it goes on"
 

@@ -82,14 +82,17 @@ class EtcdCluster:
         return next(member for member in self.members if member is not leader)
 
     def ctl(self, *arguments: str, through: EtcdServer | None = None) -> str:
-        """Run etcd's own client and return what it prints."""
+        """Run etcd's own client and return what it prints. By itself it waits 2 and 5 s only."""
         endpoints = self.endpoints if through is None else (through.endpoint,)
         done = subprocess.run(
-            ["etcdctl", f"--endpoints={','.join(endpoints)}", *arguments],
+            [
+                *("etcdctl", f"--endpoints={','.join(endpoints)}", "--dial-timeout=60s", "--command-timeout=60s"),
+                *arguments,
+            ],
             env=os.environ | {"ETCDCTL_API": "3"},
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr
