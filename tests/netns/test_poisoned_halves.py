@@ -22,6 +22,7 @@ from flannel_udp.lab.probe import ping
 from tests.support.agents import Log, peers_of, wait_for, wait_for_pings
 from tests.support.by_hand import ByHand, FileByHand, by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = [*NEEDS_NETNS, pytest.mark.usefixtures("needs_etcd")]
 
@@ -130,7 +131,7 @@ def test_a_poisoned_half_costs_that_half_is_said_once_and_is_over_when_mended(pa
     log, pods = Log(h1), [host.pods[0] for host in (h1, h2)]
     pair.write(*spoil(pair.good))
     wait_for("the other half is all there is", lambda: set(peers_of(h1)) == {SUBNETS[left]})
-    assert None not in ping(pods[0], [pods[1].address(left)])
+    assert None not in ping(pods[0], [pods[1].address(left)], PATIENCE_S)
     assert None in ping(pods[0], [pods[1].address(bad)])
     (line,) = said(log)
     assert why in line

@@ -108,9 +108,9 @@ def test_device_address_and_mtu_are_alike_on_all_hosts(mixed: Lab) -> None:
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_the_largest_packet_passes_and_one_byte_more_does_not(mixed: Lab, pair: tuple[str, str]) -> None:
     source, target = pods_of(mixed, *pair)
-    command = ["ping", "-c1", "-W2", "-M", "do", str(target.ip), "-s"]
-    source.run([*command, str(MTU - 28)])  # IPv4 20, ICMP 8
-    shown = source.run([*command, str(MTU - 27)], check=False)
+    command = ["ping", "-c1", "-M", "do", str(target.ip), "-s"]
+    source.run([*command, str(MTU - 28), "-W20"])  # IPv4 20, ICMP 8
+    shown = source.run([*command, str(MTU - 27), "-W2"], check=False)
     assert shown.returncode != 0
     said = shown.stdout + shown.stderr
     assert "essage too long" in said
