@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -26,7 +26,6 @@ from flannel_udp.host.monitor import Interest
 from flannel_udp.host.repair import Standing
 from flannel_udp.model import (
     Address,
-    Delta,
     Interface,
     LeaseAttrs,
     Peer,
@@ -34,7 +33,6 @@ from flannel_udp.model import (
     Prefix,
     RouteAnswer,
     Subnet,
-    subnets_of,
 )
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.netconf.reader import ObjectReader
@@ -108,14 +106,12 @@ class HostGwNetwork(KernelNetwork):
 
     # What packets do
 
-    async def publish(self, own: Subnet, deltas: Sequence[Delta], *, whole: bool) -> None:
-        """See `Network.publish`: the difference goes to the kernel; in a take-over `hold` will set them."""
-        await super().publish(own, deltas, whole=whole)
-        share = share_of(own, self._version)
-        if whole:
-            await self._routes.load(share)
+    async def _bring(self, own: Prefix, changed: Collection[Prefix] | None) -> None:
+        """Let the difference go to the kernel; in a take-over `hold` will set the routes."""
+        if changed is None:
+            await self._routes.load(own)
         else:
-            await self._routes.apply(share, subnets_of(deltas))
+            await self._routes.apply(own, changed)
 
     async def withdraw(self) -> None:
         """See `Network.withdraw`: the routes go with their address, at once; what has none follows one by one."""

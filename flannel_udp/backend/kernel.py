@@ -27,6 +27,7 @@ from flannel_udp.model import (
     Subnet,
     longest_match,
     peers_at,
+    subnets_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -67,25 +68,31 @@ class KernelNetwork:
         self._kernel_drops = KernelDrops(context.external.index)
         self._own: Prefix | None = None
         self._peers: dict[Prefix, Peer] = {}
+        self._carried: dict[Prefix, Peer] = {}  # those of them that `_bring` is through with
 
     # What packets do
 
     async def publish(self, own: Subnet, deltas: Sequence[Delta], *, whole: bool) -> None:
         """See `Network.publish`."""
-        self._own = share_of(own, self._version)
+        self._own = share = share_of(own, self._version)
         peers = {} if whole else self._peers.copy()  # a new one: `peers` may be walking the old one, in a thread
         for delta in deltas:
             for peer in delta.removed:
                 peers.pop(peer.subnet, None)
             peers.update({peer.subnet: peer for peer in (*delta.added, *delta.changed)})
         self._peers = peers
+        await self._bring(share, None if whole else subnets_of(deltas))
+        self._carried = peers
+
+    async def _bring(self, own: Prefix, changed: Collection[Prefix] | None) -> None:
+        """Bring what packets to the peers of these subnets need to the kernel; ``None``: of all, and of nobody else."""
 
     def start(self) -> None:
         """See `Network.start`: the kernel needs no start."""
 
     async def withdraw(self) -> None:
         """See `Network.withdraw`."""
-        self._own, self._peers = None, {}
+        self._own, self._peers, self._carried = None, {}, {}
 
     def forward_until(self, boottime_s: float | None) -> None:
         """See `Network.forward_until`."""
@@ -125,7 +132,7 @@ class KernelNetwork:
 
     def peers(self) -> list[Peer]:
         """See `Network.peers`."""
-        return sorted(self._peers.values())
+        return sorted(self._carried.values())
 
     def is_direct(self, peer: Peer) -> bool | None:  # noqa: ARG002 - the protocol's
         """See `Network.is_direct`."""

@@ -35,7 +35,6 @@ from flannel_udp.host.repair import STANDS, Paces, Standing
 from flannel_udp.host.rtnetlink import open_rtnetlink
 from flannel_udp.model import (
     Address,
-    Delta,
     Interface,
     LeaseAttrs,
     Peer,
@@ -43,7 +42,6 @@ from flannel_udp.model import (
     Prefix,
     RouteAnswer,
     Subnet,
-    subnets_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -100,14 +98,12 @@ class KernelTunnelNetwork(KernelNetwork):
 
     # What packets do
 
-    async def publish(self, own: Subnet, deltas: Sequence[Delta], *, whole: bool) -> None:
-        """See `Network.publish`: the difference goes to the kernel; in a take-over `hold` will set them."""
-        await super().publish(own, deltas, whole=whole)
-        share = share_of(own, self._version)
-        if whole:
-            await self._routes.load(share)
+    async def _bring(self, own: Prefix, changed: Collection[Prefix] | None) -> None:
+        """Let the difference go to the kernel; in a take-over `hold` will set the routes."""
+        if changed is None:
+            await self._routes.load(own)
         else:
-            await self._routes.apply(share, subnets_of(deltas))
+            await self._routes.apply(own, changed)
 
     def _hops(self, subnets: Collection[Prefix] | None, source: Address | None) -> dict[Prefix, Hop | None]:
         """Set what these peers need on the device, and return their routes. In a thread.

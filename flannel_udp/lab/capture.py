@@ -159,7 +159,7 @@ def _by_route(source: Node, target: Node) -> tuple[tuple[Node, str, str], ...]:
 
 def _open_tap(node: Node, interface: str) -> socket.socket:
     """Return a socket that sees what passes the interface in both directions, from the network header on."""
-    tap = node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
+    tap = node.socket(socket.AF_PACKET, socket.SOCK_DGRAM)  # hears nothing until it is bound, not every interface
     try:
         tap.bind((interface, _ETH_P_ALL))
     except OSError as error:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import itertools
 import os
-import random
 import shutil
 import signal
 import socket
@@ -22,7 +21,9 @@ READY_LINE = b"ready to serve client requests"
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
 _FIRST_PORT, _PORTS = 20_000, 12_000
-_numbers = itertools.count(random.randrange(_PORTS))  # noqa: S311 - no secret
+# Processes that run side by side, a test run's, say, have numbers near each other, and begin far apart: what one has
+# chosen, and its server has not bound yet, or has let go for a moment, no other one chooses.
+_numbers = itertools.count(os.getpid() * 97)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from tests.kube_api.discovery import discover
 from tests.kube_api.store import Object, Refused, Store
+from tests.support.patience import PATIENCE_S
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -149,7 +150,7 @@ class ApiServer:
         async def run() -> T:
             return await work
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(PATIENCE_S)
 
     # What a client meets.
 

@@ -18,6 +18,7 @@ from flannel_udp.lab.plan import FAMILIES, OVERLAY, OVERLAY_V6, Plan
 from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
 from flannel_udp.model import Subnet
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 MTU = 1452
@@ -43,7 +44,7 @@ def routed_by_hand(families: str, hosts: int = 2) -> Iterator[Lab]:
 def test_pods_reach_each_other_by_every_family_and_at_once(families: str) -> None:
     with routed_by_hand(families, hosts=3) as lab:
         for version in lab.plan.versions:
-            times = ping_matrix(lab.pods(), version=version)
+            times = ping_matrix(lab.pods(), PATIENCE_S, version)
             assert len(times) == 6
             assert None not in times.values(), version
         first, _, last = lab.pods()
@@ -55,7 +56,7 @@ def test_a_host_behind_a_router_is_reached_over_it_by_every_family(families: str
     with Lab(Plan(fresh_name(), hosts=2, agents=(), families=families, routed=("h2",))) as lab:
         near, far = lab.hosts
         for version in lab.plan.versions:
-            assert None not in ping(near, [far.underlay_of(version)])
+            assert None not in ping(near, [far.underlay_of(version)], PATIENCE_S)
             route = near.run(["ip", "route", "get", str(far.underlay_of(version))]).stdout
             assert f"via {lab.plan.gateway('h1', version)} " in route
 

@@ -29,12 +29,12 @@ def trio() -> Iterator[Lab]:
     """Three hosts; the leases of the first two are short ones, which renewals keep as short."""
     config = {"Network": str(OVERLAY), "Backend": {"Type": "vxlan"}}
     with Lab(Plan(fresh_name(), hosts=3, pods=2, registry="etcd", config=config, agents=())) as lab:
-        hand = EtcdByHand(lab)
-        for number, host in enumerate(lab.hosts[:2], start=1):
-            lease = hand.etcdctl("lease", "grant", str(LIFE_S)).split()[1]
-            value = vxlan_value(host.underlay, f"0a:00:00:00:00:0{number}")
-            hand.etcdctl("put", f"--lease={lease}", f"{PREFIX}/subnets/10.244.{number}.0-24", value)
-        start_agents(lab.hosts, "--datapath=kernel")
+        entries = {
+            f"10.244.{number}.0-24": vxlan_value(host.underlay, f"0a:00:00:00:00:0{number}")
+            for number, host in enumerate(lab.hosts[:2], start=1)
+        }
+        with EtcdByHand(lab).short_leases(entries, LIFE_S):
+            start_agents(lab.hosts, "--datapath=kernel")
         yield lab
 
 
@@ -87,9 +87,9 @@ def test_nothing_is_forwarded_after_the_end_by_a_killed_or_a_frozen_agent(trio: 
                     assert key_of(host) in hand.subnets()
             return len(sent_by_then) == len(flows)
 
-        wait_for("the kernel removes routes and neighbours", all_gone, 2 * LIFE_S)
+        wait_for("the kernel removes routes and neighbours", all_gone)
         assert [addresses_of(host) for host in flows] == [[], []]
-        wait_for("etcd lets the keys go", lambda: not hand.subnets().keys() & set(map(key_of, flows)), LIFE_S)
+        wait_for("etcd lets the keys go", lambda: not hand.subnets().keys() & set(map(key_of, flows)))
         for host, flow in flows.items():
             assert 0 < flow.newest <= sent_by_then[host] < flow.sent - 100
         log = Log(frozen)

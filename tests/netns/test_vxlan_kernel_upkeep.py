@@ -19,6 +19,7 @@ from tests.support.by_hand import by_hand
 from tests.support.by_hand_vxlan import KernelPeer, mac_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import promised
+from tests.support.standstill import freeze
 from tests.support.vxlan_state import DEVICE, addresses_of, entries_for, entries_of, has_device, link_of
 
 pytestmark = NEEDS_NETNS
@@ -150,14 +151,14 @@ def test_a_device_that_somebody_deletes_and_makes_otherwise_is_named_and_ours_co
 ) -> None:
     log = Log(h1)
     pid = pid_of(h1)
-    os.kill(pid, signal.SIGSTOP)  # else it may have made the device anew before the other one
+    freeze(pid)  # else it may have made the device anew before the other one
     try:
         h1.configure(f"link del {DEVICE}", f"link add {DEVICE} type bridge")
     finally:
         os.kill(pid, signal.SIGCONT)
-    wait_for("it is named", lambda: not h1.is_ready())
     said = f"there is a device {DEVICE} already, and it is no vxlan device: remove it with 'ip link del {DEVICE}'"
-    assert said in h1.control("/v1/status")["state"]
+    wait_for("it is named", lambda: said in h1.control("/v1/status")["state"])
+    assert not h1.is_ready()
     assert len(log.lines(said)) == 1
     h1.configure(f"link del {DEVICE}")
     wait_for("ready", h1.is_ready)
@@ -169,7 +170,7 @@ def test_a_device_that_somebody_deletes_and_makes_otherwise_is_named_and_ours_co
 def test_who_deletes_the_device_again_and_again_is_named(trio: Lab, h1: Host) -> None:
     with undoing(h1, f"link del {DEVICE}"):
         wait_for("it is said", lambda: "somebody deletes it" in h1.control("/v1/status")["state"])
-    wait_for("all is right", lambda: is_right(trio), 60)
+    wait_for("all is right", lambda: is_right(trio))
     wait_for("ready", h1.is_ready)
 
 

@@ -30,6 +30,7 @@ from tests.support.by_hand_vxlan import VXLAN_PORT, mac_of, vxlan_value
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS
 from tests.support.mixed import vxlan_lab
+from tests.support.patience import PATIENCE_S
 from tests.support.taps import Tap
 from tests.support.transfer import Transfer
 
@@ -107,9 +108,9 @@ def test_device_address_and_mtu_are_alike_on_all_hosts(mixed: Lab) -> None:
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_the_largest_packet_passes_and_one_byte_more_does_not(mixed: Lab, pair: tuple[str, str]) -> None:
     source, target = pods_of(mixed, *pair)
-    command = ["ping", "-c1", "-W2", "-M", "do", str(target.ip), "-s"]
-    source.run([*command, str(MTU - 28)])  # IPv4 20, ICMP 8
-    shown = source.run([*command, str(MTU - 27)], check=False)
+    command = ["ping", "-c1", "-M", "do", str(target.ip), "-s"]
+    source.run([*command, str(MTU - 28), "-W20"])  # IPv4 20, ICMP 8
+    shown = source.run([*command, str(MTU - 27), "-W2"], check=False)
     assert shown.returncode != 0
     said = shown.stdout + shown.stderr
     assert "essage too long" in said
@@ -249,7 +250,7 @@ def test_datagrams_that_a_pod_sends_as_one_arrive_as_many(mixed: Lab, pair: tupl
         source.socket(socket.AF_INET, socket.SOCK_DGRAM) as out,
     ):
         arriving.bind((str(target.ip), 9001))
-        arriving.settimeout(5)
+        arriving.settimeout(PATIENCE_S)
         out.sendmsg(
             [b"".join(payloads)],
             [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", size))],

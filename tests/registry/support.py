@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
 
 import pytest
 
+from flannel_udp.errors import RegistryError
 from flannel_udp.model import Change, Snapshot
 from flannel_udp.registry import Registry
 from tests.support.patience import PATIENCE_S
+
+T = TypeVar("T")
 
 
 class Watching:
@@ -64,19 +68,28 @@ async def watching(registry: Registry) -> AsyncIterator[Watching]:
 
 async def said(caplog: pytest.LogCaptureFixture, text: str) -> None:
     """Wait for a log message with this text."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while text not in caplog.text:
             await asyncio.sleep(0.01)
 
 
+async def once_connected(ask: Callable[[], Awaitable[T]]) -> T:
+    """Return the first answer of an etcd that is back: a channel that was refused waits before it connects again."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            with suppress(RegistryError):
+                return await ask()
+            await asyncio.sleep(0.01)
+
+
 def etcdctl(endpoint: str, *arguments: str) -> str:
-    """Run etcd's own client and return what it prints."""
+    """Run etcd's own client and return what it prints. By itself it waits 2 and 5 s only."""
     done = subprocess.run(
-        ["etcdctl", f"--endpoints={endpoint}", *arguments],
+        ["etcdctl", f"--endpoints={endpoint}", "--dial-timeout=60s", "--command-timeout=60s", *arguments],
         env=os.environ | {"ETCDCTL_API": "3"},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from flannel_udp.options import EtcdOptions
 from flannel_udp.registry.etcd.registry import EtcdRegistry
 from tests.registry.support import said
 from tests.support.etcd_cluster import EtcdCluster, go_on, stop
-from tests.support.patience import promised
+from tests.support.patience import PATIENCE_S, promised
 
 VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
 CONVERGED_S = 5.0
@@ -60,7 +60,7 @@ async def watched(registry: EtcdRegistry) -> AsyncIterator[Table]:
     table = Table()
     task = asyncio.create_task(table.follow(registry))
     try:
-        await asyncio.wait_for(table.began.wait(), 10)
+        await asyncio.wait_for(table.began.wait(), PATIENCE_S)
         yield table
         assert not task.done()
     finally:
@@ -80,7 +80,7 @@ def first(member: EtcdServer, cluster: EtcdCluster) -> list[EtcdServer]:
 
 async def create(registry: EtcdRegistry, key: str) -> None:
     """Create a key; while the members elect a leader that may take some tries."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 await registry.create(key, VALUE, LEASE_TTL_S)

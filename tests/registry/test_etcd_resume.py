@@ -6,9 +6,9 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -21,10 +21,9 @@ from flannel_udp.registry.etcd import connections
 from flannel_udp.registry.etcd import etcd_pb2 as pb
 from flannel_udp.registry.etcd import watch as etcd_watch
 from flannel_udp.registry.keys import parse_value
-from tests.registry.support import etcdctl, said, watching
+from tests.registry.support import etcdctl, once_connected, said, watching
 from tests.registry.test_etcd import KEY, OTHER_VALUE, VALUE, Opened, opened
-
-T = TypeVar("T")
+from tests.support.patience import PATIENCE_S
 
 __all__ = ["opened"]
 
@@ -46,15 +45,6 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return listed
 
 
-async def once_connected(ask: Callable[[], Awaitable[T]]) -> T:
-    """Return the first answer: a channel that was refused waits before it connects again."""
-    async with asyncio.timeout(30):
-        while True:
-            with suppress(RegistryError):
-                return await ask()
-            await asyncio.sleep(0.01)
-
-
 async def test_after_an_outage_the_watch_goes_on_without_a_listing(
     opened: Opened, own_etcd: EtcdServer, listings: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -68,7 +58,7 @@ async def test_after_an_outage_the_watch_goes_on_without_a_listing(
             own_etcd.kill()
             await said(caplog, "trying again until it works")
             await asyncio.to_thread(own_etcd.start)
-            entry = await registry.renew(entry, value, LEASE_TTL_S)
+            entry = await once_connected(partial(registry.renew, entry, value, LEASE_TTL_S))
             assert dict((await seen.change()).entries) == {KEY: entry}
             await said(caplog, "works again after")
         await registry.delete(entry)
@@ -216,25 +206,25 @@ async def test_a_server_that_answers_every_probe_at_once_is_never_given_up(monke
     monkeypatch.setattr(etcd_watch, "ANSWER_S", 0.01)
     stream: Any = Stream(answers_at_once=True)
     watch = etcd_watch.Watch(stream)
-    async with asyncio.timeout(10), watch.probed():
+    async with asyncio.timeout(PATIENCE_S), watch.probed():
         while stream.probes < 30 and not stream.cancelled:
             await watch.read()
     assert not stream.cancelled
 
 
 async def test_only_a_watch_that_is_quiet_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(etcd_watch, "QUIET_S", 1.0)
+    monkeypatch.setattr(etcd_watch, "QUIET_S", 3.0)  # far beyond any of the pauses, and less than all of them
     stream: Any = Stream()
     watch = etcd_watch.Watch(stream)
     async with watch.probed():
-        for _ in range(50):
+        for _ in range(40):
             reading = asyncio.create_task(watch.read())
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.1)
             stream.answers.put_nowait(pb.WatchResponse(events=[pb.Event()]))
             await reading
         assert stream.probes == 0
         reading = asyncio.create_task(watch.read())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not stream.probes:
                 await asyncio.sleep(0.01)
         reading.cancel()

@@ -296,7 +296,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
         ["unshare", "--mount", "sh", "-c", shell, "sh", tmp_path, sys.executable, script, path],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.stdout.splitlines() == [
@@ -361,7 +361,7 @@ def test_five_processes_that_acquire_at_once_get_five_subnets(path: Path) -> Non
             agent.stdin.write("go\n")
             agent.stdin.flush()
         for agent in agents:
-            out, _ = agent.communicate(timeout=20)
+            out, _ = agent.communicate(timeout=PATIENCE_S)
             assert agent.returncode == 0
             keys.append(out.strip())
     finally:
@@ -379,19 +379,21 @@ async def test_a_reader_never_sees_half_a_file(registry: FileRegistry, path: Pat
     stop_s = time.monotonic() + 0.5
     reads = 0
 
+    def goes_on() -> bool:
+        return time.monotonic() < stop_s or reads < 10
+
     async def write() -> None:
         nonlocal entry
-        while time.monotonic() < stop_s:
+        while goes_on():
             entry = await registry.renew(entry, OTHER_VALUE if entry.value == VALUE else VALUE, LEASE_TTL_S)
 
     async def read() -> None:
         nonlocal reads
-        while time.monotonic() < stop_s:
+        while goes_on():
             assert list((await other.list()).entries) == [KEY]
             reads += 1
 
     await asyncio.gather(write(), read())
-    assert reads > 10
 
 
 # Watching
@@ -416,7 +418,7 @@ async def test_a_watch_sees_an_editor_that_writes_in_place_and_one_that_replaces
 
 async def test_two_writes_of_equal_size_within_one_tick_are_both_seen(registry: FileRegistry, path: Path) -> None:
     path.write_bytes(b'{"subnets": {"10.1.1.0-24": {"PublicIP": "192.0.2.1"}}}')
-    moment_ns = time.time_ns()
+    moment_ns = time.time_ns() + 10**10  # as if it was looked at within the tick, however long this machine hesitates
     os.utime(path, ns=(moment_ns, moment_ns))
     async with aclosing(registry.watch()) as items:
         await anext(items)

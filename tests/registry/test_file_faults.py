@@ -27,6 +27,7 @@ from flannel_udp.registry.file import store
 from flannel_udp.registry.file.registry import FileRegistry
 from tests.registry.support import said, watching
 from tests.registry.test_file import CONFIG, KEY, OTHER_VALUE, VALUE, expires_in, nobody, open_directory
+from tests.support.patience import PATIENCE_S
 from tests.support.refusals import Refusal, refused
 
 __all__ = ["open_directory"]
@@ -194,7 +195,7 @@ def _in_namespace(mounts: str, path: Path, body: str) -> list[str]:
         ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$0" -c "$@"', sys.executable, script, path],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -126,11 +126,11 @@ async def test_a_broken_stream_loses_no_change(
         third, fourth = add_peer(api, 3), add_peer(api, 4)
         assert (await seen.change()).entries.keys() == {third}
         assert (await seen.change()).entries.keys() == {fourth}
+        await said(caplog, "works again after")  # both may have come before it broke
         assert await seen.is_quiet(0.1)
     assert api.count("list") == 1
     (warning,) = warnings(caplog)
     assert warning.startswith(f"watching the subnets: Kubernetes at {api.url}: ")
-    assert any("works again after" in record.getMessage() for record in caplog.records)
 
 
 async def test_a_line_without_end_is_given_up(
@@ -459,7 +459,7 @@ async def test_a_watch_ends_whenever_it_is_cancelled(registry: KubeRegistry) -> 
             await asyncio.sleep(0)
         await asyncio.sleep(moment % 4 * 0.001)
         task.cancel()
-        ended, _ = await asyncio.wait({task}, timeout=5)
+        ended, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
         task.cancel()
         assert ended, f"cancelled in moment {moment} it goes on"
 

@@ -169,7 +169,7 @@ async def test_of_five_hosts_that_create_one_key_at_once_one_wins(store: Store) 
 async def test_a_lease_that_nobody_renews_expires_and_watchers_hear_of_it(registry: Registry, other: Registry) -> None:
     async with watching(other) as seen:
         await seen.snapshot()
-        entry = await registry.create(KEY, VALUE, 1)
+        entry = await registry.create(KEY, VALUE, 2)  # the file is looked at five times a second: it has to be seen
         assert said((await seen.change()).entries) == said({KEY: entry})
         assert said((await seen.change()).entries) == said({KEY: None})
     assert (await other.list()).entries == {}
@@ -324,7 +324,7 @@ async def test_a_free_subnet_is_reserved_once_and_never_ends(registry: Registry,
 
 async def test_a_lease_that_is_made_a_reservation_is_its_hosts_still(store: Store, other: Registry) -> None:
     registry = store.open(MARK)
-    lease = await registry.create(KEY, VALUE, 1)
+    lease = await registry.create(KEY, VALUE, 60)
     reserved = await other.reserve(KEY, VALUE, (await other.list()).entries[KEY])
     assert reserved.reserved
     with pytest.raises(LeaseLost):

@@ -49,11 +49,11 @@ class ByHand(ABC):
 
 
 class FileByHand(ByHand):
-    """The registry file, edited under its lock and replaced by a rename."""
+    """The registry file, edited under its lock and replaced by a rename; another one than the lab's where given."""
 
-    @property
-    def path(self) -> Path:
-        return self._lab.plan.registry_file
+    def __init__(self, lab: Lab, path: Path | None = None) -> None:
+        super().__init__(lab)
+        self.path = path or lab.plan.registry_file
 
     def subnets(self) -> dict[str, str]:
         entries: dict[str, Any] = json.loads(self.path.read_text())["subnets"]

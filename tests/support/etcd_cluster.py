@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from flannel_udp.lab.etcd_server import EtcdServer, start_cluster
+from flannel_udp.lab.netns import wait_until
+from tests.support.patience import PATIENCE_S
 from tests.support.standstill import freeze
 
 NAMES = ("one", "two", "three")
@@ -61,10 +63,17 @@ class EtcdCluster:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def leader(self) -> EtcdServer:
-        """Return the member that leads now."""
-        status = json.loads(self.ctl("endpoint", "status", "--write-out=json"))
-        leader = status[0]["Status"]["leader"]
-        endpoint = next(item["Endpoint"] for item in status if item["Status"]["header"]["member_id"] == leader)
+        """Return the member that leads now, once all agree: who stood still has yet to hear of another leader."""
+        found: list[dict[str, Any]] = []
+
+        def agreed() -> bool:
+            found[:] = json.loads(self.ctl("endpoint", "status", "--write-out=json"))
+            leaders = {item["Status"].get("leader", 0) for item in found}
+            return len(leaders) == 1 and 0 not in leaders
+
+        assert wait_until(agreed, PATIENCE_S), found
+        leader = found[0]["Status"]["leader"]
+        endpoint = next(item["Endpoint"] for item in found if item["Status"]["header"]["member_id"] == leader)
         return next(member for member in self.members if member.endpoint == endpoint)
 
     def follower(self) -> EtcdServer:
@@ -73,14 +82,17 @@ class EtcdCluster:
         return next(member for member in self.members if member is not leader)
 
     def ctl(self, *arguments: str, through: EtcdServer | None = None) -> str:
-        """Run etcd's own client and return what it prints."""
+        """Run etcd's own client and return what it prints. By itself it waits 2 and 5 s only."""
         endpoints = self.endpoints if through is None else (through.endpoint,)
         done = subprocess.run(
-            ["etcdctl", f"--endpoints={','.join(endpoints)}", *arguments],
+            [
+                *("etcdctl", f"--endpoints={','.join(endpoints)}", "--dial-timeout=60s", "--command-timeout=60s"),
+                *arguments,
+            ],
             env=os.environ | {"ETCDCTL_API": "3"},
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from typing import NamedTuple
 
 from flannel_udp.lab.node import Host
@@ -44,12 +45,16 @@ def footprint_of_an_agent(host: Host, iface: str | None = "eth0") -> Footprint:
         wait_for("its peer", lambda: len(host.control("/v1/peers")) == 1)
         backend = host.control("/v1/status")["backend"]["type"]
         destination = "10.244.0.0/16" if backend == "udp" else host.control("/v1/peers")[0]["subnet"]
-        wait_for("its route", lambda: host.run(["ip", "route", "show", "exact", destination]).stdout != "")
+
+        def is_right(made: int = 0) -> bool:
+            return repairs() >= made and host.run(["ip", "route", "show", "exact", destination]).stdout != ""
+
+        wait_for("its route", is_right)
         took_s = []
         for _ in range(REPAIRS):
-            before = repairs()
+            once_more = partial(is_right, repairs() + 1)
             host.configure(f"route del {destination}")
-            took_s.append(wait_for("it is put right", lambda before=before: repairs() > before))  # type: ignore[misc]
+            took_s.append(wait_for("it is put right", once_more))
         found = Footprint(ready_s, _cpu_s(agent.process.pid), _resident_bytes(agent.process.pid), max(took_s))
         assert agent.stop() == 0
     return found

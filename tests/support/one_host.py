@@ -24,6 +24,7 @@ _KINDS = {  # linux/rtnetlink.h; an entry is a neighbour, or one of a forwarding
     29: "deleted entry",
 }
 _ENTRIES = (28, 29)
+_NUD_NOARP = 0x40  # linux/neighbour.h
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ class News:
     """What the kernel told of changed addresses, routes and entries, in order, since this was made or last asked.
 
     Of entries only those of the device with the index `entries_of`, where it is given: of others (eth0's neighbours)
-    the kernel forgets one whenever it likes.
+    the kernel forgets one whenever it likes. So it does of those that it makes for groups (ff02::16) on any device.
     """
 
     def __init__(self, monitor: socket.socket, entries_of: int | None = None) -> None:
@@ -49,15 +50,13 @@ class News:
                 return told
             while datagram:
                 length, kind = struct.unpack_from("=IH", datagram)
-                if kind in _KINDS and not (kind in _ENTRIES and self._is_elsewhere(datagram)):
+                if kind in _KINDS and not (kind in _ENTRIES and self._is_nobodys(datagram)):
                     told.append(_KINDS[kind])
                 datagram = datagram[(length + 3) & ~3 :]
 
-    def _is_elsewhere(self, entry: bytes) -> bool:
-        (index,) = struct.unpack_from(
-            "=i", entry, 20
-        )  # of struct ndmsg (linux/neighbour.h), behind the header's 16 bytes
-        return self._entries_of not in (None, index)
+    def _is_nobodys(self, entry: bytes) -> bool:
+        index, state = struct.unpack_from("=iH", entry, 20)  # of struct ndmsg (linux/neighbour.h), behind the header
+        return self._entries_of not in (None, index) or state == _NUD_NOARP
 
 
 class OneHost:

@@ -51,6 +51,7 @@ class Systemd:
         self._closing: list[threading.Timer] = []
         self._one_at_a_time = threading.Lock()
         self._ready = False
+        self._heard = threading.Event()
         self._over = threading.Event()
         self._listening = threading.Thread(target=self._listen)
 
@@ -76,6 +77,7 @@ class Systemd:
     @contextmanager
     def run(self, host: Host, *arguments: str) -> Iterator[Agent]:
         """Run an agent of that host, with what is stored; the block may end before it."""
+        self._hear_out()
         self._ready = False
         environment = {"NOTIFY_SOCKET": str(self._notify)}
         with self._one_at_a_time:
@@ -95,8 +97,16 @@ class Systemd:
 
     def stored(self) -> list[str]:
         """Return the names of the descriptors that are kept now."""
+        self._hear_out()
         with self._one_at_a_time:
             return sorted(name for name, _ in self._stored)
+
+    def _hear_out(self) -> None:
+        """Wait until note is taken of all that was said by now; who said it may have ended since."""
+        self._heard.clear()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"HEARD=1", str(self._notify))
+        assert self._heard.wait(PATIENCE_S)
 
     def _listen(self) -> None:
         while not self._over.is_set():
@@ -113,6 +123,8 @@ class Systemd:
             for fd in fds:  # a barrier's
                 os.close(fd)
             self._ready |= "READY" in fields  # last: what came before it is done
+            if "HEARD" in fields:
+                self._heard.set()
 
     def _remove(self, name: str) -> None:
         for stored in [each for each in self._stored if each[0] == name]:

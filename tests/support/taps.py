@@ -45,9 +45,9 @@ class Tap(_Listener):
     """Sees the IP packets that pass an interface, in both directions, from when it is made on."""
 
     def __init__(self, node: Node, interface: str) -> None:
-        # Outgoing packets are shown to ETH_P_ALL sockets only.
-        super().__init__(node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL)))
-        self._socket.bind((interface, _ETH_P_ALL))
+        # Of no protocol until it is bound: before that it would hear what passes any interface of the node.
+        super().__init__(node.socket(socket.AF_PACKET, socket.SOCK_DGRAM))
+        self._socket.bind((interface, _ETH_P_ALL))  # outgoing packets are shown to ETH_P_ALL sockets only
 
     def packets(self, version: int = 4) -> list[bytes]:
         """Return what passed of one IP version since the last call."""
