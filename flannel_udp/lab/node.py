@@ -25,7 +25,7 @@ from flannel_udp.model import Address, Prefix, Subnet, prefix_order
 logger = logging.getLogger(__name__)
 
 AGENT_TIMEOUT_S = 30.0
-_STOP_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 30.0
 _HTTP_TIMEOUT_S = 10.0
 _LOG_LINES = 12
 
