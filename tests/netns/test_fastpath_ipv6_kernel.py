@@ -14,6 +14,7 @@ import threading
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from ipaddress import IPv6Address, IPv6Network
 from typing import NamedTuple, Self
 
@@ -26,7 +27,7 @@ from flannel_udp.dataplane.encapsulation import UDP, Encapsulation
 from flannel_udp.dataplane.offload import SOL_UDP, UDP_SEGMENT, enable_on_socket, enable_on_tunnel
 from flannel_udp.dataplane.tunnel import open_tunnel
 from flannel_udp.dataplane.underlay import open_sockets
-from flannel_udp.lab.netns import call_inside, ip_batch
+from flannel_udp.lab.netns import call_inside, ip_batch, wait_until
 from flannel_udp.options import Offload
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
@@ -159,7 +160,14 @@ def namespaces() -> Iterator[tuple[str, str]]:
         for number, name in enumerate(names, 1):
             lines = ["link set lo up", f"address add {underlay(number)}/64 dev eth0 nodad", "link set eth0 up"]
             ip_batch(lines, namespace=name)
+        for name in names:  # until then what is sent is lost, the question for the neighbour's address, say
+            assert wait_until(partial(is_up, name), PATIENCE_S)
         yield names
+
+
+def is_up(name: str) -> bool:
+    shown = subprocess.run(["ip", "-n", name, "link", "show", "eth0"], check=True, capture_output=True, text=True)
+    return "state UP" in shown.stdout
 
 
 @pytest.fixture
