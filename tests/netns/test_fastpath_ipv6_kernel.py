@@ -27,8 +27,9 @@ from flannel_udp.dataplane.encapsulation import UDP, Encapsulation
 from flannel_udp.dataplane.offload import SOL_UDP, UDP_SEGMENT, enable_on_socket, enable_on_tunnel
 from flannel_udp.dataplane.tunnel import open_tunnel
 from flannel_udp.dataplane.underlay import open_sockets
-from flannel_udp.lab.netns import call_inside, ip_batch, wait_until
+from flannel_udp.lab.netns import call_inside, ip_batch
 from flannel_udp.options import Offload
+from tests.support.agents import wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
 
@@ -161,7 +162,7 @@ def namespaces() -> Iterator[tuple[str, str]]:
             lines = ["link set lo up", f"address add {underlay(number)}/64 dev eth0 nodad", "link set eth0 up"]
             ip_batch(lines, namespace=name)
         for name in names:  # until then what is sent is lost, the question for the neighbour's address, say
-            assert wait_until(partial(is_up, name), PATIENCE_S)
+            wait_for("eth0 is up", partial(is_up, name))
         yield names
 
 
@@ -237,7 +238,8 @@ def test_udp_crosses_in_super_packets(hosts: tuple[Host, Host]) -> None:
         client.bind((near.pod, 0))
         client.sendmsg([payload], [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", 200))], 0, server.getsockname())
         assert [server.recv(1_500) for _ in range(40)] == [payload[i : i + 200] for i in range(0, len(payload), 200)]
-    assert near.engine.counters()["out"]["packets"] >= 40
+    # What was sent is counted after the call, and may be received before.
+    wait_for("it is counted", lambda: near.engine.counters()["out"]["packets"] >= 40)
     assert near.engine.counters()["system_calls"]["tun_reads"] < 40
     assert far.engine.counters()["system_calls"]["tun_join_errors"] == 0
 
