@@ -241,13 +241,12 @@ class Host(Node):
 
     def wait_ready(self, timeout_s: float = AGENT_TIMEOUT_S) -> None:
         """Wait for the agent. Raises `FlannelError` with its last words if it ends or the time is up."""
-        netns.wait_until(lambda: self.is_ready() or self.agent_pid() is None, timeout_s)
-        if self.agent_pid() is None:
-            raise FlannelError(f"{self.name}: the agent ended; its last words:\n{self._last_words()}")
-        if not self.is_ready():
+        if not netns.wait_until(lambda: self.is_ready() or self.agent_pid() is None, timeout_s):
             raise FlannelError(
                 f"{self.name}: the agent is not ready after {timeout_s:g} s; its last words:\n{self._last_words()}"
             )
+        if self.agent_pid() is None:
+            raise FlannelError(f"{self.name}: the agent ended; its last words:\n{self._last_words()}")
 
     def wait_peers(self, subnets: Set[Prefix], timeout_s: float = AGENT_TIMEOUT_S) -> None:
         """Wait until the agent has these subnets among its peers: readiness says nothing about the other hosts."""
