@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from flannel_udp.errors import FlannelError
+from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.node import Host
 from flannel_udp.model import Address, Prefix
+from tests.support.patience import PATIENCE_S
 from tests.support.peer import Peer, endpoint
 
 
@@ -22,3 +25,7 @@ class SocatPeer(Peer):
             f"UDP{peer.version}-DATAGRAM:{there},bind={here}",
         ]
         super().__init__(host, subnet, network, command, device=device)
+        # It opens the TUN first: what comes before it has the other end open as well is lost.
+        if not wait_until(lambda: host.run(["ss", "-Hlun", f"sport = :{port}"]).stdout != "", PATIENCE_S):
+            self.stop()
+            raise FlannelError(f"{host.name}: socat does not listen on port {port}")
