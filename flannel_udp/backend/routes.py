@@ -228,12 +228,18 @@ class RouteSet:
     def _settle(self, netlink: Rtnetlink, destinations: Iterable[Prefix]) -> set[Prefix]:
         """Bring these destinations from what is present to what is wanted; note why where that fails.
 
-        Some after the others: each gets the life that counts by then. Returns those for which the kernel changed
-        something.
+        Some after the others: each gets the life that counts by then. Where that is another one meanwhile, those that
+        have got the former one go first: a lease that was in doubt gives ten seconds, and thousands of routes take
+        longer. Returns those for which the kernel changed something.
         """
-        todo, changed = list(dict.fromkeys(destinations)), set[Prefix]()
-        for first in range(0, len(todo), _AT_ONCE):
-            changed |= self._settle_some(netlink, {at: self._due(at) for at in todo[first : first + _AT_ONCE]})
+        todo, done, changed = list(dict.fromkeys(destinations)), list[Prefix](), set[Prefix]()
+        ends_s = self.ends_s
+        while todo:
+            if self.ends_s != ends_s:
+                todo, done, ends_s = done + todo, [], self.ends_s
+            some, todo = todo[:_AT_ONCE], todo[_AT_ONCE:]
+            changed |= self._settle_some(netlink, {at: self._due(at) for at in some})
+            done += some
         return changed
 
     def _settle_some(self, netlink: Rtnetlink, due: Mapping[Prefix, Route | None]) -> set[Prefix]:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_network
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -186,7 +187,7 @@ class Lab:
     def _claim(self) -> None:
         """Take the name: making the folder is what two processes cannot both succeed in."""
         try:
-            self.plan.state.mkdir(parents=True)
+            _make_folder(self.plan.state)
         except FileExistsError:
             taken = True
         else:
@@ -270,9 +271,22 @@ def _prepare_ipv6(node: Node) -> None:
     )
 
 
+def _make_folder(path: Path) -> None:
+    """Make a lab's folder and the one of all labs, which whoever removes the last lab may take away just then.
+
+    Raises `FileExistsError` for a lab's folder that is there.
+    """
+    while True:
+        with suppress(FileNotFoundError):
+            path.mkdir(parents=True)
+            return
+
+
 def lab_names() -> list[str]:
     """Return the names of all labs, also of half-made and killed ones: by their folder or by their namespaces."""
-    folders = {path.name for path in STATE_DIR.iterdir()} if STATE_DIR.is_dir() else set()
+    folders: set[str] = set()
+    with suppress(FileNotFoundError):  # it goes with the last lab
+        folders = {path.name for path in STATE_DIR.iterdir()}
     return sorted(folders | {name for ns in netns.names() if (name := lab_of_namespace(ns))})
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from flannel_udp.lab.by_hand import put_routes
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix, tcp_rate
 from tests.support.agents import wait_for
@@ -42,6 +43,11 @@ def wait_for_traffic(lab: Lab, version: int, hosts: int = N_HOSTS) -> None:
         f"traffic by IPv{version}",
         lambda: None not in ping_matrix(pods, timeout_s=0.5, version=version).values(),
     )
+
+
+def problems_of(host: Host) -> list[str]:
+    found: list[str] = host.control("/v1/status")["problems"]
+    return found
 
 
 def subnets_of(lab: Lab) -> list[tuple[str, ...]]:
@@ -106,6 +112,7 @@ def test_a_host_without_an_ipv6_address_takes_part_by_ipv4_and_says_what_it_lack
         assert [len(host.prefixes) for host in lab.hosts] == [2, 2, 1]
         wait_for_traffic(lab, 4, hosts=3)
         wait_for_traffic(lab, 6, hosts=2)
-        (lack,) = poor.control("/v1/status")["problems"]
+        wait_for("it says what it lacks, and nothing else", lambda: len(problems_of(poor)) == 1)
+        (lack,) = problems_of(poor)
         assert lack.endswith("until it gets one: IPv6 is disabled on eth0: sysctl -w net.ipv6.conf.eth0.disable_ipv6=0")
         assert str(poor.prefixes[0]).replace("/", "-") in by_hand(lab).subnets()

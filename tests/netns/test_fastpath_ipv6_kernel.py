@@ -14,6 +14,7 @@ import threading
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from ipaddress import IPv6Address, IPv6Network
 from typing import NamedTuple, Self
 
@@ -28,6 +29,7 @@ from flannel_udp.dataplane.tunnel import open_tunnel
 from flannel_udp.dataplane.underlay import open_sockets
 from flannel_udp.lab.netns import call_inside, ip_batch
 from flannel_udp.options import Offload
+from tests.support.agents import wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
 
@@ -159,7 +161,14 @@ def namespaces() -> Iterator[tuple[str, str]]:
         for number, name in enumerate(names, 1):
             lines = ["link set lo up", f"address add {underlay(number)}/64 dev eth0 nodad", "link set eth0 up"]
             ip_batch(lines, namespace=name)
+        for name in names:  # until then what is sent is lost, the question for the neighbour's address, say
+            wait_for("eth0 is up", partial(is_up, name))
         yield names
+
+
+def is_up(name: str) -> bool:
+    shown = subprocess.run(["ip", "-n", name, "link", "show", "eth0"], check=True, capture_output=True, text=True)
+    return "state UP" in shown.stdout
 
 
 @pytest.fixture
@@ -229,7 +238,8 @@ def test_udp_crosses_in_super_packets(hosts: tuple[Host, Host]) -> None:
         client.bind((near.pod, 0))
         client.sendmsg([payload], [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", 200))], 0, server.getsockname())
         assert [server.recv(1_500) for _ in range(40)] == [payload[i : i + 200] for i in range(0, len(payload), 200)]
-    assert near.engine.counters()["out"]["packets"] >= 40
+    # What was sent is counted after the call, and may be received before.
+    wait_for("it is counted", lambda: near.engine.counters()["out"]["packets"] >= 40)
     assert near.engine.counters()["system_calls"]["tun_reads"] < 40
     assert far.engine.counters()["system_calls"]["tun_join_errors"] == 0
 

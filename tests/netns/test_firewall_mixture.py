@@ -12,6 +12,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.support.agents import Agent, wait_for
+from tests.support.firewall import look_s
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = [
@@ -40,11 +41,11 @@ def degraded(host: Host) -> list[str]:
 
 
 def appears(host: Host, part: str) -> None:
-    wait_for(part, lambda: any(part in text for text in degraded(host)))
+    wait_for(part, lambda: any(part in text for text in degraded(host)), look_s())
 
 
 def goes(host: Host) -> None:
-    wait_for("nothing is wrong", lambda: degraded(host) == [])
+    wait_for("nothing is wrong", lambda: degraded(host) == [], look_s())
 
 
 def test_the_other_variants_policy_and_flannels_rules_in_it_are_named(host: Host) -> None:

@@ -12,6 +12,7 @@ from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping_matrix
 from tests.support.agents import up_with_peers, wait_for
+from tests.support.firewall import look_s
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = [*NEEDS_NETNS, pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft")]
@@ -27,7 +28,7 @@ def duo(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 @pytest.fixture
 def h1(duo: Lab) -> Host:
-    wait_for("all is well", lambda: problems(duo.hosts[0]) == [])
+    wait_for("all is well", lambda: problems(duo.hosts[0]) == [], look_s())
     return duo.hosts[0]
 
 
@@ -105,13 +106,13 @@ def test_what_drops_pods_packets_is_named_and_mended_by_its_command(duo: Lab, h1
     try:
         for line in do:
             h1.run([word.format(**known) if "{" in word and "}" in word else word for word in line.split()])
-        wait_for("it is named", lambda: any(text in problem for problem in problems(h1)))
+        wait_for("it is named", lambda: any(text in problem for problem in problems(h1)), look_s())
         assert h1.is_ready()
         assert not passes(duo)
         (problem,) = (problem for problem in problems(h1) if text in problem)
         h1.run(["sh", "-c", problem.rpartition(": ")[2]])
         assert passes(duo)
-        wait_for("it is well", lambda: problems(h1) == [])
+        wait_for("it is well", lambda: problems(h1) == [], look_s())
     finally:
         for line in undo:
             h1.run([word.format(**known) for word in line.split()])
@@ -129,11 +130,11 @@ def test_a_closed_port_is_named_and_opened_by_its_command(duo: Lab, h1: Host, ru
     chain = rule.split(maxsplit=1)[0]
     h1.run(["iptables", "-w", "-A", *rule.split()])
     try:
-        wait_for("it is named", lambda: any(lost in problem for problem in problems(h1)))
+        wait_for("it is named", lambda: any(lost in problem for problem in problems(h1)), look_s())
         (problem,) = (problem for problem in problems(h1) if lost in problem)
         h1.run(["sh", "-c", problem.rpartition(": ")[2]])
         assert passes(duo)
-        wait_for("it is well", lambda: problems(h1) == [])
+        wait_for("it is well", lambda: problems(h1) == [], look_s())
     finally:
         h1.run(["iptables", "-w", "-F", chain])
 

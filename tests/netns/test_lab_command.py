@@ -19,6 +19,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.plan import Plan
 from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, namespaces_of, state_of
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -27,7 +28,12 @@ LAB = [sys.executable, "-m", "flannel_udp", "lab"]
 
 def run(*words: str, before: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*before, *LAB, *words], capture_output=True, text=True, timeout=60, check=False, env=os.environ | env
+        [*before, *LAB, *words],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+        check=False,
+        env=os.environ | env,
     )
 
 
@@ -126,7 +132,7 @@ def test_down_all_removes_every_lab_of_the_machine() -> None:
     )
     script = 'mount -t tmpfs none /run && exec "$0" -c "$1"'
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, sys.executable, code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
     assert (done.returncode, done.stdout) == (0, "removed: one, two\n"), done.stderr
 
 
@@ -162,7 +168,7 @@ def test_without_root_up_is_one_clear_line() -> None:
         "os.setgroups([]); os.setuid(65534); sys.exit(main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", code, "lab", "up", "--name", fresh_name()]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
     assert done.returncode == 1
     assert done.stderr == ("flannel-udp: the lab needs root, because it makes network namespaces: run it with sudo\n")
 
@@ -188,11 +194,11 @@ def test_a_demonstration_that_is_interrupted_takes_the_lab_down(number: signal.S
     with cleaned_up(Lab(Plan(name))):
         demo = subprocess.Popen([*LAB, "demo", "--name", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
-            assert wait_until(lambda: len(namespaces_of(name)) == 5, 20)
+            assert wait_until(lambda: len(namespaces_of(name)) == 5, PATIENCE_S)
             time.sleep(0.3)  # somewhere between building and the first ping
             demo.send_signal(number)
             demo.send_signal(number)  # an impatient user
-            demo.communicate(timeout=20)
+            demo.communicate(timeout=PATIENCE_S)
         finally:
             demo.kill()
             demo.communicate()

@@ -21,6 +21,20 @@ from flannel_udp.lab.probe import ping_matrix
 from flannel_udp.model import Address
 from tests.support.patience import PATIENCE_S
 
+_PATIENT = """
+import sys
+from flannel_udp.agent import agent
+from flannel_udp.cli.main import main
+agent.CLEAN_TIMEOUT_S = agent.RELEASE_TIMEOUT_S = 60.0
+sys.exit(main())
+"""
+WITH_TIME_TO_CLEAN_UP = ("-c", _PATIENT)
+"""What `Agent` runs as its `program` where the promise is that its end leaves nothing.
+
+An agent leaves what it could not take away within 0.7 s, some twenty runs of iptables, say; on a machine that is very
+busy one of them may take as long.
+"""
+
 
 def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> float:
     """Wait until the condition holds and return how many seconds that took; it is an error if the time is up."""

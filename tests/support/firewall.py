@@ -8,12 +8,20 @@ import sys
 from ipaddress import IPv4Address
 
 from flannel_udp.lab.node import Host, Node
-from tests.support.patience import PATIENCE_S
+from tests.support.patience import PATIENCE_S, promised
 
 PORT = 4242
 SO_MARK = 36  # asm-generic/socket.h
 TABLE = "flannel-ipv4"
 CHAINS = {"filter": ("FORWARD", "FLANNEL-FWD"), "nat": ("POSTROUTING", "FLANNEL-POSTRTG")}
+
+
+def look_s() -> float:
+    """Return for how long to wait for what the agent says of other people's rules, or says no more.
+
+    After a look it rests twenty times as long as that took, which is half a minute on a machine that is very busy.
+    """
+    return promised(PATIENCE_S)
 
 
 def source_seen(
