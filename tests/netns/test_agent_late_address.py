@@ -192,6 +192,7 @@ def test_what_keeps_one_familys_port_costs_the_other_nothing_and_is_joined_by_wh
         with port_in_use(h2, h2.underlay_of(version), port):
             h2.start_agent()
             h2.wait_ready()
+            wait_for("it is noted", lambda: h2.control("/v1/status")["problems"] != [])
             (fault,) = h2.control("/v1/status")["problems"]
             assert fault.startswith(f"no IPv{version} traffic (trying again): ")
             assert "in use" in fault
@@ -219,8 +220,7 @@ def take_over(host: Host) -> Agent:
     """Start an agent that takes over, and return it when it carries packets."""
     old = pid_of(host)
     agent = Agent(host, "--takeover", *host.plan.agent_args)
-    agent.wait_for_line(f"took over from process {old}, which ran flannel-udp ")
-    wait_for("it answers", lambda: host.is_ready() and pid_of(host) == agent.process.pid)
+    agent.wait_for_take_over(old)
     return agent
 
 
