@@ -263,7 +263,9 @@ def test_who_keeps_undoing_what_traffic_needs_makes_us_not_ready_until_it_stays(
         wait_for("ready again", h1.is_ready, timeout_s=promised(20.0))
         assert overlay_route(h1) == f"{NETWORK} dev flannel0"
         wait_for("traffic", lambda: None not in ping_matrix(duo.pods(), timeout_s=0.5).values())
-        assert len(log.lines("no traffic")) <= 3
+        said = log.lines("no traffic")
+        # Each thing that does not stay is told once, with the route that goes with a link, say; and nothing for ever.
+        assert len(said) - len(set(said)) <= 2
     finally:
         undo(h1)
 
