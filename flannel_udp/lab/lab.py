@@ -103,7 +103,7 @@ class Lab:
         remove(self.name)
         # What ended just now may be our children: collect their exit statuses.
         for host in self.hosts:
-            host.agent_pid()
+            host.collect_agent()
         if self._etcd is not None:
             self._etcd.stop()
 

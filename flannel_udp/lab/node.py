@@ -196,6 +196,12 @@ class Host(Node):
         """End the agent with SIGKILL: it can clean up nothing."""
         self._end_agent(signal.SIGKILL, _STOP_TIMEOUT_S)
 
+    def collect_agent(self) -> None:
+        """Wait for the end of an agent of ours that is ending: it leaves its namespace before it closes its files."""
+        if self._child is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._child.wait(_STOP_TIMEOUT_S)
+
     def _end_agent(self, number: signal.Signals, timeout_s: float) -> None:
         pid = self.agent_pid()
         if pid is None:

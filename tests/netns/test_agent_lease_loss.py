@@ -12,7 +12,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping
-from tests.support.agents import Agent, Log, remains_of, subnet_of, up_with_peers, wait_for, wait_for_peers
+from tests.support.agents import Agent, Log, drops_of, remains_of, subnet_of, up_with_peers, wait_for, wait_for_peers
 from tests.support.by_hand import ByHand, by_hand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -104,10 +104,11 @@ def test_forwarding_stops_while_another_holds_our_subnet_and_returns_with_it(two
     before = h1.control("/v1/status")["counters"]
     # Nothing of ours goes out, and what still comes in is not delivered.
     assert ping(h1.pods[0], [h2.pods[0].ip], timeout_s=0.3) == [None]
+    dropped = before["out"]["drops"].get("no_route", 0)
+    wait_for("it is dropped", lambda: drops_of(h1, "out").get("no_route", 0) > dropped)
     after = h1.control("/v1/status")["counters"]
     assert after["out"]["packets"] == before["out"]["packets"]
     assert after["in"]["packets"] == before["in"]["packets"]
-    assert after["out"]["drops"]["no_route"] > before["out"]["drops"].get("no_route", 0)
     assert losses(log) == [f"lost our subnet {subnet}: {key} was taken by 192.0.2.99; forwarding stopped"]
     wait_for("that no subnet is free is said", lambda: bool(log.lines("are taken")))
     status = h1.control("/v1/status")

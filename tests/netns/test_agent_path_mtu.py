@@ -10,10 +10,12 @@ import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.node import Pod
 from flannel_udp.lab.plan import UNDERLAY_GATEWAY, Plan
 from tests.support.agents import drops_of, start_agents, subnet_of, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 from tests.support.routers import put_routers_between, set_middle_mtu
 from tests.support.taps import IcmpErrors, Tap, quoted_id, send_raw
 from tests.support.transfer import Transfer
@@ -22,7 +24,6 @@ pytestmark = NEEDS_NETNS
 
 OUTER_HEADER_BYTES = 28
 SOME_BYTES = 8 << 20
-SLOW_S = 30.0  # TCP that was told of a smaller MTU begins again slowly
 N_FLOWS = 12  # as many hardly ever all fall to one of two workers
 
 
@@ -59,12 +60,13 @@ def told_mtu(source: Pod, target: Pod, size: int, port: int = 1000) -> int:
     return int(told[0])
 
 
-def arrives(source: Pod, target: Pod, packet: IP) -> bool:
-    """Send a packet once and tell whether it arrives, reading what passes until the echo of a later ping has."""
+def arrives(source: Pod, target: Pod, packet: IP, within_s: float = PATIENCE_S) -> bool:
+    """Send a packet once and tell whether it arrives: with two workers a later one, of another flow, may be faster."""
     with Tap(target, "eth0") as tap:
         send_raw(source, packet)
-        source.run(["ping", "-c1", "-W5", str(target.ip)])
-        return packet.id in [IP(seen).id for seen in tap.packets() if seen[9] == 17]
+        return wait_until(
+            lambda: packet.id in [IP(seen).id for seen in tap.packets() if seen[9] == socket.IPPROTO_UDP], within_s
+        )
 
 
 def pods_of(lab: Lab) -> tuple[Pod, Pod]:
@@ -132,15 +134,14 @@ def test_a_path_that_grows_is_used_in_full_before_the_kernel_would_forget(host_d
             one.host.configure(f"route add {other.host.underlay} via {UNDERLAY_GATEWAY} metric 7")
         else:  # of which nobody is told
             one.host.configure("route flush cache")
-        wait_for("the path is used", lambda: arrives(one, other, datagram(one, other, largest, 4000)), SLOW_S)
+        wait_for("the path is used", lambda: arrives(one, other, datagram(one, other, largest, 4000), 0.5))
 
 
 def grow(*transfers: Transfer) -> None:
     """Wait until some more has arrived of each."""
     wanted = [transfer.received_bytes + SOME_BYTES for transfer in transfers]
-    wait_for(
-        "all go on", lambda: all(each.received_bytes > n for each, n in zip(transfers, wanted, strict=True)), SLOW_S
-    )
+    # TCP that was told of a smaller MTU begins again slowly.
+    wait_for("all go on", lambda: all(each.received_bytes > n for each, n in zip(transfers, wanted, strict=True)))
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])

@@ -19,7 +19,6 @@ from tests.support.labs import NEEDS_NETNS, fresh_name, namespaces_of
 pytestmark = NEEDS_NETNS
 
 LEASE_TTL_S = 86_400
-TTL_SLACK_S = 10
 
 
 @pytest.fixture(scope="module", params=["file", "etcd"])
@@ -61,12 +60,14 @@ def test_leases_in_etcd_live_for_a_day(lab: Lab) -> None:
     etcd = EtcdByHand(lab)
     leases = etcd.etcdctl("lease", "list").splitlines()[1:]
     assert len(leases) == len(lab.hosts)
-    held = {}
+    held, left_s = {}, []
     for lease in leases:
         state = json.loads(etcd.etcdctl("lease", "timetolive", lease, "--keys", "--write-out=json"))
         assert state["granted-ttl"] == LEASE_TTL_S
-        assert LEASE_TTL_S - TTL_SLACK_S <= state["ttl"] <= LEASE_TTL_S
+        left_s.append(state["ttl"])
         held[lease] = len(state["keys"])
+    oldest_s = max(host.control("/v1/status")["uptime_s"] for host in lab.hosts)
+    assert LEASE_TTL_S - oldest_s - 1 <= min(left_s) <= max(left_s) <= LEASE_TTL_S  # in whole seconds
     assert set(held.values()) == {1}
     assert len(etcd.etcdctl("get", "--prefix", "--keys-only", f"{PREFIX}/subnets/").split()) == len(lab.hosts)
 
@@ -93,7 +94,9 @@ def test_flannel0_has_flannels_shape(lab: Lab) -> None:
 
 def test_the_log_of_an_ordinary_start_is_one_plain_line_a_step(lab: Lab) -> None:
     for host, other in zip(lab.hosts, reversed(lab.hosts), strict=True):
-        said = sorted(log_of(host), key=lambda line: not line.startswith("peer added"))  # that one may come anywhere
+        # Both start at once, and once in a hundred times they pick the same subnet: who is slower says so.
+        said = [line for line in log_of(host) if not line.startswith("another host was faster: ")]
+        said.sort(key=lambda line: not line.startswith("peer added"))  # that one may come anywhere
         assert said == [
             f"peer added: {other.subnet} via {other.underlay}",
             f"using interface eth0, address {host.underlay}, public IP {host.underlay}",

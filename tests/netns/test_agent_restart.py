@@ -13,7 +13,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix
-from tests.support.agents import Agent, links_of, log_of, remains_of, subnet_of, up_with_peers, wait_for, wait_for_peers
+from tests.support.agents import Agent, Log, links_of, remains_of, subnet_of, up_with_peers, wait_for, wait_for_peers
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -75,9 +75,10 @@ def test_without_a_lease_subnet_env_decides(duo: Lab) -> None:
     subnet = subnet_of(h1)
     h1.kill_agent()
     by_hand(duo).delete(str(subnet).replace("/", "-"))
+    log = Log(h1)
     h1.start_agent()
     h1.wait_ready()
-    assert f"acquired a new subnet {subnet}" in log_of(h1)[-4:]
+    assert f"acquired a new subnet {subnet}" in log.lines()
     assert subnet_of(h1) == subnet
     assert all_reach_each_other(duo)
 

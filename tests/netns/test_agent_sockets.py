@@ -32,7 +32,8 @@ def test_sockets_removed_with_their_folder_are_put_back_counted_and_answer(host:
     with Agent(host, "--control-socket", str(control)) as agent:
         agent.wait_for_line("wrote ")
         for times in (1, 2):
-            shutil.rmtree(folder)
+            # In one go: what the agent puts back between two files would keep the folder from being removed.
+            shutil.rmtree(folder.rename(folder.with_name("former")))
             wait_for("both are back", lambda: control.is_socket() and handover_path(control).is_socket())
             status = host.run(
                 [sys.executable, "-m", "flannel_udp", "status", "--json", "--control-socket", str(control)]
@@ -53,15 +54,16 @@ def test_what_somebody_else_put_there_is_left_to_him_and_we_are_not_ready(host: 
     health = "--healthz-port=8080"
     with Agent(host, health) as agent, socket.socket(socket.AF_UNIX) as other:
         agent.wait_ready()
-        path.unlink()
+        theirs = path.with_name("theirs")  # is put there in one go: the agent would be as fast to a free place
         if what == "a file":
-            path.write_text("precious")
+            theirs.write_text("precious")
+            theirs.replace(path)
             agent.wait_for_line("exists and is not a socket: remove it or choose another --control-socket")
             assert path.read_text() == "precious"
         else:
-            path.unlink(missing_ok=True)
-            other.bind(str(path))
+            other.bind(str(theirs))
             other.listen()
+            theirs.replace(path)
             agent.wait_for_line("not ready: another flannel-udp is running")
         assert "not ready: " in readyz(host)
         path.unlink()

@@ -192,8 +192,14 @@ def test_a_deleted_flannel0_comes_back_within_a_second_while_somebody_undoes_our
         for times in range(3):
             h1.configure("link del flannel0")
             wait_for("it is made anew", partial(_made_anew_since, h1, times), timeout_s=promised(SOON_S))
+            # Before it is up it is given its MTU, whatever we say.
+            wait_for("it has its shape", partial(_is_up, h1, "flannel0"), timeout_s=promised(SOON_S))
             h1.configure("link set flannel0 mtu 1300")
             wait_for("its MTU", partial(_more_mtus_put_right, h1, times), timeout_s=promised(SOON_S))
+
+
+def _is_up(host: Host, device: str) -> bool:
+    return host.run(["ip", "link", "show", "up", "dev", device]).stdout != ""
 
 
 def _made_anew_since(host: Host, times: int) -> bool:
@@ -254,10 +260,12 @@ def test_who_keeps_undoing_what_traffic_needs_makes_us_not_ready_until_it_stays(
             wait_for("pauses have begun", lambda: bool(log.lines("again and again")))
             assert not h1.is_ready()
         # A pause may have just begun.
-        wait_for("ready again", h1.is_ready, timeout_s=20.0)
+        wait_for("ready again", h1.is_ready, timeout_s=promised(20.0))
         assert overlay_route(h1) == f"{NETWORK} dev flannel0"
         wait_for("traffic", lambda: None not in ping_matrix(duo.pods(), timeout_s=0.5).values())
-        assert len(log.lines("no traffic")) <= 3
+        said = log.lines("no traffic")
+        # Each thing that does not stay is told once, with the route that goes with a link, say; and nothing for ever.
+        assert len(said) - len(set(said)) <= 2
     finally:
         undo(h1)
 

@@ -17,6 +17,7 @@ from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from tests.support.agents import Agent, in_mounts_of, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.standstill import frozen
 
 pytestmark = NEEDS_NETNS
 
@@ -95,7 +96,8 @@ def test_whatever_becomes_of_it_it_is_put_back_and_counted(host: Host, tmp_path:
         env = subnet_env.read(path)
         assert env is not None
         for n, change in enumerate(CHANGES, start=1):
-            change(path)
+            with frozen(agent.process.pid):  # or it puts back what stands in the way of the change's second step
+                change(path)
             wait_for(f"right again after {change.__name__}", lambda: _holds(path, env))
             wait_for(f"counted after {change.__name__}", partial(counted, host, n))
             assert is_ready(host)
@@ -160,12 +162,14 @@ def test_a_disk_that_takes_nothing_is_waited_for_at_start_and_later(host: Host, 
         assert not is_ready(host)
         in_agents_mounts(agent, *mend(disk))
         wait_for("ready", lambda: is_ready(host))
-        # At run time: whoever removes the file, and then nobody can write it.
-        if fault == "full":
-            in_agents_mounts(agent, "sh", "-c", f"rm {path}; dd if=/dev/zero of={disk}/ballast bs=1 count=100k; true")
-        else:
-            in_agents_mounts(agent, "sh", "-c", f"rm {path}; mount -o remount,ro {disk}")
-        wait_for("not ready, or put back before", lambda: not is_ready(host) or repairs(host) == 1)
+        # At run time: whoever removes the file, and then nobody can write it; nor does anybody just then.
+        with frozen(agent.process.pid):
+            if fault == "full":
+                fill = f"dd if=/dev/zero of={disk}/ballast bs=1 count=100k"
+                in_agents_mounts(agent, "sh", "-c", f"rm {path}; {fill}; true")
+            else:
+                in_agents_mounts(agent, "sh", "-c", f"rm {path}; mount -o remount,ro {disk}")
+        wait_for("not ready", lambda: not is_ready(host))
         in_agents_mounts(agent, "sh", "-c", f"rm -f {disk}/ballast; mount -o remount,rw {disk}")
         wait_for("right again", lambda: is_ready(host) and repairs(host) == 1)
         assert agent.stop() == 0

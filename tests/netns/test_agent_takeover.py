@@ -28,7 +28,7 @@ from tests.support.agents import (
 )
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS
-from tests.support.patience import promised
+from tests.support.patience import PATIENCE_S, promised
 from tests.support.standstill import freeze
 from tests.support.systemd import Systemd
 
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(duo: Lab, flag: str, 
 def test_a_new_agent_that_is_killed_at_any_step_leaves_the_old_one_forwarding(duo: Lab, last: str) -> None:
     h1, h2 = duo.hosts
     registry = "etcd /coreos.com/network" if duo.plan.registry == "etcd" else f"file:{duo.plan.registry_file}"
-    terms = {**TERMS.document(), "registry": registry}
+    terms, log = {**TERMS.document(), "registry": registry}, Log(h1)
     with Flow(h1.pods[0], h2.pods[0], interval_s=0.002) as flow:
         flow.wait_for_one_sent_from_now()
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
@@ -137,15 +137,15 @@ def test_a_new_agent_that_is_killed_at_any_step_leaves_the_old_one_forwarding(du
             if last != "(connected)":
                 connection.send("hello", protocol=PROTOCOL, terms=terms)
             if last in ("ready", "go"):
-                assert connection.receive(5.0)["say"] == "descriptors"
-                assert connection.receive(5.0)["say"] == "state"
+                assert connection.receive(PATIENCE_S)["say"] == "descriptors"
+                assert connection.receive(PATIENCE_S)["say"] == "state"
                 connection.send("ready")
             if last == "go":
-                assert connection.receive(5.0)["say"] == "go"
+                assert connection.receive(PATIENCE_S)["say"] == "go"
         flow.wait_for_one_sent_from_now()
         flow.end()
     assert flow.lost == 0
-    wait_for("it says so", lambda: any("this agent goes on" in line for line in log_of(h1)[-3:]))
+    wait_for("it says so", lambda: bool(log.lines("this agent goes on")))
     with Agent(h1, "--takeover") as agent:  # and the next one is served
         agent.wait_for_line("took over from process")
         wait_for("the old one has ended", lambda: h1.agent_pid() is None)

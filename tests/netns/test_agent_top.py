@@ -23,6 +23,8 @@ pytestmark = NEEDS_NETNS
 
 PACKET_BYTES = 1_000
 A_SECOND = 200
+OVER_S = 5
+"""The total and the peers' are asked for one after the other, on a busy machine a tenth of a second apart or more."""
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def test_rates_are_those_of_what_travels(trio: Lab) -> None:
         wait_for("out", lambda: is_about(command_json(h1, "peers", pod)[0]["packets_out_s"]))
         wait_for("in", lambda: is_about(command_json(h2, "peers", str(subnet_of(h1)))[0]["packets_in_s"]))
         (row,) = command_json(h1, "peers", pod)
-        document = command_json(h1, "top", "--once", "-d", "2")
+        document = command_json(h1, "top", "--once", "-d", str(OVER_S))
         wait_for("all together", lambda: is_about(command_json(h1, "top", "--once")["out"]["packets_s"]))
         assert command_line(h1, "peers", "--sort=bytes", "-o").stdout.split("\t")[0] == str(subnet_of(h2))
     busiest, idle = document["peers"]
@@ -84,7 +86,7 @@ def test_rates_are_those_of_what_travels(trio: Lab) -> None:
     assert document["out"]["packets_s"] == pytest.approx(busiest["packets_out_s"], rel=0.05)
     assert busiest["bytes_out_s"] == pytest.approx(busiest["packets_out_s"] * PACKET_BYTES, rel=0.05)
     assert row["bytes_out_s"] == pytest.approx(row["packets_out_s"] * PACKET_BYTES, rel=0.05)
-    assert document["over_s"] >= 2
+    assert document["over_s"] >= OVER_S
     assert idle["bytes_out_s"] == 0
     assert (row["carrier"], row["host"], row["refused_out"]) == ("userspace", None, 0)
 

@@ -152,6 +152,31 @@ def test_down_leaves_no_namespace_link_process_or_file() -> None:
     assert lab.name not in lab_names()
 
 
+# Kernels take a process out of its namespaces before they close its files, and flannel0 takes its time.
+LINGERS = """
+import ctypes, signal, time
+
+def end(*_):
+    assert ctypes.CDLL(None).unshare(0x40000000) == 0  # CLONE_NEWNET
+    time.sleep(0.5)
+    raise SystemExit
+
+signal.signal(signal.SIGTERM, end)
+print("there", flush=True)
+signal.pause()
+"""
+
+
+def test_down_waits_for_an_agent_that_has_left_its_namespace_and_not_ended_yet() -> None:
+    with Lab(Plan(fresh_name(), hosts=1, pods=0, agents=())) as lab:
+        (host,) = lab.hosts
+        process = host._child = host.popen([sys.executable, "-c", LINGERS], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        with process.stdout as said:
+            assert said.readline() == "there\n"
+    assert process.returncode == 0
+
+
 def test_down_twice_and_down_of_nothing_are_no_fault() -> None:
     lab = Lab(Plan(fresh_name(), agents=()))
     lab.down()

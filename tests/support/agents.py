@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.netns import wait_until, write_sysctls
+from flannel_udp.lab.netns import holds, wait_until, write_sysctls
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
 from flannel_udp.lab.probe import ping_matrix
 from flannel_udp.model import Address
@@ -241,6 +241,15 @@ class Agent:
         found = [line for line in self.said() if part in line]
         assert found, f"no line with {part!r} within {timeout_s:g} s in {self.said()}"
         return found[0]
+
+    def wait_for_take_over(self, old: int) -> None:
+        """Wait until it has taken over from process `old`, and that has ended; then wait until it carries traffic.
+
+        Until then both answer who asks on the control socket.
+        """
+        self.wait_for_line(f"took over from process {old}, which ran flannel-udp ")
+        wait_for(f"process {old} has ended", lambda: not holds(self.host.namespace, old))
+        self.wait_ready()
 
     def wait_ready(self) -> None:
         """Wait until it carries traffic."""

@@ -14,7 +14,6 @@ from typing import Self
 from flannel_udp.dataplane.underlay import SO_RCVBUFFORCE
 from flannel_udp.lab.node import Pod
 from tests.support.agents import wait_for
-from tests.support.patience import PATIENCE_S
 
 _PORT = 9000
 _LOOK_S = 0.05
@@ -61,10 +60,10 @@ class Flow:
         """The highest number that arrived, -1 for none."""
         return max(self._arrived, default=-1)
 
-    def wait_for_one_sent_from_now(self, timeout_s: float = PATIENCE_S) -> float:
+    def wait_for_one_sent_from_now(self) -> float:
         """Wait until a datagram arrives that is sent after this call, and return the seconds that took."""
         first = self.sent
-        return wait_for("a datagram of the flow arrives", lambda: self.newest >= first, timeout_s)
+        return wait_for("a datagram of the flow arrives", lambda: self.newest >= first)
 
     def _send(self) -> None:
         while not self._ending.wait(self.interval_s):

@@ -27,6 +27,16 @@ def freeze(pid: int) -> None:
         time.sleep(0.001)
 
 
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Have a process stand still for the block: what is done there is all done when it sees it."""
+    freeze(pid)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def _state(task: Path) -> str:
     """Return a thread's state as proc(5) has it, behind its name, which may hold anything; gone is a zombie's."""
     try:

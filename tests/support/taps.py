@@ -104,11 +104,13 @@ class IcmpErrors(_Listener):
         return None
 
 
-def send_raw(node: Node, packet: Any) -> None:
+def send_raw(node: Node, packet: Any, times: int = 1) -> None:
     """Let a node send an IPv4 packet of our making; its kernel routes it, whatever it learned of the path's MTU."""
+    data = bytes(packet)
     with node.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
-        sock.sendto(bytes(packet), (packet.dst, 0))
+        for _ in range(times):
+            sock.sendto(data, (packet.dst, 0))
 
 
 def put_on(node: Node, interface: str, packet: Any) -> None:
