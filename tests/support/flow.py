@@ -14,6 +14,7 @@ from typing import Self
 from flannel_udp.dataplane.underlay import SO_RCVBUFFORCE
 from flannel_udp.lab.node import Pod
 from tests.support.agents import wait_for
+from tests.support.patience import promised
 
 _PORT = 9000
 _SETTLE_S = 1.0
@@ -73,7 +74,7 @@ class Flow:
     def _receive(self) -> None:
         quiet_since_s = time.monotonic()
         # As long as it sends: one that is sent when the end has been called for already is not lost, either.
-        while self._sending.is_alive() or (self.lost and time.monotonic() - quiet_since_s < _SETTLE_S):
+        while self._sending.is_alive() or (self.lost and time.monotonic() - quiet_since_s < promised(_SETTLE_S)):
             try:
                 (number,) = struct.unpack("!I", self._in.recv(64))
             except TimeoutError:
