@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_udp.lab.lab import Lab
+from tests.support.patience import PATIENCE_S
 
 PREFIX = "/coreos.com/network"
 
@@ -94,9 +95,10 @@ class EtcdByHand(ByHand):
     """etcd through its own client, etcdctl, in the namespace of the underlay's bridge."""
 
     def etcdctl(self, *arguments: str, stdin: str = "") -> str:
-        """Run etcdctl and return what it prints."""
-        endpoint = f"--endpoints={self._lab.plan.etcd_endpoint}"
-        return self._lab.net.run(["env", "ETCDCTL_API=3", "etcdctl", endpoint, *arguments], stdin=stdin).stdout
+        """Run etcdctl and return what it prints. By itself it waits 2 and 5 s only, too little on a busy machine."""
+        flags = [f"--endpoints={self._lab.plan.etcd_endpoint}", "--dial-timeout=60s", "--command-timeout=60s"]
+        command = ["env", "ETCDCTL_API=3", "etcdctl", *flags, *arguments]
+        return self._lab.net.run(command, stdin=stdin, timeout_s=PATIENCE_S).stdout
 
     def subnets(self) -> dict[str, str]:
         lines = self.etcdctl("get", "--prefix", f"{PREFIX}/subnets/").splitlines()
