@@ -105,7 +105,8 @@ def test_what_pods_send_to_multicast_groups_is_no_alarm(fresh: Lab) -> None:
     finally:
         h1.configure("route del 224.0.0.251/32 dev flannel0")
     assert dropped(h1, "not_unicast")[-1]["destination"] == "224.0.0.251"
-    send_datagrams(stranger, stranger.underlay, h1.underlay, PORT, [bytes(20)])
+    alarm = IP(src="10.244.255.1", dst=str(h1.pods[0].ip)) / UDP()
+    send_datagrams(stranger, stranger.underlay, h1.underlay, PORT, [bytes(alarm)])
     wait_for("what is said of other reasons", lambda: bool(log.lines("unknown_peer")))
     assert not log.lines("not_unicast")
 
