@@ -167,7 +167,8 @@ def waits_until_it_is_right(host: Host, config: Mapping[str, object], *faults: s
     with registry_with(host, config) as correct, Agent(host, iface=iface) as agent:
         for fault in faults:
             agent.wait_for_line(f"reading the network configuration failed: {fault} (trying again every")
-        assert host.control("/v1/status")["state"] == "waiting for configuration"
+        # Before each try it looks at the interface once more, and says so.
+        wait_for("it waits", lambda: host.control("/v1/status")["state"] == "waiting for configuration")
         assert remains_of(host) == {host.control_socket.name, f"{host.control_socket.name}.handover"}
         assert json.loads(host.plan.registry_file.read_bytes()).get("subnets", {}) == {}
         complaints = [line for line in agent.said() if "failed" in line]

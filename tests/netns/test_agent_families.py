@@ -47,6 +47,18 @@ def travels(lab: Lab, version: int) -> None:
     wait_for(f"IPv{version}", lambda: None not in ping_matrix(lab.pods(), 0.5, version).values())
 
 
+def status_with_one_problem(host: Host) -> dict[str, Any]:
+    """Wait until that is all that is wrong: while the hosts meet, on a busy machine, a peer may seem ill."""
+    found: list[dict[str, Any]] = []
+
+    def has_one() -> bool:
+        found[:] = [host.control("/v1/status")]
+        return len(found[0]["problems"]) == 1
+
+    wait_for("one thing is wrong", has_one)
+    return found[0]
+
+
 def peers_by(host: Host) -> dict[str, str]:
     return {row["subnet"]: row["public_ip"] for row in host.control("/v1/peers")}
 
@@ -59,7 +71,7 @@ def test_a_host_without_an_ipv6_address_takes_part_by_ipv4_and_says_what_it_lack
         h3.wait_ready()
         h3.attach_pods()
         travels(lab, 4)
-        status = h3.control("/v1/status")
+        status = status_with_one_problem(h3)
         (lack,) = status["problems"]
         assert lack.startswith("interface eth0 has no IPv6 address: this host takes no part in the overlay by IPv6 ")
         assert (status["ipv6_subnet"], status["public_ipv6"], status["lease"]["key"].count("&")) == (None, None, 0)
@@ -143,7 +155,7 @@ def test_a_reservation_of_one_family_is_taken_as_it_is_and_says_what_it_lacks() 
         h1.wait_ready()
         h1.attach_pods()
         travels(lab, 4)
-        status = h1.control("/v1/status")
+        status = status_with_one_problem(h1)
         assert (status["subnet"], status["ipv6_subnet"], status["lease"]["reserved"]) == ("10.244.199.0/24", None, True)
         (lack,) = status["problems"]
         assert lack.startswith("our entry 10.244.199.0-24 has no IPv6 part: this host takes no part in the overlay")
