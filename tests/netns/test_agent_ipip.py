@@ -32,6 +32,7 @@ from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
 from tests.support.kernel_state import kernel_state, ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 from tests.support.taps import Tap
 
 pytestmark = NEEDS_NETNS
@@ -155,7 +156,7 @@ def test_options_in_the_outer_header_are_one_counted_drop_and_fragments_are_put_
     wait_for("it is counted", lambda: drops_of(h1, "in").get("bad_outer_header", 0) == before + 1)
     with h1.pods[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((str(h1.pods[0].ip), 9_001))
-        sock.settimeout(10)
+        sock.settimeout(PATIENCE_S)
         for part in fragment(outer / inner / payload, fragsize=800):  # type: ignore[no-untyped-call]
             raw_from(h2, part)
         assert sock.recv(4_000) == payload

@@ -23,6 +23,7 @@ from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.mixed import THEIRS
 from tests.support.naive_ipip import NaiveIpip
+from tests.support.patience import PATIENCE_S
 from tests.support.taps import Tap
 
 pytestmark = NEEDS_NETNS
@@ -134,7 +135,7 @@ def test_a_checksum_that_was_only_begun_is_finished_for_the_pod(kernels: Lab) ->
     outer = IP(src=str(h2.underlay), dst=str(h1.underlay)) / inner
     with pod.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((str(pod.ip), PORT))
-        sock.settimeout(10)
+        sock.settimeout(PATIENCE_S)
         send_unfinished(h2, h1, outer, csum_start=40, csum_offset=6)
         assert sock.recv(100) == b"from a kernel's tunnel"
     assert h1.control("/v1/status")["counters"]["offloaded_in"]["partial_checksums"] >= 1
@@ -147,7 +148,7 @@ def test_a_wrong_checksum_is_not_taken_for_one_that_was_begun(kernels: Lab) -> N
     good = IP(src=str(THEIRS[2]), dst=str(pod.ip)) / UDP(sport=7, dport=PORT) / b"sound"
     with pod.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((str(pod.ip), PORT))
-        sock.settimeout(10)
+        sock.settimeout(PATIENCE_S)
         with h2.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IPIP) as raw:
             raw.sendto(bytes(bad), (str(h1.underlay), 0))
             raw.sendto(bytes(good), (str(h1.underlay), 0))
