@@ -11,8 +11,9 @@ from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, OVERLAY_V6
 from flannel_udp.model import Address, Prefix
+from tests.support.patience import PATIENCE_S
 
-_START_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 5.0
 UDP_OVERHEAD_BYTES = {4: 28, 6: 48}
 """What is in front of an inner packet, by IP version: an outer IP header (20, 40) and UDP's (8)."""
 
@@ -70,7 +71,7 @@ class Peer:
             exists = self.host.run(["ip", "link", "show", self.device], check=False).returncode == 0
             return exists or self.process.poll() is not None
 
-        wait_until(settled, _START_TIMEOUT_S)
+        wait_until(settled, PATIENCE_S)
         if self.process.poll() is not None and self.process.stderr is not None:
             raise FlannelError(f"{self.host.name}: the peer ended: {self.process.stderr.read().strip()}")
 
@@ -78,7 +79,7 @@ class Peer:
         """End the program; the device and its route go with it."""
         self.process.terminate()
         try:
-            self.process.wait(_START_TIMEOUT_S)
+            self.process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
