@@ -14,7 +14,7 @@ from flannel_udp.backend.table import BACKENDS
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from tests.support.agents import Agent, in_mounts_of, remains_of
+from tests.support.agents import Agent, in_mounts_of, remains_of, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -167,7 +167,8 @@ def waits_until_it_is_right(host: Host, config: Mapping[str, object], *faults: s
     with registry_with(host, config) as correct, Agent(host, iface=iface) as agent:
         for fault in faults:
             agent.wait_for_line(f"reading the network configuration failed: {fault} (trying again every")
-        assert host.control("/v1/status")["state"] == "waiting for configuration"
+        # Before each try it looks at the interface once more, and says so.
+        wait_for("it waits", lambda: host.control("/v1/status")["state"] == "waiting for configuration")
         assert remains_of(host) == {host.control_socket.name, f"{host.control_socket.name}.handover"}
         assert json.loads(host.plan.registry_file.read_bytes()).get("subnets", {}) == {}
         complaints = [line for line in agent.said() if "failed" in line]
@@ -241,8 +242,12 @@ def test_a_full_disk_leaves_the_old_subnet_env_and_no_other_file() -> None:
         with Agent(host, f"--subnet-file={disk}/subnet.env", wrapper=("sh", "-c", script, "sh")) as agent:
             agent.wait_for_line(f"not ready: cannot write {disk}/subnet.env: No space left on device")
             in_its_mounts = in_mounts_of(agent)
-            files = host.run([*in_its_mounts, "ls", "-A", str(disk)]).stdout.split()
-            assert set(files) - {".subnet.env.lock"} == {"ballast", "subnet.env"}
+
+            def files() -> set[str]:
+                return set(host.run([*in_its_mounts, "ls", "-A", str(disk)]).stdout.split())
+
+            # While it tries again, once a second, there is a draft for a moment.
+            wait_for("no other file", lambda: files() - {".subnet.env.lock"} == {"ballast", "subnet.env"})
             assert host.run([*in_its_mounts, "cat", f"{disk}/subnet.env"]).stdout == "old\n"
             assert agent.stop() == 0
         disk.rmdir()

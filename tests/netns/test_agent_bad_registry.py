@@ -21,6 +21,7 @@ from tests.support.agents import Agent, log_of, peers_of, remains_of, subnet_of,
 from tests.support.by_hand import PREFIX, EtcdByHand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import promised
 from tests.support.standstill import freeze
 
 pytestmark = NEEDS_NETNS
@@ -64,7 +65,7 @@ def test_a_broken_file_is_told_once_and_waited_for(host: Host, text: str, said: 
         assert remains_of(host) == {"flannel-udp.sock", "flannel-udp.sock.handover"}
         assert registry.read_text() == text
         registry.write_text(GOOD)
-        wait_for("it works", host.is_ready, RETRY_S)
+        wait_for("it works", host.is_ready, promised(RETRY_S))
         assert agent.said().count(line) == 1
         assert "reading the network configuration: works now" in agent.said()
 
@@ -88,7 +89,7 @@ def test_a_file_that_breaks_while_traffic_flows_costs_no_packet(pair: Lab) -> No
         wait_for("h1 says so", lambda: "watching the subnets: " in log.read_text())
         assert registry.read_text() == good[: len(good) // 2]
         registry.write_text(good)
-        wait_for("h1 says so", lambda: "watching the subnets: works again" in log.read_text(), RETRY_S)
+        wait_for("h1 says so", lambda: "watching the subnets: works again" in log.read_text(), promised(RETRY_S))
         assert len(peers_of(h1)) == 1
         flow.wait_for_one_sent_from_now()
     assert flow.lost == 0
@@ -113,7 +114,7 @@ def test_a_file_that_is_gone_for_a_while_is_an_outage_in_the_status_and_costs_no
             assert h1.is_ready()
             assert len(peers_of(h1)) == 1
             aside.rename(registry)
-            wait_for("it is over", lambda: h1.control("/v1/status")["problems"] == [], RETRY_S)
+            wait_for("it is over", lambda: h1.control("/v1/status")["problems"] == [], promised(RETRY_S))
         flow.wait_for_one_sent_from_now()
     assert flow.lost == 0
     assert log.read_text().count("watching the subnets: ") == before + 2 * times
@@ -167,7 +168,7 @@ def test_subnet_space_exhausted_is_told_once_and_a_freed_subnet_taken(host: Host
         assert not host.subnet_file.exists()
         del others["10.244.2.0-24"]
         registry.write_text(json.dumps({"config": config, "subnets": others}))
-        wait_for("it has the free one", host.is_ready, RETRY_S)
+        wait_for("it has the free one", host.is_ready, promised(RETRY_S))
         assert str(subnet_of(host)) == "10.244.2.0/24"
         assert agent.said().count(line) == 1
 
@@ -207,10 +208,10 @@ def test_an_absent_etcd_is_told_once_and_waited_for(host: Host, etcd: EtcdServer
         assert "192.0.2.254:2379" in line
         assert remains_of(host) == {"flannel-udp.sock", "flannel-udp.sock.handover"}
         etcd.start()
-        absent = agent.wait_for_line("no network configuration", RETRY_S)  # the next of what is missing
+        absent = agent.wait_for_line("no network configuration", promised(RETRY_S))  # the next of what is missing
         assert "config put" in absent
         etcdctl(host, "put", f"{PREFIX}/config", '{"Network":"10.244.0.0/16"}')
-        wait_for("it works", host.is_ready, RETRY_S)
+        wait_for("it works", host.is_ready, promised(RETRY_S))
         assert agent.said().count(line) == 1
         assert agent.said().count(absent) == 1
 
@@ -232,7 +233,7 @@ def test_an_etcd_that_goes_away_and_comes_back_costs_no_packet(needs_etcd: None)
             wait_for("h1 says so", lambda: "watching the subnets: " in h1.log_file.read_text())
             server.start()
             hand.put("10.244.220.0-24", '{"PublicIP":"192.0.2.99"}')
-            wait_for("h1 follows again", lambda: "10.244.220.0/24" in peers_of(h1), RETRY_S)
+            wait_for("h1 follows again", lambda: "10.244.220.0/24" in peers_of(h1), promised(RETRY_S))
             flow.wait_for_one_sent_from_now()
         assert flow.lost == 0
         assert len([line for line in log_of(h1) if "works again" in line]) == 1
@@ -251,7 +252,7 @@ def test_a_wrong_etcd_password_is_told_once_never_shown_and_tried_again(host: Ho
         assert remains_of(host) == {"flannel-udp.sock", "flannel-udp.sock.handover"}
         # The operator gives etcd the password that the agents have.
         etcdctl(host, f"--user=root:{PASSWORD}", "user", "passwd", "root", "--interactive=false", stdin=WRONG_PASSWORD)
-        wait_for("it works", host.is_ready, RETRY_S)
+        wait_for("it works", host.is_ready, promised(RETRY_S))
         said = agent.said()
         assert said.count(line) == 1
     assert not any("secret" in line for line in said)
@@ -270,12 +271,13 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_before_etcd_gives_it_away(ho
         freeze(etcd.pid)
         stopped_s, used_s = time.monotonic(), cpu_s(agent)
         line = agent.wait_for_line("lost our subnet", 16)
-        assert time.monotonic() - stopped_s < 13  # 12 s after the last renewal was sent
+        # 12 s after the last renewal was sent, however busy the machine is before etcd may give it away, after 16 s.
+        assert time.monotonic() - stopped_s < min(12 + promised(1.0), 16)
         key = "10.244.7.0-24 could not be renewed in time: the registry may soon give it to another host"
         assert line == f"lost our subnet 10.244.7.0/24: {key}; forwarding stopped"
         assert host.control("/v1/status")["ready"] is False
         os.kill(etcd.pid, signal.SIGCONT)
-        wait_for("the subnet is held again", host.is_ready, RETRY_S)
+        wait_for("the subnet is held again", host.is_ready, promised(RETRY_S))
         assert str(subnet_of(host)) == "10.244.7.0/24"
         cpu = (cpu_s(agent) - used_s) / (time.monotonic() - stopped_s)
         print(f"CPU while etcd hung: {cpu:.1%}; {len(agent.said())} lines")  # noqa: T201 - pytest -s shows it
@@ -295,10 +297,11 @@ def test_a_poisoned_store_costs_no_good_peer_and_few_lines(host: Host, etcd: Etc
     good = {f"10.244.{i}.0/24": f"192.0.2.{i}" for i in range(101, 104)}
     for subnet, address in good.items():
         hand.put(subnet.replace("/", "-"), f'{{"PublicIP":"{address}"}}')
+    start_s = time.monotonic()
     with Agent(host, *USE_ETCD) as agent:
         agent.wait_ready()
         wait_for("the good peers", lambda: peers_of(host) == good)
-        before, start_s = len(agent.said()), time.monotonic()
+        before = len(agent.said())
         own = f'{{"PublicIP":"{host.underlay}"}}'
         for key, value in {
             "no subnet": "?",
@@ -312,10 +315,11 @@ def test_a_poisoned_store_costs_no_good_peer_and_few_lines(host: Host, etcd: Etc
             puts = "".join(f"put {PREFIX}/subnets/junk{part}x{n} ?\n" for n in range(100))
             hand.etcdctl("txn", stdin=f"\n{puts}\n\n")
         hand.put("10.244.104.0-24", '{"PublicIP":"192.0.2.104"}')
-        wait_for("the peer after them", lambda: "10.244.104.0/24" in peers_of(host), RETRY_S)
+        wait_for("the peer after them", lambda: "10.244.104.0/24" in peers_of(host), promised(RETRY_S))
         assert peers_of(host) == good | {"10.244.104.0/24": "192.0.2.104"}
         lines = agent.said()[before:]
         print(f"{len(lines)} lines for 10,005 bad keys")  # noqa: T201 - pytest -s shows it
-        n_spans = 1 + (time.monotonic() - start_s) // SPAN_S  # on a busy machine it takes longer than one
+        # The first one began with the good peers, and on a busy machine it all takes longer than one.
+        n_spans = 1 + (time.monotonic() - start_s) // SPAN_S
         assert len(lines) <= SPAN_LINES * n_spans
         assert all(sum(f"'{key}'" in line for line in lines) == 1 for key in ("no subnet", "0.0.0.0-0"))

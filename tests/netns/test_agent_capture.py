@@ -18,7 +18,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Pod
 from flannel_udp.lab.plan import Plan
 from flannel_udp.model import PLACES
-from tests.support.agents import Agent, command_line, up_with_peers, wait_for, wait_for_peers
+from tests.support.agents import Agent, acquaint, command_line, up_with_peers, wait_for, wait_for_peers
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.pcapng import File, read_pcapng
 from tests.support.transfer import Transfer
@@ -74,7 +74,8 @@ class Viewer:
 def lab() -> Iterator[Lab]:
     """Two hosts that know each other; every test leaves them so."""
     with Lab(Plan(fresh_name(), hosts=2)) as lab:
-        yield up_with_peers(lab)
+        acquaint(up_with_peers(lab).hosts)
+        yield lab
 
 
 @pytest.fixture
@@ -84,6 +85,16 @@ def pods(lab: Lab) -> tuple[Pod, Pod]:
 
 def ping(pod: Pod, address: object) -> None:
     pod.run(["ping", "-c1", "-W1", str(address)], check=False)
+
+
+def ping_until_it_ends(process: subprocess.Popen[str], pod: Pod, address: object) -> None:
+    """Let packets pass until a capture, which begins some time, has ended by them."""
+
+    def has_ended() -> bool:
+        ping(pod, address)
+        return process.poll() is not None
+
+    wait_for("the capture ends", has_ended)
 
 
 def capture(host: Host, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -98,7 +109,6 @@ def test_a_ping_and_a_drop_are_told_line_by_line_and_nobody_else_can_look(
     with Viewer(h1, tmp_path) as viewer:
         ping(p1, p2.ip)
         ping(p1, NOBODY)
-        viewer.wait_for("no_route")
         there, back, peer = f"{p1.ip} > {p2.ip}", f"{p2.ip} > {p1.ip}", "peer 192.0.2.2"
         for line in (
             f"out inner {there}, ICMP echo request, 84 bytes; forwarded; {peer}",
@@ -107,13 +117,18 @@ def test_a_ping_and_a_drop_are_told_line_by_line_and_nobody_else_can_look(
             f"in inner {back}, ICMP echo reply, 84 bytes; delivered; {peer}",
             f"out inner {p1.ip} > {NOBODY}, ICMP echo request, 84 bytes; {NO_ROUTE}",
         ):
-            assert line in viewer.lines()
+            viewer.wait_for(line)
 
         other = capture(h1, "--for=1")
         line = "captures packets of this agent already, and one can at a time: end that first"
         said = f"flannel-udp: process {viewer.process.pid} {line}\n"
         assert (other.returncode, other.stdout, other.stderr) == (1, "", said)
         assert viewer.end().endswith(" packets, none lost")
+
+
+def so_far(path: Path) -> File:
+    """Return what is in a file that is written just now."""
+    return read_pcapng(path, growing=True)
 
 
 def captured(host: Host, pods: Sequence[Pod], folder: Path, *flags: str) -> tuple[Path, File]:
@@ -125,7 +140,7 @@ def captured(host: Host, pods: Sequence[Pod], folder: Path, *flags: str) -> tupl
         with Transfer(p1, p2, 300_000):
             pass
         ping(p1, NOBODY)
-        wait_for("the last one", lambda: any("no_route" in packet.comment for packet in read_pcapng(path).packets))
+        wait_for("the last one", lambda: any("no_route" in packet.comment for packet in so_far(path).packets))
         assert " none lost" in viewer.end(signal.SIGTERM)
     return path, read_pcapng(path)
 
@@ -166,7 +181,9 @@ def test_only_what_is_wanted_is_shown(lab: Lab, pods: Sequence[Pod], tmp_path: P
     _, found = captured(h1, pods, tmp_path, "--dropped", "--proto=icmp", f"--subnet={NOBODY}/32", "--reason=no_route")
     assert {(packet.interface, packet.n_bytes) for packet in found.packets} == {("out inner", 84)}
     assert found.comment == f"flannel-udp capture --subnet={NOBODY}/32 --proto=1 --dropped --reason=no_route"
-    with Viewer(h1, tmp_path, "--peer=192.0.2.2", "--at=outer", "--proto=icmp", "--count=2") as viewer:
+    # After the transfer the agent asks by echoes of its own how long packets on that path may be.
+    of_the_pod = ("--peer=192.0.2.2", "--at=outer", "--proto=icmp", f"--subnet={pods[1].ip}/32")
+    with Viewer(h1, tmp_path, *of_the_pod, "--count=2") as viewer:
         ping(pods[0], NOBODY)
         ping(pods[0], pods[1].ip)
         assert viewer.process.wait(60) == 0
@@ -190,10 +207,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(lab: Lab, pods: Sequence[Pod], 
         ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as piped:
         try:
-            for _ in range(100):
-                if piped.poll() is not None:
-                    break
-                ping(pods[0], pods[1].ip)
+            ping_until_it_ends(piped, pods[0], pods[1].ip)
         finally:
             piped.kill()
         out, err = piped.communicate()
@@ -213,10 +227,7 @@ def test_a_file_that_cannot_be_written_is_one_line(lab: Lab, tmp_path: Path) -> 
     command = f"exec {sys.executable} -m flannel_udp capture --json --control-socket {h1.control_socket} > /dev/full"
     with h1.popen(["bash", "-c", command], stderr=subprocess.PIPE) as full:
         try:
-            for _ in range(100):
-                if full.poll() is not None:
-                    break
-                ping(h1.pods[0], NOBODY)
+            ping_until_it_ends(full, h1.pods[0], NOBODY)
         finally:
             full.kill()
         assert full.stderr is not None
@@ -239,7 +250,7 @@ def test_it_ends_with_the_agent_and_what_was_captured_stays(lab: Lab, pods: Sequ
         wait_for_peers(lab.hosts)
         with Viewer(h1, tmp_path, "-w", str(path)) as viewer:
             ping(pods[0], pods[1].ip)
-            wait_for("packets", lambda: bool(read_pcapng(path).packets))
+            wait_for("packets", lambda: bool(so_far(path).packets))
             assert agent.stop() == 0
             assert viewer.process.wait(60) == 1
             assert viewer.said.read_text().splitlines()[-1] == (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import ETCD_PORT, UNDERLAY_GATEWAY, Plan
 from tests.support.agents import Agent, links_of, wait_for
+from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = [*NEEDS_NETNS, pytest.mark.usefixtures("needs_etcd")]
@@ -109,8 +109,7 @@ def test_a_backend_with_a_route_for_each_peer_takes_no_more_than_may_be_leased(l
             "SubnetMax": "10.127.0.0",
             "Backend": {"Type": "host-gw"},
         }
-        put = ["etcdctl", f"--endpoints=http://{UNDERLAY_GATEWAY}:{ETCD_PORT}", "put", "/coreos.com/network/config"]
-        lab.net.run(["env", "ETCDCTL_API=3", *put, json.dumps(config)])
+        by_hand(lab).configure(config)
         agent.wait_ready()
         assert problems_of(host) == []
 

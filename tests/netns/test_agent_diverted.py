@@ -280,6 +280,8 @@ def test_route_get_says_what_the_kernel_does(duo: Lab, h1: Host) -> None:
         assert route["diverted"].startswith(f"our pods' packets for {pod}/32 are sent to other, not to")
         shown = command_line(h1, "route", "get", str(pod)).stdout
         assert "the kernel, for our pods: default dev other table 77 proto boot" in shown
+        # Else the agent may be about to name it when the rule, and this test, is over.
+        wait_for("it is named", lambda: status_of(h1)["problems"] != [])
     finally:
         h1.configure("rule del pref 100")
 

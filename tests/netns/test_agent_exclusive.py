@@ -18,6 +18,7 @@ from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.support.agents import Agent, links_of, remains_of, wait_for
 from tests.support.kernel_state import ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import promised
 from tests.support.standstill import freeze
 from tests.support.vxlan_state import link_of
 
@@ -285,6 +286,6 @@ def test_sigterm_is_heard_at_every_step_of_the_start(host: Host, step: str) -> N
         with Agent(host, *arguments) as agent:
             agent.wait_for_line(line)
             agent.process.terminate()
-            assert agent.exit_code(timeout_s=4.0) == 0, agent.said()
+            assert agent.exit_code(timeout_s=promised(3.0)) == 0, agent.said()
             assert agent.said()[-1] == "stopped"
             assert not [line for line in agent.said() if "Traceback" in line]

@@ -12,7 +12,8 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping_matrix
-from tests.support.agents import command_line, log_of, restart_agents, wait_for
+from tests.support.agents import command_line, log_of, restart_agents, unanswered, wait_for
+from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -36,14 +37,26 @@ def keys(lab: Lab) -> set[str]:
 
 def rewrite(lab: Lab, config: dict[str, Any] | None = None, **entries: dict[str, Any]) -> None:
     """Change the registry as a person would, who keeps the rest."""
-    document = json.loads(lab.plan.registry_file.read_text())
-    document["config"] = config or document["config"]
-    document["subnets"] |= entries
-    lab.plan.registry_file.write_text(json.dumps(document))
+    if config is not None:
+        by_hand(lab).configure(config)
+    for key, entry in entries.items():
+        by_hand(lab).put(key, json.dumps(entry))
 
 
 def travels(lab: Lab, version: int) -> None:
     wait_for(f"IPv{version}", lambda: None not in ping_matrix(lab.pods(), 0.5, version).values())
+
+
+def status_with_one_problem(host: Host) -> dict[str, Any]:
+    """Wait until that is all that is wrong: while the hosts meet, on a busy machine, a peer may seem ill."""
+    found: list[dict[str, Any]] = []
+
+    def has_one() -> bool:
+        found[:] = [host.control("/v1/status")]
+        return len(found[0]["problems"]) == 1
+
+    wait_for("one thing is wrong", has_one)
+    return found[0]
 
 
 def peers_by(host: Host) -> dict[str, str]:
@@ -58,13 +71,13 @@ def test_a_host_without_an_ipv6_address_takes_part_by_ipv4_and_says_what_it_lack
         h3.wait_ready()
         h3.attach_pods()
         travels(lab, 4)
-        status = h3.control("/v1/status")
+        status = status_with_one_problem(h3)
         (lack,) = status["problems"]
         assert lack.startswith("interface eth0 has no IPv6 address: this host takes no part in the overlay by IPv6 ")
         assert (status["ipv6_subnet"], status["public_ipv6"], status["lease"]["key"].count("&")) == (None, None, 0)
         assert "FLANNEL_IPV6" not in h3.subnet_file.read_text()
         wait_for("three peers", lambda: len(peers_by(h1)) == 3)  # both of h2, and one of h3
-        assert None not in ping_matrix([*h1.pods, *h2.pods], version=6).values()
+        assert unanswered([*h1.pods, *h2.pods], version=6) == []
         assert not [line for line in log_of(h1) if "is ignored" in line]
 
 
@@ -90,7 +103,8 @@ def test_a_poisoned_part_of_an_entry_costs_that_part_only(
     rewrite(trio, **{key: dict(zip(("PublicIP", "PublicIPv6"), public_ips, strict=True), BackendType="host-gw")})
     wait_for("the good part", lambda: counts in peers_by(h1))
     assert len(peers_by(h1)) == 5
-    (line,) = [line for line in log_of(h1) if "part is ignored" in line]
+    # A look each second says of the host what stops its packets, too.
+    (line,) = [line for line in log_of(h1) if "part is ignored" in line and not line.startswith("degraded: ")]
     assert key in line
     assert why in line
     for version in (4, 6):
@@ -141,7 +155,7 @@ def test_a_reservation_of_one_family_is_taken_as_it_is_and_says_what_it_lacks() 
         h1.wait_ready()
         h1.attach_pods()
         travels(lab, 4)
-        status = h1.control("/v1/status")
+        status = status_with_one_problem(h1)
         assert (status["subnet"], status["ipv6_subnet"], status["lease"]["reserved"]) == ("10.244.199.0/24", None, True)
         (lack,) = status["problems"]
         assert lack.startswith("our entry 10.244.199.0-24 has no IPv6 part: this host takes no part in the overlay")

@@ -25,7 +25,7 @@ BURST = 10
 
 def test_an_address_without_lease_is_answered_with_net_unreachable(pair: Lab) -> None:
     pod, host = pair.pods()[0], pair.hosts[0]
-    shown = pod.run(["ping", "-c1", "-W2", NOWHERE], check=False).stdout
+    shown = pod.run(["ping", "-c1", "-W20", NOWHERE], check=False).stdout
     assert f"From {subnet_of(host).network_address} icmp_seq=1 Destination Net Unreachable" in shown
 
 

@@ -70,7 +70,7 @@ def test_two_hosts_with_one_address_that_start_at_once_are_never_both_ready_with
         degraded = [state for state in states if state["degraded"] == ["identity"]]
         return len(stopped) == 1 or len(degraded) == 2
 
-    wait_for("both live", lambda: all(host.control_socket.exists() for host in (h1, h2)))
+    wait_for("both answer", lambda: all(host.backend for host in (h1, h2)))
     wait_for("it is told", told)
 
 

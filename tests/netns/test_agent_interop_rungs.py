@@ -17,6 +17,7 @@ from flannel_udp.lab.node import Pod
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.labs import NEEDS_NETNS
 from tests.support.mixed import FOREIGN_PEERS, THEIRS, mixed_lab
+from tests.support.patience import PATIENCE_S
 from tests.support.taps import Tap
 from tests.support.transfer import Transfer
 
@@ -46,7 +47,7 @@ def exchange_datagrams(source: Pod, target: Pod) -> None:
         target.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
         source.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
     ):
-        receiver.settimeout(5.0)
+        receiver.settimeout(PATIENCE_S)
         receiver.bind((str(target.ip), 0))
         sender.setsockopt(SOL_UDP, UDP_SEGMENT, DATAGRAM_BYTES)
         sender.sendto(sent, receiver.getsockname())

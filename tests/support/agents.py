@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import holds, wait_until, write_sysctls
-from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
+from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Pod
 from flannel_udp.lab.probe import ping_matrix
 from flannel_udp.model import Address
 from tests.support.patience import PATIENCE_S
@@ -49,6 +49,15 @@ def all_reach(lab: Lab, version: int, timeout_s: float = 0.5) -> bool:
     Who asks once, and not until it is so, gives PATIENCE_S: on a busy machine an answer may take a second.
     """
     return None not in ping_matrix(lab.pods(), timeout_s, version).values()
+
+
+def unanswered(pods: Sequence[Pod], version: int = 4) -> list[tuple[str, str]]:
+    """Ping from each of these pods to every other one, once; return from which to which there was no answer.
+
+    On a busy machine an answer takes long. What is lost is not asked again.
+    """
+    answers = ping_matrix(pods, PATIENCE_S, version)
+    return [ends for ends, seconds in answers.items() if seconds is None]
 
 
 def wait_for_pings(lab: Lab, versions: Iterable[int] | None = None) -> None:
@@ -115,6 +124,21 @@ def up_with_peers(lab: Lab) -> Lab:
     """Wait until the agents of a fresh lab know each other, so that the first packet already arrives."""
     wait_for_peers([host for host in lab.hosts if host.runs_agent])
     return lab
+
+
+def acquaint(hosts: Sequence[Host]) -> None:
+    """Have the agents of these hosts ask each other by echoes now, wherever packets are to be counted one by one.
+
+    Each asks every peer once, to know whether it answers: else some ten seconds after the first packet, amid the test.
+    """
+    addresses = {str(host.underlay) for host in hosts}
+
+    def all_answer(host: Host) -> bool:
+        rows = host.control("/v1/peers?probe")
+        return all(row["echo"]["answered"] for row in rows if row["public_ip"] in addresses)
+
+    for host in hosts:
+        wait_for(f"{host.name} has asked its peers", partial(all_answer, host))
 
 
 def drops_of(host: Host, direction: str) -> dict[str, int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_udp.lab.lab import Lab
+from tests.support.patience import PATIENCE_S
 
 PREFIX = "/coreos.com/network"
 
@@ -96,10 +97,12 @@ class EtcdByHand(ByHand):
 
     def etcdctl(self, *arguments: str, stdin: str = "") -> str:
         """Run etcdctl and return what it prints."""
-        return self._lab.net.run(self._command(*arguments), stdin=stdin).stdout
+        return self._lab.net.run(self._command(*arguments), stdin=stdin, timeout_s=PATIENCE_S).stdout
 
     def _command(self, *arguments: str) -> list[str]:
-        return ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={self._lab.plan.etcd_endpoint}", *arguments]
+        # By itself it waits 2 and 5 s only, too little on a busy machine.
+        flags = [f"--endpoints={self._lab.plan.etcd_endpoint}", "--dial-timeout=60s", "--command-timeout=60s"]
+        return ["env", "ETCDCTL_API=3", "etcdctl", *flags, *arguments]
 
     def subnets(self) -> dict[str, str]:
         lines = self.etcdctl("get", "--prefix", f"{PREFIX}/subnets/").splitlines()

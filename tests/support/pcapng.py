@@ -34,10 +34,16 @@ class File:
     delivered: dict[str, int] = field(default_factory=dict)
 
 
-def read_pcapng(path: Path) -> File:
-    """Return what is in a file. AssertionError where it is not right in every byte."""
+def read_pcapng(path: Path, *, growing: bool = False) -> File:
+    """Return what is in a file. AssertionError where it is not right in every byte.
+
+    One that is still `growing` may end amid a block, which is left out: who reads while another process writes sees
+    some of the bytes of that write before the others.
+    """
     data, found, at = path.read_bytes(), File(), 0
     while at < len(data):
+        if growing and (at + 8 > len(data) or at + struct.unpack_from("<I", data, at + 4)[0] > len(data)):
+            break
         kind, n_bytes = struct.unpack_from("<II", data, at)
         assert n_bytes % 4 == 0
         assert n_bytes >= 12

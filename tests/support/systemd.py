@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from flannel_udp.lab import netns
 from flannel_udp.lab.node import Host
 from tests.support.agents import Agent
 from tests.support.patience import PATIENCE_S
@@ -35,6 +36,19 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 CLOSE_S = 0.2
 """systemd closes a descriptor in a process of its own, after it has taken note of the removal (asynchronous_close)."""
+
+
+def open_notify_socket(host: Host, path: Path) -> socket.socket:
+    """Return a notify socket for a test that hears now and then: what the host's agent says meanwhile is not lost.
+
+    By default the kernel keeps ten datagrams and lets the sender wait; systemd has it keep 512, too. The socket does
+    not block, and is the caller's.
+    """
+    netns.write_sysctls(host.namespace, {"unix/max_dgram_qlen": 512})
+    sock = host.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.bind(str(path))
+    sock.setblocking(False)
+    return sock
 
 
 class Systemd:
