@@ -82,7 +82,7 @@ class KernelNetwork:
             peers.update({peer.subnet: peer for peer in (*delta.added, *delta.changed)})
         self._peers = peers
         await self._bring(share, None if whole else subnets_of(deltas))
-        self._carried = peers
+        self._carried = self._peers  # not `peers`: all may have been withdrawn meanwhile
 
     async def _bring(self, own: Prefix, changed: Collection[Prefix] | None) -> None:
         """Bring what packets to the peers of these subnets need to the kernel; ``None``: of all, and of nobody else."""

@@ -18,7 +18,8 @@ from flannel_udp.errors import FlannelError
 
 NETNS_DIR = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000  # <linux/sched.h>
-_IP_TIMEOUT_S = 30.0
+_IP_TIMEOUT_S, _COMMAND_TIMEOUT_S = 30.0, 0.002
+"""For a batch, and for each of its commands beside: a machine that has other work sets 200,000 routes in a minute."""
 _POLL_S = 0.02
 
 T = TypeVar("T")
@@ -36,14 +37,16 @@ def ip_batch(lines: Iterable[str], *, namespace: str | None = None, keep_going: 
     """Run `ip` once for all the lines, in `namespace` or in ours. Raises `FlannelError` naming the line that failed."""
     commands = list(lines)
     argv = ["ip", *(["-n", namespace] if namespace else []), *(["-force"] if keep_going else []), "-batch", "-"]
-    done = subprocess.run(
-        argv, input="\n".join(commands) + "\n", capture_output=True, text=True, timeout=_IP_TIMEOUT_S, check=False
-    )
+    where = f"in namespace {namespace}" if namespace else "on this machine"
+    stdin, timeout_s = "\n".join(commands) + "\n", _IP_TIMEOUT_S + len(commands) * _COMMAND_TIMEOUT_S
+    try:
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise FlannelError(f"{len(commands)} commands of `ip` were not done {where} in {timeout_s:.0f} s") from None
     if done.returncode != 0 and not keep_going:
         # iproute2 ends its complaint with "Command failed -:LINE".
         reason, _, number = done.stderr.strip().rpartition("\nCommand failed -:")
         command = commands[int(number) - 1] if number.isdecimal() else " ".join(argv)
-        where = f"in namespace {namespace}" if namespace else "on this machine"
         cause = (reason or done.stderr).strip().splitlines()
         raise FlannelError(f"`ip {command}` failed {where}: {cause[0] if cause else f'exit {done.returncode}'}")
 
