@@ -101,7 +101,13 @@ class BuildFastpath(build_ext):
 setup(
     packages=[*find_packages(include=["flannel_udp", "flannel_udp.*"]), PACKAGE],
     package_dir={PACKAGE: SOURCES},
-    package_data={"flannel_udp": ["py.typed"], "flannel_udp.registry.etcd": ["*.pyi"], PACKAGE: ["*.pyi"]},
+    package_data={
+        "flannel_udp": ["py.typed"],
+        "flannel_udp.bench": ["*.c"],  # compiled when a bench runs, by whoever has a compiler
+        "flannel_udp.lab": ["*.c"],
+        "flannel_udp.registry.etcd": ["*.pyi"],
+        PACKAGE: ["*.pyi"],
+    },
     include_package_data=False,  # or the wheel held the Cython sources, which the sdist has
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildFastpath},

@@ -23,8 +23,9 @@ from tempfile import TemporaryDirectory
 
 from rich.table import Table
 
-from bench import chart, machine
+from bench import chart
 from bench.console import show
+from flannel_udp.bench import machine
 from flannel_udp.cni.install import install_plugin
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from bench import chart, machine
+from bench import chart
 from bench.console import show
+from flannel_udp.bench import machine
 from flannel_udp.errors import FlannelError
 
 

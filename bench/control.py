@@ -28,12 +28,13 @@ from typing import Any
 
 from rich.table import Table
 
-from bench import churn, machine, probes
+from bench import churn, probes
 from bench.console import show
-from bench.contenders import Pair
-from bench.cpu import daemons_cpu_s
-from bench.generators import Load
-from bench.measure import tcp
+from flannel_udp.bench import machine
+from flannel_udp.bench.contenders import Pair
+from flannel_udp.bench.cpu import daemons_cpu_s
+from flannel_udp.bench.generators import Load
+from flannel_udp.bench.measure import tcp
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host

@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from rich.table import Table
 
 from bench.console import show
-from bench.datagrams import build_blast
-from bench.generators import GRACE_S, server
-from bench.measure import parse_iperf3
+from flannel_udp.bench.datagrams import build_blast
+from flannel_udp.bench.generators import GRACE_S, server
+from flannel_udp.bench.measure import parse_iperf3
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns
 from flannel_udp.lab.lab import Lab

@@ -18,35 +18,20 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import chart, far_and_near, lookup, machine, report, targets
+from bench import chart, far_and_near, lookup, report, targets
 from bench.console import show
-from bench.contenders import (
-    BACKENDS,
-    BETWEEN,
-    CARDS,
-    CONTENDERS,
-    HOSTS,
-    IPV6,
-    PODS,
-    Opener,
-    Pair,
-    Where,
-    open_contender,
-    variants,
-)
-from bench.cpu import ForeignWatch
-from bench.datagrams import build_blast
-from bench.generators import Load
-from bench.measure import DEFAULT_MEASURES, MEASURES, default_congestion_control
+from bench.more_contenders import BACKENDS, IPV6, variants
 from bench.targets import FAR, LOOKUP
-from bench.time_left import TimeLeft
-from flannel_udp.bench import results
+from flannel_udp.bench import machine, results
+from flannel_udp.bench.contenders import BETWEEN, CARDS, CONTENDERS, HOSTS, PODS, Where
+from flannel_udp.bench.measure import DEFAULT_MEASURES, MEASURES
+from flannel_udp.bench.measuring import CUBIC, Run, Schedule, Taken
+from flannel_udp.bench.quiet import Quiet
 from flannel_udp.bench.samples import Sample, n_rejected
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab import netns
@@ -56,54 +41,25 @@ logger = logging.getLogger("bench")
 
 _TOOLS = {"iperf3": "iperf3", "ping": "iputils-ping", "bridge": "iproute2", "cc": "gcc"}
 """Command → the Debian package that has it."""
-_TRIES = 2
-"""A sample that others disturbed is taken once more, not for ever: the time of a run stays bounded."""
 _WORKERS_MAX = 64
-CUBIC = "cubic"
-"""Named, because the default of a machine may be BBR, which ignores the loss of a bad tunnel."""
-
-Plan = Mapping[str, Sequence[str]]
-"""Measure → the contenders that it is taken on."""
-
-
-@dataclass(slots=True)
-class Taken:
-    """What was measured so far in one place; `mtus` are the contenders' overlay MTUs in bytes."""
-
-    samples: list[Sample] = field(default_factory=list)
-    mtus: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What the command line asked for; `max_foreign` is the load of others that is let pass, in percent of one core."""
+class Settings(Schedule):
+    """What the command line asked for."""
 
     underlay: str
     between: str
     family: int
-    rounds: int
-    seconds: int
     measures: tuple[str, ...]
     workers: tuple[int, ...]
     rungs: bool
     cni: bool
     backends: bool
-    congestion_control: str
     targets: str
     """Which group of them is judged; empty for none."""
 
-    max_foreign: float
     json: Path | None
-
-    @property
-    def load(self) -> Load:
-        """What the measures are given."""
-        return Load(self.seconds, "" if self.congestion_control == "default" else self.congestion_control)
-
-    @property
-    def spoken_congestion_control(self) -> str:
-        """The algorithm that runs."""
-        return self.load.congestion_control or f"{default_congestion_control()} (the machine's default)"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Settings:
@@ -256,7 +212,8 @@ def _compare(settings: Settings) -> None:
     place = Where(settings.underlay, settings.between, settings.family)
     taken = Taken()
     try:
-        run(settings, place, dict.fromkeys(settings.measures, tuple(openers)), openers, taken)
+        plan = dict.fromkeys(settings.measures, tuple(openers))
+        Run(settings, taken, _quiet(settings)).in_labs(place, plan, openers)
     finally:
         if taken.samples:
             title = _title(settings, place)
@@ -276,7 +233,9 @@ def _judge(settings: Settings) -> None:
     try:
         for place in targets.places(judged):
             found[place] = Taken()
-            run(settings, place, targets.needed(judged, place), {**CONTENDERS, **BACKENDS, **IPV6}, found[place])
+            plan = targets.needed(judged, place)
+            run = Run(settings, found[place], _quiet(settings))
+            run.in_labs(place, plan, {**CONTENDERS, **BACKENDS, **IPV6})
             sys.stdout.write(report.table(found[place].samples, found[place].mtus, _title(settings, place)))
         if FAR in targets.elsewhere(judged):
             logger.info("a near peer beside a slow one")
@@ -291,7 +250,7 @@ def _judge(settings: Settings) -> None:
         if of_places:
             verdicts = targets.judge(judged, of_places, elsewhere)
             places = {
-                _name(place): results.place_record(found[place].mtus, samples) for place, samples in of_places.items()
+                place.title: results.place_record(found[place].mtus, samples) for place, samples in of_places.items()
             }
             everything = {"places": places, **found_elsewhere, "targets": targets.records(verdicts)}
             try:
@@ -313,47 +272,9 @@ def _keep(settings: Settings, found: Mapping[str, Any], drawn: Mapping[str, Sequ
         logger.info("written: %s", settings.json)
 
 
-def run(settings: Settings, place: Where, plan: Plan, openers: Mapping[str, Opener], taken: Taken) -> None:
-    """Take all samples, into `taken` as they come. The labs are gone afterwards, also after Ctrl-C."""
-    build_blast()
-    with ExitStack() as stack:
-        pairs = []
-        for name in openers:
-            if any(name in contenders for contenders in plan.values()):
-                logger.info("%s: setting up %s", _name(place), name)
-                pairs.append(stack.enter_context(open_contender(name, openers[name], place)))
-        taken.mtus.update({pair.name: pair.mtu for pair in pairs})
-        left = TimeLeft(
-            settings.rounds
-            * sum(MEASURES[name].nominal_s(settings.seconds) * len(contenders) for name, contenders in plan.items())
-        )
-        for number in range(settings.rounds):
-            for measure, contenders in plan.items():
-                for pair in _rotated([pair for pair in pairs if pair.name in contenders], number):
-                    for sample in _take(settings, number + 1, measure, pair, left):
-                        taken.samples.append(sample)
-                    left.passed(MEASURES[measure].nominal_s(settings.seconds))
-
-
-def _rotated(pairs: Sequence[Pair], by: int) -> list[Pair]:
-    """Let another contender begin in every round, so that none always follows the same one."""
-    first = by % len(pairs)
-    return [*pairs[first:], *pairs[:first]]
-
-
-def _take(settings: Settings, number: int, measure: str, pair: Pair, left: TimeLeft) -> Iterator[Sample]:
-    """Yield one sample; if others disturbed it, it is kept as rejected and taken once more."""
-    for _ in range(_TRIES):
-        watch = ForeignWatch.start()
-        values = MEASURES[measure].take(pair, settings.load)
-        foreign = watch.share()
-        accepted = foreign * 100 <= settings.max_foreign
-        yield Sample(number, pair.name, measure, foreign, accepted, values)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        verdict = "" if accepted else f" - rejected: others used {foreign:.0%} of a core"
-        logger.info("round %d/%d, %s left, %s: %s%s", number, settings.rounds, left, pair.name, shown, verdict)
-        if accepted:
-            break
+def _quiet(settings: Settings) -> Quiet:
+    """Return what does not wait: a run of the targets takes half an hour, and may be left alone with a busy machine."""
+    return Quiet(settings.max_foreign, wait_s=0)
 
 
 def _require(settings: Settings) -> None:
@@ -369,12 +290,8 @@ def _require(settings: Settings) -> None:
         raise UsageError(f"--json {settings.json}: its folder is missing or not writable")
 
 
-def _name(place: Where) -> str:
-    return results.place_name(place.underlay, place.between, place.version)
-
-
 def _title(settings: Settings, place: Where) -> str:
-    return f"{_name(place)}, {_spoken(settings)}"
+    return f"{place.title}, {_spoken(settings)}"
 
 
 def _spoken(settings: Settings) -> str:

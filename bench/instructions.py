@@ -22,9 +22,10 @@ from tempfile import TemporaryDirectory
 
 from rich.table import Table
 
-from bench import chart, machine
+from bench import chart
 from bench.console import show
 from bench.hot_path import CASES
+from flannel_udp.bench import machine
 from flannel_udp.errors import FlannelError
 
 _ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from bench.contenders import HOSTS, PODS, Where
+from flannel_udp.bench.contenders import HOSTS, PODS, Where
 from flannel_udp.bench.metrics import OURS
 from flannel_udp.bench.samples import Sample, figure, quartiles_of_rounds
 

@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from ipaddress import IPv4Network, IPv6Network
 
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.naive import NaivePeer
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix, tcp_rate
 from flannel_udp.model import Subnet
 from tests.support.agents import wait_for, wait_for_pings
 from tests.support.labs import NEEDS_NETNS, fresh_name
-from tests.support.naive import NaivePeer
 from tests.support.socat import SocatPeer
 
 pytestmark = NEEDS_NETNS

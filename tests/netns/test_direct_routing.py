@@ -20,6 +20,7 @@ from flannel_udp.files import subnet_env
 from flannel_udp.lab import netns
 from flannel_udp.lab.capture import Packet
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.naive import NaivePeer
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, UNDERLAY_GATEWAY, Plan
 from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
@@ -31,7 +32,6 @@ from tests.support.flow import Flow
 from tests.support.ip_monitor import ip_monitor
 from tests.support.kernel_state import kernel_state, lease_end_of, ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
-from tests.support.naive import NaivePeer
 from tests.support.patience import PATIENCE_S
 from tests.support.standstill import freeze
 

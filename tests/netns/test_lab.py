@@ -21,12 +21,12 @@ from flannel_udp.lab import netns
 from flannel_udp.lab import plan as plan_module
 from flannel_udp.lab.capture import trace
 from flannel_udp.lab.lab import Lab, lab_names, remove
+from flannel_udp.lab.naive import NaivePeer
 from flannel_udp.lab.node import Node
 from flannel_udp.lab.plan import ROUTED_GATEWAY, STATE_DIR, UNDERLAY_GATEWAY, Plan
 from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
 from flannel_udp.lab.tunnel import tunnel_of
 from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, namespaces_of, state_of
-from tests.support.naive import NaivePeer
 from tests.support.patience import PATIENCE_S, promised
 from tests.support.socat import SocatPeer
 from tests.support.transfer import Transfer

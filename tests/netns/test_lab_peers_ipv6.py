@@ -9,12 +9,12 @@ from ipaddress import IPv4Network, IPv6Network
 import pytest
 
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.naive import NaivePeer
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping_matrix, tcp_rate
 from flannel_udp.model import Subnet
 from tests.support.by_hand_vxlan import join_by_hand_dual
 from tests.support.labs import NEEDS_NETNS, fresh_name
-from tests.support.naive import NaivePeer
 from tests.support.patience import PATIENCE_S
 from tests.support.socat import SocatPeer
 

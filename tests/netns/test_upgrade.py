@@ -16,18 +16,19 @@ from pathlib import Path
 
 import pytest
 
+from flannel_udp.lab.kernel_vxlan import KernelPeer
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.naive import NaivePeer
 from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.kube_api.manifest import find
 from tests.support.agents import Agent, remains_of, subnet_of, wait_for, wait_for_peers
 from tests.support.by_hand import by_hand
-from tests.support.by_hand_vxlan import KernelPeer, KernelVxlan, join_by_hand, mac_of
+from tests.support.by_hand_vxlan import LeasedVxlan, join_by_hand, mac_of
 from tests.support.flow import Flow
 from tests.support.kernel_state import kernel_state
 from tests.support.kube_cluster import Cluster, cluster
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.mixed import OURS, THEIRS
-from tests.support.naive import NaivePeer
 from tests.support.patience import promised
 from tests.support.systemd import Systemd
 
@@ -99,7 +100,7 @@ def assert_one_gap(flow: Flow) -> None:
 
 
 @pytest.fixture
-def vxlan() -> Iterator[tuple[Lab, KernelVxlan]]:
+def vxlan() -> Iterator[tuple[Lab, LeasedVxlan]]:
     """Two hosts that flanneld's vxlan has set up; and that of h1."""
     config = {"Network": str(OVERLAY), "Backend": {"Type": "vxlan"}}
     with Lab(Plan(fresh_name(), hosts=2, config=config, agents=())) as lab:
@@ -108,7 +109,7 @@ def vxlan() -> Iterator[tuple[Lab, KernelVxlan]]:
         yield lab, joined[0]
 
 
-def test_from_flannelds_vxlan_and_back_loses_nothing(vxlan: tuple[Lab, KernelVxlan]) -> None:
+def test_from_flannelds_vxlan_and_back_loses_nothing(vxlan: tuple[Lab, LeasedVxlan]) -> None:
     lab, flanneld = vxlan
     h1, h2 = lab.hosts
     state, mac = kernel_state(h1), mac_of(h1)

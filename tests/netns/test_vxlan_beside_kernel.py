@@ -10,12 +10,13 @@ from ipaddress import IPv4Network
 
 import pytest
 
+from flannel_udp.lab.kernel_vxlan import random_mac
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping, ping_matrix
 from tests.support.agents import Log, command_json, drops_of, peers_of, subnet_of, wait_for
-from tests.support.by_hand_vxlan import KernelVxlan, join_by_hand, random_mac, vxlan_value
+from tests.support.by_hand_vxlan import LeasedVxlan, join_by_hand, vxlan_value
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
 from tests.support.transfer import Transfer
@@ -31,7 +32,7 @@ ONCE = "-W20"
 
 
 @contextmanager
-def mixed(cards: str, *, udpcsum: bool = True) -> Iterator[tuple[Lab, KernelVxlan]]:
+def mixed(cards: str, *, udpcsum: bool = True) -> Iterator[tuple[Lab, LeasedVxlan]]:
     """Yield a lab with our agent on h1 and the kernel's VXLAN on h2, which know each other."""
     config = {"Network": str(OVERLAY), "Backend": {"Type": "vxlan"}}
     plan = Plan(
@@ -52,7 +53,7 @@ def mixed(cards: str, *, udpcsum: bool = True) -> Iterator[tuple[Lab, KernelVxla
 
 
 @pytest.fixture(scope="module")
-def shared(needs_etcd: None) -> Iterator[tuple[Lab, KernelVxlan]]:
+def shared(needs_etcd: None) -> Iterator[tuple[Lab, LeasedVxlan]]:
     with mixed("whole") as both:
         yield both
 
@@ -61,7 +62,7 @@ def is_peer_of(host: Host, subnet: str) -> bool:
     return subnet in peers_of(host)
 
 
-def set_mac(theirs: KernelVxlan, mac: str) -> None:
+def set_mac(theirs: LeasedVxlan, mac: str) -> None:
     """Change the device's address; the kernel forgets its neighbours, the permanent ones too."""
     theirs.host.configure(f"link set {theirs.device} address {mac}")
     for peer in theirs.peers.values():
@@ -82,7 +83,7 @@ def test_pods_talk_both_ways(needs_etcd: None, cards: str, udpcsum: bool) -> Non
         assert {name: n for name, n in drops_of(h1, "out").items() if n and name != "not_ipv4"} == {}
 
 
-def test_full_packets_fit_and_longer_ones_do_not(shared: tuple[Lab, KernelVxlan]) -> None:
+def test_full_packets_fit_and_longer_ones_do_not(shared: tuple[Lab, LeasedVxlan]) -> None:
     lab, _ = shared
     for source, target in (lab.pods(), reversed(lab.pods())):
         ping_of = ["ping", "-c1", "-M", "do", str(target.ip), "-s"]
@@ -90,7 +91,7 @@ def test_full_packets_fit_and_longer_ones_do_not(shared: tuple[Lab, KernelVxlan]
         assert source.run([*ping_of, str(MTU - 27), "-W2"], check=False).returncode != 0
 
 
-def test_hosts_reach_the_others_pods_and_device(shared: tuple[Lab, KernelVxlan]) -> None:
+def test_hosts_reach_the_others_pods_and_device(shared: tuple[Lab, LeasedVxlan]) -> None:
     lab, _ = shared
     h1, h2 = lab.hosts
     for source, target in ((h1, h2), (h2, h1)):
@@ -98,7 +99,7 @@ def test_hosts_reach_the_others_pods_and_device(shared: tuple[Lab, KernelVxlan])
         source.run(["ping", "-c1", ONCE, str(subnet_of(h1).network_address if target is h1 else THEIRS[0])])
 
 
-def test_a_peer_that_gets_another_mac_is_followed(shared: tuple[Lab, KernelVxlan]) -> None:
+def test_a_peer_that_gets_another_mac_is_followed(shared: tuple[Lab, LeasedVxlan]) -> None:
     lab, theirs = shared
     p1, p2 = lab.pods()
     theirs.mac = random_mac()
@@ -107,7 +108,7 @@ def test_a_peer_that_gets_another_mac_is_followed(shared: tuple[Lab, KernelVxlan
     wait_for("packets travel", lambda: ping(p1, [p2.ip], timeout_s=0.2) != [None])
 
 
-def test_a_lease_that_a_peer_left_with_a_former_mac_takes_nothing_from_it(shared: tuple[Lab, KernelVxlan]) -> None:
+def test_a_lease_that_a_peer_left_with_a_former_mac_takes_nothing_from_it(shared: tuple[Lab, LeasedVxlan]) -> None:
     lab, theirs = shared
     h1, h2 = lab.hosts
     for key in ("10.244.199.0-24", "10.244.201.0-24"):  # before and after the one that it has, whichever counts
@@ -119,7 +120,7 @@ def test_a_lease_that_a_peer_left_with_a_former_mac_takes_nothing_from_it(shared
             theirs.registry.delete(key)
 
 
-def test_who_sends_with_another_mac_is_dropped_and_counted(shared: tuple[Lab, KernelVxlan]) -> None:
+def test_who_sends_with_another_mac_is_dropped_and_counted(shared: tuple[Lab, LeasedVxlan]) -> None:
     lab, theirs = shared
     h1 = lab.hosts[0]
     p1, p2 = lab.pods()
@@ -135,14 +136,14 @@ def test_who_sends_with_another_mac_is_dropped_and_counted(shared: tuple[Lab, Ke
     wait_for("packets travel", lambda: ping(p2, [p1.ip], timeout_s=0.2) != [None])
 
 
-def test_status_asks_a_peer_by_its_first_address(shared: tuple[Lab, KernelVxlan]) -> None:
+def test_status_asks_a_peer_by_its_first_address(shared: tuple[Lab, LeasedVxlan]) -> None:
     lab, _ = shared
     h1 = lab.hosts[0]
     (row,) = command_json(h1, "peers", "--probe")
     assert row["echo"]["answered"], row
 
 
-def test_nothing_of_theirs_is_touched(shared: tuple[Lab, KernelVxlan]) -> None:
+def test_nothing_of_theirs_is_touched(shared: tuple[Lab, LeasedVxlan]) -> None:
     _, theirs = shared
     shown: subprocess.CompletedProcess[str] = theirs.host.run(["ip", "-d", "link", "show", theirs.device])
     assert "vxlan id 1" in shown.stdout

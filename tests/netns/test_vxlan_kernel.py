@@ -11,13 +11,14 @@ import pytest
 
 from flannel_udp.files import subnet_env
 from flannel_udp.lab import netns
+from flannel_udp.lab.kernel_vxlan import KernelPeer
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping_matrix
 from tests.support.agents import Log, command_json, command_line, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
-from tests.support.by_hand_vxlan import KernelPeer, KernelVxlan, join_by_hand, mac_of, vxlan_value
+from tests.support.by_hand_vxlan import LeasedVxlan, join_by_hand, mac_of, vxlan_value
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.mixed import BY_HAND
 from tests.support.patience import PATIENCE_S
@@ -32,7 +33,7 @@ MAC_A, MAC_B = "0a:00:00:00:00:0a", "0a:00:00:00:00:0b"
 
 
 @pytest.fixture(scope="module")
-def trio() -> Iterator[tuple[Lab, KernelVxlan]]:
+def trio() -> Iterator[tuple[Lab, LeasedVxlan]]:
     """Our agents on h1 and h2; h3 is set up by hand."""
     config = {"Network": str(OVERLAY), "Backend": {"Type": "vxlan"}}
     plan = Plan(fresh_name(), hosts=3, config=config, agents=("h1", "h2"), agent_args=("--datapath=kernel",))
@@ -45,19 +46,19 @@ def trio() -> Iterator[tuple[Lab, KernelVxlan]]:
 
 
 @pytest.fixture
-def h1(trio: tuple[Lab, KernelVxlan]) -> Host:
+def h1(trio: tuple[Lab, LeasedVxlan]) -> Host:
     """The host that is looked at, which has what its peers need and nothing else."""
     host = trio[0].hosts[0]
     wait_for("its entries", lambda: entries_of(host) == expected_of(trio))
     return host
 
 
-def peers_of_h1(trio: tuple[Lab, KernelVxlan]) -> list[KernelPeer]:
+def peers_of_h1(trio: tuple[Lab, LeasedVxlan]) -> list[KernelPeer]:
     h2 = trio[0].hosts[1]
     return [KernelPeer(subnet_of(h2), h2.underlay, mac_of(h2)), trio[1].as_peer]
 
 
-def expected_of(trio: tuple[Lab, KernelVxlan], *more: KernelPeer) -> list[str]:
+def expected_of(trio: tuple[Lab, LeasedVxlan], *more: KernelPeer) -> list[str]:
     return sorted({line for each in (*peers_of_h1(trio), *more) for line in entries_for(each)})
 
 
@@ -73,7 +74,7 @@ def value_of(each: KernelPeer) -> str:
     return vxlan_value(each.public_ip, each.mac)
 
 
-def test_the_device_is_flannelds(trio: tuple[Lab, KernelVxlan], h1: Host) -> None:
+def test_the_device_is_flannelds(trio: tuple[Lab, LeasedVxlan], h1: Host) -> None:
     link, theirs = link_of(h1), link_of(trio[0].hosts[2])
     ours, wanted = (dict(each["linkinfo"]["info_data"]) for each in (link, theirs))
     assert (ours.pop("local"), wanted.pop("local")) == (str(h1.underlay), "192.0.2.3")
@@ -86,13 +87,13 @@ def test_the_device_is_flannelds(trio: tuple[Lab, KernelVxlan], h1: Host) -> Non
     assert subnet_env.require(h1.subnet_file).mtu == MTU
 
 
-def test_the_lease_says_vni_and_mac_byte_for_byte(trio: tuple[Lab, KernelVxlan], h1: Host) -> None:
+def test_the_lease_says_vni_and_mac_byte_for_byte(trio: tuple[Lab, LeasedVxlan], h1: Host) -> None:
     entry = json.loads(trio[0].plan.registry_file.read_text())["subnets"][str(subnet_of(h1)).replace("/", "-")]
     said = {name: value for name, value in entry.items() if name not in ("Expires", "Owner")}
     assert json.dumps(said, separators=(",", ":")) == vxlan_value(h1.underlay, mac_of(h1))
 
 
-def test_all_pods_reach_all_and_large_transfers_pass_both_ways(trio: tuple[Lab, KernelVxlan], h1: Host) -> None:
+def test_all_pods_reach_all_and_large_transfers_pass_both_ways(trio: tuple[Lab, LeasedVxlan], h1: Host) -> None:
     lab, theirs = trio
     theirs.learn()
     assert None not in ping_matrix(lab.pods(), PATIENCE_S).values()
@@ -105,7 +106,7 @@ def test_the_address_lives_as_long_as_the_lease(h1: Host) -> None:
     assert 0 < int((life_of(h1) or "").removesuffix("sec")) <= 86_400
 
 
-def test_status_peers_route_and_doctor_tell_of_it(trio: tuple[Lab, KernelVxlan], h1: Host) -> None:
+def test_status_peers_route_and_doctor_tell_of_it(trio: tuple[Lab, LeasedVxlan], h1: Host) -> None:
     wait_for("nothing is wrong", lambda: h1.control("/v1/status")["problems"] == [])  # an echo that came late, say
     status = command_json(h1, "status")
     assert status["tunnel"] == {"name": DEVICE, "address": f"{subnet_of(h1).network_address}/32", "mtu": MTU}
@@ -127,7 +128,7 @@ def test_status_peers_route_and_doctor_tell_of_it(trio: tuple[Lab, KernelVxlan],
     assert findings["routes"]["ok"], findings["routes"]
 
 
-def test_a_peer_that_nobody_sends_to_is_not_asked_and_one_in_use_answers(trio: tuple[Lab, KernelVxlan]) -> None:
+def test_a_peer_that_nobody_sends_to_is_not_asked_and_one_in_use_answers(trio: tuple[Lab, LeasedVxlan]) -> None:
     lab, theirs = trio
     theirs.learn()
     h1 = lab.hosts[0]
@@ -138,7 +139,7 @@ def test_a_peer_that_nobody_sends_to_is_not_asked_and_one_in_use_answers(trio: t
 
 
 def test_a_peer_that_comes_gets_its_entries_and_one_that_leaves_takes_them_along(
-    trio: tuple[Lab, KernelVxlan], h1: Host
+    trio: tuple[Lab, LeasedVxlan], h1: Host
 ) -> None:
     hand, stranger = by_hand(trio[0]), peer("10.244.240.0/24", "192.0.2.90", MAC_A)
     hand.put(key_of(stranger), value_of(stranger))
@@ -147,7 +148,7 @@ def test_a_peer_that_comes_gets_its_entries_and_one_that_leaves_takes_them_along
     wait_for("they are gone", lambda: entries_of(h1) == expected_of(trio))
 
 
-def test_of_a_peer_with_another_mac_or_public_ip_nothing_former_stays(trio: tuple[Lab, KernelVxlan], h1: Host) -> None:
+def test_of_a_peer_with_another_mac_or_public_ip_nothing_former_stays(trio: tuple[Lab, LeasedVxlan], h1: Host) -> None:
     hand = by_hand(trio[0])
     for stranger in (
         peer("10.244.240.0/24", "192.0.2.90", MAC_A),
@@ -161,7 +162,7 @@ def test_of_a_peer_with_another_mac_or_public_ip_nothing_former_stays(trio: tupl
     wait_for("they are gone", lambda: entries_of(h1) == expected_of(trio))
 
 
-def test_subnets_of_one_host_share_its_entry_until_the_last_one_goes(trio: tuple[Lab, KernelVxlan], h1: Host) -> None:
+def test_subnets_of_one_host_share_its_entry_until_the_last_one_goes(trio: tuple[Lab, LeasedVxlan], h1: Host) -> None:
     hand = by_hand(trio[0])
     one, other = (peer(f"10.244.{n}.0/24", "192.0.2.90", MAC_A) for n in (240, 241))
     for each in (one, other):
@@ -174,7 +175,7 @@ def test_subnets_of_one_host_share_its_entry_until_the_last_one_goes(trio: tuple
 
 
 def test_of_two_hosts_with_one_mac_the_last_one_counts_and_the_other_is_named(
-    trio: tuple[Lab, KernelVxlan], h1: Host
+    trio: tuple[Lab, LeasedVxlan], h1: Host
 ) -> None:
     hand, log = by_hand(trio[0]), Log(h1)
     former, now = peer("10.244.240.0/24", "192.0.2.90", MAC_A), peer("10.244.241.0/24", "192.0.2.91", MAC_A)
@@ -194,7 +195,7 @@ def test_of_two_hosts_with_one_mac_the_last_one_counts_and_the_other_is_named(
     wait_for("none", lambda: entries_of(h1) == expected_of(trio))
 
 
-def test_a_host_with_our_mac_is_no_peer(trio: tuple[Lab, KernelVxlan], h1: Host) -> None:
+def test_a_host_with_our_mac_is_no_peer(trio: tuple[Lab, LeasedVxlan], h1: Host) -> None:
     hand, log = by_hand(trio[0]), Log(h1)
     hand.put("10.244.240.0-24", vxlan_value("192.0.2.90", mac_of(h1)))
     wait_for("it is said", lambda: bool(log.lines(f"its VtepMAC {mac_of(h1)} is ours")))

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 
 import pytest
 
+from flannel_udp.lab.kernel_vxlan import KernelPeer
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping
 from tests.support.agents import Agent, Log, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
-from tests.support.by_hand_vxlan import KernelPeer, join_by_hand, mac_of, vxlan_value
+from tests.support.by_hand_vxlan import join_by_hand, mac_of, vxlan_value
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.mixed import OURS, THEIRS

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 from flannel_udp.files import subnet_env
+from flannel_udp.lab.kernel_vxlan import KernelPeer
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping_matrix
 from tests.support.agents import Log, peers_of, pid_of, subnet_of, undoing, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
-from tests.support.by_hand_vxlan import KernelPeer, mac_of
+from tests.support.by_hand_vxlan import mac_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import promised
 from tests.support.standstill import freeze

@@ -21,12 +21,13 @@ from scapy.packet import Raw
 
 from flannel_udp.files import subnet_env
 from flannel_udp.lab import ethtool
+from flannel_udp.lab.kernel_vxlan import VXLAN_PORT
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Node, Pod
 from flannel_udp.lab.probe import checksum, ping_matrix
 from tests.support.agents import subnet_of, wait_for
 from tests.support.by_hand import by_hand
-from tests.support.by_hand_vxlan import VXLAN_PORT, mac_of, vxlan_value
+from tests.support.by_hand_vxlan import mac_of, vxlan_value
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS
 from tests.support.mixed import vxlan_lab

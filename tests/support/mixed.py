@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from ipaddress import IPv4Network
 
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.naive import NaivePeer
 from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.support.agents import wait_for_peers
 from tests.support.by_hand_vxlan import join_by_hand
 from tests.support.labs import fresh_name
-from tests.support.naive import NaivePeer
 from tests.support.socat import SocatPeer
 
 OURS, THEIRS = IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 
+from flannel_udp.lab.naive import build_naive_peer, peer_routes
 from flannel_udp.lab.node import Host
+from flannel_udp.lab.peer_program import Peer
 from flannel_udp.lab.plan import OVERLAY
-from tests.support.naive import build_naive_peer, peer_routes
-from tests.support.peer import Peer
 
 
 class NaiveIpip(Peer):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.node import Host
+from flannel_udp.lab.peer_program import Peer, endpoint
 from flannel_udp.model import Address, Prefix
 from tests.support.patience import PATIENCE_S
-from tests.support.peer import Peer, endpoint
 
 
 class SocatPeer(Peer):

@@ -6,8 +6,8 @@ import json
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+from flannel_udp.lab.kernel_vxlan import KernelPeer
 from flannel_udp.lab.node import Host
-from tests.support.by_hand_vxlan import KernelPeer
 
 DEVICE = "flannel.1"
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from bench.cpu import foreign_cpu_s, parse_machine, parse_process
-from bench.datagrams import parse_blast
-from bench.machine import parse_cpu_model
-from bench.measure import Transfer, parse_iperf3, parse_ping, parse_ping_sent
+from flannel_udp.bench.cpu import foreign_cpu_s, parse_machine, parse_process
+from flannel_udp.bench.datagrams import parse_blast
+from flannel_udp.bench.machine import parse_cpu_model
+from flannel_udp.bench.measure import Transfer, parse_iperf3, parse_ping, parse_ping_sent
 from flannel_udp.errors import FlannelError
 
 IPERF3: dict[str, dict[str, Any]] = {
@@ -122,7 +122,7 @@ def test_foreign_load_leaves_out_our_descendants_and_the_kernel_and_counts_colle
     ]
     processes = {int(line.split()[0]): parse_process(line) for line in lines}
     tick_s = parse_process(process_line(1, 0, 1, 0)).own_s
-    assert foreign_cpu_s(processes, ours=60) / tick_s == pytest.approx(1 + 2 + 4 + 8 + 16)
+    assert foreign_cpu_s(processes, ours=(60,)) / tick_s == pytest.approx(1 + 2 + 4 + 8 + 16)
 
 
 @pytest.mark.parametrize(

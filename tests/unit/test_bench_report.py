@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import forward
-from bench.contenders import CONTENDERS, variants
 from bench.forward import main, parse_arguments
-from bench.measure import MEASURES, default_congestion_control, percentile
+from bench.more_contenders import variants
 from bench.report import chart, table
-from bench.time_left import TimeLeft
+from flannel_udp.bench.contenders import CONTENDERS
+from flannel_udp.bench.measure import MEASURES, default_congestion_control, percentile
+from flannel_udp.bench.measuring import Run
 from flannel_udp.bench.results import document, place_record, read_result
 from flannel_udp.bench.samples import Sample, medians, n_rejected, ratios
+from flannel_udp.bench.time_left import TimeLeft
 from flannel_udp.options import Offload
 
 
@@ -153,7 +154,7 @@ def test_the_chart_says_how_many_times_better_ours_is_also_where_less_is_better(
 
 def test_without_root_nothing_is_started(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(forward, "run", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(Run, "in_labs", lambda *_: pytest.fail("started"))
     assert main(["--quick"]) == 1
     assert "root" in caplog.text
 
@@ -162,7 +163,7 @@ def test_without_root_nothing_is_started(monkeypatch: pytest.MonkeyPatch, caplog
 def test_a_json_file_that_cannot_be_written_is_refused_before_the_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(forward, "run", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(Run, "in_labs", lambda *_: pytest.fail("started"))
     monkeypatch.setattr("bench.forward.shutil.which", lambda tool: tool)
     assert main(["--quick", "--json", "/nonexistent/forward.json"]) == 2
     assert "/nonexistent/forward.json" in caplog.text
@@ -179,11 +180,9 @@ def test_the_time_left_is_told_by_the_pace_so_far() -> None:
     assert str(left) == "about 0 s"
 
 
-def measured(*arguments: object) -> None:
+def measured(run: Run, *_: object) -> None:
     """Stand for a run: one sample, and then Ctrl-C."""
-    taken = arguments[-1]
-    assert isinstance(taken, forward.Taken)
-    taken.samples.append(sample("ours", 8.0))
+    run.taken.samples.append(sample("ours", 8.0))
     raise KeyboardInterrupt
 
 
@@ -196,7 +195,7 @@ def test_a_file_that_cannot_be_written_after_the_run_costs_no_table(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(forward, "run", measured)
+    monkeypatch.setattr(Run, "in_labs", measured)
     monkeypatch.setattr("bench.forward.shutil.which", lambda tool: tool)
     (tmp_path / "run.json").mkdir()
     assert main(["--quick", *targets, "--json", str(tmp_path / "run.json")]) == 1
@@ -210,7 +209,7 @@ def test_a_reader_of_the_table_who_has_gone_costs_no_file(tmp_path: Path, monkey
     def gone(*_: object) -> str:
         raise BrokenPipeError
 
-    monkeypatch.setattr(forward, "run", measured)
+    monkeypatch.setattr(Run, "in_labs", measured)
     monkeypatch.setattr("bench.forward.shutil.which", lambda tool: tool)
     monkeypatch.setattr("bench.forward.report.table", gone)
     with pytest.raises(BrokenPipeError):

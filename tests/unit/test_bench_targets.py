@@ -5,9 +5,8 @@ import json
 import pytest
 
 from bench import lookup
-from bench.contenders import BACKENDS, BETWEEN, CARDS, CONTENDERS, HOSTS, IPV6, PODS, Where
 from bench.lookup import Found, judged
-from bench.measure import MEASURES
+from bench.more_contenders import BACKENDS, IPV6
 from bench.targets import (
     BACKEND_TARGETS,
     FAR,
@@ -24,6 +23,8 @@ from bench.targets import (
     records,
     table,
 )
+from flannel_udp.bench.contenders import BETWEEN, CARDS, CONTENDERS, HOSTS, PODS, Where
+from flannel_udp.bench.measure import MEASURES
 from flannel_udp.bench.metrics import METRICS, OURS
 from flannel_udp.bench.samples import Sample
 

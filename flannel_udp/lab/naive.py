@@ -12,8 +12,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from flannel_udp.lab.node import Host
+from flannel_udp.lab.peer_program import Peer, endpoint
 from flannel_udp.model import Prefix
-from tests.support.peer import Peer, endpoint
 
 Peers = Mapping[IPv4Network, IPv4Address] | Mapping[IPv6Network, IPv6Address]
 """Subnets, and the public IPs behind them."""

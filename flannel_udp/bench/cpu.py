@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -62,8 +62,8 @@ def daemons_cpu_s(pids: Iterable[int]) -> float:
         raise FlannelError(f"a daemon ended while it was measured: {gone.filename} is gone") from None
 
 
-def foreign_cpu_s(processes: Mapping[int, ProcessCpu], ours: int) -> float:
-    """Return what was used by the processes that are neither kernel threads nor `ours` nor descended from it.
+def foreign_cpu_s(processes: Mapping[int, ProcessCpu], ours: Container[int]) -> float:
+    """Return what was used by the processes that are neither kernel threads nor among `ours` nor descended from them.
 
     Kernel threads are left out because they move the packets that are measured. Collected children are counted with
     their parent, so a process that came and went since the last reading is seen all the same.
@@ -71,7 +71,7 @@ def foreign_cpu_s(processes: Mapping[int, ProcessCpu], ours: int) -> float:
 
     def is_foreign(pid: int) -> bool:
         while pid not in (0, 1):
-            if pid in (ours, _KTHREADD):
+            if pid == _KTHREADD or pid in ours:
                 return False
             pid = processes[pid].parent if pid in processes else 0  # a parent that was gone when its turn came
         return True
@@ -93,20 +93,21 @@ def read_processes() -> dict[int, ProcessCpu]:
 
 @dataclass(frozen=True, slots=True)
 class ForeignWatch:
-    """A moment from which on the load of others is watched."""
+    """A moment from which on the load of others is watched: of all but this process, `ours`, and their descendants."""
 
+    ours: tuple[int, ...]
     at_s: float
     used_s: float
 
     @classmethod
-    def start(cls) -> Self:
+    def start(cls, ours: tuple[int, ...] = ()) -> Self:
         """Begin to watch."""
-        return cls(time.monotonic(), _used_by_others_s())
+        return cls(ours, time.monotonic(), _used_by_others_s(ours))
 
     def share(self) -> float:
         """Return what others used since, as a share of one processor: 1.0 is one processor kept busy."""
-        return max(_used_by_others_s() - self.used_s, 0.0) / (time.monotonic() - self.at_s)
+        return max(_used_by_others_s(self.ours) - self.used_s, 0.0) / (time.monotonic() - self.at_s)
 
 
-def _used_by_others_s() -> float:
-    return foreign_cpu_s(read_processes(), os.getpid()) + read_machine().stolen_s
+def _used_by_others_s(ours: tuple[int, ...]) -> float:
+    return foreign_cpu_s(read_processes(), (os.getpid(), *ours)) + read_machine().stolen_s

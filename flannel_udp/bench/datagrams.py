@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.contenders import Pair
-from bench.generators import GRACE_S, Load, server
+from flannel_udp.bench.contenders import Pair
+from flannel_udp.bench.generators import GRACE_S, Load, server
 from flannel_udp.bench.samples import Values
 from flannel_udp.errors import FlannelError
 

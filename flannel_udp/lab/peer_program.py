@@ -11,8 +11,9 @@ from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, OVERLAY_V6
 from flannel_udp.model import Address, Prefix
-from tests.support.patience import PATIENCE_S
 
+_START_TIMEOUT_S = 90.0
+"""On a machine that is busy with other things."""
 _STOP_TIMEOUT_S = 5.0
 UDP_OVERHEAD_BYTES = {4: 28, 6: 48}
 """What is in front of an inner packet, by IP version: an outer IP header (20, 40) and UDP's (8)."""
@@ -71,7 +72,7 @@ class Peer:
             exists = self.host.run(["ip", "link", "show", self.device], check=False).returncode == 0
             return exists or self.process.poll() is not None
 
-        wait_until(settled, PATIENCE_S)
+        wait_until(settled, _START_TIMEOUT_S)
         if self.process.poll() is not None and self.process.stderr is not None:
             raise FlannelError(f"{self.host.name}: the peer ended: {self.process.stderr.read().strip()}")
 

@@ -16,29 +16,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple, Protocol
 
+from flannel_udp.bench.generators import server
 from flannel_udp.bench.metrics import OURS
+from flannel_udp.bench.results import place_name
 from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
 from flannel_udp.lab import ethtool
+from flannel_udp.lab.kernel_vxlan import KernelVxlan
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.naive import NaivePeer
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node, interface_address
+from flannel_udp.lab.peer_program import Peer
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping
 from flannel_udp.model import Address, Prefix
 from flannel_udp.netconf.config import DEFAULT_TYPE
-from flannel_udp.options import Offload
-from tests.support.by_hand_vxlan import KernelVxlan
-from tests.support.cni import CniPod, Runtime
-from tests.support.naive import NaivePeer
-from tests.support.naive_ipip import NaiveIpip
-from tests.support.peer import Peer
 
-OF_IPV6 = "-v6"
-"""What the names of contenders end with that go by IPv6 beside others that do not."""
 PODS, HOSTS = "pods", "hosts"
 BETWEEN = (PODS, HOSTS)
 """Between what traffic goes."""
@@ -63,7 +58,7 @@ SUBNETS: Mapping[int, tuple[Prefix, Prefix]] = {
 _PATH_TRIES = 20
 _PATH_TIMEOUT_S = 0.5
 
-_USERSPACE = "--datapath=userspace"
+USERSPACE = "--datapath=userspace"
 """Our own packet path, also where the kernel could."""
 
 
@@ -73,6 +68,11 @@ class Where(NamedTuple):
     underlay: str
     between: str
     version: int = 4
+
+    @property
+    def title(self) -> str:
+        """How it is called."""
+        return place_name(self.underlay, self.between, self.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +95,16 @@ class Pair:
         """The same the other way round."""
         return replace(self, sender=self.receiver, receiver=self.sender, source=self.target, target=self.source)
 
+    def iperf3_server(self) -> AbstractContextManager[object]:
+        """Run an iperf3 server for one test at the target, inside the block."""
+        return server(self.receiver, ["iperf3", "-s", "-1", "--forceflush", "-B", str(self.target)], "Server listening")
+
 
 Hosts = tuple[Host, Host]
 
 
 @contextmanager
-def _two_hosts(name: str, where: Where, backend: str = DEFAULT_TYPE) -> Iterator[Hosts]:
+def two_hosts(name: str, where: Where, backend: str = DEFAULT_TYPE) -> Iterator[Hosts]:
     """Two lab hosts of one family without agents, and instead of the lab's bridge one cable between them."""
     underlay, between, version = where
     config = {"Network": str(OVERLAY), "Backend": {"Type": backend}}
@@ -122,7 +126,8 @@ def _two_hosts(name: str, where: Where, backend: str = DEFAULT_TYPE) -> Iterator
         yield first, second
 
 
-def _ends(name: str, hosts: Hosts, subnets: Sequence[Prefix], mtu: int, daemons: tuple[int, ...] = ()) -> Pair:
+def ends(name: str, hosts: Hosts, subnets: Sequence[Prefix], mtu: int, daemons: tuple[int, ...] = ()) -> Pair:
+    """Return the way between two hosts that have these subnets: from pod to pod, where they have pods."""
     near, far = hosts
     source, target = (subnet.network_address for subnet in subnets)
     if near.pods:
@@ -134,7 +139,7 @@ def _ends(name: str, hosts: Hosts, subnets: Sequence[Prefix], mtu: int, daemons:
 @contextmanager
 def _bare(where: Where, *, name: str = "bare") -> Iterator[Pair]:
     """No tunnel."""
-    with _two_hosts(name, where) as hosts:
+    with two_hosts(name, where) as hosts:
         near, far = hosts
         mtu, version = near.plan.underlay_mtu, where.version
         if where.between == HOSTS:
@@ -144,55 +149,29 @@ def _bare(where: Where, *, name: str = "bare") -> Iterator[Pair]:
         for host, peer, own, other in ((near, far, *subnets), (far, near, *subnets[::-1])):
             host.configure(f"route add {other} via {peer.underlay_of(version)}")
             host.attach_pods(own, mtu)
-        yield _ends(name, hosts, subnets, mtu)
+        yield ends(name, hosts, subnets, mtu)
 
 
 @contextmanager
 def _vxlan(where: Where, *, name: str = "vxlan") -> Iterator[Pair]:
     """The kernel's VXLAN as flannel sets it up, on both hosts."""
     subnets = SUBNETS[where.version]
-    with _two_hosts(name, where) as hosts:
+    with two_hosts(name, where) as hosts:
         near, far = (KernelVxlan(host, subnet) for host, subnet in zip(hosts, subnets, strict=True))
         near.add(far.as_peer)
         far.add(near.as_peer)
-        yield _ends(name, hosts, subnets, near.mtu_bytes)
-
-
-@contextmanager
-def _vxlan_and_ours(where: Where, *, name: str, ours: int) -> Iterator[Pair]:
-    """The kernel's VXLAN as flannel sets it up on one host, our packet path on the other: `ours` is 0 on the sender."""
-    with _two_hosts(name, where, "vxlan") as hosts:
-        agents, theirs, subnet = hosts[ours], hosts[1 - ours], SUBNETS[where.version][1 - ours]
-        kernel = KernelVxlan(theirs, subnet)
-        kernel.register()
-        mtu, daemons = _start_agents((agents,), (_USERSPACE,))
-        if agents.pods:
-            agents.attach_pods()
-        agents.wait_peers({subnet}, AGENT_TIMEOUT_S)
-        kernel.learn()
-        subnets = (_leased(agents, where.version), subnet)
-        yield _ends(name, hosts, subnets if ours == 0 else subnets[::-1], mtu, daemons)
+        yield ends(name, hosts, subnets, near.mtu_bytes)
 
 
 @contextmanager
 def _naive(where: Where, *, name: str = "naive") -> Iterator[Pair]:
-    """A loop in C of one read and one sendto a packet: tests/support/naive_peer.c."""
-    with _two_hosts(name, where) as hosts, _naive_pair(name, where, hosts, NaivePeer) as pair:
+    """A loop in C of one read and one sendto a packet: flannel_udp/lab/naive_peer.c."""
+    with two_hosts(name, where) as hosts, naive_pair(name, where, hosts, NaivePeer) as pair:
         yield pair
 
 
 @contextmanager
-def _naive_ipip(where: Where) -> Iterator[Pair]:
-    """The same over raw sockets; its hosts' cards join nothing, since it takes no super-packets."""
-    with _two_hosts("naive-ipip", where) as hosts:
-        for host in hosts:
-            ethtool.set_features(host.namespace, "eth0", dict.fromkeys(ethtool.GRO, False))
-        with _naive_pair("naive-ipip", where, hosts, NaiveIpip) as pair:
-            yield pair
-
-
-@contextmanager
-def _naive_pair(name: str, where: Where, hosts: Hosts, kind: Callable[..., Peer]) -> Iterator[Pair]:
+def naive_pair(name: str, where: Where, hosts: Hosts, kind: Callable[..., Peer]) -> Iterator[Pair]:
     """Such a loop on each host; they attach their pods by themselves."""
     subnets = SUBNETS[where.version]
     addresses = [host.underlay_of(where.version) for host in hosts]
@@ -200,11 +179,11 @@ def _naive_pair(name: str, where: Where, hosts: Hosts, kind: Callable[..., Peer]
         kind(hosts[0], subnets[0], {subnets[1]: addresses[1]}) as near,
         kind(hosts[1], subnets[1], {subnets[0]: addresses[0]}) as far,
     ):
-        yield _ends(name, hosts, subnets, near.mtu, (near.process.pid, far.process.pid))
+        yield ends(name, hosts, subnets, near.mtu, (near.process.pid, far.process.pid))
 
 
 @contextmanager
-def _ours(
+def open_ours(
     where: Where,
     *,
     name: str = OURS,
@@ -212,22 +191,23 @@ def _ours(
     arguments: tuple[str, ...] = (),
 ) -> Iterator[Pair]:
     """Our agents with a file registry, and with default settings but for the arguments."""
-    with _two_hosts(name, where, backend) as hosts:
-        mtu, daemons = _start_agents(hosts, arguments)
+    with two_hosts(name, where, backend) as hosts:
+        mtu, daemons = start_agents(hosts, arguments)
         for host in hosts:
             if host.pods:
                 host.attach_pods()
-        yield _ends(name, hosts, [_leased(host, where.version) for host in hosts], mtu, daemons)
+        yield ends(name, hosts, [leased(host, where.version) for host in hosts], mtu, daemons)
 
 
-def _leased(host: Host, version: int) -> Prefix:
+def leased(host: Host, version: int) -> Prefix:
+    """Return the subnet that a host's agent has. Raises `FlannelError`."""
     subnet = host.subnet_of(version)
     if subnet is None:
         raise FlannelError(f"{host.name}: the agent has no IPv{version} subnet")
     return subnet
 
 
-def _start_agents(hosts: Sequence[Host], arguments: tuple[str, ...]) -> tuple[int, tuple[int, ...]]:
+def start_agents(hosts: Sequence[Host], arguments: tuple[str, ...]) -> tuple[int, tuple[int, ...]]:
     """Start our agents and return the overlay's MTU in bytes and their process ids."""
     for host in hosts:
         host.start_agent(*arguments)
@@ -235,22 +215,6 @@ def _start_agents(hosts: Sequence[Host], arguments: tuple[str, ...]) -> tuple[in
         host.wait_ready(AGENT_TIMEOUT_S)
     mtu = subnet_env.require(hosts[0].subnet_file).mtu
     return mtu, tuple(pid for host in hosts if (pid := host.agent_pid()) is not None)
-
-
-@contextmanager
-def _pods_by_plugin(where: Where, *, name: str, arguments: tuple[str, ...]) -> Iterator[Pair]:
-    """Our agents; from pod to pod, added by our CNI plugin. The bridge masquerades if the agent does not."""
-    with _two_hosts(name, where._replace(between=HOSTS)) as hosts, TemporaryDirectory() as folder:
-        mtu, daemons = _start_agents(hosts, arguments)
-        near, far = (_added_pod(host, Path(folder)) for host in hosts)
-        yield Pair(name, near, far, near.ip, far.ip, mtu, daemons)
-
-
-def _added_pod(host: Host, folder: Path) -> CniPod:
-    runtime = Runtime(host, folder)
-    pod = runtime.new_pod()
-    runtime.add(pod)
-    return pod
 
 
 Opener = Callable[[Where], AbstractContextManager[Pair]]
@@ -265,54 +229,14 @@ class NamedOpener(Protocol):
         ...
 
 
-CONTENDERS: Mapping[str, NamedOpener] = {"bare": _bare, "vxlan": _vxlan, "naive": _naive, OURS: _ours}
+CONTENDERS: Mapping[str, NamedOpener] = {"bare": _bare, "vxlan": _vxlan, "naive": _naive, OURS: open_ours}
 """The contenders of every run, by name."""
 
-BACKENDS: Mapping[str, Opener] = {
-    f"{OURS}-vxlan": functools.partial(_ours, name=f"{OURS}-vxlan", backend="vxlan", arguments=(_USERSPACE,)),
-    f"vxlan-to-{OURS}": functools.partial(_vxlan_and_ours, name=f"vxlan-to-{OURS}", ours=1),
-    f"{OURS}-to-vxlan": functools.partial(_vxlan_and_ours, name=f"{OURS}-to-vxlan", ours=0),
-    f"{OURS}-ipip": functools.partial(_ours, name=f"{OURS}-ipip", backend="ipip", arguments=(_USERSPACE,)),
-    "naive-ipip": _naive_ipip,
-    "host-gw": functools.partial(_ours, name="host-gw", backend="host-gw"),
+FURTHER: Mapping[str, Opener] = {
+    f"{OURS}-vxlan": functools.partial(open_ours, name=f"{OURS}-vxlan", backend="vxlan", arguments=(USERSPACE,)),
+    "host-gw": functools.partial(open_ours, name="host-gw", backend="host-gw"),
 }
-"""What other backends carry: our agents, vxlan and ipip in userspace also where the kernel could, and a naive loop."""
-
-
-def by_ipv6(name: str, opener: NamedOpener) -> Opener:
-    """Return what opens the contender under another name, by IPv6 wherever it is asked for."""
-    return lambda where: opener(where._replace(version=6), name=name)
-
-
-IPV6: Mapping[str, Opener] = {
-    f"{name}{OF_IPV6}": by_ipv6(f"{name}{OF_IPV6}", opener) for name, opener in CONTENDERS.items()
-}
-"""The same contenders by IPv6, to be measured in one run with those by IPv4."""
-
-_BY_PLUGIN: Mapping[str, Opener] = {
-    f"{OURS}-cni": functools.partial(_pods_by_plugin, name=f"{OURS}-cni", arguments=("--ip-masq",)),
-    f"{OURS}-cni-masq": functools.partial(_pods_by_plugin, name=f"{OURS}-cni-masq", arguments=()),
-}
-
-
-def variants(workers: Sequence[int] = (), *, rungs: bool = False, cni: bool = False) -> dict[str, Opener]:
-    """Return our agents with other settings, by name: numbers of workers, and each rung of the offload ladder removed.
-
-    `off` is without any rung. With `cni` also from pod to pod as the CNI plugin adds them, masqueraded by the agent
-    (so is `masq`) or by the bridge.
-    """
-    settings: dict[str, tuple[str, ...]] = {f"{OURS}-w{n}": ("--workers", str(n)) for n in workers}
-    if rungs:
-        every = Offload().names()
-        for rung in every:
-            settings[f"{OURS}-no-{rung}"] = ("--offload", ",".join(name for name in every if name != rung))
-        settings[f"{OURS}-off"] = ("--offload", "off")
-    if cni:
-        settings[f"{OURS}-masq"] = ("--ip-masq",)
-    opened: dict[str, Opener] = {
-        name: functools.partial(_ours, name=name, arguments=arguments) for name, arguments in settings.items()
-    }
-    return {**opened, **(_BY_PLUGIN if cni else {})}
+"""What other backends carry: our agents, vxlan in userspace also where the kernel could."""
 
 
 @contextmanager

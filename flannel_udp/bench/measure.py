@@ -1,4 +1,4 @@
-"""What is measured on a pair of hosts. Every measure makes some load and returns its values by metric name."""
+"""What is measured on the way from one host to another. Every measure makes some load, and returns values by metric."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
-from bench import datagrams
-from bench.contenders import Pair
-from bench.cpu import daemons_cpu_s, read_machine
-from bench.generators import GRACE_S, Load, server
+from flannel_udp.bench import datagrams
+from flannel_udp.bench.contenders import Pair
+from flannel_udp.bench.cpu import daemons_cpu_s, read_machine
+from flannel_udp.bench.generators import GRACE_S, Load
 from flannel_udp.bench.samples import Values
 from flannel_udp.errors import FlannelError
+from flannel_udp.model import Address
 
 _PINGS_PER_S = 1000
 _SETTLE_S = 0.5
@@ -26,11 +28,52 @@ _SETTLE_S = 0.5
 _DEFAULT_CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 
+class Sender(Protocol):
+    """Where commands are run that make load."""
+
+    def run(
+        self, command: Sequence[str], *, check: bool = ..., timeout_s: float = ...
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command and return its output. Raises `FlannelError`."""
+        ...
+
+    def popen(
+        self, command: Sequence[str], *, stdin: Any = ..., stdout: Any = ..., stderr: Any = ...
+    ) -> subprocess.Popen[str]:
+        """Start a command."""
+        ...
+
+
+class Way(Protocol):
+    """What a measure asks of a way from one host to another: a `Pair` of the lab, or two machines.
+
+    `daemons` are the processes that carry the packets at both ends, ``None`` where they cannot be watched.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - as in `Pair`
+    @property
+    def sender(self) -> Sender: ...  # noqa: D102
+    @property
+    def target(self) -> Address: ...  # noqa: D102
+    @property
+    def mtu(self) -> int: ...  # noqa: D102
+    @property
+    def daemons(self) -> tuple[int, ...] | None: ...  # noqa: D102
+
+    def iperf3_server(self) -> AbstractContextManager[object]:
+        """Run an iperf3 server for one test on the receiver's side, inside the block."""
+        ...
+
+
+Measured_contra = TypeVar("Measured_contra", contravariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(Generic[Measured_contra]):
     """How a measure is taken; it lasts `spans` times the seconds asked for and some `extra_s` seconds more."""
 
-    take: Callable[[Pair, Load], Values]
+    take: Callable[[Measured_contra, Load], Values]
     spans: int = 1
     extra_s: float = 0.6
 
@@ -44,41 +87,39 @@ def default_congestion_control() -> str:
     return _DEFAULT_CONGESTION_CONTROL.read_text().strip()
 
 
-def tcp(pair: Pair, load: Load, *, streams: int) -> Values:
+def tcp(pair: Way, load: Load, *, streams: int) -> Values:
     """TCP from sender to receiver: what arrived in Gbit/s, segments sent again, CPU seconds per GB (10^9 bytes)."""
-    with _iperf3_server(pair):
-        daemons_s, machine = daemons_cpu_s(pair.daemons), read_machine()
+    daemons = pair.daemons or ()
+    with pair.iperf3_server():
+        daemons_s, machine = daemons_cpu_s(daemons), read_machine()
         done = pair.sender.run(
             _iperf3_client(pair, load, load.seconds, "-P", str(streams)),
             check=False,  # its JSON tells what went wrong
             timeout_s=load.seconds + GRACE_S,
         )
-        daemons_s, machine_s = daemons_cpu_s(pair.daemons) - daemons_s, read_machine().busy_s - machine.busy_s
+        daemons_s, machine_s = daemons_cpu_s(daemons) - daemons_s, read_machine().busy_s - machine.busy_s
     (transfer,) = parse_iperf3(done.stdout or done.stderr)
-    gigabytes = transfer.received_bytes / 1e9
+    name, gigabytes = f"tcp{streams}", transfer.received_bytes / 1e9
+    values = {f"{name}_gbit_s": transfer.bits_per_s / 1e9, f"{name}_retransmits": float(transfer.retransmits)}
+    if pair.daemons is None:
+        return values
     return {
-        f"tcp{streams}_gbit_s": transfer.bits_per_s / 1e9,
-        f"tcp{streams}_retransmits": transfer.retransmits,
-        f"tcp{streams}_daemons_cpu_s_per_gb": daemons_s / gigabytes,
-        f"tcp{streams}_machine_cpu_s_per_gb": machine_s / gigabytes,
+        **values,
+        f"{name}_daemons_cpu_s_per_gb": daemons_s / gigabytes,
+        f"{name}_machine_cpu_s_per_gb": machine_s / gigabytes,
     }
 
 
-def tcp_both_ways(pair: Pair, load: Load) -> Values:
+def tcp_both_ways(pair: Way, load: Load) -> Values:
     """One TCP stream each way at once: what arrived in Gbit/s, there, back and in all."""
-    with _iperf3_server(pair):
+    with pair.iperf3_server():
         command = _iperf3_client(pair, load, load.seconds, "--bidir")
         done = pair.sender.run(command, check=False, timeout_s=load.seconds + GRACE_S)
     there, back = (transfer.bits_per_s / 1e9 for transfer in parse_iperf3(done.stdout or done.stderr))
     return {"tcp_both_gbit_s": there + back, "tcp_there_gbit_s": there, "tcp_back_gbit_s": back}
 
 
-def _iperf3_server(pair: Pair) -> AbstractContextManager[subprocess.Popen[str]]:
-    command = ["iperf3", "-s", "-1", "--forceflush", "-B", str(pair.target)]
-    return server(pair.receiver, command, "Server listening")
-
-
-def _iperf3_client(pair: Pair, load: Load, seconds: int, *further: str) -> list[str]:
+def _iperf3_client(pair: Way, load: Load, seconds: int, *further: str) -> list[str]:
     chosen = ("-C", load.congestion_control) if load.congestion_control else ()
     return ["iperf3", "-c", str(pair.target), "-J", "-t", str(seconds), *chosen, *further]
 
@@ -115,14 +156,14 @@ def parse_iperf3(text: str) -> list[Transfer]:
     return transfers
 
 
-def round_trip(pair: Pair, load: Load) -> Values:
+def round_trip(pair: Way, load: Load) -> Values:
     """A ping every millisecond on an idle path: the median and the 99th percentile in microseconds."""
     return _pings(pair, load, "rtt")
 
 
-def round_trip_under_load(pair: Pair, load: Load) -> Values:
+def round_trip_under_load(pair: Way, load: Load) -> Values:
     """The same while one TCP stream saturates the path; and what that stream carries meanwhile, in Gbit/s."""
-    with _iperf3_server(pair), _tcp_stream(pair, load) as stream:
+    with pair.iperf3_server(), _tcp_stream(pair, load) as stream:
         time.sleep(_SETTLE_S)
         values = _pings(pair, load, "rtt_loaded")
         text, _ = stream.communicate(timeout=load.seconds + GRACE_S)
@@ -131,7 +172,7 @@ def round_trip_under_load(pair: Pair, load: Load) -> Values:
 
 
 @contextmanager
-def _tcp_stream(pair: Pair, load: Load) -> Iterator[subprocess.Popen[str]]:
+def _tcp_stream(pair: Way, load: Load) -> Iterator[subprocess.Popen[str]]:
     """Run one TCP stream that outlasts the pings."""
     command = _iperf3_client(pair, load, load.seconds + 2)
     with pair.sender.popen(
@@ -143,7 +184,7 @@ def _tcp_stream(pair: Pair, load: Load) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def _pings(pair: Pair, load: Load, name: str) -> Values:
+def _pings(pair: Way, load: Load, name: str) -> Values:
     count = load.seconds * _PINGS_PER_S
     interval_s = str(1 / _PINGS_PER_S)
     command = ["ping", "-n", "-i", interval_s, "-c", str(count), "-w", str(load.seconds + 1), str(pair.target)]
@@ -177,10 +218,15 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 _OFFERED_PPS = (50_000, 100_000, 200_000)
-MEASURES: Mapping[str, Measure] = {
+NETWORK_MEASURES: Mapping[str, Measure[Way]] = {
     "tcp1": Measure(functools.partial(tcp, streams=1)),
     "tcp4": Measure(functools.partial(tcp, streams=4)),
     "tcp-both": Measure(tcp_both_ways),
+    "rtt": Measure(round_trip),
+    "rtt-loaded": Measure(round_trip_under_load, extra_s=2.3),
+}
+"""What needs iperf3 and ping alone, and so can be taken between two machines."""
+_DATAGRAM_MEASURES: Mapping[str, Measure[Pair]] = {
     "udp64": Measure(functools.partial(datagrams.saturate, payload_bytes=datagrams.SMALL_BYTES), extra_s=0.9),
     "udp1400": Measure(functools.partial(datagrams.saturate, payload_bytes=datagrams.LARGE_BYTES), extra_s=0.9),
     "udp64-both": Measure(datagrams.saturate_both_ways, extra_s=0.9),
@@ -189,8 +235,14 @@ MEASURES: Mapping[str, Measure] = {
     ),
     # A rate that fails is tried twice: half as many trials again as steps.
     "udp64-loss-free": Measure(datagrams.loss_free, spans=0, extra_s=1.5 * datagrams.SEARCH_STEPS),
-    "rtt": Measure(round_trip),
-    "rtt-loaded": Measure(round_trip_under_load, extra_s=2.3),
+}
+COMPILED = frozenset(_DATAGRAM_MEASURES)
+"""What needs the load generator blast.c, and so a C compiler."""
+_RTT = ("rtt", "rtt-loaded")
+MEASURES: Mapping[str, Measure[Pair]] = {
+    **{name: measure for name, measure in NETWORK_MEASURES.items() if name not in _RTT},
+    **_DATAGRAM_MEASURES,
+    **{name: NETWORK_MEASURES[name] for name in _RTT},
 }
 """By name, in the order in which a round takes them."""
 DEFAULT_MEASURES = ("tcp1", "tcp4", "udp64", "rtt")

@@ -11,7 +11,8 @@ from typing import Any
 
 from flannel_udp import __version__
 
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
+"""The clone that this module is in; for an installed package a folder that is no repository's top."""
 
 
 def describe() -> dict[str, Any]:
@@ -38,6 +39,8 @@ def parse_cpu_model(cpuinfo: str) -> str:
 
 def _commit() -> str | None:
     """Return the commit that is checked out, with `-dirty` where files differ; ``None`` outside a repository."""
+    if not (_ROOT / ".git").exists():  # git would look upwards, and name the repository that holds an environment
+        return None
     return _output("git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12").strip() or None
 
 
