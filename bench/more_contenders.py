@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 
 from flannel_udp.bench.contenders import (
     CONTENDERS,
-    FURTHER,
     HOSTS,
     SUBNETS,
     USERSPACE,
@@ -18,6 +17,7 @@ from flannel_udp.bench.contenders import (
     Opener,
     Pair,
     Where,
+    agents,
     ends,
     leased,
     naive_pair,
@@ -80,7 +80,7 @@ def _added_pod(host: Host, folder: Path) -> CniPod:
 
 
 BACKENDS: Mapping[str, Opener] = {
-    **FURTHER,
+    **{name: opener for name, opener in agents().items() if name not in CONTENDERS},
     f"vxlan-to-{OURS}": functools.partial(_vxlan_and_ours, name=f"vxlan-to-{OURS}", ours=1),
     f"{OURS}-to-vxlan": functools.partial(_vxlan_and_ours, name=f"{OURS}-to-vxlan", ours=0),
     f"{OURS}-ipip": functools.partial(open_ours, name=f"{OURS}-ipip", backend="ipip", arguments=(USERSPACE,)),

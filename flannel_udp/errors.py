@@ -30,14 +30,18 @@ class UnusableFile(UsageError):
     """A file that a flag names is not there, cannot be read or makes no sense: a command ends, an agent waits."""
 
 
-class ConfigError(FlannelError):
-    """The network configuration is wrong; ``faults`` holds one line a fault, in the order of the document."""
-
-    exit_code = 2
+class Faults(FlannelError):
+    """Several things are wrong; ``faults`` holds one line for each."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("; ".join(faults))
         self.faults = faults
+
+
+class ConfigError(Faults):
+    """The network configuration is wrong; the faults are in the order of the document."""
+
+    exit_code = 2
 
 
 class RegistryError(FlannelError):

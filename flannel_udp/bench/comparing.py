@@ -23,8 +23,9 @@ MACHINE = "the machine"
 """The verdict on a change that is no build's: others changed as much, or it is one of the others."""
 _MACHINE_FACTS = ("architecture", "cpu", "cores", "kernel")
 """What makes another machine of it."""
-_BESIDE_THE_POINT = ("json", "rounds")
-"""Options that may differ: where the file went, and the number of rounds, which the intervals know."""
+_BESIDE_THE_POINT = ("json", "rounds", "wait", "offload")
+"""Options that may differ: where the file went, the number of rounds, which the intervals know, how long a busy machine
+was waited for, and what our agents did without, which is a build's as well as its code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ def compare(old: Result, new: Result, *, any_machine: bool = False) -> Compariso
     """Compare two runs. Raises `UsageError` where they say nothing about each other."""
     remarks = _check_machines(old, new, any_machine=any_machine)
     _check_options(old, new)
+    if old.options.get("offload") != new.options.get("offload"):
+        remarks.append(f"our agents ran with other offloads: {_change(old.options, new.options, 'offload')}")
     pairs = _pairs(old, new)
     if not pairs:
         raise UsageError(f"{old.path} and {new.path} have no contender and figure in common")

@@ -232,11 +232,18 @@ class NamedOpener(Protocol):
 CONTENDERS: Mapping[str, NamedOpener] = {"bare": _bare, "vxlan": _vxlan, "naive": _naive, OURS: open_ours}
 """The contenders of every run, by name."""
 
-FURTHER: Mapping[str, Opener] = {
-    f"{OURS}-vxlan": functools.partial(open_ours, name=f"{OURS}-vxlan", backend="vxlan", arguments=(USERSPACE,)),
-    "host-gw": functools.partial(open_ours, name="host-gw", backend="host-gw"),
-}
-"""What other backends carry: our agents, vxlan in userspace also where the kernel could."""
+
+def agents(arguments: tuple[str, ...] = ()) -> dict[str, Opener]:
+    """Return our agents by each backend that is compared, by name; `arguments` are for our own packet path.
+
+    VXLAN goes by it also where the kernel could.
+    """
+    vxlan, host_gw = f"{OURS}-vxlan", "host-gw"
+    return {
+        OURS: functools.partial(open_ours, arguments=arguments),
+        vxlan: functools.partial(open_ours, name=vxlan, backend="vxlan", arguments=(USERSPACE, *arguments)),
+        host_gw: functools.partial(open_ours, name=host_gw, backend=host_gw),
+    }
 
 
 @contextmanager

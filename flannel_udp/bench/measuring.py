@@ -88,6 +88,7 @@ class Run:
         seconds, rounds = self.schedule.seconds, self.schedule.rounds
         round_s = sum(measures[name].nominal_s(seconds) * len(contenders) for name, contenders in plan.items())
         left = TimeLeft(rounds * round_s)
+        logger.info("measuring %s on %s: %s", ", ".join(plan), ", ".join(way.name for way in ways), left)
         for number in range(rounds):
             for name, contenders in plan.items():
                 for way in _rotated([way for way in ways if way.name in contenders], number):

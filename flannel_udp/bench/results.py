@@ -19,7 +19,7 @@ FORMAT = 1
 _FORMER_OPTIONS: Mapping[str, Any] = {"family": 4}
 """What options that came later were before there was a choice."""
 _NAME_MAX = 100
-_HOW = "give a file that `bench.forward --json` wrote"
+_HOW = "give a file that `bench run` or `bench.forward --json` wrote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,11 @@ def read_result(path: Path) -> Result:
     except (ValueError, RecursionError) as error:
         raise UnusableFile(f"{path} is not JSON ({error}): it may have been cut short; {_HOW}") from None
     return _Reader(path).result(raw)
+
+
+def result_of(path: Path, text: str) -> Result:
+    """Return the run that a file's text tells of."""
+    return _Reader(path).result(json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)

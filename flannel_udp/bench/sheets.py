@@ -159,10 +159,10 @@ def _said(of: Mapping[str, Any], *names: tuple[str, str]) -> str:
 def command(options: Mapping[str, Any]) -> str:
     """Return the command line that measures with these options once more."""
     chosen_by_targets = ("rounds", "seconds", "targets", "max_foreign")
-    words = ["python -m bench.forward"]
+    words = [str(options.get("program", "python -m bench.forward"))]
     for name, value in options.items():
         implied = options.get("targets") and name not in chosen_by_targets
-        if implied or name == "json" or value in (False, None, "", []):
+        if implied or name in ("json", "program") or value in (False, None, "", []):
             continue
         words.append(f"--{name.replace('_', '-')}")
         if isinstance(value, list):

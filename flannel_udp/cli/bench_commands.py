@@ -12,43 +12,32 @@ from flannel_udp.cli.arguments import Values
 from flannel_udp.cli.command import Argument, Command
 from flannel_udp.cli.flags import JSON_FLAG, Flag, choice_flag
 from flannel_udp.cli.parsers import parse_bool, parse_path
-from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.errors import UsageError
 
-_FORMAT = choice_flag("format", "how to write it", ("text", "md", "csv"), default="text", in_environment=False)
+FORMAT = choice_flag("format", "how to write it", ("text", "md", "csv"), default="text", in_environment=False)
 _ANYWAY = Flag("anyway", "compare the results of two machines", "BOOL", parse_bool, switch=True, in_environment=False)
 _OUTPUT = Flag("o", "where to write it", "FILE", parse_path, default="RESULT.html", in_environment=False)
 _RESULT = Argument("RESULT", "the JSON file of a run")
 
 
-def _format(given: Values) -> str:
+def chosen_format(given: Values) -> str:
+    """Return how the result is to be shown. Raises `UsageError` where two ways are given."""
     if given.get("json") and "format" in given:
         raise UsageError("--json and --format are both given: give one")
     return "json" if given.get("json") else given.get("format", "text")
 
 
 def _show(given: Values) -> int:
-    chosen = _format(given)
-    from flannel_udp.bench import sheets, writing
-    from flannel_udp.bench.judging import judge
+    chosen = chosen_format(given)
     from flannel_udp.bench.results import read_result
+    from flannel_udp.bench.showing import show_result
 
-    result = read_result(Path(given["RESULT"]))
-    rows = judge(result.places)
-    facts, shown, records = sheets.facts(result), sheets.run_sheets(rows), sheets.run_records(rows)
-    if chosen == "json":
-        document = {"machine": dict(result.machine), "options": dict(result.options), "rows": records}
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
-    elif chosen == "csv":
-        sys.stdout.write(writing.csv_text(records))
-    elif chosen == "md":
-        sys.stdout.write(writing.markdown_page(facts, shown, sheets.legend()))
-    else:
-        sys.stdout.write(writing.text_page(facts, shown, sheets.legend(), sheets.place_notes(result)))
+    show_result(read_result(Path(given["RESULT"])), chosen, sys.stdout)
     return 0
 
 
 def _compare(given: Values) -> int:
-    chosen = _format(given)
+    chosen = chosen_format(given)
     from flannel_udp.bench import sheets, writing
     from flannel_udp.bench.comparing import compare
     from flannel_udp.bench.results import read_result
@@ -70,20 +59,11 @@ def _compare(given: Values) -> int:
 def _report(given: Values) -> int:
     from flannel_udp.bench.page import page
     from flannel_udp.bench.results import read_result
-    from flannel_udp.files.atomic import replace_file
+    from flannel_udp.bench.showing import write_file
 
     source = Path(given["RESULT"])
     output: Path = given.get("o", source.with_suffix(".html"))
-    text = page(read_result(source)).encode()
-    try:
-        if output.exists() and output.samefile(source):
-            raise UsageError(f"-o {output} is the result itself: name another file")
-        if output.exists() and not output.is_file():
-            output.write_bytes(text)  # a pipe or a device
-        else:
-            replace_file(output, text)  # whole: a full disk costs no former report
-    except OSError as error:
-        raise FlannelError(f"cannot write {output}: {error.strerror}") from None
+    write_file(output, page(read_result(source)), beside=source)
     if given.get("json"):
         sys.stdout.write(json.dumps({"written": [str(output)]}, indent=2) + "\n")
     else:
@@ -98,7 +78,7 @@ BENCH_COMMANDS: Mapping[str, Command] = {
         "it says of ours. The intervals are a bootstrap's over the rounds, seeded: one file gives one answer.\n\n"
         "example: flannel-udp bench show run.json --format=md",
         _show,
-        {"output": (_FORMAT, JSON_FLAG)},
+        {"output": (FORMAT, JSON_FLAG)},
         (_RESULT,),
     ),
     "bench compare": Command(
@@ -109,7 +89,7 @@ BENCH_COMMANDS: Mapping[str, Command] = {
         "exit codes: 0 compared, whatever came out; 1 failed; 2 what cannot be compared, or wrong usage.\n\n"
         "example: flannel-udp bench compare before.json after.json",
         _compare,
-        {"which": (_ANYWAY,), "output": (_FORMAT, JSON_FLAG)},
+        {"which": (_ANYWAY,), "output": (FORMAT, JSON_FLAG)},
         (Argument("OLD", "the JSON file of the former run"), Argument("NEW", "that of the later one")),
     ),
     "bench report": Command(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from flannel_udp.cli.arguments import Values
 from flannel_udp.cli.asking_commands import ASKING_COMMANDS
 from flannel_udp.cli.bench_commands import BENCH_COMMANDS
+from flannel_udp.cli.bench_run_commands import BENCH_RUN_COMMANDS
 from flannel_udp.cli.capture_commands import CAPTURE_COMMANDS
 from flannel_udp.cli.command import Argument, Command
 from flannel_udp.cli.config_commands import CONFIG_COMMANDS
@@ -73,6 +74,7 @@ COMMANDS: Mapping[str, Command] = {
     **HOST_COMMANDS,
     **LAB_COMMANDS,
     **LAB_TRACE_COMMANDS,
+    **BENCH_RUN_COMMANDS,
     **BENCH_COMMANDS,
     "help": Command(
         "explain a command, as its --help does",

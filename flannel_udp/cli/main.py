@@ -20,7 +20,7 @@ from flannel_udp.cli.command import Command
 from flannel_udp.cli.commands import COMMANDS
 from flannel_udp.cli.flags import AGENT_FLAGS
 from flannel_udp.cli.parser import agent_parser, command_parser, help_text, unknown_command
-from flannel_udp.errors import ConfigError, FlannelError
+from flannel_udp.errors import Faults, FlannelError
 from flannel_udp.options import Options
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = int(stop.code or 0)
         sys.stdout.flush()
     except FlannelError as error:
-        for line in error.faults if isinstance(error, ConfigError) else [str(error)]:
+        for line in error.faults if isinstance(error, Faults) else [str(error)]:
             _complain(line)
         code = error.exit_code
     except KeyboardInterrupt:

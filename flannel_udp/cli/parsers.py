@@ -100,6 +100,19 @@ def choice(*words: str) -> Callable[[str], str]:
     return parse
 
 
+def names_of(*words: str) -> Callable[[str], tuple[str, ...]]:
+    """Return a parser of ``all`` or a comma list of `words`, which come out in their order, each once."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        given = words if text == "all" else tuple(word.strip() for word in text.split(","))
+        unknown = [word for word in given if word not in words]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(words)}{did_you_mean(unknown[0], words)}")
+        return tuple(word for word in words if word in given)
+
+    return parse
+
+
 def parse_path(text: str) -> Path:
     """Read the path of a file."""
     if not text:

@@ -6,13 +6,11 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +19,8 @@ from rich.table import Table
 from flannel_udp.errors import FlannelError, UsageError, did_you_mean
 from flannel_udp.lab.by_hand import ALLOC, routes_from
 from flannel_udp.lab.demo import demo_document, run_demo
-from flannel_udp.lab.lab import ENDING_SIGNALS, Lab, lab_names, no_lab, remove
+from flannel_udp.lab.interruptible import interruptible
+from flannel_udp.lab.lab import Lab, lab_names, no_lab, remove
 from flannel_udp.lab.plan import OVERLAY, Plan
 
 Given = Mapping[str, Any]
@@ -38,7 +37,7 @@ _LOGGER = logging.getLogger("flannel_udp.lab")
 def up(given: Given) -> int:
     """Build a lab and show it."""
     lab = Lab(_plan(given, _NAME))
-    with _progress(), _interruptible():
+    with _progress(), interruptible():
         lab.up()
     if given.get("json"):
         _print_json(lab.status())
@@ -133,7 +132,7 @@ def down(given: Given) -> int:
 def demo(given: Given) -> int:
     """Show what a lab is, and take it away."""
     width = shutil.get_terminal_size((100, 24)).columns
-    with _progress(), _interruptible():
+    with _progress(), interruptible():
         if given.get("json"):
             document = demo_document(_plan(given, _DEMO_NAME))
             _print_json(document)
@@ -182,21 +181,3 @@ def _progress() -> Iterator[None]:
         yield
     finally:
         _LOGGER.removeHandler(handler)
-
-
-def _leave(number: int, _frame: FrameType | None) -> None:
-    """Turn the first signal into an exception, so that the lab is taken down; ignore the next ones meanwhile."""
-    for ignored in ENDING_SIGNALS:
-        signal.signal(ignored, signal.SIG_IGN)
-    raise SystemExit(128 + number)  # as a shell reports a death by signal
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let what would end us raise instead, inside the block only, so that a lab is taken down first."""
-    before = {number: signal.signal(number, _leave) for number in ENDING_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from typing import Any, Self
 from flannel_udp.errors import FlannelError, did_you_mean
 from flannel_udp.lab import ethtool, netns
 from flannel_udp.lab.etcd_server import EtcdServer
+from flannel_udp.lab.interruptible import uninterrupted
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node, Pod, interface_address
 from flannel_udp.lab.plan import (
     GATEWAY_NUMBER,
@@ -44,7 +44,6 @@ from flannel_udp.model import Prefix
 logger = logging.getLogger(__name__)
 
 BRIDGE, ROUTED_BRIDGE = "underlay", "routed"
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CUT = dict.fromkeys(ethtool.TSO + ethtool.GSO + ethtool.USO, False)
 _HOST_CARD = {
     "whole": {},
@@ -306,11 +305,8 @@ def remove(name: str) -> bool:
     """
     check_name(name)
     netns.require()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
-    try:
+    with uninterrupted():
         return _remove(name)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _remove(name: str) -> bool:

@@ -24,14 +24,22 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 # Not `-m` in the checkout, which would hide the installed package: that is under test.
-PROGRAM = f"import sys; sys.path.append({str(ROOT)!r}); from bench.forward import main; sys.exit(main())"
+FORWARD = [
+    "-c",
+    f"import sys; sys.path.append({str(ROOT)!r}); from bench.forward import main; sys.exit(main())",
+    "--json",
+]
+RUN = ["-P", "-m", "flannel_udp", "bench", "run", "--wait", "0", "-o"]
 
 
-def test_an_interrupted_bench_keeps_what_it_has_measured_and_removes_its_labs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [FORWARD, RUN], ids=["bench.forward", "bench run"])
+def test_an_interrupted_bench_keeps_what_it_has_measured_and_removes_its_labs(
+    program: list[str], tmp_path: Path
+) -> None:
     file = tmp_path / "run.json"
-    words = ["--measures", "tcp1", "--seconds", "1", "--rounds", "50", "--between", "hosts", "--json", str(file)]
+    words = [str(file), "--measures", "tcp1", "--seconds", "1", "--rounds", "50", "--between", "hosts"]
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *program, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as bench:
         given_up = threading.Timer(3 * PATIENCE_S, bench.kill)  # four labs and a round of all of them
         given_up.start()
@@ -49,7 +57,7 @@ def test_an_interrupted_bench_keeps_what_it_has_measured_and_removes_its_labs(tm
             given_up.cancel()
             bench.kill()
     assert bench.returncode == 128 + signal.SIGINT, "".join(said) + rest
-    assert "interrupted; the labs are removed" in rest
+    assert "interrupted" in rest
     assert "Traceback" not in rest
     assert "TCP, 1 stream, Gbit/s (more is better)" in shown
     (place,) = read_result(file).places

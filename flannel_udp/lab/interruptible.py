@@ -1,0 +1,38 @@
+"""Signals that would end us while a lab is up: the first one ends what is done, but not what must be done whole."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    """Turn the first signal into an exception, so that the lab is taken down; ignore the next ones meanwhile."""
+    for ignored in ENDING_SIGNALS:
+        signal.signal(ignored, signal.SIG_IGN)
+    raise SystemExit(128 + number)  # as a shell reports a death by signal
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let what would end us raise instead, inside the block only, so that a lab is taken down first."""
+    before = {number: signal.signal(number, _leave) for number in ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let such signals wait until the block is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
