@@ -22,7 +22,7 @@ from rich.table import Table
 
 from bench.console import show
 from flannel_udp.bench.datagrams import build_blast
-from flannel_udp.bench.generators import GRACE_S, server
+from flannel_udp.bench.generators import GRACE_S, iperf3_server
 from flannel_udp.bench.measure import parse_iperf3
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns
@@ -54,9 +54,9 @@ def _put_far_behind_a_line(sender: Host, far: Host) -> None:
 
 
 def _tcp_gbit_s(sender: Host, near: Host, seconds: int) -> float:
-    target = str(subnet_of(near).network_address)
-    with server(near, ["iperf3", "-s", "-1", "--forceflush", "-B", target], "Server listening"):
-        command = ["iperf3", "-c", target, "-J", "-t", str(seconds), "-C", "cubic"]
+    target = subnet_of(near).network_address
+    with iperf3_server(near, target):
+        command = ["iperf3", "-c", str(target), "-J", "-t", str(seconds), "-C", "cubic"]
         done = sender.run(command, check=False, timeout_s=seconds + GRACE_S)
     (transfer,) = parse_iperf3(done.stdout or done.stderr)
     return transfer.bits_per_s / 1e9

@@ -21,7 +21,7 @@ from flannel_udp.errors import UsageError
 
 MACHINE = "the machine"
 """The verdict on a change that is no build's: others changed as much, or it is one of the others."""
-_MACHINE_FACTS = ("architecture", "cpu", "cores", "kernel")
+_MACHINE_FACTS = ("architecture", "cpu", "cores", "kernel", "other_host")
 """What makes another machine of it."""
 _BESIDE_THE_POINT = ("json", "rounds", "wait", "offload")
 """Options that may differ: where the file went, the number of rounds, which the intervals know, how long a busy machine

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple, Protocol
 
-from flannel_udp.bench.generators import server
+from flannel_udp.bench.generators import iperf3_server
 from flannel_udp.bench.metrics import OURS
 from flannel_udp.bench.results import place_name
 from flannel_udp.errors import FlannelError
@@ -97,7 +97,7 @@ class Pair:
 
     def iperf3_server(self) -> AbstractContextManager[object]:
         """Run an iperf3 server for one test at the target, inside the block."""
-        return server(self.receiver, ["iperf3", "-s", "-1", "--forceflush", "-B", str(self.target)], "Server listening")
+        return iperf3_server(self.receiver, self.target)
 
 
 Hosts = tuple[Host, Host]

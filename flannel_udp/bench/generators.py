@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.lab.node import Node
+from flannel_udp.lab.runner import Runner
+from flannel_udp.model import Address
 
 GRACE_S = 60.0
 """What a load generator may take longer than asked to before it is killed."""
@@ -22,8 +23,13 @@ class Load:
     congestion_control: str
 
 
+def iperf3_server(node: Runner, address: Address) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Run an iperf3 server for one test at an address, inside the block."""
+    return server(node, ["iperf3", "-s", "-1", "--forceflush", "-B", str(address)], "Server listening")
+
+
 @contextmanager
-def server(node: Node, command: list[str], greeting: str) -> Iterator[subprocess.Popen[str]]:
+def server(node: Runner, command: list[str], greeting: str) -> Iterator[subprocess.Popen[str]]:
     """Run a server inside the block, which begins once the server has printed its greeting."""
     with node.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:

@@ -30,6 +30,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+def in_one_line() -> str:
+    """Return what of it makes another machine, for people."""
+    facts = describe()
+    return f"{facts['cpu']}, {facts['cores']} cores, {facts['architecture']}, Linux {facts['kernel']}"
+
+
 def parse_cpu_model(cpuinfo: str) -> str:
     """Return the model in /proc/cpuinfo; arm64 kernels give numbers only, so then the architecture's part number."""
     fields = dict(line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from flannel_udp.bench import datagrams
 from flannel_udp.bench.contenders import Pair
@@ -20,28 +20,13 @@ from flannel_udp.bench.cpu import daemons_cpu_s, read_machine
 from flannel_udp.bench.generators import GRACE_S, Load
 from flannel_udp.bench.samples import Values
 from flannel_udp.errors import FlannelError
+from flannel_udp.lab.runner import Runner
 from flannel_udp.model import Address
 
 _PINGS_PER_S = 1000
 _SETTLE_S = 0.5
 """What a TCP stream needs to saturate the path before the pings begin."""
 _DEFAULT_CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
-
-
-class Sender(Protocol):
-    """Where commands are run that make load."""
-
-    def run(
-        self, command: Sequence[str], *, check: bool = ..., timeout_s: float = ...
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command and return its output. Raises `FlannelError`."""
-        ...
-
-    def popen(
-        self, command: Sequence[str], *, stdin: Any = ..., stdout: Any = ..., stderr: Any = ...
-    ) -> subprocess.Popen[str]:
-        """Start a command."""
-        ...
 
 
 class Way(Protocol):
@@ -53,7 +38,7 @@ class Way(Protocol):
     @property
     def name(self) -> str: ...  # noqa: D102 - as in `Pair`
     @property
-    def sender(self) -> Sender: ...  # noqa: D102
+    def sender(self) -> Runner: ...  # noqa: D102
     @property
     def target(self) -> Address: ...  # noqa: D102
     @property

@@ -29,7 +29,7 @@ class Quiet:
         *,
         look: Callable[[tuple[int, ...]], float] | None = None,
     ) -> None:
-        self.ours = ours
+        self.ours, self.wait_s = ours, wait_s
         self._max_foreign, self._left_s = max_foreign, wait_s
         self._look = look or _watch
 

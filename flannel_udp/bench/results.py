@@ -17,7 +17,9 @@ from flannel_udp.errors import UnusableFile
 FORMAT = 1
 """Of the file, in its `format`. Files of before that have none, and are read as 1: nothing else differs."""
 _FORMER_OPTIONS: Mapping[str, Any] = {"family": 4}
-"""What options that came later were before there was a choice."""
+"""What options that came later were before there was a choice, in labs."""
+_TO = "to"
+"""The option that says that it was no lab, but another host."""
 _NAME_MAX = 100
 _HOW = "give a file that `bench run` or `bench.forward --json` wrote"
 
@@ -99,7 +101,8 @@ class _Reader:
             self._fail("holds no samples: it is another bench's, or older than they are")
         machine = self._facts(raw["machine"], "machine")
         given = self._facts(raw["options"], "options")
-        options = given | {name: value for name, value in _FORMER_OPTIONS.items() if name not in given}
+        former = {} if _TO in given else _FORMER_OPTIONS
+        options = given | {name: value for name, value in former.items() if name not in given}
         if "places" in raw:
             places = {
                 self._name(name): self._mapping(each, name)

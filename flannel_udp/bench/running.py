@@ -7,15 +7,15 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from flannel_udp.bench import machine
 from flannel_udp.bench.choosing import SHOWN, lacking_in_labs, openers_of
 from flannel_udp.bench.contenders import Where
+from flannel_udp.bench.machine import describe
 from flannel_udp.bench.measuring import Run, Schedule, Taken
 from flannel_udp.bench.page import page
 from flannel_udp.bench.quiet import Quiet
@@ -31,7 +31,10 @@ _ELSEWHERE = (Path(tempfile.gettempdir()), Path("/dev/shm"))  # noqa: S108 - a f
 
 
 class Wanted(Protocol):
-    """What to measure, and where."""
+    """What to measure, and where; `options` are what the result says of it."""
+
+    @property
+    def options(self) -> dict[str, Any]: ...  # noqa: D102
 
     def measure(self, run: Run) -> None:
         """Take all samples."""
@@ -39,6 +42,10 @@ class Wanted(Protocol):
 
     def found(self, taken: Taken) -> dict[str, Any]:
         """Return what was found, as the result has it."""
+        ...
+
+    def machine(self) -> dict[str, Any]:
+        """Return what the result says of where it was measured."""
         ...
 
 
@@ -102,22 +109,34 @@ class InLabs:
         """Return what was found, as the result has it."""
         return place_record(taken.mtus, taken.samples)
 
+    def machine(self) -> dict[str, Any]:
+        """Return this machine."""
+        return describe()
 
-def run_and_keep(wanted: Wanted, schedule: Schedule, quiet: Quiet, output: Output, options: Mapping[str, Any]) -> int:
-    """Measure, keep and show; return the exit code. `options` are those that the result says beside what is measured.
+
+def run_and_keep(wanted: Wanted, schedule: Schedule, quiet: Quiet, output: Output) -> int:
+    """Measure, keep and show; return the exit code.
 
     Raises `FlannelError` for what failed, and SystemExit for a signal, after all that was measured is kept and shown.
     """
+    options = {
+        "program": PROGRAM,
+        **wanted.options,
+        "rounds": schedule.rounds,
+        "seconds": schedule.seconds,
+        "max_foreign": schedule.max_foreign,
+        "wait": f"{quiet.wait_s:g}s",
+    }
     taken = Taken()
     kept = _Kept(output)
-    with _progress():
+    with progress():
         try:
             with interruptible():
                 try:
                     wanted.measure(Run(schedule, taken, quiet))
                 finally:
                     if taken.samples:
-                        made = document(machine.describe(), {"program": PROGRAM, **options}, wanted.found(taken))
+                        made = document(wanted.machine(), options, wanted.found(taken))
                         with uninterrupted():
                             kept.write(json.dumps(made, indent=2) + "\n")
         except SystemExit:
@@ -171,7 +190,7 @@ class _Kept:
 
 
 @contextmanager
-def _progress() -> Iterator[None]:
+def progress() -> Iterator[None]:
     """Let what measures say on stderr how far it is."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("bench: %(message)s"))

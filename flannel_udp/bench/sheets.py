@@ -132,6 +132,7 @@ def facts(result: Result) -> list[tuple[str, str]]:
             "machine",
             f"{machine.get('cpu', '?')}, {machine.get('cores', '?')} cores, {machine.get('architecture', '?')}",
         ),
+        *([("other host", str(machine["other_host"]))] if "other_host" in machine else []),
         ("software", _said(machine, ("kernel", "Linux"), ("python", "Python"), ("iperf3", ""))),
         ("command", command(options)),
         (

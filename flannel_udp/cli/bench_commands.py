@@ -73,7 +73,7 @@ def _report(given: Values) -> int:
 
 BENCH_COMMANDS: Mapping[str, Command] = {
     "bench show": Command(
-        "show what a run of bench.forward found: medians, spread, and what is beyond the noise",
+        "show what a run found: medians, spread, and what is beyond the noise",
         "Each contender's median of the accepted samples; ours divided by it, between what that ratio lies, and what\n"
         "it says of ours. The intervals are a bootstrap's over the rounds, seeded: one file gives one answer.\n\n"
         "example: flannel-udp bench show run.json --format=md",
@@ -82,7 +82,7 @@ BENCH_COMMANDS: Mapping[str, Command] = {
         (_RESULT,),
     ),
     "bench compare": Command(
-        "say what became better or worse from one run of bench.forward to another",
+        "say what became better or worse from one run to another",
         "Each contender's medians in both, new divided by old, between what that ratio lies, and whether that is\n"
         "better, worse or no difference. The contenders that are none of ours tell how much the machine itself has\n"
         "changed: what they changed as well is no build's. Runs of other options or of another machine are refused.\n"
@@ -93,7 +93,7 @@ BENCH_COMMANDS: Mapping[str, Command] = {
         (Argument("OLD", "the JSON file of the former run"), Argument("NEW", "that of the later one")),
     ),
     "bench report": Command(
-        "write what a run of bench.forward found as one HTML file: tables, plots, machine, command",
+        "write what a run found as one HTML file: tables, plots, machine, command",
         "It stands alone: a browser opens it without any network, light or dark as the reader has it.\n\n"
         "example: flannel-udp bench report run.json -o report.html",
         _report,

@@ -4,14 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flannel_udp.cli.arguments import Values
+from flannel_udp.cli.arguments import Values, to_options
 from flannel_udp.cli.bench_commands import FORMAT, chosen_format
 from flannel_udp.cli.command import Command
-from flannel_udp.cli.flags import JSON_FLAG, Flag, choice_flag
-from flannel_udp.cli.parsers import names_of, parse_offload, parse_path, parse_wait, whole
+from flannel_udp.cli.flags import CONTROL_SOCKET_FLAG, JSON_FLAG, SUBNET_FILE_FLAG, Flag, choice_flag
+from flannel_udp.cli.parsers import names_of, parse_listen_ip, parse_offload, parse_path, parse_wait, whole
+from flannel_udp.errors import Faults, FlannelError, UsageError
+
+if TYPE_CHECKING:
+    from flannel_udp.bench.measuring import Schedule
+    from flannel_udp.bench.quiet import Quiet
+    from flannel_udp.bench.running import Output
 
 CONTENDERS = ("bare", "vxlan", "naive", "udp", "vxlan-userspace", "host-gw", "wireguard-go")
 MEASURES = (
@@ -24,6 +32,13 @@ UNDERLAYS = ("whole", "wire", "plain", "slow-1g", "slow-100m")
 def _offload(text: str) -> str:
     """Check what our agents are to be told, and return it as it is."""
     parse_offload(text)
+    return text
+
+
+def _host(text: str) -> str:
+    """Check the name or address of a host and return it as it is."""
+    if not text or not text.isprintable() or len(text) > 64:
+        raise ValueError(f"{text[:64]!r} is no host")
     return text
 
 
@@ -63,25 +78,92 @@ _OUTPUT = (
 )
 
 
+_PORT = _flag("port", "TCP port of `bench serve`; iperf3 takes its own, 5201", "PORT", whole(0, 65535), "5200")
+_TO = (
+    _flag("to", "measure to this host, where `bench serve` runs, in place of in labs", "HOST", _host, ""),
+    _PORT,
+    CONTROL_SOCKET_FLAG,
+)
+_SERVE = (
+    _flag("listen", "address to be asked at; ::, all of both families", "IP", parse_listen_ip, "0.0.0.0"),  # noqa: S104
+    _PORT,
+    SUBNET_FILE_FLAG,
+)
+
+
 def _run(given: Values) -> int:
     chosen = chosen_format(given)
-    from flannel_udp.bench.contenders import Where
-    from flannel_udp.bench.measure import DEFAULT_MEASURES
     from flannel_udp.bench.measuring import CUBIC, Schedule
-    from flannel_udp.bench.quiet import Quiet
-    from flannel_udp.bench.running import InLabs, Output, run_and_keep
+    from flannel_udp.bench.running import Output
 
     output = Output(given.get("o", Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}.json")), given.get("report"), chosen)
-    schedule = Schedule(given.get("rounds", 5), given.get("seconds", 2), CUBIC, given.get("max-foreign", 10))
-    wait_s = given.get("wait", 60.0) or 0.0
-    measures = given.get("measures", DEFAULT_MEASURES)
-    place = Where(given.get("underlay", "wire"), given.get("between", "pods"), int(given.get("family", "4")))
-    wanted = InLabs(given.get("contenders", CONTENDERS[:4]), measures, place, given.get("offload"))
     output.check()
+    schedule = Schedule(given.get("rounds", 5), given.get("seconds", 2), CUBIC, given.get("max-foreign", 10))
+    return _run_to_host(given, schedule, output) if "to" in given else _run_in_labs(given, schedule, output)
+
+
+def _run_in_labs(given: Values, schedule: Schedule, output: Output) -> int:
+    if "port" in given:
+        raise UsageError("--port is about two hosts: give --to as well")
+    from flannel_udp.bench.contenders import Where
+    from flannel_udp.bench.measure import DEFAULT_MEASURES
+    from flannel_udp.bench.running import InLabs, run_and_keep
+
+    place = Where(given.get("underlay", "wire"), given.get("between", "pods"), int(given.get("family", "4")))
+    measures = given.get("measures", DEFAULT_MEASURES)
+    wanted = InLabs(given.get("contenders", CONTENDERS[:4]), measures, place, given.get("offload"))
     wanted.check()
-    options = {**wanted.options, "rounds": schedule.rounds, "seconds": schedule.seconds}
-    options |= {"max_foreign": schedule.max_foreign, "wait": f"{wait_s:g}s"}
-    return run_and_keep(wanted, schedule, Quiet(schedule.max_foreign, wait_s), output, options)
+    return run_and_keep(wanted, schedule, _quiet(given, schedule), output)
+
+
+def _run_to_host(given: Values, schedule: Schedule, output: Output) -> int:
+    for flag in _IN_LABS:
+        if flag.name in given:
+            raise UsageError(f"{flag.spelling} is about labs: with --to two hosts are measured as they are")
+    from flannel_udp.bench.between_hosts import to_host
+    from flannel_udp.bench.lines import PORT
+    from flannel_udp.bench.measure import NETWORK_MEASURES
+    from flannel_udp.bench.running import run_and_keep
+
+    measures = given.get("measures", ("tcp1", "tcp4", "rtt"))
+    measures = tuple(NETWORK_MEASURES) if measures == MEASURES else measures
+    with to_host(given["to"], given.get("port", PORT), measures) as wanted:
+        return run_and_keep(wanted, schedule, _quiet(given, schedule, _agent(given)), output)
+
+
+def _agent(given: Values) -> tuple[int, ...]:
+    """Return the process id of the agent that runs here, which is none of those that disturb; nothing without one."""
+    from flannel_udp.admin.client import fetch_status
+
+    try:
+        return (fetch_status(to_options(given).control_socket)["pid"],)
+    except FlannelError:
+        return ()
+
+
+def _quiet(given: Values, schedule: Schedule, ours: tuple[int, ...] = ()) -> Quiet:
+    from flannel_udp.bench.quiet import Quiet
+
+    return Quiet(schedule.max_foreign, given.get("wait", 60.0) or 0.0, ours)
+
+
+def _serve(given: Values) -> int:
+    from ipaddress import ip_address
+
+    from flannel_udp.bench.choosing import lacking_between_hosts
+    from flannel_udp.bench.lines import PORT
+    from flannel_udp.bench.machine import in_one_line
+    from flannel_udp.bench.running import progress
+    from flannel_udp.bench.serving import Server
+    from flannel_udp.lab.interruptible import interruptible
+
+    if lacking := lacking_between_hosts(("tcp1",)):
+        raise Faults(lacking)
+    address, port = ip_address(given.get("listen", "0.0.0.0")), given.get("port", PORT)  # noqa: S104 - as iperf3
+    server = Server(address, port, to_options(given).subnet_file, in_one_line())
+    with progress(), interruptible(), suppress(SystemExit):
+        server.serve()
+    return 0
 
 
 BENCH_RUN_COMMANDS: Mapping[str, Command] = {
@@ -97,12 +179,23 @@ BENCH_RUN_COMMANDS: Mapping[str, Command] = {
         "vxlan-userspace  our agents with VXLAN by our own packet path; results call it ours-vxlan\n"
         "host-gw          our agents with kernel routes\n"
         "wireguard-go     WireGuard in user space, which encrypts as well; where it is installed\n\n"
+        "With --to it measures to another host, where `flannel-udp bench serve` runs, by iperf3 and ping: by the\n"
+        "underlay (bare) and by the overlay (ours), side by side.\n\n"
         "Needs iperf3 (tcp…, rtt-loaded), ping (rtt…), a C compiler (naive, udp64…, udp1400): what is lacking is said\n"
         "before it starts. exit codes: 0 measured; 1 failed, or something is lacking; 2 wrong usage; 130 Ctrl-C.\n\n"
-        "examples:\n"
-        "  sudo flannel-udp bench run --report report.html\n"
-        "  sudo flannel-udp bench run --rounds 15 --offload off -o off.json\n",
+        "example: sudo flannel-udp bench run --rounds 15 --report report.html",
         _run,
-        {"what": _IN_LABS, "how": _HOW, "output": _OUTPUT},
+        {"in labs": _IN_LABS, "between two hosts": _TO, "how": _HOW, "output": _OUTPUT},
+    ),
+    "bench serve": Command(
+        "stand at the other host while `bench run --to` measures",
+        "One client at a time makes it run iperf3, for one test each, at the address that was dialled (the underlay)\n"
+        "and at this host's address of the overlay, which subnet.env tells. Whoever reaches the port can make load\n"
+        "here: listen where only those do who may, and end it when you are done, by Ctrl-C or SIGTERM.\n"
+        "Needs iperf3, no root.\n\n"
+        "example: flannel-udp bench serve --listen 192.0.2.2\n"
+        "and on the other host: sudo flannel-udp bench run --to 192.0.2.2",
+        _serve,
+        {"where": _SERVE},
     ),
 }

@@ -10,16 +10,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, ip_network
-from typing import IO, Any
+from typing import Any
 
 from flannel_udp.errors import FlannelError, did_you_mean
 from flannel_udp.files import subnet_env
 from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab import netns
 from flannel_udp.lab.plan import HostSubnet, Plan
+from flannel_udp.lab.runner import Runner
 from flannel_udp.model import Address, Prefix, Subnet, prefix_order
 
 logger = logging.getLogger(__name__)
@@ -29,56 +30,16 @@ AGENT_TIMEOUT_S, _STOP_TIMEOUT_S = 60.0, 30.0
 _HTTP_TIMEOUT_S = 10.0
 _LOG_LINES = 12
 
-Stream = int | IO[str] | IO[bytes] | None
 
-
-class Node:
+class Node(Runner):
     """One network namespace of a lab."""
 
     def __init__(self, plan: Plan, *path: str) -> None:
         self.plan = plan
         self.name = path[-1]
-        self.path = "/".join(path)
-        """The name within the lab: ``h1``, ``h1/p1``."""
         self.namespace = plan.namespace(*path)
-
-    def popen(
-        self,
-        command: Sequence[str],
-        *,
-        stdin: Stream = None,
-        stdout: Stream = None,
-        stderr: Stream = None,
-        env: dict[str, str] | None = None,
-        new_session: bool = False,
-    ) -> subprocess.Popen[str]:
-        """Start a command inside. Its pid is the command's own: `ip netns exec` replaces itself."""
-        argv = ["ip", "netns", "exec", self.namespace, *command]
-        return subprocess.Popen(
-            argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, text=True, start_new_session=new_session
-        )
-
-    def run(
-        self, command: Sequence[str], *, check: bool = True, timeout_s: float = 30.0, stdin: str = ""
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside and return its output.
-
-        Raises `FlannelError` when it takes longer than `timeout_s` (it is killed), or fails and `check` is set.
-        """
-        shown = " ".join(command)
-        with self.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            try:
-                stdout, stderr = process.communicate(stdin, timeout=timeout_s)
-            except BaseException as error:
-                process.kill()
-                if isinstance(error, subprocess.TimeoutExpired):
-                    raise FlannelError(f"{self.path}: `{shown}` did not end within {timeout_s:g} s") from None
-                raise
-        if check and process.returncode != 0:
-            raise FlannelError(
-                f"{self.path}: `{shown}` failed (exit {process.returncode}): {(stderr or stdout).strip()}"
-            )
-        return subprocess.CompletedProcess(list(command), process.returncode, stdout, stderr)
+        # The name within the lab: h1, h1/p1.
+        super().__init__("/".join(path), ("ip", "netns", "exec", self.namespace))
 
     def configure(self, *lines: str) -> None:
         """Run `ip` commands inside, all in one go. Raises `FlannelError` naming the one that failed."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from flannel_udp.bench.results import read_result
 from flannel_udp.lab import netns
-from tests.support.labs import NEEDS_NETNS
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.plan import Plan
+from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
 
 pytestmark = [
@@ -53,3 +57,52 @@ def test_a_run_measures_writes_its_files_and_shows_what_it_found(tmp_path: Path)
     assert "bench: measuring tcp1, rtt on bare, ours, host-gw: about " in said
     assert "Traceback" not in said
     assert [name for name in set(netns.names()) - before if f"bench{pid}" in name] == []
+
+
+def test_two_hosts_are_measured_by_underlay_and_overlay_and_who_leaves_keeps_nobody_out(tmp_path: Path) -> None:
+    with Lab(Plan(fresh_name(), hosts=2, pods=0)) as lab:
+        near, far = lab.hosts
+        serve = [*PROGRAM, "serve", "--listen", str(far.underlay), "--subnet-file", str(far.subnet_file)]
+        to = [*PROGRAM, "run", "--to", str(far.underlay), "--control-socket", str(near.control_socket), *SHORT]
+        with far.popen(serve, stderr=subprocess.PIPE) as serving:
+            try:
+                heard(serving, "serving at")
+                file = tmp_path / "left.json"
+                long = [*to, "--rounds", "50", "--measures", "tcp1", "--max-foreign", "100000", "-o", str(file)]
+                with near.popen(long, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as leaving:
+                    heard(leaving, "round 1/50")
+                    leaving.send_signal(signal.SIGINT)
+                    leaving.communicate(timeout=PATIENCE_S)
+                assert leaving.returncode == 130
+                assert read_result(file).n_rounds >= 1
+                heard(serving, "has hung up")
+
+                file = tmp_path / "run.json"
+                words = ["--measures", "tcp1,rtt", "--max-foreign", "100000", "-o", str(file)]
+                shown = near.run([*to, *words], timeout_s=PATIENCE_S).stdout
+                serving.send_signal(signal.SIGINT)
+                serving.communicate(timeout=PATIENCE_S)
+                assert serving.returncode == 0
+            finally:
+                serving.kill()
+    (place,) = read_result(file).places
+    assert place.name == f"to {far.underlay}, by the underlay (bare) and by the overlay (ours)"
+    assert place.mtus == {"bare": 1500, "ours": 1472}
+    taken = {(sample.contender, sample.measure) for sample in place.samples if sample.accepted}
+    assert taken == {(who, measure) for who in ("bare", "ours") for measure in ("tcp1", "rtt")}
+    assert f"flannel-udp bench run --to {far.underlay} --measures tcp1,rtt" in shown
+
+
+def heard(process: subprocess.Popen[str], words: str) -> None:
+    """Wait until a process has said this on standard error."""
+    assert process.stderr is not None
+    given_up = threading.Timer(PATIENCE_S, process.kill)
+    given_up.start()
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if words in line:
+            given_up.cancel()
+            return
+    given_up.cancel()
+    raise AssertionError(f"ended without {words!r}: {''.join(said)}")

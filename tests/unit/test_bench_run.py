@@ -31,7 +31,6 @@ from tests.support import bench_runs
 from tests.support.patience import PATIENCE_S
 
 SCHEDULE = Schedule(1, 1, "cubic", 10)
-OPTIONS = {"underlay": "wire", "between": "pods", "measures": ["tcp1"]}
 
 
 @pytest.fixture(autouse=True)
@@ -184,6 +183,7 @@ class Measured:
 
     def __init__(self, n: int, ends: BaseException | signal.Signals | None = None) -> None:
         self.n, self.ends = n, ends
+        self.options = {"underlay": "wire", "between": "pods", "measures": ["tcp1"]}
 
     def measure(self, run: Run) -> None:
         run.taken.mtus["ours"] = 1472
@@ -197,9 +197,12 @@ class Measured:
     def found(self, taken: Taken) -> dict[str, Any]:
         return place_record(taken.mtus, taken.samples)
 
+    def machine(self) -> dict[str, Any]:
+        return dict(bench_runs.MACHINE)
+
 
 def kept(wanted: Measured, file: Path, report: Path | None = None) -> int:
-    return run_and_keep(wanted, SCHEDULE, Quiet(10, 0), Output(file, report, "text"), OPTIONS)
+    return run_and_keep(wanted, SCHEDULE, Quiet(10, 0), Output(file, report, "text"))
 
 
 def test_a_run_is_kept_reported_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,7 +317,7 @@ def test_runs_whose_agents_had_other_offloads_are_compared_and_that_is_said(tmp_
 
 def test_the_json_on_standard_output_is_that_of_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.json"
-    run_and_keep(Measured(1), SCHEDULE, Quiet(10, 0), Output(file, None, "json"), OPTIONS)
+    run_and_keep(Measured(1), SCHEDULE, Quiet(10, 0), Output(file, None, "json"))
     first = json.loads(capsys.readouterr().out)
     assert main(["bench", "show", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == first

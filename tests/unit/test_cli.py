@@ -101,7 +101,16 @@ def test_every_command_has_help_with_an_example(name: str, word: str, capsys: py
             assert flag.spelling in text
 
 
-SHOW_NOTHING_OF_THEIR_OWN = {"docker-opts", "lab exec", "lab logs", "metrics", "help", "completion", "man"}
+SHOW_NOTHING_OF_THEIR_OWN = {
+    "bench serve",
+    "docker-opts",
+    "lab exec",
+    "lab logs",
+    "metrics",
+    "help",
+    "completion",
+    "man",
+}
 
 
 def test_every_command_that_shows_something_shows_it_to_programs_too() -> None:
