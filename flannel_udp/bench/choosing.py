@@ -28,9 +28,9 @@ _STREAMS = ("tcp1", "tcp4", "tcp-both", "rtt-loaded")
 _TUN = Path("/dev/net/tun")
 
 
-def openers_of(contenders: Sequence[str], offload: str | None) -> dict[str, Opener]:
-    """Return what opens these contenders, by the names that results have; `offload` is our agents', if not theirs."""
-    ours = agents(() if offload is None else ("--offload", offload))
+def openers_of(contenders: Sequence[str], offload: str) -> dict[str, Opener]:
+    """Return what opens these contenders, by the names that results have; `offload` is our agents'."""
+    ours = agents(("--offload", offload))
     table: dict[str, Opener] = {**CONTENDERS, **ours, WIREGUARD: open_wireguard}
     return {shown: table[shown] for name, shown in SHOWN.items() if name in contenders}
 

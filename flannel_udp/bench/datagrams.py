@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import math
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +13,7 @@ from flannel_udp.bench.contenders import Pair
 from flannel_udp.bench.generators import GRACE_S, Load, server
 from flannel_udp.bench.samples import Values
 from flannel_udp.errors import FlannelError
+from flannel_udp.lab.compiled import compiled
 
 SMALL_BYTES = 64
 """Of payload: 92 bytes of inner packet."""
@@ -30,7 +26,6 @@ SEARCH_STEPS = 7
 """Halvings of the span's logarithm: 64^(1/128) = 3.3 % are left between what passed and what failed."""
 TRIAL_MS = 500
 _BLAST_SOURCE = Path(__file__).with_name("blast.c")
-_CFLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wsign-compare", "-Werror")
 _BLAST_PORT = 5202
 _WARM_UP_MS = 200
 _SILENCE_MS = 250
@@ -168,11 +163,6 @@ def parse_blast(text: str) -> Counted:
     return Counted(counted["packets"], counted["seconds"])
 
 
-@functools.cache
 def build_blast() -> Path:
-    """Compile the load generator once a process; the binary is removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="blast-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    binary = folder / "blast"
-    subprocess.run(["cc", *_CFLAGS, "-o", str(binary), str(_BLAST_SOURCE)], check=True, timeout=60)
-    return binary
+    """Return the load generator, which is compiled once a process. Raises `FlannelError` where that fails."""
+    return compiled(_BLAST_SOURCE)

@@ -48,7 +48,7 @@ def page(result: Result) -> str:
 <a class="skip" href="#results">Skip to the results</a>
 <header>
 <h1>{escape(title)}</h1>
-<p>What is forwarded from one host to another by the cable alone, the kernel's VXLAN, a naive loop and flannel-udp.</p>
+<p>What is forwarded from one host to another by flannel-udp (ours), beside what it is compared with.</p>
 <dl>{facts}</dl>
 <nav aria-label="Contents"><ul>{contents}</ul></nav>
 </header>

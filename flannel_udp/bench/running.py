@@ -77,7 +77,7 @@ class InLabs:
     contenders: tuple[str, ...]
     measures: tuple[str, ...]
     place: Where
-    offload: str | None
+    offload: str
 
     def check(self) -> None:
         """Raise `UsageError` for what makes no sense, and `Faults` with a line for each thing that is lacking."""

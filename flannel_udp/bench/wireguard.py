@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flannel_udp.bench.contenders import SUBNETS, Pair, Where, ends, two_hosts
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.peer_program import Peer, endpoint
+from flannel_udp.lab.runner import Runner
 from flannel_udp.model import Prefix
 
 NAME = "wireguard-go"
 _PORT = 51820
 _OVERHEAD_BYTES = {4: 60, 6: 80}
 """By IP version: outer header 20 or 40, UDP 8, WireGuard's header 16 and tag 16."""
-_TIMEOUT_S = 10.0
 
 
 class _WireGuard(Peer):
@@ -42,8 +41,7 @@ class _WireGuard(Peer):
 
 
 def _wg(command: str, stdin: str = "") -> str:
-    done = subprocess.run(["wg", command], input=stdin, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
-    return done.stdout.strip()
+    return Runner().run(["wg", command], stdin=stdin).stdout.strip()
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def _run_in_labs(given: Values, schedule: Schedule, output: Output) -> int:
 
     place = Where(given.get("underlay", "wire"), given.get("between", "pods"), int(given.get("family", "4")))
     measures = given.get("measures", DEFAULT_MEASURES)
-    wanted = InLabs(given.get("contenders", CONTENDERS[:4]), measures, place, given.get("offload"))
+    wanted = InLabs(given.get("contenders", CONTENDERS[:4]), measures, place, given.get("offload", "auto"))
     wanted.check()
     return run_and_keep(wanted, schedule, _quiet(given, schedule), output)
 

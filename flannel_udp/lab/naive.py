@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
+from flannel_udp.lab.compiled import compiled
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.peer_program import Peer, endpoint
 from flannel_udp.model import Prefix
@@ -19,17 +15,11 @@ Peers = Mapping[IPv4Network, IPv4Address] | Mapping[IPv6Network, IPv6Address]
 """Subnets, and the public IPs behind them."""
 
 _SOURCE = Path(__file__).with_name("naive_peer.c")
-_CFLAGS = ("-std=c11", "-D_DEFAULT_SOURCE", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wsign-compare", "-Werror")
 
 
-@functools.cache
 def build_naive_peer() -> Path:
-    """Compile the peer once a process; the binary is removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="naive-peer-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    binary = folder / "naive_peer"
-    subprocess.run(["cc", *_CFLAGS, "-o", str(binary), str(_SOURCE)], check=True, timeout=60)
-    return binary
+    """Return the peer, which is compiled once a process. Raises `FlannelError` where that fails."""
+    return compiled(_SOURCE, "-D_DEFAULT_SOURCE")
 
 
 class NaivePeer(Peer):

@@ -27,6 +27,7 @@ from flannel_udp.cli import bench_run_commands as command
 from flannel_udp.cli.main import main
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns
+from flannel_udp.lab.compiled import compiled
 from tests.support import bench_runs
 from tests.support.patience import PATIENCE_S
 
@@ -55,7 +56,7 @@ def test_the_command_line_has_the_names_that_there_are() -> None:
 
 
 def test_each_contender_has_what_opens_it_by_the_name_of_results() -> None:
-    assert set(openers_of(tuple(SHOWN), None)) == set(SHOWN.values())
+    assert set(openers_of(tuple(SHOWN), "auto")) == set(SHOWN.values())
 
 
 @pytest.mark.parametrize(
@@ -307,10 +308,10 @@ def test_runs_whose_agents_had_other_offloads_are_compared_and_that_is_said(tmp_
             bench_runs.samples(chooser, {**bench_runs.FIGURES, "ours": ours}),
             options={**bench_runs.OPTIONS, "offload": offload},
         )
-        for name, ours, offload in (("on", 8.0, None), ("off", 3.0, "off"))
+        for name, ours, offload in (("on", 8.0, "auto"), ("off", 3.0, "off"))
     )
     found = compare(on, off)
-    assert "our agents ran with other offloads: offload None → off" in found.remarks
+    assert "our agents ran with other offloads: offload auto → off" in found.remarks
     verdicts = {row.contender: row.verdict for row in found.rows if row.metric.name == "tcp1_gbit_s"}
     assert verdicts == {"bare": "no difference", "vxlan": "no difference", "naive": "no difference", "ours": "worse"}
 
@@ -321,3 +322,27 @@ def test_the_json_on_standard_output_is_that_of_show(tmp_path: Path, capsys: pyt
     first = json.loads(capsys.readouterr().out)
     assert main(["bench", "show", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == first
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [
+        ("#!/bin/sh\necho 'x.c:1:10: fatal error: stdio.h: No such file' >&2\nexit 1\n", "fatal error: stdio.h"),
+        ("#!/bin/sh\nexit 1\n", "exit 1"),
+        ("", "cannot run cc: "),
+    ],
+    ids=["no headers", "silent", "none"],
+)
+def test_a_compiler_that_does_not_do_is_one_line(
+    compiler: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "x.c"
+    source.write_text("int main(void) { return 0; }\n")
+    if compiler:
+        (tmp_path / "cc").write_text(compiler)
+        (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FlannelError, match=r"\A.*\Z") as failed:
+        compiled(source)
+    assert said in str(failed.value)
+    assert "gcc" in str(failed.value)
