@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from select import select
@@ -24,6 +24,8 @@ _LOGGER = logging.getLogger("bench")
 
 _FIRST_S = 10.0
 """How long a client may take until it says what it wants."""
+_REFUSAL_S = 1.0
+"""How long whoever comes meanwhile may hold up the one who measures."""
 _IDLE_S = 60.0 + 2 * GRACE_S
 """How long it may say nothing afterwards: the longest sample, and as long as a measure may take beyond it."""
 
@@ -163,7 +165,8 @@ class Server:
         with sock:
             other = Conversation(sock, str(plain(peer[0])))
             _LOGGER.info("%s: told to come later", other.who)
-            try:
+            sock.settimeout(_REFUSAL_S)
+            with suppress(FlannelError, OSError):
                 other.say({"error": f"{who} measures just now: try again later"})
-            except FlannelError:
-                return
+                sock.shutdown(socket.SHUT_WR)
+                other.receive()  # its wish: what is closed with that unread resets the connection, and our word is lost

@@ -91,6 +91,18 @@ def test_it_tells_its_overlay_address_and_one_client_at_a_time_is_served(serve: 
 
 
 @NEEDS_IPERF3
+def test_a_run_is_told_to_come_later_while_another_one_measures(
+    serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serve.client() as first:
+        first.say(HELLO)
+        first.hear(PATIENCE_S)
+        assert main(["bench", "run", "--to", "127.0.0.1", "--port", str(serve.port), "--measures", "tcp1"]) == 1
+    assert capsys.readouterr().err == "flannel-udp: 127.0.0.1: 127.0.0.1 measures just now: try again later\n"
+
+
+@NEEDS_IPERF3
 @pytest.mark.parametrize(
     ("sent", "answer"),
     [
