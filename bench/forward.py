@@ -29,7 +29,7 @@ from bench.more_contenders import BACKENDS, IPV6, variants
 from bench.targets import FAR, LOOKUP
 from flannel_udp.bench import machine, results
 from flannel_udp.bench.contenders import BETWEEN, CARDS, CONTENDERS, HOSTS, PODS, Where
-from flannel_udp.bench.measure import DEFAULT_MEASURES, MEASURES
+from flannel_udp.bench.measure import BEYOND_IPV6, DEFAULT_MEASURES, MEASURES
 from flannel_udp.bench.measuring import CUBIC, Run, Schedule, Taken
 from flannel_udp.bench.quiet import Quiet
 from flannel_udp.bench.samples import Sample, n_rejected
@@ -139,8 +139,9 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
         parser.error("--targets says by itself what is measured, and where")
     if given.cni and given.between == HOSTS:
         parser.error("--cni is about pods: leave out --between hosts")
-    if given.family == 6 and "udp1400" in (given.measures or ()):
-        parser.error("--measures udp1400: by IPv6 not every contender carries as much in one packet")
+    too_large = [name for name in given.measures or () if name in BEYOND_IPV6 and given.family == 6]
+    if too_large:
+        parser.error(f"--measures {too_large[0]}: by IPv6 not every contender carries as much in one packet")
     if given.family == 6 and (given.backends or given.cni):
         parser.error("--family 6 is about udp: leave out --backends and --cni")
     rounds, seconds = (1, 1) if given.quick else (given.rounds, given.seconds)

@@ -17,6 +17,7 @@ from flannel_udp.lab.compiled import compiled
 
 SMALL_BYTES = 64
 """Of payload: 92 bytes of inner packet."""
+MEDIUM_BYTES = 512
 LARGE_BYTES = 1400
 """Of payload: what fits every contender's overlay MTU in one packet."""
 MAX_LOSS = 0.005
@@ -98,7 +99,7 @@ def offer(pair: Pair, load: Load, *, rates_pps: tuple[int, ...]) -> Values:
     """Small datagrams at fixed rates: thousands a second that were offered and delivered, and the loss in percent."""
     values: dict[str, float] = {}
     for rate_pps in rates_pps:
-        trial = _try(pair, rate_pps, load.seconds * 1000)
+        trial = _try(pair, rate_pps, load.seconds * 1000, SMALL_BYTES)
         name = f"udp{SMALL_BYTES}_at_{rate_pps // 1000}k"
         values[f"{name}_offered_kpps"] = trial.sent.pps / 1e3
         values[f"{name}_delivered_kpps"] = trial.delivered / trial.sent.seconds / 1e3
@@ -106,9 +107,10 @@ def offer(pair: Pair, load: Load, *, rates_pps: tuple[int, ...]) -> Values:
     return values
 
 
-def loss_free(pair: Pair, _load: Load) -> Values:
-    """The highest rate of small datagrams that passes with a loss of at most MAX_LOSS, in thousands a second."""
-    return {f"udp{SMALL_BYTES}_loss_free_kpps": best_rate(lambda rate: _try(pair, round(rate), TRIAL_MS)) / 1e3}
+def loss_free(pair: Pair, _load: Load, *, payload_bytes: int) -> Values:
+    """The highest rate of datagrams that passes with a loss of at most MAX_LOSS, in thousands a second."""
+    best_pps = best_rate(lambda rate: _try(pair, round(rate), TRIAL_MS, payload_bytes))
+    return {f"udp{payload_bytes}_loss_free_kpps": best_pps / 1e3}
 
 
 def best_rate(take: Callable[[float], Trial]) -> float:
@@ -142,11 +144,11 @@ def search(passes: Callable[[float], bool], low: float, high: float, steps: int)
     return low
 
 
-def _try(pair: Pair, rate_pps: int, duration_ms: int) -> Trial:
+def _try(pair: Pair, rate_pps: int, duration_ms: int, payload_bytes: int) -> Trial:
     blast = str(build_blast())
     ends = (str(pair.target), str(_BLAST_PORT))
     with server(pair.receiver, [blast, "count", *ends, str(_SILENCE_MS)], "ready") as receiver:
-        send = [blast, "send", *ends, str(SMALL_BYTES), str(duration_ms), str(rate_pps)]
+        send = [blast, "send", *ends, str(payload_bytes), str(duration_ms), str(rate_pps)]
         sent = parse_blast(pair.sender.run(send, timeout_s=duration_ms / 1000 + GRACE_S).stdout)
         received = parse_blast(receiver.stdout.readline() if receiver.stdout else "")
     return Trial(sent, received.packets)

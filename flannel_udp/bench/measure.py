@@ -218,9 +218,18 @@ _DATAGRAM_MEASURES: Mapping[str, Measure[Pair]] = {
     "udp64-offered": Measure(
         functools.partial(datagrams.offer, rates_pps=_OFFERED_PPS), spans=len(_OFFERED_PPS), extra_s=1.3
     ),
-    # A rate that fails is tried twice: half as many trials again as steps.
-    "udp64-loss-free": Measure(datagrams.loss_free, spans=0, extra_s=1.5 * datagrams.SEARCH_STEPS),
+    **{
+        # A rate that fails is tried twice: half as many trials again as steps.
+        f"udp{payload_bytes}-loss-free": Measure(
+            functools.partial(datagrams.loss_free, payload_bytes=payload_bytes),
+            spans=0,
+            extra_s=1.5 * datagrams.SEARCH_STEPS,
+        )
+        for payload_bytes in (datagrams.SMALL_BYTES, datagrams.MEDIUM_BYTES, datagrams.LARGE_BYTES)
+    },
 }
+BEYOND_IPV6 = ("udp1400", "udp1400-loss-free")
+"""What by IPv6 not every contender carries in one packet."""
 COMPILED = frozenset(_DATAGRAM_MEASURES)
 """What needs the load generator blast.c, and so a C compiler."""
 _RTT = ("rtt", "rtt-loaded")

@@ -45,6 +45,8 @@ METRICS = (
     Metric("udp64_at_200k_delivered_kpps", "UDP 64 B delivered of 200 kpps", "kpps", True),
     Metric("udp64_at_200k_lost_percent", "UDP 64 B lost of 200 kpps", "%", False),
     Metric("udp64_loss_free_kpps", "UDP 64 B, highest rate without loss", "kpps", True),
+    Metric("udp512_loss_free_kpps", "UDP 512 B, highest rate without loss", "kpps", True),
+    Metric("udp1400_loss_free_kpps", "UDP 1,400 B, highest rate without loss", "kpps", True),
     Metric("rtt_p50_us", "ping p50", "µs", False),
     Metric("rtt_p99_us", "ping p99", "µs", False),
     Metric("rtt_loaded_p50_us", "ping p50 beside a TCP stream", "µs", False),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CONTENDERS = ("bare", "vxlan", "naive", "udp", "vxlan-userspace", "host-gw", "wireguard-go")
 MEASURES = (
     *("tcp1", "tcp4", "tcp-both", "udp64", "udp1400", "udp64-both", "udp64-offered", "udp64-loss-free"),
-    *("rtt", "rtt-loaded"),
+    *("udp512-loss-free", "udp1400-loss-free", "rtt", "rtt-loaded"),
 )
 UNDERLAYS = ("whole", "wire", "plain", "slow-1g", "slow-100m")
 
@@ -181,7 +181,7 @@ BENCH_RUN_COMMANDS: Mapping[str, Command] = {
         "wireguard-go     WireGuard in user space, which encrypts as well; where it is installed\n\n"
         "With --to it measures to another host, where `flannel-udp bench serve` runs, by iperf3 and ping: by the\n"
         "underlay (bare) and by the overlay (ours), side by side.\n\n"
-        "Needs iperf3 (tcp…, rtt-loaded), ping (rtt…), a C compiler (naive, udp64…, udp1400): what is lacking is said\n"
+        "Needs iperf3 (tcp…, rtt-loaded), ping (rtt…), a C compiler (naive, udp…): what is lacking is said\n"
         "before it starts. exit codes: 0 measured; 1 failed, or something is lacking; 2 wrong usage; 130 Ctrl-C.\n\n"
         "example: sudo flannel-udp bench run --rounds 15 --report report.html",
         _run,

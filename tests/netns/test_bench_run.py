@@ -79,7 +79,7 @@ def test_two_hosts_are_measured_by_underlay_and_overlay_and_who_leaves_keeps_nob
 
                 file = tmp_path / "run.json"
                 words = ["--measures", "tcp1,rtt", "--max-foreign", "100000", "-o", str(file)]
-                shown = near.run([*to, *words], timeout_s=PATIENCE_S).stdout
+                shown = near.run([*to, *words], timeout_s=2 * PATIENCE_S).stdout
                 serving.send_signal(signal.SIGINT)
                 serving.communicate(timeout=PATIENCE_S)
                 assert serving.returncode == 0

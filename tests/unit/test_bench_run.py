@@ -70,6 +70,7 @@ def test_each_contender_has_what_opens_it_by_the_name_of_results() -> None:
         (["--offload", "tso,gos"], "--offload: 'gos' is not auto, off or one of"),
         (["--wait", "soon"], "--wait: 'soon' is no time"),
         (["--family", "6", "--measures", "udp1400"], "--measures udp1400: by IPv6"),
+        (["--family", "6", "--measures", "tcp1,udp1400-loss-free"], "--measures udp1400-loss-free: by IPv6"),
         (["-o", "/nonexistent/run.json"], "-o /nonexistent/run.json: its folder is missing or not writable"),
         (["-o", "."], "-o . is a folder"),
         (["--report", "/nonexistent/r.html"], "--report /nonexistent/r.html: its folder is missing"),
