@@ -57,8 +57,8 @@ class Comparison:
 
 def compare(old: Result, new: Result, *, any_machine: bool = False) -> Comparison:
     """Compare two runs. Raises `UsageError` where they say nothing about each other."""
-    remarks = _check_machines(old, new, any_machine=any_machine)
     _check_options(old, new)
+    remarks = _check_machines(old, new, any_machine=any_machine)
     if old.options.get("offload") != new.options.get("offload"):
         remarks.append(f"our agents ran with other offloads: {_change(old.options, new.options, 'offload')}")
     pairs = _pairs(old, new)

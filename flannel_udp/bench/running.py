@@ -138,8 +138,8 @@ def run_and_keep(wanted: Wanted, schedule: Schedule, quiet: Quiet, output: Outpu
                     wanted.measure(Run(schedule, taken, quiet))
                 finally:
                     if taken.samples:
-                        made = document(wanted.machine(), options, wanted.found(taken))
                         with uninterrupted():
+                            made = document(wanted.machine(), options, wanted.found(taken))
                             kept.write(json.dumps(made, indent=2) + "\n")
         except SystemExit:
             _LOGGER.error("interrupted%s", "" if taken.samples else " before there was a sample: nothing is kept")
@@ -178,10 +178,14 @@ class _Kept:
     def _write_elsewhere(path: Path, text: str, error: FlannelError) -> None:
         """Keep it where there may be room: what took minutes to measure shall not be lost to a full disk."""
         for folder in _ELSEWHERE:
-            with suppress(OSError, FlannelError):
-                other = Path(tempfile.mkdtemp(prefix="flannel-udp-bench-", dir=folder)) / path.name
-                write_file(other, text)
-                _LOGGER.error("%s; written instead: %s", error, other)
+            with suppress(OSError):
+                made = Path(tempfile.mkdtemp(prefix="flannel-udp-bench-", dir=folder))
+                try:
+                    write_file(made / path.name, text)
+                except FlannelError:
+                    made.rmdir()
+                    continue
+                _LOGGER.error("%s; written instead: %s", error, made / path.name)
                 return
         _LOGGER.error("%s; nor is there room in %s", error, ", ".join(map(str, _ELSEWHERE)))
 

@@ -136,9 +136,10 @@ def _agent(given: Values) -> tuple[int, ...]:
     from flannel_udp.admin.client import fetch_status
 
     try:
-        return (fetch_status(to_options(given).control_socket)["pid"],)
+        pid = fetch_status(to_options(given).control_socket).get("pid")
     except FlannelError:
         return ()
+    return () if pid is None else (pid,)
 
 
 def _quiet(given: Values, schedule: Schedule, ours: tuple[int, ...] = ()) -> Quiet:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -272,14 +272,36 @@ def test_where_there_is_no_room_at_all_that_is_said_and_the_table_is_shown(
 
 # The checkout comes last: the installed package is under test.
 PROGRAM = f"""
-import sys
+import os, signal, sys
 from pathlib import Path
 sys.path.append({str(Path(__file__).parents[2])!r})
 from tests.unit.test_bench_run import Measured, kept
 from flannel_udp.cli import main as cli
-cli._dispatch = lambda words: kept(Measured(2), Path(words[0]))
+
+class Interrupted(Measured):
+    def machine(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        return super().machine()
+
+cli._dispatch = lambda words: kept({{"Interrupted": Interrupted, "Measured": Measured}}[words[1]](2), Path(words[0]))
 sys.exit(cli.main())
 """
+
+
+def program(file: Path, kind: str, stdout: int | IO[str]) -> subprocess.CompletedProcess[str]:
+    """Run it as a process of its own, which has no threads as this one may have."""
+    command = [sys.executable, "-P", "-c", PROGRAM, str(file), kind]
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=2 * PATIENCE_S, check=False
+    )
+
+
+def test_a_signal_while_it_is_written_waits_until_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    done = program(file, "Interrupted", subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (130, f"bench: written: {file}\nbench: interrupted\n")
+    assert read_result(file).n_rounds == 2
+    assert "TCP, 1 stream" in done.stdout
 
 
 def test_a_reader_who_has_gone_costs_no_file(tmp_path: Path) -> None:
@@ -287,14 +309,7 @@ def test_a_reader_who_has_gone_costs_no_file(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as gone:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", PROGRAM, str(file)],
-            stdout=gone,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+        done = program(file, "Measured", gone)
     assert (done.returncode, done.stderr) == (141, f"bench: written: {file}\n")
     assert read_result(file).n_rounds == 2
 
