@@ -21,6 +21,7 @@ from flannel_udp.bench.measuring import Run, Schedule, Taken
 from flannel_udp.bench.page import page
 from flannel_udp.bench.quiet import Quiet
 from flannel_udp.bench.results import Result, document, place_record, result_of
+from flannel_udp.bench.samples import n_rejected
 from flannel_udp.bench.showing import show_result, write_file
 from flannel_udp.errors import Faults, FlannelError, UsageError
 from flannel_udp.lab.interruptible import interruptible, uninterrupted
@@ -146,6 +147,10 @@ def run_and_keep(wanted: Wanted, schedule: Schedule, quiet: Quiet, output: Outpu
             raise
         finally:
             kept.show()
+            if taken.samples and n_rejected(taken.samples) == len(taken.samples):
+                _LOGGER.warning(
+                    "every sample was rejected: leave the machine alone meanwhile, or let more pass by --max-foreign"
+                )
     return 1 if kept.failed else 0
 
 

@@ -183,14 +183,14 @@ def test_a_machine_that_stays_busy_is_waited_for_as_long_as_was_asked_in_all(cap
 class Measured:
     """Stands for labs: some samples, and then what `ends` does."""
 
-    def __init__(self, n: int, ends: BaseException | signal.Signals | None = None) -> None:
-        self.n, self.ends = n, ends
+    def __init__(self, n: int, ends: BaseException | signal.Signals | None = None, *, accepted: bool = True) -> None:
+        self.n, self.ends, self.accepted = n, ends, accepted
         self.options = {"underlay": "wire", "between": "pods", "measures": ["tcp1"]}
 
     def measure(self, run: Run) -> None:
         run.taken.mtus["ours"] = 1472
         for number in range(1, self.n + 1):
-            run.taken.samples.append(Sample(number, "ours", "tcp1", 0.0, True, {"tcp1_gbit_s": 8.0}))
+            run.taken.samples.append(Sample(number, "ours", "tcp1", 0.0, self.accepted, {"tcp1_gbit_s": 8.0}))
         if isinstance(self.ends, signal.Signals):
             os.kill(os.getpid(), self.ends)
         elif self.ends is not None:
@@ -216,6 +216,11 @@ def test_a_run_is_kept_reported_and_shown(tmp_path: Path, capsys: pytest.Capture
     assert "command   flannel-udp bench run --underlay wire --between pods --measures" in shown
     assert "TCP, 1 stream, Gbit/s (more is better)" in shown
     assert f"bench: written: {file}\nbench: written: {report}\n" in said
+
+
+def test_where_others_disturbed_every_sample_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert kept(Measured(2, accepted=False), tmp_path / "run.json") == 0
+    assert "bench: every sample was rejected: leave the machine alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
