@@ -48,6 +48,7 @@ from flannel_udp.control.entries import read_lease
 from flannel_udp.control.former import read_former
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.lease_safety import YIELD_S
+from flannel_udp.control.listing import list_subnets
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.reload import reload_config
 from flannel_udp.control.retry import retry, wait_for_config
@@ -142,7 +143,7 @@ class Agent:
         backend = BACKENDS[config.backend.type]
         logger.info("%s", self._kept)
         _claim_network(claims, config)
-        context = self._context(config, external, claims)
+        context = self._context(registry, config, external, claims)
         seeker = _seeker(config, external, self._mark)
         context = replace(context, read_former=partial(read_former, registry, config, seeker))
         network = await open_or_resume(backend, context, stored)
@@ -171,7 +172,7 @@ class Agent:
         await takeover.check_registry(registry, self._documents.registry)
         await self._check_host(backend, config, external)
         logger.info("%s", self._kept)
-        context = self._context(config, external, claims)
+        context = self._context(registry, config, external, claims)
         context = replace(context, handed=takeover.handed, read_former=takeover.read_former)
         network = await backend.open(context)
         store = Store(network, stored)
@@ -226,20 +227,21 @@ class Agent:
         for overlay in config.overlays:
             own_networks.refuse_own_network(overlay, external.name, own)
             own_networks.refuse_public_ip(external, overlay, own)
-        backend.check(config, external)
+        await backend.check(config, external)
         needs = await needs_of(self._options)
         route_for = partial(backend.route_for, config, datapath=self._options.dataplane.datapath)
         for warning in await asyncio.to_thread(refuse_cut_off, route_for, needs):
             logger.warning("%s", warning)
 
-    def _context(self, config: NetworkConfig, external: Interface, claims: HostClaims) -> Context:
+    def _context(self, registry: Registry, config: NetworkConfig, external: Interface, claims: HostClaims) -> Context:
         loop = asyncio.get_running_loop()
 
         def look() -> None:
             if self._state.rooms:
                 self._state.rooms.upkeep.wake()
 
-        return Context(self._options, config, external, lambda: loop.call_soon_threadsafe(look), claims=claims)
+        on_fault, listed = partial(loop.call_soon_threadsafe, look), partial(list_subnets, registry)
+        return Context(self._options, config, external, on_fault, claims=claims, list_subnets=listed)
 
     def _open_rooms(
         self,

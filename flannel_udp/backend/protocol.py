@@ -15,6 +15,7 @@ from flannel_udp.dataplane.capture import Engine
 from flannel_udp.dataplane.claims import NO_CLAIMS, Claims
 from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.dataplane.trial import TriedDatagram, TriedPacket
+from flannel_udp.errors import FlannelError
 from flannel_udp.host.device_drops import DeviceTraffic
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.upkeep import KeptNetwork
@@ -61,6 +62,11 @@ async def _no_former() -> None:
     """There was no earlier run."""
 
 
+async def _no_registry() -> list[Subnet]:
+    """Nobody has said whom to ask; no subnet would mean that all hosts are gone."""
+    raise FlannelError("there is no registry to ask which subnets are leased")
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a network is opened with. ``on_fault()`` may be called in any thread: look at the network soon."""
@@ -75,6 +81,8 @@ class Context:
     read_former: Callable[[], Awaitable[LeaseAttrs | None]] = _no_former
     """Asks the registry, for as long as that takes, what our entry says since an earlier run; ``None``: there is none,
     or none that can be understood."""
+    list_subnets: Callable[[], Awaitable[list[Subnet]]] = _no_registry
+    """Asks the registry which subnets have an entry now, whatever that says. Raises `FlannelError`."""
 
 
 class Backend(Protocol):
@@ -104,10 +112,10 @@ class Backend(Protocol):
         """Return its own keys, defaults filled in, ready to be written as JSON; faults go to `reader`."""
         ...
 
-    def check(self, config: NetworkConfig, external: Interface) -> None:
+    async def check(self, config: NetworkConfig, external: Interface) -> None:
         """Raise `FlannelError` (`ConfigError` where the configuration is at fault) for what this host cannot run.
 
-        Asked before any lease is taken.
+        Asked before any lease is taken, and again until it is right.
         """
         ...
 
@@ -163,6 +171,10 @@ class Network(KeptNetwork, Protocol):
 
     def start(self) -> None:
         """Let packets pass, if they do not already."""
+        ...
+
+    async def stands(self) -> None:
+        """Return once there is all that packets need beside this host: before that the agent is not ready."""
         ...
 
     async def withdraw(self) -> None:

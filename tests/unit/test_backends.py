@@ -107,12 +107,12 @@ def test_udps_dscp_is_none_of_the_pods_business_unless_said(backend: Any) -> Non
     assert parse(**backend).options["DSCP"] == 0
 
 
-def test_udps_mtu_is_as_large_as_the_interface_allows_unless_said() -> None:
+async def test_udps_mtu_is_as_large_as_the_interface_allows_unless_said() -> None:
     assert [parse(mtu=mtu).options["MTU"] for mtu in (68, 1400, 65507)] == [68, 1400, 65507]
     assert "MTU" not in parse(MTU=None).options
-    BACKENDS["udp"].check(config_of("udp", MTU=1472), interface(1500))
+    await BACKENDS["udp"].check(config_of("udp", MTU=1472), interface(1500))
     with pytest.raises(ConfigError, match=r"MTU is 1473: the MTU of eth0, 1500, leaves room for 1472"):
-        BACKENDS["udp"].check(config_of("udp", MTU=1473), interface(1500))
+        await BACKENDS["udp"].check(config_of("udp", MTU=1473), interface(1500))
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_a_wrong_option_of_udp_is_one_line(backend: dict[str, Any], fault: str) 
     assert faults(Backend=backend) == [fault]
 
 
-def test_udp_needs_room_for_its_headers() -> None:
+async def test_udp_needs_room_for_its_headers() -> None:
     with pytest.raises(FlannelError, match="the MTU of eth0, 90, leaves no room for a tunnel"):
-        BACKENDS["udp"].check(config_of("udp"), interface(90))
+        await BACKENDS["udp"].check(config_of("udp"), interface(90))
 
 
 # --- those that the kernel carries --------------------------------------------------------------------------------
