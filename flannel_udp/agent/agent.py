@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -84,8 +85,7 @@ from flannel_udp.registry.open import open_registry
 logger = logging.getLogger(__name__)
 
 # SIGTERM must end the agent within 2 s, whatever the registry and the firewall's tools do.
-RELEASE_TIMEOUT_S = 0.7
-CLEAN_TIMEOUT_S = 0.7
+END_TIMEOUT_S, CLEAN_TIMEOUT_S = 1.2, 0.7
 CLAIMS_MAX = 3
 """So many other hosts with our address are named."""
 
@@ -400,10 +400,11 @@ class Agent:
         """Take away what would outlive us, as far as the options say so and nobody goes on with it."""
         if not self._in_charge:
             return
+        until_s = time.monotonic() + END_TIMEOUT_S
         if self._options.firewall.clean_on_exit:
             await _clean(rooms)
         if self._options.release_on_exit:
-            await _release(rooms)
+            await _release(rooms, until_s - time.monotonic())
 
     async def _close(self, network: Network) -> None:
         self._state.close_rooms()  # who asks now, while the listeners are still open, is not answered out of them
@@ -487,13 +488,13 @@ async def _clean(rooms: Rooms) -> None:
         logger.warning("the firewall rules stay: %s", str(failed) or f"removing them takes over {CLEAN_TIMEOUT_S:g} s")
 
 
-async def _release(rooms: Rooms) -> None:
+async def _release(rooms: Rooms, timeout_s: float) -> None:
     async def release() -> None:
         await rooms.network.withdraw()  # first: as soon as the registry knows, the subnet may be another host's
         await rooms.keeper.release()
 
     try:
         # Not asyncio.timeout: before Python 3.11.4 it raises no TimeoutError in a task that was cancelled, as this one.
-        await asyncio.wait_for(release(), RELEASE_TIMEOUT_S)
+        await asyncio.wait_for(release(), timeout_s)
     except (FlannelError, TimeoutError) as failed:
         logger.warning("the lease was not released and stays until it expires: %s", str(failed) or "no answer")

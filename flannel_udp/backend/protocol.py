@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from flannel_udp.backend.cloud.facts import CloudFacts
 from flannel_udp.dataplane.capture import Engine
 from flannel_udp.dataplane.claims import NO_CLAIMS, Claims
 from flannel_udp.dataplane.encapsulation import Encapsulation
@@ -345,6 +346,8 @@ class NetworkFacts:
     """What the kernel's tunnel devices have carried, by name, where it carries packets through such."""
     kernel_drops: Mapping[str, int] | None = None
     """What the kernel dropped since the start, by place, see `model.KERNEL_DROPS`."""
+    cloud: CloudFacts | None = None
+    """What is in the provider's route tables, where they carry packets."""
     problems: Sequence[str] = ()
     """A sentence for each fault that is no single peer's."""
     faults: Mapping[Prefix, str] = field(default_factory=dict)
