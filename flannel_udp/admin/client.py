@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from flannel_udp.admin.capture_wish import write_wish
 from flannel_udp.admin.captured import Captured, Counts, Head, read_records
-from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
+from flannel_udp.admin.shapes import CloudRoutes, Event, PeerRow, Route, RouteRow, Status
 from flannel_udp.admin.trace_request import TraceRequest
 from flannel_udp.admin.trace_shapes import Trace, TraceArrival, TraceDatagram
 from flannel_udp.errors import FlannelError, UsageError
@@ -83,6 +83,11 @@ def fetch_route(path: Path, address: Address, timeout_s: float = TIMEOUT_S) -> R
 def fetch_routes(path: Path, timeout_s: float = TIMEOUT_S) -> list[RouteRow]:
     """Return one row a subnet that packets have a route to. Raises as `fetch_status` does."""
     return cast(list[RouteRow], _expect(list, _get(path, "/v1/routes", timeout_s), path))
+
+
+def fetch_cloud_routes(path: Path, timeout_s: float = TIMEOUT_S) -> CloudRoutes:
+    """Return what is in the provider's route tables. Raises as `fetch_status` does."""
+    return cast(CloudRoutes, _expect(dict, _get(path, "/v1/cloud/routes", timeout_s), path))
 
 
 def fetch_trace(path: Path, asked: TraceRequest, timeout_s: float = TIMEOUT_S) -> Trace:

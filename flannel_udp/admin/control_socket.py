@@ -1,8 +1,8 @@
 """The local control socket: HTTP over a unix socket that only its owner may open.
 
-``GET /v1/status``, ``/v1/peers``, ``/v1/route?address=A`` and ``/v1/routes`` answer with the documents of `shapes`,
-``/v1/peers?probe`` after each peer was asked by an echo (``?probe=5``: within that many seconds),
-``/v1/peers?busiest=20&by=bytes`` with so many peers only, those with the highest rates first; whatever goes wrong
+``GET /v1/status``, ``/v1/peers``, ``/v1/route?address=A``, ``/v1/routes`` and ``/v1/cloud/routes`` answer with
+documents of `shapes`, ``/v1/peers?probe`` after each peer was asked by an echo (``?probe=5``: within that many
+seconds), ``/v1/peers?busiest=20&by=bytes`` with so many peers only, those with the highest rates first; what goes wrong
 answers ``{"error": "one line"}`` and a status of 400 or more. ``POST /v1/trace`` and ``/v1/arrival`` take a packet as
 `trace_request` has it, and answer with what would become of it here; nothing is sent. ``/v1/monitor`` answers with a
 line of JSON for each `shapes.Event` as it happens, until the agent ends or nobody reads any more; ``/v1/capture``
@@ -29,7 +29,7 @@ from aiohttp.typedefs import Handler
 from flannel_udp.admin.capture_wish import read_wish
 from flannel_udp.admin.listener import BACKLOG, UnixListener
 from flannel_udp.admin.metrics import MetricsSource, answer_metrics
-from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow
+from flannel_udp.admin.shapes import CloudRoutes, Event, PeerRow, Route, RouteRow
 from flannel_udp.admin.trace_request import Coming, TraceRequest, read_coming, read_request
 from flannel_udp.admin.trace_shapes import Trace, TraceArrival
 from flannel_udp.errors import FlannelError, UsageError
@@ -71,6 +71,10 @@ class StatusSource(MetricsSource, Protocol):
 
     def routes(self) -> AsyncIterator[list[RouteRow]]:
         """Yield one row a route, in the order of their subnets, in parts, none of them empty."""
+        ...
+
+    def cloud_routes(self) -> CloudRoutes:
+        """Return what is in the provider's route tables. Raises `FlannelError` where there are none."""
         ...
 
     async def trace(self, asked: TraceRequest) -> Trace:
@@ -146,6 +150,9 @@ def _application(source: StatusSource) -> web.Application:
     async def routes(request: web.Request) -> web.StreamResponse:
         return await _in_parts(request, source.routes())
 
+    async def cloud_routes(_request: web.Request) -> web.Response:
+        return web.json_response(source.cloud_routes())
+
     async def trace(request: web.Request) -> web.Response:
         return web.json_response(await source.trace(await _read(request, read_request)))
 
@@ -189,6 +196,7 @@ def _application(source: StatusSource) -> web.Application:
         "peers": peers,
         "route": route,
         "routes": routes,
+        "cloud/routes": cloud_routes,
         "monitor": monitor,
         "capture": capture,
     }

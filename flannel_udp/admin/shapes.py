@@ -23,6 +23,47 @@ class NetDevice(TypedDict):
     ipv6_address: NotRequired[str]
 
 
+class CloudTable(TypedDict):
+    """One of the provider's route tables: its routes, and how many it may have."""
+
+    id: str
+    routes: int
+    limit: int
+
+
+class CloudRoute(TypedDict):
+    """One of its routes in the overlay, or one that is lacking (``verdict`` "missing").
+
+    ``verdict`` is "own", "missing", "peer", "stale", "unknown" or "foreign", ``text`` says why. ``action`` is what this
+    host does about it ("create", "replace", "remove"), in ``due_in_s`` seconds; ``None``: nothing.
+    """
+
+    table: str
+    destination: str
+    target: str | None
+    verdict: str
+    text: str
+    action: str | None
+    due_in_s: float | None
+
+
+class CloudRoutes(TypedDict):
+    """What the last look at the provider's route tables found, ``looked_ago_s`` ago (``None``: there was none yet).
+
+    ``here`` is this host in the provider's names, ``cleaner`` the subnet whose host removes the routes of hosts that
+    are gone, ``cleans`` whether that is this one.
+    """
+
+    provider: str
+    here: str | None
+    looked_ago_s: float | None
+    error: str | None
+    cleaner: str | None
+    cleans: bool
+    tables: list[CloudTable]
+    routes: list[CloudRoute]
+
+
 class BackendFacts(TypedDict):
     """How packets travel; ``port`` is the UDP port every host listens on, where there is one.
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -48,6 +49,7 @@ from flannel_udp.control.entries import read_lease
 from flannel_udp.control.former import read_former
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.lease_safety import YIELD_S
+from flannel_udp.control.listing import list_subnets
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.reload import reload_config
 from flannel_udp.control.retry import retry, wait_for_config
@@ -83,8 +85,7 @@ from flannel_udp.registry.open import open_registry
 logger = logging.getLogger(__name__)
 
 # SIGTERM must end the agent within 2 s, whatever the registry and the firewall's tools do.
-RELEASE_TIMEOUT_S = 0.7
-CLEAN_TIMEOUT_S = 0.7
+END_TIMEOUT_S, CLEAN_TIMEOUT_S = 1.2, 0.7
 CLAIMS_MAX = 3
 """So many other hosts with our address are named."""
 
@@ -142,7 +143,7 @@ class Agent:
         backend = BACKENDS[config.backend.type]
         logger.info("%s", self._kept)
         _claim_network(claims, config)
-        context = self._context(config, external, claims)
+        context = self._context(registry, config, external, claims)
         seeker = _seeker(config, external, self._mark)
         context = replace(context, read_former=partial(read_former, registry, config, seeker))
         network = await open_or_resume(backend, context, stored)
@@ -171,7 +172,7 @@ class Agent:
         await takeover.check_registry(registry, self._documents.registry)
         await self._check_host(backend, config, external)
         logger.info("%s", self._kept)
-        context = self._context(config, external, claims)
+        context = self._context(registry, config, external, claims)
         context = replace(context, handed=takeover.handed, read_former=takeover.read_former)
         network = await backend.open(context)
         store = Store(network, stored)
@@ -226,20 +227,21 @@ class Agent:
         for overlay in config.overlays:
             own_networks.refuse_own_network(overlay, external.name, own)
             own_networks.refuse_public_ip(external, overlay, own)
-        backend.check(config, external)
+        await backend.check(config, external)
         needs = await needs_of(self._options)
         route_for = partial(backend.route_for, config, datapath=self._options.dataplane.datapath)
         for warning in await asyncio.to_thread(refuse_cut_off, route_for, needs):
             logger.warning("%s", warning)
 
-    def _context(self, config: NetworkConfig, external: Interface, claims: HostClaims) -> Context:
+    def _context(self, registry: Registry, config: NetworkConfig, external: Interface, claims: HostClaims) -> Context:
         loop = asyncio.get_running_loop()
 
         def look() -> None:
             if self._state.rooms:
                 self._state.rooms.upkeep.wake()
 
-        return Context(self._options, config, external, lambda: loop.call_soon_threadsafe(look), claims=claims)
+        on_fault, listed = partial(loop.call_soon_threadsafe, look), partial(list_subnets, registry)
+        return Context(self._options, config, external, on_fault, claims=claims, list_subnets=listed)
 
     def _open_rooms(
         self,
@@ -398,10 +400,11 @@ class Agent:
         """Take away what would outlive us, as far as the options say so and nobody goes on with it."""
         if not self._in_charge:
             return
+        until_s = time.monotonic() + END_TIMEOUT_S
         if self._options.firewall.clean_on_exit:
             await _clean(rooms)
         if self._options.release_on_exit:
-            await _release(rooms)
+            await _release(rooms, until_s - time.monotonic())
 
     async def _close(self, network: Network) -> None:
         self._state.close_rooms()  # who asks now, while the listeners are still open, is not answered out of them
@@ -485,13 +488,13 @@ async def _clean(rooms: Rooms) -> None:
         logger.warning("the firewall rules stay: %s", str(failed) or f"removing them takes over {CLEAN_TIMEOUT_S:g} s")
 
 
-async def _release(rooms: Rooms) -> None:
+async def _release(rooms: Rooms, timeout_s: float) -> None:
     async def release() -> None:
         await rooms.network.withdraw()  # first: as soon as the registry knows, the subnet may be another host's
         await rooms.keeper.release()
 
     try:
         # Not asyncio.timeout: before Python 3.11.4 it raises no TimeoutError in a task that was cancelled, as this one.
-        await asyncio.wait_for(release(), RELEASE_TIMEOUT_S)
+        await asyncio.wait_for(release(), timeout_s)
     except (FlannelError, TimeoutError) as failed:
         logger.warning("the lease was not released and stays until it expires: %s", str(failed) or "no answer")

@@ -21,6 +21,7 @@ from flannel_udp.admin.figures import (
 )
 from flannel_udp.admin.shapes import (
     BackendFacts,
+    CloudRoutes,
     Counters,
     DeviceCounters,
     DroppedRow,
@@ -40,6 +41,7 @@ from flannel_udp.admin.trace_request import Coming, TraceRequest
 from flannel_udp.admin.trace_shapes import Trace, TraceArrival
 from flannel_udp.agent.arrival import trace_arrival
 from flannel_udp.agent.capturing import Capturing
+from flannel_udp.agent.cloud_routes import list_cloud_routes
 from flannel_udp.agent.prober import ALL_S
 from flannel_udp.agent.routes import PEERS_PART, find_route, list_routes, name_datapath, name_device
 from flannel_udp.agent.state import AgentState, Rooms
@@ -198,6 +200,10 @@ class Documents:
     async def route(self, address: Address) -> Route:
         """Return where a packet for `address` would go, and why; and what the kernel does with it."""
         return await find_route(self._state, address)
+
+    def cloud_routes(self) -> CloudRoutes:
+        """Return what is in the provider's route tables. Raises `FlannelError` where there are none."""
+        return list_cloud_routes(self._state)
 
     async def trace(self, asked: TraceRequest) -> Trace:
         """Return what would become of a packet that is sent here."""

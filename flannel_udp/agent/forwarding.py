@@ -149,6 +149,8 @@ class Forwarding:
         await self._sync.set_own(lease)
         await self._gate.published.wait()
         self._network.start()
+        self._state.enter("waiting for what packets need beside this host")
+        await self._network.stands()
         await self._get_ready(lease)
 
     async def _get_ready(self, lease: Lease) -> None:

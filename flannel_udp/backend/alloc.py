@@ -29,7 +29,7 @@ class AllocBackend:
         """There are none."""
         return {}
 
-    def check(self, config: NetworkConfig, external: Interface) -> None:
+    async def check(self, config: NetworkConfig, external: Interface) -> None:
         """Every host can run it."""
 
     def route_for(self, config: NetworkConfig, address: Address, datapath: str) -> None:

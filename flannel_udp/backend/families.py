@@ -151,6 +151,11 @@ class FamilyNetworks:
         for part in self._parts.values():
             part.start()
 
+    async def stands(self) -> None:
+        """See `Network.stands`: of all that there are."""
+        for part in self._parts.values():
+            await part.stands()
+
     async def withdraw(self) -> None:
         """See `Network.withdraw`."""
         await for_each(self._parts, lambda _, part: part.withdraw())

@@ -52,7 +52,7 @@ class HostGwBackend:
         """There are none."""
         return {}
 
-    def check(self, config: NetworkConfig, external: Interface) -> None:
+    async def check(self, config: NetworkConfig, external: Interface) -> None:
         """Raise `ConfigError` for a host behind NAT: others route to its public IP, which is not where it is."""
         kernel_mtu(external)
         for version in config.versions:

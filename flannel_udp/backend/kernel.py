@@ -90,6 +90,9 @@ class KernelNetwork:
     def start(self) -> None:
         """See `Network.start`: the kernel needs no start."""
 
+    async def stands(self) -> None:
+        """See `Network.stands`: it needs nothing but this host."""
+
     async def withdraw(self) -> None:
         """See `Network.withdraw`."""
         self._own, self._peers, self._carried = None, {}, {}

@@ -215,6 +215,9 @@ class PacketPathNetwork:
         """See `Network.start`: the data threads."""
         self._dataplane.start()
 
+    async def stands(self) -> None:
+        """See `Network.stands`: packets need nothing but this host."""
+
     async def withdraw(self) -> None:
         """See `Network.withdraw`: an empty table."""
         self._own = None

@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from flannel_udp.backend.cloud.facts import CloudFacts
 from flannel_udp.dataplane.capture import Engine
 from flannel_udp.dataplane.claims import NO_CLAIMS, Claims
 from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.dataplane.trial import TriedDatagram, TriedPacket
+from flannel_udp.errors import FlannelError
 from flannel_udp.host.device_drops import DeviceTraffic
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.upkeep import KeptNetwork
@@ -61,6 +63,11 @@ async def _no_former() -> None:
     """There was no earlier run."""
 
 
+async def _no_registry() -> list[Subnet]:
+    """Nobody has said whom to ask; no subnet would mean that all hosts are gone."""
+    raise FlannelError("there is no registry to ask which subnets are leased")
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a network is opened with. ``on_fault()`` may be called in any thread: look at the network soon."""
@@ -75,6 +82,8 @@ class Context:
     read_former: Callable[[], Awaitable[LeaseAttrs | None]] = _no_former
     """Asks the registry, for as long as that takes, what our entry says since an earlier run; ``None``: there is none,
     or none that can be understood."""
+    list_subnets: Callable[[], Awaitable[list[Subnet]]] = _no_registry
+    """Asks the registry which subnets have an entry now, whatever that says. Raises `FlannelError`."""
 
 
 class Backend(Protocol):
@@ -104,10 +113,10 @@ class Backend(Protocol):
         """Return its own keys, defaults filled in, ready to be written as JSON; faults go to `reader`."""
         ...
 
-    def check(self, config: NetworkConfig, external: Interface) -> None:
+    async def check(self, config: NetworkConfig, external: Interface) -> None:
         """Raise `FlannelError` (`ConfigError` where the configuration is at fault) for what this host cannot run.
 
-        Asked before any lease is taken.
+        Asked before any lease is taken, and again until it is right.
         """
         ...
 
@@ -163,6 +172,10 @@ class Network(KeptNetwork, Protocol):
 
     def start(self) -> None:
         """Let packets pass, if they do not already."""
+        ...
+
+    async def stands(self) -> None:
+        """Return once there is all that packets need beside this host: before that the agent is not ready."""
         ...
 
     async def withdraw(self) -> None:
@@ -333,6 +346,8 @@ class NetworkFacts:
     """What the kernel's tunnel devices have carried, by name, where it carries packets through such."""
     kernel_drops: Mapping[str, int] | None = None
     """What the kernel dropped since the start, by place, see `model.KERNEL_DROPS`."""
+    cloud: CloudFacts | None = None
+    """What is in the provider's route tables, where they carry packets."""
     problems: Sequence[str] = ()
     """A sentence for each fault that is no single peer's."""
     faults: Mapping[Prefix, str] = field(default_factory=dict)

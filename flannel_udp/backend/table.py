@@ -15,7 +15,11 @@ _MODULES = {
     "ipip": "flannel_udp.backend.ipip",
     "host-gw": "flannel_udp.backend.host_gw",
     "alloc": "flannel_udp.backend.alloc",
+    "aws-vpc": "flannel_udp.backend.cloud.aws",
 }
+
+NEED_A_PROVIDER = frozenset({"aws-vpc"})
+"""Those whose packets take a cloud's routes: no lab has them."""
 
 
 class _Backends(Mapping[str, "Backend"]):

@@ -59,7 +59,7 @@ class UdpBackend:
                 reader.wrong("MTU", f"{MTU_MIN_BYTES} to {MTU_MAX_BYTES}")
         return options
 
-    def check(self, config: NetworkConfig, external: Interface) -> None:
+    async def check(self, config: NetworkConfig, external: Interface) -> None:
         """Raise `FlannelError` if the overlay's MTU does not fit into the interface's."""
         _mtu(external, config)
 

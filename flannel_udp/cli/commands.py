@@ -11,6 +11,7 @@ from flannel_udp.cli.asking_commands import ASKING_COMMANDS
 from flannel_udp.cli.bench_commands import BENCH_COMMANDS
 from flannel_udp.cli.bench_run_commands import BENCH_RUN_COMMANDS
 from flannel_udp.cli.capture_commands import CAPTURE_COMMANDS
+from flannel_udp.cli.cloud_commands import CLOUD_COMMANDS
 from flannel_udp.cli.command import Argument, Command
 from flannel_udp.cli.config_commands import CONFIG_COMMANDS
 from flannel_udp.cli.flags import Flag
@@ -66,6 +67,7 @@ COMMANDS: Mapping[str, Command] = {
     **ASKING_COMMANDS,
     **PEER_COMMANDS,
     **ROUTE_COMMANDS,
+    **CLOUD_COMMANDS,
     **TRACE_COMMANDS,
     **LEASE_COMMANDS,
     **MONITOR_COMMANDS,

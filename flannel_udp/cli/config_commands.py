@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 
 
 def _config_check(given: Values) -> int:
+    from flannel_udp.netconf.reader import SECRET_KEYS
+
     parsed = _checked(_read(given["FILE"]), given)
-    sys.stdout.write(f"{parsed.config.to_json()}\n")
+    secret = SECRET_KEYS.intersection(parsed.config.backend.options)
+    if secret:
+        warn(f"what is printed lacks {', '.join(sorted(secret))}: store the file itself")
+    sys.stdout.write(f"{parsed.config.to_json(secrets=False)}\n")
     return 0
 
 

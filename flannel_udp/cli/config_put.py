@@ -9,6 +9,7 @@ from typing import Any, Literal, TextIO
 
 from flannel_udp.errors import ConfigError, ConfigMissing, RegistryDenied
 from flannel_udp.netconf.config import NetworkConfig, ParsedConfig
+from flannel_udp.netconf.reader import HIDDEN, SECRET_KEYS
 from flannel_udp.registry import Registry
 
 Parse = Callable[[bytes], ParsedConfig]
@@ -75,7 +76,14 @@ def _changes(old: NetworkConfig, new: NetworkConfig) -> Iterator[Change]:
     for key in before | after:
         change = Change(key, before.get(key), after.get(key))
         if change.old != change.new:
-            yield change
+            yield _without_secrets(change)
+
+
+def _without_secrets(change: Change) -> Change:
+    if change.key.rpartition(".")[2] not in SECRET_KEYS:
+        return change
+    old, new = (None if value is None else HIDDEN for value in (change.old, change.new))
+    return Change(change.key, old, "(another one, hidden)" if old and new else new)
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flannel_udp.backend.table import BACKENDS
+from flannel_udp.backend.table import BACKENDS, NEED_A_PROVIDER
 from flannel_udp.cli.arguments import Values
 from flannel_udp.cli.command import REST, Argument, Command
 from flannel_udp.cli.flags import JSON_FLAG, Flag, choice_flag
@@ -25,11 +25,12 @@ def _choice(name: str, help_: str, words: tuple[str, ...], default: str) -> Flag
     return choice_flag(name, help_, words, default=default, in_environment=False)
 
 
+_KINDS = tuple(kind for kind in BACKENDS if kind not in NEED_A_PROVIDER)
 _NAME = _flag("name", "which lab", default="lab")
 _PLAN_FLAGS = (
     _number("hosts", "how many hosts", "2"),
     _number("pods", "pods on each host", "1"),
-    _choice("backend", "how packets travel", tuple(BACKENDS), "flannel's, udp"),
+    _choice("backend", "how packets travel", _KINDS, "flannel's, udp"),
     _flag(
         "datapath",
         "of a tunnel: auto, kernel or userspace; several go round the hosts: kernel,userspace",
@@ -91,7 +92,7 @@ def _check_families(given: Values) -> None:
 LAB_COMMANDS: Mapping[str, Command] = {
     "lab up": Command(
         "build hosts and pods, start an agent on every host",
-        f"How packets travel is one of {', '.join(BACKENDS)}.\n\n"
+        f"How packets travel is one of {', '.join(_KINDS)}.\n\n"
         "example: flannel-udp lab up --hosts 5 --pods 2 --registry etcd",
         _up,
         {"lab": (_NAME, *_PLAN_FLAGS), "output": (JSON_FLAG,)},

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from flannel_udp.errors import did_you_mean
 from flannel_udp.model import Prefix, Subnet
 from flannel_udp.netconf.addresses import LINK_LOCAL, why_no_overlay
-from flannel_udp.netconf.reader import JsonObject, ObjectReader, decode_object, shown
+from flannel_udp.netconf.reader import SECRET_KEYS, JsonObject, ObjectReader, decode_object, shown
 
 DEFAULT_TYPE = "udp"
 """The backend of a configuration that names none."""
@@ -167,9 +167,12 @@ class NetworkConfig:
         document["Backend"] = {"Type": self.backend.type, **self.backend.options}
         return document
 
-    def to_json(self) -> str:
-        """Return that as readable text."""
-        return json.dumps(self.to_document(), indent=2)
+    def to_json(self, *, secrets: bool = True) -> str:
+        """Return that as readable text; without `secrets` their keys are left out."""
+        document = self.to_document()
+        if not secrets:
+            document["Backend"] = {key: value for key, value in document["Backend"].items() if key not in SECRET_KEYS}
+        return json.dumps(document, indent=2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,9 @@ from typing import Any, NoReturn
 
 from flannel_udp.errors import ConfigError, did_you_mean
 
+SECRET_KEYS = frozenset({"AccessKeySecret"})
+"""Keys whose values nobody but who is meant gets to see: not in a message, a log, or what a command shows."""
+HIDDEN = "(hidden)"
 MAX_CONFIG_BYTES = 1 << 20
 """Nothing sensible is larger, and etcd itself refuses values above 1.5 MiB."""
 _HINTS_MAX = 10
@@ -83,6 +86,10 @@ def shown(value: Any) -> str:
     return _cut(json.dumps(value))
 
 
+def _shown_of(key: str, value: Any) -> str:
+    return HIDDEN if key in SECRET_KEYS else shown(value)
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -108,7 +115,8 @@ class ObjectReader:
                 self.warnings.append(f"unknown key {shown(where + written)} is ignored{hint}")
                 continue
             if key in self._positions:
-                self.warnings.append(f"{where}{key} is given more than once: the last one, {shown(value)}, counts")
+                last = _shown_of(key, value)
+                self.warnings.append(f"{where}{key} is given more than once: the last one, {last}, counts")
             self._positions[key] = position
             self._values[key] = value
 
@@ -118,7 +126,7 @@ class ObjectReader:
 
     def wrong(self, key: str, expected: str) -> None:
         """Note that the value of `key` is not as expected."""
-        self.fault(key, f"{self._where}{key} is {shown(self._values[key])}: expected {expected}")
+        self.fault(key, f"{self._where}{key} is {_shown_of(key, self._values[key])}: expected {expected}")
 
     def raise_faults(self) -> None:
         """Raise `ConfigError` if there is any fault, in the order of the document, absent keys last."""

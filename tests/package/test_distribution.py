@@ -19,6 +19,12 @@ COMPILER_FOOD = (".c", ".h", ".pyx", ".pxd")
 SOURCES = {str(path.relative_to(ROOT)) for path in (ROOT / "flannel_udp").rglob("*.py")}
 MODULES = sorted(path.stem for path in (ROOT / "_fastpath").glob("*.pyx"))
 
+OF_EXTRAS = (
+    "flannel_udp.registry.kube",
+    *("flannel_udp.backend.cloud.aws.account", "flannel_udp.backend.cloud.aws.faults"),
+)
+"""What the extras [kube] and [aws] are for is imported only where Kubernetes or AWS is asked for."""
+
 
 def run(*argv: str | Path) -> str:
     """Return what a command prints; what it said goes into the failure otherwise."""
@@ -113,8 +119,5 @@ def test_the_installed_package_needs_nothing_that_it_does_not_declare(fresh: Pat
         for path in sorted((ROOT / "flannel_udp").rglob("*.py"))
         if path.name != "__main__.py"
     ]
-    # What the extra [kube] is for is imported only where Kubernetes is asked for.
-    needed = [
-        module.removesuffix(".__init__") for module in modules if not module.startswith("flannel_udp.registry.kube")
-    ]
+    needed = [name for module in modules if not (name := module.removesuffix(".__init__")).startswith(OF_EXTRAS)]
     run(fresh, "-I", "-c", "; ".join(f"import {module}" for module in needed))

@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from ipaddress import IPv4Address
 
 from flannel_udp.admin.figures import Figures, PeerFigures
-from flannel_udp.admin.shapes import Event, PeerRow, Route, RouteRow, Status
+from flannel_udp.admin.shapes import CloudRoutes, Event, PeerRow, Route, RouteRow, Status
 from flannel_udp.admin.trace_request import Coming, TraceRequest
 from flannel_udp.admin.trace_shapes import Trace, TraceArrival
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import Address, CaptureWish
-from tests.support.status import EVENT, FIGURES, PEER, ROUTES, RUNNING
+from tests.support.status import CLOUD_ROUTES, EVENT, FIGURES, PEER, ROUTES, RUNNING
 from tests.support.traces import ARRIVAL, traced
 
 
@@ -58,6 +58,9 @@ class Source(Told):
         if address == IPv4Address("10.1.15.7"):
             return {"address": str(address), "verdict": "own subnet", "reason": "it is here", "subnet": "10.1.15.0/24"}
         return {"address": str(address), "verdict": "no route", "reason": "no lease covers it"}
+
+    def cloud_routes(self) -> CloudRoutes:
+        return CLOUD_ROUTES
 
     async def trace(self, asked: TraceRequest) -> Trace:
         if asked.ttl == 13:

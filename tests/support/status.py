@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flannel_udp.admin.figures import Figures, LatenessFigures, LeaseFigures, PeerFigures, RegistryFigures, Requests
-from flannel_udp.admin.shapes import Event, PeerRow, RouteRow, Status
+from flannel_udp.admin.shapes import CloudRoutes, Event, PeerRow, RouteRow, Status
 
 RUNNING: Status = {
     "version": "0.1.0",
@@ -187,3 +187,33 @@ FIGURES = Figures(
 NO_FIGURES = Figures(RegistryFigures({}, False, 0, 0, 0, 0, None), LatenessFigures(((float("inf"), 0),), 0.0))
 """What the one that waits counts."""
 BUSY_PEER = PeerFigures("10.1.16.0/24", "192.0.2.2", packets_out=1, bytes_out=84, packets_in=2, bytes_in=168)
+
+CLOUD_ROUTES: CloudRoutes = {
+    "provider": "aws-vpc",
+    "here": "i-0abc, eni-0abc in eu-central-1",
+    "looked_ago_s": 12.5,
+    "error": None,
+    "cleaner": "10.1.15.0/24",
+    "cleans": True,
+    "tables": [{"id": "rtb-0abc", "routes": 4, "limit": 50}],
+    "routes": [
+        {
+            "table": "rtb-0abc",
+            "destination": "10.1.15.0/24",
+            "target": "eni-0abc",
+            "verdict": "own",
+            "text": "to this host",
+            "action": None,
+            "due_in_s": None,
+        },
+        {
+            "table": "rtb-0abc",
+            "destination": "10.1.17.0/24",
+            "target": "eni-0def",
+            "verdict": "stale",
+            "text": "leads nowhere",
+            "action": "remove",
+            "due_in_s": 240.0,
+        },
+    ],
+}

@@ -26,7 +26,7 @@ from flannel_udp.admin.shapes import PeerRow, Status
 from flannel_udp.admin.trace_request import Said, make_request
 from flannel_udp.errors import FlannelError, UsageError
 from tests.support.source import Source
-from tests.support.status import PEER, ROUTES, RUNNING
+from tests.support.status import CLOUD_ROUTES, PEER, ROUTES, RUNNING
 from tests.support.traces import ARRIVAL, traced
 
 
@@ -72,6 +72,7 @@ async def test_status_peers_and_route_arrive_as_the_daemon_gave_them(path: Path)
         assert await ask(client.fetch_status, path) == RUNNING
         assert await ask(client.fetch_peers, path) == [PEER]
         assert await ask(client.fetch_routes, path) == ROUTES
+        assert await ask(client.fetch_cloud_routes, path) == CLOUD_ROUTES
         for address in ("10.1.9.9", "fd00:1::9"):
             assert (await ask(client.fetch_route, path, ip_address(address)))["address"] == address
 

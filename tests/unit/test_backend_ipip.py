@@ -64,6 +64,6 @@ def test_the_outer_header_takes_twenty_bytes(interface_mtu: int, mtu: int) -> No
     assert ipip_mtu(interface(interface_mtu)) == mtu
 
 
-def test_an_interface_without_room_is_refused_before_any_lease() -> None:
+async def test_an_interface_without_room_is_refused_before_any_lease() -> None:
     with pytest.raises(FlannelError, match="the MTU of eth0, 87, leaves no room for a tunnel"):
-        IPIP.check(config_of(), interface(87))
+        await IPIP.check(config_of(), interface(87))

@@ -95,12 +95,12 @@ def test_learning_is_ignored_with_a_line() -> None:
     assert parsed.config == config_of()
 
 
-def test_backends_mtu_is_the_underlays_and_has_to_fit_the_interfaces() -> None:
-    VXLAN.check(config_of(MTU=1500), interface(1500))
+async def test_backends_mtu_is_the_underlays_and_has_to_fit_the_interfaces() -> None:
+    await VXLAN.check(config_of(MTU=1500), interface(1500))
     with pytest.raises(ConfigError, match="MTU is 1501: larger than the MTU of eth0, 1500: lower the one or raise"):
-        VXLAN.check(config_of(MTU=1501), interface(1500))
+        await VXLAN.check(config_of(MTU=1501), interface(1500))
     with pytest.raises(FlannelError, match="the MTU of eth0, 117, leaves no room for a tunnel"):
-        VXLAN.check(config_of(), interface(117))
+        await VXLAN.check(config_of(), interface(117))
 
 
 @pytest.mark.parametrize(

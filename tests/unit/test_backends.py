@@ -44,7 +44,7 @@ def test_a_backend_is_found_by_its_own_name_in_any_case(kind: str) -> None:
     assert parse(Type=kind.upper()).type == kind
 
 
-@pytest.mark.parametrize("kind", ["wireguard", "ipsec", "extension", "nonsense", "aws-vpc"])
+@pytest.mark.parametrize("kind", ["wireguard", "ipsec", "extension", "nonsense", "gce"])
 def test_a_backend_that_we_do_not_have_is_refused_with_those_that_we_have(kind: str) -> None:
     known = ", ".join(BACKENDS)
     assert faults(Backend={"Type": kind, "VNI": "x"}) == [
@@ -107,12 +107,12 @@ def test_udps_dscp_is_none_of_the_pods_business_unless_said(backend: Any) -> Non
     assert parse(**backend).options["DSCP"] == 0
 
 
-def test_udps_mtu_is_as_large_as_the_interface_allows_unless_said() -> None:
+async def test_udps_mtu_is_as_large_as_the_interface_allows_unless_said() -> None:
     assert [parse(mtu=mtu).options["MTU"] for mtu in (68, 1400, 65507)] == [68, 1400, 65507]
     assert "MTU" not in parse(MTU=None).options
-    BACKENDS["udp"].check(config_of("udp", MTU=1472), interface(1500))
+    await BACKENDS["udp"].check(config_of("udp", MTU=1472), interface(1500))
     with pytest.raises(ConfigError, match=r"MTU is 1473: the MTU of eth0, 1500, leaves room for 1472"):
-        BACKENDS["udp"].check(config_of("udp", MTU=1473), interface(1500))
+        await BACKENDS["udp"].check(config_of("udp", MTU=1473), interface(1500))
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_a_wrong_option_of_udp_is_one_line(backend: dict[str, Any], fault: str) 
     assert faults(Backend=backend) == [fault]
 
 
-def test_udp_needs_room_for_its_headers() -> None:
+async def test_udp_needs_room_for_its_headers() -> None:
     with pytest.raises(FlannelError, match="the MTU of eth0, 90, leaves no room for a tunnel"):
-        BACKENDS["udp"].check(config_of("udp"), interface(90))
+        await BACKENDS["udp"].check(config_of("udp"), interface(90))
 
 
 # --- those that the kernel carries --------------------------------------------------------------------------------
@@ -173,6 +173,10 @@ def hosts_taken(kind: str) -> list[str]:
 
 def test_udp_takes_udp_hosts_and_those_that_name_no_backend() -> None:
     assert hosts_taken("udp") == ["", "udp", "UDP"]
+
+
+def test_aws_vpc_takes_hosts_that_name_no_backend_as_flannel_s_do() -> None:
+    assert hosts_taken("aws-vpc") == [""]
 
 
 def test_alloc_takes_alloc_hosts_and_those_that_name_no_backend() -> None:

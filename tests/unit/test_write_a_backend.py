@@ -95,11 +95,11 @@ def test_its_options_are_read_and_refused_like_any_other_s(backend: Backend) -> 
     assert caught.value.faults == ["Backend.Metric is 0: expected 1 to 1000"]
 
 
-def test_a_host_without_a_place_for_the_file_is_told(backend: Backend, file: Path) -> None:
-    backend.check(config_of(backend), interface())
+async def test_a_host_without_a_place_for_the_file_is_told(backend: Backend, file: Path) -> None:
+    await backend.check(config_of(backend), interface())
     file.parent.rmdir()
     with pytest.raises(ConfigError, match="start the routing daemon first"):
-        backend.check(config_of(backend), interface())
+        await backend.check(config_of(backend), interface())
 
 
 def test_the_leases_of_its_hosts_become_peers_and_no_others(backend: Backend, network: Network) -> None:

@@ -36,7 +36,7 @@ class IpipBackend:
         """See `options`."""
         return read_ipip_options(reader)
 
-    def check(self, config: NetworkConfig, external: Interface) -> None:  # noqa: ARG002 - the protocol's
+    async def check(self, config: NetworkConfig, external: Interface) -> None:  # noqa: ARG002 - the protocol's
         """Raise `FlannelError` if the interface's MTU leaves no room for a packet."""
         ipip_mtu(external)
 

@@ -43,7 +43,7 @@ class VxlanBackend:
         """See `options`."""
         return read_vxlan_options(reader)
 
-    def check(self, config: NetworkConfig, external: Interface) -> None:
+    async def check(self, config: NetworkConfig, external: Interface) -> None:
         """Raise `FlannelError` if the MTU does not fit into the interface's."""
         vxlan_mtu(external, config)
 
