@@ -57,7 +57,7 @@ def _status(given: Values) -> int:
 
 def _exec(given: Values) -> int:
     command = given["COMMAND"]
-    if not command or command[0].startswith("-"):
+    if not command or not command[0] or command[0].startswith("-"):
         raise UsageError("lab exec needs a command: flannel-udp lab exec [--name NAME] HOST[/POD] -- COMMAND...")
     from flannel_udp.lab import actions
 
@@ -105,7 +105,12 @@ LAB_COMMANDS: Mapping[str, Command] = {
     ),
     "lab exec": Command(
         "run a command on a host, in a pod, or in `net` where the underlay's bridge is",
-        "example: flannel-udp lab exec h1/p1 -- ping -c 3 10.244.87.2",
+        "The command has the node's network and host name; the names of the others are known: h2, h2-p1. Our own\n"
+        "commands find the host's agent and the registry by themselves. What follows HOST is the command's own.\n"
+        "exit codes: the command's own, 127 where there is none of that name, 126 where it cannot be run.\n\n"
+        "example: flannel-udp lab exec h1/p1 -- ping -c 3 h2-p1\n"
+        "         flannel-udp lab exec h1 -- flannel-udp status\n"
+        "         flannel-udp lab exec h1 bash",
         _exec,
         {"lab": (_NAME,)},
         (

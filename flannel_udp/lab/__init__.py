@@ -2,9 +2,9 @@
 
 Rooms of the library, from the bottom: `netns` (namespaces and what runs in them), `ethtool` (offload switches),
 `plan` (what a lab shall look like, where its files live), `node` (a host, a pod: run commands, start the agent),
-`registry` (what its agents find there), `lab` (class `Lab`: up, attach, down). For the demonstration: `probe` (pings,
-one TCP transfer), `capture` (one packet at each step), `by_hand` (the routes that alloc leaves to others), `drawing`,
-`demo`. The command line is `command` (arguments only, imports fast) and `actions`.
+`registry` (what its agents find there), `lab` (class `Lab`: up, attach, down), `inside` (become a command in a node).
+For the demonstration: `probe` (pings, one TCP transfer), `capture` (one packet at each step), `by_hand` (the routes
+that alloc leaves to others), `drawing`, `demo`. What the commands do is in `actions`.
 
     with Lab(Plan("try", hosts=2)) as lab:
         lab.node("h1/p1").run(["ping", "-c1", str(lab.node("h2/p1").ip)])

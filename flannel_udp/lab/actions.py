@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +18,7 @@ from rich.table import Table
 from flannel_udp.errors import FlannelError, UsageError, did_you_mean
 from flannel_udp.lab.by_hand import ALLOC, routes_from
 from flannel_udp.lab.demo import demo_document, run_demo
+from flannel_udp.lab.inside import become
 from flannel_udp.lab.interruptible import interruptible
 from flannel_udp.lab.lab import Lab, lab_names, no_lab, remove
 from flannel_udp.lab.plan import OVERLAY, Plan
@@ -44,11 +44,11 @@ def up(given: Given) -> int:
         return 0
     _show(lab)
     option = "" if lab.name == _NAME else f" --name {lab.name}"
-    on_h1 = f"flannel-udp lab exec{option} h1 -- ip"
+    on_h1 = f"flannel-udp lab exec{option} h1 --"
     if lab.plan.backend == ALLOC and (routes := routes_from(lab, lab.hosts[0])):
         sys.stdout.write("\nalloc leaves the routes between the hosts to you. On each host, as on h1:\n")
-        sys.stdout.write("".join(f"     {on_h1} {route}\n" for route in routes))
-    sys.stdout.write(f"\ntry: {on_h1} route\n     flannel-udp lab down{option}\n")
+        sys.stdout.write("".join(f"     {on_h1} ip {route}\n" for route in routes))
+    sys.stdout.write(f"\ntry: {on_h1} flannel-udp status\n     {on_h1} ip route\n     flannel-udp lab down{option}\n")
     return 0
 
 
@@ -89,11 +89,10 @@ def _show(lab: Lab) -> None:
     Console(width=_WIDTH).print(table)
 
 
-def execute(given: Given) -> int:
+def execute(given: Given) -> NoReturn:
     """Become the command that is run in a node."""
-    node = _attached(given).node(given["HOST[/POD]"])
-    sys.stdout.flush()
-    os.execvp("ip", ["ip", "netns", "exec", node.namespace, *given["COMMAND"]])  # noqa: S606 - shell-free on purpose
+    lab = _attached(given)
+    become(lab, lab.node(given["HOST[/POD]"]), given["COMMAND"])
 
 
 def logs(given: Given) -> int:

@@ -140,7 +140,7 @@ def call_inside(namespace: str, function: Callable[[], T]) -> T:
     """
 
     def inside() -> T:
-        _enter(namespace)
+        enter(namespace)
         return function()
 
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -160,7 +160,7 @@ def write_sysctls(namespace: str, settings: Mapping[str, int]) -> None:
     call_inside(namespace, write)
 
 
-def _enter(namespace: str) -> None:
+def enter(namespace: str) -> None:
     """Move the calling thread, and no other, into the namespace."""
     try:
         fd = os.open(NETNS_DIR / namespace, os.O_RDONLY | os.O_CLOEXEC)

@@ -37,9 +37,30 @@ class Node(Runner):
     def __init__(self, plan: Plan, *path: str) -> None:
         self.plan = plan
         self.name = path[-1]
+        self.hostname = "-".join(path)
+        """What the others resolve, as a host name may have no slash: ``h1``, ``h1-p1``."""
         self.namespace = plan.namespace(*path)
         # The name within the lab: h1, h1/p1.
         super().__init__("/".join(path), ("ip", "netns", "exec", self.namespace))
+        self.state = plan.state.joinpath(*path)
+        self.subnet_file = self.state / "subnet.env"
+        self.control_socket = self.state / "flannel-udp.sock"
+        self.state_dir = plan.state.joinpath("lib", *path)
+        """An agent's, which outlives it: each host of the lab has an id of its own."""
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """How an agent of this node, and every command that asks it, is told where things are: flags and values.
+
+        Only hosts have an agent: elsewhere, as the files are not there, the answer is that none runs here.
+        """
+        return {
+            "iface": "eth0",
+            "subnet-file": str(self.subnet_file),
+            "control-socket": str(self.control_socket),
+            "state-dir": str(self.state_dir),
+            **self.plan.registry_flags,
+        }
 
     def configure(self, *lines: str) -> None:
         """Run `ip` commands inside, all in one go. Raises `FlannelError` naming the one that failed."""
@@ -85,11 +106,6 @@ class Host(Node):
         super().__init__(plan, name)
         self.underlay = plan.underlay(name)
         """The IPv4 address, which it has if the plan's families say so; see `underlay_of`."""
-        self.state = plan.state / name
-        self.subnet_file = self.state / "subnet.env"
-        self.control_socket = self.state / "flannel-udp.sock"
-        self.state_dir = plan.state / "lib" / name
-        """The agent's, which outlives it: each host of the lab has an id of its own."""
         self.log_file = self.state / "agent.log"
         self.pods = [Pod(self, pod) for pod in plan.pod_names]
         self._pid_file = self.state / "agent.pid"
@@ -121,19 +137,20 @@ class Host(Node):
             raise FlannelError(f"{self.name}: the agent runs already (process {pid})")
         command = [
             # -P: root must not import whatever lies in the folder that the lab was started from.
-            *(sys.executable, "-P", "-m", "flannel_udp", "--iface", "eth0"),
-            *("--subnet-file", str(self.subnet_file), "--control-socket", str(self.control_socket)),
-            *("--state-dir", str(self.state_dir)),
-            *self.plan.registry_args,
+            *(sys.executable, "-P", "-m", "flannel_udp"),
+            *(word for flag, value in self.flags.items() for word in (f"--{flag}", value)),
             *self.plan.agent_args,
             *self.plan.host_args.get(self.name, ()),
             *extra_args,
         ]
-        # What the caller's own agent or service manager is told by environment is not meant for the lab's agents.
-        env = {k: v for k, v in os.environ.items() if not k.startswith("FLANNELD_") and k != "NOTIFY_SOCKET"}
         with self.log_file.open("a") as log:
             self._child = self.popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=clean_environment(),
+                new_session=True,
             )
         replace_file(self._pid_file, b"%d\n" % self._child.pid)
 
@@ -306,6 +323,11 @@ class Host(Node):
             )
         record = json.dumps({"subnets": [str(part.subnet) for part in parts], "mtu": mtu}) + "\n"
         replace_file(self._pods_file, record.encode())
+
+
+def clean_environment() -> dict[str, str]:
+    """Return our environment without what the machine's own agent is told by its service manager."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("FLANNELD_") and k != "NOTIFY_SOCKET"}
 
 
 def interface_address(address: Address, network: Prefix) -> str:

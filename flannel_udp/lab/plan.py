@@ -158,15 +158,20 @@ class Plan:
     @property
     def etcd_endpoint(self) -> str:
         """Where the lab's etcd is, if it has one: at the underlay's bridge."""
-        server = UNDERLAY_GATEWAY if 4 in self.versions else f"[{UNDERLAY_V6[GATEWAY_NUMBER]}]"
-        return f"http://{server}:{ETCD_PORT}"
+        server = self.bridge(self.versions[0])
+        return f"http://{f'[{server}]' if server.version == 6 else server}:{ETCD_PORT}"
+
+    @property
+    def registry_flags(self) -> dict[str, str]:
+        """How every agent, and `flannel-udp config`, is told where the registry is: flags and their values."""
+        if self.registry == "etcd":
+            return {"registry": "etcd", "etcd-endpoints": self.etcd_endpoint}
+        return {"registry": f"file:{self.registry_file}"}
 
     @property
     def registry_args(self) -> list[str]:
-        """How every agent, and `flannel-udp config`, is told where the registry is."""
-        if self.registry == "etcd":
-            return ["--registry", "etcd", "--etcd-endpoints", self.etcd_endpoint]
-        return ["--registry", f"file:{self.registry_file}"]
+        """The same as words of a command line."""
+        return [word for flag, value in self.registry_flags.items() for word in (f"--{flag}", value)]
 
     @property
     def backend(self) -> str:
@@ -205,6 +210,10 @@ class Plan:
         if host in self.routed:
             return ROUTED if version == 4 else ROUTED_V6
         return UNDERLAY if version == 4 else UNDERLAY_V6
+
+    def bridge(self, version: int) -> Address:
+        """Return the address of the underlay's bridge, where the lab's etcd is."""
+        return (UNDERLAY if version == 4 else UNDERLAY_V6)[GATEWAY_NUMBER]
 
     def gateway(self, host: str, version: int = 4) -> Address:
         """Return the host's router."""

@@ -285,7 +285,7 @@ def test_a_command_for_a_node_keeps_its_own_flags_and_dashes() -> None:
         assert (own, rest) == (["--name", "x", "h1/p1"], ["sh", "-c", "--", "true"])
 
 
-@pytest.mark.parametrize("words", [("h1",), ("h1", "--"), ("h1", "--name", "x", "--", "true")])
+@pytest.mark.parametrize("words", [("h1",), ("h1", "--"), ("h1", ""), ("h1", "--name", "x", "--", "true")])
 def test_a_command_that_is_missing_or_comes_before_an_option_is_asked_for(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
