@@ -17,6 +17,7 @@ from flannel_udp.cli.config_commands import CONFIG_COMMANDS
 from flannel_udp.cli.flags import Flag
 from flannel_udp.cli.host_commands import HOST_COMMANDS
 from flannel_udp.cli.lab_commands import LAB_COMMANDS
+from flannel_udp.cli.lab_fault_commands import LAB_FAULT_COMMANDS
 from flannel_udp.cli.lease_commands import LEASE_COMMANDS
 from flannel_udp.cli.metrics_commands import METRICS_COMMANDS
 from flannel_udp.cli.monitor_commands import MONITOR_COMMANDS
@@ -76,6 +77,7 @@ COMMANDS: Mapping[str, Command] = {
     **HOST_COMMANDS,
     **LAB_COMMANDS,
     **LAB_TRACE_COMMANDS,
+    **LAB_FAULT_COMMANDS,
     **BENCH_RUN_COMMANDS,
     **BENCH_COMMANDS,
     "help": Command(

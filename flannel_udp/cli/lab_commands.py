@@ -26,7 +26,7 @@ def _choice(name: str, help_: str, words: tuple[str, ...], default: str) -> Flag
 
 
 _KINDS = tuple(kind for kind in BACKENDS if kind not in NEED_A_PROVIDER)
-_NAME = _flag("name", "which lab", default="lab")
+LAB_NAME_FLAG = _flag("name", "which lab", default="lab")
 _PLAN_FLAGS = (
     _number("hosts", "how many hosts", "2"),
     _number("pods", "pods on each host", "1"),
@@ -95,13 +95,13 @@ LAB_COMMANDS: Mapping[str, Command] = {
         f"How packets travel is one of {', '.join(_KINDS)}.\n\n"
         "example: flannel-udp lab up --hosts 5 --pods 2 --registry etcd",
         _up,
-        {"lab": (_NAME, *_PLAN_FLAGS), "output": (JSON_FLAG,)},
+        {"lab": (LAB_NAME_FLAG, *_PLAN_FLAGS), "output": (JSON_FLAG,)},
     ),
     "lab status": Command(
         "show the hosts, what their agents run, and the pods",
         "example: flannel-udp lab status --json",
         _status,
-        {"lab": (_NAME,), "output": (JSON_FLAG,)},
+        {"lab": (LAB_NAME_FLAG,), "output": (JSON_FLAG,)},
     ),
     "lab exec": Command(
         "run a command on a host, in a pod, or in `net` where the underlay's bridge is",
@@ -112,7 +112,7 @@ LAB_COMMANDS: Mapping[str, Command] = {
         "         flannel-udp lab exec h1 -- flannel-udp status\n"
         "         flannel-udp lab exec h1 bash",
         _exec,
-        {"lab": (_NAME,)},
+        {"lab": (LAB_NAME_FLAG,)},
         (
             Argument("HOST[/POD]", "h1, h1/p1 or net"),
             Argument("COMMAND", "the command and its arguments", REST),
@@ -122,7 +122,7 @@ LAB_COMMANDS: Mapping[str, Command] = {
         "print what a host's agent has logged",
         "example: flannel-udp lab logs h1",
         _logs,
-        {"lab": (_NAME,)},
+        {"lab": (LAB_NAME_FLAG,)},
         (Argument("HOST", "h1, h2, …"),),
     ),
     "lab down": Command(
@@ -131,7 +131,7 @@ LAB_COMMANDS: Mapping[str, Command] = {
         _down,
         {
             "lab": (
-                _NAME,
+                LAB_NAME_FLAG,
                 Flag("all", "remove every lab of this machine", "BOOL", parse_bool, switch=True, in_environment=False),
             ),
             "output": (JSON_FLAG,),

@@ -40,7 +40,7 @@ def up(given: Given) -> int:
     with _progress(), interruptible():
         lab.up()
     if given.get("json"):
-        _print_json(lab.status())
+        print_json(lab.status())
         return 0
     _show(lab)
     option = "" if lab.name == _NAME else f" --name {lab.name}"
@@ -52,22 +52,33 @@ def up(given: Given) -> int:
     return 0
 
 
-def _attached(given: Given) -> Lab:
+def attached(given: Given) -> Lab:
+    """Return the lab that is meant. Raises `FlannelError` where it is not up."""
     return Lab.attach(given.get("name", _NAME))
 
 
 def status(given: Given) -> int:
     """Show a lab."""
-    lab = _attached(given)
+    lab = attached(given)
     if given.get("json"):
-        _print_json(lab.status())
+        print_json(lab.status())
     else:
         _show(lab)
     return 0
 
 
-def _print_json(document: Any) -> None:
+def print_json(document: Any) -> None:
+    """Write a document for programs."""
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def tell(given: Given, done: Sequence[str], otherwise: str = "") -> int:
+    """Write a line for each thing that was done, `otherwise` for none, or a document of them; return the exit code."""
+    if given.get("json"):
+        print_json({"done": list(done)})
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in done or [otherwise]))
+    return 0
 
 
 def _show(lab: Lab) -> None:
@@ -91,13 +102,13 @@ def _show(lab: Lab) -> None:
 
 def execute(given: Given) -> NoReturn:
     """Become the command that is run in a node."""
-    lab = _attached(given)
+    lab = attached(given)
     become(lab, lab.node(given["HOST[/POD]"]), given["COMMAND"])
 
 
 def logs(given: Given) -> int:
     """Print a host's log."""
-    host = _attached(given).host(given["HOST"])
+    host = attached(given).host(given["HOST"])
     if not host.log_file.exists():
         raise FlannelError(f"{host.name}: no agent of ours was started here")
     with host.log_file.open(errors="replace") as log:
@@ -122,7 +133,7 @@ def down(given: Given) -> int:
     if not removed and not every:
         raise no_lab(names[0])
     if given.get("json"):
-        _print_json({"removed": removed})
+        print_json({"removed": removed})
     else:
         sys.stdout.write(f"removed: {', '.join(removed)}\n" if removed else "no lab is up\n")
     return 0
@@ -134,7 +145,7 @@ def demo(given: Given) -> int:
     with _progress(), interruptible():
         if given.get("json"):
             document = demo_document(_plan(given, _DEMO_NAME))
-            _print_json(document)
+            print_json(document)
             complete = document["ok"]
         else:
             complete = run_demo(_plan(given, _DEMO_NAME), sys.stdout, width)

@@ -25,6 +25,8 @@ TSO = ("tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-tcp-ecn-segmentation",
 GSO = ("tx-generic-segmentation",)
 USO = ("tx-udp-segmentation",)
 GRO = ("rx-gro",)
+CUTTING = TSO + GSO + USO
+"""An interface that has none of them cuts super-packets before they leave."""
 
 
 def set_features(namespace: str, interface: str, wanted: Mapping[str, bool]) -> None:

@@ -44,7 +44,7 @@ from flannel_udp.model import Prefix
 logger = logging.getLogger(__name__)
 
 BRIDGE, ROUTED_BRIDGE = "underlay", "routed"
-_CUT = dict.fromkeys(ethtool.TSO + ethtool.GSO + ethtool.USO, False)
+_CUT = dict.fromkeys(ethtool.CUTTING, False)
 _HOST_CARD = {
     "whole": {},
     "wire": _CUT | dict.fromkeys(ethtool.GRO, True),

@@ -135,6 +135,29 @@ class Host(Node):
         """Start our agent; `wait_ready` tells when it is up. Raises `FlannelError` if it runs already."""
         if (pid := self.agent_pid()) is not None:
             raise FlannelError(f"{self.name}: the agent runs already (process {pid})")
+        self._child = self._spawn_agent(*extra_args)
+        replace_file(self._pid_file, b"%d\n" % self._child.pid)
+
+    def replace_agent(self, timeout_s: float = AGENT_TIMEOUT_S) -> None:
+        """Start an agent that takes over from the one that runs, which ends then.
+
+        Raises `FlannelError` if none runs, or the new one does not take over in time: then the former one goes on.
+        """
+        if self.agent_pid() is None:
+            raise FlannelError(f"{self.name}: the agent does not run")
+        former, child = self._child, self._spawn_agent("--takeover")
+        netns.wait_until(lambda: self._serving_pid() == child.pid or child.poll() is not None, timeout_s)
+        if self._serving_pid() != child.pid:
+            child.kill()
+            child.wait()
+            raise FlannelError(f"{self.name}: nobody has taken over; the last words:\n{self._last_words()}")
+        self._child = child
+        replace_file(self._pid_file, b"%d\n" % child.pid)
+        if former is not None:
+            with suppress(subprocess.TimeoutExpired):
+                former.wait(_STOP_TIMEOUT_S)
+
+    def _spawn_agent(self, *extra_args: str) -> subprocess.Popen[str]:
         command = [
             # -P: root must not import whatever lies in the folder that the lab was started from.
             *(sys.executable, "-P", "-m", "flannel_udp"),
@@ -144,7 +167,7 @@ class Host(Node):
             *extra_args,
         ]
         with self.log_file.open("a") as log:
-            self._child = self.popen(
+            return self.popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -152,7 +175,14 @@ class Host(Node):
                 env=clean_environment(),
                 new_session=True,
             )
-        replace_file(self._pid_file, b"%d\n" % self._child.pid)
+
+    def _serving_pid(self) -> int | None:
+        """Return the process that answers on the control socket and is ready, ``None`` if there is none."""
+        try:
+            status = self.control("/v1/status")
+        except FlannelError:
+            return None
+        return int(status["pid"]) if status["ready"] else None
 
     def agent_pid(self) -> int | None:
         """Return the agent's process id, ``None`` when it does not run."""
@@ -288,6 +318,25 @@ class Host(Node):
         subnet, mtu = self._attached() or (Subnet(None), 0)
         part = subnet.of(version)
         return {} if part is None else {name: HostSubnet(part, mtu).pod_address(name) for name in self.plan.pod_names}
+
+    @property
+    def pods_mtu(self) -> int | None:
+        """What the pods' links carry, in bytes; ``None`` while they are not attached."""
+        attached = self._attached()
+        return None if attached is None else attached[1]
+
+    def settle_pods(self) -> bool:
+        """Attach the pods to the subnet that the agent has now, if they are in none or in another one; return whether.
+
+        Raises `FlannelError` while no agent has written a subnet.
+        """
+        attached, said = self._attached(), self._subnet_env()
+        if attached is not None and said is not None and attached[0] == said[0]:
+            return False
+        if attached is not None:
+            self.configure("link del cni0", *(f"link del {pod.name}" for pod in self.pods))
+        self.attach_pods()
+        return attached is not None
 
     def attach_pods(self, subnet: Prefix | Subnet | None = None, mtu: int | None = None) -> None:
         """Put the bridge cni0 and the pods behind it into the subnet, as a CNI plugin does.

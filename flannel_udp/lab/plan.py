@@ -31,6 +31,8 @@ ETCD_PORT = 2379
 DEFAULT_PORTS = {"udp": 8285, "vxlan": 8472}
 FAMILIES: Mapping[str, tuple[int, ...]] = {"4": (4,), "6": (6,), "46": (4, 6)}
 """What a lab's families may be, and which IP versions that is."""
+MTU_MIN, MTU_MAX = 576, 65_535
+"""Bytes that a link of the underlay may carry: RFC 791's least for every host, and a veth's most."""
 IPV6_MIN_MTU = 1280
 """Bytes; RFC 8200 section 5: Linux has no IPv6 on a device that carries less."""
 
@@ -83,7 +85,7 @@ class Plan:
         for what, number, low, high in (
             ("hosts", self.hosts, 1, MAX_HOSTS),
             ("pods a host", self.pods, 0, MAX_PODS),
-            ("bytes of underlay MTU", self.underlay_mtu, 576, 65_535),
+            ("bytes of underlay MTU", self.underlay_mtu, MTU_MIN, MTU_MAX),
         ):
             if not low <= number <= high:
                 raise UsageError(f"a lab cannot have {number} {what}: give {low} to {high}")

@@ -7,12 +7,16 @@ import http.client
 import json
 import logging
 import shutil
+import signal
 from collections.abc import Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab import netns
-from flannel_udp.lab.etcd_server import EtcdServer
+from flannel_udp.lab.etcd_server import STOP_TIMEOUT_S, EtcdServer
 from flannel_udp.lab.plan import ETCD_PORT, GATEWAY_NUMBER, UNDERLAY_GATEWAY, UNDERLAY_V6, Plan
 
 logger = logging.getLogger(__name__)
@@ -41,7 +45,7 @@ def start_registry(plan: Plan) -> EtcdServer | None:
     Returns the etcd, if the plan has one.
     """
     config = dict(plan.config)
-    subnets = {key.replace("/", "-"): _value(addresses) for key, addresses in plan.reservations.items()}
+    subnets = {key.replace("/", "-"): reservation(addresses) for key, addresses in plan.reservations.items()}
     if plan.registry == "file":
         text = json.dumps({"config": config, "subnets": subnets}, indent=2) + "\n"
         replace_file(plan.registry_file, text.encode())
@@ -54,7 +58,7 @@ def start_registry(plan: Plan) -> EtcdServer | None:
     return server
 
 
-def _value(addresses: str) -> dict[str, str]:
+def reservation(addresses: str) -> dict[str, str]:
     """Return the value of a reservation for a host with these addresses, one a family, with an & between them."""
     return {"PublicIPv6" if ":" in address else "PublicIP": address for address in addresses.split("&")}
 
@@ -79,17 +83,110 @@ def _start_etcd(plan: Plan) -> EtcdServer:
     return server
 
 
-def _put(values: Mapping[str, Mapping[str, object]]) -> None:
-    """Store JSON values by etcd's HTTP interface (its grpc-gateway), which asks for base64."""
-    connection = http.client.HTTPConnection(str(UNDERLAY_GATEWAY), ETCD_PORT, timeout=_HTTP_TIMEOUT_S)
+class Etcd:
+    """The etcd of a lab that is up, whichever process has started it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._namespace = plan.namespace("net")
+
+    def pid(self) -> int | None:
+        """Return its process id, ``None`` while it does not run."""
+        for pid in netns.processes([self._namespace]):
+            with suppress(OSError):  # it has just ended
+                if Path(f"/proc/{pid}/comm").read_text() == "etcd\n":
+                    return pid
+        return None
+
+    def stop(self) -> None:
+        """End it in good order. Raises `FlannelError` if it does not run, or does not end."""
+        pid = self.pid()
+        if pid is None:
+            raise FlannelError("etcd does not run")
+        if not netns.end_process(self._namespace, pid, signal.SIGTERM, STOP_TIMEOUT_S):
+            raise FlannelError(f"etcd (process {pid}) did not end within {STOP_TIMEOUT_S:g} s")
+
+    def start(self) -> int:
+        """Start it again with what it held, wait until it serves, and return its process id. Raises `FlannelError`."""
+        if (pid := self.pid()) is not None:
+            raise FlannelError(f"etcd runs already (process {pid})")
+        return _start_etcd(self._plan).pid
+
+    def compact(self) -> int:
+        """Let it forget every revision before the present one, which is returned. Raises `FlannelError`."""
+
+        def ask() -> int:
+            with _connection() as connection:
+                held = _ask(connection, "/v3/kv/range", {"key": _encoded(_ETCD_PREFIX)})
+                revision = int(held["header"]["revision"])
+                _ask(connection, "/v3/kv/compaction", {"revision": revision, "physical": True})
+                return revision
+
+        return netns.call_inside(self._namespace, ask)
+
+    def read(self) -> dict[str, str]:
+        """Return what is below flannel's prefix, by the rest of the key. Raises `FlannelError`."""
+        prefix = f"{_ETCD_PREFIX}/"
+        wanted = {"key": _encoded(prefix), "range_end": _encoded(f"{_ETCD_PREFIX}0")}  # "0" follows "/"
+
+        def ask() -> dict[str, Any]:
+            with _connection() as connection:
+                return _ask(connection, "/v3/kv/range", wanted)
+
+        held = netns.call_inside(self._namespace, ask).get("kvs", [])
+        pairs = ((base64.b64decode(each["key"]), base64.b64decode(each.get("value", ""))) for each in held)
+        return {key.decode().removeprefix(prefix): value.decode(errors="replace") for key, value in pairs}
+
+    def write(self, key: str, value: str | None) -> None:
+        """Write a value below flannel's prefix; it expires as the one before did. ``None``: remove the key.
+
+        Raises `FlannelError`.
+        """
+        path = {"key": _encoded(f"{_ETCD_PREFIX}/{key}")}
+
+        def ask() -> None:
+            with _connection() as connection:
+                if value is None:
+                    _ask(connection, "/v3/kv/deleterange", path)
+                    return
+                there = _ask(connection, "/v3/kv/range", {**path, "count_only": True}).get("count", "0") != "0"
+                _ask(connection, "/v3/kv/put", {**path, "value": _encoded(value), "ignore_lease": there})
+
+        netns.call_inside(self._namespace, ask)
+
+
+def _connection() -> closing[http.client.HTTPConnection]:
+    return closing(http.client.HTTPConnection(str(UNDERLAY_GATEWAY), ETCD_PORT, timeout=_HTTP_TIMEOUT_S))
+
+
+def _ask(connection: http.client.HTTPConnection, path: str, what: Mapping[str, object]) -> dict[str, Any]:
+    """Ask the lab's etcd by its HTTP interface (its grpc-gateway), which takes and gives base64."""
     try:
+        connection.request("POST", path, json.dumps(what))
+        answer = connection.getresponse()
+        said = answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise FlannelError(f"the lab's etcd does not answer: {error}") from None
+    if answer.status != http.HTTPStatus.OK:
+        raise FlannelError(f"the lab's etcd refused {path}: {_reason(said)}")
+    return dict(json.loads(said))
+
+
+def _reason(said: str) -> str:
+    """Return what etcd complains of, without the object that is around it."""
+    try:
+        return str(json.loads(said)["message"])
+    except (ValueError, LookupError, TypeError):
+        return said.strip()
+
+
+def _put(values: Mapping[str, Mapping[str, object]]) -> None:
+    """Store JSON values."""
+    with _connection() as connection:
         for key, value in values.items():
-            texts = {"key": key, "value": json.dumps(value, separators=(",", ":"))}
-            body = {name: base64.b64encode(text.encode()).decode() for name, text in texts.items()}
-            connection.request("POST", "/v3/kv/put", json.dumps(body))
-            answer = connection.getresponse()
-            said = answer.read().decode(errors="replace")
-            if answer.status != http.HTTPStatus.OK:
-                raise FlannelError(f"the lab's etcd refused {key}: {said}")
-    finally:
-        connection.close()
+            text = json.dumps(value, separators=(",", ":"))
+            _ask(connection, "/v3/kv/put", {"key": _encoded(key), "value": _encoded(text)})
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -22,18 +22,16 @@ from flannel_udp.lab import plan as plan_module
 from flannel_udp.lab.capture import trace
 from flannel_udp.lab.lab import Lab, lab_names, remove
 from flannel_udp.lab.naive import NaivePeer
-from flannel_udp.lab.node import Node
 from flannel_udp.lab.plan import ROUTED_GATEWAY, STATE_DIR, UNDERLAY_GATEWAY, Plan
 from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
 from flannel_udp.lab.tunnel import tunnel_of
-from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, namespaces_of, state_of
+from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, longest_packet, namespaces_of, state_of
 from tests.support.patience import PATIENCE_S, promised
 from tests.support.socat import SocatPeer
 from tests.support.transfer import Transfer
 
 pytestmark = NEEDS_NETNS
 
-ETH_P_ALL = 0x0003  # <linux/if_ether.h>
 TRANSFER_BYTES = 2_000_000
 LAB_LINKS = {"underlay", "h1", "h2", "cni0", "p1", "flannel0"}
 SUBNETS = {f"h{i}": IPv4Network(f"10.244.{i}.0/24") for i in range(1, 6)}
@@ -357,22 +355,6 @@ def test_a_node_that_is_not_there_is_named(path: str) -> None:
         return
     with pytest.raises(FlannelError, match="has no"):
         lab.node(path)
-
-
-def longest_packet(lab: Lab, node: Node, interface: str) -> int:
-    """Return the longest packet, in bytes, that enters by the interface while h1 sends TCP to h2 over the underlay."""
-    h1, h2 = lab.hosts
-    with node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)) as tap:
-        tap.bind((interface, ETH_P_ALL))
-        tcp_rate(h1, h2, h2.underlay, duration_s=0.2)
-        tap.setblocking(False)
-        lengths = []
-        with suppress(BlockingIOError):
-            while True:
-                data, address = tap.recvfrom(65_535)
-                if address[2] != socket.PACKET_OUTGOING:
-                    lengths.append(len(data))
-    return max(lengths)
 
 
 @pytest.mark.parametrize(("offload", "coalesced"), [("whole", True), ("wire", True), ("plain", False)])

@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import names
+from flannel_udp.lab.node import Node
 from flannel_udp.lab.plan import STATE_DIR, lab_of_namespace
+from flannel_udp.lab.probe import tcp_rate
 
 NEEDS_NETNS = [
     pytest.mark.netns,
@@ -22,6 +25,8 @@ NEEDS_NETNS = [
     pytest.mark.skipif(shutil.which("ip") is None, reason="needs the command ip (package iproute2)"),
 ]
 """The `pytestmark` of a module that uses labs."""
+
+ETH_P_ALL = 0x0003  # <linux/if_ether.h>
 
 _counter = itertools.count()
 
@@ -61,3 +66,19 @@ def cleaned_up(lab: Lab) -> Iterator[Lab]:
         yield lab
     finally:
         lab.down()
+
+
+def longest_packet(lab: Lab, node: Node, interface: str) -> int:
+    """Return the longest packet, in bytes, that enters by the interface while h1 sends TCP to h2 over the underlay."""
+    h1, h2 = lab.hosts
+    with node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)) as tap:
+        tap.bind((interface, ETH_P_ALL))
+        tcp_rate(h1, h2, h2.underlay, duration_s=0.2)
+        tap.setblocking(False)
+        lengths = []
+        with suppress(BlockingIOError):
+            while True:
+                data, address = tap.recvfrom(65_535)
+                if address[2] != socket.PACKET_OUTGOING:
+                    lengths.append(len(data))
+    return max(lengths)

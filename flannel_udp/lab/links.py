@@ -1,0 +1,108 @@
+"""A lab's cables, by the names of the nodes at their ends: cut them, let them carry less, put them right again.
+
+``h1`` is the cable between the host's eth0 and the underlay's bridge, ``h1/p1`` that between the pod's eth0 and cni0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flannel_udp.errors import FlannelError, UsageError, did_you_mean
+from flannel_udp.lab import ethtool
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Node
+from flannel_udp.lab.plan import IPV6_MIN_MTU, MTU_MAX, MTU_MIN
+
+EXIT = "eth0"
+"""What every host and pod calls its end."""
+
+Interfaces = Mapping[str, Mapping[str, Any]]
+"""What `ip -json link` says, by interface."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A cable: `node` has one end, eth0; the other one is the port `port` of the bridge in `switch`."""
+
+    node: Node
+    switch: Node
+    port: str
+    mtu: int
+    """Bytes that it carries while nothing is wrong."""
+    cuts: bool
+    """Whether super-packets are cut at its port, as the lab was built."""
+
+    @property
+    def name(self) -> str:
+        """How commands call it."""
+        return self.node.path
+
+    def cut(self) -> None:
+        """Take the cable out at the bridge: the node sees its carrier go, and keeps its addresses."""
+        self.switch.configure(f"link set {self.port} down")
+
+    def carry(self, mtu: int) -> None:
+        """Let both ends carry `mtu` bytes, super-packets' parts too: they are cut first. Raises `UsageError`."""
+        if not MTU_MIN <= mtu <= MTU_MAX:
+            raise UsageError(f"a link cannot carry {mtu} bytes: give {MTU_MIN} to {MTU_MAX}")
+        if 6 in self.node.plan.versions and mtu < IPV6_MIN_MTU:
+            raise UsageError(f"IPv6 needs links of {IPV6_MIN_MTU} bytes at least, not {mtu}")
+        cuts = self.cuts or mtu != self.mtu
+        ethtool.set_features(self.switch.namespace, self.port, dict.fromkeys(ethtool.CUTTING, not cuts))
+        self.switch.configure(f"link set {self.port} mtu {mtu}")
+        self.node.configure(f"link set {EXIT} mtu {mtu}")
+
+    def heal(self, at_node: Interfaces, at_switch: Interfaces) -> list[str]:
+        """Put right what these two did, as the interfaces at its ends show; return it in words.
+
+        Raises `FlannelError` where somebody has removed it.
+        """
+        if EXIT not in at_node or self.port not in at_switch:
+            raise FlannelError(f"the link {self.name} was removed by hand: flannel-udp lab down, and up again")
+        healed = []
+        if "UP" not in at_switch[self.port]["flags"]:
+            self.switch.configure(f"link set {self.port} up")
+            healed.append(f"{self.name}: the link is plugged in again")
+        if {at_node[EXIT]["mtu"], at_switch[self.port]["mtu"]} != {self.mtu}:
+            self.carry(self.mtu)
+            healed.append(f"{self.name}: the link carries {self.mtu} bytes again")
+        return healed
+
+
+def links_of(lab: Lab) -> list[Link]:
+    """Return all cables: those of the hosts, and of the pods that are attached."""
+    found = []
+    for host in lab.hosts:
+        found.append(Link(host, lab.net, host.name, lab.plan.underlay_mtu, lab.plan.offload != "whole"))
+        found += [Link(pod, host, pod.name, mtu, cuts=False) for pod in host.pods if (mtu := host.pods_mtu) is not None]
+    return found
+
+
+def link_of(lab: Lab, name: str) -> Link:
+    """Return the cable of that name. Raises `FlannelError`, with the one that may be meant."""
+    found = {link.name: link for link in links_of(lab)}
+    if name not in found:
+        shown = ", ".join(found)
+        raise FlannelError(f"the lab {lab.name} has no link {name}: it has {shown}{did_you_mean(name, found)}")
+    return found[name]
+
+
+def interfaces_of(node: Node) -> Interfaces:
+    """Return what a node's interfaces are like."""
+    return {link["ifname"]: link for link in json.loads(node.run(["ip", "-json", "link", "show"]).stdout)}
+
+
+def heal_links(lab: Lab, names: str | None = None) -> list[str]:
+    """Put all cables right, or the named one; return what was wrong, in words. Raises `FlannelError`."""
+    links = links_of(lab) if names is None else [link_of(lab, names)]
+    seen: dict[str, Interfaces] = {}
+
+    def look(node: Node) -> Interfaces:
+        if node.path not in seen:
+            seen[node.path] = interfaces_of(node)
+        return seen[node.path]
+
+    return [line for link in links for line in link.heal(look(link.node), look(link.switch))]
