@@ -9,7 +9,7 @@ from flannel_udp.backend.table import BACKENDS, NEED_A_PROVIDER
 from flannel_udp.cli.arguments import Values
 from flannel_udp.cli.command import REST, Argument, Command
 from flannel_udp.cli.flags import JSON_FLAG, Flag, choice_flag
-from flannel_udp.cli.parsers import parse_bool, whole
+from flannel_udp.cli.parsers import parse_bool, parse_path, whole
 from flannel_udp.errors import UsageError
 
 
@@ -39,14 +39,27 @@ _PLAN_FLAGS = (
     _number("routed", "how many of the hosts, the last ones, are behind a router", "0"),
     _choice("families", "addresses of hosts and pods: IPv4, IPv6 or both", ("4", "6", "46"), "4"),
     _choice("registry", "where the leases live", ("file", "etcd"), "file"),
+    Flag(
+        "fixed",
+        "subnets by the hosts' numbers: h1 has 10.244.1.0/24",
+        "BOOL",
+        parse_bool,
+        switch=True,
+        in_environment=False,
+    ),
+    Flag(
+        "topology", "a file that says all of this, and more (examples/labs)", "FILE", parse_path, in_environment=False
+    ),
 )
 
 
 def _up(given: Values) -> int:
     _check_families(given)
+    from flannel_udp.cli.lab_plan import plan_of
     from flannel_udp.lab import actions
+    from flannel_udp.lab.plan import DEFAULT_NAME
 
-    return actions.up(given)
+    return actions.up(given, plan_of(given, DEFAULT_NAME))
 
 
 def _status(given: Values) -> int:
@@ -70,6 +83,24 @@ def _logs(given: Values) -> int:
     return actions.logs(given)
 
 
+def _list(given: Values) -> int:
+    from flannel_udp.lab import actions
+
+    return actions.list_all(given)
+
+
+def _inspect(given: Values) -> int:
+    from flannel_udp.lab import actions
+
+    return actions.inspect_one(given)
+
+
+def _graph(given: Values) -> int:
+    from flannel_udp.lab import actions
+
+    return actions.graph_one(given)
+
+
 def _down(given: Values) -> int:
     from flannel_udp.lab import actions
 
@@ -78,9 +109,10 @@ def _down(given: Values) -> int:
 
 def _demo(given: Values) -> int:
     _check_families(given)
+    from flannel_udp.cli.lab_plan import plan_of
     from flannel_udp.lab import actions
 
-    return actions.demo(given)
+    return actions.demo(given, plan_of(given, "demo"))
 
 
 def _check_families(given: Values) -> None:
@@ -103,6 +135,24 @@ LAB_COMMANDS: Mapping[str, Command] = {
         _status,
         {"lab": (LAB_NAME_FLAG,), "output": (JSON_FLAG,)},
     ),
+    "lab list": Command(
+        "show all labs of this machine",
+        "example: flannel-udp lab list --json",
+        _list,
+        {"output": (JSON_FLAG,)},
+    ),
+    "lab inspect": Command(
+        "print all that there is of a lab: plan, namespaces, processes, ports, agents",
+        "Always JSON.\n\nexample: flannel-udp lab inspect --json | jq '.hosts[].agent.status.state'",
+        _inspect,
+        {"lab": (LAB_NAME_FLAG,), "output": (JSON_FLAG,)},
+    ),
+    "lab graph": Command(
+        "draw a lab, with what is not as it was built",
+        "example: flannel-udp lab graph",
+        _graph,
+        {"lab": (LAB_NAME_FLAG,), "output": (JSON_FLAG,)},
+    ),
     "lab exec": Command(
         "run a command on a host, in a pod, or in `net` where the underlay's bridge is",
         "The command has the node's network and host name; the names of the others are known: h2, h2-p1. Our own\n"
@@ -120,9 +170,21 @@ LAB_COMMANDS: Mapping[str, Command] = {
     ),
     "lab logs": Command(
         "print what a host's agent has logged",
-        "example: flannel-udp lab logs h1",
+        "example: flannel-udp lab logs -f h1",
         _logs,
-        {"lab": (LAB_NAME_FLAG,)},
+        {
+            "lab": (LAB_NAME_FLAG,),
+            "output": (
+                Flag(
+                    "f",
+                    "go on with what comes, until the lab goes",
+                    "BOOL",
+                    parse_bool,
+                    switch=True,
+                    in_environment=False,
+                ),
+            ),
+        },
         (Argument("HOST", "h1, h2, …"),),
     ),
     "lab down": Command(

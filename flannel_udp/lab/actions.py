@@ -6,44 +6,47 @@ import json
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from itertools import cycle
 from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
-from flannel_udp.errors import FlannelError, UsageError, did_you_mean
+from flannel_udp.errors import FlannelError
 from flannel_udp.lab.by_hand import ALLOC, routes_from
 from flannel_udp.lab.demo import demo_document, run_demo
+from flannel_udp.lab.faults import present_faults
+from flannel_udp.lab.graph import graph
 from flannel_udp.lab.inside import become
+from flannel_udp.lab.inspection import inspect, list_labs
 from flannel_udp.lab.interruptible import interruptible
 from flannel_udp.lab.lab import Lab, lab_names, no_lab, remove
-from flannel_udp.lab.plan import OVERLAY, Plan
+from flannel_udp.lab.plan import DEFAULT_NAME, Plan
 
 Given = Mapping[str, Any]
 """The values of a command's flags and arguments, by name; a flag that nobody gave is absent."""
 
-_NAME, _DEMO_NAME = "lab", "demo"
 _WIDTH = 1_000
 """Columns: a narrow terminal wraps by itself, and no address is cut, whoever reads."""
-_DATAPATHS = ("auto", "kernel", "userspace")
+
+_LOOK_S = 0.2
+"""How often a log is looked at for more."""
 
 _LOGGER = logging.getLogger("flannel_udp.lab")
 
 
-def up(given: Given) -> int:
+def up(given: Given, plan: Plan) -> int:
     """Build a lab and show it."""
-    lab = Lab(_plan(given, _NAME))
+    lab = Lab(plan)
     with _progress(), interruptible():
         lab.up()
     if given.get("json"):
         print_json(lab.status())
         return 0
     _show(lab)
-    option = "" if lab.name == _NAME else f" --name {lab.name}"
+    option = "" if lab.name == DEFAULT_NAME else f" --name {lab.name}"
     on_h1 = f"flannel-udp lab exec{option} h1 --"
     if lab.plan.backend == ALLOC and (routes := routes_from(lab, lab.hosts[0])):
         sys.stdout.write("\nalloc leaves the routes between the hosts to you. On each host, as on h1:\n")
@@ -54,7 +57,7 @@ def up(given: Given) -> int:
 
 def attached(given: Given) -> Lab:
     """Return the lab that is meant. Raises `FlannelError` where it is not up."""
-    return Lab.attach(given.get("name", _NAME))
+    return Lab.attach(given.get("name", DEFAULT_NAME))
 
 
 def status(given: Given) -> int:
@@ -82,9 +85,7 @@ def tell(given: Given, done: Sequence[str], otherwise: str = "") -> int:
 
 
 def _show(lab: Lab) -> None:
-    table = Table(title=f"lab {lab.name}", title_justify="left", box=None, pad_edge=False)
-    for heading in ("host", "underlay", "subnet", "backend", "agent", "pods"):
-        table.add_column(heading, no_wrap=True)
+    table = _table(("host", "underlay", "subnet", "backend", "agent", "pods"), f"lab {lab.name}")
     for host in lab.hosts:
         pid = host.agent_pid()
         state = "-" if pid is None else f"{'ready' if host.is_ready() else 'not ready'} (process {pid})"
@@ -100,6 +101,13 @@ def _show(lab: Lab) -> None:
     Console(width=_WIDTH).print(table)
 
 
+def _table(headings: Sequence[str], title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    return table
+
+
 def execute(given: Given) -> NoReturn:
     """Become the command that is run in a node."""
     lab = attached(given)
@@ -107,19 +115,58 @@ def execute(given: Given) -> NoReturn:
 
 
 def logs(given: Given) -> int:
-    """Print a host's log."""
+    """Print a host's log, and if asked for what comes, until the lab goes."""
     host = attached(given).host(given["HOST"])
     if not host.log_file.exists():
         raise FlannelError(f"{host.name}: no agent of ours was started here")
     with host.log_file.open(errors="replace") as log:
         shutil.copyfileobj(log, sys.stdout)
+        while given.get("f") and host.log_file.exists():
+            sys.stdout.flush()
+            time.sleep(_LOOK_S)
+            shutil.copyfileobj(log, sys.stdout)
+    return 0
+
+
+def list_all(given: Given) -> int:
+    """Show all labs of the machine, a line each."""
+    rows = list_labs()
+    if given.get("json"):
+        print_json(rows)
+        return 0
+    if not rows:
+        sys.stdout.write("no lab is up\n")
+        return 0
+    table = _table(("lab", "hosts", "pods", "backend", "registry", "agents"))
+    for row in rows:
+        known = [str(row[key]) for key in ("hosts", "pods", "backend", "registry")]
+        agents = row["agents"]
+        running = f"{agents['running']} of {agents['planned']} run" if agents else ""
+        table.add_row(row["name"], *known, running) if row["whole"] else table.add_row(row["name"], "half-made")
+    Console(width=_WIDTH).print(table)
+    return 0
+
+
+def inspect_one(given: Given) -> int:
+    """Print all that there is of a lab."""
+    print_json(inspect(attached(given)))
+    return 0
+
+
+def graph_one(given: Given) -> int:
+    """Draw a lab."""
+    lab = attached(given)
+    if given.get("json"):
+        print_json({"lab": lab.status(), "faults": present_faults(lab)})
+    else:
+        sys.stdout.write(f"{graph(lab, shutil.get_terminal_size((100, 24)).columns)}\n")
     return 0
 
 
 def down(given: Given) -> int:
     """Remove one lab, or all."""
     every = given.get("all", False)
-    names = lab_names() if every else [given.get("name", _NAME)]
+    names = lab_names() if every else [given.get("name", DEFAULT_NAME)]
     removed, faults = [], []
     with _progress():
         for name in names:
@@ -139,45 +186,19 @@ def down(given: Given) -> int:
     return 0
 
 
-def demo(given: Given) -> int:
+def demo(given: Given, plan: Plan) -> int:
     """Show what a lab is, and take it away."""
     width = shutil.get_terminal_size((100, 24)).columns
     with _progress(), interruptible():
         if given.get("json"):
-            document = demo_document(_plan(given, _DEMO_NAME))
+            document = demo_document(plan)
             print_json(document)
             complete = document["ok"]
         else:
-            complete = run_demo(_plan(given, _DEMO_NAME), sys.stdout, width)
+            complete = run_demo(plan, sys.stdout, width)
     if not complete:
         raise FlannelError("a ping was lost: see above which")
     return 0
-
-
-def _plan(given: Given, name: str) -> Plan:
-    asked = {key: given[key] for key in ("hosts", "pods", "registry", "families") if key in given}
-    config: dict[str, Any] = {"Network": str(OVERLAY)}
-    if "backend" in given:
-        config["Backend"] = {"Type": given["backend"]}
-    plan = Plan(name=given.get("name", name), config=config, **asked)
-    routed = given.get("routed", 0)
-    if routed >= plan.hosts:
-        raise UsageError(f"--routed {routed}: of {plan.hosts} hosts 0 to {plan.hosts - 1} can be behind a router")
-    names = plan.host_names
-    host_args = _datapaths(names, given.get("datapath"))
-    return replace(plan, host_args=host_args, routed=tuple(names[plan.hosts - routed :]))
-
-
-def _datapaths(hosts: Sequence[str], text: str | None) -> dict[str, tuple[str, ...]]:
-    """Return the argument of each host's agent; a list goes round."""
-    if text is None:
-        return {}
-    given = text.split(",")
-    unknown = [datapath for datapath in given if datapath not in _DATAPATHS]
-    if unknown:
-        hint = did_you_mean(unknown[0], _DATAPATHS)
-        raise UsageError(f"--datapath {text}: {unknown[0]!r} is none of {', '.join(_DATAPATHS)}{hint}")
-    return {host: (f"--datapath={datapath}",) for host, datapath in zip(hosts, cycle(given), strict=False)}
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from typing import Any, TextIO
 from flannel_udp.errors import UsageError
 from flannel_udp.lab.by_hand import ALLOC, put_routes, routes_from
 from flannel_udp.lab.capture import describe, trace
-from flannel_udp.lab.drawing import draw
+from flannel_udp.lab.graph import draw_lab
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Pod
-from flannel_udp.lab.plan import ROUTED, ROUTED_V6, UNDERLAY, UNDERLAY_V6, Plan
+from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
 from flannel_udp.lab.tunnel import tunnel_of
 
@@ -93,17 +93,7 @@ def show(lab: Lab, stream: TextIO, width: int) -> bool:
 
     plan = lab.plan
     first, last = lab.hosts[0].pods[0], lab.hosts[-1].pods[0]
-    say(
-        draw(
-            lab.status(),
-            underlay=_underlay(plan),
-            overlay=" and ".join(plan.overlays),
-            backend=plan.backend,
-            tunnels={version: tunnel_of(plan, version) for version in plan.versions},
-            mtu=lab.hosts[0].mtu,
-            width=width,
-        )
-    )
+    say(draw_lab(lab, width))
     if plan.backend == ALLOC:
         say(_route_by_hand(lab, first, last))
     answered = [_show_family(lab, say, version) for version in plan.versions]
@@ -124,12 +114,6 @@ def _show_family(lab: Lab, say: Callable[[str], None], version: int) -> bool:
     say(f"TCP{by}, one connection from {first.path} to {last.path}: {rate / 1e9:.2f} Gbit/s")
     say(format_trace(first, last, version))
     return None not in times.values()
-
-
-def _underlay(plan: Plan) -> str:
-    networks, behind = ({4: UNDERLAY, 6: UNDERLAY_V6}, {4: ROUTED, 6: ROUTED_V6})
-    near, far = (" and ".join(str(of[version]) for version in plan.versions) for of in (networks, behind))
-    return near + (f", and {far} behind a router ({', '.join(plan.routed)})" if plan.routed else "")
 
 
 def _route_by_hand(lab: Lab, source: Pod, target: Pod) -> str:

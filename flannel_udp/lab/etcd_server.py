@@ -83,7 +83,11 @@ class EtcdServer:
     def start(self) -> None:
         """Start a cluster of one, or a stopped member again, and wait until it serves. Raises `FlannelError`."""
         self.spawn([self])
-        self.wait_ready()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
 
     def spawn(self, members: Sequence[EtcdServer]) -> None:
         """Start the process as one of `members`; it serves when most of them have started."""

@@ -1,10 +1,11 @@
-"""Faults of a lab's agents and of its etcd, and how they are put right; those of its cables are in `links`."""
+"""Faults of a lab's agents and of its etcd, how they are put right, and which there are; cables' own are in `links`."""
 
 from __future__ import annotations
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.links import links_of, looked_at
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
 from flannel_udp.lab.registry import Etcd
 
@@ -104,6 +105,17 @@ def start_etcd(etcd: Etcd) -> str:
 def compact_etcd(etcd: Etcd) -> str:
     """Let it forget its history; return what was done."""
     return f"etcd: has forgotten what was before revision {etcd.compact()}; who was away then has to read all anew"
+
+
+def present_faults(lab: Lab) -> list[str]:
+    """Return in words what is not as the lab was built: links, agents, etcd; nothing where all is well."""
+    found = [line for link, ends in looked_at(links_of(lab)) for line in link.faults(ends)]
+    found += [
+        f"the agent of {host.name} does not run" for host in lab.hosts if host.runs_agent and not host.agent_pid()
+    ]
+    if lab.plan.registry == "etcd" and Etcd(lab.plan).pid() is None:
+        found.append("etcd does not run")
+    return found
 
 
 def heal_etcd(lab: Lab) -> list[str]:

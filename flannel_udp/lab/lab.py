@@ -13,10 +13,11 @@ Outside are only names (`ip netns`) and /run/flannel-udp-lab/NAME/, so labs may 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 from types import TracebackType
@@ -39,11 +40,13 @@ from flannel_udp.lab.plan import (
     lab_of_namespace,
 )
 from flannel_udp.lab.registry import require_registry, start_registry
-from flannel_udp.model import Prefix
+from flannel_udp.model import Prefix, Subnet
 
 logger = logging.getLogger(__name__)
 
 BRIDGE, ROUTED_BRIDGE = "underlay", "routed"
+_ROUNDS, _ROUND_S = 20, 0.1
+"""How often, and after how many seconds again, a lab is removed that somebody else is still building."""
 _CUT = dict.fromkeys(ethtool.CUTTING, False)
 _HOST_CARD = {
     "whole": {},
@@ -85,22 +88,39 @@ class Lab:
         """
         netns.require()
         require_registry(self.plan)
-        self._claim()
-        try:
-            for host in self.hosts:
-                host.state.mkdir()
-            self.plan.save()
-            self._build()
-            self._etcd = start_registry(self.plan)
-            self.start_agents(AGENT_TIMEOUT_S)
-        except BaseException:
-            self.down()
-            raise
+        with self._claim() as stands:
+            try:
+                for host in self.hosts:
+                    host.state.mkdir()
+                self.plan.save()
+                self._build()
+                self._ask_for_subnets()
+                self._etcd = start_registry(self.plan)
+                self.start_agents(AGENT_TIMEOUT_S)
+                if not stands():
+                    raise FlannelError(f"the lab {self.name} is gone")
+            except BaseException as error:
+                if stands():
+                    self.down()
+                    raise
+                self._end_remains()
+                if isinstance(error, FlannelError | OSError):
+                    raise FlannelError(f"the lab {self.name} was taken down while it was built") from None
+                raise
 
     def down(self) -> None:
         """Remove everything; no fault if it is gone already."""
         remove(self.name)
-        # What ended just now may be our children: collect their exit statuses.
+        self._end_children()
+
+    def _end_remains(self) -> None:
+        """End what was begun after somebody else has taken the lab down; a new one of that name is not ours."""
+        if not self.plan.state.exists():
+            remove(self.name)
+        self._end_children()
+
+    def _end_children(self) -> None:
+        """Collect the exit statuses of our children, and end what is in a namespace without a name by now."""
         for host in self.hosts:
             host.collect_agent()
         if self._etcd is not None:
@@ -164,6 +184,10 @@ class Lab:
         deadline = time.monotonic() + timeout_s
         for host in hosts:
             host.wait_ready(max(deadline - time.monotonic(), 0.0))
+            wanted = self.plan.subnets.get(host.name)
+            if wanted is not None and wanted != tuple(map(str, host.prefixes)):
+                got = " and ".join(map(str, host.prefixes))
+                raise FlannelError(f"{host.name} was to have {' and '.join(wanted)} and has {got}")
             host.attach_pods()
             logger.info("%s is ready: its pods are in %s", host.name, " and ".join(map(str, host.prefixes)))
         subnets = {subnet for host in hosts for subnet in host.prefixes} | self._subnets_of_others()
@@ -183,8 +207,12 @@ class Lab:
             if address in others
         }
 
-    def _claim(self) -> None:
-        """Take the name: making the folder is what two processes cannot both succeed in."""
+    @contextmanager
+    def _claim(self) -> Iterator[Callable[[], bool]]:
+        """Take the name: making the folder is what two processes cannot both succeed in.
+
+        Yields what tells whether the lab still is ours, and nobody is taking it down.
+        """
         try:
             _make_folder(self.plan.state)
         except FileExistsError:
@@ -198,6 +226,15 @@ class Lab:
                 f"a lab named {self.name} is up, or a killed one left its remains: "
                 f"remove it with `flannel-udp lab down --name {self.name}`"
             )
+        _going(self.name).unlink(missing_ok=True)
+        # While it is open no other folder has its inode's number.
+        folder = os.open(self.plan.state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            own = os.fstat(folder)
+            # In this order: the note goes after the folder.
+            yield lambda: not _going(self.name).exists() and netns.identity(self.plan.state) == (own.st_dev, own.st_ino)
+        finally:
+            os.close(folder)
 
     def _build(self) -> None:
         """Make the namespaces, the underlay's bridges, and a cable from one of them to every host."""
@@ -229,6 +266,7 @@ class Lab:
             )
             _set_forwarding(host)
             self._set_offload(host)
+            self._set_rate(host)
 
     def _underlay_addresses(self, host: Host) -> list[str]:
         return [
@@ -249,6 +287,22 @@ class Lab:
         if features:
             ethtool.set_features(host.namespace, "eth0", features)
             ethtool.set_features(self.net.namespace, host.name, _CUT)
+
+    def _set_rate(self, host: Host) -> None:
+        """Let the host's cable carry so much a second, by a token bucket at both ends (tc-tbf(8))."""
+        rate = self.plan.rates.get(host.name)
+        if rate is None:
+            return
+        # What may leave at once: 5 ms of the rate, and a few packets of whatever length.
+        burst_bytes = max(rate // 8 // 200, 32_768, 2 * self.plan.underlay_mtu)
+        shape = ["root", "tbf", "rate", f"{rate}bit", "burst", str(burst_bytes), "latency", "50ms"]
+        for node, interface in ((host, "eth0"), (self.net, host.name)):
+            node.run(["tc", "qdisc", "replace", "dev", interface, *shape])
+
+    def _ask_for_subnets(self) -> None:
+        networks = [ip_network(overlay) for overlay in self.plan.overlays]
+        for name, parts in self.plan.subnets.items():
+            self.host(name).ask_for(Subnet.made_of(map(ip_network, parts)), networks)
 
 
 def _set_forwarding(node: Node) -> None:
@@ -285,7 +339,7 @@ def lab_names() -> list[str]:
     """Return the names of all labs, also of half-made and killed ones: by their folder or by their namespaces."""
     folders: set[str] = set()
     with suppress(FileNotFoundError):  # it goes with the last lab
-        folders = {path.name for path in STATE_DIR.iterdir()}
+        folders = {path.name for path in STATE_DIR.iterdir() if not path.name.startswith(".")}
     return sorted(folders | {name for ns in netns.names() if (name := lab_of_namespace(ns))})
 
 
@@ -310,18 +364,31 @@ def remove(name: str) -> bool:
 
 
 def _remove(name: str) -> bool:
-    namespaces = [ns for ns in netns.names() if lab_of_namespace(ns) == name]
-    state = STATE_DIR / name
-    if not namespaces and not state.exists():
-        return False
-    logger.info("removing %s", name)
-    netns.stop_processes(namespaces)
-    netns.ip_batch((f"netns del {ns}" for ns in namespaces), keep_going=True)
-    left = sorted(set(namespaces) & set(netns.names()))
-    if left:
-        raise FlannelError(f"the network namespaces {', '.join(left)} cannot be removed: see `ip netns del {left[0]}`")
-    if state.exists():
-        shutil.rmtree(state)
+    state, found = STATE_DIR / name, False
+    for _ in range(_ROUNDS):
+        namespaces = [ns for ns in netns.names() if lab_of_namespace(ns) == name]
+        if not namespaces and not state.exists():
+            break
+        if not found:
+            logger.info("removing %s", name)
+            with suppress(FileNotFoundError):  # there are namespaces only
+                _going(name).touch()
+        else:  # somebody is building it at the same time, and has not yet noticed
+            time.sleep(_ROUND_S)
+        found = True
+        netns.stop_processes(namespaces)
+        netns.ip_batch((f"netns del {ns}" for ns in namespaces), keep_going=True)
+        shutil.rmtree(state, ignore_errors=True)
+    else:
+        left = [ns for ns in netns.names() if lab_of_namespace(ns) == name]
+        what = f"the network namespaces {', '.join(left)}" if left else f"the folder {state}"
+        raise FlannelError(f"{what} cannot be removed: see `{f'ip netns del {left[0]}' if left else f'rm -r {state}'}`")
+    _going(name).unlink(missing_ok=True)
     with suppress(OSError):  # other labs still have their folders there
         STATE_DIR.rmdir()
-    return True
+    return found
+
+
+def _going(name: str) -> Path:
+    """Return the file that tells whoever builds the lab that somebody is taking it down."""
+    return STATE_DIR / f".{name}.going"

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ EXIT = "eth0"
 
 Interfaces = Mapping[str, Mapping[str, Any]]
 """What `ip -json link` says, by interface."""
+Ends = tuple[Interfaces, Interfaces]
+"""Of a link: its node's, and those of the bridge's side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +57,40 @@ class Link:
         self.switch.configure(f"link set {self.port} mtu {mtu}")
         self.node.configure(f"link set {EXIT} mtu {mtu}")
 
-    def heal(self, at_node: Interfaces, at_switch: Interfaces) -> list[str]:
-        """Put right what these two did, as the interfaces at its ends show; return it in words.
+    def faults(self, ends: Ends) -> list[str]:
+        """Return in words what is not as it was built; nothing where all is well."""
+        at_node, at_switch = ends
+        if EXIT not in at_node or self.port not in at_switch:
+            return [f"the link {self.name} was removed by hand"]
+        found = [] if self._is_up(ends) else [f"the link {self.name} is cut"]
+        if (carried := self._carried(ends)) != self.mtu:
+            found.append(f"the link {self.name} carries {carried} bytes")
+        return found
+
+    def heal(self, ends: Ends) -> list[str]:
+        """Put right what `cut` and `carry` did, as the interfaces at its ends show; return it in words.
 
         Raises `FlannelError` where somebody has removed it.
         """
+        at_node, at_switch = ends
         if EXIT not in at_node or self.port not in at_switch:
             raise FlannelError(f"the link {self.name} was removed by hand: flannel-udp lab down, and up again")
         healed = []
-        if "UP" not in at_switch[self.port]["flags"]:
+        if not self._is_up(ends):
             self.switch.configure(f"link set {self.port} up")
             healed.append(f"{self.name}: the link is plugged in again")
-        if {at_node[EXIT]["mtu"], at_switch[self.port]["mtu"]} != {self.mtu}:
+        if self._carried(ends) != self.mtu:
             self.carry(self.mtu)
             healed.append(f"{self.name}: the link carries {self.mtu} bytes again")
         return healed
+
+    def _is_up(self, ends: Ends) -> bool:
+        return "UP" in ends[1][self.port]["flags"]
+
+    def _carried(self, ends: Ends) -> int:
+        """Return what passes, in bytes: what the end says that differs from the plan."""
+        mtus: list[int] = [ends[0][EXIT]["mtu"], ends[1][self.port]["mtu"]]
+        return next((mtu for mtu in mtus if mtu != self.mtu), self.mtu)
 
 
 def links_of(lab: Lab) -> list[Link]:
@@ -95,9 +116,14 @@ def interfaces_of(node: Node) -> Interfaces:
     return {link["ifname"]: link for link in json.loads(node.run(["ip", "-json", "link", "show"]).stdout)}
 
 
-def heal_links(lab: Lab, names: str | None = None) -> list[str]:
+def heal_links(lab: Lab, name: str | None = None) -> list[str]:
     """Put all cables right, or the named one; return what was wrong, in words. Raises `FlannelError`."""
-    links = links_of(lab) if names is None else [link_of(lab, names)]
+    links = links_of(lab) if name is None else [link_of(lab, name)]
+    return [line for link, ends in looked_at(links) for line in link.heal(ends)]
+
+
+def looked_at(links: Iterable[Link]) -> Iterator[tuple[Link, Ends]]:
+    """Yield each cable with what the interfaces at its ends are like; each node is asked once."""
     seen: dict[str, Interfaces] = {}
 
     def look(node: Node) -> Interfaces:
@@ -105,4 +131,5 @@ def heal_links(lab: Lab, names: str | None = None) -> list[str]:
             seen[node.path] = interfaces_of(node)
         return seen[node.path]
 
-    return [line for link in links for line in link.heal(look(link.node), look(link.switch))]
+    for link in links:
+        yield link, (look(link.node), look(link.switch))

@@ -10,14 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from typing import Any
 
 from flannel_udp.errors import FlannelError, did_you_mean
 from flannel_udp.files import subnet_env
 from flannel_udp.files.atomic import replace_file
+from flannel_udp.files.subnet_env import SubnetEnv
 from flannel_udp.lab import netns
 from flannel_udp.lab.plan import HostSubnet, Plan
 from flannel_udp.lab.runner import Runner
@@ -131,6 +132,18 @@ class Host(Node):
         """Whether the plan gives this host our agent."""
         return self.name in self.plan.agent_hosts
 
+    def ask_for(self, subnet: Subnet, networks: Sequence[Prefix]) -> None:
+        """Leave a subnet.env as if the host had had that subnet of these networks: its agent asks for it again.
+
+        So the lease is one like every other, and ends like every other.
+        """
+        v4, v6 = (next((n for n in networks if n.version == version), None) for version in (4, 6))
+        assert not isinstance(v4, IPv6Network)  # noqa: S101 - for mypy
+        assert not isinstance(v6, IPv4Network)  # noqa: S101 - for mypy
+        subnet_env.write(
+            self.subnet_file, SubnetEnv(v4, subnet, self.plan.underlay_mtu, ip_masq=False, ipv6_network=v6)
+        )
+
     def start_agent(self, *extra_args: str) -> None:
         """Start our agent; `wait_ready` tells when it is up. Raises `FlannelError` if it runs already."""
         if (pid := self.agent_pid()) is not None:
@@ -205,10 +218,19 @@ class Host(Node):
         self._end_agent(signal.SIGKILL, _STOP_TIMEOUT_S)
 
     def collect_agent(self) -> None:
-        """Wait for the end of an agent of ours that is ending: it leaves its namespace before it closes its files."""
-        if self._child is not None:
-            with suppress(subprocess.TimeoutExpired):
-                self._child.wait(_STOP_TIMEOUT_S)
+        """End an agent of ours that no namespace leads to any more, and collect its exit status.
+
+        Its namespace may have lost its name, or the agent has left it and not yet closed its files: such a one has time.
+        """
+        if self._child is None:
+            return
+        self._child.terminate()
+        try:
+            self._child.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._child = None
 
     def _end_agent(self, number: signal.Signals, timeout_s: float) -> None:
         pid = self.agent_pid()

@@ -16,6 +16,7 @@ from flannel_udp.files.atomic import replace_file
 from flannel_udp.model import Address, Prefix
 from flannel_udp.netconf.config import DEFAULT_TYPE
 
+DEFAULT_NAME = "lab"
 STATE_DIR = Path("/run/flannel-udp-lab")
 UNDERLAY = IPv4Network("192.0.2.0/24")  # RFC 5737: TEST-NET-1
 ROUTED = IPv4Network("198.51.100.0/24")  # TEST-NET-2
@@ -29,6 +30,8 @@ UNDERLAY_GATEWAY, ROUTED_GATEWAY = UNDERLAY[GATEWAY_NUMBER], ROUTED[GATEWAY_NUMB
 MAX_HOSTS = MAX_PODS = 250  # what fits in a /24 beside the gateway
 ETCD_PORT = 2379
 DEFAULT_PORTS = {"udp": 8285, "vxlan": 8472}
+REGISTRIES = ("file", "etcd")
+OFFLOADS = ("whole", "wire", "plain")
 FAMILIES: Mapping[str, tuple[int, ...]] = {"4": (4,), "6": (6,), "46": (4, 6)}
 """What a lab's families may be, and which IP versions that is."""
 MTU_MIN, MTU_MAX = 576, 65_535
@@ -53,7 +56,7 @@ def check_name(name: str) -> None:
 class Plan:
     """A lab as it was asked for. Raises `UsageError` where it cannot be built."""
 
-    name: str = "lab"
+    name: str = DEFAULT_NAME
     hosts: int = 2
     pods: int = 1
     """Pods a host."""
@@ -72,6 +75,10 @@ class Plan:
     """Host → further arguments for its agent alone, after those for every one."""
     routed: tuple[str, ...] = ()
     """The hosts on a network of their own, which reach the others, and are reached, through a router only."""
+    subnets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Host → the subnet, one part a family, that its agent shall ask for, as one that it had before."""
+    rates: Mapping[str, int] = field(default_factory=dict)
+    """Host → what its link carries in each direction, bits a second; no limit for the others."""
     underlay_mtu: int = 1500
     """Bytes."""
     families: str = "4"
@@ -89,18 +96,20 @@ class Plan:
         ):
             if not low <= number <= high:
                 raise UsageError(f"a lab cannot have {number} {what}: give {low} to {high}")
-        if self.registry not in ("file", "etcd"):
+        if self.registry not in REGISTRIES:
             raise UsageError(f"unknown lab registry {self.registry!r}: use file or etcd")
         if self.families not in FAMILIES:
             raise UsageError(f"unknown families {self.families!r}: use {', '.join(FAMILIES)}")
         if 6 in self.versions and self.underlay_mtu < IPV6_MIN_MTU:
             raise UsageError(f"IPv6 needs an underlay MTU of {IPV6_MIN_MTU} bytes at least, not {self.underlay_mtu}")
-        if self.offload not in ("whole", "wire", "plain"):
+        if self.offload not in OFFLOADS:
             raise UsageError(f"unknown offload {self.offload!r}: use whole, wire or plain")
         for what, names in (
             ("an agent is asked for on", self.agents or ()),
             ("arguments are given for", self.host_args),
             ("a router is asked for before", self.routed),
+            ("a subnet is given to", self.subnets),
+            ("a rate is given to", self.rates),
         ):
             unknown = [name for name in names if name not in self.host_names]
             if unknown:
@@ -236,7 +245,8 @@ class Plan:
             return None
         plan["agents"] = None if plan["agents"] is None else tuple(plan["agents"])
         plan["agent_args"], plan["routed"] = tuple(plan["agent_args"]), tuple(plan["routed"])
-        plan["host_args"] = {host: tuple(arguments) for host, arguments in plan["host_args"].items()}
+        for of_hosts in ("host_args", "subnets"):
+            plan[of_hosts] = {host: tuple(values) for host, values in plan.get(of_hosts, {}).items()}
         return cls(**plan)
 
 

@@ -26,8 +26,8 @@ from flannel_udp.options import Offload
 GOOD = '{"Network": "10.1.0.0/16"}'
 RUNGS = ", ".join(Offload().names())
 LAB_NEEDS = (
-    "lab needs one of: up, status, exec, logs, down, demo, trace, cut, mtu, kill, start, restart, takeover, etcd, "
-    "poison, spoof, heal"
+    "lab needs one of: up, status, list, inspect, graph, exec, logs, down, demo, trace, cut, mtu, kill, start, "
+    "restart, takeover, etcd, poison, spoof, heal"
 )
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}
 LAB_BACKENDS = [kind for kind in BACKENDS if kind not in NEED_A_PROVIDER]

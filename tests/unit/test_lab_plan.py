@@ -47,6 +47,8 @@ def test_a_name_that_is_none_is_refused_before_it_becomes_a_path(name: str) -> N
         (lambda: Plan(offload="none"), "unknown offload 'none'"),
         (lambda: Plan(agents=("h3",)), "an agent is asked for on h3, which is none of the lab's 2 hosts"),
         (lambda: Plan(host_args={"h3": ()}), "arguments are given for h3, which is none of the lab's 2 hosts"),
+        (lambda: Plan(subnets={"h3": ()}), "a subnet is given to h3, which is none of the lab's 2 hosts"),
+        (lambda: Plan(rates={"h3": 8_000}), "a rate is given to h3, which is none of the lab's 2 hosts"),
         (lambda: Plan(routed=("h3",)), "a router is asked for before h3, which is none of the lab's 2 hosts"),
     ],
 )
@@ -87,6 +89,8 @@ def test_a_saved_plan_is_read_back_equal(tmp_path: Path, monkeypatch: pytest.Mon
         routed=("h3",),
         offload="wire",
         families="46",
+        subnets={"h1": ("10.1.1.0/24", "fd00:10:244:1::/64")},
+        rates={"h3": 10_000_000},
     )
     plan.state.mkdir()
     plan.save()

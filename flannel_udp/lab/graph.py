@@ -1,0 +1,34 @@
+"""A lab that is up as a drawing, and what is wrong with it at the moment below."""
+
+from __future__ import annotations
+
+from flannel_udp.lab.drawing import draw
+from flannel_udp.lab.faults import present_faults
+from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.plan import ROUTED, ROUTED_V6, UNDERLAY, UNDERLAY_V6, Plan
+from flannel_udp.lab.tunnel import tunnel_of
+
+
+def draw_lab(lab: Lab, width: int) -> str:
+    """Return the drawing, in as many rows of hosts as `width` columns ask for."""
+    plan = lab.plan
+    return draw(
+        lab.status(),
+        underlay=_underlay(plan),
+        overlay=" and ".join(plan.overlays),
+        backend=plan.backend,
+        tunnels={version: tunnel_of(plan, version) for version in plan.versions},
+        mtu=lab.hosts[0].mtu,
+        width=width,
+    )
+
+
+def graph(lab: Lab, width: int) -> str:
+    """Return the drawing, and a line for each thing that is not as it was built."""
+    return "\n".join([draw_lab(lab, width), *(f"now: {fault}" for fault in present_faults(lab))])
+
+
+def _underlay(plan: Plan) -> str:
+    networks, behind = ({4: UNDERLAY, 6: UNDERLAY_V6}, {4: ROUTED, 6: ROUTED_V6})
+    near, far = (" and ".join(str(of[version]) for version in plan.versions) for of in (networks, behind))
+    return near + (f", and {far} behind a router ({', '.join(plan.routed)})" if plan.routed else "")

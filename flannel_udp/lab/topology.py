@@ -1,0 +1,270 @@
+"""A topology file: what a lab shall look like, as TOML, read into a `Plan`. See examples/labs and docs/lab.md.
+
+Every fault is one line with the file and the key, as the file spells it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flannel_udp.errors import ConfigError, UsageError, did_you_mean
+from flannel_udp.lab.plan import (
+    DEFAULT_NAME,
+    FAMILIES,
+    MAX_HOSTS,
+    MAX_PODS,
+    MTU_MAX,
+    MTU_MIN,
+    OFFLOADS,
+    OVERLAY,
+    REGISTRIES,
+    Plan,
+)
+from flannel_udp.model import Prefix, Subnet
+from flannel_udp.netconf.config import AnyRange, NetworkConfig, OptionsReader, parse_network_config
+
+Backends = Mapping[str, OptionsReader]
+
+DATAPATHS = ("auto", "kernel", "userspace")
+_KEYS = (
+    "name",
+    "hosts",
+    "pods",
+    "registry",
+    "families",
+    "underlay_mtu",
+    "offload",
+    "rate",
+    "fixed_subnets",
+    "network",
+    "host",
+)
+_HOST_KEYS = ("agent", "arguments", "datapath", "rate", "routed", "subnets")
+_AGENT_KEYS = ("arguments", "datapath", "subnets")
+_RATE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kmg])bit")
+_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9}
+_RATE_MIN, _RATE_MAX = 8_000, 100 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table of the file; `path` is where it is, empty for the file itself."""
+
+    file: str
+    path: str
+    values: Mapping[str, Any]
+
+    def wrong(self, key: str, why: str) -> NoReturn:
+        """Raise `UsageError` about the value of a key."""
+        raise UsageError(f"{self.file}: {self.name_of(key)}: {why}")
+
+    def name_of(self, key: str) -> str:
+        """Return a key with its tables in front."""
+        return f"{self.path}.{key}" if self.path else key
+
+    def require(self, known: Sequence[str]) -> None:
+        """Raise `UsageError` if there is a key that is none of these."""
+        for key in self.values:
+            if key not in known:
+                self.wrong(key, f"unknown key, it is none of {', '.join(known)}{did_you_mean(key, known)}")
+
+    def integer(self, key: str, default: int, low: int, high: int) -> int:
+        """Return a whole number."""
+        value = self.values.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            self.wrong(key, f"{_shown(value)} is not a whole number from {low} to {high}")
+        return value
+
+    def word(self, key: str, default: str, words: Sequence[str]) -> str:
+        """Return one of these words."""
+        value = self.text(key, default)
+        if value not in words:
+            self.wrong(key, f"{_shown(value)} is not one of {', '.join(words)}{did_you_mean(value, words)}")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        """Return a text."""
+        value = self.values.get(key, default)
+        if not isinstance(value, str):
+            self.wrong(key, f"{_shown(value)} is not a text: put it between quotes")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Return a list of texts, empty where there is none."""
+        value = self.values.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            self.wrong(key, f'{_shown(value)} is not a list of texts such as ["a", "b"]')
+        return tuple(value)
+
+    def boolean(self, key: str, *, default: bool) -> bool:
+        """Return true or false."""
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            self.wrong(key, f"{_shown(value)} is neither true nor false")
+        return value
+
+    def table(self, key: str) -> _Table:
+        """Return a table below this one, empty where there is none."""
+        value = self.values.get(key, {})
+        if not isinstance(value, dict):
+            self.wrong(key, f"{_shown(value)} is not a table")
+        return _Table(self.file, self.name_of(key), value)
+
+    def rate(self) -> int | None:
+        """Return the key `rate` in bits a second; ``None``: no limit."""
+        if "rate" not in self.values:
+            return None
+        text = self.text("rate", "")
+        found = _RATE.fullmatch(text)
+        bits_s = round(float(found["number"]) * _UNITS[found["unit"]]) if found else 0
+        if not _RATE_MIN <= bits_s <= _RATE_MAX:
+            self.wrong("rate", f"{_shown(text)} is not a rate from 8kbit to 100gbit, such as 10mbit")
+        return bits_s
+
+
+def read_topology(path: Path, backends: Backends, name: str = DEFAULT_NAME) -> Plan:
+    """Read a topology file; `backends` are those that a network configuration may name. Raises `UsageError`.
+
+    `name` is the lab's if the file has none.
+    """
+    usual = Plan()
+    top = _Table(str(path), "", _read_toml(path))
+    top.require(_KEYS)
+    network = top.table("network")
+    plan = _made(
+        top,
+        name=top.text("name", name),
+        hosts=top.integer("hosts", usual.hosts, 1, MAX_HOSTS),
+        pods=top.integer("pods", usual.pods, 0, MAX_PODS),
+        registry=top.word("registry", usual.registry, REGISTRIES),
+        families=top.word("families", usual.families, tuple(FAMILIES)),
+        underlay_mtu=top.integer("underlay_mtu", usual.underlay_mtu, MTU_MIN, MTU_MAX),
+        offload=top.word("offload", usual.offload, OFFLOADS),
+        config={"Network": str(OVERLAY), **network.values},
+    )
+    config = _config_of(plan, f"{path}: network", backends)
+    hosts = _hosts_of(top, plan)
+    subnets = number_subnets(plan, config) if top.boolean("fixed_subnets", default=True) else {}
+    subnets |= {
+        own: _own_subnets(host, given, config) for own, host in hosts.items() if (given := host.texts("subnets"))
+    }
+    agents = tuple(name for name in plan.host_names if name not in hosts or hosts[name].boolean("agent", default=True))
+    rates = {name: rate for name in plan.host_names if (rate := _rate_of(name, hosts, top)) is not None}
+    _require_apart(top, {name: subnets[name] for name in agents if name in subnets})
+    return replace(
+        plan,
+        agents=None if len(agents) == plan.hosts else agents,
+        host_args={name: args for name, host in hosts.items() if (args := _arguments(host))},
+        routed=tuple(name for name, host in hosts.items() if host.boolean("routed", default=False)),
+        subnets={name: subnets[name] for name in agents if name in subnets},
+        rates=rates,
+    )
+
+
+def with_fixed_subnets(plan: Plan, backends: Backends) -> Plan:
+    """Return the plan with the subnets of `number_subnets`. Raises `UsageError`."""
+    return replace(plan, subnets=number_subnets(plan, _config_of(plan, "network configuration", backends)))
+
+
+def number_subnets(plan: Plan, config: NetworkConfig) -> dict[str, tuple[str, ...]]:
+    """Return each host's subnet by its number, one part a family: h1 has the first that may be leased, and so on.
+
+    Raises `UsageError` where there are fewer than hosts.
+    """
+    ranges = [found for version in plan.versions if (found := config.of(version)) is not None]
+    for found in ranges:
+        if found.count < plan.hosts:
+            raise UsageError(f"{found.network} has {found.count} subnets, too few for {plan.hosts} hosts")
+    return {name: tuple(str(_nth(found, number)) for found in ranges) for number, name in enumerate(plan.host_names)}
+
+
+def _nth(found: AnyRange, number: int) -> Prefix:
+    start = int(found.first.network_address) + number * found.step
+    return type(found.first)((start, found.subnet_len))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the topology file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no TOML: {error}") from None
+
+
+def _made(top: _Table, **values: Any) -> Plan:
+    try:
+        return Plan(**values)
+    except UsageError as error:
+        raise UsageError(f"{top.file}: {error}") from None
+
+
+def _config_of(plan: Plan, where: str, backends: Backends) -> NetworkConfig:
+    """Return the plan's network configuration. Raises `UsageError` for what flannel would pass over, too."""
+    try:
+        parsed = parse_network_config(json.dumps(dict(plan.config)), backends)
+    except ConfigError as error:
+        raise UsageError(f"{where}: {error.faults[0]}") from None
+    if parsed.warnings:
+        raise UsageError(f"{where}: {parsed.warnings[0]}")
+    return parsed.config
+
+
+def _hosts_of(top: _Table, plan: Plan) -> dict[str, _Table]:
+    """Return the tables host.h1, host.h2 and so on that there are."""
+    tables = top.table("host")
+    for name in tables.values:
+        if name not in plan.host_names:
+            hint = did_you_mean(name, plan.host_names)
+            tables.wrong(name, f"the lab has hosts {plan.host_names[0]} to {plan.host_names[-1]}{hint}")
+        tables.table(name).require(_HOST_KEYS)
+    found = {name: tables.table(name) for name in plan.host_names if name in tables.values}
+    for host in found.values():
+        for key in _AGENT_KEYS:
+            if host.values.get(key) and not host.boolean("agent", default=True):
+                host.wrong(key, "no agent of ours runs there")
+    return found
+
+
+def _own_subnets(host: _Table, given: Sequence[str], config: NetworkConfig) -> tuple[str, ...]:
+    try:
+        subnet = Subnet.made_of(map(ip_network, given))
+    except ValueError as error:
+        host.wrong("subnets", str(error))
+    if not config.fits(subnet):
+        ranges = [found for version in config.versions if (found := config.of(version)) is not None]
+        wanted = " and ".join(f"a /{found.subnet_len} from {found.first} to {found.last}" for found in ranges)
+        host.wrong("subnets", f"{_shown(list(given))} does not fit the network: give {wanted}")
+    return tuple(map(str, subnet.prefixes))
+
+
+def _require_apart(top: _Table, subnets: Mapping[str, Sequence[str]]) -> None:
+    owners: dict[str, str] = {}
+    for name, parts in subnets.items():
+        for part in parts:
+            if part in owners:
+                top.wrong(f"host.{name}.subnets", f"{part} is {owners[part]}'s already")
+            owners[part] = name
+
+
+def _rate_of(name: str, hosts: Mapping[str, _Table], top: _Table) -> int | None:
+    own = hosts[name].rate() if name in hosts else None
+    return own if own is not None else top.rate()
+
+
+def _arguments(host: _Table) -> tuple[str, ...]:
+    datapath = (f"--datapath={host.word('datapath', 'auto', DATAPATHS)}",) if "datapath" in host.values else ()
+    return (*datapath, *host.texts("arguments"))
+
+
+def _shown(value: object) -> str:
+    """Return a value as TOML has it, more or less; never long."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:59]}…"
