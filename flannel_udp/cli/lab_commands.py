@@ -149,9 +149,22 @@ LAB_COMMANDS: Mapping[str, Command] = {
     ),
     "lab graph": Command(
         "draw a lab, with what is not as it was built",
-        "example: flannel-udp lab graph",
+        "example: flannel-udp lab graph\n         flannel-udp lab graph --svg > lab.svg",
         _graph,
-        {"lab": (LAB_NAME_FLAG,), "output": (JSON_FLAG,)},
+        {
+            "lab": (LAB_NAME_FLAG,),
+            "output": (
+                Flag(
+                    "svg",
+                    "draw it as SVG, for a sheet or a page",
+                    "BOOL",
+                    parse_bool,
+                    switch=True,
+                    in_environment=False,
+                ),
+                JSON_FLAG,
+            ),
+        },
     ),
     "lab exec": Command(
         "run a command on a host, in a pod, or in `net` where the underlay's bridge is",

@@ -18,7 +18,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.lab.by_hand import ALLOC, routes_from
 from flannel_udp.lab.demo import demo_document, run_demo
 from flannel_udp.lab.faults import present_faults
-from flannel_udp.lab.graph import graph
+from flannel_udp.lab.graph import graph, graph_svg
 from flannel_udp.lab.inside import become
 from flannel_udp.lab.inspection import inspect, list_labs
 from flannel_udp.lab.interruptible import interruptible
@@ -158,6 +158,8 @@ def graph_one(given: Given) -> int:
     lab = attached(given)
     if given.get("json"):
         print_json({"lab": lab.status(), "faults": present_faults(lab)})
+    elif given.get("svg"):
+        sys.stdout.write(graph_svg(lab))
     else:
         sys.stdout.write(f"{graph(lab, shutil.get_terminal_size((100, 24)).columns)}\n")
     return 0

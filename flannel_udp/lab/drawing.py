@@ -58,9 +58,9 @@ def _carried(backend: str, tunnels: Mapping[int, Tunnel | None]) -> str:
     return ""
 
 
-def _host_lines(lab: str, host: dict[str, Any], tunnels: Mapping[int, Tunnel | None]) -> list[str]:
-    """Return one host's lines: its stem, its box, its pods."""
-    devices: dict[str, list[str]] = {"eth0": _known(host, "underlay")}
+def devices_of(host: dict[str, Any], tunnels: Mapping[int, Tunnel | None]) -> dict[str, list[str]]:
+    """Return the interfaces of a host of `Lab.status` and their addresses, in the order in which packets pass them."""
+    devices: dict[str, list[str]] = {"eth0": known(host, "underlay")}
     devices |= {tunnel.device: [] for tunnel in tunnels.values() if tunnel}
     devices["cni0"] = []
     for version, tunnel in tunnels.items():
@@ -68,6 +68,12 @@ def _host_lines(lab: str, host: dict[str, Any], tunnels: Mapping[int, Tunnel | N
         devices["cni0"].append(bridge)
         if tunnel is not None:
             devices[tunnel.device].append(own)
+    return devices
+
+
+def _host_lines(lab: str, host: dict[str, Any], tunnels: Mapping[int, Tunnel | None]) -> list[str]:
+    """Return one host's lines: its stem, its box, its pods."""
+    devices = devices_of(host, tunnels)
     column = max(map(len, devices)) + 2
     rows = [
         f"{host['name']}  (namespace fu-{lab}-{host['name']})",
@@ -88,11 +94,11 @@ def _host_lines(lab: str, host: dict[str, Any], tunnels: Mapping[int, Tunnel | N
     ]
     for i, pod in enumerate(pods):
         branch = "└" if i == len(pods) - 1 else "├"
-        lines.append(f"{' ' * _STEM}{branch}─ {pod['name']}  eth0 {' '.join(_known(pod, 'ip'))}")
+        lines.append(f"{' ' * _STEM}{branch}─ {pod['name']}  eth0 {' '.join(known(pod, 'ip'))}")
     return lines
 
 
-def _known(said: dict[str, Any], key: str) -> list[str]:
+def known(said: dict[str, Any], key: str) -> list[str]:
     """Return what `Lab.status` says under the key by each family."""
     return [value for name in (key, f"{key}_v6") if (value := said.get(name))] or ["none yet"]
 

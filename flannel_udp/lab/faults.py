@@ -107,14 +107,17 @@ def compact_etcd(etcd: Etcd) -> str:
     return f"etcd: has forgotten what was before revision {etcd.compact()}; who was away then has to read all anew"
 
 
-def present_faults(lab: Lab) -> list[str]:
-    """Return in words what is not as the lab was built: links, agents, etcd; nothing where all is well."""
-    found = [line for link, ends in looked_at(links_of(lab)) for line in link.faults(ends)]
-    found += [
-        f"the agent of {host.name} does not run" for host in lab.hosts if host.runs_agent and not host.agent_pid()
-    ]
+def present_faults(lab: Lab) -> dict[str, list[str]]:
+    """Return in words what is not as the lab was built, by the node that it is at; nothing where all is well."""
+    found: dict[str, list[str]] = {}
+    for link, ends in looked_at(links_of(lab)):
+        if lines := link.faults(ends):
+            found[link.name] = lines
+    for host in lab.hosts:
+        if host.runs_agent and host.agent_pid() is None:
+            found.setdefault(host.name, []).append(f"the agent of {host.name} does not run")
     if lab.plan.registry == "etcd" and Etcd(lab.plan).pid() is None:
-        found.append("etcd does not run")
+        found["net"] = ["etcd does not run"]
     return found
 
 

@@ -6,7 +6,8 @@ from flannel_udp.lab.drawing import draw
 from flannel_udp.lab.faults import present_faults
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import ROUTED, ROUTED_V6, UNDERLAY, UNDERLAY_V6, Plan
-from flannel_udp.lab.tunnel import tunnel_of
+from flannel_udp.lab.svg import draw_svg
+from flannel_udp.lab.tunnel import Tunnel, tunnel_of
 
 
 def draw_lab(lab: Lab, width: int) -> str:
@@ -17,7 +18,7 @@ def draw_lab(lab: Lab, width: int) -> str:
         underlay=_underlay(plan),
         overlay=" and ".join(plan.overlays),
         backend=plan.backend,
-        tunnels={version: tunnel_of(plan, version) for version in plan.versions},
+        tunnels=_tunnels(plan),
         mtu=lab.hosts[0].mtu,
         width=width,
     )
@@ -25,7 +26,23 @@ def draw_lab(lab: Lab, width: int) -> str:
 
 def graph(lab: Lab, width: int) -> str:
     """Return the drawing, and a line for each thing that is not as it was built."""
-    return "\n".join([draw_lab(lab, width), *(f"now: {fault}" for fault in present_faults(lab))])
+    faults = present_faults(lab)
+    return "\n".join([draw_lab(lab, width), *(f"now: {line}" for lines in faults.values() for line in lines)])
+
+
+def graph_svg(lab: Lab) -> str:
+    """Return the same as SVG."""
+    return draw_svg(
+        lab.status(),
+        underlay=_underlay(lab.plan),
+        overlay=f"{' and '.join(lab.plan.overlays)}, backend {lab.plan.backend}",
+        tunnels=_tunnels(lab.plan),
+        faults=present_faults(lab),
+    )
+
+
+def _tunnels(plan: Plan) -> dict[int, Tunnel | None]:
+    return {version: tunnel_of(plan, version) for version in plan.versions}
 
 
 def _underlay(plan: Plan) -> str:

@@ -98,7 +98,7 @@ def test_list_has_what_is_half_made_too() -> None:
 
 def test_inspect_has_processes_namespaces_ports_and_what_the_agents_say(lab: Lab) -> None:
     found = document("inspect", "--json", "--name", lab.name)
-    assert (found["name"], found["folder"], found["faults"]) == (lab.name, str(state_of(lab.name)), [])
+    assert (found["name"], found["folder"], found["faults"]) == (lab.name, str(state_of(lab.name)), {})
     assert found["plan"]["rates"] == {"h1": 10_000_000, "h2": 10_000_000}
     assert found["net"]["namespace"] == f"fu-{lab.name}-net"
     host = found["hosts"][0]
@@ -128,7 +128,8 @@ def test_graph_cuts_no_address_and_tells_what_is_wrong(lab: Lab, columns: str) -
     for text in (f"namespace fu-{lab.name}-h2)", "eth0      192.0.2.2", "10.244.200.1/24", "p1  eth0 10.244.200.2"):
         assert text in drawn
     assert drawn.endswith("now: the link h2/p1 is cut\n")
-    assert document("graph", "--json", "--name", lab.name)["faults"] == ["the link h2/p1 is cut"]
+    assert document("graph", "--json", "--name", lab.name)["faults"] == {"h2/p1": ["the link h2/p1 is cut"]}
+    assert "<desc>the link h2/p1 is cut</desc>" in run("graph", "--svg", "--name", lab.name).stdout
     assert run("heal", "--name", lab.name).returncode == 0
     assert "now:" not in run("graph", "--name", lab.name).stdout
 

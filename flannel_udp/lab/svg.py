@@ -1,0 +1,125 @@
+"""A lab as an SVG drawing: the underlay as a bar, hosts and pods below, faults in red and in words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.sax.saxutils import escape
+
+from flannel_udp.lab.drawing import devices_of, known
+from flannel_udp.lab.tunnel import Tunnel
+
+_GAP, _MARGIN, _LINE = 30, 20, 18
+"""Pixels: what is between two hosts, around all, and from one line of text to the next."""
+_CHAR, _PAD, _INDENT = 7.3, 10, 30
+"""Pixels: a character at most, what is around a text in its box, how far pods stand to the right of their host."""
+_PER_ROW = 5
+_CABLE = 50
+"""Pixels of a cable from the underlay to a host."""
+_STYLE = (
+    "text{font:13px sans-serif;fill:#111}.t{font-weight:bold}.m{font-family:monospace;font-size:12px;white-space:pre}"
+    "rect{fill:#fff;stroke:#333}.u{fill:#335}line{stroke:#333;stroke-width:2}"
+    ".f line,.f rect{stroke:#b00020;stroke-dasharray:5 4}text.f{fill:#b00020}"
+)
+
+
+def draw_svg(
+    status: dict[str, Any],
+    *,
+    underlay: str,
+    overlay: str,
+    tunnels: Mapping[int, Tunnel | None],
+    faults: Mapping[str, Sequence[str]],
+) -> str:
+    """Return the lab of `Lab.status`; `faults` are in words, by the node at whose cable or in which they are."""
+    hosts = [_Host(host, tunnels, faults) for host in status["hosts"]]
+    box = max(host.width for host in hosts)
+    width = 2 * _MARGIN + min(_PER_ROW, len(hosts)) * (box + _GAP) - _GAP
+    parts: list[str] = []
+    y = _MARGIN
+    for start in range(0, len(hosts), _PER_ROW):
+        parts.append(_text(_MARGIN, y, f"underlay {underlay}"))
+        y += 8
+        parts.append(f'<rect class="u" x="{_MARGIN}" y="{y}" width="{width - 2 * _MARGIN}" height="8"/>')
+        ends = []
+        for number, host in enumerate(hosts[start : start + _PER_ROW]):
+            lines, end = host.draw(_MARGIN + number * (box + _GAP), y + 8, box)
+            parts += lines
+            ends.append(end)
+        y = max(ends) + 2 * _GAP
+    y -= _GAP
+    for text, kind in [(f"overlay {overlay}", ""), *((line, "f") for line in faults.get("net", ()))]:
+        y += _LINE
+        parts.append(_text(_MARGIN, y, text, kind))
+    title = f"lab {status['name']}: {len(status['hosts'])} hosts"
+    told = "; ".join(line for lines in faults.values() for line in lines) or "all is as it was built"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" height="{y + _MARGIN}" '
+        f'viewBox="0 0 {width} {y + _MARGIN}"><title>{escape(title)}</title><desc>{escape(told)}</desc>'
+        f"<style>{_STYLE}</style>{''.join(parts)}</svg>\n"
+    )
+
+
+class _Host:
+    """A host's texts, each with its class of style, and those of its pods."""
+
+    def __init__(
+        self, host: dict[str, Any], tunnels: Mapping[int, Tunnel | None], faults: Mapping[str, Sequence[str]]
+    ) -> None:
+        name = host["name"]
+        self._wrong = faults.get(name, ())
+        devices = devices_of(host, tunnels)
+        self._texts = [
+            (name, "t"),
+            *((f"{device}  {address}", "m") for device, of in devices.items() for address in of),
+        ]
+        self._texts += [(line, "f") for line in self._wrong]
+        self._pods: list[tuple[list[tuple[str, str]], Sequence[str]]] = []
+        for pod in host["pods"]:
+            wrong = faults.get(f"{name}/{pod['name']}", ())
+            texts = [(f"{pod['name']}  {address}", "m") for address in known(pod, "ip")]
+            self._pods.append(([*texts, *((line, "f") for line in wrong)], wrong))
+
+    @property
+    def width(self) -> int:
+        """Pixels that all of them need."""
+        own = max(len(text) for text, _ in self._texts)
+        pods = max((len(text) for texts, _ in self._pods for text, _ in texts), default=0)
+        return round(max(own * _CHAR, pods * _CHAR + _INDENT)) + 2 * _PAD
+
+    def draw(self, x: int, y: int, width: int) -> tuple[list[str], int]:
+        """Return cable, box and pods, from the bar at `y` on, and where they end."""
+        parts = [_cable(x + _INDENT // 2, y, x + _INDENT // 2, y + _CABLE, self._wrong)]
+        end = y + _CABLE
+        box, end = _box(x, end, width, self._texts, self._wrong)
+        parts += box
+        trunk, top = x + _INDENT // 2, end
+        for texts, wrong in self._pods:
+            end += _LINE // 2
+            middle = end + _LINE // 2 + 3
+            parts.append(_cable(trunk, top, trunk, middle, ()))
+            parts.append(_cable(trunk, middle, x + _INDENT, middle, wrong))
+            box, end = _box(x + _INDENT, end, width - _INDENT, texts, wrong)
+            parts += box
+        return parts, end
+
+
+def _box(x: int, y: int, width: int, texts: Sequence[tuple[str, str]], wrong: Sequence[str]) -> tuple[list[str], int]:
+    """Return a box with these lines, and where it ends."""
+    height = len(texts) * _LINE + 6
+    rect = f'<g{_fault(wrong)}><rect x="{x}" y="{y}" width="{width}" height="{height}" rx="4"/></g>'
+    lines = [_text(x + _PAD, y + (i + 1) * _LINE - 2, text, kind) for i, (text, kind) in enumerate(texts)]
+    return [rect, *lines], y + height
+
+
+def _cable(x1: int, y1: int, x2: int, y2: int, wrong: Sequence[str]) -> str:
+    return f'<g{_fault(wrong)}><line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/></g>'
+
+
+def _fault(wrong: Sequence[str]) -> str:
+    return ' class="f"' if wrong else ""
+
+
+def _text(x: int, y: int, text: str, kind: str = "") -> str:
+    chosen = f' class="{kind}"' if kind else ""
+    return f'<text{chosen} x="{x}" y="{y}">{escape(text)}</text>'
