@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
+from flannel_udp.errors import FlannelError
 from flannel_udp.lab import faults
 from flannel_udp.lab.actions import Given, attached, print_json, tell
+from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.links import heal_links, link_of
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.poison import heal_poison, poison
 from flannel_udp.lab.registry import Etcd
 from flannel_udp.lab.spoof import spoof
+
+NOTHING = "nothing to heal"
 
 _ON_HOST: Mapping[str, Callable[[Host], str]] = {
     "kill": faults.kill,
@@ -68,7 +72,20 @@ def heal(given: Given) -> int:
     """Undo all of these, or what was done to one link."""
     lab = attached(given)
     if given["LINK"] is not None:
-        done = heal_links(lab, given["LINK"])
-    else:
-        done = [*faults.heal_etcd(lab), *heal_links(lab), *heal_poison(lab), *faults.heal_agents(lab)]
-    return tell(given, done, "nothing to heal")
+        return tell(given, list(heal_links(lab, given["LINK"])), NOTHING)
+    steps: tuple[Callable[[Lab], Iterable[str]], ...] = (
+        faults.heal_etcd,
+        heal_links,
+        heal_poison,
+        faults.heal_agents,
+    )
+    done: list[str] = []
+    try:
+        for step in steps:
+            for line in step(lab):
+                done.append(line)  # one by one: those before a failure are told, too
+    except FlannelError:
+        if done:
+            tell(given, done)
+        raise
+    return tell(given, done, NOTHING)

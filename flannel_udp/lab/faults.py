@@ -50,7 +50,7 @@ def take_over(host: Host) -> str:
 
 def _wait_ready(host: Host) -> None:
     """Wait until the agent is ready. Raises `FlannelError`, one line: its log stays."""
-    log = f"see: flannel-udp lab logs {host.name}"
+    log = f"see: flannel-udp lab logs --name {host.plan.name} {host.name}"
     if netns.wait_until(lambda: host.is_ready() or host.agent_pid() is None, AGENT_TIMEOUT_S) and host.is_ready():
         return
     if host.agent_pid() is None:

@@ -74,7 +74,7 @@ class Link:
         """
         at_node, at_switch = ends
         if EXIT not in at_node or self.port not in at_switch:
-            raise FlannelError(f"the link {self.name} was removed by hand: flannel-udp lab down, and up again")
+            raise FlannelError(f"the link {self.name} was removed by hand, and only a new lab has it again")
         healed = []
         if not self._is_up(ends):
             self.switch.configure(f"link set {self.port} up")
@@ -116,10 +116,11 @@ def interfaces_of(node: Node) -> Interfaces:
     return {link["ifname"]: link for link in json.loads(node.run(["ip", "-json", "link", "show"]).stdout)}
 
 
-def heal_links(lab: Lab, name: str | None = None) -> list[str]:
-    """Put all cables right, or the named one; return what was wrong, in words. Raises `FlannelError`."""
+def heal_links(lab: Lab, name: str | None = None) -> Iterator[str]:
+    """Put all cables right, or the named one; yield what was wrong, in words. Raises `FlannelError`."""
     links = links_of(lab) if name is None else [link_of(lab, name)]
-    return [line for link, ends in looked_at(links) for line in link.heal(ends)]
+    for link, ends in looked_at(links):
+        yield from link.heal(ends)
 
 
 def looked_at(links: Iterable[Link]) -> Iterator[tuple[Link, Ends]]:

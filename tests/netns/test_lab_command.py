@@ -164,7 +164,8 @@ def test_a_demonstration_needs_two_hosts() -> None:
 def test_without_root_up_is_one_clear_line() -> None:
     # The user changes only when everything is imported: an interpreter may live where nobody but root can read it.
     code = (
-        "import os, sys; from flannel_udp.cli.main import main; from flannel_udp.lab import actions; "
+        "import os, sys; from flannel_udp.cli import lab_plan; from flannel_udp.cli.main import main; "
+        "from flannel_udp.lab import actions; "
         "os.setgroups([]); os.setuid(65534); sys.exit(main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", code, "lab", "up", "--name", fresh_name()]

@@ -208,7 +208,9 @@ def test_an_agent_that_cannot_get_ready_is_one_line(lab: Lab, monkeypatch: pytes
     monkeypatch.setattr("flannel_udp.lab.faults.AGENT_TIMEOUT_S", 3.0)
     told(lab, "etcd", "stop")
     told(lab, "kill", "h1")
-    with pytest.raises(FlannelError, match=r"^h1: the agent runs, and is not ready after 3 s: .* lab logs h1\)$"):
+    with pytest.raises(
+        FlannelError, match=r"^h1: the agent runs, and is not ready after 3 s: .* lab logs --name \S+ h1\)$"
+    ):
         faults.start(Lab.attach(lab.name).host("h1"))
 
 
@@ -250,11 +252,14 @@ def test_what_a_lab_does_not_have_is_named(bare: Lab, words: tuple[str, ...], me
     assert message in line
 
 
-def test_a_link_that_was_removed_by_hand_is_named(bare: Lab) -> None:
-    bare.net.configure("link del h2")
-    done = run(bare, "heal")
-    assert done.returncode == 1
-    assert "the link h2 was removed by hand" in done.stderr
+def test_what_could_be_healed_is_told_also_where_something_could_not() -> None:
+    with Lab(Plan(fresh_name(), pods=0, agents=())) as lab:
+        told(lab, "cut", "h1")
+        lab.net.configure("link del h2")
+        done = run(lab, "heal")
+        assert done.returncode == 1
+        assert done.stderr == "flannel-udp: the link h2 was removed by hand, and only a new lab has it again\n"
+        assert done.stdout == "h1: the link is plugged in again\n"
 
 
 def test_the_kernels_vxlan_asks_nobody_who_they_are() -> None:
