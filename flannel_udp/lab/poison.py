@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_network
@@ -88,9 +89,13 @@ class FileStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._path.with_name(f"{self._path.name}.lock").open("a") as lock:
+        path = self._path.with_name(f"{self._path.name}.lock")
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)  # who may open it may hold up everybody
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(lock)
 
 
 def store_of(plan: Plan) -> Store:
