@@ -220,7 +220,7 @@ class Host(Node):
     def collect_agent(self) -> None:
         """End an agent of ours that no namespace leads to any more, and collect its exit status.
 
-        Its namespace may have lost its name, or the agent has left it and not yet closed its files: such a one has time.
+        Its namespace may have lost its name, or the agent has left it and still closes its files: that may take time.
         """
         if self._child is None:
             return

@@ -16,6 +16,7 @@ from flannel_udp.lab.inside import hosts_text, names_from_files_only
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import Plan
 from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, state_of
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -34,7 +35,7 @@ def in_lab(lab: Lab, node: str, *command: str, **env: str) -> subprocess.Complet
         [*OURS, "lab", "exec", "--name", lab.name, node, "--", *command],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=2 * PATIENCE_S,
         check=False,
         env=os.environ | env,
     )
@@ -128,7 +129,7 @@ def test_host_name_prompt_and_interfaces_are_the_nodes_own(lab: Lab) -> None:
 
 @pytest.mark.parametrize("words", [("sh", "-c", "exit 7"), ("--", "sh", "-c", "exit 7")])
 def test_what_follows_the_host_is_the_commands_own(lab: Lab, words: tuple[str, ...]) -> None:
-    done = subprocess.run([*OURS, "lab", "exec", "--name", lab.name, "h1", *words], timeout=60, check=False)
+    done = subprocess.run([*OURS, "lab", "exec", "--name", lab.name, "h1", *words], timeout=2 * PATIENCE_S, check=False)
     assert done.returncode == 7
 
 
@@ -158,7 +159,7 @@ def test_a_command_has_the_terminal(lab: Lab) -> None:
             stdin=theirs,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=2 * PATIENCE_S,
             check=False,
         )
         assert done.stdout.startswith("/dev/pts/"), done.stdout + done.stderr
@@ -177,6 +178,6 @@ def test_a_lab_that_goes_meanwhile_is_one_line() -> None:
             "sys.exit(main(sys.argv[1:]))"
         )
         words = [sys.executable, "-c", code, "lab", "exec", "--name", lab.name, "h1", "true"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
         assert done.returncode == 1
         assert f"no lab named {lab.name} is up" in done.stderr.splitlines()[-1]

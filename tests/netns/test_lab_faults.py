@@ -19,6 +19,7 @@ from flannel_udp.lab.probe import ping
 from flannel_udp.lab.registry import Etcd
 from tests.support.agents import wait_for, wait_for_pings
 from tests.support.labs import NEEDS_NETNS, fresh_name, longest_packet
+from tests.support.patience import PATIENCE_S
 
 pytestmark = [*NEEDS_NETNS, pytest.mark.usefixtures("needs_etcd")]
 
@@ -43,7 +44,7 @@ def lab(the_lab: Lab) -> Iterator[Lab]:
 
 def run(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "flannel_udp", "lab", *words, "--name", lab.name]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
 
 
 def told(lab: Lab, *words: str) -> list[str]:
@@ -211,7 +212,7 @@ def test_an_agent_that_cannot_get_ready_is_one_line(lab: Lab) -> None:
         "sys.exit(main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", code, "lab", "start", "h1", "--name", lab.name]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("flannel-udp: h1: the agent runs, and is not ready after 3 s: ")

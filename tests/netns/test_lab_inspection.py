@@ -35,7 +35,9 @@ subnets = ["10.244.200.0/24"]
 
 def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     argv = [*LAB, *words]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=os.environ | env)
+    return subprocess.run(
+        argv, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False, env=os.environ | env
+    )
 
 
 def document(*words: str) -> Any:
