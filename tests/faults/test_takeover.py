@@ -21,6 +21,7 @@ from tests.faults.cluster import flows
 from tests.faults.recorder import Recorder
 from tests.support.agents import Agent, Log, pid_of, subnet_of, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import promised
 
 pytestmark = NEEDS_NETNS
 
@@ -30,7 +31,7 @@ START_S, RESTART_S = 5.0, 2.0
 MOMENTS, KILLS = 20, 5
 BATCH = 64
 """What an agent that is killed may have had in its hands."""
-HEARD_S = 0.2
+HEARD_S = 0.5
 """How soon the old agent has heard that the new one has taken over, and has said so."""
 
 
@@ -110,7 +111,7 @@ def test_a_new_agent_that_is_killed_at_any_moment_disturbs_nothing(duo: Lab, rec
             agent = agents.enter_context(Agent(h1, "--takeover"))
             time.sleep(dice.uniform(0, takes_s))
             if not kill_in_time(agent, log):
-                agent.wait_ready()
+                agent.wait_for_take_over(old)
                 continue
             killed_s = time.monotonic()
             killed += 1
@@ -129,15 +130,19 @@ def has_asked(agent: Agent, log: Log) -> bool:
 
 def take_over(host: Host, agents: ExitStack) -> float:
     """Let an agent take over, and return how long that took."""
-    started_s = time.monotonic()
-    agents.enter_context(Agent(host, "--takeover")).wait_for_line("took over from process")
-    return time.monotonic() - started_s
+    old, started_s = pid_of(host), time.monotonic()
+    agent = agents.enter_context(Agent(host, "--takeover"))
+    agent.wait_for_line("took over from process")
+    took_s = time.monotonic() - started_s
+    agent.wait_for_take_over(old)
+    return took_s
 
 
 def kill_in_time(agent: Agent, log: Log) -> bool:
     """Kill it, unless it has taken over: that is only known for sure while it stands still."""
     agent.process.send_signal(signal.SIGSTOP)
-    if wait_until(lambda: bool(log.lines(f"over to process {agent.process.pid}") or taken_over(agent)), HEARD_S):
+    over = f"over to process {agent.process.pid}"
+    if wait_until(lambda: bool(log.lines(over)) or taken_over(agent), promised(HEARD_S)):
         agent.process.send_signal(signal.SIGCONT)
         return False
     agent.process.kill()

@@ -15,7 +15,7 @@ import pytest
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
-from tests.support.agents import Agent, links_of, remains_of, wait_for
+from tests.support.agents import Agent, links_of, pid_of, remains_of, wait_for
 from tests.support.kernel_state import ours_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import promised
@@ -176,9 +176,9 @@ def test_a_take_over_passes_everything_on(host: Host) -> None:
     with ExitStack() as agents:
         agents.enter_context(Agent(host, "--workers=2")).wait_ready()
         for _ in range(2):
+            old = pid_of(host)
             second = agents.enter_context(Agent(host, "--workers=2", "--takeover"))
-            second.wait_for_line("took over from process")
-            second.wait_ready()
+            second.wait_for_take_over(old)
         with Agent(host, "--workers=2", *own_files(host)) as third:
             assert f"(pid {second.process.pid})" in refusal(third)
         second.process.kill()

@@ -12,7 +12,7 @@ from flannel_udp.files.host_id import HOST_ID, mark_of
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from tests.support.agents import Agent, Log, log_of, peers_of, start_agents, subnet_of, wait_for, wait_for_peers
+from tests.support.agents import Agent, Log, log_of, peers_of, pid_of, start_agents, subnet_of, wait_for, wait_for_peers
 from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
@@ -170,10 +170,10 @@ def test_a_restart_and_a_take_over_keep_the_subnet_and_the_mark(lab: Lab) -> Non
     lease = h1.control("/v1/status")["lease"]
     assert lease["mark"] == mark_of_host(h1)
     (former,) = by_hand(lab).subnets().items()
+    old = pid_of(h1)
     with Agent(h1, "--takeover") as agent:
-        agent.wait_for_line("took over from process")
-        wait_for("the new one answers", lambda: h1.control("/v1/status")["pid"] == agent.process.pid)
-        wait_for("it is ready", h1.is_ready)
+        agent.wait_for_take_over(old)
+        assert pid_of(h1) == agent.process.pid
         assert h1.control("/v1/status")["lease"]["mark"] == lease["mark"]
         (now,) = by_hand(lab).subnets().items()
         assert same_owner(now, former)

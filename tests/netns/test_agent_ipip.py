@@ -21,6 +21,7 @@ from tests.support.agents import (
     drops_of,
     log_of,
     peers_of,
+    pid_of,
     remains_of,
     restart_agents,
     subnet_of,
@@ -178,11 +179,11 @@ def test_a_stranger_and_a_liar_are_told_apart_from_peers(trio: Lab) -> None:
 
 def test_a_take_over_loses_nothing(trio: Lab) -> None:
     h1, h2 = trio.hosts[:2]
+    old = pid_of(h1)
     with Flow(h1.pods[0], h2.pods[0]) as out, Flow(h2.pods[0], h1.pods[0]) as back:
         out.wait_for_one_sent_from_now()
         with Agent(h1, "--takeover", USERSPACE) as agent:
-            agent.wait_for_line("took over from process")
-            agent.wait_ready()
+            agent.wait_for_take_over(old)
             out.wait_for_one_sent_from_now()
             back.wait_for_one_sent_from_now()
             out.end()

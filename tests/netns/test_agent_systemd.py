@@ -19,6 +19,7 @@ from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.support.agents import Agent, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.standstill import freeze
+from tests.support.systemd import open_notify_socket
 
 pytestmark = NEEDS_NETNS
 
@@ -51,15 +52,6 @@ class Manager:
         """Wait until these, and nothing else that `listen` returns, were said."""
         wait_for(f"{messages}; heard {self.heard}", lambda: self.listen() == [*messages])
 
-    def wait_for_line(self, agent: Agent, part: str) -> None:
-        """Wait until the agent logs it, listening: the kernel keeps but ten messages (net.unix.max_dgram_qlen)."""
-
-        def said() -> bool:
-            self.listen()
-            return any(part in line for line in agent.said())
-
-        wait_for(part, said)
-
 
 # <linux/prctl.h>: PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN (since Linux 6.3): what MemoryDenyWriteExecute does by seccomp.
 DENY_WRITE_EXECUTE = """
@@ -80,9 +72,7 @@ def confinement() -> tuple[str, ...]:
 
 @contextmanager
 def managed(lab: Lab, tmp_path: Path) -> Iterator[tuple[Agent, Manager]]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind(str(tmp_path / "notify"))
-        sock.setblocking(False)
+    with open_notify_socket(lab.hosts[0], tmp_path / "notify") as sock:
         environment = {
             "NOTIFY_SOCKET": str(tmp_path / "notify"),
             "WATCHDOG_USEC": str(int(WATCHDOG_S * 1_000_000)),
@@ -102,7 +92,7 @@ def test_from_ready_over_a_reload_to_the_end(lab: Lab, tmp_path: Path) -> None:
         manager.wait_for("READY=1")
         earlier_us = time.monotonic_ns() // 1000
         agent.process.send_signal(signal.SIGHUP)
-        manager.wait_for_line(agent, "reload: the network configuration is the one in force")
+        agent.wait_for_line("reload: the network configuration is the one in force")
         wait_for("the end of the reload", lambda: len(manager.listen()) == 3)
         ready, reloading, again = manager.listen()
         assert (ready, again) == ("READY=1", "READY=1")
@@ -129,7 +119,7 @@ def test_a_reload_tells_of_a_configuration_that_cannot_be_taken_on_and_changes_n
         table = json.loads(lab.plan.registry_file.read_text())
         lab.plan.registry_file.write_text(json.dumps({**table, "config": config}))
         agent.process.send_signal(signal.SIGHUP)
-        manager.wait_for_line(agent, line)
+        agent.wait_for_line(line)
         wait_for("the end of the reload", lambda: manager.listen()[-1:] == ["READY=1"] and len(manager.listen()) == 3)
         status = lab.hosts[0].control("/v1/status")
         assert (status["ready"], status["network"]) == (True, str(OVERLAY))

@@ -56,13 +56,11 @@ def duo(shared_duo: Lab) -> Lab:
 
 def test_a_take_over_loses_nothing_and_leaves_one_agent(duo: Lab) -> None:
     h1, h2 = duo.hosts
-    subnet, old = subnet_of(h1), h1.agent_pid()
+    subnet, old = subnet_of(h1), pid_of(h1)
     with Flow(h1.pods[0], h2.pods[0]) as out, Flow(h2.pods[0], h1.pods[0]) as back:
         out.wait_for_one_sent_from_now()
         with Agent(h1, "--takeover") as agent:
-            agent.wait_for_line(f"took over from process {old}, which ran flannel-udp ")
-            wait_for("the old one has ended", lambda: h1.agent_pid() is None)
-            agent.wait_ready()
+            agent.wait_for_take_over(old)
             assert pid_of(h1) == agent.process.pid
             back.wait_for_one_sent_from_now()
             out.wait_for_one_sent_from_now()

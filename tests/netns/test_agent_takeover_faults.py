@@ -180,8 +180,7 @@ def test_another_etcd_with_the_same_prefix_is_refused(tmp_path: Path) -> None:
         finally:
             other.stop()
         with Agent(host, "--takeover", "--etcd-endpoints=http://127.0.0.1:9,http://192.0.2.254:2379") as agent:
-            agent.wait_for_line(f"took over from process {old}")  # the same cluster by other words
-            agent.wait_ready()
+            agent.wait_for_take_over(old)  # the same cluster by other words
             assert agent.stop() == 0
 
 
@@ -210,11 +209,9 @@ def test_three_in_a_row_leak_no_descriptor_and_only_workers_sockets_receive(work
             there.wait_for_one_sent_from_now()
             back.wait_for_one_sent_from_now()
             for _ in range(3):
-                log = Log(h1)
+                old = pid_of(h1)
                 agent = agents.enter_context(Agent(h1, flag, "--takeover"))
-                agent.wait_for_line("took over from process")
-                agent.wait_ready()
-                wait_for("the old one has ended", lambda log=log: bool(log.lines("handed over to process")))  # type: ignore[misc]
+                agent.wait_for_take_over(old)
                 there.wait_for_one_sent_from_now()
                 back.wait_for_one_sent_from_now()
                 counts.append(settled(agent, counts))

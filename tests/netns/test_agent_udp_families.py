@@ -10,7 +10,7 @@ import pytest
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
-from tests.support.agents import Agent, all_reach, command_line, wait_for, wait_for_pings
+from tests.support.agents import Agent, all_reach, command_line, pid_of, wait_for, wait_for_pings
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
 
@@ -27,11 +27,9 @@ def duo() -> Iterator[Lab]:
 
 def test_a_take_over_hands_on_the_sockets_of_both_versions(duo: Lab) -> None:
     h1, _ = duo.hosts
-    old = h1.agent_pid()
+    old = pid_of(h1)
     with Agent(h1, "--takeover") as agent:
-        agent.wait_for_line(f"took over from process {old}, which ran flannel-udp ")
-        wait_for("the old one has ended", lambda: h1.agent_pid() is None)
-        agent.wait_ready()
+        agent.wait_for_take_over(old)
         for version in (4, 6):
             assert all_reach(duo, version, PATIENCE_S)
         assert agent.stop() == 0

@@ -14,7 +14,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping
-from tests.support.agents import Agent, Log, subnet_of, up_with_peers, wait_for
+from tests.support.agents import Agent, Log, pid_of, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
 from tests.support.ip_monitor import ip_monitor
@@ -104,13 +104,11 @@ def test_sigterm_leaves_the_routes_for_good_and_a_start_lets_them_end_with_the_l
 
 def test_a_take_over_loses_nothing_and_writes_no_route(duo: Lab, tmp_path: Path) -> None:
     h1, h2 = duo.hosts
-    old, log, told = h1.agent_pid(), Log(h1), tmp_path / "told"
+    old, log, told = pid_of(h1), Log(h1), tmp_path / "told"
     with nothing_lost(duo), ExitStack() as running:
         with ip_monitor(h1, told, "-4", "monitor", "route"):
             agent = running.enter_context(Agent(h1, "--takeover"))
-            agent.wait_for_line(f"took over from process {old}, which ran flannel-udp ")
-            wait_for("the old one has ended", lambda: h1.agent_pid() is None)
-            agent.wait_ready()
+            agent.wait_for_take_over(old)
             h1.wait_peers({subnet_of(h2)})
             assert_lease_ends_routes(h1, h2)
         assert agent.stop() == 0

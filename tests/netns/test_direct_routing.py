@@ -25,7 +25,17 @@ from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, UNDERLAY_GATEWAY, Plan
 from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
 from flannel_udp.lab.tunnel import tunnel_of
-from tests.support.agents import Agent, Log, command_json, command_line, log_of, subnet_of, up_with_peers, wait_for
+from tests.support.agents import (
+    Agent,
+    Log,
+    command_json,
+    command_line,
+    log_of,
+    pid_of,
+    subnet_of,
+    up_with_peers,
+    wait_for,
+)
 from tests.support.behind_router import make_router, route_past, route_straight
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
@@ -61,7 +71,7 @@ def wait_for_datapaths(host: Host, expected: dict[Host, str]) -> float:
 def seen_by(host: Host) -> Iterator[list[Packet]]:
     """Collect what leaves and enters a host's eth0 in the block: what is in the tunnel only."""
     found: list[Packet] = []
-    with host.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003)) as tap:
+    with host.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as tap:  # of no protocol until it is bound
         tap.bind(("eth0", 0x0003))
         tap.setblocking(False)
         yield found
@@ -348,15 +358,13 @@ def test_kill_9_and_a_start_keep_the_routes_and_lose_nothing(duo: Lab) -> None:
 def test_a_take_over_loses_nothing_and_writes_no_route(duo: Lab, tmp_path: Path) -> None:
     h1, h2 = duo.hosts
     p1, p2 = duo.pods()
-    told = tmp_path / "told"
+    old, told = pid_of(h1), tmp_path / "told"
     with Flow(p1, p2, 0.002) as there, Flow(p2, p1, 0.002) as back, ExitStack() as running:
         for flow in (there, back):
             flow.wait_for_one_sent_from_now()
         with ip_monitor(h1, told, "-4", "monitor", "route"):
             agent = running.enter_context(Agent(h1, "--takeover"))
-            agent.wait_for_line("took over from process")
-            wait_for("the old one has ended", lambda: h1.agent_pid() is None)
-            agent.wait_ready()
+            agent.wait_for_take_over(old)
             wait_for_datapaths(h1, {h2: "direct"})
         for flow in (there, back):
             flow.wait_for_one_sent_from_now()

@@ -12,7 +12,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import tcp_rate
-from tests.support.agents import Agent, all_reach, command_json, command_line, log_of, wait_for, wait_for_pings
+from tests.support.agents import Agent, all_reach, command_json, command_line, log_of, pid_of, wait_for, wait_for_pings
 from tests.support.by_hand import by_hand
 from tests.support.ip_monitor import ip_monitor
 from tests.support.kernel_state import ours_of
@@ -106,13 +106,11 @@ def test_a_peer_that_moves_behind_a_router_by_ipv6_is_followed_there_and_back(tr
 
 def test_a_take_over_writes_no_route(trio: Lab, tmp_path: Path) -> None:
     h1, h2, _ = trio.hosts
-    told = tmp_path / "told"
+    old, told = pid_of(h1), tmp_path / "told"
     with ExitStack() as running:
         with ip_monitor(h1, told, "-6", "monitor", "route"):
             agent = running.enter_context(Agent(h1, "--takeover", *trio.plan.agent_args))
-            agent.wait_for_line("took over from process")
-            wait_for("the old one has ended", lambda: h1.agent_pid() is None)
-            agent.wait_ready()
+            agent.wait_for_take_over(old)
             wait_for("its peers", lambda: h1.control("/v1/status")["backend"].get("direct"))
         assert agent.stop() == 0
     assert [line for line in told.read_text().splitlines() if f"Deleted {h2.subnet_of(6)}" in line] == []

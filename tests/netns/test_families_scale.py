@@ -19,7 +19,7 @@ from flannel_udp.lab import netns
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from tests.support.agents import Agent, wait_for
+from tests.support.agents import Agent, pid_of, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.many_peers import N_PEERS, NETWORK, EtcdGateway, host_of, subnet_of
 from tests.support.one_host import News
@@ -259,11 +259,9 @@ def test_a_killed_agents_routes_stand_and_the_next_start_keeps_them(host: Host, 
 
 
 def test_a_takeover_leaves_them_all_and_a_clean_end_none(host: Host, way: Way, news: News) -> None:
-    began_s = time.monotonic()
+    old, began_s = pid_of(host), time.monotonic()
     with Agent(host, *host.plan.agent_args, "--takeover", "--clean-on-exit") as agent:
-        agent.wait_for_line("took over from process", PATIENCE_S)
-        wait_for("the old one has ended", lambda: host.agent_pid() is None, PATIENCE_S)
-        wait_for("ready", host.is_ready, PATIENCE_S)
+        agent.wait_for_take_over(old)
         tell(way, f"taken over in {time.monotonic() - began_s:.2f} s")
         check_peers(host, way, N_CHANGES)
         wait_for("the lease's life", lambda: lives_of(host, way) == {True}, PATIENCE_S)

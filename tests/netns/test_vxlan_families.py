@@ -20,6 +20,7 @@ from tests.support.agents import (
     command_json,
     command_line,
     links_of,
+    pid_of,
     up_with_peers,
     wait_for,
     wait_for_peers,
@@ -160,7 +161,7 @@ def duo(request: pytest.FixtureRequest, needs_etcd: None) -> Iterator[Lab]:
 def test_a_take_over_loses_nothing_by_either_family(duo: Lab) -> None:
     h1, _ = duo.hosts
     p1, p2 = duo.pods()
-    value = value_of(duo, h1)
+    value, old = value_of(duo, h1), pid_of(h1)
     with ExitStack() as running:
         flows = [
             running.enter_context(Flow(*ends, 0.002, version))
@@ -170,9 +171,7 @@ def test_a_take_over_loses_nothing_by_either_family(duo: Lab) -> None:
         for flow in flows:
             flow.wait_for_one_sent_from_now()
         with Agent(h1, "--takeover", BY_US, WORKERS) as agent:
-            agent.wait_for_line("took over from process")
-            wait_for("the old one has ended", lambda: h1.agent_pid() is None)
-            agent.wait_ready()
+            agent.wait_for_take_over(old)
             for flow in flows:
                 flow.wait_for_one_sent_from_now()
                 flow.end()

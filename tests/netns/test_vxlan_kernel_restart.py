@@ -13,7 +13,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping
-from tests.support.agents import Agent, Log, subnet_of, up_with_peers, wait_for
+from tests.support.agents import Agent, Log, pid_of, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.by_hand_vxlan import join_by_hand, mac_of, vxlan_value
 from tests.support.flow import Flow
@@ -98,11 +98,9 @@ def test_sigterm_leaves_all_for_good_and_a_start_lets_it_end_with_the_lease_agai
 
 def test_a_take_over_loses_nothing(duo: Lab) -> None:
     h1, h2 = duo.hosts
-    old, log, before = h1.agent_pid(), Log(h1), link_of(h1)
+    old, log, before = pid_of(h1), Log(h1), link_of(h1)
     with nothing_lost(duo), Agent(h1, "--takeover", KERNEL) as agent:
-        agent.wait_for_line(f"took over from process {old}, which ran flannel-udp ")
-        wait_for("the old one has ended", lambda: h1.agent_pid() is None)
-        agent.wait_ready()
+        agent.wait_for_take_over(old)
         h1.wait_peers({subnet_of(h2)})
         assert (link_of(h1), entries_of(h1)) == (before, entries_to(h2))
         assert agent.stop() == 0

@@ -195,13 +195,11 @@ def test_the_command_that_status_gives_is_right_for_a_name_with_a_dot(duo: Lab) 
 
 def test_a_take_over_loses_nothing_and_keeps_the_mac(duo: Lab) -> None:
     h1, h2 = duo.hosts
-    value = value_of(duo, h1)
+    value, old = value_of(duo, h1), pid_of(h1)
     with Flow(h1.pods[0], h2.pods[0], 0.001) as out, Flow(h2.pods[0], h1.pods[0], 0.001) as back:
         out.wait_for_one_sent_from_now()
         with Agent(h1, "--takeover", BY_US) as agent:
-            agent.wait_for_line("took over from process ")
-            wait_for("the old one has ended", lambda: h1.agent_pid() is None)  # it has the device open as well
-            agent.wait_ready()
+            agent.wait_for_take_over(old)  # which had the device open as well
             back.wait_for_one_sent_from_now()
             out.wait_for_one_sent_from_now()
             out.end()

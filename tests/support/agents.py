@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.netns import holds, wait_until, write_sysctls
+from flannel_udp.lab.netns import is_readable, wait_until, write_sysctls
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Pod
 from flannel_udp.lab.probe import ping_matrix
 from flannel_udp.model import Address
@@ -70,6 +70,18 @@ def pid_of(host: Host) -> int:
     """Return the process id of the agent that answers."""
     pid: int = host.control("/v1/status")["pid"]
     return pid
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether a process and all its threads have ended, their files closed: it leaves its namespaces before."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return is_readable(descriptor, 0.0)
+    finally:
+        os.close(descriptor)
 
 
 def subnet_of(host: Host) -> IPv4Network:
@@ -272,7 +284,7 @@ class Agent:
         Until then both answer who asks on the control socket.
         """
         self.wait_for_line(f"took over from process {old}, which ran flannel-udp ")
-        wait_for(f"process {old} has ended", lambda: not holds(self.host.namespace, old))
+        wait_for(f"process {old} has ended", lambda: has_ended(old))
         self.wait_ready()
 
     def wait_ready(self) -> None:
