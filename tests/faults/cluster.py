@@ -17,14 +17,17 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import ETCD_PORT, Plan
 from tests.support.agents import peers_of, subnet_of, wait_for_peers
-from tests.support.by_hand import PREFIX
+from tests.support.by_hand import ETCDCTL_S, PREFIX, etcdctl_command, kept_alive
 from tests.support.flow import Flow
 from tests.support.labs import fresh_name
+from tests.support.patience import PATIENCE_S
 
 T = TypeVar("T")
 
 NETWORK = '{"Network":"10.244.0.0/16"}'
 PASSWORD = "a-secret-of-the-test"  # noqa: S105 - of an etcd that lives for seconds
+TRY_S = 1
+"""How long etcdctl waits for a member that may be one of those that have failed; it is asked again."""
 INTERVAL_S = 0.002
 """Between two packets of a flow: 500 a second each way."""
 
@@ -65,21 +68,21 @@ class Member:
 
     def is_leader(self) -> bool:
         try:
-            said = self.etcdctl("endpoint", "status", "-w", "json")
+            said = self.etcdctl("endpoint", "status", "-w", "json", timeout_s=TRY_S)
         except FlannelError:
             return False
         (status,) = json.loads(said)
         # Without a leader, during an election, the field is left out.
         return bool(status["Status"].get("leader") == status["Status"]["header"]["member_id"])
 
-    def etcdctl(self, *arguments: str, stdin: str = "") -> str:
+    def etcdctl(self, *arguments: str, stdin: str = "", timeout_s: int = ETCDCTL_S) -> str:
         """Run etcd's own client against this member."""
-        ends = [
-            f"--endpoints={self.server.endpoint}",
-            "--command-timeout=1s",
-            *([f"--user={self.user}:{PASSWORD}"] if self.user else []),
-        ]
-        return self.host.run(["env", "ETCDCTL_API=3", "etcdctl", *ends, *arguments], stdin=stdin).stdout
+        return self.host.run(self.command(*arguments, timeout_s=timeout_s), stdin=stdin, timeout_s=PATIENCE_S).stdout
+
+    def command(self, *arguments: str, timeout_s: int = ETCDCTL_S) -> list[str]:
+        """Return how to run it; `timeout_s` as of `etcdctl_command`."""
+        user = [f"--user={self.user}:{PASSWORD}"] if self.user else []
+        return etcdctl_command(self.server.endpoint, *user, *arguments, timeout_s=timeout_s)
 
     def replace(self, former: Member, others: Sequence[Member]) -> None:
         """Join the cluster of `others` in place of a former member, as an operator does."""
@@ -114,13 +117,17 @@ class Cluster:
         there, back = (self.h1.pods[0], self.h2.pods[0]), (self.h2.pods[0], self.h1.pods[0])
         return Flow(*there, interval_s=INTERVAL_S), Flow(*back, interval_s=INTERVAL_S)
 
-    def mark(self, member: Member) -> str:
+    def mark(self, member: Member, timeout_s: int = ETCDCTL_S) -> str:
         """Write a peer that nobody has yet, and return its subnet: whoever knows it has converged."""
         self._marks += 1
         subnet = f"10.244.{200 + self._marks % 50}.0"
         address = f"192.0.2.{100 + self._marks % 100}"
-        member.etcdctl("put", f"{PREFIX}/subnets/{subnet}-24", f'{{"PublicIP":"{address}"}}')
+        member.etcdctl("put", f"{PREFIX}/subnets/{subnet}-24", f'{{"PublicIP":"{address}"}}', timeout_s=timeout_s)
         return f"{subnet}/24 {address}"
+
+    def write(self, member: Member) -> str:
+        """Have `mark` written as soon as the member takes a write again."""
+        return retried(lambda: self.mark(member, timeout_s=TRY_S))
 
     def knows(self, host: Host, mark: str) -> bool:
         subnet, address = mark.split()
@@ -154,10 +161,11 @@ class Cluster:
         """Start the host's agent again with its subnet under a lease of this life, which its renewals do not change."""
         host.stop_agent()
         member = self.members[0]
-        said = member.etcdctl("lease", "grant", str(ttl_s))  # lease 694d7b… granted with TTL(20s)
-        member.etcdctl("put", f"--lease={said.split()[1]}", key_of(host), f'{{"PublicIP":"{host.underlay}"}}')
-        host.start_agent(*self._agent_args)
-        host.wait_ready()
+        lease = member.etcdctl("lease", "grant", str(ttl_s)).split()[1]  # lease 694d7b… granted with TTL(20s)
+        member.etcdctl("put", f"--lease={lease}", key_of(host), f'{{"PublicIP":"{host.underlay}"}}')
+        with kept_alive(member.host, member.command("lease", "keep-alive", lease)):
+            host.start_agent(*self._agent_args)
+            host.wait_ready()
         wait_for_peers((self.h1, self.h2))
 
     def leader(self) -> Member:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from flannel_udp.errors import FlannelError
-from tests.faults.cluster import Cluster, Member, cluster, retried
+from tests.faults.cluster import Cluster, Member, cluster
 from tests.faults.recorder import Recorder
 from tests.support.labs import NEEDS_NETNS
 
@@ -77,16 +77,11 @@ def test_a_member_fails(three: Cluster, record: Recorder, role: str, failure: Fa
         with record.fault(GROUP, name, failure.action, *three.flows(), limit_s=CONVERGE_S) as fault:
             started_s = time.monotonic()
             failure.do(victim)
-            mark = write(three, other)
+            mark = three.write(other)
             fault.also = [f"etcd took a write after {time.monotonic() - started_s:.1f} s"]
             fault.wait_right(time.monotonic(), lambda: three.both_know(mark))
     finally:
         revive(three, victim)
-
-
-def write(made: Cluster, member: Member) -> str:
-    """Write as soon as the cluster has a leader again."""
-    return retried(lambda: made.mark(member))
 
 
 def test_most_members_are_away_for_a_while(three: Cluster, record: Recorder) -> None:
@@ -99,7 +94,7 @@ def test_most_members_are_away_for_a_while(three: Cluster, record: Recorder) -> 
         kill(followers[0])
         time.sleep(WITHOUT_S)
         revive(three, leader)
-        mark = write(three, left)
+        mark = three.write(left)
         fault.wait_right(time.monotonic(), lambda: three.both_know(mark))
     revive(three, followers[0])
 
@@ -115,7 +110,7 @@ def test_a_member_is_replaced(three: Cluster, record: Recorder) -> None:
     with record.fault(GROUP, "member replaced", action, *three.flows(), limit_s=CONVERGE_S) as fault:
         kill(leader)
         three.members.remove(leader)
-        write(three, others[0])  # the members that are left have elected a leader
+        three.write(others[0])  # the members that are left have elected a leader
         new.replace(leader, others)
-        mark = write(three, new)
+        mark = three.write(new)
         fault.wait_right(time.monotonic(), lambda: three.both_know(mark))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.cluster import NETWORK, Cluster, Member, cluster, key_of, retried
+from tests.faults.cluster import NETWORK, Cluster, Member, cluster, key_of
 from tests.faults.recorder import Recorder
 from tests.support.agents import Log, subnet_of, wait_for
 from tests.support.by_hand import PREFIX
@@ -72,7 +72,7 @@ def test_etcd_is_slow(one: Cluster, record: Recorder) -> None:
         with sluggish(one.members[0]):
             time.sleep(NOTICED_S)
             started_s = time.monotonic()
-            mark = retried(lambda: one.mark(one.members[0]))
+            mark = one.write(one.members[0])
             fault.wait_right(started_s, lambda: one.both_know(mark))
         assert log.lines() == [line for line in log.lines() if "peer" in line]  # slow is not silent
 

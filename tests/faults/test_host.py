@@ -15,7 +15,7 @@ from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from tests.faults.cluster import flows
 from tests.faults.recorder import Recorder
-from tests.support.agents import peers_of, subnet_of, up_with_peers, wait_for
+from tests.support.agents import move_address, peers_of, subnet_of, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -105,6 +105,5 @@ def test_another_external_address_is_followed(duo: Lab, record: Recorder) -> Non
         GROUP, "external address changed", action, there, back, limit_s=FOLLOW_S, may_lose=math.inf
     ) as fault:
         started_s = time.monotonic()
-        h1.configure(f"addr add {MOVED_TO}/24 dev eth0", f"addr del {h1.underlay}/24 dev eth0")
-        h1.configure(f"addr replace {MOVED_TO}/24 dev eth0")  # it went as the secondary address of the other one
+        move_address(h1, h1.underlay, MOVED_TO)
         fault.wait_right(started_s, lambda: peers_of(h2).get(str(subnet_of(h1))) == MOVED_TO)

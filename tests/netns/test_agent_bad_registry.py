@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -263,10 +263,11 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_before_etcd_gives_it_away(ho
     hand = EtcdByHand(Lab.attach(host.plan.name))
     hand.etcdctl("put", f"{PREFIX}/config", '{"Network":"10.244.0.0/16"}')
     # A lease of 16 s, which the agent keeps alive because it has the host's address: it stops 4 s before its end.
-    lease = hand.etcdctl("lease", "grant", "16").split()[1]
-    hand.etcdctl("put", f"--lease={lease}", f"{PREFIX}/subnets/10.244.7.0-24", f'{{"PublicIP":"{host.underlay}"}}')
-    with Agent(host, *USE_ETCD) as agent:
-        agent.wait_ready()
+    entries = {"10.244.7.0-24": f'{{"PublicIP":"{host.underlay}"}}'}
+    with ExitStack() as running:
+        with hand.short_leases(entries, 16):
+            agent = running.enter_context(Agent(host, *USE_ETCD))
+            agent.wait_ready()
         assert str(subnet_of(host)) == "10.244.7.0/24"
         freeze(etcd.pid)
         stopped_s, used_s = time.monotonic(), cpu_s(agent)

@@ -21,7 +21,7 @@ from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix
 from flannel_udp.options import DataplaneOptions
-from tests.support.agents import Agent, Log, links_of, peers_of, subnet_of, up_with_peers, wait_for
+from tests.support.agents import Agent, Log, links_of, move_address, peers_of, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import promised
@@ -250,8 +250,7 @@ def test_another_external_address_is_bound_and_registered_and_traffic_goes_on(re
         h1, h2 = up_with_peers(lab).hosts
         subnet, log = subnet_of(h1), Log(h1)
         assert_traffic(lab)
-        h1.configure("addr add 192.0.2.77/24 dev eth0", f"addr del {h1.underlay}/24 dev eth0")
-        h1.configure("addr replace 192.0.2.77/24 dev eth0")  # it went as the secondary address of the other one
+        move_address(h1, h1.underlay, "192.0.2.77")
 
         def registered() -> bool:
             return peers_of(h2).get(str(subnet)) == "192.0.2.77"
@@ -338,7 +337,7 @@ def test_a_given_public_ip_stays_when_the_address_changes() -> None:
         with Agent(host, "--public-ip=203.0.113.9") as agent:
             agent.wait_ready()
             before = by_hand(lab).subnets()
-            host.configure(f"addr del {host.underlay}/24 dev eth0", "addr add 192.0.2.77/24 dev eth0")
+            move_address(host, host.underlay, "192.0.2.77")
             agent.wait_for_line("the external address is 192.0.2.77 on eth0 now")
             bound = host.run(["ss", "-Hlun", "sport", "=", ":8285"]).stdout
             assert "192.0.2.77:8285" in bound
@@ -355,7 +354,7 @@ def test_a_port_that_is_taken_on_the_new_address_is_waited_for() -> None:
             host.configure("addr add 192.0.2.77/32 dev lo")
             other.bind(("192.0.2.77", 8285))
             host.configure("addr del 192.0.2.77/32 dev lo")
-            host.configure(f"addr del {host.underlay}/24 dev eth0", "addr add 192.0.2.77/24 dev eth0")
+            move_address(host, host.underlay, "192.0.2.77")
             agent.wait_for_line("no traffic: UDP port 8285 on 192.0.2.77 is in use")
             assert not host.is_ready()
             other.close()

@@ -12,7 +12,18 @@ from flannel_udp.files.host_id import HOST_ID, mark_of
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from tests.support.agents import Agent, Log, log_of, peers_of, pid_of, start_agents, subnet_of, wait_for, wait_for_peers
+from tests.support.agents import (
+    WITH_TIME_TO_CLEAN_UP,
+    Agent,
+    Log,
+    log_of,
+    peers_of,
+    pid_of,
+    start_agents,
+    subnet_of,
+    wait_for,
+    wait_for_peers,
+)
 from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
@@ -31,6 +42,10 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def start(host: Host, *arguments: str) -> None:
     host.start_agent(*arguments)
     host.wait_ready()
+
+
+def releasing(host: Host) -> Agent:
+    return Agent(host, SHARED, "--release-on-exit", program=WITH_TIME_TO_CLEAN_UP)
 
 
 def state_of(host: Host) -> str:
@@ -76,18 +91,21 @@ def test_two_hosts_with_one_address_that_start_at_once_are_never_both_ready_with
 
 def test_the_loser_releases_nothing_and_goes_on_at_once_when_the_other_does(lab: Lab) -> None:
     h1, h2, _ = lab.hosts
-    start(h1, SHARED, "--release-on-exit")
-    start(h2, SHARED, "--release-on-exit")
-    wait_for("h1 has stopped", lambda: not h1.is_ready())
-    (key,) = by_hand(lab).subnets()
-    h2.stop_agent()
-    wait_for("h1 forwards again", h1.is_ready)
-    assert str(subnet_of(h1)) == key.replace("-", "/")
-    start(h2, SHARED, "--release-on-exit")
-    wait_for("h1 has stopped", lambda: not h1.is_ready())
-    h1.stop_agent()
-    assert list(by_hand(lab).subnets()) == [key]
-    assert h2.is_ready()
+    with releasing(h1) as loser:
+        loser.wait_ready()
+        with releasing(h2) as other:
+            other.wait_ready()
+            wait_for("h1 has stopped", lambda: not h1.is_ready())
+            (key,) = by_hand(lab).subnets()
+            assert other.stop() == 0
+        wait_for("h1 forwards again", h1.is_ready)
+        assert str(subnet_of(h1)) == key.replace("-", "/")
+        with releasing(h2) as other:
+            other.wait_ready()
+            wait_for("h1 has stopped", lambda: not h1.is_ready())
+            assert loser.stop() == 0
+            assert list(by_hand(lab).subnets()) == [key]
+            assert h2.is_ready()
 
 
 def test_hosts_that_exit_at_a_loss_do_not_take_the_subnet_from_each_other_at_every_start(lab: Lab) -> None:

@@ -20,6 +20,7 @@ from tests.support.agents import (
     Log,
     drops_of,
     log_of,
+    move_address,
     peers_of,
     pid_of,
     remains_of,
@@ -226,12 +227,10 @@ def test_a_deleted_device_comes_back(trio: Lab) -> None:
 def test_another_address_of_the_interface_is_received_at(trio: Lab) -> None:
     h1, h2 = trio.hosts[:2]
     subnet = str(subnet_of(h1))
-    h1.configure(f"address add {MOVED_TO}/24 dev eth0", f"address del {h1.underlay}/24 dev eth0")
-    h1.configure(f"address replace {MOVED_TO}/24 dev eth0")
+    move_address(h1, h1.underlay, MOVED_TO)
     wait_for("the others know", lambda: peers_of(h2).get(subnet) == MOVED_TO)
     wait_for("traffic", lambda: ping(h2.pods[0], [h1.pods[0].ip], timeout_s=0.3) != [None])
-    h1.configure(f"address add {h1.underlay}/24 dev eth0", f"address del {MOVED_TO}/24 dev eth0")
-    h1.configure(f"address replace {h1.underlay}/24 dev eth0", "route add default via 192.0.2.254")
+    move_address(h1, MOVED_TO, h1.underlay)
     wait_for("the others know", lambda: peers_of(h2).get(subnet) == str(h1.underlay))
     wait_for("traffic", lambda: ping(h2.pods[0], [h1.pods[0].ip], timeout_s=0.3) != [None])
 

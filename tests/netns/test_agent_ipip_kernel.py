@@ -18,7 +18,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.support import ipip_kernel
-from tests.support.agents import Agent, subnet_of, wait_for
+from tests.support.agents import Agent, move_address, subnet_of, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.ipip_kernel import LOCAL, PMTUDISC, REMOTE, State, as_kept
 from tests.support.kernel_state import kernel_state, lease_end_of, ours_of
@@ -189,8 +189,7 @@ def test_it_follows_the_interfaces_address_without_being_made_anew(host: Host) -
         agent.wait_ready()
         wait_for("the peer's route", lambda: routes_are_right(host))
         index = link_of(host)["ifindex"]
-        host.configure("address add 192.0.2.77/24 dev eth0", f"address del {host.underlay}/24 dev eth0")
-        host.configure("address replace 192.0.2.77/24 dev eth0")
+        move_address(host, host.underlay, "192.0.2.77")
         moved = IPv4Address("192.0.2.77").packed
         wait_for("the device has it", lambda: state_of(host).data_of("flannel.ipip")[LOCAL] == moved)
         assert link_of(host)["ifindex"] == index

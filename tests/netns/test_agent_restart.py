@@ -13,7 +13,17 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix
-from tests.support.agents import Agent, Log, links_of, remains_of, subnet_of, up_with_peers, wait_for, wait_for_peers
+from tests.support.agents import (
+    WITH_TIME_TO_CLEAN_UP,
+    Agent,
+    Log,
+    links_of,
+    remains_of,
+    subnet_of,
+    up_with_peers,
+    wait_for,
+    wait_for_peers,
+)
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -134,7 +144,7 @@ def test_an_agent_that_ends_keeps_its_lease_unless_told_to_release_it(duo: Lab) 
     key = str(subnet_of(h1)).replace("/", "-")
     h1.stop_agent()
     assert key in by_hand(duo).subnets()
-    with Agent(h1, "--release-on-exit") as agent:
+    with Agent(h1, "--release-on-exit", program=WITH_TIME_TO_CLEAN_UP) as agent:
         agent.wait_ready()
         assert agent.stop() == 0
         assert f"released subnet {subnet_of(h1)}" in agent.said()
@@ -143,7 +153,7 @@ def test_an_agent_that_ends_keeps_its_lease_unless_told_to_release_it(duo: Lab) 
 
 def test_release_on_exit_leaves_a_reservation_as_it_was(reserved_host: tuple[Lab, Host]) -> None:
     lab, host = reserved_host
-    with Agent(host, "--release-on-exit") as agent:
+    with Agent(host, "--release-on-exit", program=WITH_TIME_TO_CLEAN_UP) as agent:
         agent.wait_ready()
         assert str(subnet_of(host)) == RESERVED
         assert agent.stop() == 0

@@ -14,7 +14,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping
-from tests.support.agents import Agent, Log, pid_of, subnet_of, up_with_peers, wait_for
+from tests.support.agents import WITH_TIME_TO_CLEAN_UP, Agent, Log, pid_of, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
 from tests.support.ip_monitor import ip_monitor
@@ -173,7 +173,7 @@ def test_with_clean_on_exit_routes_and_address_are_gone(duo: Lab) -> None:
 def test_with_release_on_exit_the_key_is_gone_and_the_routes(duo: Lab) -> None:
     h1 = duo.hosts[0]
     h1.stop_agent()
-    with Agent(h1, "--release-on-exit") as agent:
+    with Agent(h1, "--release-on-exit", program=WITH_TIME_TO_CLEAN_UP) as agent:
         agent.wait_ready()
         assert agent.stop() == 0
         assert f"released subnet {subnet_of(h1)}" in agent.said()

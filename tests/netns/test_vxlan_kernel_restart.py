@@ -13,7 +13,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping
-from tests.support.agents import Agent, Log, pid_of, subnet_of, up_with_peers, wait_for
+from tests.support.agents import WITH_TIME_TO_CLEAN_UP, Agent, Log, pid_of, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.by_hand_vxlan import join_by_hand, mac_of, vxlan_value
 from tests.support.flow import Flow
@@ -143,7 +143,7 @@ def test_with_clean_on_exit_nothing_is_left(duo: Lab) -> None:
 def test_with_release_on_exit_nothing_is_carried_before_the_key_goes(duo: Lab) -> None:
     h1 = duo.hosts[0]
     h1.stop_agent()
-    with Agent(h1, "--release-on-exit", KERNEL) as agent:
+    with Agent(h1, "--release-on-exit", KERNEL, program=WITH_TIME_TO_CLEAN_UP) as agent:
         agent.wait_ready()
         assert agent.stop() == 0
     assert entries_of(h1) == []

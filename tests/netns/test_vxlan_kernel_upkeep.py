@@ -15,7 +15,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping_matrix
-from tests.support.agents import Log, peers_of, pid_of, subnet_of, undoing, up_with_peers, wait_for
+from tests.support.agents import Log, move_address, peers_of, pid_of, subnet_of, undoing, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.by_hand_vxlan import mac_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -226,13 +226,11 @@ def test_an_interface_that_is_made_anew_takes_the_device_along_which_comes_back_
 
 def test_another_address_of_the_interface_is_the_device_s_and_the_others_send_there(trio: Lab, h1: Host) -> None:
     h2, subnet = trio.hosts[1], subnet_of(h1)
-    h1.configure(f"address add {MOVED_TO}/24 dev eth0", f"address del {h1.underlay}/24 dev eth0")
-    h1.configure(f"address replace {MOVED_TO}/24 dev eth0")  # it went as the secondary address of the other one
+    move_address(h1, h1.underlay, MOVED_TO)
     assert wait_for("the others know", lambda: peers_of(h2).get(str(subnet)) == MOVED_TO) < promised(FOLLOW_S)
     assert_traffic(trio)
     wait_for("the device follows", lambda: is_right(trio, local=MOVED_TO))
-    h1.configure(f"address add {h1.underlay}/24 dev eth0", f"address del {MOVED_TO}/24 dev eth0")
-    h1.configure(f"address replace {h1.underlay}/24 dev eth0", "route add default via 192.0.2.254")
+    move_address(h1, MOVED_TO, h1.underlay)
     wait_for("the others know", lambda: peers_of(h2).get(str(subnet)) == str(h1.underlay))
     wait_for("the device follows", lambda: is_right(trio))
     assert_traffic(trio)

@@ -213,7 +213,7 @@ def remains_of(host: Host) -> set[str]:
     return {*files, *links_of(host), *routes}
 
 
-def move_address(host: Host, old: Address, new: Address | str) -> None:
+def move_address(host: Host, old: Address | str, new: Address | str) -> None:
     """Give eth0 another IPv4 address of its network in the place of the one that it has: it has one all the time."""
     # Else what was added second would go with the first one, as a secondary address of that.
     write_sysctls(host.namespace, {"ipv4/conf/eth0/promote_secondaries": 1})

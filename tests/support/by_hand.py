@@ -6,16 +6,19 @@ import fcntl
 import json
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Node
 from tests.support.patience import PATIENCE_S
 
 PREFIX = "/coreos.com/network"
+ETCDCTL_S = 60
+"""How long etcdctl waits; by itself it waits 2 and 5 s only, too little on a busy machine."""
 
 
 class ByHand(ABC):
@@ -92,6 +95,22 @@ class FileByHand(ByHand):
         edited.replace(self.path)
 
 
+def etcdctl_command(endpoint: str, *arguments: str, timeout_s: int = ETCDCTL_S) -> list[str]:
+    """Return how to run etcdctl."""
+    flags = [f"--endpoints={endpoint}", f"--dial-timeout={timeout_s}s", f"--command-timeout={timeout_s}s"]
+    return ["env", "ETCDCTL_API=3", "etcdctl", *flags, *arguments]
+
+
+@contextmanager
+def kept_alive(node: Node, keep_alive: Sequence[str]) -> Iterator[None]:
+    """Have a lease kept alive by this command of etcdctl's: a short one, until whoever is to keep it has started."""
+    with node.popen(keep_alive, stdout=subprocess.DEVNULL) as keeper:
+        try:
+            yield
+        finally:
+            keeper.terminate()
+
+
 class EtcdByHand(ByHand):
     """etcd through its own client, etcdctl, in the namespace of the underlay's bridge."""
 
@@ -100,9 +119,7 @@ class EtcdByHand(ByHand):
         return self._lab.net.run(self._command(*arguments), stdin=stdin, timeout_s=PATIENCE_S).stdout
 
     def _command(self, *arguments: str) -> list[str]:
-        # By itself it waits 2 and 5 s only, too little on a busy machine.
-        flags = [f"--endpoints={self._lab.plan.etcd_endpoint}", "--dial-timeout=60s", "--command-timeout=60s"]
-        return ["env", "ETCDCTL_API=3", "etcdctl", *flags, *arguments]
+        return etcdctl_command(self._lab.plan.etcd_endpoint, *arguments)
 
     def subnets(self) -> dict[str, str]:
         lines = self.etcdctl("get", "--prefix", f"{PREFIX}/subnets/").splitlines()
@@ -126,10 +143,7 @@ class EtcdByHand(ByHand):
             for key, value in entries.items():
                 lease = self.etcdctl("lease", "grant", str(life_s)).split()[1]
                 self.etcdctl("put", f"--lease={lease}", f"{PREFIX}/subnets/{key}", value)
-                keeper = keeping.enter_context(
-                    self._lab.net.popen(self._command("lease", "keep-alive", lease), stdout=subprocess.DEVNULL)
-                )
-                keeping.callback(keeper.terminate)
+                keeping.enter_context(kept_alive(self._lab.net, self._command("lease", "keep-alive", lease)))
             yield
 
     def delete(self, key: str) -> None:
