@@ -15,9 +15,9 @@ import pytest
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Pod, interface_address
 from flannel_udp.lab.plan import OVERLAY, HostSubnet, Plan
-from flannel_udp.lab.probe import ping, ping_matrix
+from flannel_udp.lab.probe import ping
 from flannel_udp.model import Address
-from tests.support.agents import Agent, all_reach, log_of, pid_of, wait_for
+from tests.support.agents import Agent, all_reach, log_of, pid_of, unanswered, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
 
@@ -97,11 +97,6 @@ def pinged(*ways: tuple[Pod, Address]) -> Iterator[list[tuple[int, int]]]:
         for process in running:
             answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", process.communicate(timeout=30)[0])}
             results.append((max(answered), max(answered) - len(answered)))
-
-
-def none_is_lost(lab: Lab, version: int) -> bool:
-    """Ping once from every pod to every other one, as long as a busy machine may take to answer."""
-    return None not in ping_matrix(lab.pods(), PATIENCE_S, version).values()
 
 
 def key_of(host: Host) -> str:
@@ -211,7 +206,7 @@ def test_what_keeps_one_familys_port_costs_the_other_nothing_and_is_joined_by_wh
         wait_for("joined", lambda: joined(h2, version))
         addresses = attach_late(h2, version)
         wait_for("it travels", lambda: answers(h1.pods[0], addresses[h2.pods[0]]))
-        assert none_is_lost(lab, other)
+        assert unanswered(lab.pods(), other) == []
         assert pid_of(h2) == pid
 
 
@@ -242,13 +237,13 @@ def test_a_take_over_goes_on_with_the_family_that_there_is_and_hands_on_the_one_
             h2.attach_pods()
             wait_for("IPv4", lambda: all_reach(lab, 4))
             ends.enter_context(take_over(h2))
-            assert none_is_lost(lab, 4)
+            assert unanswered(lab.pods(), 4) == []
         wait_for("joined", lambda: joined(h2, 6))
         addresses = attach_late(h2, 6)
         wait_for("IPv6", lambda: answers(h1.pods[0], addresses[h2.pods[0]]))
         last = ends.enter_context(take_over(h2))
         assert ping(h1.pods[0], [addresses[h2.pods[0]]], PATIENCE_S) != [None]
-        assert none_is_lost(lab, 4)
+        assert unanswered(lab.pods(), 4) == []
         assert last.stop() == 0
 
 
@@ -268,5 +263,5 @@ def test_a_host_that_restarts_before_its_ipv6_address_is_there_has_its_former_su
         comes(h2, 6)
         wait_for("IPv6 again", lambda: all_reach(lab, 6))
         wait_for("all is told", lambda: joined(h2, 6))
-        assert none_is_lost(lab, 4)
+        assert unanswered(lab.pods(), 4) == []
         assert (key_of(h2), h2.subnet_file.read_text()) == (key, env)

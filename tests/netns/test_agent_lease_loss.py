@@ -16,7 +16,7 @@ from tests.support.agents import Agent, Log, drops_of, remains_of, subnet_of, up
 from tests.support.by_hand import ByHand, by_hand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
-from tests.support.patience import promised
+from tests.support.patience import PATIENCE_S, promised
 
 pytestmark = NEEDS_NETNS
 
@@ -118,7 +118,7 @@ def test_forwarding_stops_while_another_holds_our_subnet_and_returns_with_it(two
     wait_for("held again", h1.is_ready)
     assert subnet_of(h1) == subnet
     wait_for_peers([h1, h2])
-    assert ping(h1.pods[0], [h2.pods[0].ip]) != [None]
+    assert ping(h1.pods[0], [h2.pods[0].ip], PATIENCE_S) != [None]
     assert len(log.lines("are taken")) == 1  # once, however often it was tried
 
 
@@ -131,7 +131,7 @@ def test_an_overwritten_key_means_another_subnet_when_one_is_free(registry: str)
         wait_for("another subnet", lambda: h1.is_ready() and subnet_of(h1) != former)
         wait_for_peers([h1, h2])
         # The hosts' own addresses in the overlay follow; the pods would be moved by the container runtime.
-        assert ping(h2, [subnet_of(h1).network_address]) != [None]
+        assert ping(h2, [subnet_of(h1).network_address], PATIENCE_S) != [None]
         assert json.loads(hand.subnets()[str(former).replace("/", "-")]) == json.loads(STRANGER)
         routes = h1.run(["ip", "-o", "addr", "show", "dev", "flannel0"]).stdout
         assert str(former.network_address) not in routes

@@ -21,8 +21,8 @@ from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from flannel_udp.lab.probe import ping_matrix, tcp_rate
-from tests.support.agents import command_line, log_of, pid_of, subnet_of, up_with_peers, wait_for
+from flannel_udp.lab.probe import tcp_rate
+from tests.support.agents import command_line, log_of, pid_of, subnet_of, unanswered, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.many_peers import N_PEERS, NETWORK, host_number, subnet_number
 
@@ -70,7 +70,7 @@ def test_packets_and_drops_of_pods_are_counted(lab: Lab) -> None:
     h1 = lab.hosts[0]
     assert not str(subnet_of(h1)).startswith("10.244.255.")
     before = scrape(h1)
-    assert None not in ping_matrix(lab.pods()).values()
+    assert unanswered(lab.pods()) == []
     h1.pods[0].run(["ping", "-c1", "-W1", NOBODY], check=False)
     after = scrape(h1)
 
@@ -202,7 +202,7 @@ def more_peers(lab: Lab, n: int) -> Iterator[None]:
 def test_more_peers_make_no_more_series_and_the_busiest_ones_are_shown(lab: Lab) -> None:
     h1, h2 = lab.hosts
     busiest = {("bytes", way): (str(h2.underlay), str(subnet_of(h2))) for way in ("in", "out")}
-    assert ping_matrix(lab.pods())
+    assert unanswered(lab.pods()) == []
     wait_for("the peer shows", lambda: any(name == "peer_bytes_total" for name, _ in scrape(h1)))
     before = scrape(h1)
     with more_peers(lab, 50):

@@ -12,9 +12,10 @@ from flannel_udp.lab import netns
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import STATE_DIR, Plan
 from flannel_udp.lab.probe import ping_matrix
-from tests.support.agents import log_of, subnet_of, up_with_peers, wait_for
+from tests.support.agents import log_of, subnet_of, unanswered, up_with_peers, wait_for
 from tests.support.by_hand import PREFIX, EtcdByHand, by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name, namespaces_of
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -30,7 +31,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 def test_pods_of_two_hosts_reach_each_other_both_ways(lab: Lab) -> None:
-    assert None not in ping_matrix(lab.pods()).values()
+    assert unanswered(lab.pods()) == []
 
 
 def test_hosts_and_pods_of_other_hosts_reach_each_other(lab: Lab) -> None:
@@ -127,7 +128,7 @@ def test_five_hosts_of_two_pods_lose_none_of_ninety_pings_and_leave_nothing() ->
     before = root_state()
     with Lab(Plan(fresh_name(), hosts=5, pods=2)) as lab:
         up_with_peers(lab)
-        times = ping_matrix(lab.pods())
+        times = ping_matrix(lab.pods(), PATIENCE_S)
         namespaces = namespaces_of(lab.name)
         # Now and then an agent runs a tool that looks at its firewall rules.
         wait_for("only the agents run", lambda: len(netns.processes(namespaces)) == 5)

@@ -20,6 +20,7 @@ from tests.support.agents import (
     links_of,
     remains_of,
     subnet_of,
+    unanswered,
     up_with_peers,
     wait_for,
     wait_for_peers,
@@ -60,9 +61,9 @@ def reserved_host(registry: str) -> Iterator[tuple[Lab, Host]]:
         yield lab, lab.hosts[0]
 
 
-def all_reach_each_other(lab: Lab) -> bool:
+def assert_all_reach_each_other(lab: Lab) -> None:
     wait_for_peers(lab.hosts)
-    return None not in ping_matrix(lab.pods()).values()
+    assert unanswered(lab.pods()) == []
 
 
 # What they keep
@@ -77,7 +78,7 @@ def test_a_killed_agent_comes_back_with_its_subnet(duo: Lab) -> None:
     h1.wait_ready()
     assert subnet_of(h1) == subnet
     assert by_hand(duo).subnets().keys() == entries
-    assert all_reach_each_other(duo)
+    assert_all_reach_each_other(duo)
 
 
 def test_without_a_lease_subnet_env_decides(duo: Lab) -> None:
@@ -90,7 +91,7 @@ def test_without_a_lease_subnet_env_decides(duo: Lab) -> None:
     h1.wait_ready()
     assert f"acquired a new subnet {subnet}" in log.lines()
     assert subnet_of(h1) == subnet
-    assert all_reach_each_other(duo)
+    assert_all_reach_each_other(duo)
 
 
 def test_a_broken_subnet_env_is_one_warning_and_written_anew(host: Host) -> None:
@@ -212,7 +213,7 @@ def test_traffic_flows_over_a_flannel0_that_was_left_over(duo: Lab) -> None:
     h1.configure("tuntap add dev flannel0 mode tun", "addr add 10.9.9.9/24 dev flannel0")
     h1.start_agent()
     h1.wait_ready()
-    assert all_reach_each_other(duo)
+    assert_all_reach_each_other(duo)
     h1.stop_agent()  # so that the next test begins with a device of its own
 
 
@@ -246,7 +247,7 @@ def test_the_control_socket_of_a_killed_agent_is_taken_over(host: Host) -> None:
 
 def test_the_underlay_may_go_down_and_come_back(duo: Lab) -> None:
     h1, h2 = duo.hosts
-    assert None not in ping_matrix(duo.pods()).values()
+    assert unanswered(duo.pods()) == []
     duo.net.configure("link set h1 down")
     assert None in ping_matrix(duo.pods(), timeout_s=0.2).values()
     duo.net.configure("link set h1 up")

@@ -11,11 +11,11 @@ import pytest
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.naive import NaivePeer
 from flannel_udp.lab.plan import OVERLAY, Plan
-from flannel_udp.lab.probe import ping_matrix, tcp_rate
+from flannel_udp.lab.probe import tcp_rate
 from flannel_udp.model import Subnet
+from tests.support.agents import unanswered
 from tests.support.by_hand_vxlan import join_by_hand_dual
 from tests.support.labs import NEEDS_NETNS, fresh_name
-from tests.support.patience import PATIENCE_S
 from tests.support.socat import SocatPeer
 
 pytestmark = NEEDS_NETNS
@@ -32,7 +32,7 @@ def test_naive_peers_carry_both_families_side_by_side() -> None:
             address = lab.plan.underlay_v6(other.name)
             running.enter_context(NaivePeer(host, V6[number], {V6[far]: address}, device="naive6"))
         for version in (4, 6):
-            assert None not in ping_matrix(lab.pods(), PATIENCE_S, version).values()
+            assert unanswered(lab.pods(), version) == []
             first, last = lab.pods()
             assert tcp_rate(first, last, last.address(version), duration_s=0.3) > 0
 
@@ -41,7 +41,7 @@ def test_socat_and_the_naive_peer_understand_each_other_by_ipv6() -> None:
     with Lab(Plan(fresh_name(), agents=(), families="6")) as lab:
         near, far = lab.hosts
         with NaivePeer(near, V6[0], {V6[1]: lab.plan.underlay_v6("h2")}), SocatPeer(far, V6[1], near.underlay_of(6)):
-            assert None not in ping_matrix(lab.pods(), PATIENCE_S, 6).values()
+            assert unanswered(lab.pods(), 6) == []
 
 
 @pytest.mark.parametrize("families", ["6", "46"])
@@ -53,7 +53,7 @@ def test_the_kernels_vxlan_set_up_by_hand_carries_ipv6_over_ipv6(families: str) 
         for part in joined[0]:
             part.learn()
         for version in lab.plan.versions:
-            assert None not in ping_matrix(lab.pods(), PATIENCE_S, version).values()
+            assert unanswered(lab.pods(), version) == []
         v6 = joined[0][-1]
         value = json.loads(next(iter(v6.registry.subnets().values())))
         assert (value["PublicIPv6"], value["BackendV6Data"]) == ("2001:db8::1", {"VNI": 1, "VtepMAC": v6.mac})

@@ -14,11 +14,10 @@ from flannel_udp.lab.kernel_vxlan import random_mac
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
-from flannel_udp.lab.probe import ping, ping_matrix
-from tests.support.agents import Log, command_json, drops_of, peers_of, subnet_of, wait_for
+from flannel_udp.lab.probe import ping
+from tests.support.agents import Log, command_json, drops_of, peers_of, subnet_of, unanswered, wait_for
 from tests.support.by_hand_vxlan import LeasedVxlan, join_by_hand, vxlan_value
 from tests.support.labs import NEEDS_NETNS, fresh_name
-from tests.support.patience import PATIENCE_S
 from tests.support.transfer import Transfer
 
 pytestmark = NEEDS_NETNS
@@ -75,7 +74,7 @@ def set_mac(theirs: LeasedVxlan, mac: str) -> None:
 def test_pods_talk_both_ways(needs_etcd: None, cards: str, udpcsum: bool) -> None:
     with mixed(cards, udpcsum=udpcsum) as (lab, _):
         p1, p2 = lab.pods()
-        assert None not in ping_matrix(lab.pods(), PATIENCE_S).values()
+        assert unanswered(lab.pods()) == []
         with Transfer(p1, p2, TRANSFER_BYTES), Transfer(p2, p1, TRANSFER_BYTES):
             pass
         h1 = lab.hosts[0]
@@ -115,7 +114,7 @@ def test_a_lease_that_a_peer_left_with_a_former_mac_takes_nothing_from_it(shared
         theirs.registry.put(key, vxlan_value(h2.underlay, random_mac()))
         try:
             wait_for("h1 has heard of it", partial(is_peer_of, h1, key.replace("-", "/")))
-            assert None not in ping_matrix(lab.pods(), PATIENCE_S).values()
+            assert unanswered(lab.pods()) == []
         finally:
             theirs.registry.delete(key)
 

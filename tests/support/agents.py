@@ -43,12 +43,12 @@ def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = PATIEN
     return time.monotonic() - started_s
 
 
-def all_reach(lab: Lab, version: int, timeout_s: float = 0.5) -> bool:
-    """Tell whether every pod's ping to every other one by this IP version is answered.
+def all_reach(lab: Lab, version: int) -> bool:
+    """Tell whether every pod's ping to every other one by this IP version is answered at once: for who waits for it.
 
-    Who asks once, and not until it is so, gives PATIENCE_S: on a busy machine an answer may take a second.
+    On a busy machine an answer may take a second: who asks once, and not until it is so, takes `unanswered`.
     """
-    return None not in ping_matrix(lab.pods(), timeout_s, version).values()
+    return None not in ping_matrix(lab.pods(), 0.5, version).values()
 
 
 def unanswered(pods: Sequence[Pod], version: int = 4) -> list[tuple[str, str]]:
