@@ -98,11 +98,22 @@ class ControlServer:
         self._site: web.SockSite | None = None
 
     async def answer_on(self, listening: socket.socket) -> None:
-        """Answer on this socket from now on, and on the former one no more."""
-        former, self._site = self._site, web.SockSite(self._runner, listening, backlog=BACKLOG)
+        """Answer on this socket, which stays the caller's, from now on, and on the former one no more."""
+        former, self._site = self._site, web.SockSite(self._runner, listening.dup(), backlog=BACKLOG)
         await self._site.start()
         if former is not None:
             await former.stop()
+
+    async def step_aside(self) -> None:
+        """Let who comes in wait, for `come_back` or for another process that listens on the same socket."""
+        if self._site is not None:
+            site, self._site = self._site, None
+            await site.stop()
+
+    async def come_back(self, listening: socket.socket) -> None:
+        """Answer on this socket again, unless we do on any."""
+        if self._site is None:
+            await self.answer_on(listening)
 
 
 @asynccontextmanager

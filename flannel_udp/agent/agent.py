@@ -355,6 +355,7 @@ class Agent:
             network=rooms.network,
             keeper=rooms.keeper,
             listeners=entrances.listeners,
+            server=entrances.server,
             claims=entrances.claims,
             registry=self._documents.registry,
             is_ready=lambda: self._state.ready,

@@ -79,16 +79,19 @@ class Holder(Protocol):
         """How many workers there are."""
         ...
 
-    def commit(self) -> None:
-        """Keep what was offered as it is until `resume`. Raises `FlannelError` if it has changed since the offer."""
+    async def commit(self) -> None:
+        """Keep what was offered as it is until `resume`, and let who asks anything wait.
+
+        Raises `FlannelError` if it has changed since the offer.
+        """
         ...
 
     def pause(self, worker: int) -> None:
         """Stop a worker and return once all that it had read is sent. Called in a thread, may block."""
         ...
 
-    def resume(self) -> None:
-        """Go on: start all workers that were stopped, and take nothing as offered any more. Likewise."""
+    async def resume(self) -> None:
+        """Go on: start all workers that were stopped, take nothing as offered any more, and answer who asks."""
         ...
 
 
@@ -213,10 +216,10 @@ class _Giving:
         logger.info("process %d takes over", connection.peer_pid)
         try:
             await in_thread(lambda: _give(connection, holder, state, descriptors), connection.stop)
-            holder.commit()  # on the loop, likewise
+            await holder.commit()  # on the loop, likewise
             await in_thread(self._step_aside, _never_mind)  # some milliseconds, and then it is another's, or it failed
         except FlannelError:
-            await asyncio.to_thread(holder.resume)
+            await holder.resume()
             raise
 
     def refuse(self, why: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from flannel_udp import __version__
 from flannel_udp.admin.claims import HostClaims
+from flannel_udp.admin.control_socket import ControlServer
 from flannel_udp.admin.health import PortInUse, open_health_listener
 from flannel_udp.admin.listener import FileId, UnixListener
 from flannel_udp.backend.protocol import Handed, Network, Transferable
@@ -140,6 +141,7 @@ class Running:
         network: Network,
         keeper: LeaseKeeper,
         listeners: Listeners,
+        server: ControlServer,
         claims: HostClaims,
         registry: str,
         is_ready: Callable[[], bool],
@@ -151,6 +153,7 @@ class Running:
         self._network = network
         self._keeper = keeper
         self._listeners = listeners
+        self._server = server
         self._is_ready = is_ready
         self._offered: tuple[object, ...] = ()
 
@@ -192,8 +195,9 @@ class Running:
         generation = None if self._path is None else self._path.generation
         return lease and lease.subnet, generation, self._listeners.files(), self._is_ready()
 
-    def commit(self) -> None:
+    async def commit(self) -> None:
         """See `Holder.commit`."""
+        await self._server.step_aside()
         if self._facts() != self._offered:
             raise FlannelError(
                 "this agent has lost its subnet, its way to the others, a socket or its tunnel device since it was "
@@ -212,10 +216,11 @@ class Running:
         assert self._path is not None  # noqa: S101 - or there is no worker
         self._path.stop_worker(worker)
 
-    def resume(self) -> None:
+    async def resume(self) -> None:
         """See `Holder.resume`."""
         if self._path is not None:
-            self._path.take_back()
+            await asyncio.to_thread(self._path.take_back)
+        await self._server.come_back(self._listeners.control.socket)
 
 
 # The new agent

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -20,7 +21,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.model import Peer
-from tests.support.agents import Agent, Log, subnet_of, up_with_peers, wait_for
+from tests.support.agents import Agent, Log, pid_of, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -29,6 +30,8 @@ from tests.support.patience import promised
 pytestmark = NEEDS_NETNS
 
 REPAIR_S, CONVERGE_S = 1.0, 5.0
+UNANSWERED_S = 0.5
+"""How long the old agent answers nobody; it takes all back two seconds after it has stepped aside."""
 STRANGER = '{"PublicIP":"192.0.2.99"}'
 
 
@@ -92,6 +95,24 @@ def test_a_subnet_lost_while_it_is_offered_is_given_to_nobody(duo: Lab) -> None:
     wait_for("another subnet is held", lambda: h1.is_ready() and subnet_of(h1) != subnet)
 
 
+def test_who_asks_while_it_steps_aside_waits_for_whoever_is_the_agent_afterwards(duo: Lab) -> None:
+    h1 = duo.hosts[0]
+    old, offered = pid_of(h1), ask(duo, h1)
+    with ThreadPoolExecutor() as pool:
+        asked: list[Future[int]] = []
+
+        def start(_worker: int) -> None:
+            asked.append(pool.submit(pid_of, h1))
+            with pytest.raises(TimeoutError):
+                asked[0].result(UNANSWERED_S)
+            raise HandoverFailed("the new one fails")
+
+        with pytest.raises(HandoverFailed, match="the new one fails"):
+            offered.take(1, start, lambda: None)
+        assert [each.result() for each in asked] == [old]
+    close_all(offered.descriptors)
+
+
 # To the new agent, once the old one has stepped aside
 
 
@@ -110,13 +131,13 @@ class Heir:
     def peers(self) -> list[Peer]:
         return self._offered.peers
 
-    def commit(self) -> None:
+    async def commit(self) -> None:
         self._event()
 
     def pause(self, _worker: int) -> None:
         """Nobody reads: what was given comes from an agent that is dead."""
 
-    def resume(self) -> None:
+    async def resume(self) -> None:
         pytest.fail("the take-over failed")
 
 

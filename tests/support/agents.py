@@ -281,7 +281,7 @@ class Agent:
     def wait_for_take_over(self, old: int) -> None:
         """Wait until it has taken over from process `old`, and that has ended; then wait until it carries traffic.
 
-        Until then both answer who asks on the control socket.
+        Until its end the old one has all descriptors as well, and may be the one that probes reach.
         """
         self.wait_for_line(f"took over from process {old}, which ran flannel-udp ")
         wait_for(f"process {old} has ended", lambda: has_ended(old))

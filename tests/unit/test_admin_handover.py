@@ -64,14 +64,14 @@ class Agent:
     def peers(self) -> list[Peer]:
         return PEERS
 
-    def commit(self) -> None:
+    async def commit(self) -> None:
         if self.changed:
             raise FlannelError("this agent has changed")
 
     def pause(self, worker: int) -> None:
         self.running.remove(worker)
 
-    def resume(self) -> None:
+    async def resume(self) -> None:
         self.running = set(range(self.workers))
         self.resumed.set()
 
