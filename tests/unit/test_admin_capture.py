@@ -24,6 +24,7 @@ from flannel_udp.cli.main import main
 from flannel_udp.dataplane.capture import describe_records
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import CaptureWish
+from tests.support.patience import PATIENCE_S, promised
 from tests.support.source import Source
 
 HEAD = json.dumps({**describe_records(), "version": "1.2.3", "pid": 1}).encode() + b"\n"
@@ -79,7 +80,7 @@ async def test_what_is_wished_for_is_asked_and_a_part_is_in_the_order_of_its_tim
     async with control_server(UnixListener(path), source):
         assert await asyncio.to_thread(take, path, wish, 3) == [[1, 2, 3], [], [4]]
         assert source.asked == [(wish, os.getpid())]
-        await asyncio.wait_for(source.closed.wait(), 30)
+        await asyncio.wait_for(source.closed.wait(), PATIENCE_S)
 
 
 async def test_it_ends_with_the_agent_or_when_it_is_stopped(path: Path) -> None:
@@ -97,15 +98,15 @@ async def test_it_ends_with_the_agent_or_when_it_is_stopped(path: Path) -> None:
     async with control_server(UnixListener(path), source):
         ready = threading.Event()
         following = asyncio.create_task(asyncio.to_thread(follow, ready))
-        await asyncio.to_thread(ready.wait, 30)
+        await asyncio.to_thread(ready.wait, PATIENCE_S)
         streams[0].stop()
-        n_packets, lost = await asyncio.wait_for(following, 30)
+        n_packets, lost = await asyncio.wait_for(following, PATIENCE_S)
         assert n_packets >= 2
         assert lost == [1, 0, 0, 0]
         ready = threading.Event()
         following = asyncio.create_task(asyncio.to_thread(follow, ready))
-        await asyncio.to_thread(ready.wait, 30)
-    await asyncio.wait_for(following, 30)
+        await asyncio.to_thread(ready.wait, PATIENCE_S)
+    await asyncio.wait_for(following, PATIENCE_S)
 
 
 async def test_who_stands_still_does_not_hold_up_the_agents_end(path: Path) -> None:
@@ -116,7 +117,7 @@ async def test_who_stands_still_does_not_hold_up_the_agents_end(path: Path) -> N
             await asyncio.to_thread(stuck.request, "GET", "/v1/capture")
             await asyncio.sleep(0.5)
             began = asyncio.get_running_loop().time()
-        assert asyncio.get_running_loop().time() - began < 1.5
+        assert asyncio.get_running_loop().time() - began < promised(1.5)
         assert source.closed.is_set()
     finally:
         stuck.close()

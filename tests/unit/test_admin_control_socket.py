@@ -236,9 +236,11 @@ async def test_of_agents_that_start_together_exactly_one_gets_a_stale_socket(pat
         dead.bind(str(path))
     code = (
         "import asyncio, pathlib, sys\n"
+        "from flannel_udp.admin import listener\n"
         "from flannel_udp.admin.listener import UnixListener\n"
         "from flannel_udp.admin.control_socket import control_server\n"
         "from flannel_udp.errors import FlannelError\n"
+        "listener.LOCK_S = 60.0\n"  # each has its turn, on a busy machine, too
         "async def main():\n"
         "    print('here', flush=True); sys.stdin.readline()\n"
         "    async with control_server(UnixListener(pathlib.Path(sys.argv[1])), None):\n"

@@ -107,8 +107,7 @@ def test_a_loop_that_is_held_up_is_seen_as_late() -> None:
 
     async def hold_up() -> None:
         with lateness.measured():
-            await asyncio.sleep(EVERY_S / 2)
-            time.sleep(EVERY_S)
+            time.sleep(1.5 * EVERY_S)
             await asyncio.sleep(0)
             await asyncio.sleep(0.01)
 

@@ -15,6 +15,7 @@ from flannel_udp.admin.shapes import FamilyFacts, Status
 from flannel_udp.lab.etcd_server import free_port
 from flannel_udp.model import DEGRADATIONS
 from flannel_udp.options import Offload
+from tests.support.patience import PATIENCE_S
 from tests.support.source import Told
 from tests.support.status import DUAL, RUNNING, WAITING
 
@@ -23,7 +24,7 @@ Samples = Mapping[tuple[str, tuple[str, ...]], float]
 
 
 def get(port: int) -> tuple[str, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     try:
         connection.request("GET", "/metrics")
         response = connection.getresponse()

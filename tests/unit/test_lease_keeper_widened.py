@@ -16,6 +16,7 @@ from flannel_udp.registry.keys import format_key, parse_key
 from tests.support.backends import parse_families
 from tests.support.keepers import MARGIN_S, QUICK, eventually, forward_for_ever, kept, soon
 from tests.support.memory_registry import MemoryRegistry
+from tests.support.patience import PATIENCE_S
 
 DUAL = parse_families({"Network": "10.1.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:1::/48"})
 IP, IPV6 = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
@@ -38,7 +39,7 @@ def widening(keeper: LeaseKeeper) -> asyncio.Event:
 
 async def held(registry: MemoryRegistry, keeper: LeaseKeeper) -> None:
     """Wait until what the registry has is what is held, and measured."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while keeper.lease is None or registry.calls[-1] != "time_left_s":
             await asyncio.sleep(0.001)
     assert registry.entries == {keeper.lease.entry.key: keeper.lease.entry}

@@ -12,7 +12,7 @@ import pytest
 from flannel_udp.control import peer_log
 from flannel_udp.control.peer_log import MAX_LINES, SPAN_LINES, PeerLog
 from flannel_udp.model import Delta, Peer
-from tests.support.patience import PATIENCE_S
+from tests.support.patience import PATIENCE_S, promised
 
 SPAN_S = 0.05
 
@@ -83,10 +83,13 @@ async def test_single_changes_without_end_are_summed_up_when_the_span_ends(caplo
     assert len(caplog.messages) == SPAN_LINES + 1
 
 
-async def test_a_flood_that_goes_on_gets_less_room(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_flood_that_goes_on_gets_less_room(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = PeerLog(lambda: 1)
     for _ in range(SPAN_LINES + 1):
         log.write(Delta(changed=peers(1)))
+    monkeypatch.setattr(peer_log, "SPAN_S", promised(0.5))  # of the next one, which must not end before it goes on
     await lines(caplog, SPAN_LINES + 1)
     for _ in range(MAX_LINES + 7):
         log.write(Delta(changed=peers(1)))

@@ -12,6 +12,7 @@ from flannel_udp.dataplane.worker import Worker
 from flannel_udp.options import Offload
 from tests.support.agents import wait_for
 from tests.support.engine_rig import EngineRig, small_table
+from tests.support.patience import PATIENCE_S
 from tests.support.refusals import Refusal, refused, thread_waits_in
 
 
@@ -21,7 +22,7 @@ def test_a_running_thread_answers_and_a_stopped_one_does_not() -> None:
         worker = Worker([rig.engine], 0)
         worker.start(lambda: faults.append(None))
         try:
-            worker.probe().result(timeout=10)
+            worker.probe().result(timeout=PATIENCE_S)
         finally:
             worker.ask_to_stop()
             worker.join()
@@ -55,7 +56,7 @@ def test_a_thread_says_once_that_the_kernel_refuses_joined_packets(caplog: pytes
 def test_a_thread_that_spins_lingers_afterwards_before_it_gives_up() -> None:
     with EngineRig(small_table()) as rig:
         moved: list[int] = []
-        thread = threading.Thread(target=lambda: moved.append(rig.engine.poll(linger_ms=2_000, busy_us=1)))
+        thread = threading.Thread(target=lambda: moved.append(rig.engine.poll(linger_ms=60_000, busy_us=1)))
         thread.start()
         wait_for("it has spun, and waits", lambda: thread_waits_in("epoll_wait"))
         rig.from_tun(bytes(IP(src="10.1.1.5", dst="10.1.2.7") / UDP()))
