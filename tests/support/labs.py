@@ -71,7 +71,7 @@ def cleaned_up(lab: Lab) -> Iterator[Lab]:
 def longest_packet(lab: Lab, node: Node, interface: str) -> int:
     """Return the longest packet, in bytes, that enters by the interface while h1 sends TCP to h2 over the underlay."""
     h1, h2 = lab.hosts
-    with node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)) as tap:
+    with node.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as tap:  # of no protocol until it is bound
         tap.bind((interface, ETH_P_ALL))
         tcp_rate(h1, h2, h2.underlay, duration_s=0.2)
         tap.setblocking(False)
