@@ -66,7 +66,8 @@ def test_datagrams_at_a_high_rate_notice_nothing(duo: Lab, record: Recorder, who
     ):
         took_s: list[float] = []
         passages = [
-            pass_datagrams(sender, receiver, RATE_PPS, SECONDS, timed(successors.next, took_s)) for _ in range(RUNS)
+            pass_datagrams(sender, receiver, RATE_PPS, promised(SECONDS), timed(successors.next, took_s))
+            for _ in range(RUNS)
         ]
         fault.took_s = max(took_s)
         fault.sent, fault.lost = sum(each.sent for each in passages), sum(each.lost for each in passages)
@@ -84,7 +85,7 @@ def test_a_tcp_stream_loses_nothing(duo: Lab, record: Recorder, who: str) -> Non
         record.fault(GROUP, f"the {who}'s agent is taken over, TCP", action, limit_s=START_S) as fault,
     ):
         took_s: list[float] = []
-        stream = pass_stream(sender, receiver, SECONDS, timed(successors.next, took_s))
+        stream = pass_stream(sender, receiver, promised(SECONDS), timed(successors.next, took_s))
         (fault.took_s,) = took_s
         fault.sent, fault.lost = stream.beside.sent, stream.beside.lost
         fault.also = [f"TCP: {stream.gbits:.1f} Gbit/s, {stream.lost} segments lost, {stream.again} sent again"]
