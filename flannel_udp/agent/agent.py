@@ -60,14 +60,7 @@ from flannel_udp.files.subnet_env import SubnetEnv
 from flannel_udp.files.yielded import yielded_file, yielded_for_s
 from flannel_udp.handover.conversation import serve_handover
 from flannel_udp.handover.stored import Store, open_or_resume
-from flannel_udp.handover.takeover import (
-    HandedOver,
-    Listeners,
-    Running,
-    Takeover,
-    ask_takeover,
-    terms_of,
-)
+from flannel_udp.handover.takeover import HandedOver, Listeners, Running, Takeover, ask_takeover, terms_of
 from flannel_udp.host import own_networks
 from flannel_udp.host.blackhole import keep_blackhole
 from flannel_udp.host.capabilities import Kept

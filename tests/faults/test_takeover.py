@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from math import ceil
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_a_tcp_stream_loses_nothing(duo: Lab, record: Recorder, who: str) -> Non
         record.fault(GROUP, f"the {who}'s agent is taken over, TCP", action, limit_s=START_S) as fault,
     ):
         took_s: list[float] = []
-        stream = pass_stream(sender, receiver, promised(SECONDS), timed(successors.next, took_s))
+        stream = pass_stream(sender, receiver, ceil(promised(SECONDS)), timed(successors.next, took_s))
         (fault.took_s,) = took_s
         fault.sent, fault.lost = stream.beside.sent, stream.beside.lost
         fault.also = [f"TCP: {stream.gbits:.1f} Gbit/s, {stream.lost} segments lost, {stream.again} sent again"]

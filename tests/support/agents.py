@@ -25,7 +25,7 @@ _PATIENT = """
 import sys
 from flannel_udp.agent import agent
 from flannel_udp.cli.main import main
-agent.CLEAN_TIMEOUT_S = agent.RELEASE_TIMEOUT_S = 60.0
+agent.CLEAN_TIMEOUT_S = agent.END_TIMEOUT_S = 60.0
 sys.exit(main())
 """
 WITH_TIME_TO_CLEAN_UP = ("-c", _PATIENT)
