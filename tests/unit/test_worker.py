@@ -56,7 +56,7 @@ def test_a_thread_says_once_that_the_kernel_refuses_joined_packets(caplog: pytes
 def test_a_thread_that_spins_lingers_afterwards_before_it_gives_up() -> None:
     with EngineRig(small_table()) as rig:
         moved: list[int] = []
-        thread = threading.Thread(target=lambda: moved.append(rig.engine.poll(linger_ms=60_000, busy_us=1)))
+        thread = threading.Thread(target=lambda: moved.append(rig.engine.poll(linger_ms=2_000, busy_us=1)))
         thread.start()
         wait_for("it has spun, and waits", lambda: thread_waits_in("epoll_wait"))
         rig.from_tun(bytes(IP(src="10.1.1.5", dst="10.1.2.7") / UDP()))
