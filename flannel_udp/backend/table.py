@@ -17,27 +17,31 @@ _MODULES = {
     "alloc": "flannel_udp.backend.alloc",
     "aws-vpc": "flannel_udp.backend.cloud.aws",
 }
-
-NEED_A_PROVIDER = frozenset({"aws-vpc"})
-"""Those whose packets take a cloud's routes: no lab has them."""
+_NEED_A_PROVIDER = frozenset({"aws-vpc"})
 
 
 class _Backends(Mapping[str, "Backend"]):
     """Imports a backend when it is looked up: a host of one needs nothing of the others, and help texts of none."""
 
+    def __init__(self, modules: Mapping[str, str]) -> None:
+        self._modules = modules
+
     def __getitem__(self, kind: str) -> Backend:
-        backend: Backend = import_module(_MODULES[kind]).BACKEND
+        backend: Backend = import_module(self._modules[kind]).BACKEND
         return backend
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_MODULES)
+        return iter(self._modules)
 
     def __len__(self) -> int:
-        return len(_MODULES)
+        return len(self._modules)
 
     def __contains__(self, kind: object) -> bool:
-        return kind in _MODULES
+        return kind in self._modules
 
 
-BACKENDS: Mapping[str, Backend] = _Backends()
+BACKENDS: Mapping[str, Backend] = _Backends(_MODULES)
 """By type, as `Backend.Type` of the network configuration spells it in lower case."""
+
+LAB_BACKENDS: Mapping[str, Backend] = _Backends({k: v for k, v in _MODULES.items() if k not in _NEED_A_PROVIDER})
+"""Those of them that a lab can have: it has no cloud whose routes packets could take."""

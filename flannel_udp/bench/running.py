@@ -7,8 +7,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +24,7 @@ from flannel_udp.bench.samples import n_rejected
 from flannel_udp.bench.showing import show_result, write_file
 from flannel_udp.errors import Faults, FlannelError, UsageError
 from flannel_udp.lab.interruptible import interruptible, uninterrupted
+from flannel_udp.lab.progress import progress
 
 PROGRAM = "flannel-udp bench run"
 _LOGGER = logging.getLogger("bench")
@@ -132,7 +132,7 @@ def run_and_keep(wanted: Wanted, schedule: Schedule, quiet: Quiet, output: Outpu
     }
     taken = Taken()
     kept = _Kept(output)
-    with progress():
+    with progress(_LOGGER, "bench"):
         try:
             with interruptible():
                 try:
@@ -198,16 +198,3 @@ class _Kept:
         """Write to standard output what was measured, if anything was."""
         if self._result is not None:
             show_result(self._result, self._output.form, sys.stdout)
-
-
-@contextmanager
-def progress() -> Iterator[None]:
-    """Let what measures say on stderr how far it is."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("bench: %(message)s"))
-    _LOGGER.addHandler(handler)
-    _LOGGER.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        _LOGGER.removeHandler(handler)

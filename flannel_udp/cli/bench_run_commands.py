@@ -149,20 +149,21 @@ def _quiet(given: Values, schedule: Schedule, ours: tuple[int, ...] = ()) -> Qui
 
 
 def _serve(given: Values) -> int:
+    import logging
     from ipaddress import ip_address
 
     from flannel_udp.bench.choosing import lacking_between_hosts
     from flannel_udp.bench.lines import PORT
     from flannel_udp.bench.machine import in_one_line
-    from flannel_udp.bench.running import progress
     from flannel_udp.bench.serving import Server
     from flannel_udp.lab.interruptible import interruptible
+    from flannel_udp.lab.progress import progress
 
     if lacking := lacking_between_hosts(("tcp1",)):
         raise Faults(lacking)
     address, port = ip_address(given.get("listen", "0.0.0.0")), given.get("port", PORT)  # noqa: S104 - as iperf3
     server = Server(address, port, to_options(given).subnet_file, in_one_line())
-    with progress(), interruptible(), suppress(SystemExit):
+    with progress(logging.getLogger("bench"), "bench"), interruptible(), suppress(SystemExit):
         server.serve()
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flannel_udp.backend.table import BACKENDS, NEED_A_PROVIDER
+from flannel_udp.backend.table import LAB_BACKENDS
 from flannel_udp.cli.arguments import Values
 from flannel_udp.cli.command import REST, Argument, Command
 from flannel_udp.cli.flags import JSON_FLAG, Flag, choice_flag
@@ -25,12 +25,11 @@ def _choice(name: str, help_: str, words: tuple[str, ...], default: str) -> Flag
     return choice_flag(name, help_, words, default=default, in_environment=False)
 
 
-_KINDS = tuple(kind for kind in BACKENDS if kind not in NEED_A_PROVIDER)
 LAB_NAME_FLAG = _flag("name", "which lab", default="lab")
 _PLAN_FLAGS = (
     _number("hosts", "how many hosts", "2"),
     _number("pods", "pods on each host", "1"),
-    _choice("backend", "how packets travel", _KINDS, "flannel's, udp"),
+    _choice("backend", "how packets travel", tuple(LAB_BACKENDS), "flannel's, udp"),
     _flag(
         "datapath",
         "of a tunnel: auto, kernel or userspace; several go round the hosts: kernel,userspace",
@@ -117,14 +116,14 @@ def _demo(given: Values) -> int:
 
 def _check_families(given: Values) -> None:
     backend, families = given.get("backend"), given.get("families", "4")
-    if backend is not None and "6" in families and 6 not in BACKENDS[backend].families:
+    if backend is not None and "6" in families and 6 not in LAB_BACKENDS[backend].families:
         raise UsageError(f"--families {families}: the backend {backend} carries IPv4 only")
 
 
 LAB_COMMANDS: Mapping[str, Command] = {
     "lab up": Command(
         "build hosts and pods, start an agent on every host",
-        f"How packets travel is one of {', '.join(_KINDS)}.\n\n"
+        f"How packets travel is one of {', '.join(LAB_BACKENDS)}.\n\n"
         "example: flannel-udp lab up --hosts 5 --pods 2 --registry etcd",
         _up,
         {"lab": (LAB_NAME_FLAG, *_PLAN_FLAGS), "output": (JSON_FLAG,)},

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
-from flannel_udp.backend.table import BACKENDS
+from flannel_udp.backend.table import LAB_BACKENDS
 from flannel_udp.cli.arguments import Values
 from flannel_udp.errors import UsageError, did_you_mean
 from flannel_udp.lab.plan import OVERLAY, Plan
@@ -23,7 +23,7 @@ def plan_of(given: Values, name: str) -> Plan:
     for flag in given:
         if flag not in _BESIDE_A_FILE:
             raise UsageError(f"--{flag} and --topology are both given: write it into {given['topology']}")
-    plan = read_topology(given["topology"], BACKENDS, name)
+    plan = read_topology(given["topology"], LAB_BACKENDS, name)
     return replace(plan, name=given["name"]) if "name" in given else plan
 
 
@@ -39,7 +39,7 @@ def _from_flags(given: Values, name: str) -> Plan:
     names = plan.host_names
     host_args = _datapaths(names, given.get("datapath"))
     plan = replace(plan, host_args=host_args, routed=tuple(names[plan.hosts - routed :]))
-    return with_fixed_subnets(plan, BACKENDS) if given.get("fixed") else plan
+    return with_fixed_subnets(plan, LAB_BACKENDS) if given.get("fixed") else plan
 
 
 def _datapaths(hosts: Sequence[str], text: str | None) -> dict[str, tuple[str, ...]]:

@@ -7,8 +7,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -24,6 +23,7 @@ from flannel_udp.lab.inspection import inspect, list_labs
 from flannel_udp.lab.interruptible import interruptible
 from flannel_udp.lab.lab import Lab, lab_names, no_lab, remove
 from flannel_udp.lab.plan import DEFAULT_NAME, Plan
+from flannel_udp.lab.progress import progress
 
 Given = Mapping[str, Any]
 """The values of a command's flags and arguments, by name; a flag that nobody gave is absent."""
@@ -40,7 +40,7 @@ _LOGGER = logging.getLogger("flannel_udp.lab")
 def up(given: Given, plan: Plan) -> int:
     """Build a lab and show it."""
     lab = Lab(plan)
-    with _progress(), interruptible():
+    with progress(_LOGGER, "lab"), interruptible():
         lab.up()
     if given.get("json"):
         print_json(lab.status())
@@ -170,7 +170,7 @@ def down(given: Given) -> int:
     every = given.get("all", False)
     names = lab_names() if every else [given.get("name", DEFAULT_NAME)]
     removed, faults = [], []
-    with _progress():
+    with progress(_LOGGER, "lab"):
         for name in names:
             try:
                 if remove(name):
@@ -191,7 +191,7 @@ def down(given: Given) -> int:
 def demo(given: Given, plan: Plan) -> int:
     """Show what a lab is, and take it away."""
     width = shutil.get_terminal_size((100, 24)).columns
-    with _progress(), interruptible():
+    with progress(_LOGGER, "lab"), interruptible():
         if given.get("json"):
             document = demo_document(plan)
             print_json(document)
@@ -201,16 +201,3 @@ def demo(given: Given, plan: Plan) -> int:
     if not complete:
         raise FlannelError("a ping was lost: see above which")
     return 0
-
-
-@contextmanager
-def _progress() -> Iterator[None]:
-    """Let the library say on stderr what it is doing."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("lab: %(message)s"))
-    _LOGGER.addHandler(handler)
-    _LOGGER.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        _LOGGER.removeHandler(handler)

@@ -14,7 +14,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from flannel_udp.backend.table import BACKENDS, NEED_A_PROVIDER
+from flannel_udp.backend.table import LAB_BACKENDS
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.plan import Plan
@@ -319,7 +319,7 @@ def test_a_demonstration_of_alloc_shows_that_nothing_travels_before_routes_are_p
     assert "6 of 6 pings answered" in after
 
 
-@pytest.mark.parametrize("kind", [kind for kind in BACKENDS if kind not in NEED_A_PROVIDER])
+@pytest.mark.parametrize("kind", list(LAB_BACKENDS))
 def test_a_lab_comes_up_with_every_backend_and_status_says_which(kind: str) -> None:
     name = fresh_name()
     with cleaned_up(Lab(Plan(name))):

@@ -16,7 +16,7 @@ from typing import IO
 import pytest
 
 from flannel_udp import __version__
-from flannel_udp.backend.table import BACKENDS, NEED_A_PROVIDER
+from flannel_udp.backend.table import BACKENDS, LAB_BACKENDS
 from flannel_udp.cli.command import GROUPS
 from flannel_udp.cli.commands import COMMANDS
 from flannel_udp.cli.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS, JSON_FLAG
@@ -30,7 +30,6 @@ LAB_NEEDS = (
     "restart, takeover, etcd, poison, spoof, heal"
 )
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}
-LAB_BACKENDS = [kind for kind in BACKENDS if kind not in NEED_A_PROVIDER]
 
 
 @pytest.fixture(autouse=True)

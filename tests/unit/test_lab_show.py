@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,26 +21,11 @@ from flannel_udp.lab.drawing import draw
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import checksum, echo_request
 from flannel_udp.lab.tunnel import Tunnel, tunnel_of
+from tests.support.lab_status import status
 
 UDP_TUNNEL = Tunnel("udp", "flannel0", 8285)
 VXLAN_TUNNEL = Tunnel("vxlan", "flannel.7", 8472, 7)
 IPIP_TUNNEL = Tunnel("ipip", "flannel.ipip")
-
-
-def status(hosts: int, pods: int) -> dict[str, Any]:
-    return {
-        "name": "demo",
-        "hosts": [
-            {
-                "name": f"h{h}",
-                "underlay": f"192.0.2.{h}",
-                "backend": "udp",
-                "subnet": f"10.244.{h}.0/24",
-                "pods": [{"name": f"p{p}", "ip": f"10.244.{h}.{p + 1}"} for p in range(1, pods + 1)],
-            }
-            for h in range(1, hosts + 1)
-        ],
-    }
 
 
 def test_two_hosts_are_drawn_side_by_side_on_one_cable() -> None:

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from typing import Any
 
 import pytest
 
 from flannel_udp.lab.svg import draw_svg
 from flannel_udp.lab.tunnel import Tunnel
+from tests.support.lab_status import status
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def status(hosts: int, pods: int) -> dict[str, Any]:
-    return {
-        "name": "demo",
-        "hosts": [
-            {
-                "name": f"h{h}",
-                "underlay": f"192.0.2.{h}",
-                "backend": "udp",
-                "subnet": f"10.244.{h}.0/24",
-                "pods": [{"name": f"p{p}", "ip": f"10.244.{h}.{p + 1}"} for p in range(1, pods + 1)],
-            }
-            for h in range(1, hosts + 1)
-        ],
-    }
 
 
 def drawn(hosts: int, pods: int, faults: dict[str, list[str]]) -> ET.Element:

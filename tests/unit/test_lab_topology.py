@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flannel_udp.backend.table import BACKENDS
+from flannel_udp.backend.table import LAB_BACKENDS
 from flannel_udp.cli.lab_plan import plan_of
 from flannel_udp.cli.main import main
 from flannel_udp.errors import UsageError
@@ -20,7 +20,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "labs").glob("*.toml
 def read(tmp_path: Path, text: str) -> Plan:
     path = tmp_path / "x.toml"
     path.write_text(text)
-    return read_topology(path, BACKENDS)
+    return read_topology(path, LAB_BACKENDS)
 
 
 def test_an_empty_file_is_a_lab_of_two_hosts_with_fixed_subnets(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_subnets_are_left_to_chance_where_the_file_says_so(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_is_a_lab_and_says_what_it_is_for(path: Path) -> None:
-    plan = read_topology(path, BACKENDS)
+    plan = read_topology(path, LAB_BACKENDS)
     assert plan.hosts >= 2
     assert set(plan.subnets) == set(plan.host_names)
     assert re.match(r"# [A-Z].*[.?:]", path.read_text().splitlines()[0])
@@ -91,7 +91,7 @@ def test_every_example_is_a_lab_and_says_what_it_is_for(path: Path) -> None:
 
 def test_the_first_example_has_the_default_of_every_key(tmp_path: Path) -> None:
     (pair,) = (path for path in EXAMPLES if path.stem == "pair")
-    plan = read_topology(pair, BACKENDS)
+    plan = read_topology(pair, LAB_BACKENDS)
     assert plan == read(tmp_path, 'pods = 2\n[network]\nBackend = { Type = "udp" }')
     commented = re.sub(r"(?m)^# (?=rate|\[host|subnets|datapath|routed|arguments)", "", pair.read_text())
     full = read(tmp_path, commented)
@@ -124,6 +124,7 @@ def test_the_first_example_has_the_default_of_every_key(tmp_path: Path) -> None:
         ('[network]\nNetwork = "10.1.0.0"', "x.toml: network: Network"),
         ('[network]\nNetwrok = "10.1.0.0/16"', "x.toml: network: "),
         ('[network]\nBackend = { Type = "vxlna" }', "x.toml: network: "),
+        ('[network]\nBackend = { Type = "aws-vpc" }', "x.toml: network: "),
         ('families = "46"\n[network]\nBackend = { Type = "ipip" }', "x.toml: network: "),
         ('hosts = 9\n[network]\nNetwork = "10.1.0.0/28"', "10.1.0.0/28 has 3 subnets, too few for 9 hosts"),
         ("[host.h3]", "x.toml: host.h3: the lab has hosts h1 to h2"),
