@@ -10,6 +10,7 @@ from ipaddress import IPv6Address, IPv6Network
 
 import pytest
 
+from flannel_udp.host.firewall import iptables
 from flannel_udp.host.firewall.applier import Applier
 from flannel_udp.host.firewall.iptables import Iptables
 from flannel_udp.host.firewall.nftables import Nftables
@@ -22,6 +23,7 @@ from flannel_udp.host.firewall.passages import (
     udp_opening,
 )
 from flannel_udp.host.firewall.rules import Rules, rules_for
+from flannel_udp.host.firewall.tool import Finished, run_tool
 from flannel_udp.lab.netns import call_inside
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
@@ -76,6 +78,7 @@ def test_rules_stand_are_put_back_and_go(host: str, dialect: type[Applier]) -> N
         stood.append(await applier.stands(RULES))
         flush = ["nft", "flush", "ruleset"] if dialect is Nftables else ["ip6tables", "-w", "-F", "FLANNEL-FWD"]
         subprocess.run(flush, check=True, timeout=20)
+        await applier.locate(RULES)
         stood.append(await applier.stands(RULES))
         await applier.put(RULES)
         stood.append(await applier.stands(RULES))
@@ -83,6 +86,32 @@ def test_rules_stand_are_put_back_and_go(host: str, dialect: type[Applier]) -> N
         return [*stood, await applier.listing(6) == ""]
 
     assert call_inside(host, lambda: asyncio.run(life())) == [False, True, False, True, True]
+
+
+def test_iptables_is_run_once_for_each_chain_that_is_looked_at(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To put rules, see that they stand, and remove them: a busy host has little time for each run."""
+    commands: list[str] = []
+
+    async def counted(*command: str, stdin: str = "") -> Finished:
+        commands.append(command[-1])
+        return await run_tool(*command, stdin=stdin)
+
+    monkeypatch.setattr(iptables, "run_tool", counted)
+
+    async def life() -> list[int]:
+        applier = Iptables(Owner(NETWORK))
+        counts = []
+        for rules in (RULES, RULES, Rules(6)):
+            await applier.locate(rules)
+            if not await applier.stands(rules):
+                await applier.put(rules)
+            await applier.sweep(6)
+            counts.append(len(commands))
+            commands.clear()
+        return counts
+
+    # Our two chains, and the two that jump to them; after a transaction again; two chains of ours with other names.
+    assert call_inside(host, lambda: asyncio.run(life())) == [4 + 1 + 4 + 2, 4 + 2, 4 + 1 + 4 + 2]
 
 
 def test_nftables_has_a_table_of_its_own_and_iptables_the_same_chains(host: str) -> None:

@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 class Applier(ABC):
     """The rules of one dialect in the kernel, under the names that `locate` has found last.
 
-    Listings hold only what is ours, in the order in which it stands, as the tool prints it. Every method that is a
+    Listings hold only what is ours, in the order in which it stands, as the tool prints it; they are as of the last
+    `locate`, or of our own last change if that was later. Every method that is a
     coroutine raises `ToolMissing` when the tool is not installed and `FlannelError` when it fails.
     """
 

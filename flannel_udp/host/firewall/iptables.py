@@ -67,9 +67,13 @@ class Iptables(Applier):
     def __init__(self, owner: Owner) -> None:
         super().__init__(owner)
         self._chains = _CHAINS
+        self._seen: dict[tuple[int, str, str], Finished] = {}
+        """What was listed, by IP version, table and chain, since `locate` or our last change: a run each, and each
+        takes a while on a busy host."""
 
     async def locate(self, rules: Rules) -> tuple[str, ...]:
         """Look whose rules flannel's chains hold."""
+        self._seen.clear()
         chains, lines = [], []
         for chain in _CHAINS:
             found = networks_in(await self._rules(rules.version, chain) or [])
@@ -86,9 +90,7 @@ class Iptables(Applier):
         """Remove our chains of other names."""
         others = [_named(chain, suffix) for chain in _CHAINS for suffix in self._owner.suffixes]
         unused = [chain for chain in others if chain not in self._chains]
-        script = "".join([await self._removal(version, chain) for chain in unused])
-        if script:
-            _check(await run_tool(*_restore(version), stdin=script))
+        await self._commit(version, "".join([await self._removal(version, chain) for chain in unused]))
 
     def listing_of(self, rules: Rules) -> str:
         """Return, for each chain that is wanted, the jump to it and its rules."""
@@ -105,9 +107,7 @@ class Iptables(Applier):
 
     async def apply(self, rules: Rules) -> None:
         """Flush and fill our chains; the jump is moved only if there is none, or more than one."""
-        script = "".join([await self._script(chain, rules) for chain in self._chains])
-        if script:
-            _check(await run_tool(*_restore(rules.version), stdin=script))
+        await self._commit(rules.version, "".join([await self._script(chain, rules) for chain in self._chains]))
 
     async def takes(self, rules: Rules) -> bool:
         """Let iptables-restore read the rules without committing them."""
@@ -131,17 +131,32 @@ class Iptables(Applier):
         return _format_table(chain, [*_undo(jumps), f"-X {chain.name}"])
 
     async def _jumps(self, version: int, chain: _Chain) -> list[str]:
-        found = await _list_chain(version, chain.table, chain.base)
+        found = await self._list_chain(version, chain.table, chain.base)
         if _lacks_table(found):
             return []
         return [line for line in _check(found).output.splitlines() if line.endswith(f"-j {chain.name}")]
 
     async def _rules(self, version: int, chain: _Chain) -> list[str] | None:
         """Return the rules in our chain, ``None`` if it does not exist."""
-        found = await _list_chain(version, chain.table, chain.name)
+        found = await self._list_chain(version, chain.table, chain.name)
         if found.status == _NO_SUCH_CHAIN or _lacks_table(found):
             return None
         return [line for line in _check(found).output.splitlines() if line.startswith("-A ")]
+
+    async def _list_chain(self, version: int, table: str, chain: str) -> Finished:
+        key = version, table, chain
+        if key not in self._seen:
+            command = family_of(version).iptables, "--wait", str(_WAIT_S), "--table", table, "--list-rules", chain
+            self._seen[key] = await run_tool(*command)
+        return self._seen[key]
+
+    async def _commit(self, version: int, script: str) -> None:
+        if not script:
+            return
+        try:
+            _check(await run_tool(*_restore(version), stdin=script))
+        finally:
+            self._seen.clear()
 
 
 def format_script(rules: Rules, suffix: str = "") -> str:
@@ -193,10 +208,6 @@ def _undo(jumps: list[str]) -> list[str]:
 
 def _restore(version: int) -> tuple[str, ...]:
     return f"{family_of(version).iptables}-restore", "--noflush", f"--wait={_WAIT_S}"
-
-
-async def _list_chain(version: int, table: str, chain: str) -> Finished:
-    return await run_tool(family_of(version).iptables, "--wait", str(_WAIT_S), "--table", table, "--list-rules", chain)
 
 
 def _lacks_table(done: Finished) -> bool:
