@@ -65,8 +65,8 @@ def _reserve(given: Values) -> int:
     from flannel_udp.model import LeaseAttrs
 
     _refuse_kubernetes(given, "reserved: it is its node's for as long as that lives")
-    _require_terminal(given)
     subnet = lease_rows.read_subnet(given["LEASE"])
+    _require_terminal(given)
     wanted = LeaseAttrs(given.get("public-ip"), given.get("public-ipv6"))
     held = with_registry(given, _gather)
     lease = lease_rows.find_exactly(held, given["LEASE"])

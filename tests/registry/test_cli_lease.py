@@ -279,11 +279,14 @@ async def test_without_a_terminal_nothing_is_done_unless_it_is_told_to(store: St
 
 
 @pytest.mark.parametrize("store", ["file"], indirect=True)
-@pytest.mark.parametrize("command", ["release", "show"])
-async def test_what_is_no_subnet_of_a_lease_is_told(store: Store, command: str) -> None:
-    code, out, err = store.run(command, "10.1.15.0/33", *(["--yes"] if command == "release" else []))
-    assert (code, out) == (2 if command == "release" else 1, "")
+@pytest.mark.parametrize(
+    ("command", "flags"), [("release", ["--yes"]), ("reserve", ["--yes"]), ("reserve", []), ("show", [])]
+)
+async def test_what_is_no_subnet_of_a_lease_is_told(store: Store, command: str, flags: list[str]) -> None:
+    code, out, err = store.run(command, "10.1.15.0/33", *flags)
+    assert (code, out) == (1 if command == "show" else 2, "")
     assert len(err.splitlines()) == 1
+    assert "10.1.15.0/33" in err
 
 
 # reserve
