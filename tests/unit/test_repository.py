@@ -33,16 +33,16 @@ def test_the_installed_package_is_under_test_and_not_the_checkout() -> None:
     assert not Path(flannel_udp.__file__).is_relative_to(ROOT / "flannel_udp")
 
 
-@pytest.mark.parametrize("path", CODE, ids=relative)
-def test_a_file_is_short_enough_for_one_job(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= MAX_LINES
+def test_a_file_is_short_enough_for_one_job() -> None:
+    lengths = {relative(path): len(path.read_text().splitlines()) for path in CODE}
+    assert {path: length for path, length in lengths.items() if length > MAX_LINES} == {}
 
 
-@pytest.mark.parametrize("path", PAGES, ids=relative)
-def test_every_local_link_leads_somewhere(path: Path) -> None:
-    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
-    local = [target for target in targets if "://" not in target]
-    assert [target for target in local if not (path.parent / target).exists()] == []
+def test_every_local_link_leads_somewhere() -> None:
+    found = [(path, target) for path in PAGES for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())]
+    local = [(path, target) for path, target in found if "://" not in target]
+    assert len(local) > 50
+    assert [(relative(path), target) for path, target in local if not (path.parent / target).exists()] == []
 
 
 def test_the_readme_names_every_command() -> None:
