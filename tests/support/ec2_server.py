@@ -1,10 +1,9 @@
 """EC2's API for tests, a process of its own: moto's server, and what goes wrong with the real one, on order.
 
-    python ec2_server.py ADDRESS     writes the port that it listens on
+    python -m tests.support.ec2_server ADDRESS     writes the port that it listens on
 
-POST /test/faults takes a list of orders: ``{"action": "CreateRoute", "times": 2, "status": 503, "code": "..."}``, with
-``delay_s``, ``cut`` (half an answer), ``clock_off_s`` (what the answer's date says). POST /test/blackholes takes a list
-of network interfaces: routes to them lead nowhere. GET /test/asked is the list of actions asked so far.
+Faults are ordered as `cloud_server.Orders` has it. POST /test/blackholes takes a list of network interfaces: routes to
+them lead nowhere.
 
 moto makes a route a second time where EC2 refuses: RouteAlreadyExists is added here.
 """
@@ -14,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import threading
 import time
 from collections.abc import Iterable
 from email.utils import formatdate
@@ -27,6 +25,8 @@ from moto.ec2.models.route_tables import RouteBackend
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from tests.support.cloud_server import Orders
+
 _REFUSAL = "<Response><Errors><Error><Code>{}</Code><Message>{}</Message></Error></Errors></Response>"
 
 
@@ -35,20 +35,19 @@ class Front:
 
     def __init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self._lock = threading.Lock()
-        self._faults: list[dict[str, Any]] = []
+        self._orders = Orders()
         self._blackholes: list[str] = []
-        self._asked: list[str] = []
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         path, body = environ["PATH_INFO"], environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if path.startswith("/test/"):
+            if path == "/test/blackholes":
+                self._blackholes = json.loads(body)
             start_response("200 OK", [("Content-Type", "application/json")])
-            return [json.dumps(self._order(path, body)).encode()]
+            return [json.dumps(self._orders.obey(path, body)).encode()]
         environ["wsgi.input"] = BytesIO(body)
         action = parse_qs(body.decode(errors="replace")).get("Action", ["?"])[0]
-        order = self._take(action)
-        time.sleep(order.get("delay_s", 0.0))
+        order = self._orders.take(action)
         if "code" in order:
             Quiet.clock_off_s = order.get("clock_off_s", 0.0)
             start_response(f"{order['status']} No", [("Content-Type", "text/xml")])
@@ -61,23 +60,6 @@ class Front:
         headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
         start_response(status, [*headers, ("Content-Length", str(len(answer)))])
         return [answer[: len(answer) // 2] if order.get("cut") else answer]
-
-    def _order(self, path: str, body: bytes) -> Any:
-        with self._lock:
-            if path == "/test/faults":
-                self._faults = json.loads(body)
-            elif path == "/test/blackholes":
-                self._blackholes = json.loads(body)
-            return self._asked
-
-    def _take(self, action: str) -> dict[str, Any]:
-        with self._lock:
-            self._asked.append(action)
-            for order in self._faults:
-                if order["action"] == action and order.get("times", 1_000_000) > 0:
-                    order["times"] = order.get("times", 1_000_000) - 1
-                    return order
-        return {}
 
     def _blackened(self, answer: bytes) -> bytes:
         text = answer.decode()

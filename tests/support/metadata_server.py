@@ -1,6 +1,6 @@
 """EC2's instance metadata service for tests, version 2, a process of its own, from AWS's description of it.
 
-    python metadata_server.py ADDRESS PORT INSTANCE     writes the port that it listens on (0: any that is free)
+    python -m tests.support.metadata_server ADDRESS PORT INSTANCE     writes its port (given 0, one that is free)
 
 INSTANCE is JSON: ``region``, ``instance``, ``vpc``, ``cidrs`` and ``interfaces``, a list of ``mac``, ``id``, ``subnet``
 and ``addresses``; with ``credentials`` the instance has the role "hosts". Who asks without a token is refused.
@@ -12,6 +12,8 @@ import json
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
+
+from tests.support.cloud_server import run
 
 _TOKEN = "AQAEAtoken=="  # noqa: S105 - it opens nothing
 _MACS = "/latest/meta-data/network/interfaces/macs/"
@@ -75,7 +77,4 @@ class Handler(BaseHTTPRequestHandler):
 if __name__ == "__main__":
     asked = json.loads(sys.argv[3])
     Handler.documents, Handler.refuses = documents(asked), asked.get("refuses", False)
-    server = ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler)
-    sys.stdout.write(f"{server.server_port}\n")
-    sys.stdout.flush()
-    server.serve_forever()
+    run(ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler))

@@ -1,41 +1,29 @@
-"""A VPC for tests: EC2's API by moto's server and the hosts' metadata services, each a process of its own."""
+"""A VPC of AWS for tests: EC2's API by moto's server and the hosts' metadata services, each a process of its own."""
 
 from __future__ import annotations
 
-import http.client
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from ipaddress import IPv4Address
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import boto3
 from botocore.config import Config
 
-from flannel_udp.model import Ends, Interface
 from tests.support import ec2_server, metadata_server
+from tests.support.served import Served, at_once, served
 
 REGION = "eu-central-1"
 SUBNET = "192.0.2.0/24"
 _PATIENT = Config(connect_timeout=60, read_timeout=60, retries={"total_max_attempts": 1})
-T = TypeVar("T")
 
 
-def at_once(call: Callable[[], T]) -> T:
-    """Return what it returns: the server is on this machine's own loopback."""
-    return call()
-
-
-class Vpc:
-    """One VPC of one subnet, with its main route table; `inside` runs what speaks to the API, where that can be."""
+class Vpc(Served):
+    """One VPC of one subnet, with its main route table."""
 
     def __init__(self, address: str, port: int, inside: Callable[[Callable[[], Any]], Any] = at_once) -> None:
-        self._address, self._port, self._inside = address, port, inside
+        super().__init__(address, port, inside)
         self._clients: dict[str, Any] = {}
-        self.url = f"http://{address}:{port}"
         self.vpc = self.ask("create_vpc", CidrBlock=SUBNET)["Vpc"]["VpcId"]
         self.subnet = self.ask("create_subnet", VpcId=self.vpc, CidrBlock=SUBNET)["Subnet"]["SubnetId"]
         self.main = self.ask("describe_route_tables", Filters=[{"Name": "vpc-id", "Values": [self.vpc]}])
@@ -50,34 +38,12 @@ class Vpc:
                 self._clients[service] = session.client(service, endpoint_url=self.url, config=_PATIENT)
             return getattr(self._clients[service], operation)(**arguments)
 
-        return self._inside(call)
+        return self.inside(call)
 
     def close(self) -> None:
         """Close the connections."""
         for client in self._clients.values():
             client.close()
-
-    def order(self, what: str, body: object = None) -> Any:
-        """Tell the server what goes wrong from now on, or ask it what it was asked: see `ec2_server`."""
-
-        def call() -> Any:
-            connection = http.client.HTTPConnection(self._address, self._port, timeout=30)
-            try:
-                connection.request("GET" if body is None else "POST", what, json.dumps(body).encode())
-                return json.load(connection.getresponse())
-            finally:
-                connection.close()
-
-        return self._inside(call)
-
-    def fail(self, *orders: Mapping[str, Any]) -> None:
-        """Have calls fail: these orders, and no former ones."""
-        self.order("/test/faults", list(orders))
-
-    def asked(self) -> list[str]:
-        """Return the actions that were asked for so far."""
-        actions: list[str] = self.order("/test/asked")
-        return actions
 
     def add_host(self, address: str) -> dict[str, Any]:
         """Start an instance with that address, and return what its metadata service knows."""
@@ -132,25 +98,6 @@ class Vpc:
 def interface_of(host: Mapping[str, Any]) -> str:
     """Return the network interface of what `Vpc.add_host` returned."""
     return str(host["interfaces"][0]["id"])
-
-
-def external(address: str = "192.0.2.1") -> Interface:
-    """Return the external interface of a host with that address."""
-    return Interface("eth0", 2, 9001, Ends(IPv4Address(address), IPv4Address(address)))
-
-
-@contextmanager
-def served(module: Any, *arguments: str, before: Sequence[str] = ()) -> Iterator[int]:
-    """Run one of the servers for the block; yields its port."""
-    command = [*before, sys.executable, "-P", str(Path(module.__file__)), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
-        try:
-            assert process.stdout is not None
-            port = process.stdout.readline()
-            assert port, f"{command} ended before it listened"
-            yield int(port)
-        finally:
-            process.kill()
 
 
 @contextmanager

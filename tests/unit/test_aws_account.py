@@ -23,14 +23,8 @@ from flannel_udp.errors import ConfigError
 from flannel_udp.netconf.config import NetworkConfig
 from tests.support.aws_host import CREDENTIALS, on_host
 from tests.support.backends import parse_config
-from tests.support.vpc import (
-    REGION,
-    Vpc,
-    external,
-    interface_of,
-    metadata_on_loopback,
-    vpc_on_loopback,
-)
+from tests.support.served import external
+from tests.support.vpc import REGION, Vpc, interface_of, metadata_on_loopback, vpc_on_loopback
 
 POLICY = Path(__file__).parents[2] / "examples" / "cloud" / "aws-policy.json"
 AT = IPv4Network("10.1.15.0/24")

@@ -15,8 +15,8 @@ from flannel_udp.backend.cloud.provider import Account, CloudError
 from flannel_udp.model import Interface
 from flannel_udp.netconf.config import NetworkConfig
 from tests.support.backends import parse_config
+from tests.support.served import external
 from tests.support.status import CLOUD_ROUTES
-from tests.support.vpc import external
 
 CONFIG = parse_config('{"Network": "10.1.0.0/16", "Backend": {"Type": "aws-vpc"}}').config
 

@@ -22,7 +22,8 @@ from flannel_udp.model import Peer, Subnet
 from tests.support.aws_host import on_host
 from tests.support.backends import parse_config
 from tests.support.patience import PATIENCE_S, promised
-from tests.support.vpc import Vpc, external, interface_of, metadata_on_loopback, vpc_on_loopback
+from tests.support.served import external
+from tests.support.vpc import Vpc, interface_of, metadata_on_loopback, vpc_on_loopback
 
 CONFIG = parse_config(json.dumps({"Network": "10.1.0.0/16", "Backend": {"Type": "aws-vpc"}})).config
 OWN, PEER, GONE = (IPv4Network(f"10.1.{number}.0/24") for number in (15, 16, 17))
