@@ -28,7 +28,8 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
-from flannel_udp.lab.plan import UNDERLAY, Plan
+from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.sites import UNDERLAY
 from tests.support.agents import subnet_of, wait_for_peers
 
 _FAR_PPS, _PAYLOAD_BYTES = 27_000, 1_400

@@ -11,6 +11,7 @@ from flannel_udp.backend.table import LAB_BACKENDS
 from flannel_udp.cli.arguments import Values
 from flannel_udp.errors import UsageError, did_you_mean
 from flannel_udp.lab.plan import OVERLAY, Plan
+from flannel_udp.lab.sites import Router
 from flannel_udp.lab.topology import DATAPATHS, read_topology, with_fixed_subnets
 
 _BESIDE_A_FILE = ("topology", "name", "json")
@@ -38,7 +39,8 @@ def _from_flags(given: Values, name: str) -> Plan:
         raise UsageError(f"--routed {routed}: of {plan.hosts} hosts 0 to {plan.hosts - 1} can be behind a router")
     names = plan.host_names
     host_args = _datapaths(names, given.get("datapath"))
-    plan = replace(plan, host_args=host_args, routed=tuple(names[plan.hosts - routed :]))
+    behind = dict.fromkeys(names[plan.hosts - routed :], "r1")
+    plan = replace(plan, host_args=host_args, routers={"r1": Router()} if behind else {}, behind=behind)
     return with_fixed_subnets(plan, LAB_BACKENDS) if given.get("fixed") else plan
 
 

@@ -77,20 +77,20 @@ def _follow(lab: Lab, host: Host, trace: Trace) -> None:
     if peer is None:
         return
     public_ip = parse_address(peer["public_ip"])
-    others = [each for each in lab.hosts if each.underlay_of(public_ip.version) == public_ip]
-    sender = str(host.underlay_of(public_ip.version))
-    if not others:
-        trace["notes"].append(f"the other host was not asked: none of the lab's has {public_ip}")
+    other = lab.plan.host_at(public_ip, host.name)
+    if other is None:
+        trace["notes"].append(f"the other host was not asked: no host of the lab is reached by {public_ip} from here")
         return
+    sender = str(lab.plan.source_seen_by(other, host.name, public_ip.version))
     try:
         for sent in trace["datagrams"]:
-            arrival = trace["arrival"] = client.fetch_arrival(others[0].control_socket, sender, sent)
+            arrival = trace["arrival"] = client.fetch_arrival(lab.host(other).control_socket, sender, sent)
             if arrival["verdict"] == "dropped":
                 trace["verdict"], trace["dropped_by"] = "dropped", "other host"
                 trace["reason"], trace["why"] = arrival["reason"], arrival["why"]
                 return
     except FlannelError as error:
-        trace["notes"].append(f"the other host, {others[0].name}, was not asked: {error}")
+        trace["notes"].append(f"the other host, {other}, was not asked: {error}")
         return
     if "arrival" in trace:
-        trace["verdict"], trace["why"] = "delivered", f"on {others[0].name} {trace['arrival']['why']}"
+        trace["verdict"], trace["why"] = "delivered", f"on {other} {trace['arrival']['why']}"

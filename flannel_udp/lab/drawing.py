@@ -1,16 +1,41 @@
-"""A lab as a drawing: the underlay as a cable, the hosts hanging from it, their pods below. Pure."""
+"""A lab as a drawing: each network as a cable, routers and hosts hanging from it, their pods below. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any
 
+from flannel_udp.lab.sites import GATEWAY_NUMBER, Cable
 from flannel_udp.lab.tunnel import Tunnel
 
 _STEM = 6
 """Column within a host's box where its cable comes in and its pods hang."""
 _GAP = "  "
+_KINDS = ("routers", "hosts")
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network of the underlay, and what of `Lab.status` is on it."""
+
+    title: str
+    at: str
+    """The node that has its bridge: ``net``, or the router that it is behind."""
+    routers: list[dict[str, Any]]
+    hosts: list[dict[str, Any]]
+
+
+def networks_of(status: dict[str, Any], underlay: str) -> list[Network]:
+    """Return the underlay, whose addresses are given, and the sites behind the routers, each after the one above it."""
+    titles: dict[str | None, str] = {None: f"underlay {underlay}"}
+    for router in status["routers"]:
+        titles[router["name"]] = f"behind {router['name']}, {' and '.join(known(router, 'network'))}"
+    return [
+        Network(title, name or "net", *([node for node in status[kind] if node["behind"] == name] for kind in _KINDS))
+        for name, title in titles.items()
+    ]
 
 
 def draw(
@@ -28,21 +53,29 @@ def draw(
     `tunnels`: what packets of each of the lab's families travel in, by IP version.
     """
     name = status["name"]
-    boxes = [_host_lines(name, host, tunnels) for host in status["hosts"]]
-    box_width = max(len(line) for box in boxes for line in box)
-    per_row = max(1, (width + len(_GAP)) // (box_width + len(_GAP)))
-    lines = [f"underlay {underlay}: a bridge in the namespace fu-{name}-net"]
-    for start in range(0, len(boxes), per_row):
-        row = boxes[start : start + per_row]
-        cable = ("━" * _STEM + "┯").ljust(box_width + len(_GAP), "━") * len(row)
-        height = max(map(len, row))
-        lines.append(cable[: -len(_GAP)])
-        for i in range(height):
-            lines.append(_GAP.join((box[i] if i < len(box) else "").ljust(box_width) for box in row).rstrip())
-        lines.append("")
+    lines: list[str] = []
+    for network in networks_of(status, underlay):
+        lines.append(f"{network.title}: a bridge in the namespace fu-{name}-{network.at}")
+        boxes = [_box(name, router, devices_of_router(router)) for router in network.routers]
+        boxes += [_box(name, host, devices_of(host, tunnels), host["pods"]) for host in network.hosts]
+        lines += [*_rows(boxes, width), ""]
     size = "" if mtu is None else f", MTU {mtu}"
     lines.append(f"overlay {overlay}, backend {backend}{size}{_carried(backend, tunnels)}")
     return "\n".join(lines)
+
+
+def _rows(boxes: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Return boxes that hang from a cable, so many beside each other as `width` columns ask for."""
+    lines: list[str] = []
+    box_width = max((len(line) for box in boxes for line in box), default=0)
+    per_row = max(1, (width + len(_GAP)) // (box_width + len(_GAP)))
+    for start in range(0, len(boxes), per_row):
+        row = boxes[start : start + per_row]
+        cable = ("━" * _STEM + "┯").ljust(box_width + len(_GAP), "━") * len(row)
+        lines += [*([""] if start else []), cable[: -len(_GAP)]]
+        for i in range(max(map(len, row))):
+            lines.append(_GAP.join((box[i] if i < len(box) else "").ljust(box_width) for box in row).rstrip())
+    return lines
 
 
 def _carried(backend: str, tunnels: Mapping[int, Tunnel | None]) -> str:
@@ -71,20 +104,39 @@ def devices_of(host: dict[str, Any], tunnels: Mapping[int, Tunnel | None]) -> di
     return devices
 
 
-def _host_lines(lab: str, host: dict[str, Any], tunnels: Mapping[int, Tunnel | None]) -> list[str]:
-    """Return one host's lines: its stem, its box, its pods."""
-    devices = devices_of(host, tunnels)
+def devices_of_router(router: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the interfaces of a router of `Lab.status` and their addresses: its uplink, and the bridge behind it."""
+    behind = [ip_network(network) for network in known(router, "network")]
+    return {
+        "eth0": known(router, "uplink"),
+        "site": [f"{network[GATEWAY_NUMBER]}/{network.prefixlen}" for network in behind],
+    }
+
+
+def notes_of(node: dict[str, Any]) -> list[str]:
+    """Return what else is to be said of a host or a router of `Lab.status`: its link, and its NAT."""
+    found = Cable(**node["link"]).words
+    notes = [f"link: {', '.join(found)}"] if found else []
+    if node.get("nat"):
+        notes.append("NAT" if node["forward"] is None else f"NAT, the port goes on to {node['forward']}")
+    return notes
+
+
+def _box(
+    lab: str, node: dict[str, Any], devices: Mapping[str, Sequence[str]], pods: Sequence[dict[str, Any]] = ()
+) -> list[str]:
+    """Return the lines of a host or a router: its stem, its box, its pods."""
     column = max(map(len, devices)) + 2
     rows = [
-        f"{host['name']}  (namespace fu-{lab}-{host['name']})",
+        f"{node['name']}  (namespace fu-{lab}-{node['name']})",
         *(
             f"{(device if i == 0 else '').ljust(column)}{address}"
             for device, addresses in devices.items()
             for i, address in enumerate(addresses)
         ),
+        *notes_of(node),
     ]
     inner = max(map(len, rows)) + 2
-    pods = host["pods"]
     bottom = "┬" if pods else "─"
     lines = [
         " " * _STEM + "│",

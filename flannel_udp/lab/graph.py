@@ -5,7 +5,8 @@ from __future__ import annotations
 from flannel_udp.lab.drawing import draw
 from flannel_udp.lab.faults import present_faults
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.plan import ROUTED, ROUTED_V6, UNDERLAY, UNDERLAY_V6, Plan
+from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.sites import network_behind
 from flannel_udp.lab.svg import draw_svg
 from flannel_udp.lab.tunnel import Tunnel, tunnel_of
 
@@ -46,6 +47,4 @@ def _tunnels(plan: Plan) -> dict[int, Tunnel | None]:
 
 
 def _underlay(plan: Plan) -> str:
-    networks, behind = ({4: UNDERLAY, 6: UNDERLAY_V6}, {4: ROUTED, 6: ROUTED_V6})
-    near, far = (" and ".join(str(of[version]) for version in plan.versions) for of in (networks, behind))
-    return near + (f", and {far} behind a router ({', '.join(plan.routed)})" if plan.routed else "")
+    return " and ".join(str(network_behind(None, version)) for version in plan.versions)

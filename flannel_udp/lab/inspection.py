@@ -23,7 +23,9 @@ def list_labs() -> list[dict[str, Any]]:
 
 
 def _row(name: str) -> dict[str, Any]:
-    plan = Plan.load(name)
+    plan = None
+    with suppress(FlannelError):  # another version's
+        plan = Plan.load(name)
     if plan is None:
         return {
             "name": name,
@@ -48,7 +50,8 @@ def _row(name: str) -> dict[str, Any]:
 
 def inspect(lab: Lab) -> dict[str, Any]:
     """Return all that there is of a lab."""
-    nodes: list[Node] = [lab.net, *lab.hosts, *lab.pods()]
+    nodes: list[Node] = [lab.net, *lab.routers, *lab.hosts, *lab.pods()]
+    said = {node["name"]: node for kind in ("routers", "hosts") for node in lab.status()[kind]}
     inside: dict[str, list[int]] = {node.namespace: [] for node in nodes}
     for pid, namespace in sorted(netns.processes(inside).items()):
         inside[namespace].append(pid)
@@ -61,9 +64,12 @@ def inspect(lab: Lab) -> dict[str, Any]:
             **_node(lab.net, inside),
             "addresses": [str(lab.plan.bridge(version)) for version in lab.plan.versions],
         },
+        "routers": [{**_node(router, inside), **said[router.name]} for router in lab.routers],
         "hosts": [
             {
                 **_node(host, inside),
+                "behind": said[host.name]["behind"],
+                "link": said[host.name]["link"],
                 "addresses": [str(host.underlay_of(version)) for version in lab.plan.versions],
                 "subnets": [str(prefix) for prefix in host.prefixes],
                 "agent": _agent(host),

@@ -1,11 +1,11 @@
 """Class `Lab`: a whole overlay network of namespaces, brought up, attached to, taken down.
 
-    fu-NAME-net     bridge "underlay" 192.0.2.254/24, ports h1, h2, …; the lab's etcd, if it has one;
-                    for hosts behind a router, which it is then, bridge "routed" 198.51.100.254/24 with their ports
+    fu-NAME-net     bridge "underlay" 192.0.2.254/24, ports h1, h2, r1, …; the lab's etcd, if it has one
+    fu-NAME-r1      eth0 192.0.2.201/24; bridge "site" 172.16.1.254/24, ports of what is behind it
     fu-NAME-h1      eth0 192.0.2.1/24; our agent; bridge cni0 with its subnet's first address, ports p1, …
     fu-NAME-h1-p1   eth0 with an address of the host's subnet, default route to cni0
 
-With IPv6 the same by 2001:db8::/64 (behind the router 2001:db8:1::/64): the bridges have ::fe, h1 has ::1.
+With IPv6 the same by 2001:db8::/64 (behind r1 2001:db8:1::/64): the bridges have ::fe, h1 has ::1, r1 ::c9.
 
 Outside are only names (`ip netns`) and /run/flannel-udp-lab/NAME/, so labs may use the same addresses side by side.
 """
@@ -16,43 +16,30 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from flannel_udp.errors import FlannelError, did_you_mean
-from flannel_udp.lab import ethtool, netns
+from flannel_udp.lab import netns
 from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.lab.interruptible import uninterrupted
-from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node, Pod, interface_address
-from flannel_udp.lab.plan import (
-    GATEWAY_NUMBER,
-    ROUTED,
-    ROUTED_V6,
-    STATE_DIR,
-    UNDERLAY,
-    UNDERLAY_V6,
-    Plan,
-    check_name,
-    lab_of_namespace,
-)
+from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node, Pod
+from flannel_udp.lab.plan import STATE_DIR, Plan, check_name, lab_of_namespace
 from flannel_udp.lab.registry import require_registry, start_registry
+from flannel_udp.lab.sites import network_behind
+from flannel_udp.lab.underlay import Underlay, require_nat
 from flannel_udp.model import Prefix, Subnet
 
 logger = logging.getLogger(__name__)
 
-BRIDGE, ROUTED_BRIDGE = "underlay", "routed"
 _ROUNDS, _ROUND_S = 20, 0.1
 """How often, and after how many seconds again, a lab is removed that somebody else is still building."""
-_CUT = dict.fromkeys(ethtool.CUTTING, False)
-_HOST_CARD = {
-    "whole": {},
-    "wire": _CUT | dict.fromkeys(ethtool.GRO, True),
-    "plain": _CUT | dict.fromkeys(ethtool.GRO, False),
-}
 
 
 class Lab:
@@ -62,7 +49,8 @@ class Lab:
         self.plan = plan
         self.name = plan.name
         self.hosts = [Host(plan, name) for name in plan.host_names]
-        self.net = Node(plan, "net")
+        self.underlay = Underlay(plan)
+        self.net, self.routers = self.underlay.net, self.underlay.routers
         self._etcd: EtcdServer | None = None
 
     @classmethod
@@ -88,6 +76,7 @@ class Lab:
         """
         netns.require()
         require_registry(self.plan)
+        require_nat(self.plan)
         with self._claim() as stands:
             try:
                 for host in self.hosts:
@@ -123,6 +112,7 @@ class Lab:
         """Collect the exit statuses of our children, and end what is in a namespace without a name by now."""
         for host in self.hosts:
             host.collect_agent()
+        self.underlay.end()
         if self._etcd is not None:
             self._etcd.stop()
 
@@ -140,9 +130,10 @@ class Lab:
         return [pod for host in self.hosts for pod in host.pods]
 
     def node(self, path: str) -> Node:
-        """Return the node ``h1``, ``h1/p1`` or ``net`` (where the underlay's bridge is)."""
-        if path == "net":
-            return self.net
+        """Return the node ``h1``, ``h1/p1``, ``r1`` or ``net`` (where the underlay's bridge is)."""
+        for node in (self.net, *self.routers):
+            if node.path == path:
+                return node
         host, _, pod = path.partition("/")
         return self.host(host).pod(pod) if pod else self.host(host)
 
@@ -161,9 +152,23 @@ class Lab:
 
         return {
             "name": self.name,
+            "routers": [
+                {
+                    "name": name,
+                    "behind": self.plan.behind.get(name),
+                    "link": self._link(name),
+                    **by_family("uplink", partial(self.plan.underlay_of, name)),
+                    **by_family("network", partial(network_behind, name)),
+                    "nat": self.plan.routers[name].nat,
+                    "forward": self.plan.routers[name].forward,
+                }
+                for name in self.plan.router_names
+            ],
             "hosts": [
                 {
                     "name": host.name,
+                    "behind": self.plan.behind.get(host.name),
+                    "link": self._link(host.name),
                     **by_family("underlay", host.underlay_of),
                     "backend": host.backend,
                     **by_family("subnet", host.subnet_of),
@@ -172,6 +177,10 @@ class Lab:
                 for host in self.hosts
             ],
         }
+
+    def _link(self, node: str) -> dict[str, Any]:
+        """Return what the link of a host or a router's uplink was built like."""
+        return {**asdict(self.plan.cable(node)), "mtu": self.plan.mtu_of(node)}
 
     def start_agents(self, timeout_s: float) -> None:
         """Start the planned agents all at once; wait until each is ready, has its pods, and knows all the others."""
@@ -237,79 +246,21 @@ class Lab:
             os.close(folder)
 
     def _build(self) -> None:
-        """Make the namespaces, the underlay's bridges, and a cable from one of them to every host."""
+        """Make the namespaces, the underlay, and a cable to every host."""
         logger.info("building hosts: %d, pods on each: %d", self.plan.hosts, self.plan.pods)
-        nodes: list[Node] = [self.net, *self.hosts, *self.pods()]
+        nodes: list[Node] = [self.net, *self.routers, *self.hosts, *self.pods()]
         netns.ip_batch(f"netns add {node.namespace}" for node in nodes)
         if 6 in self.plan.versions:
             for node in nodes:
                 _prepare_ipv6(node)
-        mtu = self.plan.underlay_mtu
-        self.net.configure("link set lo up")
-        # Always by IPv4 too: whoever asks the lab's etcd by hand does it from here.
-        also = 6 in self.plan.versions
-        self._build_bridge(BRIDGE, [UNDERLAY, *([UNDERLAY_V6] if also else [])])
-        if self.plan.routed:
-            self._build_bridge(ROUTED_BRIDGE, [ROUTED, *([ROUTED_V6] if also else [])])
-            _set_forwarding(self.net)
+        self.underlay.build()
         for host in self.hosts:
-            bridge = ROUTED_BRIDGE if host.name in self.plan.routed else BRIDGE
-            self.net.configure(
-                f"link add {host.name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {host.namespace}",
-                f"link set {host.name} master {bridge} up",
-            )
-            host.configure(
-                "link set lo up",
-                *(f"addr add {address} dev eth0" for address in self._underlay_addresses(host)),
-                "link set eth0 up",
-                *(f"route add default via {self.plan.gateway(host.name, version)}" for version in self.plan.versions),
-            )
-            _set_forwarding(host)
-            self._set_offload(host)
-            self._set_rate(host)
-
-    def _underlay_addresses(self, host: Host) -> list[str]:
-        return [
-            interface_address(host.underlay_of(version), self.plan.network(host.name, version))
-            for version in self.plan.versions
-        ]
-
-    def _build_bridge(self, name: str, networks: Sequence[Prefix]) -> None:
-        self.net.configure(
-            f"link add {name} mtu {self.plan.underlay_mtu} type bridge",
-            *(f"addr add {interface_address(network[GATEWAY_NUMBER], network)} dev {name}" for network in networks),
-            f"link set {name} up",
-        )
-
-    def _set_offload(self, host: Host) -> None:
-        """Make the cable cut super-packets at both ends; only the host's end coalesces, as only a real card does."""
-        features: Mapping[str, bool] = _HOST_CARD[self.plan.offload]
-        if features:
-            ethtool.set_features(host.namespace, "eth0", features)
-            ethtool.set_features(self.net.namespace, host.name, _CUT)
-
-    def _set_rate(self, host: Host) -> None:
-        """Let the host's cable carry so much a second, by a token bucket at both ends (tc-tbf(8))."""
-        rate = self.plan.rates.get(host.name)
-        if rate is None:
-            return
-        # What may leave at once: 5 ms of the rate, and a few packets of whatever length.
-        burst_bytes = max(rate // 8 // 200, 32_768, 2 * self.plan.underlay_mtu)
-        shape = ["root", "tbf", "rate", f"{rate}bit", "burst", str(burst_bytes), "latency", "50ms"]
-        for node, interface in ((host, "eth0"), (self.net, host.name)):
-            node.run(["tc", "qdisc", "replace", "dev", interface, *shape])
+            self.underlay.join(host)
 
     def _ask_for_subnets(self) -> None:
         networks = [ip_network(overlay) for overlay in self.plan.overlays]
         for name, parts in self.plan.subnets.items():
             self.host(name).ask_for(Subnet.made_of(map(ip_network, parts)), networks)
-
-
-def _set_forwarding(node: Node) -> None:
-    """Let the node route: a host between its pods and the other hosts', a router between the hosts."""
-    netns.write_sysctls(node.namespace, {"ipv4/ip_forward": 1})
-    if 6 in node.plan.versions:
-        netns.write_sysctls(node.namespace, {"ipv6/conf/all/forwarding": 1})
 
 
 def _prepare_ipv6(node: Node) -> None:

@@ -1,6 +1,7 @@
 """A lab's cables, by the names of the nodes at their ends: cut them, let them carry less, put them right again.
 
-``h1`` is the cable between the host's eth0 and the underlay's bridge, ``h1/p1`` that between the pod's eth0 and cni0.
+``h1`` is the cable between the host's eth0 and the bridge of the network that it is on, ``r1`` the router's uplink,
+``h1/p1`` the cable between the pod's eth0 and cni0.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from typing import Any
 
 from flannel_udp.errors import FlannelError, UsageError, did_you_mean
 from flannel_udp.lab import ethtool
+from flannel_udp.lab.cables import EXIT, Relay
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Node
 from flannel_udp.lab.plan import IPV6_MIN_MTU, MTU_MAX, MTU_MIN
-
-EXIT = "eth0"
-"""What every host and pod calls its end."""
 
 Interfaces = Mapping[str, Mapping[str, Any]]
 """What `ip -json link` says, by interface."""
@@ -36,6 +35,8 @@ class Link:
     """Bytes that it carries while nothing is wrong."""
     cuts: bool
     """Whether super-packets are cut at its port, as the lab was built."""
+    relay: Relay | None = None
+    """What carries its frames, where it has delay or loss."""
 
     @property
     def name(self) -> str:
@@ -45,6 +46,8 @@ class Link:
     def cut(self) -> None:
         """Take the cable out at the bridge: the node sees its carrier go, and keeps its addresses."""
         self.switch.configure(f"link set {self.port} down")
+        if self.relay is not None:  # between two devices that know nothing of each other
+            self.node.configure(f"link set {EXIT} carrier off")
 
     def carry(self, mtu: int) -> None:
         """Let both ends carry `mtu` bytes, super-packets' parts too: they are cut first. Raises `UsageError`."""
@@ -63,6 +66,8 @@ class Link:
         if EXIT not in at_node or self.port not in at_switch:
             return [f"the link {self.name} was removed by hand"]
         found = [] if self._is_up(ends) else [f"the link {self.name} is cut"]
+        if self.relay is not None and self.relay.pid() is None:
+            found.append(f"the relay of the link {self.name} does not run")
         if (carried := self._carried(ends)) != self.mtu:
             found.append(f"the link {self.name} carries {carried} bytes")
         return found
@@ -76,8 +81,13 @@ class Link:
         if EXIT not in at_node or self.port not in at_switch:
             raise FlannelError(f"the link {self.name} was removed by hand, and only a new lab has it again")
         healed = []
+        if self.relay is not None and self.relay.pid() is None:
+            self.relay.start()
+            healed.append(f"{self.name}: the relay runs again")
         if not self._is_up(ends):
             self.switch.configure(f"link set {self.port} up")
+            if self.relay is not None:
+                self.node.configure(f"link set {EXIT} carrier on")
             healed.append(f"{self.name}: the link is plugged in again")
         if self._carried(ends) != self.mtu:
             self.carry(self.mtu)
@@ -94,12 +104,18 @@ class Link:
 
 
 def links_of(lab: Lab) -> list[Link]:
-    """Return all cables: those of the hosts, and of the pods that are attached."""
-    found = []
+    """Return all cables: those of the routers and hosts, and of the pods that are attached."""
+    found = [_on_underlay(lab, router) for router in lab.routers]
     for host in lab.hosts:
-        found.append(Link(host, lab.net, host.name, lab.plan.underlay_mtu, lab.plan.offload != "whole"))
+        found.append(_on_underlay(lab, host))
         found += [Link(pod, host, pod.name, mtu, cuts=False) for pod in host.pods if (mtu := host.pods_mtu) is not None]
     return found
+
+
+def _on_underlay(lab: Lab, node: Node) -> Link:
+    plan, relay = lab.plan, lab.underlay.relay_of(node)
+    cuts = relay is not None or plan.offload != "whole"
+    return Link(node, lab.underlay.switch_of(node.name), node.name, plan.mtu_of(node.name), cuts, relay)
 
 
 def link_of(lab: Lab, name: str) -> Link:

@@ -11,23 +11,30 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Self
 
-from flannel_udp.errors import FlannelError, UsageError
+from flannel_udp.errors import FlannelError, UsageError, did_you_mean
 from flannel_udp.files.atomic import replace_file
+from flannel_udp.lab.sites import (
+    GATEWAY_NUMBER,
+    MAX_HOSTS,
+    MAX_ROUTERS,
+    UNDERLAY,
+    Cable,
+    Router,
+    address_in,
+    circle_of,
+    in_order,
+    network_behind,
+    number_of,
+)
 from flannel_udp.model import Address, Prefix
 from flannel_udp.netconf.config import DEFAULT_TYPE
 
 DEFAULT_NAME = "lab"
 STATE_DIR = Path("/run/flannel-udp-lab")
-UNDERLAY = IPv4Network("192.0.2.0/24")  # RFC 5737: TEST-NET-1
-ROUTED = IPv4Network("198.51.100.0/24")  # TEST-NET-2
+UNDERLAY_GATEWAY = UNDERLAY[GATEWAY_NUMBER]
 OVERLAY = IPv4Network("10.244.0.0/16")
-UNDERLAY_V6 = IPv6Network("2001:db8::/64")  # RFC 3849: documentation
-ROUTED_V6 = IPv6Network("2001:db8:1::/64")
 OVERLAY_V6 = IPv6Network("fd00:10:244::/48")
-GATEWAY_NUMBER = 254
-"""Of the bridge among the addresses of its network: .254, ::fe."""
-UNDERLAY_GATEWAY, ROUTED_GATEWAY = UNDERLAY[GATEWAY_NUMBER], ROUTED[GATEWAY_NUMBER]
-MAX_HOSTS = MAX_PODS = 250  # what fits in a /24 beside the gateway
+MAX_PODS = 250  # what fits in a /24 beside the gateway
 ETCD_PORT = 2379
 DEFAULT_PORTS = {"udp": 8285, "vxlan": 8472}
 REGISTRIES = ("file", "etcd")
@@ -40,7 +47,8 @@ IPV6_MIN_MTU = 1280
 """Bytes; RFC 8200 section 5: Linux has no IPv6 on a device that carries less."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-_NAMESPACE = re.compile(r"fu-(?P<lab>[a-z0-9][a-z0-9-]*)-(?:net|h\d+(?:-p\d+)?)")
+_NAMESPACE = re.compile(r"fu-(?P<lab>[a-z0-9][a-z0-9-]*)-(?:net|r\d+|h\d+(?:-p\d+)?)")
+_ROUTER = re.compile(r"r[1-9]\d?")
 
 
 def check_name(name: str) -> None:
@@ -73,12 +81,16 @@ class Plan:
     """Further arguments for every agent."""
     host_args: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Host → further arguments for its agent alone, after those for every one."""
-    routed: tuple[str, ...] = ()
-    """The hosts on a network of their own, which reach the others, and are reached, through a router only."""
+    routers: Mapping[str, Router] = field(default_factory=dict)
+    """The routers, r1 to r50, by their names."""
+    behind: Mapping[str, str] = field(default_factory=dict)
+    """Host or router → the router that it is behind; the others are on the underlay itself."""
     subnets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Host → the subnet, one part a family, that its agent shall ask for, as one that it had before."""
-    rates: Mapping[str, int] = field(default_factory=dict)
-    """Host → what its link carries in each direction, bits a second; no limit for the others."""
+    cables: Mapping[str, Cable] = field(default_factory=dict)
+    """Host or router → what its link, a router's uplink, is like; perfect for the others."""
+    seed: int = 1
+    """What is lost on links with loss depends on it, and on nothing else."""
     underlay_mtu: int = 1500
     """Bytes."""
     families: str = "4"
@@ -107,14 +119,51 @@ class Plan:
         for what, names in (
             ("an agent is asked for on", self.agents or ()),
             ("arguments are given for", self.host_args),
-            ("a router is asked for before", self.routed),
             ("a subnet is given to", self.subnets),
-            ("a rate is given to", self.rates),
         ):
             unknown = [name for name in names if name not in self.host_names]
             if unknown:
                 raise UsageError(f"{what} {unknown[0]}, which is none of the lab's {self.hosts} hosts")
+        self._require_routers()
+        for name in (*self.host_names, *self.routers):
+            self._require_mtu(name)
         object.__setattr__(self, "config", self._completed(self.config))
+
+    def _require_routers(self) -> None:
+        """Raise `UsageError` where routers, or what is behind them, cannot be so."""
+        for name in self.routers:
+            if not _ROUTER.fullmatch(name) or number_of(name) > MAX_ROUTERS:
+                raise UsageError(f"{name} is no name for a router: use r1 to r{MAX_ROUTERS}")
+        known = (*self.host_names, *self.routers)
+        for what, names in (("behind a router", self.behind), ("with a link of its own kind", self.cables)):
+            for name in names:
+                if name not in known:
+                    raise UsageError(f"{name}, {what}, is neither a host nor a router of the lab")
+        for name, router in self.behind.items():
+            if router not in self.routers:
+                there = f"there are {', '.join(self.routers)}" if self.routers else "there is none"
+                raise UsageError(
+                    f"{name} is behind {router}, which is no router: {there}{did_you_mean(router, self.routers)}"
+                )
+        if circle := circle_of(self.behind):
+            raise UsageError(f"the routers go in a circle: {' behind '.join([*circle, circle[0]])}")
+        for name, way in self.routers.items():
+            if way.forward is not None:
+                self._require_forward(name, way.forward, nat=way.nat)
+
+    def _require_forward(self, router: str, host: str, *, nat: bool) -> None:
+        if not nat:
+            raise UsageError(f"{router} passes nothing on to {host} without NAT: all behind it is reached as it is")
+        if host not in self.host_names or self.behind.get(host) != router:
+            raise UsageError(f"{router} passes packets on to {host}, which is no host behind it")
+        if 4 not in self.versions or not self.port:
+            raise UsageError(f"{router} has no port to pass on to {host}: only udp and vxlan by IPv4 have one")
+
+    def _require_mtu(self, node: str) -> None:
+        mtu = self.mtu_of(node)
+        low = IPV6_MIN_MTU if 6 in self.versions else MTU_MIN
+        if not low <= mtu <= MTU_MAX:
+            raise UsageError(f"the link of {node} cannot carry {mtu} bytes: give {low} to {MTU_MAX}")
 
     def _completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration with IPv6 on, and IPv4 off, as the families say, where it says nothing itself."""
@@ -201,34 +250,92 @@ class Plan:
         return next((value for name, value in given.items() if name.lower() == key.lower()), default)
 
     def namespace(self, *node: str) -> str:
-        """Return the namespace of ``net``, of a host (``h1``) or of a pod (``h1``, ``p1``)."""
+        """Return the namespace of ``net``, of a router (``r1``), of a host (``h1``) or of a pod (``h1``, ``p1``)."""
         return "-".join(("fu", self.name, *node))
 
     def underlay(self, host: str) -> IPv4Address:
-        """Return the host's IPv4 address on the underlay: h1 has 192.0.2.1, behind a router 198.51.100.1."""
-        return (ROUTED if host in self.routed else UNDERLAY)[_number(host)]
+        """Return the host's IPv4 address on the underlay: h1 has 192.0.2.1, behind r2 172.16.2.1."""
+        address = self.underlay_of(host, 4)
+        assert isinstance(address, IPv4Address)  # noqa: S101 - for mypy
+        return address
 
     def underlay_v6(self, host: str) -> IPv6Address:
-        """Return its IPv6 address there: h1 has 2001:db8::1, behind a router 2001:db8:1::1."""
-        return (ROUTED_V6 if host in self.routed else UNDERLAY_V6)[_number(host)]
+        """Return its IPv6 address there: h1 has 2001:db8::1, behind r2 2001:db8:2::1."""
+        address = self.underlay_of(host, 6)
+        assert isinstance(address, IPv6Address)  # noqa: S101 - for mypy
+        return address
 
-    def underlay_of(self, host: str, version: int) -> Address:
-        """Return its address of a family, by IP version."""
-        return self.underlay(host) if version == 4 else self.underlay_v6(host)
+    def underlay_of(self, node: str, version: int) -> Address:
+        """Return the address of a host, or of a router's uplink (r1 has 192.0.2.201), by IP version."""
+        return address_in(self.network(node, version), node)
 
-    def network(self, host: str, version: int) -> Prefix:
-        """Return the network of the underlay that the host is on."""
-        if host in self.routed:
-            return ROUTED if version == 4 else ROUTED_V6
-        return UNDERLAY if version == 4 else UNDERLAY_V6
+    def network(self, node: str, version: int) -> Prefix:
+        """Return the network that a host, or a router's uplink, is on."""
+        return network_behind(self.behind.get(node), version)
 
     def bridge(self, version: int) -> Address:
         """Return the address of the underlay's bridge, where the lab's etcd is."""
-        return (UNDERLAY if version == 4 else UNDERLAY_V6)[GATEWAY_NUMBER]
+        return network_behind(None, version)[GATEWAY_NUMBER]
 
-    def gateway(self, host: str, version: int = 4) -> Address:
-        """Return the host's router."""
-        return self.network(host, version)[GATEWAY_NUMBER]
+    def gateway(self, node: str, version: int = 4) -> Address:
+        """Return the router of a host, or of a router."""
+        return self.network(node, version)[GATEWAY_NUMBER]
+
+    def mtu_behind(self, router: str | None) -> int:
+        """Return what the network behind a router carries, in bytes; ``None``: the underlay itself."""
+        own = None if router is None else self.routers[router].mtu
+        return self.underlay_mtu if own is None else own
+
+    def mtu_of(self, node: str) -> int:
+        """Return what the link of a host, or a router's uplink, carries, in bytes."""
+        own = self.cable(node).mtu
+        return self.mtu_behind(self.behind.get(node)) if own is None else own
+
+    def cable(self, node: str) -> Cable:
+        """Return what the link of a host, or a router's uplink, is like."""
+        return self.cables.get(node, Cable())
+
+    @property
+    def router_names(self) -> list[str]:
+        """The routers, each after the one that it is behind."""
+        return in_order(self.behind, self.routers)
+
+    def routes_on(self, network: str | None, version: int) -> dict[Prefix, str]:
+        """Return the networks that are reached through routers on a network, each with the next router.
+
+        `network` is named by the router that it is behind. What is behind a NAT of IPv4 is reached by nobody.
+        """
+        found: dict[Prefix, str] = {}
+        for router in self.router_names:
+            if self.behind.get(router) == network and not (self.routers[router].nat and version == 4):
+                found[network_behind(router, version)] = router
+                found |= dict.fromkeys(self.routes_on(router, version), router)
+        return found
+
+    def host_at(self, address: Address, sender: str) -> str | None:
+        """Return the host that another one reaches by an address of the underlay, by a NAT's, too; ``None``: nobody."""
+        if address.version not in self.versions:
+            return None
+        reached = {name: name for name in self.host_names}
+        reached |= {name: router.forward for name, router in self.routers.items() if router.forward is not None}
+        for node, host in reached.items():
+            own = self.underlay_of(node, address.version)
+            if own == address == self.source_seen_by(sender, node, address.version):
+                return host
+        return None
+
+    def source_seen_by(self, other: str, node: str, version: int) -> Address:
+        """Return the address that packets of a node come to a host from: a NAT's, where one is between them."""
+        around: set[str | None] = {None}
+        above: str | None = other
+        while (above := self.behind.get(above)) is not None:
+            around.add(above)
+        address, above = self.underlay_of(node, version), self.behind.get(node)
+        while above not in around:
+            if self.routers[above].nat and version == 4:
+                address = self.underlay_of(above, 4)
+            above = self.behind.get(above)
+        return address
 
     def save(self) -> None:
         """Write lab.json, from which any later process can attach."""
@@ -243,10 +350,14 @@ class Plan:
             plan = json.loads((STATE_DIR / name / "lab.json").read_text())
         except FileNotFoundError:
             return None
+        if plan.keys() != {each.name for each in dataclasses.fields(cls)}:
+            raise FlannelError(f"the lab {name} was made by another version of flannel-udp: remove it with `lab down`")
         plan["agents"] = None if plan["agents"] is None else tuple(plan["agents"])
-        plan["agent_args"], plan["routed"] = tuple(plan["agent_args"]), tuple(plan["routed"])
+        plan["agent_args"] = tuple(plan["agent_args"])
         for of_hosts in ("host_args", "subnets"):
-            plan[of_hosts] = {host: tuple(values) for host, values in plan.get(of_hosts, {}).items()}
+            plan[of_hosts] = {host: tuple(values) for host, values in plan[of_hosts].items()}
+        plan["routers"] = {router: Router(**values) for router, values in plan["routers"].items()}
+        plan["cables"] = {node: Cable(**values) for node, values in plan["cables"].items()}
         return cls(**plan)
 
 
@@ -268,10 +379,6 @@ class HostSubnet:
         if index >= self.subnet.num_addresses - 1:
             raise FlannelError(f"the subnet {self.subnet} has no address left for {pod}: ask for fewer pods")
         return self.subnet[index]
-
-
-def _number(host: str) -> int:
-    return int(host.removeprefix("h"))
 
 
 def lab_of_namespace(namespace: str) -> str | None:

@@ -17,7 +17,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab import netns
 from flannel_udp.lab.etcd_server import STOP_TIMEOUT_S, EtcdServer
-from flannel_udp.lab.plan import ETCD_PORT, GATEWAY_NUMBER, UNDERLAY_GATEWAY, UNDERLAY_V6, Plan
+from flannel_udp.lab.plan import ETCD_PORT, UNDERLAY_GATEWAY, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def _start_etcd(plan: Plan) -> EtcdServer:
     server = EtcdServer(
         plan.state / "etcd",
         address=str(UNDERLAY_GATEWAY),
-        further=[f"[{UNDERLAY_V6[GATEWAY_NUMBER]}]"] if 6 in plan.versions else [],
+        further=[f"[{plan.bridge(6)}]"] if 6 in plan.versions else [],
         client_port=ETCD_PORT,
         peer_port=ETCD_PORT + 1,
         command=("ip", "netns", "exec", plan.namespace("net"), "etcd"),

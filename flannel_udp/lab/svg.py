@@ -1,4 +1,4 @@
-"""A lab as an SVG drawing: the underlay as a bar, hosts and pods below, faults in red and in words. Pure."""
+"""A lab as an SVG drawing: each network as a bar, routers, hosts and pods below, faults in red and in words. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
-from flannel_udp.lab.drawing import devices_of, known
+from flannel_udp.lab.drawing import devices_of, devices_of_router, known, networks_of, notes_of
 from flannel_udp.lab.tunnel import Tunnel
 
 _GAP, _MARGIN, _LINE = 30, 20, 18
@@ -32,21 +32,28 @@ def draw_svg(
     faults: Mapping[str, Sequence[str]],
 ) -> str:
     """Return the lab of `Lab.status`; `faults` are in words, by the node at whose cable or in which they are."""
-    hosts = [_Host(host, tunnels, faults) for host in status["hosts"]]
-    box = max(host.width for host in hosts)
-    width = 2 * _MARGIN + min(_PER_ROW, len(hosts)) * (box + _GAP) - _GAP
+    networks = networks_of(status, underlay)
+    on = [
+        [_Node(router, devices_of_router(router), (), faults) for router in network.routers]
+        + [_Node(host, devices_of(host, tunnels), host["pods"], faults) for host in network.hosts]
+        for network in networks
+    ]
+    nodes = [node for there in on for node in there]
+    box = max(node.width for node in nodes)
+    width = 2 * _MARGIN + min(_PER_ROW, max(map(len, on))) * (box + _GAP) - _GAP
     parts: list[str] = []
     y = _MARGIN
-    for start in range(0, len(hosts), _PER_ROW):
-        parts.append(_text(_MARGIN, y, f"underlay {underlay}"))
-        y += 8
-        parts.append(f'<rect class="u" x="{_MARGIN}" y="{y}" width="{width - 2 * _MARGIN}" height="8"/>')
-        ends = []
-        for number, host in enumerate(hosts[start : start + _PER_ROW]):
-            lines, end = host.draw(_MARGIN + number * (box + _GAP), y + 8, box)
-            parts += lines
-            ends.append(end)
-        y = max(ends) + 2 * _GAP
+    for network, there in zip(networks, on, strict=True):
+        for start in range(0, max(len(there), 1), _PER_ROW):
+            parts.append(_text(_MARGIN, y, network.title))
+            y += 8
+            parts.append(f'<rect class="u" x="{_MARGIN}" y="{y}" width="{width - 2 * _MARGIN}" height="8"/>')
+            ends = [y + 8]
+            for number, node in enumerate(there[start : start + _PER_ROW]):
+                lines, end = node.draw(_MARGIN + number * (box + _GAP), y + 8, box)
+                parts += lines
+                ends.append(end)
+            y = max(ends) + 2 * _GAP
     y -= _GAP
     for text, kind in [(f"overlay {overlay}", ""), *((line, "f") for line in faults.get("net", ()))]:
         y += _LINE
@@ -60,22 +67,26 @@ def draw_svg(
     )
 
 
-class _Host:
-    """A host's texts, each with its class of style, and those of its pods."""
+class _Node:
+    """The texts of a host or a router, each with its class of style, and those of its pods."""
 
     def __init__(
-        self, host: dict[str, Any], tunnels: Mapping[int, Tunnel | None], faults: Mapping[str, Sequence[str]]
+        self,
+        node: dict[str, Any],
+        devices: Mapping[str, Sequence[str]],
+        pods: Sequence[dict[str, Any]],
+        faults: Mapping[str, Sequence[str]],
     ) -> None:
-        name = host["name"]
+        name = node["name"]
         self._wrong = faults.get(name, ())
-        devices = devices_of(host, tunnels)
         self._texts = [
             (name, "t"),
             *((f"{device}  {address}", "m") for device, of in devices.items() for address in of),
+            *((note, "") for note in notes_of(node)),
         ]
         self._texts += [(line, "f") for line in self._wrong]
         self._pods: list[tuple[list[tuple[str, str]], Sequence[str]]] = []
-        for pod in host["pods"]:
+        for pod in pods:
             wrong = faults.get(f"{name}/{pod['name']}", ())
             texts = [(f"{pod['name']}  {address}", "m") for address in known(pod, "ip")]
             self._pods.append(([*texts, *((line, "f") for line in wrong)], wrong))

@@ -18,7 +18,6 @@ from flannel_udp.errors import ConfigError, UsageError, did_you_mean
 from flannel_udp.lab.plan import (
     DEFAULT_NAME,
     FAMILIES,
-    MAX_HOSTS,
     MAX_PODS,
     MTU_MAX,
     MTU_MIN,
@@ -27,12 +26,14 @@ from flannel_udp.lab.plan import (
     REGISTRIES,
     Plan,
 )
+from flannel_udp.lab.sites import MAX_DELAY_MS, MAX_HOSTS, Cable, Router
 from flannel_udp.model import Prefix, Subnet
 from flannel_udp.netconf.config import AnyRange, NetworkConfig, OptionsReader, parse_network_config
 
 Backends = Mapping[str, OptionsReader]
 
 DATAPATHS = ("auto", "kernel", "userspace")
+_LINK_KEYS = ("rate", "delay", "loss")
 _KEYS = (
     "name",
     "hosts",
@@ -41,16 +42,22 @@ _KEYS = (
     "families",
     "underlay_mtu",
     "offload",
-    "rate",
+    *_LINK_KEYS,
+    "seed",
     "fixed_subnets",
     "network",
     "host",
+    "router",
 )
-_HOST_KEYS = ("agent", "arguments", "datapath", "rate", "routed", "subnets")
+_HOST_KEYS = ("agent", "arguments", "behind", "datapath", "subnets", "mtu", *_LINK_KEYS)
+_ROUTER_KEYS = ("behind", "forward", "mtu", "nat", *_LINK_KEYS)
 _AGENT_KEYS = ("arguments", "datapath", "subnets")
-_RATE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kmg])bit")
-_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9}
+_QUANTITY = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[a-z%]+)")
+_RATES = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 _RATE_MIN, _RATE_MAX = 8_000, 100 * 10**9
+_DELAYS = {"ms": 1.0, "s": 1000.0}
+_DELAY_MIN_MS = 0.1
+_SEED_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +124,31 @@ class _Table:
             self.wrong(key, f"{_shown(value)} is not a table")
         return _Table(self.file, self.name_of(key), value)
 
-    def rate(self) -> int | None:
-        """Return the key `rate` in bits a second; ``None``: no limit."""
-        if "rate" not in self.values:
+    def cable(self, usual: Cable) -> Cable:
+        """Return what a link is like by the keys rate, delay, loss and mtu; of what is not said as `usual`."""
+        rate = self._quantity("rate", _RATES, _RATE_MIN, _RATE_MAX, "a rate from 8kbit to 100gbit, such as 10mbit")
+        delay = self._quantity("delay", _DELAYS, _DELAY_MIN_MS, MAX_DELAY_MS, "a delay from 0.1ms to 2s, such as 40ms")
+        loss = self._quantity("loss", {"%": 1.0}, 0.001, 100, "a loss from 0.001% to 100%, such as 5%")
+        return Cable(
+            rate=usual.rate if rate is None else round(rate),
+            delay_ms=usual.delay_ms if delay is None else delay,
+            loss=usual.loss if loss is None else loss / 100,
+        )
+
+    def _quantity(self, key: str, units: Mapping[str, float], low: float, high: float, what: str) -> float | None:
+        """Return a number with a unit, times that unit's factor; ``None``: the key is not there."""
+        if key not in self.values:
             return None
-        text = self.text("rate", "")
-        found = _RATE.fullmatch(text)
-        bits_s = round(float(found["number"]) * _UNITS[found["unit"]]) if found else 0
-        if not _RATE_MIN <= bits_s <= _RATE_MAX:
-            self.wrong("rate", f"{_shown(text)} is not a rate from 8kbit to 100gbit, such as 10mbit")
-        return bits_s
+        text = self.text(key, "")
+        found = _QUANTITY.fullmatch(text)
+        value = float(found["number"]) * units.get(found["unit"], 0) if found else 0.0
+        if not low <= value <= high:
+            self.wrong(key, f"{_shown(text)} is not {what}")
+        return value
+
+    def mtu(self) -> int | None:
+        """Return the key `mtu` in bytes."""
+        return self.integer("mtu", 0, MTU_MIN, MTU_MAX) if "mtu" in self.values else None
 
 
 def read_topology(path: Path, backends: Backends, name: str = DEFAULT_NAME) -> Plan:
@@ -140,6 +162,7 @@ def read_topology(path: Path, backends: Backends, name: str = DEFAULT_NAME) -> P
     network = top.table("network")
     plan = _made(
         top,
+        usual,
         name=top.text("name", name),
         hosts=top.integer("hosts", usual.hosts, 1, MAX_HOSTS),
         pods=top.integer("pods", usual.pods, 0, MAX_PODS),
@@ -147,24 +170,23 @@ def read_topology(path: Path, backends: Backends, name: str = DEFAULT_NAME) -> P
         families=top.word("families", usual.families, tuple(FAMILIES)),
         underlay_mtu=top.integer("underlay_mtu", usual.underlay_mtu, MTU_MIN, MTU_MAX),
         offload=top.word("offload", usual.offload, OFFLOADS),
+        seed=top.integer("seed", usual.seed, 0, _SEED_MAX),
         config={"Network": str(OVERLAY), **network.values},
     )
     config = _config_of(plan, f"{path}: network", backends)
     hosts = _hosts_of(top, plan)
+    plan = _made(top, plan, **_sites(top, plan, hosts))
     subnets = number_subnets(plan, config) if top.boolean("fixed_subnets", default=True) else {}
     subnets |= {
         own: _own_subnets(host, given, config) for own, host in hosts.items() if (given := host.texts("subnets"))
     }
     agents = tuple(name for name in plan.host_names if name not in hosts or hosts[name].boolean("agent", default=True))
-    rates = {name: rate for name in plan.host_names if (rate := _rate_of(name, hosts, top)) is not None}
     _require_apart(top, {name: subnets[name] for name in agents if name in subnets})
     return replace(
         plan,
         agents=None if len(agents) == plan.hosts else agents,
         host_args={name: args for name, host in hosts.items() if (args := _arguments(host))},
-        routed=tuple(name for name, host in hosts.items() if host.boolean("routed", default=False)),
         subnets={name: subnets[name] for name in agents if name in subnets},
-        rates=rates,
     )
 
 
@@ -199,9 +221,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no TOML: {error}") from None
 
 
-def _made(top: _Table, **values: Any) -> Plan:
+def _made(top: _Table, plan: Plan, **values: Any) -> Plan:
+    """Return the plan with these values."""
     try:
-        return Plan(**values)
+        return replace(plan, **values)
     except UsageError as error:
         raise UsageError(f"{top.file}: {error}") from None
 
@@ -254,9 +277,35 @@ def _require_apart(top: _Table, subnets: Mapping[str, Sequence[str]]) -> None:
             owners[part] = name
 
 
-def _rate_of(name: str, hosts: Mapping[str, _Table], top: _Table) -> int | None:
-    own = hosts[name].rate() if name in hosts else None
-    return own if own is not None else top.rate()
+def _sites(top: _Table, plan: Plan, hosts: Mapping[str, _Table]) -> dict[str, Any]:
+    """Return the plan's routers, what is behind them, and what the cables are like."""
+    tables = top.table("router")
+    routers = {name: tables.table(name) for name in tables.values}
+    for router in routers.values():
+        router.require(_ROUTER_KEYS)
+    usual = top.cable(Cable())
+    cables = dict.fromkeys(plan.host_names, usual)
+    cables |= {name: replace(host.cable(usual), mtu=host.mtu()) for name, host in hosts.items()}
+    cables |= {name: router.cable(Cable()) for name, router in routers.items()}
+    behind = {name: _behind(node, routers) for name, node in {**hosts, **routers}.items() if "behind" in node.values}
+    return {
+        "routers": {
+            name: Router(
+                nat=router.boolean("nat", default=False),
+                forward=router.text("forward", "") or None,
+                mtu=router.mtu(),
+            )
+            for name, router in routers.items()
+        },
+        "behind": behind,
+        "cables": {name: cable for name, cable in cables.items() if cable != Cable()},
+    }
+
+
+def _behind(node: _Table, routers: Mapping[str, _Table]) -> str:
+    if not routers:
+        node.wrong("behind", "there is no router: add a table such as [router.r1]")
+    return node.word("behind", "", tuple(routers))
 
 
 def _arguments(host: _Table) -> tuple[str, ...]:

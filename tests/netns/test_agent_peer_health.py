@@ -17,7 +17,8 @@ from scapy.layers.inet import ICMP, IP, UDP
 from flannel_udp.host.icmp_errors import READ_A_SECOND_MAX
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Pod
-from flannel_udp.lab.plan import OVERLAY, UNDERLAY, UNDERLAY_GATEWAY, Plan
+from flannel_udp.lab.plan import OVERLAY, UNDERLAY_GATEWAY, Plan
+from flannel_udp.lab.sites import UNDERLAY
 from tests.support.agents import Log, command_json, command_line, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name

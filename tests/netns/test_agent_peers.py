@@ -11,8 +11,9 @@ import pytest
 
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
-from flannel_udp.lab.plan import OVERLAY, UNDERLAY, UNDERLAY_GATEWAY, Plan
+from flannel_udp.lab.plan import OVERLAY, UNDERLAY_GATEWAY, Plan
 from flannel_udp.lab.probe import ping
+from flannel_udp.lab.sites import UNDERLAY
 from tests.support.agents import (
     command_json,
     log_of,

@@ -11,10 +11,12 @@ from scapy.layers.inet import UDP
 from scapy.layers.inet6 import IPv6
 
 from flannel_udp.dataplane.underlay import IP_PMTUDISC_DO, IPV6_MTU_DISCOVER
-from flannel_udp.lab.lab import ROUTED_BRIDGE, Lab
+from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Pod
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import tcp_rate
+from flannel_udp.lab.sites import Router
+from flannel_udp.lab.underlay import SITE
 from tests.support.agents import drops_of, unanswered, wait_for, wait_for_pings
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -55,8 +57,8 @@ def test_flows_leave_from_all_source_ports_and_answers_come_to_the_one_port(n_wo
 
 @pytest.fixture
 def routed() -> Iterator[Lab]:
-    """Two hosts with a router between them, which is the lab's own namespace."""
-    with Lab(Plan(fresh_name(), hosts=2, families="46", routed=("h2",))) as lab:
+    """Two hosts with a router between them."""
+    with Lab(Plan(fresh_name(), hosts=2, families="46", routers={"r1": Router()}, behind={"h2": "r1"})) as lab:
         wait_for_pings(lab)
         yield lab
 
@@ -93,7 +95,7 @@ def test_what_a_router_says_of_the_path_pods_are_told_and_1280_bytes_always_pass
     assert wide == 1500 - UDP_HEADERS_BYTES
     wait_for("all of the link is used", lambda: arrives(one, other, wide))
     for middle_mtu, inner_mtu in ((1400, 1400 - UDP_HEADERS_BYTES), (1300, 1280), (1280, 1280)):
-        routed.net.configure(f"link set {ROUTED_BRIDGE} mtu {middle_mtu}")
+        routed.routers[0].configure(f"link set {SITE} mtu {middle_mtu}")
 
         def is_told(wanted: int = inner_mtu) -> bool:
             arrives(one, other, told_mtu(one, other) or wide)  # of more the pod's own kernel says no

@@ -10,6 +10,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping_matrix
+from flannel_udp.lab.sites import Router
 from tests.support.agents import wait_for, wait_for_pings
 from tests.support.by_hand_vxlan import mac_of
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -27,7 +28,14 @@ def lines(host: Host, command: str) -> set[str]:
 @pytest.fixture(scope="module")
 def trio() -> Iterator[Lab]:
     config = {"Network": str(OVERLAY), "Backend": {"Type": "vxlan", "DirectRouting": True}}
-    plan = Plan(*(fresh_name(), 3), families="46", config=config, routed=("h3",), agent_args=("--datapath=kernel",))
+    plan = Plan(
+        *(fresh_name(), 3),
+        families="46",
+        config=config,
+        routers={"r1": Router()},
+        behind={"h3": "r1"},
+        agent_args=("--datapath=kernel",),
+    )
     with Lab(plan) as lab:
         wait_for_pings(lab, (4, 6))
         yield lab

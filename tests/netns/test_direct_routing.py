@@ -24,6 +24,7 @@ from flannel_udp.lab.naive import NaivePeer
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, UNDERLAY_GATEWAY, Plan
 from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
+from flannel_udp.lab.sites import Router
 from flannel_udp.lab.tunnel import tunnel_of
 from tests.support.agents import (
     Agent,
@@ -96,7 +97,9 @@ def trio(request: pytest.FixtureRequest) -> Iterator[Lab]:
     kind, datapath = request.param
     config = {"Network": str(OVERLAY), "Backend": {"Type": kind, "DirectRouting": True}}
     arguments = () if datapath is None else (f"--datapath={datapath}",)
-    with Lab(Plan(fresh_name(), hosts=3, config=config, agent_args=arguments, routed=("h3",))) as lab:
+    with Lab(
+        Plan(fresh_name(), hosts=3, config=config, agent_args=arguments, routers={"r1": Router()}, behind={"h3": "r1"})
+    ) as lab:
         yield up_with_peers(lab)
 
 

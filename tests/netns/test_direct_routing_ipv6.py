@@ -12,6 +12,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import tcp_rate
+from flannel_udp.lab.sites import Router
 from tests.support.agents import (
     Agent,
     all_reach,
@@ -42,7 +43,14 @@ def trio(request: pytest.FixtureRequest) -> Iterator[Lab]:
     kind, families = request.param
     config = {"Network": str(OVERLAY), "Backend": {"Type": kind, "DirectRouting": True}}
     arguments = ("--datapath=userspace",) if kind == "vxlan" else ()
-    plan = Plan(*(fresh_name(), 3), families=families, config=config, agent_args=arguments, routed=("h3",))
+    plan = Plan(
+        *(fresh_name(), 3),
+        families=families,
+        config=config,
+        agent_args=arguments,
+        routers={"r1": Router()},
+        behind={"h3": "r1"},
+    )
     with Lab(plan) as lab:
         wait_for_pings(lab)
         yield lab
@@ -156,7 +164,14 @@ runpy.run_module("flannel_udp", run_name="__main__")
 
 def test_auto_takes_our_own_packet_path_for_both_versions_and_near_ones_have_their_routes() -> None:
     config = {"Network": str(OVERLAY), "Backend": {"Type": "vxlan", "DirectRouting": True}}
-    plan = Plan(*(fresh_name(), 3), families="46", config=config, agents=("h2", "h3"), routed=("h3",))
+    plan = Plan(
+        *(fresh_name(), 3),
+        families="46",
+        config=config,
+        agents=("h2", "h3"),
+        routers={"r1": Router()},
+        behind={"h3": "r1"},
+    )
     with Lab(plan) as lab:
         h1, h2, h3 = lab.hosts
         with Agent(h1, "--datapath=auto", program=("-c", WITHOUT_VXLAN)) as agent:

@@ -22,8 +22,9 @@ from flannel_udp.lab import plan as plan_module
 from flannel_udp.lab.capture import trace
 from flannel_udp.lab.lab import Lab, lab_names, remove
 from flannel_udp.lab.naive import NaivePeer
-from flannel_udp.lab.plan import ROUTED_GATEWAY, STATE_DIR, UNDERLAY_GATEWAY, Plan
+from flannel_udp.lab.plan import STATE_DIR, Plan
 from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
+from flannel_udp.lab.sites import Router
 from flannel_udp.lab.tunnel import tunnel_of
 from tests.support.agents import unanswered
 from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, longest_packet, namespaces_of, state_of
@@ -86,11 +87,11 @@ def test_a_packet_is_seen_at_every_step_and_loses_one_of_its_ttl_at_each_router(
 
 
 def test_a_host_behind_a_router_is_reached_over_it_alone() -> None:
-    with Lab(Plan(fresh_name(), hosts=3, pods=0, routed=("h3",))) as lab:
+    with Lab(Plan(fresh_name(), hosts=3, pods=0, routers={"r1": Router()}, behind={"h3": "r1"})) as lab:
         h1, h2, h3 = lab.hosts
-        assert f"via {UNDERLAY_GATEWAY}" in h1.run(["ip", "route", "get", str(h3.underlay)]).stdout
+        assert "via 192.0.2.201 " in h1.run(["ip", "route", "get", str(h3.underlay)]).stdout
         assert "via" not in h1.run(["ip", "route", "get", str(h2.underlay)]).stdout
-        assert f"via {ROUTED_GATEWAY}" in h3.run(["ip", "route", "get", str(h1.underlay)]).stdout
+        assert "via 172.16.1.254 " in h3.run(["ip", "route", "get", str(h1.underlay)]).stdout
         replies = [*ping(h1, [h2.underlay, h3.underlay], PATIENCE_S), *ping(h3, [h2.underlay], PATIENCE_S)]
         assert None not in replies
 

@@ -49,9 +49,12 @@ def bare_lab() -> Iterator[Lab]:
 def test_status_json_has_exactly_the_promised_shape(bare_lab: Lab) -> None:
     assert json.loads(run("status", "--json", "--name", bare_lab.name).stdout) == {
         "name": bare_lab.name,
+        "routers": [],
         "hosts": [
             {
                 "name": f"h{i}",
+                "behind": None,
+                "link": {"rate": None, "delay_ms": 0.0, "loss": 0.0, "mtu": 1500},
                 "underlay": f"192.0.2.{i}",
                 "backend": None,
                 "subnet": f"10.244.{i}.0/24",
@@ -292,8 +295,8 @@ def test_a_lab_with_a_host_behind_a_router_and_two_datapaths_talks() -> None:
     done = run("demo", "--name", fresh_name(), *words)
     assert done.returncode == 0, done.stderr
     assert "12 of 12 pings answered" in done.stdout
-    assert "198.51.100.0/24 behind a router (h4)" in done.stdout
-    assert "198.51.100.4:8472" in done.stdout
+    assert "behind r1, 172.16.1.0/24: a bridge in the namespace " in done.stdout
+    assert "172.16.1.4:8472" in done.stdout
 
 
 def test_a_demonstration_of_routes_shows_them_and_a_packet_without_a_header() -> None:

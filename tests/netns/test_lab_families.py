@@ -16,6 +16,7 @@ from flannel_udp.lab.demo import show
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import FAMILIES, OVERLAY, OVERLAY_V6, Plan
 from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
+from flannel_udp.lab.sites import Router
 from flannel_udp.model import Subnet
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
@@ -53,12 +54,13 @@ def test_pods_reach_each_other_by_every_family_and_at_once(families: str) -> Non
 
 @pytest.mark.parametrize("families", ["6", "46"])
 def test_a_host_behind_a_router_is_reached_over_it_by_every_family(families: str) -> None:
-    with Lab(Plan(fresh_name(), hosts=2, agents=(), families=families, routed=("h2",))) as lab:
+    plan = Plan(fresh_name(), agents=(), families=families, routers={"r1": Router()}, behind={"h2": "r1"})
+    with Lab(plan) as lab:
         near, far = lab.hosts
         for version in lab.plan.versions:
             assert None not in ping(near, [far.underlay_of(version)], PATIENCE_S)
             route = near.run(["ip", "route", "get", str(far.underlay_of(version))]).stdout
-            assert f"via {lab.plan.gateway('h1', version)} " in route
+            assert f"via {lab.plan.underlay_of('r1', version)} " in route
 
 
 @pytest.mark.parametrize("families", list(FAMILIES))
@@ -100,6 +102,8 @@ def test_status_tells_of_both_families() -> None:
     with routed_by_hand("46") as lab:
         assert lab.status()["hosts"][1] == {
             "name": "h2",
+            "behind": None,
+            "link": {"rate": None, "delay_ms": 0.0, "loss": 0.0, "mtu": 1500},
             "underlay": "192.0.2.2",
             "underlay_v6": "2001:db8::2",
             "backend": None,

@@ -1,7 +1,7 @@
 """Two hosts of one link that know each other through a router, and again as they are: what DirectRouting follows.
 
 The lab's own namespace, which has the underlay's bridge, is the router. For hosts that really are on another link
-there is `Plan.routed`.
+there is `Plan.routers`.
 """
 
 from __future__ import annotations

@@ -9,9 +9,12 @@ def status(hosts: int, pods: int) -> dict[str, Any]:
     """Return what `lab status --json` says of such a lab of udp, as far as drawings need it."""
     return {
         "name": "demo",
+        "routers": [],
         "hosts": [
             {
                 "name": f"h{h}",
+                "behind": None,
+                "link": {},
                 "underlay": f"192.0.2.{h}",
                 "backend": "udp",
                 "subnet": f"10.244.{h}.0/24",

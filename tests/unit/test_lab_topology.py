@@ -12,6 +12,7 @@ from flannel_udp.cli.lab_plan import plan_of
 from flannel_udp.cli.main import main
 from flannel_udp.errors import UsageError
 from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.sites import Cable, Router
 from flannel_udp.lab.topology import read_topology
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "labs").glob("*.toml"))
@@ -37,6 +38,8 @@ def test_every_key_finds_its_place(tmp_path: Path) -> None:
         underlay_mtu = 1400
         offload = "wire"
         rate = "1.5gbit"
+        delay = "2ms"
+        seed = 9
         [network]
         Network = "10.1.0.0/16"
         IPv6Network = "fd00:1::/48"
@@ -48,9 +51,19 @@ def test_every_key_finds_its_place(tmp_path: Path) -> None:
         rate = "10mbit"
         [host.h2]
         agent = false
+        loss = "100%"
+        mtu = 1300
         [host.h3]
-        routed = true
+        behind = "r2"
+        delay = "0.5ms"
         subnets = ["10.1.7.0/26", "fd00:1:0:7::/64"]
+        [router.r2]
+        behind = "r1"
+        nat = true
+        forward = "h3"
+        [router.r1]
+        mtu = 1280
+        loss = "0.5%"
     """
     assert read(tmp_path, text) == Plan(
         "class",
@@ -69,9 +82,16 @@ def test_every_key_finds_its_place(tmp_path: Path) -> None:
         },
         agents=("h1", "h3"),
         host_args={"h1": ("--datapath=kernel", "--workers=2")},
-        routed=("h3",),
+        routers={"r1": Router(mtu=1280), "r2": Router(nat=True, forward="h3")},
+        behind={"h3": "r2", "r2": "r1"},
+        cables={
+            "h1": Cable(rate=10_000_000, delay_ms=2),
+            "h2": Cable(rate=1_500_000_000, delay_ms=2, loss=1, mtu=1300),
+            "h3": Cable(rate=1_500_000_000, delay_ms=0.5),
+            "r1": Cable(loss=0.005),
+        },
+        seed=9,
         subnets={"h1": ("10.1.0.64/26", "fd00:1:0:1::/64"), "h3": ("10.1.7.0/26", "fd00:1:0:7::/64")},
-        rates={"h1": 10_000_000, "h2": 1_500_000_000, "h3": 1_500_000_000},
     )
 
 
@@ -93,11 +113,12 @@ def test_the_first_example_has_the_default_of_every_key(tmp_path: Path) -> None:
     (pair,) = (path for path in EXAMPLES if path.stem == "pair")
     plan = read_topology(pair, LAB_BACKENDS)
     assert plan == read(tmp_path, 'pods = 2\n[network]\nBackend = { Type = "udp" }')
-    commented = re.sub(r"(?m)^# (?=rate|\[host|subnets|datapath|routed|arguments)", "", pair.read_text())
+    commented = re.sub(r"(?m)^# (?=[a-z]+ = |\[(?:host|router)\.)", "", pair.read_text())
     full = read(tmp_path, commented)
     assert full.host_args == {"h2": ("--datapath=userspace", "--workers=2")}
-    assert (full.routed, full.subnets["h2"]) == (("h2",), ("10.244.7.0/24",))
-    assert full.rates == {"h1": 100_000_000, "h2": 10_000_000}
+    assert (full.behind, full.subnets["h2"]) == ({"h2": "r1", "r2": "r1"}, ("10.244.7.0/24",))
+    assert full.routers == {"r1": Router(nat=True, forward="h2", mtu=1400), "r2": Router()}
+    assert full.cables["h2"] == Cable(rate=10_000_000, delay_ms=2, loss=0.01, mtu=1400)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +127,9 @@ def test_the_first_example_has_the_default_of_every_key(tmp_path: Path) -> None:
         ("host = 3", "x.toml: host: 3 is not a table"),
         ("hots = 3", "x.toml: hots: unknown key, it is none of name, hosts, "),
         ("hots = 3", ": did you mean hosts?"),
-        ("hosts = 0", "x.toml: hosts: 0 is not a whole number from 1 to 250"),
-        ("hosts = 2.5", "x.toml: hosts: 2.5 is not a whole number from 1 to 250"),
-        ("hosts = true", "x.toml: hosts: true is not a whole number from 1 to 250"),
+        ("hosts = 0", "x.toml: hosts: 0 is not a whole number from 1 to 200"),
+        ("hosts = 2.5", "x.toml: hosts: 2.5 is not a whole number from 1 to 200"),
+        ("hosts = true", "x.toml: hosts: true is not a whole number from 1 to 200"),
         ('pods = "two"', 'x.toml: pods: "two" is not a whole number from 0 to 250'),
         ("underlay_mtu = 10", "x.toml: underlay_mtu: 10 is not a whole number from 576 to 65535"),
         ('families = "46"\nunderlay_mtu = 1000', "x.toml: IPv6 needs an underlay MTU of 1280 bytes at least"),
@@ -120,6 +141,25 @@ def test_the_first_example_has_the_default_of_every_key(tmp_path: Path) -> None:
         ("rate = 10", "x.toml: rate: 10 is not a text"),
         ('name = "../x"', "x.toml: '../x' is no name for a lab"),
         ('fixed_subnets = "no"', 'x.toml: fixed_subnets: "no" is neither true nor false'),
+        ('delay = "40"', 'x.toml: delay: "40" is not a delay from 0.1ms to 2s, such as 40ms'),
+        ('delay = "3s"', 'x.toml: delay: "3s" is not a delay'),
+        ('loss = "101%"', 'x.toml: loss: "101%" is not a loss from 0.001% to 100%, such as 5%'),
+        ("seed = -1", "x.toml: seed: -1 is not a whole number from 0 to 2147483647"),
+        ("[host.h1]\nmtu = 10", "x.toml: host.h1.mtu: 10 is not a whole number from 576 to 65535"),
+        ("[host.h1]\nbehind = 'r1'", "x.toml: host.h1.behind: there is no router: add a table such as [router.r1]"),
+        (
+            "[host.h1]\nbehind = 'r11'\n[router.r1]",
+            'x.toml: host.h1.behind: "r11" is not one of r1: did you mean r1?',
+        ),
+        ("[host.h1]\nrouted = true", "x.toml: host.h1.routed: unknown key"),
+        ("[router.r1]\nnet = true", "x.toml: router.r1.net: unknown key"),
+        ("[router.r1]\nnet = true", ": did you mean nat?"),
+        ("[router.paris]", "x.toml: paris is no name for a router: use r1 to r50"),
+        ("[router.r1]\nforward = 'h1'", "x.toml: r1 passes nothing on to h1 without NAT"),
+        (
+            "[router.r1]\nbehind = 'r3'\n[router.r2]\nbehind = 'r1'\n[router.r3]\nbehind = 'r2'",
+            "x.toml: the routers go in a circle: r1 behind r3 behind r2 behind r1",
+        ),
         ("network = 3", "x.toml: network: 3 is not a table"),
         ('[network]\nNetwork = "10.1.0.0"', "x.toml: network: Network"),
         ('[network]\nNetwrok = "10.1.0.0/16"', "x.toml: network: "),
