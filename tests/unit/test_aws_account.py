@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flannel_udp.backend.cloud import aws
+from flannel_udp.backend.cloud import refusals
 from flannel_udp.backend.cloud.aws import AwsProvider, identity
 from flannel_udp.backend.cloud.provider import Account, CloudError, CloudRoute, Leads
 from flannel_udp.errors import ConfigError
@@ -190,7 +190,7 @@ def test_two_tables_that_match_are_named(vpc: Vpc, monkeypatch: pytest.MonkeyPat
 
 
 def test_without_boto3_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aws, "find_spec", lambda name: None if name == "boto3" else find_spec(name))
+    monkeypatch.setattr(refusals, "find_spec", lambda name: None if name == "boto3" else find_spec(name))
     assert fault_of() == "Backend.Type is aws-vpc, and boto3 is not installed: pip install 'flannel-udp[aws]'"
 
 

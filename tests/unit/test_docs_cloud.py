@@ -10,7 +10,7 @@ from pathlib import Path
 from flannel_udp.agent import agent
 from flannel_udp.backend.cloud import keeper
 from flannel_udp.backend.cloud.aws.account import LIMITS
-from flannel_udp.backend.cloud.aws.options import OPTION_KEYS
+from flannel_udp.backend.cloud.options import OPTION_KEYS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "cloud.md").read_text()
