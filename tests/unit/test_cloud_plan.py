@@ -146,6 +146,25 @@ def test_a_route_to_a_living_host_without_a_lease_goes_if_that_host_had_it() -> 
     assert done(plan(OURS, route, known=known)) == [("remove", GONE)]
 
 
+MARKED = CloudRoute(GONE, "i-3", Leads.TO_HOST, marked=True)
+
+
+def test_a_route_with_our_mark_and_without_a_lease_goes_though_nobody_has_heard_of_its_host() -> None:
+    assert to_ask_about([CloudTable("rtb-1", (MARKED,), 1)], {GONE: ITS_HOST}) == set()
+    assert done(plan(OURS, MARKED, known=after_grace(MARKED, for_s=299.0))) == []
+    assert done(plan(OURS, MARKED, known=after_grace(MARKED))) == [("remove", GONE)]
+    assert done(plan(OURS, MARKED, known=replace(after_grace(MARKED), leased=None))) == []
+
+
+def test_a_route_with_our_mark_that_leads_our_subnet_to_another_host_is_replaced() -> None:
+    assert done(plan(replace(MARKED, destination=OWN))) == [("replace", OWN)]
+
+
+def test_a_mark_on_what_is_no_route_as_ours_are_says_nothing() -> None:
+    made = plan(OURS, replace(MARKED, leads=Leads.ELSEWHERE), known=after_grace(MARKED))
+    assert (done(made), verdict_of(made, GONE)) == ([], "foreign")
+
+
 def test_a_route_to_a_host_of_which_nobody_has_heard_is_left_alone() -> None:
     route = CloudRoute(GONE, "eni-3", Leads.TO_HOST)
     made = plan(OURS, route, known=after_grace(route))

@@ -6,7 +6,8 @@ A table's routes inside the overlay are
   former interface of ours, or to the host that had our subnet before
 - peer: to a subnet that somebody has, and to a host. None of our business
 - stale: to nobody's subnet, and nowhere, or to the host that had it last: removed by one host after a grace time. One
-  that leads here though it is not our subnet is from a former lease of ours, and removed at once
+  that leads here though it is not our subnet is from a former lease of ours, and removed at once. A route with our mark
+  is surely one that its host had
 - unknown: to nobody's subnet, and to a host of which nobody has heard that it had that. Left alone, as what is
 - foreign: anything else.
 """
@@ -152,7 +153,7 @@ def to_ask_about(tables: Sequence[CloudTable], former: Mapping[Prefix, Address])
         route.target
         for table in tables
         for route in table.routes
-        if route.leads is Leads.TO_HOST and not route.blackhole and route.destination in former
+        if route.leads is Leads.TO_HOST and not (route.blackhole or route.marked) and route.destination in former
     }
 
 
@@ -241,5 +242,7 @@ def _why_ours_to_replace(route: CloudRoute, known: Known) -> str | None:
 
 
 def _was_its_host(route: CloudRoute, known: Known) -> bool:
+    if route.marked:
+        return True
     had = (known.former or {}).get(route.destination)
     return had is not None and had in (known.addresses or {}).get(route.target, frozenset())

@@ -43,6 +43,8 @@ class CloudRoute:
     leads: Leads
     blackhole: bool = False
     """The provider says that what it leads to is not there (any more)."""
+    marked: bool = False
+    """It bears the mark that we give our routes, where the provider has room for one: some host of ours made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,10 @@ class Account(Protocol):
         ...
 
     def addresses_of(self, targets: Collection[str]) -> Mapping[str, frozenset[Address]]:
-        """Return which addresses hosts have that routes lead to; who is gone is missing. Raises `CloudError`."""
+        """Return which addresses hosts have that routes without a mark lead to; who is gone is missing.
+
+        Raises `CloudError`.
+        """
         ...
 
     def permit(self) -> bool:
