@@ -28,7 +28,7 @@ class CloudTable(TypedDict):
 
     id: str
     routes: int
-    limit: int
+    limit: int | None
 
 
 class CloudRoute(TypedDict):

@@ -20,7 +20,10 @@ def show_cloud_routes(document: CloudRoutes, stream: TextIO) -> None:
     if document["cleaner"] is not None:
         who = "this one" if document["cleans"] else f"that of {document['cleaner']}"
         lines.append(f"the host that removes routes of hosts that are gone: {who}")
-    lines += [f"{table['id']}: {table['routes']} routes of {table['limit']}" for table in document["tables"]]
+    lines += [
+        f"{table['id']}: {table['routes']} routes" + ("" if table["limit"] is None else f" of {table['limit']}")
+        for table in document["tables"]
+    ]
     if document["routes"]:
         lines += ["", *table_lines(_HEADINGS, [_cells(route) for route in document["routes"]])]
     write_lines(lines, stream)

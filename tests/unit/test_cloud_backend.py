@@ -72,6 +72,10 @@ def test_people_see_each_route_what_it_is_and_what_is_done_about_it() -> None:
     ]
 
 
+def test_a_table_beyond_what_is_usual_is_shown_without_a_limit() -> None:
+    assert "vtb-0abc: 250 routes" in shown(tables=[{"id": "vtb-0abc", "routes": 250, "limit": None}])
+
+
 def test_before_the_first_look_and_after_one_that_failed_that_is_said() -> None:
     lines = shown(here=None, looked_ago_s=None, error="no right to\nask", cleaner=None, tables=[], routes=[])
     assert lines == [

@@ -221,3 +221,13 @@ def test_a_peer_without_a_route_is_a_fault_of_that_peer() -> None:
 )
 def test_a_limit_is_named_before_it_is_hit(n_counted: int, said: tuple[str, ...]) -> None:
     assert plan(OURS, n_counted=n_counted).near_limits == said
+
+
+@pytest.mark.parametrize(
+    ("n_counted", "limit", "n_said"), [(179, 200, 0), (200, 200, 1), (201, None, 0), (9999, None, 0)]
+)
+def test_beyond_a_limit_of_which_nobody_says_how_far_it_can_be_raised_none_is_named(
+    n_counted: int, limit: int | None, n_said: int
+) -> None:
+    made = make_plan([CloudTable("vtb-1", (OURS,), n_counted)], KNOWN, (48, 200, None))
+    assert (made.tables[0].limit, len(made.near_limits)) == (limit, n_said)

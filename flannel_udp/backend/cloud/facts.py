@@ -15,7 +15,8 @@ class CloudTableFacts:
 
     id: str
     routes: int
-    limit: int
+    limit: int | None
+    """``None``: it has more than is usual, and nobody says how many it may have."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from flannel_udp.backend.cloud.provider import CloudError
 TIMEOUT_S = 2.0
 """It is on this machine, so to speak: who has not answered by then never will."""
 ANSWER_MAX_BYTES = 1 << 20
+TOKEN_PATH = "/latest/api/token"  # noqa: S105 - a path
+TOKEN_TTL_S = 60
 
 
 class Metadata:
@@ -35,3 +37,31 @@ class Metadata:
             raise CloudError(f"no metadata service at {self.url}: {why}") from None
         finally:
             connection.close()
+
+
+class TokenMetadata:
+    """One conversation under a token, as services want one that are made like EC2's version 2."""
+
+    def __init__(self, url: str, token_header: str, hint: str) -> None:
+        """Ask for the token. `hint` is what to look at where there is no service. Raises `CloudError`."""
+        self._metadata = Metadata(url)
+        self.url = self._metadata.url
+        try:
+            status, token = self._metadata.ask(TOKEN_PATH, {f"{token_header}-ttl-seconds": str(TOKEN_TTL_S)}, "PUT")
+        except CloudError as error:
+            raise CloudError(f"{error}: {hint}") from None
+        if status != 200:
+            raise CloudError(f"the metadata service at {self.url} gives no token (status {status}): is it switched on?")
+        self._headers = {token_header: token}
+
+    def get(self, path: str) -> str:
+        """Return what is there. Raises `CloudError`."""
+        status, text = self._metadata.ask(path, self._headers)
+        if status != 200:
+            raise CloudError(f"the metadata service at {self.url} answers {path} with status {status}")
+        return text.strip()
+
+    def find(self, path: str) -> str:
+        """Return what is there, nothing where that may be, as with the IPv4 addresses of an IPv6 interface."""
+        status, text = self._metadata.ask(path, self._headers)
+        return text.strip() if status == 200 else ""

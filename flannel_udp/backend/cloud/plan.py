@@ -98,7 +98,7 @@ class Plan:
     """Peers' subnets to which a table has no route."""
 
 
-def make_plan(tables: Sequence[CloudTable], known: Known, limits: Sequence[int]) -> Plan:
+def make_plan(tables: Sequence[CloudTable], known: Known, limits: Sequence[int | None]) -> Plan:
     """Decide. Removing what is stale waits for `Known.leased`."""
     own, overlay = known.own, known.subnets.network
     judged = [
@@ -136,7 +136,7 @@ def make_plan(tables: Sequence[CloudTable], known: Known, limits: Sequence[int])
             f"{table.id} has {table.routes} routes, and the limit is {table.limit}"
             f"{'' if table.limit == limits[-1] else ', unless it was raised'}"
             for table in facts
-            if table.routes >= NEAR * table.limit
+            if table.limit is not None and table.routes >= NEAR * table.limit
         ),
         faults={
             peer: f"{table.id} has no route to a host for {peer}"
@@ -183,8 +183,8 @@ def _is_within(destination: Prefix, whole: Prefix) -> bool:
     return destination.prefixlen >= whole.prefixlen and destination.overlaps(whole)
 
 
-def _limit_of(table: CloudTable, limits: Sequence[int]) -> int:
-    return next((limit for limit in limits if table.n_counted <= limit), limits[-1])
+def _limit_of(table: CloudTable, limits: Sequence[int | None]) -> int | None:
+    return next((limit for limit in limits if limit is None or table.n_counted <= limit), limits[-1])
 
 
 def _judge(table: str, route: CloudRoute, known: Known) -> _Judged:

@@ -65,8 +65,8 @@ class Account(Protocol):
         ...
 
     @property
-    def limits(self) -> Sequence[int]:
-        """How many routes a table may have, usual limits first; the last one is never raised."""
+    def limits(self) -> Sequence[int | None]:
+        """How many routes a table may have, usual limits first; the last one is never raised. ``None``: who knows."""
         ...
 
     def tables(self) -> Sequence[CloudTable]:

@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, ip_network
 
-from flannel_udp.backend.cloud.metadata import Metadata
+from flannel_udp.backend.cloud.metadata import TokenMetadata
 from flannel_udp.backend.cloud.provider import CloudError
 from flannel_udp.model import Address
 
 URL = "http://169.254.169.254"
 _URL_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"  # as every SDK of AWS has it
-_TOKEN_HEADER, _TTL_HEADER = "X-aws-ec2-metadata-token", "X-aws-ec2-metadata-token-ttl-seconds"
-_TOKEN_TTL_S = 60
+_HEADER = "X-aws-ec2-metadata-token"
+_HINT = (
+    "is this an EC2 instance, and its metadata service on? In a container without the host's network the answer needs "
+    "a hop limit of 2 (http-put-response-hop-limit)"
+)
 _INTERFACES = "/latest/meta-data/network/interfaces/macs/"
 
 
@@ -34,7 +37,7 @@ class Identity:
 
 def identify(address: Address) -> Identity:
     """Ask the metadata service. Raises `CloudError`."""
-    asking = _Asking(Metadata(os.environ.get(_URL_VARIABLE) or URL))
+    asking = TokenMetadata(os.environ.get(_URL_VARIABLE) or URL, _HEADER, _HINT)
     try:
         document = json.loads(asking.get("/latest/dynamic/instance-identity/document"))
         region, instance = str(document["region"]), str(document["instanceId"])
@@ -61,36 +64,6 @@ def identify(address: Address) -> Identity:
         vpc=asking.get(found + "vpc-id"),
         vpc_cidrs=tuple(_networks(asking.get(found + "vpc-ipv4-cidr-blocks"))),
     )
-
-
-class _Asking:
-    """One conversation, under one token."""
-
-    def __init__(self, metadata: Metadata) -> None:
-        self.url = metadata.url
-        self._metadata = metadata
-        try:
-            status, token = metadata.ask("/latest/api/token", {_TTL_HEADER: str(_TOKEN_TTL_S)}, "PUT")
-        except CloudError as error:
-            raise CloudError(
-                f"{error}: is this an EC2 instance, and its metadata service on? In a container without the host's "
-                "network the answer needs a hop limit of 2 (http-put-response-hop-limit)"
-            ) from None
-        if status != 200:
-            raise CloudError(f"the metadata service at {self.url} gives no token (status {status}): is it switched on?")
-        self._headers = {_TOKEN_HEADER: token}
-
-    def get(self, path: str) -> str:
-        """Return what is there. Raises `CloudError`."""
-        status, text = self._metadata.ask(path, self._headers)
-        if status != 200:
-            raise CloudError(f"the metadata service at {self.url} answers {path} with status {status}")
-        return text.strip()
-
-    def find(self, path: str) -> str:
-        """Return what is there, nothing where that may be, as with the IPv4 addresses of an IPv6 interface."""
-        status, text = self._metadata.ask(path, self._headers)
-        return text.strip() if status == 200 else ""
 
 
 def _networks(text: str) -> Iterator[IPv4Network]:
