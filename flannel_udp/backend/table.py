@@ -16,8 +16,9 @@ _MODULES = {
     "host-gw": "flannel_udp.backend.host_gw",
     "alloc": "flannel_udp.backend.alloc",
     "aws-vpc": "flannel_udp.backend.cloud.aws",
+    "ali-vpc": "flannel_udp.backend.cloud.ali",
 }
-_NEED_A_PROVIDER = frozenset({"aws-vpc"})
+_NEED_A_PROVIDER = frozenset({"aws-vpc", "ali-vpc"})
 
 
 class _Backends(Mapping[str, "Backend"]):

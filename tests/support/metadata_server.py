@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -43,22 +44,24 @@ def documents(instance: Any) -> dict[str, str]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request."""
+    """Answers one request: who asks without a token gets none, as EC2 and its like have it."""
 
     documents: ClassVar[dict[str, str]] = {}
+    header = "X-aws-ec2-metadata-token"
+    status_without_token = 401
     refuses = False
 
     def do_PUT(self) -> None:
         if self.refuses:
             self._answer(403, "")
-        elif self.path == "/latest/api/token" and self.headers.get("X-aws-ec2-metadata-token-ttl-seconds"):
+        elif self.path == "/latest/api/token" and self.headers.get(f"{self.header}-ttl-seconds"):
             self._answer(200, _TOKEN)
         else:
             self._answer(400, "")
 
     def do_GET(self) -> None:
-        if self.headers.get("X-aws-ec2-metadata-token") != _TOKEN:
-            self._answer(401, "")
+        if self.headers.get(self.header) != _TOKEN:
+            self._answer(self.status_without_token, "")
         elif self.path in self.documents:
             self._answer(200, self.documents[self.path])
         else:
@@ -74,7 +77,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-if __name__ == "__main__":
+def serve(handler: type[Handler], documents: Callable[[Any], dict[str, str]]) -> None:
+    """Serve as the command line has it, until killed."""
     asked = json.loads(sys.argv[3])
-    Handler.documents, Handler.refuses = documents(asked), asked.get("refuses", False)
-    run(ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler))
+    handler.documents, handler.refuses = documents(asked), asked.get("refuses", False)
+    run(ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), handler))
+
+
+if __name__ == "__main__":
+    serve(Handler, documents)

@@ -1,0 +1,552 @@
+"""What ali-vpc asks of Alibaba's VPC API, and what it says when that says no: with the real SDK, against our server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
+from importlib.util import find_spec
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alibabacloud_tea_openapi.utils import Utils
+
+from flannel_udp.backend.cloud import refusals
+from flannel_udp.backend.cloud.ali import AliProvider, account, credentials, identity
+from flannel_udp.backend.cloud.ali.identity import identify
+from flannel_udp.backend.cloud.plan import Known, make_plan
+from flannel_udp.backend.cloud.provider import Account, CloudError, CloudRoute, Leads
+from flannel_udp.errors import ConfigError
+from flannel_udp.netconf.config import NetworkConfig
+from tests.support.ali_vpc import (
+    FAR_TABLE,
+    KEY,
+    MAIN,
+    OTHER_TABLE,
+    REGION,
+    ROLE,
+    VARIABLES,
+    VPC,
+    VSWITCH,
+    AliVpc,
+    metadata_on_loopback,
+    on_host,
+    vpc_on_loopback,
+)  # fmt: skip
+from tests.support.backends import parse_config
+from tests.support.served import external
+
+POLICY = Path(__file__).parents[2] / "examples" / "cloud" / "ali-policy.json"
+AT, OTHER = IPv4Network("10.1.15.0/24"), IPv4Network("10.1.16.0/24")
+LIST = "DescribeRouteTableList"
+OPEN: list[Account] = []
+
+
+@pytest.fixture(scope="module")
+def vpc() -> Iterator[AliVpc]:
+    with vpc_on_loopback() as vpc:
+        yield vpc
+
+
+@pytest.fixture(scope="module")
+def host(vpc: AliVpc) -> dict[str, Any]:
+    return {**vpc.add_host("192.0.2.1"), "credentials": ROLE}
+
+
+@pytest.fixture(scope="module")
+def metadata(host: dict[str, Any]) -> Iterator[str]:
+    with metadata_on_loopback(host) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def here(vpc: AliVpc, metadata: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(account, "RETRY_MS", 5)
+    monkeypatch.setattr(account, "SETTLE_EVERY_S", 0.01)
+    with on_host(vpc, metadata, monkeypatch):
+        yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def config_of(network: str = "10.1.0.0/16", **options: Any) -> NetworkConfig:
+    backend = {"Type": "ali-vpc", **options}
+    return parse_config(json.dumps({"Network": network, "Backend": backend})).config
+
+
+def connect(address: str = "192.0.2.1", **options: Any) -> Account:
+    """Return this host's account; it is closed at the end of the test."""
+    OPEN.append(AliProvider().connect(config_of(**options), external(address)))
+    return OPEN[-1]
+
+
+def fault_of(**options: Any) -> str:
+    """Return what is said where asking for the tables is refused."""
+    with pytest.raises((CloudError, ConfigError)) as caught:
+        connect(**options).tables()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def overlay_routes(account: Account) -> list[CloudRoute]:
+    overlay = IPv4Network("10.1.0.0/16")
+    return [route for table in account.tables() for route in table.routes if route.destination.overlaps(overlay)]
+
+
+# --- what there is ------------------------------------------------------------------------------------------------
+
+
+def test_the_host_is_the_instance_whose_network_interface_has_our_address(host: dict[str, Any]) -> None:
+    assert connect().here == f"{host['instance']}, {host['interfaces'][0]['id']} in {REGION}"
+
+
+def test_a_route_is_made_read_replaced_and_removed(vpc: AliVpc, host: dict[str, Any]) -> None:
+    account = connect()
+    account.create(MAIN, AT)
+    assert overlay_routes(account) == [CloudRoute(AT, host["instance"], Leads.HERE, marked=True)]
+    assert [entry["RouteEntryName"] for entry in vpc.entries()] == ["flannel-udp"]
+    account.remove(MAIN, AT)
+    assert vpc.routes() == {}
+    account.remove(MAIN, AT)  # it is gone, as it was to be
+    vpc.lead(str(AT), "i-bp1former")
+    account.tables()
+    account.replace(MAIN, AT)
+    assert overlay_routes(account) == [CloudRoute(AT, host["instance"], Leads.HERE, marked=True)]
+
+
+def test_what_is_removed_is_the_entry_that_was_read_and_none_that_came_in_its_place(vpc: AliVpc) -> None:
+    account = connect()
+    vpc.lead(str(AT), "i-bp1stale")
+    account.tables()
+    vpc.unlead(str(AT))
+    vpc.lead(str(AT), "i-bp1new")
+    account.remove(MAIN, AT)
+    assert vpc.routes() == {str(AT): "i-bp1new"}
+
+
+def test_a_change_that_is_under_way_is_waited_for(
+    vpc: AliVpc, host: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account_ = connect()
+    vpc.settle_after(3)
+    account_.create(MAIN, AT)
+    assert [entry["Status"] for entry in vpc.entries()] == ["Pending"]
+    assert overlay_routes(account_) == [CloudRoute(AT, host["instance"], Leads.HERE, marked=True)]
+    account_.remove(MAIN, AT)
+    assert [entry["Status"] for entry in vpc.entries()] == ["Deleting"]
+    assert overlay_routes(account_) == []
+    vpc.settle_after(1_000)
+    vpc.make_world()
+    account_.create(MAIN, AT)
+    monkeypatch.setattr(account, "SETTLE_S", 0.05)
+    with pytest.raises(CloudError) as caught:
+        account_.tables()
+    assert str(caught.value) == f"our route to {AT} in {MAIN} is Pending for 0.05 s now"
+
+
+def test_routes_are_told_apart_by_where_they_lead_and_by_our_mark(vpc: AliVpc, host: dict[str, Any]) -> None:
+    made: list[tuple[str, str, dict[str, Any], Leads, bool]] = [
+        ("10.1.1.0/24", "i-bp1flannel", {}, Leads.TO_HOST, False),
+        ("10.1.2.0/24", "i-bp1peer", {"name": "flannel-udp"}, Leads.TO_HOST, True),
+        ("10.1.3.0/24", "eni-bp1peer", {"kind": "NetworkInterface", "name": "theirs"}, Leads.TO_HOST, False),
+        ("10.1.4.0/24", "ngw-bp1nat", {"kind": "NatGateway"}, Leads.ELSEWHERE, False),
+        ("10.1.5.0/24", host["instance"], {}, Leads.HERE, False),
+        ("10.1.6.0/24", host["interfaces"][0]["id"], {"kind": "NetworkInterface"}, Leads.HERE, False),
+        ("10.1.7.0/24", "i-bp1peer", {"service": "TR"}, Leads.ELSEWHERE, False),
+        ("10.1.8.0/24", "vsw-bp1", {"kind": "local", "type": "System"}, Leads.ELSEWHERE, False),
+    ]
+    for destination, target, more, _, _ in made:
+        vpc.lead(destination, target, **more)
+    vpc.lead("10.1.9.0/24", "", hops=[["RouterInterface", "ri-1"], ["RouterInterface", "ri-2"]])
+    vpc.lead("2001:db8::/64", host["instance"])
+    account = connect()
+    assert overlay_routes(account) == [
+        *(CloudRoute(IPv4Network(at), target, leads, marked=marked) for at, target, _, leads, marked in made),
+        CloudRoute(IPv4Network("10.1.9.0/24"), "ri-1 and ri-2", Leads.ELSEWHERE),
+    ]
+    assert [table.n_counted for table in account.tables()] == [9]  # custom ones, those of IPv6 too
+
+
+def test_a_default_route_to_this_host_is_never_touched(vpc: AliVpc, host: dict[str, Any]) -> None:
+    vpc.lead("0.0.0.0/0", host["instance"], name="flannel-udp")  # flannel's users have one, for NAT
+    config, account = config_of(), connect()
+    assert config.v4 is not None
+    known = Known(AT, config.v4, (), (AT,), stale_for_s={})
+    assert [step.action for step in make_plan(account.tables(), known, account.limits).steps] == ["create"]
+
+
+def test_a_host_whose_address_is_a_further_interface_s_is_led_to_by_that(
+    vpc: AliVpc, host: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = {**host["interfaces"][0], "mac": "00:16:3e:00:00:99", "id": "eni-bp1second", "addresses": ["192.0.2.8"]}
+    v6_only = {**second, "mac": "00:16:3e:00:00:98", "id": "eni-bp1v6", "addresses": []}
+    with metadata_on_loopback({**host, "interfaces": [*host["interfaces"], second, v6_only]}) as url:
+        monkeypatch.setattr(identity, "URL", url)
+        vpc.lead(str(OTHER), host["instance"])
+        account = connect("192.0.2.8")
+        account.create(MAIN, AT)
+        assert overlay_routes(account) == [
+            CloudRoute(OTHER, host["instance"], Leads.HERE_BEFORE),
+            CloudRoute(AT, "eni-bp1second", Leads.HERE, marked=True),
+        ]
+    (entry,) = [entry for entry in vpc.entries() if entry["DestinationCidrBlock"] == str(AT)]
+    assert entry["NextHops"]["NextHop"][0]["NextHopType"] == "NetworkInterface"
+
+
+def test_all_pages_are_read(vpc: AliVpc) -> None:
+    custom = {f"vtb-bp1n{n}": {"vpc": VPC, "type": "Custom", "vswitches": []} for n in range(55)}
+    vpc.make_world(tables={**custom, MAIN: {"vpc": VPC, "type": "System", "vswitches": [VSWITCH]}})
+    for n in range(130):
+        vpc.lead(f"10.1.{n}.0/24", "i-bp1peer")
+    asked = len(vpc.asked())
+    (table,) = connect().tables()
+    assert (table.id, table.n_counted, len(table.routes)) == (MAIN, 130, 131)
+    assert vpc.asked()[asked:] == [LIST] * 2 + ["DescribeRouteEntryList"] * 2
+
+
+# --- which tables -------------------------------------------------------------------------------------------------
+
+
+def test_the_vswitch_s_own_table_comes_before_the_system_one_and_named_ones_before_both(vpc: AliVpc) -> None:
+    system = {"vpc": VPC, "type": "System", "vswitches": ["vsw-bp1other"]}
+    gateway = {"vpc": VPC, "type": "Custom", "vswitches": [], "associate": "Gateway"}
+    vpc.make_world(tables={MAIN: system, "vtb-bp1gate": gateway})
+    assert [table.id for table in connect().tables()] == [MAIN]
+    vpc.make_world(tables={MAIN: system, OTHER_TABLE: {"vpc": VPC, "type": "Custom", "vswitches": [VSWITCH]}})
+    assert [table.id for table in connect().tables()] == [OTHER_TABLE]
+    assert [table.id for table in connect(RouteTableID=[MAIN, OTHER_TABLE]).tables()] == [MAIN, OTHER_TABLE]
+
+
+def test_a_table_that_is_not_there_or_of_another_vpc_is_named(vpc: AliVpc) -> None:
+    assert fault_of(RouteTableID="vtb-0") == "there is no such route table as vtb-0: correct Backend.RouteTableID"
+    assert fault_of(RouteTableID=FAR_TABLE) == (
+        f"{FAR_TABLE} is a table of vpc-bp1far, and this host is in {VPC}: correct Backend.RouteTableID"
+    )
+
+
+def test_a_table_that_goes_while_we_use_it_is_named(vpc: AliVpc) -> None:
+    account = connect(RouteTableID=OTHER_TABLE)
+    account.tables()
+    vpc.make_world(tables={})
+    with pytest.raises(CloudError) as caught:
+        account.create(OTHER_TABLE, AT)
+    assert str(caught.value) == (
+        f"there is no such route table as {OTHER_TABLE}: correct Backend.RouteTableID "
+        "(Specified route table does not exist.)"
+    )
+
+
+def test_two_tables_that_match_or_none_are_named(vpc: AliVpc) -> None:
+    bound = {"vpc": VPC, "type": "Custom", "vswitches": [VSWITCH]}
+    vpc.make_world(tables={MAIN: bound, OTHER_TABLE: bound})
+    assert fault_of() == f"{MAIN} and {OTHER_TABLE} are both of {VSWITCH}: name one by Backend.RouteTableID"
+    vpc.make_world(tables={})
+    assert fault_of() == f"{VPC} has no system route table, and {VSWITCH} none"
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    sdk = "alibabacloud_vpc20160428"
+    monkeypatch.setattr(refusals, "find_spec", lambda name: None if name == sdk else find_spec(name))
+    assert fault_of() == f"Backend.Type is ali-vpc, and {sdk} is not installed: pip install 'flannel-udp[ali]'"
+
+
+def test_the_sdk_is_imported_only_when_somebody_asks() -> None:
+    lines = [
+        "import json, sys; from flannel_udp.backend.table import BACKENDS",
+        "from flannel_udp.netconf.config import parse_network_config",
+        'parse_network_config(\'{"Network": "10.1.0.0/16", "Backend": {"Type": "ali-vpc"}}\', BACKENDS)',
+        "sys.exit(any(name.startswith(('alibabacloud', 'Tea', 'darabonba', 'requests')) for name in sys.modules))",
+    ]
+    assert subprocess.run([sys.executable, "-c", "\n".join(lines)], check=False).returncode == 0
+
+
+def test_another_region_than_the_instance_s_is_refused() -> None:
+    connect(Region=REGION)
+    assert fault_of(Region="cn-beijing").startswith(f"Backend.Region is cn-beijing, and this instance is in {REGION}: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "network", "range_"),
+    [
+        ({"cidr": "10.1.128.0/20"}, "10.1.0.0/16", "10.1.128.0/20"),
+        ({"vswitch_cidr": "10.1.2.0/24"}, "10.1.0.0/16", "10.1.2.0/24"),
+        ({}, "100.64.0.0/16", "100.64.0.0/10"),
+    ],
+)
+def test_a_network_that_overlaps_the_vpc_s_ranges_or_alibaba_s_own_is_refused(
+    host: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], network: str, range_: str
+) -> None:
+    interface = {**host["interfaces"][0], **changes}
+    with metadata_on_loopback({**host, **changes, "interfaces": [interface]}) as url:
+        monkeypatch.setattr(identity, "URL", url)
+        assert fault_of(network=network) == (
+            f"Network {network} overlaps {range_} of {VPC}, which the VPC routes itself: choose another Network"
+        )
+
+
+def test_an_address_that_no_interface_of_the_instance_has_is_named(host: dict[str, Any]) -> None:
+    with pytest.raises(CloudError) as caught:
+        connect("192.0.2.99")
+    assert str(caught.value) == (
+        f"no network interface of {host['instance']} has our address 192.0.2.99: they have 192.0.2.1: see --iface"
+    )
+
+
+def test_no_metadata_service_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "URL", "http://127.0.0.1:9")
+    assert fault_of() == (
+        "no metadata service at http://127.0.0.1:9: Connection refused: is this an ECS instance in a VPC, and its "
+        "metadata service on?"
+    )
+
+
+def test_a_metadata_service_that_is_switched_off_or_speaks_nonsense_is_named(
+    host: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with metadata_on_loopback({**host, "refuses": True}) as url:
+        monkeypatch.setattr(identity, "URL", url)
+        assert fault_of() == f"the metadata service at {url} gives no token (status 403): is it switched on?"
+    with metadata_on_loopback({**host, "cidr": "<html>"}) as url:
+        monkeypatch.setattr(identity, "URL", url)
+        assert fault_of().startswith(f"the metadata service at {url} has no IPv4 range at /latest/meta-data/network/")
+
+
+def test_no_proxy_is_asked_for_the_metadata_service_and_one_in_the_api_s_way_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert identify(IPv4Address("192.0.2.1")).region == REGION
+    assert fault_of() == (
+        f"the proxy that HTTPS_PROXY or HTTP_PROXY names does not let {LIST} pass: correct it, or unset it: "
+        "Alibaba's SDK knows no NO_PROXY"
+    )
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert "does not let" in fault_of()
+
+
+def test_an_api_that_cannot_be_reached_or_is_slow_is_named(vpc: AliVpc, monkeypatch: pytest.MonkeyPatch) -> None:
+    advice = "may this host reach it, through a NAT gateway or a VPC endpoint?"
+    monkeypatch.setattr(account, "READ_MS", 300)
+    vpc.fail({"action": LIST, "delay_s": 1.5})
+    assert fault_of() == f"{vpc.url} does not answer {LIST}: {advice}"
+    monkeypatch.setenv("FLANNEL_UDP_ALI_ENDPOINT", "http://127.0.0.1:9")
+    assert fault_of() == f"http://127.0.0.1:9 does not answer {LIST}: {advice}"
+
+
+def test_an_endpoint_without_a_scheme_is_asked_by_https(vpc: AliVpc, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = vpc.url.removeprefix("http://")
+    monkeypatch.setenv("FLANNEL_UDP_ALI_ENDPOINT", where)
+    assert fault_of().startswith(f"{where} has no certificate that this host trusts: is a proxy in the way? (")
+
+
+# --- credentials --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keyless(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_no_credentials_are_named(keyless: None, host: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with metadata_on_loopback({key: value for key, value in host.items() if key != "credentials"}) as url:
+        monkeypatch.setattr(identity, "URL", url)
+        assert fault_of() == (
+            "no credentials for Alibaba Cloud: give the instance a RAM role, see examples/cloud/ali-policy.json; "
+            "or ACCESS_KEY_ID and ACCESS_KEY_SECRET"
+        )
+
+
+def test_half_a_pair_of_variables_is_named(keyless: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCESS_KEY_SECRET", "of-root")
+    assert fault_of() == ("ACCESS_KEY_ID and ACCESS_KEY_SECRET belong together: set both, or neither for the RAM role")
+
+
+def test_keys_may_be_the_configuration_s_or_in_either_s_variables(
+    keyless: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert connect(AccessKeyID=KEY["key"], AccessKeySecret=KEY["secret"]).tables()
+    assert "InvalidAccessKeyId.NotFound" in fault_of(AccessKeyID="LTAInobody", AccessKeySecret="x")
+    monkeypatch.setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", str(ROLE["AccessKeyId"]))
+    monkeypatch.setenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET", str(ROLE["AccessKeySecret"]))
+    assert "InvalidSecurityToken.Expired" in fault_of()
+    monkeypatch.setenv("ALIBABA_CLOUD_SECURITY_TOKEN", str(ROLE["SecurityToken"]))
+    assert connect().tables()
+    monkeypatch.setenv("ACCESS_KEY_ID", KEY["key"])  # flannel's come first
+    monkeypatch.setenv("ACCESS_KEY_SECRET", "another")
+    assert "SignatureDoesNotMatch" in fault_of()
+
+
+def test_a_role_s_keys_are_renewed_before_they_end_and_no_thread_is_left(
+    keyless: None, host: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    conversation = credentials.conversation
+    monkeypatch.setattr(credentials, "conversation", lambda: (asked.append("asked"), conversation())[1])
+    threads = threading.active_count()
+    lasting = connect()
+    assert all(lasting.tables() for _ in range(2))
+    assert len(asked) == 1
+    soon = datetime.fromtimestamp(time.time() + credentials.RENEW_BEFORE_S - 1, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    with metadata_on_loopback({**host, "credentials": {**ROLE, "Expiration": soon}}) as url:
+        monkeypatch.setattr(identity, "URL", url)
+        ending = connect()
+        asked.clear()
+        assert ending.tables()
+    assert len(asked) == 2  # before each call
+    with pytest.raises(CloudError, match="no metadata service at "):
+        ending.tables()
+    assert threading.active_count() == threads
+
+
+def test_a_role_without_keys_is_named(keyless: None, host: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with metadata_on_loopback({**host, "credentials": {"Code": "Failed"}}) as url:
+        monkeypatch.setattr(identity, "URL", url)
+        assert fault_of() == f"the metadata service at {url} gives no keys of the RAM role hosts"
+
+
+def test_a_clock_that_is_off_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Utils, "get_timestamp", lambda: "2026-01-01T00:00:00Z")
+    line = fault_of()
+    assert line.startswith("our clock says 20")
+    assert line.endswith(
+        ", and Alibaba Cloud takes no signature that is 15 minutes off (InvalidTimeStamp.Expired): set the clock"
+    )
+
+
+# --- what the API refuses -----------------------------------------------------------------------------------------
+
+
+REFUSALS = [
+    (
+        {"status": 403, "code": "Forbidden.RAM"},
+        f"no right to vpc:{LIST} on {VPC}: give it to the instance's RAM role, see examples/cloud/ali-policy.json",
+    ),
+    (
+        {"status": 403, "code": "MissingSecurityToken"},
+        "Alibaba Cloud does not take our credentials (MissingSecurityToken): correct the RAM role, or the access key",
+    ),
+    ({"status": 400, "code": "Odd", "message": "two\nlines"}, f"{LIST} failed on {VPC}: Odd: two lines"),
+    ({"status": 500, "code": "InternalError"}, f"{LIST} failed on {VPC}: InternalError: no"),
+]
+
+
+@pytest.mark.parametrize(("order", "line"), REFUSALS)
+def test_what_is_refused_is_one_line(vpc: AliVpc, order: dict[str, Any], line: str) -> None:
+    vpc.fail({"action": LIST, **order})
+    assert fault_of() == line
+
+
+def test_half_an_answer_is_named(vpc: AliVpc) -> None:
+    vpc.fail({"action": LIST, "cut": True})
+    assert fault_of() == f"the answer of {vpc.url} to {LIST} makes no sense: is a proxy in the way?"
+
+
+@pytest.mark.parametrize(("status", "code"), [(400, "Throttling.User"), (503, "ServiceUnavailable")])
+def test_throttling_and_faults_of_the_server_s_are_borne(vpc: AliVpc, status: int, code: str) -> None:
+    vpc.fail({"action": LIST, "status": status, "code": code, "times": 3})
+    assert len(connect().tables()) == 1
+
+
+def test_throttling_is_named_where_it_lasts(vpc: AliVpc) -> None:
+    vpc.fail({"action": LIST, "status": 400, "code": "Throttling.User"})
+    asked = len(vpc.asked())
+    assert fault_of() == f"Alibaba Cloud is asked too often in this account (Throttling.User to {LIST})"
+    assert vpc.asked()[asked:].count(LIST) == 4
+
+
+def test_that_others_are_changing_routes_is_borne_and_named_where_it_lasts(vpc: AliVpc) -> None:
+    account = connect()
+    vpc.fail({"action": "CreateRouteEntry", "status": 400, "code": "TaskConflict", "times": 3})
+    account.create(MAIN, AT)
+    assert str(AT) in vpc.routes()
+    vpc.settle_after(1_000)
+    account.create(MAIN, OTHER)  # and this one is under way for long
+    with pytest.raises(CloudError) as caught:
+        account.create(MAIN, IPv4Network("10.1.17.0/24"))
+    assert str(caught.value) == (
+        "others are changing the VPC's routes, which Alibaba does one at a time "
+        f"(IncorrectRouteEntryStatus to CreateRouteEntry on {MAIN})"
+    )
+
+
+def test_a_full_table_and_a_route_that_is_there_already_say_so(vpc: AliVpc) -> None:
+    vpc.make_world(tables={MAIN: {"vpc": VPC, "type": "System", "vswitches": [VSWITCH], "quota": 1}})
+    account = connect()
+    account.create(MAIN, AT)
+    with pytest.raises(CloudError, match=f"^somebody made that route in {MAIN} at the same moment$"):
+        account.create(MAIN, AT)
+    with pytest.raises(CloudError) as caught:
+        account.create(MAIN, OTHER)
+    assert str(caught.value) == (
+        f"{MAIN} has as many routes as it may have: raise the quota vpc_quota_route_entrys_num (QuotaExceeded)"
+    )
+
+
+def test_a_range_that_the_table_does_not_take_is_named(vpc: AliVpc) -> None:
+    vpc.fail({"action": "CreateRouteEntry", "status": 400, "code": "InvalidCidrBlock", "message": "not valid."})
+    with pytest.raises(CloudError) as caught:
+        connect().create(MAIN, AT)
+    assert str(caught.value) == (
+        f"{MAIN} takes no such route: does Network overlap a vSwitch, or another range of the VPC? "
+        "(InvalidCidrBlock: not valid.)"
+    )
+
+
+def test_no_line_of_a_log_has_a_key(
+    keyless: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEBUG", "sdk")
+    with caplog.at_level(1):
+        connect().tables()
+    said = caplog.text + "".join(capfd.readouterr())
+    assert [word for word in ("token-of-a-role", "of-the-role", "STS.hosts") if word in said] == []
+    assert logging.getLogger("darabonba-core").handlers == []
+
+
+# --- rights -------------------------------------------------------------------------------------------------------
+
+
+def allowed() -> list[str]:
+    """Return the actions that the policy file allows."""
+    found: list[str] = []
+    for statement in json.loads(POLICY.read_text())["Statement"]:
+        actions = statement["Action"]
+        found += [actions] if isinstance(actions, str) else actions
+    return found
+
+
+@pytest.mark.parametrize("lacking", [None, *allowed()])
+def test_the_policy_file_has_every_right_that_is_needed_and_none_else(vpc: AliVpc, lacking: str | None) -> None:
+    rights = [action.removeprefix("vpc:") for action in allowed() if action != lacking]
+    tables = {MAIN: {"vpc": VPC, "type": "System", "vswitches": [VSWITCH]}}
+    vpc.make_world({KEY["key"]: {"secret": KEY["secret"]}, "LTAIhost": {"secret": "x", "allowed": rights}}, tables)
+    vpc.lead(str(AT), "i-bp1former", name="flannel-udp")
+    whole, account = connect(), connect(AccessKeyID="LTAIhost", AccessKeySecret="x")
+    account._entry_ids = whole._entry_ids  # type: ignore[attr-defined]  # what was read, whether or not it may read
+    whole.tables()
+    refused = []
+    for call in (
+        account.tables,
+        partial(account.replace, MAIN, AT),
+        partial(account.remove, MAIN, AT),
+        partial(account.create, MAIN, OTHER),
+        account.permit,
+        partial(account.addresses_of, ["i-bp1former"]),
+    ):
+        try:
+            call()
+        except CloudError as error:
+            refused.append(str(error).partition(" on ")[0])
+    assert refused == ([] if lacking is None else [f"no right to {lacking}"])
