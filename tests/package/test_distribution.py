@@ -22,8 +22,9 @@ MODULES = sorted(path.stem for path in (ROOT / "_fastpath").glob("*.pyx"))
 OF_EXTRAS = (
     "flannel_udp.registry.kube",
     *("flannel_udp.backend.cloud.aws.account", "flannel_udp.backend.cloud.aws.faults"),
+    *(f"flannel_udp.backend.cloud.ali.{name}" for name in ("account", "credentials", "faults")),
 )
-"""What the extras [kube] and [aws] are for is imported only where Kubernetes or AWS is asked for."""
+"""What the extras [kube], [aws] and [ali] are for is imported only where Kubernetes or that provider is asked for."""
 
 
 def run(*argv: str | Path) -> str:

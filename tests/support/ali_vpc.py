@@ -8,11 +8,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
-import pytest
-
-from flannel_udp.backend.cloud.ali import identity
 from tests.support import ali_metadata_server, ali_server
-from tests.support.aws_host import PROXIES
 from tests.support.served import Served, at_once, served
 
 REGION, VPC = "cn-hangzhou", "vpc-bp1test"
@@ -110,18 +106,3 @@ def metadata_on_loopback(instance: Mapping[str, Any]) -> Iterator[str]:
     """Have a metadata service for the block; yields its URL."""
     with served(ali_metadata_server, "127.0.0.1", "0", json.dumps(instance)) as port:
         yield f"http://127.0.0.1:{port}"
-
-
-@contextmanager
-def on_host(vpc: AliVpc, metadata: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Be there, with root's access key; afterwards nothing of the VPC fails, and its tables are as at the beginning."""
-    for name in (*PROXIES, *VARIABLES):
-        patch.delenv(name, raising=False)
-    patch.setattr(identity, "URL", metadata)  # the real one is an address: no SDK has a variable for it
-    patch.setenv("FLANNEL_UDP_ALI_ENDPOINT", vpc.url)
-    patch.setenv("ACCESS_KEY_ID", KEY["key"])
-    patch.setenv("ACCESS_KEY_SECRET", KEY["secret"])
-    yield
-    vpc.fail()
-    vpc.settle_after(0)
-    vpc.make_world()

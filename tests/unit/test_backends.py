@@ -175,8 +175,9 @@ def test_udp_takes_udp_hosts_and_those_that_name_no_backend() -> None:
     assert hosts_taken("udp") == ["", "udp", "UDP"]
 
 
-def test_aws_vpc_takes_hosts_that_name_no_backend_as_flannel_s_do() -> None:
-    assert hosts_taken("aws-vpc") == [""]
+@pytest.mark.parametrize("kind", ["aws-vpc", "ali-vpc"])
+def test_cloud_routes_take_hosts_that_name_no_backend_as_flannel_s_do(kind: str) -> None:
+    assert hosts_taken(kind) == [""]
 
 
 def test_alloc_takes_alloc_hosts_and_those_that_name_no_backend() -> None:

@@ -13,7 +13,7 @@ from flannel_udp.backend.cloud.aws.account import LIMITS
 from flannel_udp.backend.cloud.options import OPTION_KEYS
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "cloud.md").read_text()
+TEXT = (ROOT / "docs" / "cloud.md").read_text().partition("\n## ali-vpc\n")[0]
 ACCOUNT = (ROOT / "flannel_udp" / "backend" / "cloud" / "aws" / "account.py").read_text()
 
 
