@@ -303,11 +303,12 @@ def test_the_policy_file_has_every_right_that_is_needed_and_none_else(vpc: AliVp
     vpc.make_world({KEY["key"]: {"secret": KEY["secret"]}, "LTAIhost": {"secret": "x", "allowed": rights}}, tables)
     vpc.lead(str(AT), "i-bp1former", name="flannel-udp")
     whole, account = connect(), connect(AccessKeyID="LTAIhost", AccessKeySecret="x")
-    account._entry_ids = whole._entry_ids  # type: ignore[attr-defined]  # what was read, whether or not it may read
     whole.tables()
+    read = dict(whole._entry_ids)  # type: ignore[attr-defined]
     refused = []
     for call in (
         account.tables,
+        lambda: account._entry_ids.update(read),  # type: ignore[attr-defined]  # whether or not it may read
         partial(account.replace, MAIN, AT),
         partial(account.remove, MAIN, AT),
         partial(account.create, MAIN, OTHER),

@@ -149,6 +149,12 @@ def test_an_api_that_cannot_be_reached_or_is_slow_is_named(vpc: AliVpc, monkeypa
     assert fault_of() == f"http://127.0.0.1:9 does not answer {LIST}: {advice}"
 
 
+@pytest.mark.parametrize("wrong", ["ftp://vpc.aliyuncs.com", "https://", "vpc.aliyuncs.com/x", "two words"])
+def test_an_endpoint_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    monkeypatch.setenv("FLANNEL_UDP_ALI_ENDPOINT", wrong)
+    assert fault_of() == f"FLANNEL_UDP_ALI_ENDPOINT is {wrong!r}: expected a host name, or http://HOST:PORT"
+
+
 def test_an_endpoint_without_a_scheme_is_asked_by_https(vpc: AliVpc, monkeypatch: pytest.MonkeyPatch) -> None:
     where = vpc.url.removeprefix("http://")
     monkeypatch.setenv("FLANNEL_UDP_ALI_ENDPOINT", where)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Network
 from typing import Any
-from urllib.parse import urlsplit
 
 from alibabacloud_tea_openapi.utils_models import Config
 from alibabacloud_vpc20160428 import models
@@ -57,7 +57,7 @@ class AliAccount:
         self._identity = identity
         self._table_ids: Sequence[str] = options.get("RouteTableID", ())
         self.here = f"{identity.instance}, {identity.interface} in {identity.region}"
-        self._entry_ids: dict[tuple[str, Prefix], str] = {}
+        self._entry_ids: dict[tuple[str, Prefix], str] = {}  # of the last look
         config = Config(
             credential=Credentials(options),
             region_id=identity.region,
@@ -68,8 +68,7 @@ class AliAccount:
         )
         endpoint = os.environ.get(ENDPOINT_VARIABLE)
         if endpoint:
-            parts = urlsplit(endpoint if "//" in endpoint else f"https://{endpoint}")
-            config.endpoint, config.protocol = parts.netloc, parts.scheme
+            config.protocol, config.endpoint = _split(endpoint)
         self._api = endpoint or f"the VPC API of {identity.region}"
         self._vpc = Client(config)
 
@@ -81,6 +80,7 @@ class AliAccount:
         What we have made is waited for: an entry is there some seconds before it leads anywhere.
         """
         ids = [self._named(table) for table in self._table_ids] or [self._own_table()]
+        self._entry_ids.clear()
         return [self._read(table) for table in ids]
 
     def _named(self, table: str) -> str:
@@ -243,6 +243,15 @@ class AliAccount:
             raise explain(error, operation, what, self._api) from error
         except UnretryableException as error:
             raise explain(error.inner_exception, operation, what, self._api) from error
+
+
+def _split(endpoint: str) -> tuple[str, str]:
+    """Return scheme and host of what the variable says. Raises `CloudError`."""
+    scheme, _, host = (endpoint if "://" in endpoint else f"https://{endpoint}").partition("://")
+    host = host.rstrip("/")
+    if scheme not in ("http", "https") or not re.fullmatch(r"[\w.-]+(:[0-9]+)?", host):
+        raise CloudError(f"{ENDPOINT_VARIABLE} is {endpoint!r}: expected a host name, or http://HOST:PORT")
+    return scheme, host
 
 
 def _retries() -> RetryOptions:
