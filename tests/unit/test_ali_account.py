@@ -107,6 +107,7 @@ def test_a_change_that_is_under_way_is_waited_for(
 
 def test_routes_are_told_apart_by_where_they_lead_and_by_our_mark(vpc: AliVpc, host: dict[str, Any]) -> None:
     made: list[tuple[str, str, dict[str, Any], Leads, bool]] = [
+        ("10.1.8.0/24", "vsw-bp1", {"kind": "local", "type": "System"}, Leads.ELSEWHERE, False),
         ("10.1.1.0/24", "i-bp1flannel", {}, Leads.TO_HOST, False),
         ("10.1.2.0/24", "i-bp1peer", {"name": "flannel-udp"}, Leads.TO_HOST, True),
         ("10.1.3.0/24", "eni-bp1peer", {"kind": "NetworkInterface", "name": "theirs"}, Leads.TO_HOST, False),
@@ -114,7 +115,6 @@ def test_routes_are_told_apart_by_where_they_lead_and_by_our_mark(vpc: AliVpc, h
         ("10.1.5.0/24", host["instance"], {}, Leads.HERE, False),
         ("10.1.6.0/24", host["interfaces"][0]["id"], {"kind": "NetworkInterface"}, Leads.HERE, False),
         ("10.1.7.0/24", "i-bp1peer", {"service": "TR"}, Leads.ELSEWHERE, False),
-        ("10.1.8.0/24", "vsw-bp1", {"kind": "local", "type": "System"}, Leads.ELSEWHERE, False),
     ]
     for destination, target, more, _, _ in made:
         vpc.lead(destination, target, **more)
@@ -126,6 +126,13 @@ def test_routes_are_told_apart_by_where_they_lead_and_by_our_mark(vpc: AliVpc, h
         CloudRoute(IPv4Network("10.1.9.0/24"), "ri-1 and ri-2", Leads.ELSEWHERE),
     ]
     assert [table.n_counted for table in account.tables()] == [9]  # custom ones, those of IPv6 too
+
+
+def test_a_learnt_route_to_the_same_destination_does_not_hide_ours(vpc: AliVpc, host: dict[str, Any]) -> None:
+    account = connect()
+    account.create(MAIN, AT)
+    vpc.lead(str(AT), "tr-attach-1", kind="Attachment", type="CEN")
+    assert overlay_routes(account) == [CloudRoute(AT, host["instance"], Leads.HERE, marked=True)]
 
 
 def test_a_default_route_to_this_host_is_never_touched(vpc: AliVpc, host: dict[str, Any]) -> None:

@@ -135,7 +135,7 @@ class AliAccount:
                 )
             time.sleep(SETTLE_EVERY_S)
         routes = {}
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: bool(entry.type == "Custom")):  # none learnt hides one
             destination = _destination(entry)
             if destination is not None and entry.status != _LEAVING:
                 routes[destination] = self._read_entry(destination, entry)
