@@ -34,7 +34,8 @@ from flannel_udp.bench import machine
 from flannel_udp.bench.contenders import Pair
 from flannel_udp.bench.cpu import daemons_cpu_s
 from flannel_udp.bench.generators import Load
-from flannel_udp.bench.measure import tcp
+from flannel_udp.bench.names import Streams
+from flannel_udp.bench.streams import tcp
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
@@ -184,7 +185,7 @@ class Bench:
         for _ in range(self.rounds):
             for prefix in chooser.sample(sorted(rates), k=len(rates)):
                 with self._writing(2 * _STREAM.seconds, prefix) as writer:
-                    rates[prefix].append(tcp(pair, _STREAM, streams=1)["tcp1_gbit_s"])
+                    rates[prefix].append(tcp(pair, _STREAM, streams=Streams(1, 0)).values["tcp1_gbit_s"])
                     writer.kill()
                 logger.info("%s: %.2f Gbit/s", prefix, rates[prefix][-1])
         busy, idle = statistics.median(rates[churn.PREFIX]), statistics.median(rates[_ASIDE])

@@ -21,9 +21,8 @@ from contextlib import contextmanager
 from rich.table import Table
 
 from bench.console import show
-from flannel_udp.bench.datagrams import build_blast
-from flannel_udp.bench.generators import GRACE_S, iperf3_server
-from flannel_udp.bench.measure import parse_iperf3
+from flannel_udp.bench.generators import GRACE_S, build_blast, iperf3_server
+from flannel_udp.bench.streams import parse_iperf3
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns
 from flannel_udp.lab.lab import Lab

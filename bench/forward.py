@@ -27,9 +27,8 @@ from bench import chart, far_and_near, lookup, report, targets
 from bench.console import show
 from bench.more_contenders import BACKENDS, IPV6, variants
 from bench.targets import FAR, LOOKUP
-from flannel_udp.bench import machine, results
+from flannel_udp.bench import machine, names, results
 from flannel_udp.bench.contenders import BETWEEN, CARDS, CONTENDERS, HOSTS, PODS, Where
-from flannel_udp.bench.measure import BEYOND_IPV6, DEFAULT_MEASURES, MEASURES
 from flannel_udp.bench.measuring import CUBIC, Run, Schedule, Taken
 from flannel_udp.bench.quiet import Quiet
 from flannel_udp.bench.samples import Sample, n_rejected
@@ -81,7 +80,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
         "--measures",
         type=_measures,
         metavar="LIST",
-        help=f"all, or some of {', '.join(MEASURES)} (default: {','.join(DEFAULT_MEASURES)})",
+        help=f"all, or some of {', '.join(names.KINDS)} (default: {','.join(names.DEFAULT)})",
     )
     parser.add_argument(
         "--workers", type=_workers, default=(), metavar="LIST", help="take our agents with so many workers as well: 1,2"
@@ -139,9 +138,10 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
         parser.error("--targets says by itself what is measured, and where")
     if given.cni and given.between == HOSTS:
         parser.error("--cni is about pods: leave out --between hosts")
-    too_large = [name for name in given.measures or () if name in BEYOND_IPV6 and given.family == 6]
-    if too_large:
-        parser.error(f"--measures {too_large[0]}: by IPv6 not every contender carries as much in one packet")
+    try:
+        names.check_payloads(given.measures or (), given.family or 4)
+    except UsageError as error:
+        parser.error(str(error))
     if given.family == 6 and (given.backends or given.cni):
         parser.error("--family 6 is about udp: leave out --backends and --cni")
     rounds, seconds = (1, 1) if given.quick else (given.rounds, given.seconds)
@@ -151,7 +151,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
         family=given.family or 4,
         rounds=rounds,
         seconds=seconds,
-        measures=given.measures or DEFAULT_MEASURES,
+        measures=given.measures or names.DEFAULT,
         workers=given.workers,
         rungs=given.rungs,
         cni=given.cni,
@@ -164,13 +164,10 @@ def parse_arguments(argv: Sequence[str] | None) -> Settings:
 
 
 def _measures(text: str) -> tuple[str, ...]:
-    if text == "all":
-        return tuple(MEASURES)
-    names = text.split(",")
-    unknown = [name for name in names if name not in MEASURES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no measure: use all, or some of {', '.join(MEASURES)}")
-    return tuple(name for name in MEASURES if name in names)
+    try:
+        return names.parse_measures(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _workers(text: str) -> tuple[int, ...]:

@@ -25,8 +25,7 @@ from typing import Self
 from rich.table import Table
 
 from bench.console import show
-from flannel_udp.bench.datagrams import build_blast, parse_blast
-from flannel_udp.bench.generators import GRACE_S, server
+from flannel_udp.bench.generators import GRACE_S, build_blast, parse_blast, server
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns
 from flannel_udp.lab.lab import Lab

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flannel_udp.bench.contenders import CONTENDERS, Opener, agents
-from flannel_udp.bench.measure import COMPILED
 from flannel_udp.bench.metrics import OURS
+from flannel_udp.bench.names import RTT, RTT_LOADED, TCP_BOTH, needs_blast, streams_of
 from flannel_udp.bench.wireguard import NAME as WIREGUARD
 from flannel_udp.bench.wireguard import open_wireguard
 from flannel_udp.errors import FlannelError
@@ -23,8 +23,6 @@ SHOWN: Mapping[str, str] = {
     **{name: name for name in ("host-gw", WIREGUARD)},
 }
 """Contender → how results call it, in the order in which they are set up."""
-_PINGS = ("rtt", "rtt-loaded")
-_STREAMS = ("tcp1", "tcp4", "tcp-both", "rtt-loaded")
 _TUN = Path("/dev/net/tun")
 
 
@@ -40,12 +38,23 @@ class _Need:
     """Something that some contenders or measures need, and what to do where it is lacking."""
 
     what: str
-    of: Sequence[str]
+    of: Callable[[str], bool]
     is_here: Callable[[], bool]
     how: str
 
 
-def _command(name: str, package: str, of: Sequence[str]) -> _Need:
+def _some(*names: str) -> Callable[[str], bool]:
+    return lambda name: name in names
+
+
+_pings = _some(RTT, RTT_LOADED)
+
+
+def _streams(name: str) -> bool:
+    return streams_of(name) is not None or name in (TCP_BOTH, RTT_LOADED)
+
+
+def _command(name: str, package: str, of: Callable[[str], bool]) -> _Need:
     return _Need(f"the command {name}", of, lambda: shutil.which(name) is not None, f"install the package {package}")
 
 
@@ -69,19 +78,19 @@ def has_kernel_vxlan() -> bool:
 
 
 _ANYWHERE = (
-    _command("iperf3", "iperf3", _STREAMS),
-    _command("ping", "iputils-ping", _PINGS),
+    _command("iperf3", "iperf3", _streams),
+    _command("ping", "iputils-ping", _pings),
+    _command("cc", "gcc", lambda name: name == "naive" or needs_blast(name)),
 )
 """What measures need, in a lab and between two machines."""
 _IN_LABS = (
     *_ANYWHERE,
-    _command("cc", "gcc", ("naive", *sorted(COMPILED))),
-    _command("bridge", "iproute2", ("vxlan",)),
-    _command("tc", "iproute2", ("slow-1g", "slow-100m")),
-    _command(WIREGUARD, WIREGUARD, (WIREGUARD,)),
-    _command("wg", "wireguard-tools", (WIREGUARD,)),
-    _Need("the device /dev/net/tun", ("naive", "udp", "vxlan-userspace", WIREGUARD), has_tun, "modprobe tun"),
-    _Need("VXLAN in the kernel", ("vxlan",), has_kernel_vxlan, "modprobe vxlan"),
+    _command("bridge", "iproute2", _some("vxlan")),
+    _command("tc", "iproute2", _some("slow-1g", "slow-100m")),
+    _command(WIREGUARD, WIREGUARD, _some(WIREGUARD)),
+    _command("wg", "wireguard-tools", _some(WIREGUARD)),
+    _Need("the device /dev/net/tun", _some("naive", "udp", "vxlan-userspace", WIREGUARD), has_tun, "modprobe tun"),
+    _Need("VXLAN in the kernel", _some("vxlan"), has_kernel_vxlan, "modprobe vxlan"),
 )
 
 
@@ -97,15 +106,22 @@ def lacking_in_labs(asked: Sequence[str]) -> list[str]:
 
 def lacking_between_hosts(measures: Sequence[str]) -> list[str]:
     """Return the same for measures between two machines."""
-    root = _Need("root", _PINGS, lambda: os.geteuid() == 0, "one ping a millisecond is root's: run it with sudo")
+    root = _Need("root", _pings, lambda: os.geteuid() == 0, "one ping a millisecond is root's: run it with sudo")
     return _lacking(measures, (*_ANYWHERE, root))
+
+
+def lacking_to_count() -> list[str]:
+    """Return what this machine lacks to count datagrams that another one sends: nothing of it is needed otherwise."""
+    lacks = [] if shutil.which("cc") else ["a C compiler (the package gcc)"]
+    # A receive buffer beyond net.core.rmem_max is root's; with a small one the receiver itself would lose datagrams.
+    return lacks if os.geteuid() == 0 else [*lacks, "root: run `bench serve` with sudo there"]
 
 
 def _lacking(asked: Sequence[str], needs: Sequence[_Need]) -> list[str]:
     """Return a line for each that is asked for and not here."""
     lines = []
     for need in needs:
-        users = [name for name in asked if name in need.of]
+        users = list(filter(need.of, asked))
         if users and not need.is_here():
             lines.append(
                 f"{', '.join(users)}: needs {need.what}, which is not here: {need.how}, or leave out what needs it"

@@ -14,7 +14,7 @@ from typing import Any
 
 from flannel_udp.bench.intervals import Interval, draw, interval, log_ratio, minus
 from flannel_udp.bench.judging import SAME, Spread, spread_of, verdict_on, why_not
-from flannel_udp.bench.metrics import METRICS, Metric, is_ours
+from flannel_udp.bench.metrics import Metric, is_ours, metrics_of
 from flannel_udp.bench.results import Place, Result
 from flannel_udp.bench.samples import Series, series
 from flannel_udp.errors import UsageError
@@ -162,8 +162,8 @@ def _pairs(old: Result, new: Result) -> list[_Pair]:
             before, after = series(place.samples), series(places[place.name].samples)
             pairs += [
                 _Pair(place.name, metric, before[metric.name], after[metric.name])
-                for metric in METRICS
-                if before.get(metric.name, {}).keys() & after.get(metric.name, {}).keys()
+                for metric in metrics_of(before.keys() & after.keys())
+                if before[metric.name].keys() & after[metric.name].keys()
             ]
     return pairs
 

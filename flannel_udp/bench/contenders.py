@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple, Protocol
 
-from flannel_udp.bench.generators import iperf3_server
+from flannel_udp.bench.generators import Counted, datagram_receiver, iperf3_server
 from flannel_udp.bench.metrics import OURS
 from flannel_udp.bench.results import place_name
 from flannel_udp.errors import FlannelError
@@ -98,6 +98,10 @@ class Pair:
     def iperf3_server(self) -> AbstractContextManager[object]:
         """Run an iperf3 server for one test at the target, inside the block."""
         return iperf3_server(self.receiver, self.target)
+
+    def datagram_receiver(self, window_ms: int) -> AbstractContextManager[Callable[[], Counted]]:
+        """Receive datagrams at the target, inside the block; see `Way`."""
+        return datagram_receiver(self.receiver, self.target, window_ms)
 
 
 Hosts = tuple[Host, Host]

@@ -1,14 +1,18 @@
 """What `bench serve` and `bench run --to` say to each other: JSON objects, a line each, over one TCP connection.
 
     run     {"want": "hello", "format": 1}
-    serve   {"format": 1, "overlay": "10.244.2.0", "mtu": 1472, "machine": "AMD EPYC, 2 cores, …"}
+    serve   {"format": 1, "overlay": "10.244.2.0", "mtu": 1472, "machine": "AMD EPYC, 2 cores, …", "lacks": []}
     run     {"want": "iperf3", "at": "overlay"}     or "reach", which only takes a connection; "underlay"
     serve   {"listening": true}
     run     {"want": "stop"}
     serve   {"stopped": true}
+    run     {"want": "datagrams", "at": "underlay", "window_ms": 2000}     0: all of them, until none comes any more
+    serve   {"listening": true}
+    run     {"want": "counted"}
+    serve   {"packets": 812345, "seconds": 2.0}
 
-Where it cannot do what is wanted, serve says {"error": "…"} and hangs up. Nothing else can be asked of it: what it runs
-is iperf3 for one test, at its own two addresses.
+Where it cannot do what is wanted, serve says {"error": "…"} and hangs up; `lacks` is what it would need for datagrams.
+Nothing else can be asked of it: what it runs is iperf3 for one test, or a counter of datagrams, at its two addresses.
 """
 
 from __future__ import annotations

@@ -14,12 +14,13 @@ from typing import TypeVar
 
 from flannel_udp.bench.contenders import Opener, Where, open_contender
 from flannel_udp.bench.cpu import ForeignWatch
-from flannel_udp.bench.datagrams import build_blast
-from flannel_udp.bench.generators import Load
-from flannel_udp.bench.measure import COMPILED, MEASURES, Measure, Way, default_congestion_control
+from flannel_udp.bench.generators import Load, build_blast
+from flannel_udp.bench.measure import Measure, default_congestion_control, measure_of
+from flannel_udp.bench.names import needs_blast
 from flannel_udp.bench.quiet import Quiet
 from flannel_udp.bench.samples import Sample
 from flannel_udp.bench.time_left import TimeLeft
+from flannel_udp.bench.ways import Way
 
 logger = logging.getLogger("bench")
 
@@ -71,7 +72,7 @@ class Run:
 
     def in_labs(self, place: Where, plan: Plan, openers: Mapping[str, Opener]) -> None:
         """Take all of them in labs, which are gone afterwards, also after Ctrl-C."""
-        if plan.keys() & COMPILED:
+        if any(map(needs_blast, plan)):
             build_blast()  # before a lab is built, and not within the first sample
         with ExitStack() as stack:
             pairs = []
@@ -79,7 +80,7 @@ class Run:
                 if any(name in contenders for contenders in plan.values()):
                     logger.info("%s: setting up %s", place.title, name)
                     pairs.append(stack.enter_context(open_contender(name, openers[name], place)))
-            self.on_ways(pairs, plan, MEASURES)
+            self.on_ways(pairs, plan, {name: measure_of(name) for name in plan})
 
     def on_ways(self, ways: Sequence[AnyWay], plan: Plan, measures: Mapping[str, Measure[AnyWay]]) -> None:
         """Take all of them on ways that are open."""
@@ -103,10 +104,10 @@ class Run:
             if attempt:
                 self.quiet.wait()
             watch = ForeignWatch.start(self.quiet.ours)
-            values = measure.take(way, self.schedule.load)
+            found = measure.take(way, self.schedule.load)
             foreign = watch.share()
             accepted = foreign * 100 <= self.schedule.max_foreign
-            yield Sample(number, way.name, name, foreign, accepted, values)
+            yield Sample(number, way.name, name, foreign, accepted, found.values, found.times_us)
             if accepted:
                 break
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,11 +60,18 @@ def place_record(mtus: Mapping[str, int], samples: Sequence[Sample]) -> dict[str
     of = medians(samples)
     return {
         "mtus": dict(mtus),
-        "samples": [dataclasses.asdict(sample) for sample in samples],
+        "samples": [_sample_record(sample) for sample in samples],
         "rejected": n_rejected(samples),
         "medians": of,
         "ratios": ratios(of),
     }
+
+
+def _sample_record(sample: Sample) -> dict[str, Any]:
+    record = dataclasses.asdict(sample)
+    if not sample.times_us:
+        del record["times_us"]
+    return record
 
 
 def document(machine: Mapping[str, Any], options: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +152,17 @@ class _Reader:
                 self._name(name): self._number(value, name)
                 for name, value in self._mapping(fields.get("values"), "values").items()
             },
+            dict(
+                self._round_trips(time_us, n)
+                for time_us, n in self._mapping(fields.get("times_us", {}), "times_us").items()
+            ),
         )
+
+    def _round_trips(self, time_us: str, n: Any) -> tuple[int, int]:
+        """Return a time in microseconds and how many round trips took as long."""
+        if re.fullmatch(r"[1-9][0-9]{0,8}", time_us) and self._whole(n, "times_us") > 0:
+            return int(time_us), int(n)
+        return self._fail(f"has something else where a round trip belongs: {time_us[:40]!r}")
 
     def _facts(self, raw: Any, what: str) -> dict[str, Any]:
         """Return what is known of a machine or a run; every text in it can be shown."""

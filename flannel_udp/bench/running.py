@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from flannel_udp.bench.choosing import SHOWN, lacking_in_labs, openers_of
 from flannel_udp.bench.contenders import Where
 from flannel_udp.bench.machine import describe
-from flannel_udp.bench.measure import BEYOND_IPV6
 from flannel_udp.bench.measuring import Run, Schedule, Taken
+from flannel_udp.bench.names import check_payloads
 from flannel_udp.bench.page import page
 from flannel_udp.bench.quiet import Quiet
 from flannel_udp.bench.results import Result, document, place_record, result_of
@@ -83,9 +83,7 @@ class InLabs:
 
     def check(self) -> None:
         """Raise `UsageError` for what makes no sense, and `Faults` with a line for each thing that is lacking."""
-        too_large = [name for name in self.measures if name in BEYOND_IPV6 and self.place.version == 6]
-        if too_large:
-            raise UsageError(f"--measures {too_large[0]}: by IPv6 not every contender carries as much in one packet")
+        check_payloads(self.measures, self.place.version)
         lacking = lacking_in_labs((*self.contenders, *self.measures, self.place.underlay))
         if lacking:
             raise Faults(lacking)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from flannel_udp.bench.metrics import BASELINES, METRICS, OURS, Metric
+from flannel_udp.bench.latency import Histogram, merged
+from flannel_udp.bench.metrics import BASELINES, OURS, Metric, metrics_of
 
 Values = Mapping[str, float]
 """What a measure found, by metric name."""
@@ -14,6 +15,14 @@ Medians = Mapping[str, Mapping[str, float]]
 """Metric → contender → median of the accepted samples."""
 Series = Mapping[int, float]
 """Round → what was found in it; rounds whose sample was rejected are missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a measure found; `times_us` are its round trips, where it has any."""
+
+    values: Values
+    times_us: Histogram = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,7 @@ class Sample:
     foreign: float
     accepted: bool
     values: Values
+    times_us: Histogram = field(default_factory=dict)
 
 
 def series(samples: Iterable[Sample]) -> dict[str, dict[str, dict[int, float]]]:
@@ -85,8 +95,19 @@ def quartiles_of_rounds(
 
 def taken(samples: Iterable[Sample]) -> list[Metric]:
     """Return the metrics that were taken, be it in rejected samples only, in the order in which they are shown."""
-    names = {name for sample in samples for name in sample.values}
-    return [metric for metric in METRICS if metric.name in names]
+    return metrics_of(name for sample in samples for name in sample.values)
+
+
+def round_trips(samples: Iterable[Sample]) -> dict[str, dict[str, dict[int, int]]]:
+    """Return how many round trips took how long in the accepted samples: measure → contender → histogram."""
+    found: dict[str, dict[str, list[Histogram]]] = {}
+    for sample in samples:
+        if sample.accepted and sample.times_us:
+            found.setdefault(sample.measure, {}).setdefault(sample.contender, []).append(sample.times_us)
+    return {
+        measure: {contender: merged(each) for contender, each in by_contender.items()}
+        for measure, by_contender in found.items()
+    }
 
 
 def contenders(samples: Iterable[Sample]) -> list[str]:

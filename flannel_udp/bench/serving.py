@@ -1,4 +1,4 @@
-"""`bench serve`: what stands at the other host while `bench run --to` measures: for one client at a time, iperf3."""
+"""`bench serve`: what stands at the other host while `bench run --to` measures: iperf3 and a counter of datagrams."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from select import select
 from typing import Any
 
-from flannel_udp.bench.generators import GRACE_S, iperf3_server
+from flannel_udp.backoff.said_once import SaidOnce
+from flannel_udp.bench.choosing import lacking_to_count
+from flannel_udp.bench.generators import GRACE_S, Counted, datagram_receiver, iperf3_server
 from flannel_udp.bench.lines import FORMAT, IPERF3_PORT, PORT, Conversation
 from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
@@ -28,6 +31,9 @@ _REFUSAL_S = 1.0
 """How long whoever comes meanwhile may hold up the one who measures."""
 _IDLE_S = 60.0 + 2 * GRACE_S
 """How long it may say nothing afterwards: the longest sample, and as long as a measure may take beyond it."""
+_REFUSED_S = 1.0
+"""How long nobody is let in where the kernel lets nobody in."""
+_WINDOW_MS_MAX = 60_000
 
 
 def overlay_address(subnet_file: Path, version: int) -> tuple[Address, int]:
@@ -77,6 +83,20 @@ def _listen(address: Address, port: int) -> socket.socket:
         raise FlannelError(f"cannot listen at {address}, port {port}: {reason}") from None
 
 
+@dataclass(slots=True)
+class _Attended:
+    """A client, what runs for it, and what says how many datagrams have come, if that runs."""
+
+    client: Conversation
+    running: ExitStack = field(default_factory=ExitStack)
+    counted: Callable[[], Counted] | None = None
+
+    def stop(self) -> None:
+        """End what runs."""
+        self.counted = None
+        self.running.close()
+
+
 class Server:
     """Listens at an address and port until it is interrupted; with port 0 at a free one."""
 
@@ -85,6 +105,7 @@ class Server:
         self._subnet_file, self._machine = subnet_file, machine
         self._listener = _listen(address, port)
         self._address, self._port = address, self._listener.getsockname()[1]
+        self._refused = SaidOnce()
 
     def serve(self) -> None:
         """Serve one client after the other, for ever."""
@@ -97,49 +118,85 @@ class Server:
                 *(self._address, self._port, IPERF3_PORT, host, option),
             )
             while True:
-                sock, peer = self._listener.accept()
-                with sock:
-                    self._attend(Conversation(sock, str(plain(peer[0]))))
+                if client := self._accept():
+                    with client.sock:
+                        self._attend(_Attended(client))
 
-    def _attend(self, client: Conversation) -> None:
+    def _accept(self) -> Conversation | None:
+        """Return who comes next; ``None`` where the kernel does not let them in, which is said once."""
+        try:
+            sock, peer = self._listener.accept()
+        except OSError as error:  # EMFILE, ENFILE, ENOBUFS: they stay in the queue; ECONNABORTED: they have gone
+            if self._refused.failed(error.errno):
+                _LOGGER.error("nobody is let in for now: %s", error.strerror)
+            time.sleep(_REFUSED_S)
+            return None
+        self._refused.worked()
+        return Conversation(sock, str(plain(peer[0])))
+
+    def _attend(self, attended: _Attended) -> None:
         """Do what one client wants until it hangs up; whatever it says or does ends no more than its connection."""
+        client = attended.client
         client.sock.settimeout(_FIRST_S)  # of sending: a client that reads nothing holds nobody up
         _LOGGER.info("%s: measures", client.who)
         try:
-            with ExitStack() as running:
-                self._answer(client, self._next(client, _FIRST_S), running)
+            with attended.running:
+                self._answer(attended, self._next(client, _FIRST_S))
                 while True:
-                    self._answer(client, self._next(client, _IDLE_S), running)
+                    self._answer(attended, self._next(client, _IDLE_S))
         except FlannelError as error:
             _LOGGER.info("%s", error)
 
-    def _answer(self, client: Conversation, wish: Mapping[str, Any], running: ExitStack) -> None:
+    def _answer(self, attended: _Attended, wish: Mapping[str, Any]) -> None:
         try:
-            client.say(self._done(client, wish, running))
-        except FlannelError as error:
-            client.say({"error": str(error)})
-            raise
+            attended.client.say(self._done(attended, wish))
+        except (FlannelError, OSError) as error:  # the latter: no descriptor or no process is left
+            said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            attended.client.say({"error": said})
+            raise FlannelError(said) from None
 
-    def _done(self, client: Conversation, wish: Mapping[str, Any], running: ExitStack) -> dict[str, Any]:
-        """Do what is wanted and return the answer. Raises `FlannelError`."""
-        running.close()  # only one thing at a time
-        underlay = plain(client.sock.getsockname()[0])
+    def _done(self, attended: _Attended, wish: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what is wanted and return the answer. Raises `FlannelError`, or OSError where the kernel refuses."""
+        if wish.get("want") == "counted":
+            return self._counted(attended)
+        attended.stop()  # only one thing at a time
+        underlay = plain(attended.client.sock.getsockname()[0])
         match wish.get("want"):
             case "hello":
                 if wish.get("format") != FORMAT:
                     raise FlannelError("another version of flannel-udp: take the same one on both hosts")
                 overlay, mtu = overlay_address(self._subnet_file, underlay.version)
-                return {"format": FORMAT, "overlay": str(overlay), "mtu": mtu, "machine": self._machine}
+                told = {"overlay": str(overlay), "mtu": mtu, "machine": self._machine}
+                return {"format": FORMAT, **told, "lacks": lacking_to_count()}
             case "iperf3" | "reach" as want:
-                overlay, _ = overlay_address(self._subnet_file, underlay.version)
-                address = {"overlay": overlay, "underlay": underlay}.get(str(wish.get("at")))
-                if address is None:
-                    raise FlannelError("neither at the overlay nor at the underlay")
-                running.enter_context(self._listening(want, address))
+                address = self._asked(wish, underlay)
+                attended.running.enter_context(self._listening(want, address))
+                return {"listening": True}
+            case "datagrams":
+                window_ms = wish.get("window_ms")
+                if type(window_ms) is not int or not 0 <= window_ms <= _WINDOW_MS_MAX:
+                    raise FlannelError(f"no window of 0 to {_WINDOW_MS_MAX} ms")
+                receiver = datagram_receiver(Runner(), self._asked(wish, underlay), window_ms)
+                attended.counted = attended.running.enter_context(receiver)
                 return {"listening": True}
             case "stop":
                 return {"stopped": True}
         raise FlannelError("no such wish")
+
+    @staticmethod
+    def _counted(attended: _Attended) -> dict[str, Any]:
+        if attended.counted is None:
+            raise FlannelError("no datagrams are counted")
+        counted = attended.counted()
+        return {"packets": counted.packets, "seconds": counted.seconds}
+
+    def _asked(self, wish: Mapping[str, Any], underlay: Address) -> Address:
+        """Return which of our own two addresses a wish is about. Raises `FlannelError`."""
+        overlay, _ = overlay_address(self._subnet_file, underlay.version)
+        address = {"overlay": overlay, "underlay": underlay}.get(str(wish.get("at")))
+        if address is None:
+            raise FlannelError("neither at the overlay nor at the underlay")
+        return address
 
     @staticmethod
     def _listening(want: str, address: Address) -> AbstractContextManager[object]:
@@ -161,9 +218,10 @@ class Server:
         return message
 
     def _refuse(self, who: str) -> None:
-        sock, peer = self._listener.accept()
-        with sock:
-            other = Conversation(sock, str(plain(peer[0])))
+        other = self._accept()
+        if other is None:
+            return
+        with other.sock as sock:
             _LOGGER.info("%s: told to come later", other.who)
             sock.settimeout(_REFUSAL_S)
             with suppress(FlannelError, OSError):

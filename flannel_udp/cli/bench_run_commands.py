@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flannel_udp.bench import names
 from flannel_udp.cli.arguments import Values, to_options
 from flannel_udp.cli.bench_commands import FORMAT, chosen_format
 from flannel_udp.cli.command import Command
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from flannel_udp.bench.running import Output
 
 CONTENDERS = ("bare", "vxlan", "naive", "udp", "vxlan-userspace", "host-gw", "wireguard-go")
-MEASURES = (
-    *("tcp1", "tcp4", "tcp-both", "udp64", "udp1400", "udp64-both", "udp64-offered", "udp64-loss-free"),
-    *("udp512-loss-free", "udp1400-loss-free", "rtt", "rtt-loaded"),
-)
 UNDERLAYS = ("whole", "wire", "plain", "slow-1g", "slow-100m")
 
 
@@ -64,7 +61,13 @@ _IN_LABS = (
     _flag("offload", "our agents' --offload: auto, off or a list", "LIST", _offload, "auto"),
 )
 _HOW = (
-    _flag("measures", f"all, or some of {', '.join(MEASURES)}", "LIST", names_of(*MEASURES), "tcp1,tcp4,udp64,rtt"),
+    _flag(
+        "measures",
+        f"all, or some of {', '.join(names.KINDS)}; such as tcp16, tcp1-write64k, udp512",
+        "LIST",
+        names.parse_measures,
+        ",".join(names.DEFAULT),
+    ),
     _flag("rounds", "how often each is measured; less than 4 claim nothing", "N", whole(1, 100), "5"),
     _flag("seconds", "how long a sample takes", "N", whole(1, 60), "2"),
     _flag("max-foreign", "samples do not count if others used more of a core", "PERCENT", whole(0, 100_000), "10"),
@@ -78,7 +81,15 @@ _OUTPUT = (
 )
 
 
-_PORT = _flag("port", "TCP port of `bench serve`; iperf3 takes its own, 5201", "PORT", whole(0, 65535), "5200")
+_TO_HOST = tuple(name for name in names.DEFAULT if not names.needs_blast(name))
+"""What is measured to another host unless told otherwise: what needs no compiler there."""
+_PORT = _flag(
+    "port",
+    "TCP port of `bench serve`; tests take iperf3's own, 5201, and UDP 5202",
+    "PORT",
+    whole(0, 65535),
+    "5200",
+)
 _TO = (
     _flag("to", "measure to this host, where `bench serve` runs, in place of in labs", "HOST", _host, ""),
     _PORT,
@@ -106,11 +117,10 @@ def _run_in_labs(given: Values, schedule: Schedule, output: Output) -> int:
     if "port" in given:
         raise UsageError("--port is about two hosts: give --to as well")
     from flannel_udp.bench.contenders import Where
-    from flannel_udp.bench.measure import DEFAULT_MEASURES
     from flannel_udp.bench.running import InLabs, run_and_keep
 
     place = Where(given.get("underlay", "wire"), given.get("between", "pods"), int(given.get("family", "4")))
-    measures = given.get("measures", DEFAULT_MEASURES)
+    measures = given.get("measures", names.DEFAULT)
     wanted = InLabs(given.get("contenders", CONTENDERS[:4]), measures, place, given.get("offload", "auto"))
     wanted.check()
     return run_and_keep(wanted, schedule, _quiet(given, schedule), output)
@@ -122,11 +132,11 @@ def _run_to_host(given: Values, schedule: Schedule, output: Output) -> int:
             raise UsageError(f"{flag.spelling} is about labs: with --to two hosts are measured as they are")
     from flannel_udp.bench.between_hosts import to_host
     from flannel_udp.bench.lines import PORT
-    from flannel_udp.bench.measure import NETWORK_MEASURES
     from flannel_udp.bench.running import run_and_keep
 
-    measures = given.get("measures", ("tcp1", "tcp4", "rtt"))
-    measures = tuple(NETWORK_MEASURES) if measures == MEASURES else measures
+    measures = given.get("measures", _TO_HOST)
+    if measures == names.ALL:
+        measures = tuple(name for name in names.ALL if name != names.UDP_BOTH)
     with to_host(given["to"], given.get("port", PORT), measures) as wanted:
         return run_and_keep(wanted, schedule, _quiet(given, schedule, _agent(given)), output)
 
@@ -181,8 +191,13 @@ BENCH_RUN_COMMANDS: Mapping[str, Command] = {
         "vxlan-userspace  our agents with VXLAN by our own packet path; results call it ours-vxlan\n"
         "host-gw          our agents with kernel routes\n"
         "wireguard-go     WireGuard in user space, which encrypts as well; where it is installed\n\n"
-        "With --to it measures to another host, where `flannel-udp bench serve` runs, by iperf3 and ping: by the\n"
-        "underlay (bare) and by the overlay (ours), side by side.\n\n"
+        "With --to it measures to another host, where `flannel-udp bench serve` runs, by the underlay (bare) and by\n"
+        "the overlay (ours), side by side.\n\n"
+        "tcpN             TCP, N streams; tcpN-writeBYTES with 64 to 64k bytes a write; tcp-both: one each way\n"
+        "udpBYTES         datagrams of 1 to 1400 bytes, as many as one process sends; udp64-both, each way\n"
+        "udp64-offered    50,000, 100,000 and 200,000 a second, and how many of them are lost\n"
+        "udpBYTES-loss-free  the highest rate without loss, after RFC 2544\n"
+        "rtt, rtt-loaded  a ping each millisecond, on an idle path or beside a TCP stream: percentiles to p99.9\n\n"
         "Needs iperf3 (tcp…, rtt-loaded), ping (rtt…), a C compiler (naive, udp…): what is lacking is said\n"
         "before it starts. exit codes: 0 measured; 1 failed, or something is lacking; 2 wrong usage; 130 Ctrl-C.\n\n"
         "example: sudo flannel-udp bench run --rounds 15 --report report.html",
@@ -191,10 +206,10 @@ BENCH_RUN_COMMANDS: Mapping[str, Command] = {
     ),
     "bench serve": Command(
         "stand at the other host while `bench run --to` measures",
-        "One client at a time makes it run iperf3, for one test each, at the address that was dialled (the underlay)\n"
-        "and at this host's address of the overlay, which subnet.env tells. Whoever reaches the port can make load\n"
-        "here: listen where only those do who may, and end it when you are done, by Ctrl-C or SIGTERM.\n"
-        "Needs iperf3, no root.\n\n"
+        "One client at a time makes it run iperf3, for one test each, or count datagrams, at the address that was\n"
+        "dialled (the underlay) and at this host's address of the overlay, which subnet.env tells. Whoever reaches\n"
+        "the port can make load here: listen where only those do who may, and end it when you are done, by Ctrl-C\n"
+        "or SIGTERM. Needs iperf3; to count datagrams (udp…) a C compiler and root, for nothing else.\n\n"
         "example: flannel-udp bench serve --listen 192.0.2.2\n"
         "and on the other host: sudo flannel-udp bench run --to 192.0.2.2",
         _serve,

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from flannel_udp.bench.cpu import foreign_cpu_s, parse_machine, parse_process
-from flannel_udp.bench.datagrams import parse_blast
+from flannel_udp.bench.generators import parse_blast
 from flannel_udp.bench.machine import parse_cpu_model
-from flannel_udp.bench.measure import Transfer, parse_iperf3, parse_ping, parse_ping_sent
+from flannel_udp.bench.pings import parse_ping, parse_ping_sent
+from flannel_udp.bench.streams import Transfer, parse_iperf3
 from flannel_udp.errors import FlannelError
 
 IPERF3: dict[str, dict[str, Any]] = {

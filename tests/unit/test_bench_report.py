@@ -12,8 +12,10 @@ from bench.forward import main, parse_arguments
 from bench.more_contenders import variants
 from bench.report import chart, table
 from flannel_udp.bench.contenders import CONTENDERS
-from flannel_udp.bench.measure import MEASURES, default_congestion_control, percentile
+from flannel_udp.bench.latency import histogram, percentile
+from flannel_udp.bench.measure import default_congestion_control, measure_of
 from flannel_udp.bench.measuring import Run
+from flannel_udp.bench.names import ALL
 from flannel_udp.bench.results import document, place_record, read_result
 from flannel_udp.bench.samples import Sample, medians, n_rejected, ratios
 from flannel_udp.bench.time_left import TimeLeft
@@ -76,13 +78,13 @@ def test_the_document_is_json_and_holds_every_sample_with_the_rejected_ones_mark
 
 
 def test_percentiles_of_a_hundred_values() -> None:
-    values = [float(n) for n in range(100, 0, -1)]
-    assert [percentile(values, percent) for percent in (0, 1, 50, 99, 100)] == [1, 1, 50, 99, 100]
+    of = histogram(float(n) for n in range(100, 0, -1))
+    assert [percentile(of, percent) for percent in (0, 1, 50, 99, 100)] == [1, 1, 50, 99, 100]
 
 
-@given(values=st.lists(st.floats(0, 1e6), min_size=1), percent=st.floats(0, 100))
-def test_a_percentile_is_a_value_that_enough_values_do_not_exceed(values: list[float], percent: float) -> None:
-    found = percentile(values, percent)
+@given(values=st.lists(st.integers(1, 10**6), min_size=1), percent=st.floats(0, 100))
+def test_a_percentile_is_a_value_that_enough_values_do_not_exceed(values: list[int], percent: float) -> None:
+    found = percentile(histogram(values), percent)
     assert found in values
     assert sum(value <= found for value in values) >= len(values) * percent / 100
 
@@ -93,7 +95,7 @@ def test_a_percentile_is_a_value_that_enough_values_do_not_exceed(values: list[f
         (["--rounds", "0"], "--rounds from 1 to 100"),
         (["--seconds", "61"], "--seconds from 1 to 60"),
         (["--underlay", "fibre"], "invalid choice: 'fibre'"),
-        (["--measures", "tcp1,speed"], "'speed' is no measure"),
+        (["--measures", "tcp1,speed"], "'speed' is not one of tcpN"),
         (["--workers", "1,0"], "'1,0' is no list of numbers from 1 to 64"),
         (["--workers", "two"], "'two' is no list of numbers"),
         (["--targets", "--underlay", "whole"], "--targets says by itself"),
@@ -119,12 +121,12 @@ def test_quick_is_one_round_of_one_second() -> None:
 
 def test_measures_are_taken_in_their_order_whatever_order_they_are_asked_for_in() -> None:
     assert parse_arguments(["--measures", "rtt,tcp1"]).measures == ("tcp1", "rtt")
-    assert parse_arguments(["--measures", "all"]).measures == tuple(MEASURES)
+    assert parse_arguments(["--measures", "all"]).measures == ALL
 
 
 def test_a_default_run_takes_at_most_five_minutes() -> None:
     settings = parse_arguments([])
-    round_s = sum(MEASURES[name].nominal_s(settings.seconds) for name in settings.measures)
+    round_s = sum(measure_of(name).nominal_s(settings.seconds) for name in settings.measures)
     assert settings.rounds * round_s * len(CONTENDERS) <= 300
 
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.bench.datagrams import SEARCH_HIGH_PPS, SEARCH_LOW_PPS, SEARCH_STEPS, Counted, Trial, best_rate, search
+from flannel_udp.bench.datagrams import SEARCH_HIGH_PPS, SEARCH_LOW_PPS, SEARCH_STEPS, Trial, best_rate, search
+from flannel_udp.bench.generators import Counted
 
 PRECISION = (SEARCH_HIGH_PPS / SEARCH_LOW_PPS) ** (0.5**SEARCH_STEPS)
 

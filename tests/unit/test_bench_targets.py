@@ -24,8 +24,8 @@ from bench.targets import (
     table,
 )
 from flannel_udp.bench.contenders import BETWEEN, CARDS, CONTENDERS, HOSTS, PODS, Where
-from flannel_udp.bench.measure import MEASURES
-from flannel_udp.bench.metrics import METRICS, OURS
+from flannel_udp.bench.metrics import OURS, metrics_of
+from flannel_udp.bench.names import parse_measures
 from flannel_udp.bench.samples import Sample
 
 MORE = Target("speed", "wire", PODS, "tcp1", "tcp1_gbit_s", "vxlan", 1.0, 1.3)
@@ -58,11 +58,11 @@ def test_what_was_not_measured_is_not_met() -> None:
 @pytest.mark.parametrize("target", [target for target in ALL if target.underlay not in (LOOKUP, FAR)])
 def test_every_target_names_what_exists_and_its_measure_is_planned(target: Target) -> None:
     assert target.underlay in CARDS
-    assert target.measure in MEASURES
+    assert parse_measures(target.measure) == (target.measure,)
     assert target.between in BETWEEN
     assert target.baseline in ("", *CONTENDERS, *BACKENDS, *IPV6)
     assert target.contender in (OURS, *BACKENDS, *IPV6)
-    assert target.metric in {metric.name for metric in METRICS}
+    assert [metric.name for metric in metrics_of([target.metric])] == [target.metric]
     for place in (target.place, target.beside or target.place):
         assert {target.baseline or target.contender, target.contender} <= set(needed(ALL, place)[target.measure])
 
