@@ -33,17 +33,18 @@ class Metric:
         return "more" if self.higher_is_better else "less"
 
 
-_PERCENTILES = {"p50": "p50", "p99": "p99", "p999": "p99.9"}
+PERCENTILES: Mapping[str, tuple[str, float]] = {"p50": ("p50", 50), "p99": ("p99", 99), "p999": ("p99.9", 99.9)}
+"""Of round trips: as metrics' names have them → as people read them, and of a hundred."""
 _SAID: Mapping[str, Callable[[str], str]] = {
     "streams": lambda n: "1 stream" if n == "1" else f"{n} streams",
     "bytes": lambda n: f"{int(n):,} B",
     "size": lambda size: f"{size[:-1]} KiB" if size.endswith("k") else f"{int(size):,} B",
     "rate": lambda n: f"{n} kpps",
-    "percentile": _PERCENTILES.__getitem__,
+    "percentile": lambda name: PERCENTILES[name][0],
 }
 """What stands in a metric's name → how people read it."""
 _STREAMS, _BYTES, _RATE = r"(?P<streams>\d{1,3})", r"(?P<bytes>\d{1,4})", r"(?P<rate>\d{1,3})"
-_PERCENTILE = f"(?P<percentile>{'|'.join(_PERCENTILES)})"
+_PERCENTILE = f"(?P<percentile>{'|'.join(PERCENTILES)})"
 _FAMILIES = (
     (rf"tcp{_STREAMS}_gbit_s", "TCP, {streams}", "Gbit/s", True),
     (rf"tcp{_STREAMS}_write(?P<size>\d{{1,5}}k?)_gbit_s", "TCP, {streams}, writes of {size}", "Gbit/s", True),

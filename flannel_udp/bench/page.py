@@ -8,14 +8,17 @@ from typing import Any
 
 from flannel_udp import __version__
 from flannel_udp.bench import judging, sheets
+from flannel_udp.bench.latency_plot import latency_plot
+from flannel_udp.bench.names import RTT, RTT_LOADED
 from flannel_udp.bench.page_style import STYLE
 from flannel_udp.bench.plots import ratio_plot, spread_plot
 from flannel_udp.bench.results import Place, Result
-from flannel_udp.bench.samples import contenders, series, taken
+from flannel_udp.bench.samples import contenders, round_trips, series, taken
 from flannel_udp.bench.sheets import Sheet
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """What the page may load: nothing."""
+_ROUND_TRIPS = {RTT: "How long pings took", RTT_LOADED: "How long pings took beside a TCP stream"}
 
 
 def page(result: Result) -> str:
@@ -76,14 +79,26 @@ def _place(place: Place, rows: Sequence[judging.Row], sheet: Sheet, key: str) ->
     found = series(place.samples)
     parts = [f"<p>{escape(sheets.mtu_note(place))}</p>"] if place.mtus else []
     if any(row.ratio for row in rows):
-        parts += ["<h3>Ours beside the others</h3>", f"<figure>{ratio_plot(rows, key)}</figure>"]
+        parts.append(_figure("Ours beside the others", ratio_plot(rows, key)))
     parts.append(_table(sheet))
+    plots = []
     for metric in taken(place.samples):
         measured = contenders(sample for sample in place.samples if metric.name in sample.values)
         of_all = {name: found.get(metric.name, {}).get(name, {}) for name in measured}
-        parts.append(f"<h3>{escape(metric.label)} ({metric.better} is better)</h3>")
-        parts.append(f"<figure>{spread_plot(metric, of_all, f'{key}-{metric.name}')}</figure>")
-    return "".join(parts)
+        title = f"{metric.label} ({metric.better} is better)"
+        plots.append(_figure(title, spread_plot(metric, of_all, f"{key}-{metric.name}")))
+    of_pings = round_trips(place.samples)
+    plots += [
+        _figure(title, latency_plot(title, of_pings[measure], f"{key}-{measure}"))
+        for measure, title in _ROUND_TRIPS.items()
+        if measure in of_pings
+    ]
+    folded = f"<summary>Each figure, with every sample: {len(plots)} plots</summary>{''.join(plots)}"
+    return "".join([*parts, f"<details open>{folded}</details>"])
+
+
+def _figure(title: str, plot: str) -> str:
+    return f"<h3>{escape(title)}</h3><figure>{plot}</figure>"
 
 
 def _table(sheet: Sheet) -> str:

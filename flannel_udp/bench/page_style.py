@@ -23,6 +23,7 @@ h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--rule); padding-bottom: .
 h3 { margin: 1.75rem 0 .25rem; font-size: 1.05rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
+summary { cursor: pointer; padding: .25rem 0; font-weight: 600; }
 code { font: .9em ui-monospace, monospace; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .75rem 0; min-width: 70%; }

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flannel_udp.bench.generators import GRACE_S, Load
 from flannel_udp.bench.latency import histogram, percentile
+from flannel_udp.bench.metrics import PERCENTILES
 from flannel_udp.bench.samples import Found
 from flannel_udp.bench.streams import iperf3_client, parse_iperf3
 from flannel_udp.bench.ways import Way
 from flannel_udp.errors import FlannelError
 
-PERCENTILES: Mapping[str, float] = {"p50": 50, "p99": 99, "p999": 99.9}
-"""As metrics call them → of a hundred."""
 _PINGS_PER_S = 1000
 _SETTLE_S = 0.5
 """What a TCP stream needs to saturate the path before the pings begin."""
@@ -59,7 +58,7 @@ def _pings(way: Way, load: Load, name: str) -> Found:
     if not times_us or not sent:
         raise FlannelError(f"{way.name}: none of {count} pings was answered")
     of = histogram(times_us)
-    values = {f"{name}_{each}_us": float(percentile(of, percent)) for each, percent in PERCENTILES.items()}
+    values = {f"{name}_{each}_us": float(percentile(of, percent)) for each, (_, percent) in PERCENTILES.items()}
     return Found({**values, f"{name}_lost_percent": 100 * (1 - len(times_us) / sent)}, of)
 
 

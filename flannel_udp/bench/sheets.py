@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,8 +125,8 @@ def compared_legend() -> list[str]:
 def facts(result: Result) -> list[tuple[str, str]]:
     """Return where, when and how a run was measured, line by line."""
     machine, options = result.machine, result.options
-    n_samples = sum(len(place.samples) for place in result.places)
-    rejected = sum(n_rejected(place.samples) for place in result.places)
+    samples = [sample for place in result.places for sample in place.samples]
+    foreign = statistics.median(sample.foreign for sample in samples)
     return [
         ("measured", _said(machine, ("date", ""), ("commit", "commit"), ("flannel_udp", "flannel-udp"))),
         (
@@ -135,9 +136,10 @@ def facts(result: Result) -> list[tuple[str, str]]:
         *([("other host", str(machine["other_host"]))] if "other_host" in machine else []),
         ("software", _said(machine, ("kernel", "Linux"), ("python", "Python"), ("iperf3", ""))),
         ("command", command(options)),
+        ("others", f"used {share(foreign)} of a core meanwhile (median)"),
         (
             "samples",
-            f"{n_samples}, rounds {result.n_rounds}, {rejected} rejected as others used the processor meanwhile",
+            f"{len(samples)}, rounds {result.n_rounds}, {n_rejected(samples)} rejected as others used the processor",
         ),
     ]
 

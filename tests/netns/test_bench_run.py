@@ -20,7 +20,9 @@ from tests.support.patience import PATIENCE_S
 
 pytestmark = [
     *NEEDS_NETNS,
-    pytest.mark.skipif(not all(map(shutil.which, ("iperf3", "ping"))), reason="the bench needs iperf3 and ping"),
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("iperf3", "ping", "cc"))), reason="the bench needs iperf3, ping and cc"
+    ),
 ]
 PROGRAM = [sys.executable, "-P", "-m", "flannel_udp", "bench"]
 SHORT = ["--rounds", "1", "--seconds", "1", "--wait", "0"]
@@ -78,7 +80,7 @@ def test_two_hosts_are_measured_by_underlay_and_overlay_and_who_leaves_keeps_nob
                 heard(serving, "has hung up")
 
                 file = tmp_path / "run.json"
-                words = ["--measures", "tcp1,rtt", "--max-foreign", "100000", "-o", str(file)]
+                words = ["--measures", "tcp1,udp64,rtt", "--max-foreign", "100000", "-o", str(file)]
                 shown = near.run([*to, *words], timeout_s=2 * PATIENCE_S).stdout
                 serving.send_signal(signal.SIGINT)
                 serving.communicate(timeout=PATIENCE_S)
@@ -89,8 +91,8 @@ def test_two_hosts_are_measured_by_underlay_and_overlay_and_who_leaves_keeps_nob
     assert place.name == f"to {far.underlay}, by the underlay (bare) and by the overlay (ours)"
     assert place.mtus == {"bare": 1500, "ours": 1472}
     taken = {(sample.contender, sample.measure) for sample in place.samples if sample.accepted}
-    assert taken == {(who, measure) for who in ("bare", "ours") for measure in ("tcp1", "rtt")}
-    assert f"flannel-udp bench run --to {far.underlay} --measures tcp1,rtt" in shown
+    assert taken == {(who, measure) for who in ("bare", "ours") for measure in ("tcp1", "udp64", "rtt")}
+    assert f"flannel-udp bench run --to {far.underlay} --measures tcp1,udp64,rtt" in shown
 
 
 def heard(process: subprocess.Popen[str], words: str) -> None:

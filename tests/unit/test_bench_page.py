@@ -13,10 +13,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from flannel_udp.bench.drawing import linear_ticks, log_ticks
 from flannel_udp.bench.metrics import metrics_of
 from flannel_udp.bench.page import page
 from flannel_udp.bench.page_style import STYLE
-from flannel_udp.bench.plots import _linear_ticks, _log_ticks, spread_plot
+from flannel_udp.bench.plots import spread_plot
 from flannel_udp.bench.results import read_result
 from flannel_udp.cli.main import main
 from tests.support.bench_runs import run_document, run_of, samples, write_run
@@ -124,7 +125,7 @@ def test_every_accepted_sample_is_a_dot_and_bars_are_as_long_as_their_medians() 
 
 @pytest.mark.parametrize("largest", [0.0, 0.0012, 0.93, 1.0, 7.39, 10.0, 619.0, 26_800.0])
 def test_ticks_are_round_few_and_reach_beyond_the_largest_value(largest: float) -> None:
-    ticks = _linear_ticks(largest)
+    ticks = linear_ticks(largest)
     assert ticks[0] == 0
     assert ticks[-1] >= largest * 0.999
     assert 2 <= len(ticks) <= 7
@@ -133,7 +134,7 @@ def test_ticks_are_round_few_and_reach_beyond_the_largest_value(largest: float) 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 2.0), (0.08, 1.3), (0.9, 480.0), (1e-4, 1e4)])
 def test_ticks_of_ratios_have_1_between_them(low: float, high: float) -> None:
-    ticks = _log_ticks(low, high)
+    ticks = log_ticks(low, high)
     assert ticks[0] <= low < high <= ticks[-1]
     assert 1 in ticks
 

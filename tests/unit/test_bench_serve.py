@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -57,9 +59,11 @@ def subnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def serving(*words: str) -> Iterator[Serve]:
+def serving(*words: str, path: Path | None = None) -> Iterator[Serve]:
+    """Run it, with this folder alone as PATH if there is one."""
     command = [sys.executable, "-P", "-m", "flannel_udp", "bench", "serve", "--listen", "127.0.0.1", "--port", "0"]
-    with subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True) as process:
+    environ = None if path is None else {**os.environ, "PATH": str(path)}
+    with subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True, env=environ) as process:
         given_up = threading.Timer(2 * PATIENCE_S, process.kill)
         given_up.start()
         try:
@@ -116,6 +120,10 @@ def test_a_run_is_told_to_come_later_while_another_one_measures(
         (b'{"want": ["iperf3"]}\n', "no such wish"),
         (b'{"want": "iperf3", "at": "10.0.0.1; reboot"}\n', "neither at the overlay nor at the underlay"),
         (b'{"want": "reach"}\n', "neither at the overlay nor at the underlay"),
+        (b'{"want": "datagrams", "at": "underlay", "window_ms": 60001}\n', "no window of 0 to 60000 ms"),
+        (b'{"want": "datagrams", "at": "underlay", "window_ms": "1; reboot"}\n', "no window of 0 to 60000 ms"),
+        (b'{"want": "datagrams", "at": "10.0.0.1", "window_ms": 0}\n', "neither at the overlay nor at the underlay"),
+        (b'{"want": "counted"}\n', "no datagrams are counted"),
     ],
 )
 def test_whoever_speaks_otherwise_ends_no_more_than_its_own_connection(
@@ -131,6 +139,60 @@ def test_whoever_speaks_otherwise_ends_no_more_than_its_own_connection(
     with serve.client() as next_one:
         next_one.say(HELLO)
         assert "overlay" in next_one.hear(PATIENCE_S)
+
+
+@NEEDS_IPERF3
+def test_without_descriptors_nobody_is_let_in_which_is_said_once_until_there_are_some(serve: Serve) -> None:
+    pid = serve.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    highest = max(int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    try:
+        with serve.client():
+            pass  # an accept that waits has its descriptor already: this one takes it
+        serve.line(r"bench: nobody is let in for now: Too many open files")
+        with serve.client() as waiting:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            waiting.say(HELLO)
+            assert "overlay" in waiting.hear(PATIENCE_S)
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+@NEEDS_IPERF3
+def test_a_client_for_whom_no_descriptor_is_left_is_told_so_and_the_next_one_is_served(serve: Serve) -> None:
+    pid = serve.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    with serve.client() as client:
+        client.say(HELLO)
+        client.hear(PATIENCE_S)
+        highest = max(int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir())
+        # Enough for subnet.env, and not for iperf3's pipes.
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 2, limits[1]))
+        try:
+            client.say({"want": "iperf3", "at": "underlay"})
+            assert client.hear(PATIENCE_S) == {"error": "Too many open files"}
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    with serve.client() as next_one:
+        next_one.say(HELLO)
+        assert "overlay" in next_one.hear(PATIENCE_S)
+
+
+@NEEDS_IPERF3
+def test_where_the_other_host_cannot_count_datagrams_that_is_said_before_anything_is_measured(
+    subnet_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    iperf3 = shutil.which("iperf3")
+    assert iperf3 is not None
+    (tmp_path / "iperf3").symlink_to(iperf3)
+    with serving("--subnet-file", str(subnet_file), path=tmp_path) as running:
+        words = ["--to", "127.0.0.1", "--port", str(running.port), "--measures", "tcp1,udp64,udp512-loss-free"]
+        assert main(["bench", "run", *words]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("flannel-udp: udp64, udp512-loss-free: 127.0.0.1 lacks a C compiler (the package gcc)")
+    assert said.count("\n") == 1
 
 
 @NEEDS_IPERF3
@@ -205,7 +267,7 @@ def test_without_iperf3_neither_end_starts(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--to", "h2", "--measures", "udp64"], "--measures udp64: between two hosts there are tcp1, tcp4, tcp-both"),
+        (["--to", "h2", "--measures", "udp64-both"], "--measures udp64-both: to another host datagrams are only sent"),
         (["--to", "h2", "--offload", "off"], "--offload is about labs"),
         (["--to", "h2", "--contenders", "bare"], "--contenders is about labs"),
         (["--to", ""], "--to: '' is no host"),

@@ -233,7 +233,8 @@ def test_help_version_and_mistakes_load_nothing_but_the_command_line(words: list
     )
     loaded = done.stderr.splitlines()[-1].split()
     ours = {name for name in loaded if name.startswith("flannel_udp")}
-    rooms = ("flannel_udp.backend", "flannel_udp.backend.table", "flannel_udp.errors", "flannel_udp.options")
+    tables = ("backend", "backend.table", "bench", "bench.names", "errors", "options")
+    rooms = [f"flannel_udp.{name}" for name in tables]
     assert {name for name in ours if not name.startswith("flannel_udp.cli")} == {"flannel_udp", *rooms}
     assert "flannel_udp.cli.config_put" not in ours
     heavy = {"aiohttp", "shtab", "asyncio", "google", "grpc", "pyroute2", "pytun", "rich", "uvloop"}
