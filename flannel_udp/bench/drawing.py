@@ -19,7 +19,8 @@ _CHARACTER = 7.2
 """About as wide as one character of a label."""
 _RIGHT = 84
 """Of the plot: where a figure stands that is at its end."""
-_N_TICKS = 6
+_N_TICKS, _N_LOG_TICKS = 6, 9
+"""How many at most have room for their figures below the axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,17 @@ def linear_ticks(largest: float) -> list[float]:
 
 
 def log_ticks(lowest: float, highest: float) -> list[float]:
-    """Return 1, 2 and 5 of each power of ten from the last one that is not above the lowest value."""
+    """Return 1, 2 and 5 of each power of ten, or if those are too many 1 alone.
+
+    They reach from the last one that is not above the lowest value to the first one that is not below the highest.
+    """
+    fine = _log_ticks(lowest, highest, (1, 2, 5))
+    return fine if len(fine) <= _N_LOG_TICKS else _log_ticks(lowest, highest, (1,))
+
+
+def _log_ticks(lowest: float, highest: float, factors: Sequence[int]) -> list[float]:
     first, last = math.floor(math.log10(lowest)), math.ceil(math.log10(highest))
-    every = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
+    every = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
     below = max(tick for tick in every if tick <= lowest)
     above = min(tick for tick in every if tick >= highest)
     return [tick for tick in every if below <= tick <= above]

@@ -97,7 +97,7 @@ def _ratio(ratio: Interval | None) -> tuple[str, str]:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.2f}" if 0.1 <= ratio < 10 else f"{ratio:.3g}"
+    return f"{ratio:.2f}" if 0.1 <= ratio < 10 else figure(ratio)
 
 
 def _sees(row: judging.Row | comparing.Row) -> str:
@@ -147,9 +147,9 @@ def facts(result: Result) -> list[tuple[str, str]]:
 def compared_facts(comparison: Comparison) -> list[tuple[str, str]]:
     """Return what was compared, line by line: the machine and the command once, since they are the same."""
     old, new = (dict(facts(result)) for result in (comparison.old, comparison.new))
-    of_new = [(name, said) for name, said in new.items() if name not in ("measured", "samples")]
+    of_new = [(name, said) for name, said in new.items() if name not in ("measured", "samples", "others")]
     sides = [
-        (side, f"{result.path}: {of['measured']}; {of['samples']}")
+        (side, f"{result.path}: {of['measured']}; {of['samples']}; others {of['others']}")
         for side, result, of in (("old", comparison.old, old), ("new", comparison.new, new))
     ]
     return [*sides, *of_new, *(("beware", remark) for remark in comparison.remarks)]
