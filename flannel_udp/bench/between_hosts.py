@@ -11,7 +11,7 @@ from typing import Any
 
 from flannel_udp.bench.choosing import lacking_between_hosts
 from flannel_udp.bench.datagrams import SMALL_BYTES, send_at
-from flannel_udp.bench.generators import BLAST_PORT, GRACE_S, Counted
+from flannel_udp.bench.generators import GRACE_S, Counted
 from flannel_udp.bench.lines import FORMAT, IPERF3_PORT, Conversation
 from flannel_udp.bench.machine import describe
 from flannel_udp.bench.measure import network_measure_of
@@ -95,9 +95,7 @@ class _WayThere:
         try:
             send_at(self, _FEW_PPS, _FEW_MS, SMALL_BYTES)
         except FlannelError as error:
-            raise FlannelError(
-                f"{self.target} (the {self.at}'s), UDP port {BLAST_PORT}: {error}: {_ADVICE[self.at]}"
-            ) from None
+            raise FlannelError(f"{self.target} (the {self.at}'s): {error}: {_ADVICE['underlay']}") from None
 
 
 def _speaks_otherwise(link: Conversation) -> FlannelError:
