@@ -62,11 +62,10 @@ def daemons_cpu_s(pids: Iterable[int]) -> float:
         raise FlannelError(f"a daemon ended while it was measured: {gone.filename} is gone") from None
 
 
-def foreign_cpu_s(processes: Mapping[int, ProcessCpu], ours: Container[int]) -> float:
-    """Return what was used by the processes that are neither kernel threads nor among `ours` nor descended from them.
+def foreign(processes: Mapping[int, ProcessCpu], ours: Container[int]) -> dict[int, ProcessCpu]:
+    """Return the processes that are neither kernel threads nor among `ours` nor descended from them.
 
-    Kernel threads are left out because they move the packets that are measured. Collected children are counted with
-    their parent, so a process that came and went since the last reading is seen all the same.
+    Kernel threads are left out because they move the packets that are measured.
     """
 
     def is_foreign(pid: int) -> bool:
@@ -76,7 +75,20 @@ def foreign_cpu_s(processes: Mapping[int, ProcessCpu], ours: Container[int]) -> 
             pid = processes[pid].parent if pid in processes else 0  # a parent that was gone when its turn came
         return True
 
-    return sum(process.own_s + process.waited_s for pid, process in processes.items() if is_foreign(pid))
+    return {pid: process for pid, process in processes.items() if is_foreign(pid)}
+
+
+def used_between_s(before: Mapping[int, ProcessCpu], after: Mapping[int, ProcessCpu]) -> float:
+    """Return what processes used from one reading to the next.
+
+    Collected children are counted with their parent, so a process that came and went meanwhile is seen all the same.
+    One that ended and is counted nowhere, as its parent was read before, takes all that it ever used out of the sum:
+    what those used that are still there is the least that it can have been.
+    """
+    in_all = sum(each.own_s + each.waited_s for each in after.values())
+    in_all -= sum(each.own_s + each.waited_s for each in before.values())
+    still_there = sum(max(each.own_s - before[pid].own_s, 0.0) for pid, each in after.items() if pid in before)
+    return max(in_all, still_there)
 
 
 def read_processes() -> dict[int, ProcessCpu]:
@@ -97,17 +109,19 @@ class ForeignWatch:
 
     ours: tuple[int, ...]
     at_s: float
-    used_s: float
+    others: Mapping[int, ProcessCpu]
+    stolen_s: float
 
     @classmethod
     def start(cls, ours: tuple[int, ...] = ()) -> Self:
         """Begin to watch."""
-        return cls(ours, time.monotonic(), _used_by_others_s(ours))
+        return cls(ours, time.monotonic(), _others(ours), read_machine().stolen_s)
 
     def share(self) -> float:
         """Return what others used since, as a share of one processor: 1.0 is one processor kept busy."""
-        return max(_used_by_others_s(self.ours) - self.used_s, 0.0) / (time.monotonic() - self.at_s)
+        used_s = used_between_s(self.others, _others(self.ours)) + read_machine().stolen_s - self.stolen_s
+        return used_s / (time.monotonic() - self.at_s)
 
 
-def _used_by_others_s(ours: tuple[int, ...]) -> float:
-    return foreign_cpu_s(read_processes(), (os.getpid(), *ours)) + read_machine().stolen_s
+def _others(ours: tuple[int, ...]) -> dict[int, ProcessCpu]:
+    return foreign(read_processes(), (os.getpid(), *ours))

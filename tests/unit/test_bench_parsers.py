@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flannel_udp.bench.cpu import foreign_cpu_s, parse_machine, parse_process
+from flannel_udp.bench.cpu import ProcessCpu, foreign, parse_machine, parse_process, used_between_s
 from flannel_udp.bench.generators import parse_blast
 from flannel_udp.bench.machine import parse_cpu_model
 from flannel_udp.bench.pings import parse_ping, parse_ping_sent
@@ -122,8 +122,18 @@ def test_foreign_load_leaves_out_our_descendants_and_the_kernel_and_counts_colle
         process_line(80, 79, 16, 0),  # its parent had ended when its turn came
     ]
     processes = {int(line.split()[0]): parse_process(line) for line in lines}
-    tick_s = parse_process(process_line(1, 0, 1, 0)).own_s
-    assert foreign_cpu_s(processes, ours=(60,)) / tick_s == pytest.approx(1 + 2 + 4 + 8 + 16)
+    assert set(foreign(processes, ours=(60,))) == {1, 50, 70, 80}
+
+
+def test_what_others_used_counts_whom_they_collected_and_loses_nobody_who_is_counted_nowhere() -> None:
+    shell, ending, busy = ProcessCpu(1, 1.0, 5.0), ProcessCpu(50, 9.0, 0.0), ProcessCpu(1, 100.0, 0.0)
+    before = {50: shell, 51: ending, 70: busy}
+    collected = {50: ProcessCpu(1, 1.0, 5.0 + 9.5), 70: ProcessCpu(1, 101.0, 0.0)}
+    assert used_between_s(before, collected) == pytest.approx(0.5 + 1.0)
+    assert used_between_s(before, {50: shell, 70: ProcessCpu(1, 101.0, 0.0)}) == pytest.approx(1.0)
+    came_and_went = {**before, 50: ProcessCpu(1, 1.0, 5.0 + 0.25)}
+    assert used_between_s(before, came_and_went) == pytest.approx(0.25)
+    assert used_between_s(before, {**before, 99: ProcessCpu(1, 2.0, 0.0)}) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
