@@ -16,6 +16,7 @@ from flannel_udp.cli.command import Argument, Command
 from flannel_udp.cli.config_commands import CONFIG_COMMANDS
 from flannel_udp.cli.flags import Flag
 from flannel_udp.cli.host_commands import HOST_COMMANDS
+from flannel_udp.cli.lab_change_commands import LAB_CHANGE_COMMANDS
 from flannel_udp.cli.lab_commands import LAB_COMMANDS
 from flannel_udp.cli.lab_fault_commands import LAB_FAULT_COMMANDS
 from flannel_udp.cli.lease_commands import LEASE_COMMANDS
@@ -76,6 +77,7 @@ COMMANDS: Mapping[str, Command] = {
     **METRICS_COMMANDS,
     **HOST_COMMANDS,
     **LAB_COMMANDS,
+    **LAB_CHANGE_COMMANDS,
     **LAB_TRACE_COMMANDS,
     **LAB_FAULT_COMMANDS,
     **BENCH_RUN_COMMANDS,

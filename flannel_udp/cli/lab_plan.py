@@ -28,6 +28,25 @@ def plan_of(given: Values, name: str) -> Plan:
     return replace(plan, name=given["name"]) if "name" in given else plan
 
 
+def with_another_host(plan: Plan, behind: str | None) -> Plan:
+    """Return the plan with one host more, perhaps behind a router. Raises `UsageError`.
+
+    It has the subnet of its number where the others' are given as well, unless another one has that.
+    """
+    name = f"h{plan.hosts + 1}"
+    more = replace(
+        plan,
+        hosts=plan.hosts + 1,
+        agents=None if plan.agents is None else (*plan.agents, name),
+        behind=plan.behind if behind is None else {**plan.behind, name: behind},
+    )
+    if not plan.subnets:
+        return more
+    own = with_fixed_subnets(more, LAB_BACKENDS).subnets[name]
+    taken = {part for parts in plan.subnets.values() for part in parts}
+    return more if taken & set(own) else replace(more, subnets={**plan.subnets, name: own})
+
+
 def _from_flags(given: Values, name: str) -> Plan:
     asked = {key: given[key] for key in ("hosts", "pods", "registry", "families") if key in given}
     config: dict[str, Any] = {"Network": str(OVERLAY)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from flannel_udp.lab.relay import READY
 
 EXIT = "eth0"
 """What every host, router and pod calls its end."""
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S, _STOP_TIMEOUT_S = 60.0, 5.0
 """For what takes a tenth of a second, on a busy machine."""
 _CUT = dict.fromkeys(ethtool.CUTTING, False)
 _CARDS: Mapping[str, Mapping[str, bool]] = {
@@ -96,6 +97,11 @@ class Relay:
             self.collect()
             raise FlannelError(f"the relay of the link {name} has not started: {line.strip() or 'it ended'}")
         replace_file(self._pid_file, b"%d\n" % self._child.pid)
+
+    def stop(self) -> None:
+        """End it, whoever has started it; nothing if it does not run."""
+        if (pid := self.pid()) is not None:
+            netns.end_process(self._switch.namespace, pid, signal.SIGKILL, _STOP_TIMEOUT_S)
 
     def collect(self) -> None:
         """End a relay of ours that nothing leads to any more, and collect its exit status."""

@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -38,6 +38,8 @@ from flannel_udp.model import Prefix, Subnet
 
 logger = logging.getLogger(__name__)
 
+_AGENT_S = 3.0
+"""What each host has more time for, as all agents start at once: one needs a second of a processor."""
 _ROUNDS, _ROUND_S = 20, 0.1
 """How often, and after how many seconds again, a lab is removed that somebody else is still building."""
 
@@ -83,9 +85,9 @@ class Lab:
                     host.state.mkdir()
                 self.plan.save()
                 self._build()
-                self._ask_for_subnets()
+                self.ask_for_subnets(self.hosts)
                 self._etcd = start_registry(self.plan)
-                self.start_agents(AGENT_TIMEOUT_S)
+                self.start_agents(AGENT_TIMEOUT_S + _AGENT_S * len(self.hosts), self.hosts)
                 if not stands():
                     raise FlannelError(f"the lab {self.name} is gone")
             except BaseException as error:
@@ -182,9 +184,9 @@ class Lab:
         """Return what the link of a host or a router's uplink was built like."""
         return {**asdict(self.plan.cable(node)), "mtu": self.plan.mtu_of(node)}
 
-    def start_agents(self, timeout_s: float) -> None:
-        """Start the planned agents all at once; wait until each is ready, has its pods, and knows all the others."""
-        hosts = [host for host in self.hosts if host.runs_agent]
+    def start_agents(self, timeout_s: float, hosts: Sequence[Host]) -> None:
+        """Start the planned agents of these hosts; wait until each is ready, has its pods, and knows the others."""
+        hosts = [host for host in hosts if host.runs_agent]
         if not hosts:
             return
         logger.info("starting %d agents", len(hosts))
@@ -236,31 +238,54 @@ class Lab:
                 f"remove it with `flannel-udp lab down --name {self.name}`"
             )
         _going(self.name).unlink(missing_ok=True)
-        # While it is open no other folder has its inode's number.
-        folder = os.open(self.plan.state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            own = os.fstat(folder)
-            # In this order: the note goes after the folder.
-            yield lambda: not _going(self.name).exists() and netns.identity(self.plan.state) == (own.st_dev, own.st_ino)
-        finally:
-            os.close(folder)
+        with standing(self.name) as stands:
+            yield stands
 
     def _build(self) -> None:
-        """Make the namespaces, the underlay, and a cable to every host."""
+        """Make the namespaces, the underlay, and the hosts on it."""
         logger.info("building hosts: %d, pods on each: %d", self.plan.hosts, self.plan.pods)
-        nodes: list[Node] = [self.net, *self.routers, *self.hosts, *self.pods()]
+        self._make_namespaces([self.net, *self.routers])
+        self.underlay.build()
+        self.build_hosts(self.hosts)
+
+    def build_hosts(self, hosts: Sequence[Host]) -> None:
+        """Make hosts and their pods, and join the hosts to the underlay. Raises `FlannelError`."""
+        self._make_namespaces([*hosts, *(pod for host in hosts for pod in host.pods)])
+        for host in hosts:
+            self.underlay.join(host)
+
+    def _make_namespaces(self, nodes: Sequence[Node]) -> None:
         netns.ip_batch(f"netns add {node.namespace}" for node in nodes)
         if 6 in self.plan.versions:
             for node in nodes:
                 _prepare_ipv6(node)
-        self.underlay.build()
-        for host in self.hosts:
-            self.underlay.join(host)
 
-    def _ask_for_subnets(self) -> None:
+    def ask_for_subnets(self, hosts: Sequence[Host]) -> None:
+        """Let the agents of these hosts, which are not yet started, ask for the subnets that the plan gives them."""
         networks = [ip_network(overlay) for overlay in self.plan.overlays]
-        for name, parts in self.plan.subnets.items():
-            self.host(name).ask_for(Subnet.made_of(map(ip_network, parts)), networks)
+        for host in hosts:
+            if (parts := self.plan.subnets.get(host.name)) is not None:
+                host.ask_for(Subnet.made_of(map(ip_network, parts)), networks)
+
+
+@contextmanager
+def standing(name: str) -> Iterator[Callable[[], bool]]:
+    """Yield what tells whether the lab of that name still is the one it is now, and nobody is taking it down.
+
+    Raises `FlannelError` if there is none.
+    """
+    state = STATE_DIR / name
+    try:
+        # While it is open no other folder has its inode's number.
+        folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise no_lab(name) from None
+    try:
+        own = os.fstat(folder)
+        # In this order: the note goes after the folder.
+        yield lambda: not _going(name).exists() and netns.identity(state) == (own.st_dev, own.st_ino)
+    finally:
+        os.close(folder)
 
 
 def _prepare_ipv6(node: Node) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_network
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from flannel_udp.errors import FlannelError, did_you_mean
 from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.registry import Etcd, reservation
 
@@ -129,16 +130,21 @@ def heal_poison(lab: Lab) -> list[str]:
     return healed
 
 
+def lease_key(host: Host, held: Iterable[str]) -> str:
+    """Return the key of a host's lease, of those that the registry holds. Raises `FlannelError` where it has none."""
+    own = {f"{prefix.network_address}-{prefix.prefixlen}" for prefix in host.prefixes}
+    for key in held:
+        if own & set(key.split("&")):
+            return key
+    raise FlannelError(f"{host.name} has no lease in the registry")
+
+
 def _key_of(lab: Lab, name: str, held: Mapping[str, object]) -> str:
     """Return the key that somebody means. Raises `FlannelError`."""
     if name in held:
         return name
     if name in lab.plan.host_names:
-        own = {f"{prefix.network_address}-{prefix.prefixlen}" for prefix in lab.host(name).prefixes}
-        for key in held:
-            if own & set(key.split("&")):
-                return key
-        raise FlannelError(f"{name} has no lease in the registry")
+        return lease_key(lab.host(name), held)
     try:
         subnet = ip_network(name.removeprefix("subnets/").replace("-", "/"))
     except ValueError:
