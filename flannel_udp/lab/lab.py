@@ -29,6 +29,7 @@ from flannel_udp.errors import FlannelError, did_you_mean
 from flannel_udp.lab import netns
 from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.lab.interruptible import uninterrupted
+from flannel_udp.lab.memory import require_memory
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node, Pod
 from flannel_udp.lab.plan import STATE_DIR, Plan, check_name, lab_of_namespace
 from flannel_udp.lab.registry import require_registry, start_registry
@@ -79,6 +80,7 @@ class Lab:
         netns.require()
         require_registry(self.plan)
         require_nat(self.plan)
+        require_memory(self.plan)
         with self._claim() as stands:
             try:
                 for host in self.hosts:
@@ -322,6 +324,10 @@ def lab_names() -> list[str]:
 def no_lab(name: str) -> FlannelError:
     """Return what is to be said of a name that no lab has."""
     names = lab_names()
+    if name in names:
+        return FlannelError(
+            f"the lab {name} is half-made: wait for who builds it, or `flannel-udp lab down --name {name}`"
+        )
     hint = did_you_mean(name, names)
     there = f"there are {', '.join(names)}{hint}" if names else "there is none: flannel-udp lab up makes one"
     return FlannelError(f"no lab named {name} is up: {there}")

@@ -326,16 +326,18 @@ class Plan:
 
     def source_seen_by(self, other: str, node: str, version: int) -> Address:
         """Return the address that packets of a node come to a host from: a NAT's, where one is between them."""
-        around: set[str | None] = {None}
-        above: str | None = other
-        while (above := self.behind.get(above)) is not None:
-            around.add(above)
-        address, above = self.underlay_of(node, version), self.behind.get(node)
-        while above not in around:
-            if self.routers[above].nat and version == 4:
-                address = self.underlay_of(above, 4)
-            above = self.behind.get(above)
+        address, around = self.underlay_of(node, version), self._routers_above(other)
+        for router in self._routers_above(node):
+            if router in around:
+                break
+            if self.routers[router].nat and version == 4:
+                address = self.underlay_of(router, 4)
         return address
+
+    def _routers_above(self, node: str) -> list[str]:
+        """Return the routers that a node is behind, the nearest first."""
+        above = self.behind.get(node)
+        return [] if above is None else [above, *self._routers_above(above)]
 
     def save(self) -> None:
         """Write lab.json, from which any later process can attach."""

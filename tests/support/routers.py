@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flannel_udp.lab.lab import BRIDGE, Lab
+from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.lab.plan import UNDERLAY_GATEWAY
+from flannel_udp.lab.underlay import BRIDGE
 
 
 def put_routers_between(lab: Lab, middle_mtu: int) -> None:

@@ -26,8 +26,8 @@ from flannel_udp.options import Offload
 GOOD = '{"Network": "10.1.0.0/16"}'
 RUNGS = ", ".join(Offload().names())
 LAB_NEEDS = (
-    "lab needs one of: up, status, list, inspect, graph, exec, logs, down, demo, trace, cut, mtu, kill, start, "
-    "restart, takeover, etcd, poison, spoof, heal"
+    "lab needs one of: up, status, list, inspect, graph, exec, logs, down, demo, add, save, trace, cut, mtu, kill, "
+    "start, restart, takeover, etcd, poison, spoof, heal"
 )
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}
 
@@ -109,6 +109,7 @@ SHOW_NOTHING_OF_THEIR_OWN = {
     "docker-opts",
     "lab exec",
     "lab logs",
+    "lab save",
     "metrics",
     "help",
     "completion",

@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flannel_udp.backend.table import LAB_BACKENDS
-from flannel_udp.cli.lab_plan import plan_of
+from flannel_udp.cli.lab_plan import plan_of, with_another_host
 from flannel_udp.cli.main import main
-from flannel_udp.errors import UsageError
+from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.saving import write_topology
 from flannel_udp.lab.sites import Cable, Router
 from flannel_udp.lab.topology import read_topology
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "labs").glob("*.toml"))
+
+EVERY_KEY = """
+name = "class"
+hosts = 3
+pods = 2
+registry = "etcd"
+families = "46"
+underlay_mtu = 1400
+offload = "wire"
+rate = "1.5gbit"
+delay = "2ms"
+seed = 9
+[network]
+Network = "10.1.0.0/16"
+IPv6Network = "fd00:1::/48"
+SubnetLen = 26
+Backend = { Type = "vxlan", VNI = 7 }
+[host.h1]
+datapath = "kernel"
+arguments = ["--workers=2"]
+rate = "10mbit"
+[host.h2]
+agent = false
+loss = "100%"
+mtu = 1300
+[host.h3]
+behind = "r2"
+delay = "0.5ms"
+subnets = ["10.1.7.0/26", "fd00:1:0:7::/64"]
+[router.r2]
+behind = "r1"
+nat = true
+forward = "h3"
+[router.r1]
+mtu = 1280
+loss = "0.5%"
+"""
 
 
 def read(tmp_path: Path, text: str) -> Plan:
@@ -29,43 +68,7 @@ def test_an_empty_file_is_a_lab_of_two_hosts_with_fixed_subnets(tmp_path: Path) 
 
 
 def test_every_key_finds_its_place(tmp_path: Path) -> None:
-    text = """
-        name = "class"
-        hosts = 3
-        pods = 2
-        registry = "etcd"
-        families = "46"
-        underlay_mtu = 1400
-        offload = "wire"
-        rate = "1.5gbit"
-        delay = "2ms"
-        seed = 9
-        [network]
-        Network = "10.1.0.0/16"
-        IPv6Network = "fd00:1::/48"
-        SubnetLen = 26
-        Backend = { Type = "vxlan", VNI = 7 }
-        [host.h1]
-        datapath = "kernel"
-        arguments = ["--workers=2"]
-        rate = "10mbit"
-        [host.h2]
-        agent = false
-        loss = "100%"
-        mtu = 1300
-        [host.h3]
-        behind = "r2"
-        delay = "0.5ms"
-        subnets = ["10.1.7.0/26", "fd00:1:0:7::/64"]
-        [router.r2]
-        behind = "r1"
-        nat = true
-        forward = "h3"
-        [router.r1]
-        mtu = 1280
-        loss = "0.5%"
-    """
-    assert read(tmp_path, text) == Plan(
+    assert read(tmp_path, EVERY_KEY) == Plan(
         "class",
         hosts=3,
         pods=2,
@@ -219,3 +222,34 @@ def test_subnets_are_fixed_by_a_flag_too() -> None:
     assert plan_of({"hosts": 2}, "lab").subnets == {}
     plan = plan_of({"hosts": 2, "families": "46", "fixed": True}, "lab")
     assert plan.subnets["h2"] == ("10.244.2.0/24", "fd00:10:244:2::/64")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_what_is_saved_of_an_example_makes_the_same_lab(path: Path, tmp_path: Path) -> None:
+    plan = read_topology(path, LAB_BACKENDS)
+    assert read(tmp_path, write_topology(plan)) == plan
+
+
+def test_what_is_saved_has_all_that_a_file_may_say(tmp_path: Path) -> None:
+    plan = read(tmp_path, EVERY_KEY)
+    assert read(tmp_path, write_topology(plan)) == plan
+    by_chance = replace(plan, subnets={}, agent_args=("--v=1",))
+    assert read(tmp_path, write_topology(by_chance)).host_args == {
+        "h1": ("--v=1", "--datapath=kernel", "--workers=2"),
+        "h3": ("--v=1",),
+    }
+
+
+def test_what_a_file_cannot_say_is_not_saved() -> None:
+    with pytest.raises(FlannelError, match="a topology file has no reservations, and the lab lab has"):
+        write_topology(Plan(reservations={"10.244.9.0/24": "192.0.2.2"}))
+
+
+def test_a_host_that_joins_has_the_next_number_and_its_subnet_unless_another_one_has_it(tmp_path: Path) -> None:
+    plan = read(tmp_path, "[router.r1]\n[host.h2]\nagent = false")
+    more = with_another_host(plan, "r1")
+    assert (more.hosts, more.agents, more.behind) == (3, ("h1", "h3"), {"h3": "r1"})
+    assert more.subnets == {**plan.subnets, "h3": ("10.244.3.0/24",)}
+    taken = read(tmp_path, "[host.h2]\nsubnets = ['10.244.3.0/24']")
+    assert with_another_host(taken, None).subnets == taken.subnets
+    assert with_another_host(Plan(), None) == Plan(hosts=3)

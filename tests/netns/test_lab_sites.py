@@ -1,0 +1,218 @@
+"""Sites behind routers, NAT, delay and loss with real agents; a host that joins; a lab that is saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flannel_udp.backend.table import LAB_BACKENDS
+from flannel_udp.lab.faults import present_faults
+from flannel_udp.lab.lab import Lab, remove
+from flannel_udp.lab.links import link_of
+from flannel_udp.lab.netns import wait_until
+from flannel_udp.lab.node import Node
+from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.probe import ping
+from flannel_udp.lab.topology import read_topology
+from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, namespaces_of, state_of
+from tests.support.patience import PATIENCE_S
+
+pytestmark = NEEDS_NETNS
+
+LAB = [sys.executable, "-m", "flannel_udp", "lab"]
+TOPOLOGY = """
+hosts = 4
+[host.h2]
+behind = "r1"
+arguments = ["--public-ip=192.0.2.201"]
+[host.h3]
+behind = "r3"
+[host.h4]
+agent = false
+loss = "20%"
+[router.r1]
+nat = true
+forward = "h2"
+[router.r2]
+delay = "40ms"
+mtu = 1400
+[router.r3]
+behind = "r2"
+"""
+
+
+def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = [*LAB, *words, "--name", name]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
+
+
+def told(lab: Lab, *words: str) -> str:
+    """Return what a command says that does what it is told."""
+    done = run(lab.name, *words)
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    name, path = fresh_name(), tmp_path_factory.mktemp("sites") / "x.toml"
+    path.write_text(TOPOLOGY)
+    try:
+        done = run(name, "up", "--topology", str(path))
+        assert done.returncode == 0, done.stderr
+        yield Lab.attach(name)
+    finally:
+        remove(name)
+
+
+def round_trip_s(source: Node, target: str) -> float:
+    """Return the time of a ping that was answered; the first of all may be lost while agents learn of each other."""
+    found: list[float] = []
+
+    def answered() -> bool:
+        done = source.run(["ping", "-c", "1", "-W", "5", target], check=False)
+        found.extend(float(time_ms) / 1e3 for time_ms in re.findall(r"time=([0-9.]+) ms", done.stdout))
+        return bool(found)
+
+    assert wait_until(answered, PATIENCE_S)
+    return found[0]
+
+
+def test_pods_reach_each_other_over_two_routers_and_a_far_link_and_into_a_nat(lab: Lab) -> None:
+    first, behind_nat, far, _ = lab.pods()
+    assert round_trip_s(first, str(far.ip)) >= 0.08
+    assert round_trip_s(far, str(behind_nat.ip)) >= 0.08
+    assert round_trip_s(first, str(behind_nat.ip)) > 0
+    assert round_trip_s(behind_nat, str(first.ip)) > 0
+    assert {peer["public_ip"] for peer in lab.host("h1").control("/v1/peers")} == {"192.0.2.201", "172.16.3.3"}
+
+
+def test_each_router_takes_one_from_the_ttl_and_says_what_its_network_carries(lab: Lab) -> None:
+    h1, h3 = lab.host("h1"), lab.host("h3")
+    for ttl, router in ((1, "192.0.2.202"), (2, "172.16.2.203")):
+        said = h1.run(["ping", "-c", "1", "-W", str(PATIENCE_S), "-t", str(ttl), str(h3.underlay)], check=False).stdout
+        assert f"From {router} icmp_seq=1 Time to live exceeded" in said
+    large = ["ping", "-c", "1", "-W", str(PATIENCE_S), "-M", "do", "-s", "1472", str(h3.underlay)]
+    assert "From 192.0.2.202 icmp_seq=1 Frag needed and DF set (mtu = 1400)" in h1.run(large, check=False).stdout
+
+
+def test_nobody_outside_has_a_way_to_what_is_behind_a_nat(lab: Lab) -> None:
+    h1, h2 = lab.host("h1"), lab.host("h2")
+    said = h1.run(["ping", "-c", "1", "-W", str(PATIENCE_S), str(h2.underlay)], check=False).stdout
+    assert "Destination Net Unreachable" in said
+    assert None not in ping(h2, [h1.underlay], PATIENCE_S)
+    for source, target in (("h1/p1", "h2/p1"), ("h2/p1", "h1/p1")):
+        trace = json.loads(told(lab, "trace", "--json", source, target))
+        assert trace["verdict"] == "delivered", trace
+
+
+def test_so_many_frames_are_lost_and_not_all(lab: Lab) -> None:
+    h4 = str(lab.host("h4").underlay)
+    assert round_trip_s(lab.net, h4) > 0
+    said = lab.net.run(["ping", "-c", "100", "-i", "0.01", "-W", "1", "-q", h4], check=False).stdout
+    # 36 of 100, with a standard deviation of 5.
+    assert 12 <= float(re.findall(r"([0-9.]+)% packet loss", said)[0]) <= 65
+
+
+def test_the_drawing_and_the_documents_have_routers_nat_and_what_links_are_like(lab: Lab) -> None:
+    drawn = told(lab, "graph")
+    for text in (
+        f"behind r3, 172.16.3.0/24: a bridge in the namespace fu-{lab.name}-r3\n",
+        "NAT, the port goes on to h2",
+        "link: 40 ms",
+        "link: 20 % lost",
+        "eth0  172.16.2.203",
+        "site  172.16.2.254/24",
+    ):
+        assert text in drawn
+        assert text.rstrip().partition(": a")[0] in told(lab, "graph", "--svg")
+    found = json.loads(told(lab, "inspect", "--json"))
+    assert [(router["name"], router["behind"], router["nat"]) for router in found["routers"]] == [
+        ("r1", None, True),
+        ("r2", None, False),
+        ("r3", "r2", False),
+    ]
+    assert found["routers"][1]["link"] == {"rate": None, "delay_ms": 40.0, "loss": 0.0, "mtu": 1500}
+    assert (found["hosts"][2]["behind"], found["hosts"][2]["link"]["mtu"]) == ("r3", 1500)
+
+
+def test_a_far_link_is_cut_and_healed_and_so_is_its_relay(lab: Lab) -> None:
+    r2, link = lab.node("r2"), link_of(lab, "r2")
+    told(lab, "cut", "r2")
+    assert "NO-CARRIER" in r2.run(["ip", "link", "show", "eth0"]).stdout
+    assert present_faults(lab) == {"r2": ["the link r2 is cut"]}
+    assert told(lab, "heal", "r2") == "r2: the link is plugged in again\n"
+    assert link.relay is not None
+    pid = link.relay.pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: "NO-CARRIER" in r2.run(["ip", "link", "show", "eth0"]).stdout, PATIENCE_S)
+    assert present_faults(lab) == {"r2": ["the relay of the link r2 does not run"]}
+    assert told(lab, "heal", "r2") == "r2: the relay runs again\n"
+    assert present_faults(lab) == {}
+    assert round_trip_s(lab.host("h1"), str(lab.host("h3").underlay)) >= 0.08
+
+
+def test_a_host_joins_and_the_lab_that_is_saved_has_it(lab: Lab, tmp_path: Path) -> None:
+    assert told(lab, "add", "host", "--behind", "r3") == (
+        "h5 has joined: 172.16.3.5, subnet 10.244.5.0/24, p1 10.244.5.2\n"
+    )
+    now = Lab.attach(lab.name)
+    assert round_trip_s(now.pods()[0], str(now.host("h5").pods[0].ip)) >= 0.08
+    assert round_trip_s(now.host("h5").pods[0], str(now.host("h3").pods[0].ip)) > 0
+    path = tmp_path / "saved.toml"
+    path.write_text(told(lab, "save"))
+    assert read_topology(path, LAB_BACKENDS) == now.plan
+    assert run(lab.name, "add", "host", "--behind", "r4").stderr == (
+        "flannel-udp: h6 is behind r4, which is no router: there are r1, r2, r3\n"
+    )
+
+
+@pytest.fixture
+def waiting() -> Iterator[Lab]:
+    """A host without an agent; the agent of one that joins waits for a configuration, and so does who adds it."""
+    arguments = ("--registry=file:/nowhere/registry.json",)
+    with cleaned_up(Lab(Plan(fresh_name(), hosts=1, pods=1, agents=(), agent_args=arguments))) as lab:
+        lab.up()
+        yield lab
+
+
+@pytest.mark.parametrize("what", ["interrupt", "down"])
+def test_a_host_that_has_not_joined_leaves_nothing(waiting: Lab, what: str) -> None:
+    name = waiting.name
+    adding = subprocess.Popen(
+        [*LAB, "add", "host", "--name", name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert wait_until((state_of(name) / "h2" / "agent.pid").exists, PATIENCE_S)
+        assert run(name, "add", "host").stderr == (
+            f"flannel-udp: somebody else is adding a host to the lab {name}: try again\n"
+        )
+        if what == "interrupt":
+            adding.send_signal(signal.SIGINT)
+        else:
+            assert run(name, "down").returncode == 0
+        said, complaints = adding.communicate(timeout=PATIENCE_S)
+    finally:
+        adding.kill()
+        adding.communicate()
+    last = complaints.splitlines()[-1]
+    if what == "interrupt":
+        assert (adding.returncode, said, last) == (130, "", "lab: starting 1 agents")
+        assert namespaces_of(name) == [waiting.host("h1").namespace, f"fu-{name}-h1-p1", waiting.net.namespace]
+        assert waiting.net.run(["ip", "link", "show", "h2"], check=False).returncode != 0
+        assert not (state_of(name) / "h2").exists()
+        assert Lab.attach(name).plan == waiting.plan
+    else:
+        assert (adding.returncode, said) == (1, "")
+        assert last == f"flannel-udp: the lab {name} was taken down while a host joined it"
+        assert namespaces_of(name) == []
+        assert not state_of(name).exists()
