@@ -176,6 +176,7 @@ def test_what_nobody_may_send_is_dropped_and_the_reason_told(lab: Lab) -> None:
         "sender": "net",
         "claims": "h2/p1",
         "target": "h1/p1",
+        "version": 4,
         "arrived": False,
         "dropped": "unknown_peer",
     }

@@ -101,7 +101,8 @@ def test_list_has_what_is_half_made_too() -> None:
 def test_inspect_has_processes_namespaces_ports_and_what_the_agents_say(lab: Lab) -> None:
     found = document("inspect", "--json", "--name", lab.name)
     assert (found["name"], found["folder"], found["faults"]) == (lab.name, str(state_of(lab.name)), {})
-    assert found["plan"]["rates"] == {"h1": 10_000_000, "h2": 10_000_000}
+    assert [found["plan"]["cables"][host]["rate"] for host in ("h1", "h2")] == [10_000_000] * 2
+    assert [host["link"]["rate"] for host in found["hosts"]] == [10_000_000] * 2
     assert found["net"]["namespace"] == f"fu-{lab.name}-net"
     host = found["hosts"][0]
     pid = lab.host("h1").agent_pid()
