@@ -270,8 +270,8 @@ def test_what_could_be_healed_is_told_also_where_something_could_not() -> None:
 
 def test_the_kernels_vxlan_asks_nobody_who_they_are() -> None:
     config = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
-    with Lab(Plan(fresh_name(), config=config, agent_args=("--datapath=kernel",))) as lab:
+    with Lab(Plan(fresh_name(), config=config, agent_args=("--datapath=kernel",), families="46")) as lab:
         wait_for_pings(lab)
-        assert [line.partition(": ")[2] for line in told(lab, "spoof")] == [
-            "it arrived in h1/p1: nobody had asked who sent it"
-        ] * 2
+        lines = told(lab, "spoof")
+        assert [line.partition(": ")[2] for line in lines] == ["it arrived in h1/p1: nobody had asked who sent it"] * 4
+        assert ["by IPv6" in line for line in lines] == [False, False, True, True]
