@@ -55,10 +55,13 @@ _PLAN_FLAGS = (
 def _up(given: Values) -> int:
     _check_families(given)
     from flannel_udp.cli.lab_plan import plan_of
+    from flannel_udp.cli.lab_rootless import check_limits
     from flannel_udp.lab import actions
     from flannel_udp.lab.plan import DEFAULT_NAME
 
-    return actions.up(given, plan_of(given, DEFAULT_NAME))
+    plan = plan_of(given, DEFAULT_NAME)
+    check_limits(plan)
+    return actions.up(given, plan)
 
 
 def _status(given: Values) -> int:
@@ -109,9 +112,12 @@ def _down(given: Values) -> int:
 def _demo(given: Values) -> int:
     _check_families(given)
     from flannel_udp.cli.lab_plan import plan_of
+    from flannel_udp.cli.lab_rootless import check_limits
     from flannel_udp.lab import actions
 
-    return actions.demo(given, plan_of(given, "demo"))
+    plan = plan_of(given, "demo")
+    check_limits(plan)
+    return actions.demo(given, plan)
 
 
 def _check_families(given: Values) -> None:

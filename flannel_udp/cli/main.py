@@ -110,4 +110,9 @@ def _command(name: str, command: Command, argv: list[str]) -> int:
     flags, rest = command.all_flags, {}
     if command.takes_rest:
         argv, rest[command.arguments[-1].name] = split_rest(argv, flags, len(command.arguments) - 1)
-    return command.run({**read_arguments(command_parser(name, command), argv, flags, os.environ), **rest})
+    given = {**read_arguments(command_parser(name, command), argv, flags, os.environ), **rest}
+    if name.startswith("lab "):
+        from flannel_udp.lab.rootless import enter
+
+        enter()
+    return command.run(given)

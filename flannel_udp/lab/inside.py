@@ -9,7 +9,6 @@ and so on). A private mount of /run/flannel would need that folder on the machin
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -21,14 +20,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.lab import netns
+from flannel_udp.lab import libc, netns
 from flannel_udp.lab.lab import Lab, no_lab
 from flannel_udp.lab.node import Node, clean_environment
 
-# <linux/sched.h>, <sys/mount.h>
-_CLONE_NEWNS, _CLONE_NEWUTS = 0x0002_0000, 0x0400_0000
-_MS_RDONLY, _MS_BIND, _MS_REC, _MS_SLAVE = 0x1, 0x1000, 0x4000, 0x8_0000
-_MNT_DETACH = 0x2
 _HOSTS, _NSSWITCH, _SYS = Path("/etc/hosts"), Path("/etc/nsswitch.conf"), Path("/sys")
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as shells say it
 
@@ -45,7 +40,7 @@ def become(lab: Lab, node: Node, command: Sequence[str]) -> NoReturn:
     """Run the command in place of this process, whose exit code is then the command's own. Raises `FlannelError`."""
     _unshare()
     netns.enter(node.namespace)
-    _call("mount", None, b"/", None, _MS_REC | _MS_SLAVE, None)
+    _call("mount", None, b"/", None, libc.MS_REC | libc.MS_SLAVE, None)
     _show_interfaces(node)
     # What is not there cannot be covered: the machine gets no file of ours.
     if _HOSTS.exists():
@@ -95,13 +90,13 @@ def names_from_files_only(nsswitch: str) -> str:
 
 def _unshare() -> None:
     # os.unshare exists from Python 3.12 on only.
-    _call("unshare", _CLONE_NEWNS | _CLONE_NEWUTS)
+    _call("unshare", libc.CLONE_NEWNS | libc.CLONE_NEWUTS)
 
 
 def _show_interfaces(node: Node) -> None:
     """Mount /sys anew: a sysfs shows the network namespace that it was mounted in."""
-    kept = _MS_RDONLY if os.statvfs(_SYS).f_flag & os.ST_RDONLY else 0
-    _call("umount2", bytes(_SYS), _MNT_DETACH)
+    kept = libc.MS_RDONLY if os.statvfs(_SYS).f_flag & os.ST_RDONLY else 0
+    _call("umount2", bytes(_SYS), libc.MNT_DETACH)
     _call("mount", node.namespace.encode(), bytes(_SYS), b"sysfs", kept, None)
 
 
@@ -112,14 +107,14 @@ def _cover(lab: Lab, path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             Path(file.name).chmod(0o644)  # whoever the command becomes may read it
-            _call("mount", file.name.encode(), bytes(path), None, _MS_BIND, None)
+            _call("mount", file.name.encode(), bytes(path), None, libc.MS_BIND, None)
     except FileNotFoundError:  # `lab down` meanwhile
         raise no_lab(lab.name) from None
 
 
 def _call(name: str, *arguments: bytes | int | None) -> None:
     """Call a function of the C library that returns 0. Raises `FlannelError`."""
-    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
-        reason = os.strerror(ctypes.get_errno())
-        shown = " ".join(argument.decode() for argument in arguments if isinstance(argument, bytes))
-        raise FlannelError(f"cannot enter the lab: {name} {shown}: {reason}")
+    try:
+        libc.call(name, *arguments)
+    except OSError as error:
+        raise FlannelError(f"cannot enter the lab: {error.filename}: {error.strerror}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import shutil
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.lab import libc
 
 NETNS_DIR = Path("/run/netns")
-_CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 _IP_TIMEOUT_S, _COMMAND_TIMEOUT_S = 30.0, 0.002
 """For a batch, and for each of its commands beside: a machine that has other work sets 200,000 routes in a minute."""
 _POLL_S = 0.02
@@ -167,9 +166,8 @@ def enter(namespace: str) -> None:
     except FileNotFoundError:
         raise FlannelError(f"there is no network namespace {namespace}") from None
     try:
-        # os.setns exists from Python 3.12 on only.
-        if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) != 0:
-            reason = os.strerror(ctypes.get_errno())
-            raise FlannelError(f"cannot enter the network namespace {namespace}: {reason}")
+        libc.call("setns", fd, libc.CLONE_NEWNET)
+    except OSError as error:
+        raise FlannelError(f"cannot enter the network namespace {namespace}: {error.strerror}") from None
     finally:
         os.close(fd)

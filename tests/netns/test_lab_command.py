@@ -164,19 +164,6 @@ def test_a_demonstration_needs_two_hosts() -> None:
     assert "at least 2 hosts" in done.stderr
 
 
-def test_without_root_up_is_one_clear_line() -> None:
-    # The user changes only when everything is imported: an interpreter may live where nobody but root can read it.
-    code = (
-        "import os, sys; from flannel_udp.cli import lab_plan; from flannel_udp.cli.main import main; "
-        "from flannel_udp.lab import actions; "
-        "os.setgroups([]); os.setuid(65534); sys.exit(main(sys.argv[1:]))"
-    )
-    words = [sys.executable, "-c", code, "lab", "up", "--name", fresh_name()]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
-    assert done.returncode == 1
-    assert done.stderr == ("flannel-udp: the lab needs root, because it makes network namespaces: run it with sudo\n")
-
-
 def test_without_the_right_to_make_namespaces_up_is_one_clear_line_and_leaves_nothing() -> None:
     name = fresh_name()
     done = run("up", "--name", name, before=("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"))

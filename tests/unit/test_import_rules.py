@@ -53,7 +53,15 @@ RULES: Mapping[str, list[str]] = {
 # What the command line may import before it knows the command: --help and --version answer at once.
 EAGER = ["cli", "cli.*", "backend.table", "bench.names", "errors", "options"]
 # Modules of the command line that are themselves imported when they are needed.
-LATE = ["cli.completion", "cli.config_put", "cli.lab_plan", "cli.lab_trace", "cli.lease_rows", "cli.man"]
+LATE = [
+    "cli.completion",
+    "cli.config_put",
+    "cli.lab_plan",
+    "cli.lab_rootless",
+    "cli.lab_trace",
+    "cli.lease_rows",
+    "cli.man",
+]
 # Of the tests and benches, and scapy's licence is the GPL.
 NEVER = {"scapy", "pytest", "hypothesis", "tests", "bench", "examples"}
 
