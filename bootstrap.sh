@@ -1,10 +1,12 @@
 #!/bin/sh
 # From a fresh machine to pods that talk (`./bootstrap.sh lab`), and to all tests (`./bootstrap.sh test`).
 # Everything lands in .venv, build and .tox of this folder, but for missing packages, which apt installs when root runs this.
+# Where there is a folder `bundle`, as in the archives that `./bootstrap.sh bundle` makes, the lab needs no network.
 set -eu
 
 usage="usage: ./bootstrap.sh lab [ARGUMENT...]    show two hosts whose pods talk; arguments of: flannel-udp lab demo
        ./bootstrap.sh test [ARGUMENT...]   run all tests; arguments of: tox
+       ./bootstrap.sh bundle               make an archive for machines without a network: unpack, ./bootstrap.sh lab
        ./bootstrap.sh help
 
 Installs what is missing (on Debian and Ubuntu, as root; elsewhere it says what), builds, runs. Again it is quick."
@@ -15,6 +17,8 @@ log=build/bootstrap.log
 python=""
 missing=""
 optional=""
+bundle=bundle # where an archive's own folder has what would come by the network
+stage=build/bundle
 
 say() {
     printf 'bootstrap: %s\n' "$*" >&2
@@ -107,10 +111,15 @@ has_python_headers() {
     "$python" -c 'import os, sysconfig; os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))'
 }
 
+# name_of_python: as Debian's packages call it: python3.11.
+name_of_python() {
+    "$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])'
+}
+
 need_for_building() {
     need "gcc libc6-dev" compiles
     if find_python; then
-        name=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+        name=$(name_of_python)
         need "$name-venv" "$python" -c 'import ensurepip'
         need "$name-dev" has_python_headers
     else
@@ -155,7 +164,7 @@ install_missing() {
     command -v apt-get >/dev/null || fail "install these (Debian's names) and run this again: $named"
     [ "$(id -u)" = 0 ] || fail "run this as root once, or install: $named (sudo apt-get install ...)"
     export DEBIAN_FRONTEND=noninteractive
-    step "reading the package lists" apt-get update
+    step "reading the package lists" from_sources update
     packages=""
     for package in $missing; do
         if [ "$package" = python ]; then
@@ -169,9 +178,20 @@ install_missing() {
         fi
     done
     # shellcheck disable=SC2086 # a list of words
-    step_goes_on "installing with apt:$packages" apt-get install -y --no-install-recommends $packages
+    step_goes_on "installing with apt:$packages" from_sources install -y --no-install-recommends $packages
     case $packages in *etcd-server*) say "note: Debian starts an etcd of its own now (systemctl disable --now etcd)" ;; esac
     find_python || fail "there is no Python 3.11 or later"
+}
+
+# from_sources ARGUMENT...: apt-get with the machine's sources, or the bundle's alone.
+from_sources() {
+    if [ -d "$bundle" ]; then
+        lists=$PWD/build/lists
+        mkdir -p "$lists/partial"
+        printf 'deb [trusted=yes] file:%s ./\n' "$PWD/$bundle/debs" >build/sources.list
+        set -- -o "Dir::Etc::sourcelist=$PWD/build/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$lists" "$@"
+    fi
+    apt-get "$@"
 }
 
 newest_packaged_python() {
@@ -217,14 +237,101 @@ once() {
 }
 
 lab() {
-    [ "$(id -u)" = 0 ] || fail "a lab is made of network namespaces: run it as root"
-    need_for_building
+    if [ -d "$bundle" ]; then
+        install_bundle
+    else
+        need_for_building
+        need_for_lab
+        install_missing
+        make_venv
+        inputs=$(cat setup.py pyproject.toml _fastpath/*.pyx _fastpath/*.pxd | cksum)
+        once built "$inputs" "building flannel-udp, about a minute" .venv/bin/pip install --editable .
+    fi
+    exec .venv/bin/flannel-udp lab demo "$@"
+}
+
+# Without a network
+
+# this_machine: what a bundle has to fit: distribution, release and architecture.
+this_machine() {
+    (
+        ID="" VERSION_ID=""
+        # shellcheck source=/dev/null
+        . /etc/os-release 2>/dev/null
+        echo "$ID-$VERSION_ID-$(dpkg --print-architecture 2>/dev/null || uname -m)"
+    )
+}
+
+install_bundle() {
+    { read -r fits && read -r name; } 2>/dev/null <$bundle/about || damaged about
+    [ "$fits" = "$(this_machine)" ] ||
+        fail "the folder $bundle is for $fits, and this is $(this_machine): make one there (./bootstrap.sh bundle), or remove it to use the network"
+    sums=$(cksum <$bundle/SHA256SUMS 2>/dev/null) || damaged SHA256SUMS
+    if [ "$(cat build/checked 2>/dev/null)" != "$sums" ]; then
+        say "checking the folder $bundle"
+        wrong=$(cd $bundle && { sha256sum --check --strict --quiet SHA256SUMS 2>/dev/null || echo SHA256SUMS; } | head -n 1)
+        [ -z "$wrong" ] || damaged "${wrong%%:*}"
+        printf '%s\n' "$sums" >build/checked
+    fi
+    python=$name
+    need "$name $name-venv" "$python" -c 'import ensurepip'
     need_for_lab
     install_missing
     make_venv
-    inputs=$(cat setup.py pyproject.toml _fastpath/*.pyx _fastpath/*.pxd | cksum)
-    once built "$inputs" "building flannel-udp, about a minute" .venv/bin/pip install --editable .
-    exec .venv/bin/flannel-udp lab demo "$@"
+    once built "$sums" "installing flannel-udp" .venv/bin/pip install --no-index --find-links "$bundle/wheels" flannel-udp
+}
+
+damaged() {
+    fail "the folder $bundle is damaged ($bundle/$1): copy and unpack the archive again, or make another one"
+}
+
+make_bundle() {
+    command -v apt-get >/dev/null || fail "a bundle is made of Debian's packages: make it on Debian or Ubuntu, of the same release"
+    need_for_building
+    install_missing
+    make_venv
+    rm -rf $stage build/lib build/lib.* # setuptools would pack what an earlier build left there
+    mkdir -p $stage/debs/partial $stage/wheels
+    name=$(name_of_python)
+    step "building flannel-udp and getting what it needs from PyPI, about a minute" .venv/bin/pip wheel --wheel-dir $stage/wheels .
+    step "getting packages: $name-venv iproute2 iputils-ping iptables, and all that they need" \
+        get_packages "$name" "$name-venv" iproute2 iputils-ping iptables
+    step "writing down what there is" list_packages
+    { this_machine && echo "$name"; } >$stage/about
+    (cd $stage && find about debs wheels -type f -exec sha256sum {} + >SHA256SUMS)
+    archive=build/flannel-udp-$(this_machine).tar
+    step "packing $archive" pack
+    rm -r $stage
+    say "made $archive, $(du -m "$archive" | cut -f 1) MB. On a machine without a network: tar xf ${archive#build/} && cd flannel-udp && ./bootstrap.sh lab"
+}
+
+# get_packages PACKAGE...: these and all that they need, as if nothing were installed, for who knows what is elsewhere.
+get_packages() {
+    : >$stage/nothing
+    apt-get install --download-only -y --no-install-recommends -o Debug::NoLocking=true \
+        -o "Dir::State::status=$PWD/$stage/nothing" -o "Dir::Cache::archives=$PWD/$stage/debs" "$@"
+    rm -r $stage/nothing $stage/debs/partial
+}
+
+# list_packages: the index by which apt finds them (deb-src-control(5), sources.list(5)).
+list_packages() {
+    for deb in "$stage"/debs/*.deb; do
+        plain=$(printf '%s' "$deb" | sed 's/%3a/+/') # apt would take it for a colon
+        [ "$plain" = "$deb" ] || mv "$deb" "$plain"
+        dpkg-deb --field "$plain"
+        printf 'Filename: ./%s\nSize: %s\nSHA256: %s\n\n' \
+            "${plain##*/}" "$(wc -c <"$plain")" "$(sha256sum "$plain" | cut -d ' ' -f 1)"
+    done >$stage/Packages
+    mv $stage/Packages $stage/debs/Packages
+}
+
+# pack: this folder without what was made in it, and the stage as its folder `bundle`.
+pack() {
+    find . -mindepth 1 \( -name '.?*' -o -name __pycache__ -o -name '*.so' -o -name '*.egg-info' -o -path ./build -o -path ./$bundle \) \
+        -prune -o -type f -print >build/packed
+    find $stage -type f >>build/packed
+    tar -cf "$archive" --owner=0 --group=0 --transform "s,^$stage,$bundle,;s,^\./,,;s,^,flannel-udp/," -T build/packed
+    rm build/packed
 }
 
 run_tests() {
@@ -250,6 +357,10 @@ test)
     open_log
     leave_plain_chroot test "$@"
     run_tests "$@"
+    ;;
+bundle)
+    open_log
+    make_bundle
     ;;
 help | -h | --help) printf '%s\n' "$usage" ;;
 *) fail "unknown command '$command' (see: ./bootstrap.sh help)" ;;

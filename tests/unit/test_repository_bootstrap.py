@@ -69,25 +69,17 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 @pytest.mark.parametrize("arguments", [(), ("help",), ("--help",)])
-def test_help_names_both_commands(checkout: Checkout, arguments: tuple[str, ...]) -> None:
+def test_help_names_all_commands(checkout: Checkout, arguments: tuple[str, ...]) -> None:
     done = checkout.run(*arguments)
     assert done.returncode == 0
     assert "./bootstrap.sh lab" in done.stdout
     assert "./bootstrap.sh test" in done.stdout
+    assert "./bootstrap.sh bundle" in done.stdout
 
 
 def test_an_unknown_command_is_one_clear_line(checkout: Checkout) -> None:
     done = checkout.run("tset")
     assert (done.returncode, done.stderr) == (1, "bootstrap: unknown command 'tset' (see: ./bootstrap.sh help)\n")
-
-
-def test_a_lab_without_root_is_one_clear_line(checkout: Checkout) -> None:
-    checkout.put("id", "echo 1000")
-    done = checkout.run("lab")
-    assert (done.returncode, done.stderr) == (
-        1,
-        "bootstrap: a lab is made of network namespaces: run it as root\n",
-    )
 
 
 def test_where_there_is_no_apt_the_packages_are_named(checkout: Checkout) -> None:
@@ -99,10 +91,11 @@ def test_where_there_is_no_apt_the_packages_are_named(checkout: Checkout) -> Non
     assert not (checkout.folder / ".venv").exists()
 
 
-def test_without_root_it_says_how_to_install(checkout: Checkout) -> None:
+@pytest.mark.parametrize("command", ["lab", "test"])
+def test_without_root_it_says_how_to_install(checkout: Checkout, command: str) -> None:
     checkout.put("id", "echo 1000")
     checkout.put("apt-get", "echo apt-get must not run >&2; exit 100")
-    done = checkout.run("test")
+    done = checkout.run(command)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("bootstrap: run this as root once, or install: ")
     assert "must not run" not in done.stderr
@@ -245,6 +238,74 @@ def test_a_read_only_checkout_is_one_clear_line(checkout: Checkout, command: str
     assert done.stderr.splitlines() == [
         f"bootstrap: cannot write to {place}/build: copy this folder to where you may write, and run it there"
     ]
+
+
+# Without a network
+
+
+@pytest.fixture
+def offline(checkout: Checkout) -> Checkout:
+    """A checkout with the folder of a bundle for this machine; nothing of it is real but its sums."""
+    for name in ("sha256sum", "dpkg", "uname", "python3"):
+        if found := shutil.which(name):
+            (checkout.tools / name).symlink_to(found)
+    checkout.have_all_but_the_packages_of_python()
+    bundle = checkout.folder / "bundle"
+    (bundle / "wheels").mkdir(parents=True)
+    (bundle / "wheels/a.whl").write_text("a wheel")
+    (bundle / "about").write_text(f"{this_machine()}\npython3\n")
+    sums = ["sha256sum", "about", "wheels/a.whl"]
+    (bundle / "SHA256SUMS").write_bytes(subprocess.run(sums, cwd=bundle, capture_output=True, check=True).stdout)
+    return checkout
+
+
+def this_machine() -> str:
+    script = '. /etc/os-release; echo "$ID-$VERSION_ID-$(dpkg --print-architecture 2>/dev/null || uname -m)"'
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_lab_from_a_bundle_asks_no_network(offline: Checkout) -> None:
+    offline.put_pip("echo $* >build/asked; exit 0")
+    (offline.folder / ".venv/bin/flannel-udp").write_text("#!/bin/sh\necho demo $*\n")
+    (offline.folder / ".venv/bin/flannel-udp").chmod(0o755)
+    done = offline.run("lab", "--hosts=3")
+    assert (done.returncode, done.stdout) == (0, "demo lab demo --hosts=3\n"), done.stderr
+    asked = (offline.folder / "build/asked").read_text()
+    assert asked == "install --no-index --find-links bundle/wheels flannel-udp\n"
+
+
+@pytest.mark.parametrize("broken", ["about", "SHA256SUMS", "wheels/a.whl"])
+@pytest.mark.parametrize("how", ["missing", "changed"])
+def test_a_damaged_bundle_is_one_line(offline: Checkout, broken: str, how: str) -> None:
+    file = offline.folder / "bundle" / broken
+    if how == "missing":
+        file.unlink()
+    elif broken == "SHA256SUMS":
+        file.write_text("half a li")
+    else:
+        file.write_text(file.read_text() + "more")
+    done = offline.run("lab")
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"bootstrap: the folder bundle is damaged (bundle/{broken}): "), line
+
+
+def test_a_bundle_of_another_release_is_one_line(offline: Checkout) -> None:
+    (offline.folder / "bundle/about").write_text("debian-99-riscv64\npython3.11\n")
+    done = offline.run("lab")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"bootstrap: the folder bundle is for debian-99-riscv64, and this is {this_machine()}: "
+        "make one there (./bootstrap.sh bundle), or remove it to use the network\n"
+    )
+
+
+def test_where_there_is_no_apt_no_bundle_is_made(checkout: Checkout) -> None:
+    done = checkout.run("bundle")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "bootstrap: a bundle is made of Debian's packages: make it on Debian or Ubuntu, of the same release\n",
+    )
 
 
 def test_help_writes_nothing(checkout: Checkout) -> None:
