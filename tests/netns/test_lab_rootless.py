@@ -102,52 +102,56 @@ def test_a_shell_has_the_terminal_and_gives_it_back(user: User, lab: str) -> Non
         os.waitpid(pid, 0)
 
 
-def test_a_demonstration_that_is_interrupted_leaves_nothing(user: User) -> None:
-    with ordinary_user(UID - 1) as other:
-        words = other.lab("demo", "--name", fresh_name())
-        with subprocess.Popen(words, env=other.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
-            assert demo.stderr is not None
-            demo.stderr.readline()  # building
-            holder = holder_of(other)
-            demo.send_signal(signal.SIGINT)
-            assert demo.wait(PATIENCE_S) == 130
-        assert wait_until(lambda: has_ended(holder), PATIENCE_S)
+@pytest.fixture
+def other() -> Iterator[User]:
+    """One without a holder: who has one needs nothing more to be allowed."""
+    with ordinary_user(UID - 1) as user:
+        yield user
 
 
-def test_a_lab_ends_with_its_holder_and_the_next_command_says_so() -> None:
-    with ordinary_user(UID - 1) as other:
-        done = other.run(other.lab("up", "--name", fresh_name(), "--hosts", "1", "--backend", "host-gw"))
-        assert done.returncode == 0, done.stderr
+def test_a_demonstration_that_is_interrupted_leaves_nothing(other: User) -> None:
+    words = other.lab("demo", "--name", fresh_name())
+    with subprocess.Popen(words, env=other.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
+        assert demo.stderr is not None
+        demo.stderr.readline()  # building
         holder = holder_of(other)
-        inside = [int(pid) for pid in Path(f"/proc/{holder}/task/{holder}/children").read_text().split()]
-        assert inside
-        os.kill(holder, signal.SIGKILL)
-        assert wait_until(lambda: all(map(has_ended, inside)), PATIENCE_S)
-        done = other.run(other.lab("list"))
-        assert (done.returncode, done.stdout, done.stderr) == (0, "no lab is up\n", GONE)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(PATIENCE_S) == 130
+    assert wait_until(lambda: has_ended(holder), PATIENCE_S)
+
+
+def test_a_lab_ends_with_its_holder_and_the_next_command_says_so(other: User) -> None:
+    done = other.run(other.lab("up", "--name", fresh_name(), "--hosts", "1", "--backend", "host-gw"))
+    assert done.returncode == 0, done.stderr
+    holder = holder_of(other)
+    inside = [int(pid) for pid in Path(f"/proc/{holder}/task/{holder}/children").read_text().split()]
+    assert inside
+    os.kill(holder, signal.SIGKILL)
+    assert wait_until(lambda: all(map(has_ended, inside)), PATIENCE_S)
+    done = other.run(other.lab("list"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no lab is up\n", GONE)
 
 
 # Where it is refused
 
 
 @pytest.mark.parametrize("make", ["ln -s /tmp {}", "mkdir -m 755 {}", "touch {}"])
-def test_a_folder_that_is_not_his_alone_is_not_used(user: User, make: str) -> None:
-    with ordinary_user(UID - 1) as other:
-        folder = other.folder / "flannel-udp"
-        assert other.run(other.words(*make.format(folder).split())).returncode == 0
-        done = other.run(other.lab("list"))
-        assert done.returncode == 1
-        assert done.stderr.startswith(f"flannel-udp: {folder} is not a folder of this user's that nobody else may read")
-        assert len(done.stderr.splitlines()) == 1
-        shutil.rmtree(folder) if folder.is_dir() and not folder.is_symlink() else folder.unlink()
+def test_a_folder_that_is_not_his_alone_is_not_used(other: User, make: str) -> None:
+    folder = other.folder / "flannel-udp"
+    assert other.run(other.words(*make.format(folder).split())).returncode == 0
+    done = other.run(other.lab("list"))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"flannel-udp: {folder} is not a folder of this user's that nobody else may read")
+    assert len(done.stderr.splitlines()) == 1
+    assert other.run(other.words("rm", "-d", str(folder))).returncode == 0
 
 
-def test_a_limit_of_none_is_one_line_that_names_it(user: User) -> None:
+def test_a_limit_of_none_is_one_line_that_names_it(other: User) -> None:
     # In a user namespace of root's, with all of the machine's ids in it, the limit can be set for the test alone.
     wait = ["unshare", "--user", "sh", "-ec", 'echo made; read -r mapped; exec "$@"', "sh"]
-    words = [*wait, "sh", "-ec", 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"', "sh", *user.lab("list")]
+    words = [*wait, "sh", "-ec", 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"', "sh", *other.lab("list")]
     pipe = subprocess.PIPE
-    with subprocess.Popen(words, env=user.env, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as command:
+    with subprocess.Popen(words, env=other.env, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as command:
         assert command.stdout is not None
         assert command.stdout.readline() == "made\n"
         for ids in ("uid_map", "gid_map"):
@@ -160,17 +164,9 @@ def test_a_limit_of_none_is_one_line_that_names_it(user: User) -> None:
     )
 
 
-def test_in_a_chroot_it_is_one_line(user: User) -> None:
-    words = [
-        "unshare",
-        "--mount",
-        "sh",
-        "-ec",
-        'mount --rbind / /mnt && exec chroot /mnt "$@"',
-        "sh",
-        *user.lab("list"),
-    ]
-    done = user.run(words)
+def test_in_a_chroot_it_is_one_line(other: User) -> None:
+    chroot = ["unshare", "--mount", "sh", "-ec", 'mount --rbind / /mnt && exec chroot /mnt "$@"', "sh"]
+    done = other.run([*chroot, *other.lab("list")])
     assert done.returncode == 1
     assert done.stderr == (
         "flannel-udp: a lab without root needs user namespaces, and here an ordinary user may make none "
