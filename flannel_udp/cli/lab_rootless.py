@@ -23,7 +23,7 @@ def check_limits(plan: Plan) -> None:
         try:
             udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
         except PermissionError:  # the right to that is the machine's root's alone, not a user namespace's
-            _say_cost(int(_RMEM_MAX.read_text()))
+            say_cost(int(_RMEM_MAX.read_text()))
 
 
 def uses_packet_path(plan: Plan) -> bool:
@@ -31,7 +31,8 @@ def uses_packet_path(plan: Plan) -> bool:
     return plan.backend == "udp" or any(_USERSPACE in given for given in plan.host_args.values())
 
 
-def _say_cost(n_bytes: int) -> None:
+def say_cost(n_bytes: int) -> None:
+    """Say what it costs that sockets have no more than so many bytes to receive into, if it costs anything."""
     if n_bytes < BUFFER_BYTES:
         warn(
             f"without root, sockets have {n_bytes >> 10:,} KiB to receive into, not {BUFFER_BYTES >> 10:,}: bursts are "

@@ -1,0 +1,38 @@
+"""What an ordinary user's lab has to do without is told before it is built."""
+
+from __future__ import annotations
+
+import pytest
+
+from flannel_udp.cli.lab_rootless import say_cost, uses_packet_path
+from flannel_udp.dataplane.underlay import BUFFER_BYTES
+from flannel_udp.lab.plan import Plan
+
+
+@pytest.mark.parametrize(
+    ("backend", "datapath", "uses"),
+    [
+        ("udp", None, True),
+        ("host-gw", None, False),
+        ("vxlan", None, False),  # where the kernel has it
+        ("vxlan", "userspace", True),
+        ("vxlan", "kernel", False),
+    ],
+)
+def test_a_tun_device_is_needed_where_our_packet_path_surely_is(backend: str, datapath: str | None, uses: bool) -> None:
+    host_args = {} if datapath is None else {"h2": (f"--datapath={datapath}",)}
+    plan = Plan(config={"Network": "10.244.0.0/16", "Backend": {"Type": backend}}, host_args=host_args)
+    assert uses_packet_path(plan) is uses
+
+
+def test_small_buffers_are_one_line_with_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    say_cost(212_992)
+    assert capsys.readouterr().err == (
+        "flannel-udp: warning: without root, sockets have 208 KiB to receive into, not 4,096: bursts are lost, "
+        "and TCP is slower; as root: sysctl -w net.core.rmem_max=4194304\n"
+    )
+
+
+def test_large_ones_are_nothing_to_speak_of(capsys: pytest.CaptureFixture[str]) -> None:
+    say_cost(BUFFER_BYTES)
+    assert capsys.readouterr().err == ""
