@@ -30,6 +30,8 @@ from flannel_udp.lab.netns import is_readable
 
 _HOLDER = "holder"
 _END_S = 10.0
+_LOCK_S = 0.05
+"""How often a lock is asked for that somebody has."""
 _SI_KERNEL = 0x80  # <asm-generic/siginfo.h>: of a signal that a terminal has sent, to all of its foreground
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _WAITED_FOR = (*_PASSED_ON, signal.SIGCHLD)
@@ -126,11 +128,11 @@ class _HeldFolder:
         path = _path()
         while True:
             folder = _open_folder(path)
-            fcntl.flock(folder, fcntl.LOCK_SH)
+            _lock(folder, fcntl.LOCK_SH)
             holder = _find_holder(folder)
             if holder is not None:
                 return cls(path, folder, holder)
-            fcntl.flock(folder, fcntl.LOCK_EX)  # which lets the lock go for a moment
+            _lock(folder, fcntl.LOCK_EX)  # which lets the other one go for a moment
             if os.fstat(folder).st_nlink and _find_holder(folder) is None:
                 try:
                     _start_holder(folder)
@@ -198,6 +200,18 @@ def _open_folder(path: Path) -> int:
         return folder
 
 
+def _lock(folder: int, kind: int) -> None:
+    """Wait for a lock; what would end us does so meanwhile, though signals are blocked."""
+    while True:
+        try:
+            fcntl.flock(folder, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if (got := signal.sigtimedwait(_PASSED_ON, _LOCK_S)) is not None:
+                raise SystemExit(128 + got.si_signo) from None
+        else:
+            return
+
+
 def _foreign(path: Path) -> FlannelError:
     return FlannelError(
         f"{path} is not a folder of this user's that nobody else may read, and so cannot say where his labs are: "
@@ -244,7 +258,7 @@ def _start_holder(folder: int) -> None:
             _make_namespaces(file)
         except FlannelError as error:
             os.write(tell, str(error).encode())
-        except OSError as error:
+        except Exception as error:  # our parent would wait for a holder for ever
             os.write(tell, f"cannot start the process that holds this user's labs: {error}".encode())
         finally:
             os._exit(1)
