@@ -17,8 +17,9 @@ _MODULES = {
     "alloc": "flannel_udp.backend.alloc",
     "aws-vpc": "flannel_udp.backend.cloud.aws",
     "ali-vpc": "flannel_udp.backend.cloud.ali",
+    "gce": "flannel_udp.backend.cloud.gce",
 }
-_NEED_A_PROVIDER = frozenset({"aws-vpc", "ali-vpc"})
+_NEED_A_PROVIDER = frozenset({"aws-vpc", "ali-vpc", "gce"})
 
 
 class _Backends(Mapping[str, "Backend"]):

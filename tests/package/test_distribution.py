@@ -23,8 +23,9 @@ OF_EXTRAS = (
     "flannel_udp.registry.kube",
     *("flannel_udp.backend.cloud.aws.account", "flannel_udp.backend.cloud.aws.faults"),
     *(f"flannel_udp.backend.cloud.ali.{name}" for name in ("account", "credentials", "faults")),
+    *(f"flannel_udp.backend.cloud.gce.{name}" for name in ("account", "faults", "rest")),
 )
-"""What the extras [kube], [aws] and [ali] are for is imported only where Kubernetes or that provider is asked for."""
+"""What the extras [kube], [aws], [ali] and [gce] are for is imported only where one of these is asked for."""
 
 
 def run(*argv: str | Path) -> str:

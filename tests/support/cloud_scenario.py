@@ -215,7 +215,7 @@ def with_release_on_exit_the_route_goes(cluster: Cluster, running: dict[str, Age
         at = str(host.subnet)
         assert at in cluster.cloud.routes()
         assert agent.stop() == 0
-    assert at not in cluster.cloud.routes()
+    wait_for("the provider has done it", lambda: at not in cluster.cloud.routes())
 
 
 def a_foreign_route_in_our_place_is_waited_for_and_nothing_is_written_for_pods(cluster: Cluster) -> None:

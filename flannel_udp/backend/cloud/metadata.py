@@ -18,8 +18,9 @@ TOKEN_TTL_S = 60
 class Metadata:
     """Asks one metadata service. No proxy is asked for it, whatever the environment says: it would ask another one."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, mark: tuple[str, str] | None = None) -> None:
+        """`mark` is a header, and its value, by which each answer says that it comes from the metadata service."""
+        self.url, self._mark = url.rstrip("/"), mark
         parts = urlsplit(self.url)
         self._host, self._port, self._base = parts.hostname or "", parts.port or 80, parts.path
 
@@ -29,6 +30,8 @@ class Metadata:
         try:
             connection.request(method, self._base + path, headers=dict(headers))
             response = connection.getresponse()
+            if self._mark is not None and response.getheader(self._mark[0]) != self._mark[1]:
+                raise CloudError(f"what answers at {self.url} is no metadata service: no {': '.join(self._mark)}")
             return response.status, response.read(ANSWER_MAX_BYTES).decode(errors="replace")
         except TimeoutError:
             raise CloudError(f"the metadata service at {self.url} does not answer within {TIMEOUT_S:g} s") from None

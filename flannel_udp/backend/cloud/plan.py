@@ -195,7 +195,7 @@ def _judge(table: str, route: CloudRoute, known: Known) -> _Judged:
     if fits and route.leads in (Leads.HERE, Leads.HERE_BEFORE):
         return _judged(table, route, "stale", "to this host, whose subnet that is not (any more)", "remove")
     if route.leads is Leads.TO_HOST and route.destination in known.taken:
-        return _judged(table, route, "peer", "to a host that does not run" if route.blackhole else "to a host")
+        return _judged(table, route, "peer", "to a host, and leads nowhere now" if route.blackhole else "to a host")
     if not fits or route.leads is Leads.ELSEWHERE:
         return _judged(table, route, "foreign", "not a route as ours are: left alone")
     return _judge_leaseless(table, route, known)
