@@ -18,8 +18,9 @@ _MODULES = {
     "aws-vpc": "flannel_udp.backend.cloud.aws",
     "ali-vpc": "flannel_udp.backend.cloud.ali",
     "gce": "flannel_udp.backend.cloud.gce",
+    "tencent-vpc": "flannel_udp.backend.cloud.tencent",
 }
-_NEED_A_PROVIDER = frozenset({"aws-vpc", "ali-vpc", "gce"})
+_NEED_A_PROVIDER = frozenset({"aws-vpc", "ali-vpc", "gce", "tencent-vpc"})
 
 
 class _Backends(Mapping[str, "Backend"]):

@@ -22,7 +22,7 @@ def _routes(given: Values) -> int:
 CLOUD_COMMANDS: Mapping[str, Command] = {
     "cloud routes": Command(
         "list the overlay's routes in the provider's route tables, and what this host is about to do with each",
-        "For aws-vpc, ali-vpc and gce, by the agent's last look, at most some 75 s ago; nothing is done by asking.\n"
+        "For aws-vpc, ali-vpc, gce and tencent-vpc, by the last look, at most some 75 s ago; asking does nothing.\n"
         "own: to this host. missing: to this host, and not there yet. peer: another host's. stale: of a host that is\n"
         "gone, or of a former subnet; one host removes these after 5 minutes. unknown, foreign: left alone.\n"
         "exit codes: 0 the last look was one, 1 it failed, or there is no agent or no such backend.\n\n"

@@ -24,8 +24,9 @@ OF_EXTRAS = (
     *("flannel_udp.backend.cloud.aws.account", "flannel_udp.backend.cloud.aws.faults"),
     *(f"flannel_udp.backend.cloud.ali.{name}" for name in ("account", "credentials", "faults")),
     *(f"flannel_udp.backend.cloud.gce.{name}" for name in ("account", "faults", "rest")),
+    *(f"flannel_udp.backend.cloud.tencent.{name}" for name in ("account", "faults", "retrying")),
 )
-"""What the extras [kube], [aws], [ali] and [gce] are for is imported only where one of these is asked for."""
+"""What the extras [kube], [aws], [ali], [gce] and [tencent] are for is imported only where somebody asks for it."""
 
 
 def run(*argv: str | Path) -> str:

@@ -175,7 +175,7 @@ def test_udp_takes_udp_hosts_and_those_that_name_no_backend() -> None:
     assert hosts_taken("udp") == ["", "udp", "UDP"]
 
 
-@pytest.mark.parametrize("kind", ["aws-vpc", "ali-vpc", "gce"])
+@pytest.mark.parametrize("kind", ["aws-vpc", "ali-vpc", "gce", "tencent-vpc"])
 def test_cloud_routes_take_hosts_that_name_no_backend_as_flannel_s_do(kind: str) -> None:
     assert hosts_taken(kind) == [""]
 

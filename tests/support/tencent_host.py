@@ -1,0 +1,54 @@
+"""This process as a host of a VPC of Tencent Cloud: what its environment says, and nothing that is there by chance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+
+from flannel_udp.backend.cloud.provider import Account, CloudError
+from flannel_udp.backend.cloud.tencent import TencentProvider
+from flannel_udp.errors import ConfigError
+from flannel_udp.netconf.config import NetworkConfig
+from tests.support.backends import parse_config
+from tests.support.served import external
+from tests.support.tencent_vpc import KEYS, TencentVpc
+
+VARIABLES = ("ACCESS_KEY_ID", "ACCESS_KEY_SECRET", "TENCENTCLOUD_SECRET_ID", "TENCENTCLOUD_SECRET_KEY")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "NO_PROXY", "no_proxy")
+
+
+@contextmanager
+def on_tencent_host(vpc: TencentVpc, metadata: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Be there, as root of the account; afterwards nothing of the VPC fails, and its default table is empty."""
+    for name in (*PROXIES, *VARIABLES):
+        patch.delenv(name, raising=False)
+    patch.setenv("FLANNEL_UDP_TENCENT_METADATA", metadata)
+    patch.setenv("FLANNEL_UDP_TENCENT_ENDPOINT", vpc.url)
+    patch.setenv("ACCESS_KEY_ID", "AKIDroot")
+    patch.setenv("ACCESS_KEY_SECRET", "of-root")
+    yield
+    vpc.fail()
+    vpc.order("/test/clock", 0)
+    vpc.order("/test/keys", KEYS)
+    vpc.order("/test/clear", vpc.main)
+
+
+def config_of(**options: Any) -> NetworkConfig:
+    backend = {"Type": "tencent-vpc", **options}
+    return parse_config(json.dumps({"Network": "10.1.0.0/16", "Backend": backend})).config
+
+
+def connect(address: str = "192.0.2.1", **options: Any) -> Account:
+    return TencentProvider().connect(config_of(**options), external(address))
+
+
+def fault_of(**options: Any) -> str:
+    """Return what is said where asking for the tables is refused."""
+    with pytest.raises((CloudError, ConfigError)) as caught, closing(connect(**options)) as account:
+        account.tables()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
