@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from flannel_udp.errors import ConfigError, UsageError, did_you_mean
 from flannel_udp.lab.plan import (
@@ -27,6 +26,7 @@ from flannel_udp.lab.plan import (
     Plan,
 )
 from flannel_udp.lab.sites import MAX_DELAY_MS, MAX_HOSTS, Cable, Router
+from flannel_udp.lab.toml_table import Table, parse, read_text, shown
 from flannel_udp.model import Prefix, Subnet
 from flannel_udp.netconf.config import AnyRange, NetworkConfig, OptionsReader, parse_network_config
 
@@ -60,104 +60,17 @@ _DELAY_MIN_MS = 0.1
 _SEED_MAX = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A table of the file; `path` is where it is, empty for the file itself."""
-
-    file: str
-    path: str
-    values: Mapping[str, Any]
-
-    def wrong(self, key: str, why: str) -> NoReturn:
-        """Raise `UsageError` about the value of a key."""
-        raise UsageError(f"{self.file}: {self.name_of(key)}: {why}")
-
-    def name_of(self, key: str) -> str:
-        """Return a key with its tables in front."""
-        return f"{self.path}.{key}" if self.path else key
-
-    def require(self, known: Sequence[str]) -> None:
-        """Raise `UsageError` if there is a key that is none of these."""
-        for key in self.values:
-            if key not in known:
-                self.wrong(key, f"unknown key, it is none of {', '.join(known)}{did_you_mean(key, known)}")
-
-    def integer(self, key: str, default: int, low: int, high: int) -> int:
-        """Return a whole number."""
-        value = self.values.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            self.wrong(key, f"{_shown(value)} is not a whole number from {low} to {high}")
-        return value
-
-    def word(self, key: str, default: str, words: Sequence[str]) -> str:
-        """Return one of these words."""
-        value = self.text(key, default)
-        if value not in words:
-            self.wrong(key, f"{_shown(value)} is not one of {', '.join(words)}{did_you_mean(value, words)}")
-        return value
-
-    def text(self, key: str, default: str) -> str:
-        """Return a text."""
-        value = self.values.get(key, default)
-        if not isinstance(value, str):
-            self.wrong(key, f"{_shown(value)} is not a text: put it between quotes")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        """Return a list of texts, empty where there is none."""
-        value = self.values.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            self.wrong(key, f'{_shown(value)} is not a list of texts such as ["a", "b"]')
-        return tuple(value)
-
-    def boolean(self, key: str, *, default: bool) -> bool:
-        """Return true or false."""
-        value = self.values.get(key, default)
-        if not isinstance(value, bool):
-            self.wrong(key, f"{_shown(value)} is neither true nor false")
-        return value
-
-    def table(self, key: str) -> _Table:
-        """Return a table below this one, empty where there is none."""
-        value = self.values.get(key, {})
-        if not isinstance(value, dict):
-            self.wrong(key, f"{_shown(value)} is not a table")
-        return _Table(self.file, self.name_of(key), value)
-
-    def cable(self, usual: Cable) -> Cable:
-        """Return what a link is like by the keys rate, delay, loss and mtu; of what is not said as `usual`."""
-        rate = self._quantity("rate", _RATES, _RATE_MIN, _RATE_MAX, "a rate from 8kbit to 100gbit, such as 10mbit")
-        delay = self._quantity("delay", _DELAYS, _DELAY_MIN_MS, MAX_DELAY_MS, "a delay from 0.1ms to 2s, such as 40ms")
-        loss = self._quantity("loss", {"%": 1.0}, 0.001, 100, "a loss from 0.001% to 100%, such as 5%")
-        return Cable(
-            rate=usual.rate if rate is None else round(rate),
-            delay_ms=usual.delay_ms if delay is None else delay,
-            loss=usual.loss if loss is None else loss / 100,
-        )
-
-    def _quantity(self, key: str, units: Mapping[str, float], low: float, high: float, what: str) -> float | None:
-        """Return a number with a unit, times that unit's factor; ``None``: the key is not there."""
-        if key not in self.values:
-            return None
-        text = self.text(key, "")
-        found = _QUANTITY.fullmatch(text)
-        value = float(found["number"]) * units.get(found["unit"], 0) if found else 0.0
-        if not low <= value <= high:
-            self.wrong(key, f"{_shown(text)} is not {what}")
-        return value
-
-    def mtu(self) -> int | None:
-        """Return the key `mtu` in bytes."""
-        return self.integer("mtu", 0, MTU_MIN, MTU_MAX) if "mtu" in self.values else None
-
-
 def read_topology(path: Path, backends: Backends, name: str = DEFAULT_NAME) -> Plan:
     """Read a topology file; `backends` are those that a network configuration may name. Raises `UsageError`.
 
     `name` is the lab's if the file has none.
     """
+    return plan_of(Table(str(path), parse(path, read_text(path, "topology file"))), backends, name)
+
+
+def plan_of(top: Table, backends: Backends, name: str = DEFAULT_NAME) -> Plan:
+    """Return the plan that a topology's keys make, which may be a table of another file. Raises `UsageError`."""
     usual = Plan()
-    top = _Table(str(path), "", _read_toml(path))
     top.require(_KEYS)
     network = top.table("network")
     plan = _made(
@@ -173,7 +86,7 @@ def read_topology(path: Path, backends: Backends, name: str = DEFAULT_NAME) -> P
         seed=top.integer("seed", usual.seed, 0, _SEED_MAX),
         config={"Network": str(OVERLAY), **network.values},
     )
-    config = _config_of(plan, f"{path}: network", backends)
+    config = _config_of(plan, f"{top.place('network')}: {top.name_of('network')}", backends)
     hosts = _hosts_of(top, plan)
     plan = _made(top, plan, **_sites(top, plan, hosts))
     subnets = number_subnets(plan, config) if top.boolean("fixed_subnets", default=True) else {}
@@ -212,21 +125,12 @@ def _nth(found: AnyRange, number: int) -> Prefix:
     return type(found.first)((start, found.subnet_len))
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the topology file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no TOML: {error}") from None
-
-
-def _made(top: _Table, plan: Plan, **values: Any) -> Plan:
+def _made(top: Table, plan: Plan, **values: Any) -> Plan:
     """Return the plan with these values."""
     try:
         return replace(plan, **values)
     except UsageError as error:
-        raise UsageError(f"{top.file}: {error}") from None
+        raise UsageError(f"{top.place()}: {error}") from None
 
 
 def _config_of(plan: Plan, where: str, backends: Backends) -> NetworkConfig:
@@ -240,7 +144,7 @@ def _config_of(plan: Plan, where: str, backends: Backends) -> NetworkConfig:
     return parsed.config
 
 
-def _hosts_of(top: _Table, plan: Plan) -> dict[str, _Table]:
+def _hosts_of(top: Table, plan: Plan) -> dict[str, Table]:
     """Return the tables host.h1, host.h2 and so on that there are."""
     tables = top.table("host")
     for name in tables.values:
@@ -256,7 +160,7 @@ def _hosts_of(top: _Table, plan: Plan) -> dict[str, _Table]:
     return found
 
 
-def _own_subnets(host: _Table, given: Sequence[str], config: NetworkConfig) -> tuple[str, ...]:
+def _own_subnets(host: Table, given: Sequence[str], config: NetworkConfig) -> tuple[str, ...]:
     try:
         subnet = Subnet.made_of(map(ip_network, given))
     except ValueError as error:
@@ -264,11 +168,11 @@ def _own_subnets(host: _Table, given: Sequence[str], config: NetworkConfig) -> t
     if not config.fits(subnet):
         ranges = [found for version in config.versions if (found := config.of(version)) is not None]
         wanted = " and ".join(f"a /{found.subnet_len} from {found.first} to {found.last}" for found in ranges)
-        host.wrong("subnets", f"{_shown(list(given))} does not fit the network: give {wanted}")
+        host.wrong("subnets", f"{shown(list(given))} does not fit the network: give {wanted}")
     return tuple(map(str, subnet.prefixes))
 
 
-def _require_apart(top: _Table, subnets: Mapping[str, Sequence[str]]) -> None:
+def _require_apart(top: Table, subnets: Mapping[str, Sequence[str]]) -> None:
     owners: dict[str, str] = {}
     for name, parts in subnets.items():
         for part in parts:
@@ -277,23 +181,23 @@ def _require_apart(top: _Table, subnets: Mapping[str, Sequence[str]]) -> None:
             owners[part] = name
 
 
-def _sites(top: _Table, plan: Plan, hosts: Mapping[str, _Table]) -> dict[str, Any]:
+def _sites(top: Table, plan: Plan, hosts: Mapping[str, Table]) -> dict[str, Any]:
     """Return the plan's routers, what is behind them, and what the cables are like."""
     tables = top.table("router")
     routers = {name: tables.table(name) for name in tables.values}
     for router in routers.values():
         router.require(_ROUTER_KEYS)
-    usual = top.cable(Cable())
+    usual = _cable(top, Cable())
     cables = dict.fromkeys(plan.host_names, usual)
-    cables |= {name: replace(host.cable(usual), mtu=host.mtu()) for name, host in hosts.items()}
-    cables |= {name: router.cable(Cable()) for name, router in routers.items()}
+    cables |= {name: replace(_cable(host, usual), mtu=_mtu(host)) for name, host in hosts.items()}
+    cables |= {name: _cable(router, Cable()) for name, router in routers.items()}
     behind = {name: _behind(node, routers) for name, node in {**hosts, **routers}.items() if "behind" in node.values}
     return {
         "routers": {
             name: Router(
                 nat=router.boolean("nat", default=False),
                 forward=router.text("forward", "") or None,
-                mtu=router.mtu(),
+                mtu=_mtu(router),
             )
             for name, router in routers.items()
         },
@@ -302,18 +206,41 @@ def _sites(top: _Table, plan: Plan, hosts: Mapping[str, _Table]) -> dict[str, An
     }
 
 
-def _behind(node: _Table, routers: Mapping[str, _Table]) -> str:
+def _cable(table: Table, usual: Cable) -> Cable:
+    """Return what a link is like by the keys rate, delay, loss and mtu; of what is not said as `usual`."""
+    rate = _quantity(table, "rate", _RATES, (_RATE_MIN, _RATE_MAX), "a rate from 8kbit to 100gbit, such as 10mbit")
+    delay = _quantity(table, "delay", _DELAYS, (_DELAY_MIN_MS, MAX_DELAY_MS), "a delay from 0.1ms to 2s, such as 40ms")
+    loss = _quantity(table, "loss", {"%": 1.0}, (0.001, 100), "a loss from 0.001% to 100%, such as 5%")
+    return Cable(
+        rate=usual.rate if rate is None else round(rate),
+        delay_ms=usual.delay_ms if delay is None else delay,
+        loss=usual.loss if loss is None else loss / 100,
+    )
+
+
+def _quantity(table: Table, key: str, units: Mapping[str, float], span: tuple[float, float], what: str) -> float | None:
+    """Return a number with a unit, times that unit's factor; ``None``: the key is not there."""
+    if key not in table.values:
+        return None
+    text = table.text(key, "")
+    found = _QUANTITY.fullmatch(text)
+    value = float(found["number"]) * units.get(found["unit"], 0) if found else 0.0
+    if not span[0] <= value <= span[1]:
+        table.wrong(key, f"{shown(text)} is not {what}")
+    return value
+
+
+def _mtu(table: Table) -> int | None:
+    """Return the key `mtu` in bytes."""
+    return table.integer("mtu", 0, MTU_MIN, MTU_MAX) if "mtu" in table.values else None
+
+
+def _behind(node: Table, routers: Mapping[str, Table]) -> str:
     if not routers:
         node.wrong("behind", "there is no router: add a table such as [router.r1]")
     return node.word("behind", "", tuple(routers))
 
 
-def _arguments(host: _Table) -> tuple[str, ...]:
+def _arguments(host: Table) -> tuple[str, ...]:
     datapath = (f"--datapath={host.word('datapath', 'auto', DATAPATHS)}",) if "datapath" in host.values else ()
     return (*datapath, *host.texts("arguments"))
-
-
-def _shown(value: object) -> str:
-    """Return a value as TOML has it, more or less; never long."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:59]}…"
