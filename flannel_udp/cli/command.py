@@ -28,6 +28,7 @@ REST = "..."
 
 GROUPS: Mapping[str, str] = {
     "lab": "build hosts and pods in network namespaces, to try and to test",
+    "lab lesson": "learn in a lab: lessons that look at what was done in it",
     "bench": "measure what is forwarded, show it, compare it",
 }
 """First words that stand, with this summary, for all their commands where all commands are listed."""

@@ -49,16 +49,15 @@ def _tree(commands: Commands) -> argparse.ArgumentParser:
     root = argparse.ArgumentParser("flannel-udp")
     root.add_argument("--version", "-version", action="version", help="print the version")
     _add_flags(root, AGENT_FLAGS)
-    firsts = root.add_subparsers()
-    groups: dict[str, Any] = {}
+    groups: dict[str, Any] = {"": root.add_subparsers()}
     for name, command in commands.items():
-        first, _, second = name.partition(" ")
-        if not second:
-            parser = firsts.add_parser(first, help=command.summary)
-        else:
-            if first not in groups:
-                groups[first] = firsts.add_parser(first, help=f"{first} commands").add_subparsers()
-            parser = groups[first].add_parser(second, help=command.summary)
+        *firsts, last = name.split()
+        group = ""
+        for word in firsts:
+            former, group = group, f"{group} {word}".strip()
+            if group not in groups:
+                groups[group] = groups[former].add_parser(word, help=f"{group} commands").add_subparsers()
+        parser = groups[group].add_parser(last, help=command.summary)
         _add_flags(parser, command.all_flags)
         for argument in command.arguments:
             _add_argument(parser, argument, commands)

@@ -23,6 +23,9 @@ from flannel_udp.cli.parser import agent_parser, command_parser, help_text, unkn
 from flannel_udp.errors import Faults, FlannelError
 from flannel_udp.options import Options
 
+_GROUP_WORDS = 3
+"""Where --help stands that asks for a group of commands: behind `lab`, or `lab lesson`."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
@@ -87,8 +90,9 @@ def _dispatch(argv: list[str]) -> int:
         words = name.split()
         if argv[: len(words)] == words:
             return _command(name, command, argv[len(words) :])
-    if argv[1:2] in (["-h"], ["-help"], ["--help"]):
-        sys.stdout.write(help_text(argv[:1], COMMANDS))
+    asked = next((n for n, word in enumerate(argv[:_GROUP_WORDS]) if word in ("-h", "-help", "--help")), None)
+    if asked is not None:
+        sys.stdout.write(help_text(argv[:asked], COMMANDS))
         return 0
     raise unknown_command(argv, COMMANDS)
 

@@ -71,28 +71,36 @@ def help_text(words: Sequence[str], commands: Commands) -> str:
         return agent_parser(commands).format_help()
     if name in commands:
         return command_parser(name, commands[name]).format_help()
-    if any(known.split()[0] == name for known in commands):
+    if _below(words, commands):
         return _group_help(name, commands)
     raise unknown_command(words, commands)
 
 
 def unknown_command(words: Sequence[str], commands: Commands) -> UsageError:
     """Return what is to be said of words that name no command."""
-    first = words[0]
-    seconds = [name.split()[1] for name in commands if name.split()[0] == first and name != first]
+    first, n = words[0], 0
     if first in commands:
         return UsageError(f"{first} has no command {words[1]!r} (see: flannel-udp {first} --help)")
-    if not seconds:
+    while n < len(words) and _below(words[: n + 1], commands):
+        n += 1
+    if n == 0:
         hint = did_you_mean(first, [*dict.fromkeys(name.split()[0] for name in commands), *commands])
         return UsageError(f"unknown command {first!r}{hint} (see: flannel-udp --help)")
-    hint = did_you_mean(words[1], seconds) if len(words) > 1 else ""
-    return UsageError(f"{first} needs one of: {', '.join(seconds)}{hint} (see: flannel-udp {first} --help)")
+    group = " ".join(words[:n])
+    known = list(dict.fromkeys(name.split()[n] for name in _below(words[:n], commands)))
+    hint = did_you_mean(words[n], known) if len(words) > n else ""
+    return UsageError(f"{group} needs one of: {', '.join(known)}{hint} (see: flannel-udp {group} --help)")
 
 
-def _group_help(first: str, commands: Commands) -> str:
-    group = {name: command.summary for name, command in commands.items() if name.split()[0] == first}
-    summary = f"{GROUPS[first]}.\n\n" if first in GROUPS else ""
-    return f"usage: flannel-udp {first} COMMAND ...\n\n{summary}commands:\n{_table(group)}\n"
+def _below(words: Sequence[str], commands: Commands) -> list[str]:
+    """Return the commands that begin with these words and have more."""
+    return [name for name in commands if name.startswith(f"{' '.join(words)} ")]
+
+
+def _group_help(words: str, commands: Commands) -> str:
+    group = {name: commands[name].summary for name in commands if name == words or name.startswith(f"{words} ")}
+    summary = f"{GROUPS[words]}.\n\n" if words in GROUPS else ""
+    return f"usage: flannel-udp {words} COMMAND ...\n\n{summary}commands:\n{_table(group)}\n"
 
 
 def _summaries(commands: Commands) -> dict[str, str]:
@@ -104,4 +112,5 @@ def _summaries(commands: Commands) -> dict[str, str]:
 
 
 def _table(summaries: Mapping[str, str]) -> str:
-    return "\n".join(f"  {name:<14}{summary}" for name, summary in summaries.items())
+    width = max(12, *map(len, summaries)) + 2
+    return "\n".join(f"  {name:<{width}}{summary}" for name, summary in summaries.items())

@@ -35,14 +35,21 @@ class Runner:
         )
 
     def run(
-        self, command: Sequence[str], *, check: bool = True, timeout_s: float = 30.0, stdin: str = ""
+        self,
+        command: Sequence[str],
+        *,
+        check: bool = True,
+        timeout_s: float = 30.0,
+        stdin: str = "",
+        env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command and return its output.
 
         Raises `FlannelError` when it takes longer than `timeout_s` (it is killed), or fails and `check` is set.
         """
         shown = " ".join(command)
-        with self.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        pipe = subprocess.PIPE
+        with self.popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env) as process:
             try:
                 stdout, stderr = process.communicate(stdin, timeout=timeout_s)
             except BaseException as error:

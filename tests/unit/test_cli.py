@@ -27,7 +27,7 @@ GOOD = '{"Network": "10.1.0.0/16"}'
 RUNGS = ", ".join(Offload().names())
 LAB_NEEDS = (
     "lab needs one of: up, status, list, inspect, graph, exec, logs, down, demo, add, save, trace, cut, mtu, kill, "
-    "start, restart, takeover, etcd, poison, spoof, heal"
+    "start, restart, takeover, etcd, poison, spoof, heal, lesson"
 )
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}
 
