@@ -6,7 +6,8 @@ start the agent), `registry` (what its agents find there), `lab` (class `Lab`: u
 command there), `inspection` (what there is). For the demonstration: `probe` (pings, one TCP transfer), `capture` (one
 packet at each step), `by_hand` (the routes that alloc leaves to others), `drawing`, `svg`, `graph`, `demo`. What can be
 broken and put right: `links`, `faults` (agents, etcd), `poison` (keys of the registry), `spoof`. What the commands do
-is in `actions` and `fault_actions`. An ordinary user's: `rootless`, `holder`; `libc`, for these, `inside` and `netns`.
+is in `actions` and `fault_actions`. `lessons`: what is learnt in a lab, and checked there; `toml_table` reads the files
+that people write. An ordinary user's: `rootless`, `holder`; `libc`, for these, `inside` and `netns`.
 
     with Lab(Plan("try", hosts=2)) as lab:
         lab.node("h1/p1").run(["ping", "-c1", str(lab.node("h2/p1").ip)])

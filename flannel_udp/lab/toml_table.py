@@ -22,7 +22,7 @@ class Table:
     file: str
     values: Mapping[str, Any]
     keys: Keys = ()
-    source: str = ""
+    source: str | None = None
     """The text of the whole file, if faults shall name the line, too."""
 
     def wrong(self, key: str, why: str) -> NoReturn:
@@ -31,7 +31,7 @@ class Table:
 
     def place(self, key: str | None = None) -> str:
         """Return the file, with the line of a key, or of this table, if faults name it."""
-        if not self.source:
+        if self.source is None:
             return self.file
         keys = self.keys if key is None or key not in self.values else (*self.keys, key)
         return f"{self.file}:{line_of(self.source, keys)}"

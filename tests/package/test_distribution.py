@@ -93,6 +93,12 @@ def test_the_wheel_holds_every_module_and_its_types(wheel: list[str]) -> None:
     assert set(wheel) >= SOURCES
 
 
+def test_the_wheel_holds_the_lessons_their_translations_and_their_words(wheel: list[str]) -> None:
+    lessons = {str(path.relative_to(ROOT)) for path in (ROOT / "flannel_udp" / "lab" / "lessons").rglob("*.toml")}
+    assert lessons
+    assert set(ending_in(wheel, (".toml",))) == lessons
+
+
 def test_the_wheel_holds_for_the_compiler_what_benches_compile_and_nothing_of_the_tests(wheel: list[str]) -> None:
     assert set(ending_in(wheel, COMPILER_FOOD)) == {"flannel_udp/bench/blast.c", "flannel_udp/lab/naive_peer.c"}
     assert {name.partition("/")[0].partition("-")[0] for name in wheel} == {"flannel_udp"}
@@ -106,6 +112,12 @@ def test_the_installed_command_says_its_version(fresh: Path, wheel: list[str]) -
 def test_the_installed_compiled_package_loads(fresh: Path) -> None:
     imports = "; ".join(f"import flannel_udp._fastpath.{module}" for module in MODULES)
     run(fresh, "-I", "-c", imports)
+
+
+def test_the_installed_command_knows_its_lessons_in_each_language(fresh: Path) -> None:
+    command = (fresh.with_name("flannel-udp"), "lab", "lesson", "list", "--json")
+    for language in ("en", "zh"):
+        assert len(json.loads(run(*command, "--lang", language))) == 9
 
 
 def test_the_installed_command_writes_a_cni_plugin_that_answers(fresh: Path, tmp_path: Path) -> None:

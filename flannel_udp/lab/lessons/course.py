@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from time import monotonic, sleep
 from typing import Any
 
 from flannel_udp.errors import FlannelError
@@ -29,6 +30,8 @@ __all__ = ["check", "hint", "list_lessons", "progress_of", "solve", "start"]
 
 SETTLE_S = 60.0
 """How long a step may take to be done after its solution: a second, but for what agents find out by waiting."""
+POLL_S = 0.3
+"""How often that is looked at: a look may ping."""
 
 
 def start(said: str, name: str, language: str, backends: Backends) -> Progress:
@@ -124,15 +127,9 @@ def run_all(lab: Lab, commands: tuple[str, ...], tell: Callable[[str], None]) ->
 
 def check_until(lab: Lab, step: str, language: str | None = None) -> Progress:
     """Check until this step, the open one, is done, or it has had the time that it may take."""
-    progress = check(lab, language)
-
-    def done() -> bool:
-        nonlocal progress
-        if progress.advanced != step:
-            progress = check(lab, language)
-        return progress.advanced == step
-
-    netns.wait_until(done, SETTLE_S)
+    deadline = monotonic() + SETTLE_S
+    while (progress := check(lab, language)).advanced != step and monotonic() < deadline:
+        sleep(POLL_S)
     return progress
 
 

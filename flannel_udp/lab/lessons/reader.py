@@ -154,7 +154,7 @@ def _check(table: Table) -> Check:
 
 def _only(table: Table, keys: Sequence[str], does: str, default: str | None) -> str:
     """Return the one of these keys that is there."""
-    given = [key for key in keys if key in table.values]
+    given = [key for key in table.values if key in keys]
     if len(given) > 1:
         table.wrong(given[1], f"{given[0]} is there already: only one of {', '.join(keys)} {does}")
     if given:

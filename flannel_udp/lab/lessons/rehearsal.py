@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import monotonic, sleep
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.lab import netns
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.lessons.book import find_lesson
 from flannel_udp.lab.lessons.commands import named
-from flannel_udp.lab.lessons.course import SETTLE_S, check, hint, run_all, solve, start
+from flannel_udp.lab.lessons.course import POLL_S, SETTLE_S, check, hint, run_all, solve, start
 from flannel_udp.lab.lessons.language import ENGLISH
 from flannel_udp.lab.lessons.lesson import Mistake, Step
 from flannel_udp.lab.topology import Backends
@@ -48,18 +48,18 @@ def _require_open(lab: Lab, step: Step) -> None:
 def _make(lab: Lab, step: Step, mistake: Mistake) -> None:
     """Make a mistake, and see that it is known. Raises `FlannelError`."""
     run_all(lab, mistake.made_by, lambda _: None)
-    told: str | None = None
-
-    def known() -> bool:
-        nonlocal told
+    deadline = monotonic() + SETTLE_S
+    while True:
         progress = check(lab)
         if progress.advanced is not None:
             raise FlannelError(f"{step.name}: the mistake {mistake.name} does the step")
         told = progress.open_step.mistake if progress.open_step else None
-        return told is not None and told.startswith(_beginning(mistake, lab))
-
-    if not netns.wait_until(known, SETTLE_S):
-        raise FlannelError(f"{step.name}: the mistake {mistake.name} is not known; what is told: {told or 'nothing'}")
+        if told is not None and told.startswith(_beginning(mistake, lab)):
+            break
+        if monotonic() >= deadline:
+            why = f"what is told: {told or 'nothing'}"
+            raise FlannelError(f"{step.name}: the mistake {mistake.name} is not known; {why}")
+        sleep(POLL_S)
     run_all(lab, mistake.undone_by, lambda _: None)
 
 

@@ -1,0 +1,15 @@
+"""Lessons 1, 4 and 9, right and wrong ways. They are in modules of three, which run side by side."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.labs import NEEDS_NETNS
+from tests.support.rehearsals import rehearsed
+
+pytestmark = NEEDS_NETNS
+
+
+@pytest.mark.parametrize("lesson", ["1", "4", "9"])
+def test_a_lesson_knows_every_mistake_and_its_solution_does_it(lesson: str) -> None:
+    rehearsed(lesson)
