@@ -146,7 +146,10 @@ def test_what_a_step_began_with_is_compared_and_the_end_is_said(name: str, capsy
     assert "It has changed." in lesson(capsys, "check", "--name", name)[1]
     h1.configure("link set lo down")
     code, out, _ = lesson(capsys, "check", "--name", name)
-    assert (code, f"The lesson is done. Take its lab away: flannel-udp lab down --name {name}" in out) == (0, True)
+    assert (code, f"The lesson is done. Take its lab away:\n\n    flannel-udp lab down --name {name}\n" in out) == (
+        0,
+        True,
+    )
     for word in ("hint", "solve"):
         code, _, error = lesson(capsys, word, "--name", name)
         assert (code, error) == (1, f"flannel-udp: the lesson own of the lab {name} is done\n")

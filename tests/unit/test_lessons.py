@@ -305,4 +305,5 @@ def test_texts_fit_40_columns_and_commands_stay_whole(path: Path, language: str)
 
 def test_items_of_lists_hang() -> None:
     assert laid_out("a b\n\n1. one two three\n2. two", 10, "  ") == "  a b\n\n  1. one\n     two\n     three\n  2. two"
+    assert laid_out("甲乙《丙》", 6) == "甲乙\n《丙》"
     assert laid_out("甲乙丙、丁。", 6) == "甲乙丙、\n丁。"

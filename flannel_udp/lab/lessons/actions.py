@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+from contextlib import closing
 from dataclasses import asdict
 
 from rich.cells import cell_len
@@ -98,8 +99,9 @@ def solve(given: Given) -> int:
 def rehearse_all(given: Given, backends: Backends) -> int:
     """Go a lesson's wrong and right ways, and tell of each."""
     done = []
-    with telling(_LOGGER, "lab"), interruptible():
-        for line in rehearse(given["LESSON"], given.get("name", "rehearsal"), backends):
+    ways = rehearse(given["LESSON"], given.get("name", "rehearsal"), backends)
+    with telling(_LOGGER, "lab"), interruptible(), closing(ways):
+        for line in ways:
             done.append(line)
             if not given.get("json"):
                 _write(line)

@@ -75,8 +75,9 @@ def _broken(text: str, columns: int, first: str, then: str) -> list[str]:
     for piece in _PIECE.findall(text):
         full = cell_len(line) + cell_len(piece.rstrip()) > width and line.strip()
         if full and not piece.isspace() and not _ends(piece):
-            lines.append(line)
-            line = then
+            kept = line[-1] if _begins(line[-1]) else ""
+            lines.append(line.removesuffix(kept))
+            line = then + kept
         if not (piece.isspace() and line == then and lines):
             line += " " if piece.isspace() else piece
     return [*lines, line]
@@ -85,3 +86,8 @@ def _broken(text: str, columns: int, first: str, then: str) -> list[str]:
 def _ends(piece: str) -> bool:
     """Tell whether it is punctuation that may not begin a line."""
     return len(piece) == 1 and unicodedata.category(piece) in ("Po", "Pe", "Pf")
+
+
+def _begins(piece: str) -> bool:
+    """Tell whether it is punctuation that may not end a line."""
+    return unicodedata.category(piece) in ("Ps", "Pi")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from time import monotonic, sleep
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.lab import Lab, remove
 from flannel_udp.lab.lessons.book import find_lesson
 from flannel_udp.lab.lessons.commands import named
 from flannel_udp.lab.lessons.course import POLL_S, SETTLE_S, check, hint, run_all, solve, start
@@ -15,15 +15,15 @@ from flannel_udp.lab.lessons.lesson import Mistake, Step
 from flannel_udp.lab.topology import Backends
 
 
-def rehearse(said: str, name: str, backends: Backends) -> Iterator[str]:
+def rehearse(said: str, name: str, backends: Backends) -> Generator[str, None, None]:
     """Build the lesson's lab, go all its wrong and right ways, and take it down; yield a line for each that is as told.
 
     Raises `FlannelError` at the first that is not.
     """
     lesson = find_lesson(said)
     start(said, name, ENGLISH, backends)
-    lab = Lab.attach(name)
     try:
+        lab = Lab.attach(name)
         for step in lesson.steps:
             _require_open(lab, step)
             for mistake in step.mistakes:
@@ -35,7 +35,7 @@ def rehearse(said: str, name: str, backends: Backends) -> Iterator[str]:
             solve(lab)
             yield f"{step.name}: the solution does it"
     finally:
-        lab.down()
+        remove(name)
 
 
 def _require_open(lab: Lab, step: Step) -> None:
