@@ -15,7 +15,7 @@ class Check:
     """One look at a node: what is asked there, which part of the answer counts, what that has to be."""
 
     on: str
-    """The node: ``h1``, ``h1/p1``, ``net``."""
+    """The node: ``h1``, ``h1/p1``, ``r1``, ``net``."""
     kind: str
     """How it is asked: ``run`` a command of the shell, a ``counter`` of the kernel's (nstat(8)), or the ``agent``."""
     what: str

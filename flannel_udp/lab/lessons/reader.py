@@ -24,7 +24,7 @@ _CHECK_KEYS = ("on", *_KINDS, "json", *CONDITIONS)
 _REQUIREMENT_KEYS = (*_CHECK_KEYS, "otherwise")
 _MISTAKE_KEYS = ("name", *_CHECK_KEYS, "hint", "made_by", "undone_by")
 _AGENT = ("status", "peers")
-_NODE = re.compile(r"net|h[1-9]\d*(/p[1-9]\d*)?")
+_NODE = re.compile(r"net|r[1-9]\d*|h[1-9]\d*(/p[1-9]\d*)?")
 _COUNTER = re.compile(r"[A-Za-z0-9]+")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _FILE_NAME = re.compile(r"(?P<number>\d+)-(?P<name>.+)")
@@ -140,7 +140,7 @@ def _mistake(table: Table) -> Mistake:
 def _check(table: Table) -> Check:
     on = table.needed("on")
     if not _NODE.fullmatch(on):
-        table.wrong("on", f"{shown(on)} is no node such as h1, h1/p1 or net")
+        table.wrong("on", f"{shown(on)} is no node such as h1, h1/p1, r1 or net")
     kind = _only(table, _KINDS, "says what is asked", None)
     what = table.word(kind, "", _AGENT) if kind == "agent" else table.needed(kind)
     if kind == "counter" and not _COUNTER.fullmatch(what):
