@@ -83,6 +83,12 @@ def name(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield name
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lab's name in a command does not move it to the next line."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 def lesson(capsys: Output, *words: str) -> tuple[int, str, str]:
     capsys.readouterr()
     code = main(["lab", "lesson", *words])

@@ -165,7 +165,7 @@ def test_a_lesson_of_somebodys_own_is_read(own: Path) -> None:
         ('name = "one"', 'name = "One"', ':8: steps[1].name: "One" is no name: use lower-case letters'),
         ('hints = ["So."]', 'hint = ["So."]', ":10: steps[1].hint: unknown key, it is none of name, task, "),
         ('hints = ["So."]', "", ":7: steps[1].hints: is missing, or empty: it has to be a list of texts"),
-        ('  on = "h1"', '  on = "host1"', ':14: steps[1].checks[1].on: "host1" is no node such as h1, h1/p1, r1 or net'),
+        ('  on = "h1"', '  on = "host1"', ':14: steps[1].checks[1].on: "host1" is no node such as h1, h1/p1, '),
         ('  run = "true"', "", ":14: steps[1].checks[1].on: nothing beside it says what is asked: give one of run"),
         ('  run = "true"', '  agent = "state"', ':15: steps[1].checks[1].agent: "state" is not one of status, peers'),
         ('  otherwise = "Not yet."', "", ":13: steps[1].checks[1].otherwise: is missing, or empty"),

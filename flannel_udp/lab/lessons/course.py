@@ -39,6 +39,11 @@ def start(said: str, name: str, language: str, backends: Backends) -> Progress:
 
     Nothing is left of it where that fails, or is interrupted.
     """
+    return begin(said, name, language, backends)[1]
+
+
+def begin(said: str, name: str, language: str, backends: Backends) -> tuple[Lab, Progress]:
+    """Do that, and return the lab, too, for who takes it down again: its agents are this process's children."""
     lesson = find_lesson(said, language)
     plan = plan_of_lesson(lesson.path, backends, name)
     netns.require()
@@ -52,7 +57,7 @@ def start(said: str, name: str, language: str, backends: Backends) -> Progress:
     except BaseException:
         lab.down()
         raise
-    return _progress(lab, lesson, record)
+    return lab, _progress(lab, lesson, record)
 
 
 def progress_of(lab: Lab, language: str | None = None) -> Progress | None:

@@ -6,10 +6,10 @@ from collections.abc import Generator
 from time import monotonic, sleep
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.lab.lab import Lab, remove
+from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.lessons.book import find_lesson
 from flannel_udp.lab.lessons.commands import named
-from flannel_udp.lab.lessons.course import POLL_S, SETTLE_S, check, hint, run_all, solve, start
+from flannel_udp.lab.lessons.course import POLL_S, SETTLE_S, begin, check, hint, run_all, solve
 from flannel_udp.lab.lessons.language import ENGLISH
 from flannel_udp.lab.lessons.lesson import Mistake, Step
 from flannel_udp.lab.topology import Backends
@@ -21,9 +21,8 @@ def rehearse(said: str, name: str, backends: Backends) -> Generator[str, None, N
     Raises `FlannelError` at the first that is not.
     """
     lesson = find_lesson(said)
-    start(said, name, ENGLISH, backends)
+    lab, _ = begin(said, name, ENGLISH, backends)
     try:
-        lab = Lab.attach(name)
         for step in lesson.steps:
             _require_open(lab, step)
             for mistake in step.mistakes:
@@ -35,7 +34,7 @@ def rehearse(said: str, name: str, backends: Backends) -> Generator[str, None, N
             solve(lab)
             yield f"{step.name}: the solution does it"
     finally:
-        remove(name)
+        lab.down()
 
 
 def _require_open(lab: Lab, step: Step) -> None:
