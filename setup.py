@@ -105,6 +105,7 @@ setup(
         "flannel_udp": ["py.typed"],
         "flannel_udp.bench": ["*.c"],  # compiled when a bench runs, by whoever has a compiler
         "flannel_udp.lab": ["*.c"],
+        "flannel_udp.view": ["page/*"],
         "flannel_udp.lab.lessons": ["files/*.toml", "words/*.toml"],
         "flannel_udp.registry.etcd": ["*.pyi"],
         PACKAGE: ["*.pyi"],

@@ -20,6 +20,7 @@ from flannel_udp.cli.lab_change_commands import LAB_CHANGE_COMMANDS
 from flannel_udp.cli.lab_commands import LAB_COMMANDS
 from flannel_udp.cli.lab_fault_commands import LAB_FAULT_COMMANDS
 from flannel_udp.cli.lab_lesson_commands import LAB_LESSON_COMMANDS
+from flannel_udp.cli.lab_view_commands import LAB_VIEW_COMMANDS
 from flannel_udp.cli.lease_commands import LEASE_COMMANDS
 from flannel_udp.cli.metrics_commands import METRICS_COMMANDS
 from flannel_udp.cli.monitor_commands import MONITOR_COMMANDS
@@ -80,6 +81,7 @@ COMMANDS: Mapping[str, Command] = {
     **LAB_COMMANDS,
     **LAB_CHANGE_COMMANDS,
     **LAB_TRACE_COMMANDS,
+    **LAB_VIEW_COMMANDS,
     **LAB_FAULT_COMMANDS,
     **LAB_LESSON_COMMANDS,
     **BENCH_RUN_COMMANDS,

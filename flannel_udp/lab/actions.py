@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from flannel_udp.errors import FlannelError
+from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab.by_hand import ALLOC, routes_from
+from flannel_udp.lab.capture import format_document, trace_document
 from flannel_udp.lab.demo import demo_document, run_demo
 from flannel_udp.lab.faults import present_faults
 from flannel_udp.lab.graph import graph, graph_svg
@@ -22,6 +23,7 @@ from flannel_udp.lab.inside import become
 from flannel_udp.lab.inspection import inspect, list_labs
 from flannel_udp.lab.interruptible import interruptible
 from flannel_udp.lab.lab import Lab, lab_names, no_lab, remove
+from flannel_udp.lab.node import Pod
 from flannel_udp.lab.plan import DEFAULT_NAME, Plan
 from flannel_udp.lab.progress import progress
 
@@ -163,6 +165,27 @@ def graph_one(given: Given) -> int:
     else:
         sys.stdout.write(f"{graph(lab, shutil.get_terminal_size((100, 24)).columns)}\n")
     return 0
+
+
+def follow(given: Given) -> int:
+    """Send a ping and show it at each place on its way; return 1 where it did not arrive."""
+    lab = attached(given)
+    source, target = (_pod(lab, given[end]) for end in ("SRC", "DST"))
+    if source.host is target.host:
+        raise UsageError(f"{source.path} and {target.path} are on the same host: its bridge is all that is between")
+    document = trace_document(source, target, int(given.get("family", lab.plan.versions[0])))
+    if given.get("json"):
+        print_json(document)
+    else:
+        sys.stdout.write(f"{format_document(document)}\n")
+    return 0 if document["steps"][-1]["seen"] else 1
+
+
+def _pod(lab: Lab, path: str) -> Pod:
+    node = lab.node(path)
+    if not isinstance(node, Pod):
+        raise UsageError(f"lab follow goes from pod to pod, and {path} is none: h1/p1 is one")
+    return node
 
 
 def down(given: Given) -> int:

@@ -8,11 +8,11 @@ import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Self
+from typing import Any, Self
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab.node import Host, Node, Pod
-from flannel_udp.lab.probe import ECHO_PROTOCOL, ECHO_REQUEST, ping
+from flannel_udp.lab.probe import ECHO_PROTOCOL, ECHO_REQUEST, ping, random_ident
 from flannel_udp.lab.tunnel import Tunnel, tunnel_of
 from flannel_udp.model import Address
 
@@ -93,7 +93,7 @@ def trace(source: Pod, target: Pod, *, version: int = 4) -> list[Step]:
     `version` is the family's IP version.
     """
     tunnel = tunnel_of(source.plan, version)
-    ends = source.address(version), target.address(version)
+    ends, ident = (source.address(version), target.address(version)), random_ident()
     tunnelled = tunnel is not None and tunnel.device == _device_towards(source.host, ends[1])
     places = (
         (source, "eth0", "the pod sends it to its gateway, the host's bridge cni0"),
@@ -106,10 +106,10 @@ def trace(source: Pod, target: Pod, *, version: int = 4) -> list[Step]:
     )
     with ExitStack() as stack:
         taps = [stack.enter_context(_open_tap(node, interface)) for node, interface, _ in places]
-        ping(source, [ends[1]])
+        ping(source, [ends[1]], ident=ident)
         ttl = _ttl(version)
         return [
-            Step(node, interface, story.replace("TTL", ttl), _find(tap, ends, tunnel))
+            Step(node, interface, story.replace("TTL", ttl), _find(tap, ends, ident, tunnel))
             for (node, interface, story), tap in zip(places, taps, strict=True)
         ]
 
@@ -169,8 +169,8 @@ def _open_tap(node: Node, interface: str) -> socket.socket:
     return tap
 
 
-def _find(tap: socket.socket, ends: tuple[Address, Address], tunnel: Tunnel | None) -> Packet | None:
-    """Return the first packet that is, or carries, the echo request between these ends."""
+def _find(tap: socket.socket, ends: tuple[Address, Address], ident: int, tunnel: Tunnel | None) -> Packet | None:
+    """Return the first packet that is, or carries, the echo request of this identifier between these ends."""
     while True:
         try:
             data, address = tap.recvfrom(_SNAP_BYTES)
@@ -180,7 +180,7 @@ def _find(tap: socket.socket, ends: tuple[Address, Address], tunnel: Tunnel | No
         if packet is None:
             continue
         inner = packet.inside(tunnel) or packet
-        if inner.is_echo_request(*ends):
+        if inner.is_echo_request(*ends) and inner.payload[4:6] == ident.to_bytes(2, "big"):
             return packet
 
 
@@ -202,3 +202,31 @@ def describe(packet: Packet, tunnel: Tunnel | None) -> str:
     between = tunnel.describe(packet.payload)
     lines = [f"{outer}  {size}, inside:", *([f"  {between}"] if between else [])]
     return "\n".join([*lines, f"  {describe(inner, None)}"])
+
+
+def format_trace(source: Pod, target: Pod, version: int = 4) -> str:
+    """Send one ping by a family and return what it looked like at each step."""
+    return format_document(trace_document(source, target, version))
+
+
+def trace_document(source: Pod, target: Pod, version: int = 4) -> dict[str, Any]:
+    """Send one ping by a family and return the same for programs; ``seen`` is ``None`` where it did not come by."""
+    tunnel = tunnel_of(source.plan, version)
+    steps = [
+        {
+            "where": f"{step.node.path} {step.interface}",
+            "what": step.story,
+            "seen": describe(step.packet, tunnel).splitlines() if step.packet else None,
+        }
+        for step in trace(source, target, version=version)
+    ]
+    return {"from": source.path, "to": target.path, "steps": steps}
+
+
+def format_document(document: dict[str, Any]) -> str:
+    """Return what `trace_document` says, for people."""
+    lines = [f"one packet from {document['from']} to {document['to']}"]
+    for number, step in enumerate(document["steps"], start=1):
+        lines.append(f"{number}  {step['where']}: {step['what']}")
+        lines += [f"     {line}" for line in step["seen"] or ["not seen here"]]
+    return "\n".join(lines)

@@ -12,13 +12,12 @@ from typing import Any, TextIO
 
 from flannel_udp.errors import UsageError
 from flannel_udp.lab.by_hand import ALLOC, put_routes, routes_from
-from flannel_udp.lab.capture import describe, trace
+from flannel_udp.lab.capture import format_trace, trace_document
 from flannel_udp.lab.graph import draw_lab
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Pod
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
-from flannel_udp.lab.tunnel import tunnel_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,21 +61,11 @@ def _family_document(lab: Lab, version: int) -> dict[str, Any]:
         for (source, target), seconds in times.items()
     ]
     rate = tcp_rate(first, last, last.address(version))
-    tunnel = tunnel_of(lab.plan, version)
-    packet = [
-        {
-            "where": f"{step.node.path} {step.interface}",
-            "what": step.story,
-            "seen": describe(step.packet, tunnel).splitlines() if step.packet else None,
-        }
-        for step in trace(first, last, version=version)
-    ]
-    ends = {"from": first.path, "to": last.path}
     return {
         "ip": version,
         "pings": pings,
-        "tcp": {**ends, "bits_per_s": round(rate)},
-        "packet": {**ends, "steps": packet},
+        "tcp": {"from": first.path, "to": last.path, "bits_per_s": round(rate)},
+        "packet": trace_document(first, last, version),
     }
 
 
@@ -161,13 +150,3 @@ def _cell(times: Mapping[tuple[str, str], float | None], source: str, target: st
         return "·"
     seconds = times[source, target]
     return "LOST" if seconds is None else f"{seconds * 1e3:.2f}"
-
-
-def format_trace(source: Pod, target: Pod, version: int = 4) -> str:
-    """Send one ping by a family and return what it looked like at each step."""
-    lines = [f"one packet from {source.path} to {target.path}"]
-    for number, step in enumerate(trace(source, target, version=version), start=1):
-        seen = describe(step.packet, tunnel_of(source.plan, version)) if step.packet else "not seen here"
-        lines.append(f"{number}  {step.node.path} {step.interface}: {step.story}")
-        lines += [f"     {line}" for line in seen.splitlines()]
-    return "\n".join(lines)

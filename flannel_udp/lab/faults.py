@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.links import links_of, looked_at
-from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
+from flannel_udp.lab.links import Interfaces, interfaces_of, links_of, looked_at
+from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Node
 from flannel_udp.lab.registry import Etcd
 
 
@@ -107,10 +109,13 @@ def compact_etcd(etcd: Etcd) -> str:
     return f"etcd: has forgotten what was before revision {etcd.compact()}; who was away then has to read all anew"
 
 
-def present_faults(lab: Lab) -> dict[str, list[str]]:
-    """Return in words what is not as the lab was built, by the node that it is at; nothing where all is well."""
+def present_faults(lab: Lab, look: Callable[[Node], Interfaces] = interfaces_of) -> dict[str, list[str]]:
+    """Return in words what is not as the lab was built, by the node that it is at; nothing where all is well.
+
+    `look` is who knows what a node's interfaces are like.
+    """
     found: dict[str, list[str]] = {}
-    for link, ends in looked_at(links_of(lab)):
+    for link, ends in looked_at(links_of(lab), look):
         if lines := link.faults(ends):
             found[link.name] = lines
     for host in lab.hosts:

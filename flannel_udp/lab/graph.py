@@ -31,14 +31,15 @@ def graph(lab: Lab, width: int) -> str:
     return "\n".join([draw_lab(lab, width), *(f"now: {line}" for lines in faults.values() for line in lines)])
 
 
-def graph_svg(lab: Lab) -> str:
-    """Return the same as SVG."""
+def graph_svg(lab: Lab, page_width: int | None = None) -> str:
+    """Return the same as SVG; with `page_width`, in pixels, for the live page (`draw_svg`)."""
     return draw_svg(
         lab.status(),
         underlay=_underlay(lab.plan),
         overlay=f"{' and '.join(lab.plan.overlays)}, backend {lab.plan.backend}",
         tunnels=_tunnels(lab.plan),
         faults=present_faults(lab),
+        page_width=page_width,
     )
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,14 +139,14 @@ def heal_links(lab: Lab, name: str | None = None) -> Iterator[str]:
         yield from link.heal(ends)
 
 
-def looked_at(links: Iterable[Link]) -> Iterator[tuple[Link, Ends]]:
-    """Yield each cable with what the interfaces at its ends are like; each node is asked once."""
+def looked_at(links: Iterable[Link], look: Callable[[Node], Interfaces] = interfaces_of) -> Iterator[tuple[Link, Ends]]:
+    """Yield each cable with what the interfaces at its ends are like, as `look` finds; each node is asked once."""
     seen: dict[str, Interfaces] = {}
 
-    def look(node: Node) -> Interfaces:
+    def once(node: Node) -> Interfaces:
         if node.path not in seen:
-            seen[node.path] = interfaces_of(node)
+            seen[node.path] = look(node)
         return seen[node.path]
 
     for link in links:
-        yield link, (look(link.node), look(link.switch))
+        yield link, (once(link.node), once(link.switch))

@@ -32,6 +32,11 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
+def random_ident() -> int:
+    """Return an identifier that no other ping is likely to have just now."""
+    return int.from_bytes(os.urandom(2))
+
+
 def echo_request(ident: int, sequence: int, version: int = 4) -> bytes:
     """Return an ICMP echo request: type, code, checksum, identifier, sequence number (all be16 but the first two).
 
@@ -43,15 +48,18 @@ def echo_request(ident: int, sequence: int, version: int = 4) -> bytes:
     return head + struct.pack("!H", total) + body
 
 
-def ping(source: Node, targets: Sequence[Address], timeout_s: float = 2.0) -> list[float | None]:
+def ping(
+    source: Node, targets: Sequence[Address], timeout_s: float = 2.0, ident: int | None = None
+) -> list[float | None]:
     """Send one echo request to each target; return the round-trip times in seconds, ``None`` for a reply that is lost.
 
-    The targets are of one family. All requests leave at once and share the timeout.
+    The targets are of one family. All requests leave at once and share the timeout. `ident` is their identifier, by
+    which replies are told from others', a random one unless it is given.
     """
     if not targets:
         return []
     version = targets[0].version
-    ident = int.from_bytes(os.urandom(2))
+    ident = random_ident() if ident is None else ident
     replies: list[float | None] = [None] * len(targets)
     with source.socket(SOCKET_FAMILY[version], socket.SOCK_RAW, ECHO_PROTOCOL[version]) as sock:
         sock.setblocking(False)

@@ -6,7 +6,6 @@ a liar          a host of the overlay sends what no pod of its own might
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections import Counter
@@ -19,7 +18,7 @@ from flannel_udp.lab.capture import Packet
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Node, Pod
 from flannel_udp.lab.poison import lease_key, store_of
-from flannel_udp.lab.probe import SOCKET_FAMILY, checksum, echo_request
+from flannel_udp.lab.probe import SOCKET_FAMILY, checksum, echo_request, random_ident
 from flannel_udp.lab.tunnel import Tunnel, tunnel_of
 from flannel_udp.model import Address
 
@@ -118,7 +117,7 @@ def _drops(host: Host) -> Counter[str]:
 
 def _ping_packet(source: Address, destination: Address) -> bytes:
     """Return an IPv4 (RFC 791) or IPv6 (RFC 8200) packet with an echo request."""
-    payload = echo_request(int.from_bytes(os.urandom(2)), 1, source.version)
+    payload = echo_request(random_ident(), 1, source.version)
     ends = source.packed + destination.packed
     if source.version == 6:
         # RFC 4443 section 2.3: the checksum is of a pseudo-header (RFC 8200 section 8.1) as well.

@@ -104,6 +104,12 @@ def test_the_wheel_holds_for_the_compiler_what_benches_compile_and_nothing_of_th
     assert {name.partition("/")[0].partition("-")[0] for name in wheel} == {"flannel_udp"}
 
 
+def test_the_wheel_holds_what_a_browser_gets(wheel: list[str]) -> None:
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "flannel_udp" / "view" / "page").iterdir()}
+    assert page
+    assert set(wheel) >= page
+
+
 def test_the_installed_command_says_its_version(fresh: Path, wheel: list[str]) -> None:
     version = wheel[-1].partition("-")[2].partition(".dist-info")[0]
     assert run(fresh.with_name("flannel-udp"), "--version") == f"flannel-udp {version}\n"

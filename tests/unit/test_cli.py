@@ -26,8 +26,8 @@ from flannel_udp.options import Offload
 GOOD = '{"Network": "10.1.0.0/16"}'
 RUNGS = ", ".join(Offload().names())
 LAB_NEEDS = (
-    "lab needs one of: up, status, list, inspect, graph, exec, logs, down, demo, add, save, trace, cut, mtu, kill, "
-    "start, restart, takeover, etcd, poison, spoof, heal, lesson"
+    "lab needs one of: up, status, list, inspect, graph, exec, logs, down, demo, add, save, trace, view, follow, cut, "
+    "mtu, kill, start, restart, takeover, etcd, poison, spoof, heal, lesson"
 )
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}
 
@@ -110,6 +110,7 @@ SHOW_NOTHING_OF_THEIR_OWN = {
     "lab exec",
     "lab logs",
     "lab save",
+    "lab view",
     "metrics",
     "help",
     "completion",

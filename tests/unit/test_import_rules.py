@@ -40,6 +40,7 @@ RULES: Mapping[str, list[str]] = {
     "backend*": [*SHARED, "backend*", "dataplane*", *NO_FIREWALL],
     "admin*": [*SHARED, "admin*"],
     **{f"{room}*": [*SHARED, "files*", f"{room}*"] for room in ("cni", "host", "lab", "registry")},
+    "view*": [*SHARED, "admin*", "files*", "lab*", "view*"],
     "bench*": [*SHARED, "files*", "lab*", "bench*"],
     "handover*": [*SHARED, *ROOMS, "handover*"],
     "agent*": [*SHARED, *ROOMS, "handover*", "agent*"],
@@ -47,7 +48,7 @@ RULES: Mapping[str, list[str]] = {
     "cli.parsers": ["errors", "options", "netconf.addresses", "registry.urls", "files.secret"],
     "cli.flags": ["options", "cli.parsers"],
     "cli.arguments": ["errors", "options", "cli.flags", "cli.parsers"],
-    "cli*": [*SHARED, *ROOMS, "agent*", "bench*", "doctor*", "cli*"],
+    "cli*": [*SHARED, *ROOMS, "agent*", "bench*", "doctor*", "view*", "cli*"],
     "__main__": ["cli.main"],
 }
 # What the command line may import before it knows the command: --help and --version answer at once.
