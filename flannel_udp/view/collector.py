@@ -20,12 +20,14 @@ from flannel_udp.files.watch import FileWatch
 from flannel_udp.lab import netns
 from flannel_udp.lab.graph import graph_svg
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.rootless import enter
 from flannel_udp.view.reading import Reader
 
 
 def main(name: str) -> None:
     """Answer until nobody asks any more, or the lab is gone."""
     try:
+        enter()  # the page's server is outside of an ordinary user's namespaces, where his browser is
         lab = Lab.attach(name)
     except FlannelError as error:
         _say({"error": str(error), "code": error.exit_code})

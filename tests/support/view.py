@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from tests.support.ordinary_user import User
 from tests.support.patience import PATIENCE_S
 
 
@@ -58,10 +59,12 @@ def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def viewed(name: str) -> Iterator[View]:
-    """Run `lab view` for the block."""
-    argv = [sys.executable, "-m", "flannel_udp", "lab", "view", "--name", name]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+def viewed(name: str, user: User | None = None) -> Iterator[View]:
+    """Run `lab view` for the block, as root or as somebody else."""
+    words = ["view", "--name", name]
+    argv = [sys.executable, "-m", "flannel_udp", "lab", *words] if user is None else user.lab(*words)
+    env = None if user is None else user.env
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         try:
             assert process.stdout is not None
             yield View(process, process.stdout.readline().strip())
