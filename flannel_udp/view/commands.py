@@ -16,6 +16,8 @@ from flannel_udp.view.steps import steps_of_ping, steps_of_trace
 
 CHANGING = ("cut", "heal", "mtu", "kill", "start", "restart", "takeover", "etcd", "poison", "spoof")
 """Those that a page may ask for by name."""
+OF_LESSON = ("check", "hint", "solve")
+"""What it may ask of a lesson."""
 PACKET_FLAGS = ("proto", "size", "ttl", "dport")
 """Of `lab trace`, beside ``df``."""
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9./:-]{0,63}")
@@ -38,6 +40,16 @@ async def change(lab: str, asked: Mapping[str, Any]) -> Done:
     argv = ["lab", name, *words, *_of(lab)]
     _, out, err = await child.run(argv)
     return Done(command=_shown(argv), lines=out.splitlines(), error=_why(err))
+
+
+async def learn(lab: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the lesson's step, give a hint or do it: ``found`` is what the command says with ``--json``."""
+    what = asked.get("what")
+    if what not in OF_LESSON:
+        raise UsageError(f"a lesson has no {what!r}: it would be one of {', '.join(OF_LESSON)}")
+    argv = ["lab", "lesson", what, *_of(lab)]
+    _, out, err = await child.run([*argv, "--json"])
+    return {"command": _shown(argv), "found": json.loads(out) if out else None, "error": _why(err)}
 
 
 async def follow(lab: str, asked: Mapping[str, Any]) -> Way:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 from flannel_udp.admin.client import fetch_status
 from flannel_udp.admin.shapes import LeaseFacts, Status
@@ -11,6 +12,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.lab.cables import EXIT
 from flannel_udp.lab.faults import present_faults
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.lessons.course import progress_of
 from flannel_udp.lab.links import Link, links_of
 from flannel_udp.lab.node import Host
 from flannel_udp.view.interfaces import Interface, as_ip_says, look
@@ -56,6 +58,7 @@ class Reader:
             hosts=hosts,
             links=[_link_row(link, seen, grown) for link in links],
             faults=faults,
+            lesson=None if (progress := progress_of(lab)) is None else asdict(progress),
             drawing=self._number_of((faults, [(host["addresses"], host["subnets"], host["pods"]) for host in hosts])),
         )
 

@@ -105,6 +105,7 @@ class Page:
                 web.get(f"{prefix}/live", self._live),
                 web.get(f"{prefix}/drawing", self._drawing),
                 web.post(f"{prefix}/change", self._change),
+                web.post(f"{prefix}/learn", self._learn),
                 web.post(f"{prefix}/follow", self._follow),
                 web.post(f"{prefix}/foretell", self._foretell),
             ]
@@ -154,6 +155,12 @@ class Page:
             done = await commands.change(self._name, await _asked(request))
         self.looks.hurry()
         return web.json_response(done)
+
+    async def _learn(self, request: web.Request) -> web.Response:
+        async with self._turn:
+            found = await commands.learn(self._name, await _asked(request))
+        self.looks.hurry()
+        return web.json_response(found)
 
     async def _follow(self, request: web.Request) -> web.Response:
         return web.json_response(await commands.follow(self._name, await _asked(request)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from flannel_udp.admin.trace_shapes import TraceHeader
 
@@ -53,7 +53,10 @@ class HostRow(TypedDict):
 
 
 class Look(TypedDict):
-    """A lab at one moment. ``drawing`` is another number whenever the drawing has changed."""
+    """A lab at one moment. ``drawing`` is another number whenever the drawing has changed.
+
+    ``lesson`` is `lab.lessons.lesson.Progress` as data, ``None`` for a lab without one.
+    """
 
     name: str
     about: str
@@ -62,6 +65,7 @@ class Look(TypedDict):
     links: list[LinkRow]
     faults: dict[str, list[str]]
     drawing: int
+    lesson: dict[str, Any] | None
 
 
 class Step(TypedDict):

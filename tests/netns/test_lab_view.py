@@ -19,10 +19,10 @@ from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping
 from flannel_udp.view.interfaces import look
 from flannel_udp.view.shapes import Look
-from tests.support.agents import has_ended, up_with_peers, wait_for
+from tests.support.agents import has_ended, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
-from tests.support.view import View, viewed
+from tests.support.view import View, lesson_lab, viewed
 
 pytestmark = NEEDS_NETNS
 
@@ -30,8 +30,8 @@ pytestmark = NEEDS_NETNS
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """Two hosts with a pod each."""
-    with Lab(Plan(fresh_name())) as lab:
-        yield up_with_peers(lab)
+    with lesson_lab() as lab:
+        yield lab
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,24 @@ def looks(events: Iterator[tuple[str, Any]]) -> Iterator[Look]:
     for kind, what in events:
         assert kind == "look", what
         yield what
+
+
+def test_a_lesson_is_checked_hinted_at_and_solved(view: View) -> None:
+    # First: whatever pings the pods makes the step done.
+    with view.live() as events:
+        lesson = next(looks(events))["lesson"]
+        assert lesson is not None
+        assert [step["state"] for step in lesson["steps"]] == ["open", "later", "later"]
+        checked = view.post("learn", what="check")["found"]
+        assert (checked["advanced"], len(checked["steps"][0]["missing"])) == (None, 2)
+        assert view.post("learn", what="hint")["found"]["number"] == 1
+        solved = view.post("learn", what="solve")
+        assert (solved["error"], solved["found"]["progress"]["advanced"]) == (None, "ping")
+        for now in looks(events):
+            assert now["lesson"] is not None
+            if now["lesson"]["steps"][0]["state"] == "done":
+                break
+    assert view.post("learn", what="start")["error"] == "a lesson has no 'start': it would be one of check, hint, solve"
 
 
 def test_the_figures_are_the_kernels(lab: Lab, view: View) -> None:
@@ -197,7 +215,9 @@ def test_what_cannot_be_is_one_line(lab: Lab) -> None:
 def test_a_lab_goes_without_waiting_for_who_looks_at_it_and_the_page_says_so() -> None:
     with Lab(Plan(fresh_name(), hosts=1, pods=0, agents=())) as lab:
         with viewed(lab.name) as view, view.live() as events:
-            assert next(events)[0] == "look"
+            kind, first = next(events)
+            assert (kind, first["lesson"]) == ("look", None)
+            assert view.post("learn", what="check")["error"].startswith(f"the lab {lab.name} has no lesson")
             assert run("down", "--name", lab.name).returncode == 0
             assert list(events)[-1] == ("end", f"the lab {lab.name} is gone")
             assert view.process.wait(PATIENCE_S) == 0

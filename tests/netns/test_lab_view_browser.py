@@ -17,10 +17,9 @@ import pytest
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping
-from tests.support.agents import up_with_peers
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
-from tests.support.view import View, viewed
+from tests.support.view import View, lesson_lab, viewed
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
 from selenium.webdriver.chrome.webdriver import WebDriver  # noqa: E402
@@ -42,8 +41,8 @@ MOST_TABS = 100
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(Plan(fresh_name())) as lab:
-        yield up_with_peers(lab)
+    with lesson_lab() as lab:
+        yield lab
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +117,23 @@ def pings(lab: Lab) -> Iterator[None]:
     finally:
         done.set()
         sender.join()
+
+
+def test_a_lesson_is_checked_at_a_click(lab: Lab, page: WebDriver) -> None:
+    # First: whatever pings the pods makes the step done.
+    assert text(page, "#lesson-title") == "Lesson 1: A packet's way"
+    assert text(page, "#lesson-step") == "Step 1 of 3: ping"
+    tab_to(page, "[data-learn='check']")
+    press(page, Keys.ENTER)
+    wait(page, lambda: text(page, "#lesson-found").startswith("Not yet:"))
+    source, target = lab.pods()
+    source.run(["ping", "-c", "3", "-i", "0.2", str(target.ip)])
+    press(page, Keys.ENTER)
+    wait(page, lambda: text(page, "#lesson-found").startswith("The step ping is done."))
+    wait(page, lambda: text(page, "#lesson-step") == "Step 2 of 3: ttl")
+    tab_to(page, "[data-learn='hint']")
+    press(page, Keys.ENTER)
+    wait(page, lambda: text(page, "#lesson-found").startswith("Hint 1 of 3:"))
 
 
 def test_figures_are_live_in_the_tables_and_in_the_drawing(lab: Lab, page: WebDriver) -> None:

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from flannel_udp.lab.lab import Lab
+from tests.support.agents import up_with_peers
+from tests.support.labs import cleaned_up, fresh_name
 from tests.support.ordinary_user import User
 from tests.support.patience import PATIENCE_S
 
@@ -56,6 +59,16 @@ def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
         data = response.readline()
         response.readline()
         yield name.decode().removeprefix("event: ").strip(), json.loads(data.removeprefix(b"data: "))
+
+
+@contextmanager
+def lesson_lab() -> Iterator[Lab]:
+    """Have a lab with two hosts and a pod each, and the first lesson, whose agents are another process's children."""
+    name = fresh_name()
+    argv = [sys.executable, "-m", "flannel_udp", "lab", "lesson", "start", "1", "--name", name, "--lang", "en"]
+    subprocess.run(argv, capture_output=True, check=True)
+    with cleaned_up(Lab.attach(name)) as lab:
+        yield up_with_peers(lab)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from flannel_udp.view.commands import CHANGING
+from flannel_udp.view.commands import CHANGING, OF_LESSON
 from flannel_udp.view.server import PAGE
 
 HTML = (PAGE / "index.html").read_text()
@@ -77,6 +77,7 @@ def test_what_scripts_look_for_is_in_the_page() -> None:
 def test_each_button_stands_for_a_command() -> None:
     asked = {words.split()[0] for words in re.findall(r'data-change="([^"]+)"', HTML)}
     assert asked == set(CHANGING)
+    assert re.findall(r'data-learn="([^"]+)"', HTML) == list(OF_LESSON)
 
 
 def test_who_has_a_keyboard_or_a_screen_reader_gets_all_of_it() -> None:

@@ -90,7 +90,7 @@ async def test_a_page_of_somebody_else_is_refused(client: Client, gate: Gate) ->
             assert answer.status == 403
 
 
-@pytest.mark.parametrize("name", ["change", "follow", "foretell"])
+@pytest.mark.parametrize("name", ["change", "learn", "follow", "foretell"])
 async def test_nothing_is_changed_by_get(client: Client, gate: Gate, name: str) -> None:
     async with client.get(path(gate, name)) as answer:
         assert answer.status == 405

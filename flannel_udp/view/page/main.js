@@ -2,6 +2,7 @@
 
 import * as change from "./change.js";
 import { draw, onChoice } from "./drawing.js";
+import * as lesson from "./lesson.js";
 import { listen } from "./live.js";
 import * as packet from "./packet.js";
 import { showHosts, showLinks } from "./tables.js";
@@ -21,6 +22,7 @@ function look(now) {
   showLinks(now.links, now.faults);
   change.showPlaces(now);
   packet.showEnds(now);
+  lesson.show(now.lesson);
 }
 
 // In the order in which they are found; those that stay are not told again.
@@ -43,6 +45,7 @@ function end(why) {
 
 change.setUp();
 packet.setUp();
+lesson.setUp();
 onChoice(change.choose);
 new ResizeObserver(() => last && draw(last.drawing, last.links)).observe(find("drawing"));
 listen({ look, trouble: (line) => write(find("connection"), line), end });

@@ -60,3 +60,15 @@ export async function post(path, asked) {
     return { error: "the page's server does not answer: is flannel-udp lab view still running?" };
   }
 }
+
+// Return a text as elements: paragraphs between empty lines, indented ones as they are, words between ` as code.
+export function prose(text) {
+  const blocks = text.split(/\n\s*\n/).filter((block) => block.trim());
+  return blocks.map((block) => {
+    if (block.replace(/^\n+/, "").startsWith("    ")) {
+      return make("pre", { tabindex: "0" }, block.replace(/^ {4}/gm, "").trimEnd());
+    }
+    const parts = block.trim().replace(/\n/g, " ").split("`");
+    return make("p", {}, ...parts.map((part, i) => (i % 2 ? make("code", {}, part) : part)));
+  });
+}
