@@ -10,7 +10,6 @@ from typing import Any
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.lab.plan import UNDERLAY_GATEWAY
-from tests.support import ali_metadata_server, ali_server
 from tests.support.ali_vpc import MAIN, ROLE, AliVpc
 from tests.support.served import served
 from tests.support.vpc_router import in_middle, metadata_on, router_in
@@ -57,12 +56,12 @@ def ali_around(lab: Lab) -> Iterator[AliCloud]:
     """Have all that for the block; each change is under way for one read."""
     gateway = str(UNDERLAY_GATEWAY)
     with ExitStack() as stack:
-        port = stack.enter_context(served(ali_server, gateway, before=in_middle(lab)))
+        port = stack.enter_context(served("ali_server", gateway, before=in_middle(lab)))
         vpc = AliVpc(gateway, port, partial(call_inside, lab.net.namespace))
         vpc.settle_after(1)
         said = [{**vpc.add_host(str(host.underlay)), "credentials": ROLE} for host in lab.hosts]
         for host, says in zip(lab.hosts, said, strict=True):
-            stack.enter_context(metadata_on(host, ali_metadata_server, METADATA, says))
+            stack.enter_context(metadata_on(host, "ali_metadata_server", METADATA, says))
         cloud = AliCloud(vpc, said)
         stack.enter_context(router_in(lab, cloud.led))
         yield cloud

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
-from tests.support import ali_metadata_server, ali_server
 from tests.support.served import Served, at_once, served
 
 REGION, VPC = "cn-hangzhou", "vpc-bp1test"
@@ -97,12 +96,12 @@ class AliVpc(Served):
 @contextmanager
 def vpc_on_loopback() -> Iterator[AliVpc]:
     """Have a VPC for the block, by a server of its own."""
-    with served(ali_server, "127.0.0.1") as port:
+    with served("ali_server", "127.0.0.1") as port:
         yield AliVpc("127.0.0.1", port)
 
 
 @contextmanager
 def metadata_on_loopback(instance: Mapping[str, Any]) -> Iterator[str]:
     """Have a metadata service for the block; yields its URL."""
-    with served(ali_metadata_server, "127.0.0.1", "0", json.dumps(instance)) as port:
+    with served("ali_metadata_server", "127.0.0.1", "0", json.dumps(instance)) as port:
         yield f"http://127.0.0.1:{port}"

@@ -9,7 +9,6 @@ from functools import partial
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.lab.plan import UNDERLAY_GATEWAY
-from tests.support import ec2_server, metadata_server
 from tests.support.served import served
 from tests.support.vpc import Vpc, interface_of
 from tests.support.vpc_router import in_middle, metadata_on, router_in
@@ -51,12 +50,12 @@ def aws_around(lab: Lab) -> Iterator[AwsCloud]:
     """Have all that for the block."""
     gateway = str(UNDERLAY_GATEWAY)
     with ExitStack() as stack:
-        port = stack.enter_context(served(ec2_server, gateway, before=in_middle(lab)))
+        port = stack.enter_context(served("ec2_server", gateway, before=in_middle(lab)))
         vpc = stack.enter_context(closing(Vpc(gateway, port, partial(call_inside, lab.net.namespace))))
         addresses = {}
         for host in lab.hosts:
             said = {**vpc.add_host(str(host.underlay)), "credentials": _ROLE}
-            stack.enter_context(metadata_on(host, metadata_server, METADATA, said))
+            stack.enter_context(metadata_on(host, "metadata_server", METADATA, said))
             addresses[interface_of(said)] = str(host.underlay)
         cloud = AwsCloud(vpc, addresses)
         stack.enter_context(router_in(lab, cloud.led))

@@ -14,7 +14,6 @@ import pytest
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.lab.plan import UNDERLAY_GATEWAY
-from tests.support import gce_metadata_server, gce_server
 from tests.support.gce_server import TOKEN
 from tests.support.patience import PATIENCE_S
 from tests.support.served import Served, at_once, served
@@ -140,12 +139,12 @@ def target_of(host: Mapping[str, Any]) -> str:
 def gce_around(lab: Lab) -> Iterator[GceVpc]:
     """Have a lab in such a network for the block."""
     with ExitStack() as stack:
-        port = stack.enter_context(served(gce_server, str(UNDERLAY_GATEWAY), before=in_middle(lab)))
+        port = stack.enter_context(served("gce_server", str(UNDERLAY_GATEWAY), before=in_middle(lab)))
         vpc = GceVpc(str(UNDERLAY_GATEWAY), port, partial(call_inside, lab.net.namespace))
         for host in lab.hosts:
             said = vpc.add_host(str(host.underlay))
             vpc.targets += (target_of(said),)
-            stack.enter_context(metadata_on(host, gce_metadata_server, METADATA, said))
+            stack.enter_context(metadata_on(host, "gce_metadata_server", METADATA, said))
         stack.enter_context(router_in(lab, vpc.led))
         yield vpc
 
@@ -153,7 +152,7 @@ def gce_around(lab: Lab) -> Iterator[GceVpc]:
 @contextmanager
 def gce_on_loopback() -> Iterator[GceVpc]:
     """Have such a network for the block, by a server of its own."""
-    with served(gce_server, "127.0.0.1") as port:
+    with served("gce_server", "127.0.0.1") as port:
         yield GceVpc("127.0.0.1", port)
 
 
@@ -162,7 +161,7 @@ def on_instance(vpc: GceVpc, said: Mapping[str, Any], patch: pytest.MonkeyPatch)
     """Make this process the instance whose metadata service says that; yields that one's URL."""
     from google.auth.compute_engine import _metadata
 
-    with served(gce_metadata_server, "127.0.0.1", "0", json.dumps(said)) as port:
+    with served("gce_metadata_server", "127.0.0.1", "0", json.dumps(said)) as port:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "GOOGLE_APPLICATION_CREDENTIALS"):
             patch.delenv(name, raising=False)
         patch.setenv("HOME", "/nonexistent")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 from flannel_udp.model import Ends, Interface
@@ -20,9 +19,12 @@ T = TypeVar("T")
 
 
 @contextmanager
-def served(module: ModuleType, *arguments: str, before: Sequence[str] = ()) -> Iterator[int]:
-    """Run one of the servers for the block; yields its port, which is all that it writes."""
-    command = [*before, sys.executable, "-m", module.__name__, *arguments]
+def served(server: str, *arguments: str, before: Sequence[str] = ()) -> Iterator[int]:
+    """Run one of the servers for the block; yields its port, which is all that it writes.
+
+    `server` is its module in this folder; it is not imported here: moto takes seconds.
+    """
+    command = [*before, sys.executable, "-m", f"tests.support.{server}", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None

@@ -9,7 +9,6 @@ from functools import partial
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.lab.plan import UNDERLAY_GATEWAY
-from tests.support import tencent_metadata_server, tencent_server
 from tests.support.served import served
 from tests.support.tencent_vpc import ROLE, TencentVpc
 from tests.support.vpc_router import in_middle, metadata_on, router_in
@@ -42,11 +41,11 @@ def tencent_around(lab: Lab) -> Iterator[TencentCloud]:
     """Have all that for the block; the hosts have a CAM role."""
     gateway = str(UNDERLAY_GATEWAY)
     with ExitStack() as stack:
-        port = stack.enter_context(served(tencent_server, gateway, before=in_middle(lab)))
+        port = stack.enter_context(served("tencent_server", gateway, before=in_middle(lab)))
         vpc = TencentVpc(gateway, port, partial(call_inside, lab.net.namespace))
         for host in lab.hosts:
             said = {**vpc.add_host(str(host.underlay)), "role": ROLE}
-            stack.enter_context(metadata_on(host, tencent_metadata_server, METADATA, said))
+            stack.enter_context(metadata_on(host, "tencent_metadata_server", METADATA, said))
         cloud = TencentCloud(vpc, tuple(str(host.underlay) for host in lab.hosts))
         stack.enter_context(router_in(lab, cloud.led))
         yield cloud

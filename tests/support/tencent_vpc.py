@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from tests.support import tencent_metadata_server, tencent_server
 from tests.support.served import Served, at_once, served
 from tests.support.tencent_server import CIDR, REGION
 
@@ -88,12 +87,12 @@ class TencentVpc(Served):
 @contextmanager
 def tencent_on_loopback() -> Iterator[TencentVpc]:
     """Have a VPC for the block, by a server of its own."""
-    with served(tencent_server, "127.0.0.1") as port:
+    with served("tencent_server", "127.0.0.1") as port:
         yield TencentVpc("127.0.0.1", port)
 
 
 @contextmanager
 def tencent_metadata_on_loopback(instance: Mapping[str, Any]) -> Iterator[str]:
     """Have a metadata service for the block; yields its URL."""
-    with served(tencent_metadata_server, "127.0.0.1", "0", json.dumps(instance)) as port:
+    with served("tencent_metadata_server", "127.0.0.1", "0", json.dumps(instance)) as port:
         yield f"http://127.0.0.1:{port}"

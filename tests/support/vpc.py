@@ -10,7 +10,6 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from tests.support import ec2_server, metadata_server
 from tests.support.served import Served, at_once, served
 
 REGION = "eu-central-1"
@@ -103,12 +102,12 @@ def interface_of(host: Mapping[str, Any]) -> str:
 @contextmanager
 def vpc_on_loopback() -> Iterator[Vpc]:
     """Have a VPC for the block, by a server of its own."""
-    with served(ec2_server, "127.0.0.1") as port, closing(Vpc("127.0.0.1", port)) as vpc:
+    with served("ec2_server", "127.0.0.1") as port, closing(Vpc("127.0.0.1", port)) as vpc:
         yield vpc
 
 
 @contextmanager
 def metadata_on_loopback(instance: Mapping[str, Any]) -> Iterator[str]:
     """Have a metadata service for the block; yields its URL."""
-    with served(metadata_server, "127.0.0.1", "0", json.dumps(instance)) as port:
+    with served("metadata_server", "127.0.0.1", "0", json.dumps(instance)) as port:
         yield f"http://127.0.0.1:{port}"

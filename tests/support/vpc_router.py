@@ -10,7 +10,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 from flannel_udp.lab.lab import Lab
@@ -39,7 +38,7 @@ def router_in(lab: Lab, led: Callable[[], Mapping[str, str]]) -> Iterator[None]:
 
 
 @contextmanager
-def metadata_on(host: Host, server: ModuleType, address: str, said: Any) -> Iterator[None]:
+def metadata_on(host: Host, server: str, address: str, said: Any) -> Iterator[None]:
     """Have a host's metadata service for the block, at that address: `server` takes address, port and `said`."""
     host.configure(f"address add {address}/32 dev lo")
     with served(server, address, "80", json.dumps(said), before=("ip", "netns", "exec", host.namespace)):

@@ -17,7 +17,6 @@ from flannel_udp.backend.cloud import refusals
 from flannel_udp.backend.cloud.provider import Account, CloudError, CloudRoute, Leads
 from flannel_udp.backend.cloud.tencent import account as account_module
 from flannel_udp.backend.cloud.tencent import retrying
-from tests.support import metadata_server
 from tests.support.served import served
 from tests.support.tencent_host import connect, fault_of, on_tencent_host
 from tests.support.tencent_server import LIMIT, REGION
@@ -250,7 +249,7 @@ def test_no_metadata_service_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_metadata_service_that_is_another_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with served(metadata_server, "127.0.0.1", "0", json.dumps(AWS)) as port:
+    with served("metadata_server", "127.0.0.1", "0", json.dumps(AWS)) as port:
         monkeypatch.setenv("FLANNEL_UDP_TENCENT_METADATA", f"http://127.0.0.1:{port}")
         assert fault_of() == (
             f"the metadata service at http://127.0.0.1:{port} answers /latest/meta-data/placement/region with status "
