@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -51,6 +52,15 @@ async def asked(n: int, monkeypatch: pytest.MonkeyPatch, pause_s: float) -> int:
 async def test_a_provider_that_refuses_is_not_asked_again_at_each_question(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await asked(3, monkeypatch, pause_s=1e9) == 1
     assert await asked(3, monkeypatch, pause_s=0.0) == 3
+
+
+async def test_an_answer_that_nobody_expects_is_one_line_and_asked_for_again() -> None:
+    class Stumbling(AwsProvider):
+        def connect(self, config: NetworkConfig, external: Interface) -> Account:  # noqa: ARG002
+            return ip_address("<html>")  # type: ignore[return-value]
+
+    with pytest.raises(CloudError, match=r"^looking at the provider's route tables failed: ValueError"):
+        await CloudBackend(Stumbling()).check(CONFIG, external())
 
 
 def shown(**changes: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Collection, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 from flannel_udp.backend.cloud.network import CloudNetwork
 from flannel_udp.backend.cloud.one_thread import OneThread
-from flannel_udp.backend.cloud.provider import Provider
+from flannel_udp.backend.cloud.provider import CloudError, Provider
 from flannel_udp.backend.ends import ends_of
 from flannel_udp.backend.kernel import kernel_mtu
 from flannel_udp.backend.protocol import Context, Network, accept_types
@@ -18,6 +19,8 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.model import Address, Interface, LeaseAttrs
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.netconf.reader import ObjectReader
+
+logger = logging.getLogger(__name__)
 
 FIRST_ASK_S, LAST_ASK_S = 2.0, 30.0
 """How long what a provider has refused is taken for refused: all hosts of a cluster ask the same."""
@@ -69,6 +72,11 @@ class CloudBackend:
         thread = OneThread("cloud check")
         try:
             await thread.run(ask)
+        except FlannelError:
+            raise
+        except Exception as error:  # whatever answers in the provider's place says what it likes, and SDKs stumble
+            logger.debug("looking at the provider's route tables failed", exc_info=True)
+            raise CloudError(f"looking at the provider's route tables failed: {error!r}") from error
         finally:
             thread.end()
 
