@@ -163,6 +163,8 @@ def test_a_route_with_our_mark_that_leads_our_subnet_to_another_host_is_replaced
 def test_a_mark_on_what_is_no_route_as_ours_are_says_nothing() -> None:
     made = plan(OURS, replace(MARKED, leads=Leads.ELSEWHERE), known=after_grace(MARKED))
     assert (done(made), verdict_of(made, GONE)) == ([], "foreign")
+    made = plan(replace(MARKED, destination=OWN, leads=Leads.ELSEWHERE))
+    assert (done(made), verdict_of(made, OWN), len(made.obstacles)) == ([], "foreign", 1)
 
 
 def test_a_route_to_a_host_of_which_nobody_has_heard_is_left_alone() -> None:

@@ -242,6 +242,8 @@ def _why_ours_to_replace(route: CloudRoute, known: Known) -> str | None:
 
 
 def _was_its_host(route: CloudRoute, known: Known) -> bool:
+    if route.leads is not Leads.TO_HOST:
+        return False  # a mark that stayed when a person led our route to a gateway, say
     if route.marked:
         return True
     had = (known.former or {}).get(route.destination)
