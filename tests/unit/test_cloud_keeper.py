@@ -16,9 +16,10 @@ import pytest
 
 from flannel_udp.backend.cloud import keeper as keeper_module
 from flannel_udp.backend.cloud.aws import AwsProvider
+from flannel_udp.backend.cloud.aws.account import AwsAccount
 from flannel_udp.backend.cloud.keeper import RouteKeeper
 from flannel_udp.errors import RegistryError
-from flannel_udp.model import Peer, Subnet
+from flannel_udp.model import Peer, Prefix, Subnet
 from tests.support.aws_host import on_host
 from tests.support.backends import parse_config
 from tests.support.patience import PATIENCE_S, promised
@@ -229,6 +230,30 @@ async def test_a_black_hole_without_a_lease_goes_and_while_the_registry_is_away_
         assert str(GONE) in await asyncio.to_thread(vpc.routes)
         made.listed = [Subnet(OWN), Subnet(PEER)]
         await until("it is gone", lambda: str(GONE) not in vpc.routes())
+
+
+async def test_a_route_that_somebody_needs_since_the_look_is_not_removed(
+    vpc: Vpc, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed, loop, remove = IPv4Network("10.1.18.0/24"), asyncio.get_running_loop(), AwsAccount.remove
+    for at in (GONE, needed):
+        vpc.lead(str(at), other)
+    vpc.order("/test/blackholes", [other])
+    async with world() as made:
+
+        def get() -> None:
+            made.keeper.know_peers([THE_PEER, Peer(needed, ITS_HOST)])
+            made.listed = [Subnet(OWN), Subnet(PEER), Subnet(needed)]
+
+        def remove_slowly(account: AwsAccount, table: str, destination: Prefix) -> None:
+            loop.call_soon_threadsafe(get)
+            remove(account, table, destination)
+
+        monkeypatch.setattr(AwsAccount, "remove", remove_slowly)
+        await stood(made)
+        await until("the first one is gone", lambda: str(GONE) not in vpc.routes())
+        await looks(made)
+        assert str(needed) in await asyncio.to_thread(vpc.routes)
 
 
 async def test_a_host_that_is_not_the_lowest_one_removes_nothing(vpc: Vpc, other: str) -> None:

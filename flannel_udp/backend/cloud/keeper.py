@@ -156,15 +156,15 @@ class RouteKeeper:
         await self._permit(account)
         tables = tuple(await self._thread.run(account.tables))
         known, plan = await self._make_plan(account, tables)
-        if known.own != self._own:
-            return 0.0  # it was meant for another subnet
+        if known.own != self._own or account is not self._account:
+            return 0.0  # it was meant for another subnet, or another interface
         self._known, self._plan, self._looked_s = known, plan, time.monotonic()
         if plan.near_limits and self._near_said.failed(plan.near_limits):
             logger.warning("cloud routes: near a limit: %s", "; ".join(plan.near_limits))
         if known.own is not None and tables and not plan.lacking:
             self._stands.set()
         if plan.steps:
-            await self._do_all(account, plan.steps)
+            await self._do_all(account, plan.steps, known)
             if known.own is None is self._own:
                 self._gone.set()
             return self._retries.next_s()  # until what was written can be read
@@ -197,7 +197,9 @@ class RouteKeeper:
             except CloudError as error:
                 self._unpermitted = str(error)
             else:
-                self._unpermitted, self._permitted_s = None, now_s
+                self._unpermitted = None
+                if account is self._account:
+                    self._permitted_s = now_s
 
     async def _make_plan(self, account: Account, tables: tuple[CloudTable, ...]) -> tuple[Known, Plan]:
         targets = to_ask_about(tables, self._former)
@@ -222,16 +224,29 @@ class RouteKeeper:
             logger.info("cloud routes: nothing stale is removed now: %s", error)
             return None
 
-    async def _do_all(self, account: Account, steps: Collection[Step]) -> None:
-        """Do one after the other; what fails holds up none of the others, and is raised then as `FlannelError`."""
+    async def _do_all(self, account: Account, steps: Collection[Step], known: Known) -> None:
+        """Do one after the other; what fails holds up none of the others, and is raised then as `FlannelError`.
+
+        Steps take seconds each, and there may be hundreds: what is no longer to be done is left out.
+        """
         failed = []
         for step in steps:
+            if not self._is_due(step, known):
+                continue
             try:
                 await self._do(account, step)
             except FlannelError as error:
                 failed.append(str(error))
         if failed:
             raise CloudError("; ".join(dict.fromkeys(failed)))
+
+    def _is_due(self, step: Step, known: Known) -> bool:
+        """Tell whether it is still to be done, as far as we have heard since `known` was known."""
+        if step.action != "remove":
+            return step.destination == self._own
+        if known.own is None:  # what leads here is all that is removed then, and is in the way of who got it
+            return step.destination != self._own
+        return step.destination not in {self._own, *self._peers.keys() - known.peers}
 
     async def _do(self, account: Account, step: Step) -> None:
         act, done = {
