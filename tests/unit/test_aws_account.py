@@ -272,7 +272,13 @@ def test_no_credentials_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_credentials_may_be_the_instance_s_role(host: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:9"])
+def test_credentials_may_be_the_instance_s_role_and_no_proxy_is_asked_for_them(
+    vpc: Vpc, host: dict[str, Any], monkeypatch: pytest.MonkeyPatch, proxy: str | None
+) -> None:
+    if proxy is not None:
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.setenv("no_proxy", vpc.url.removeprefix("http://"))
     for name in CREDENTIALS:
         monkeypatch.delenv(name, raising=False)
     credentials = {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import boto3
 from botocore.config import Config
@@ -14,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from flannel_udp.backend.cloud.aws.faults import GONE, explain
-from flannel_udp.backend.cloud.aws.identity import Identity
+from flannel_udp.backend.cloud.aws.identity import Identity, metadata_url
 from flannel_udp.backend.cloud.provider import CloudError, CloudRoute, CloudTable, Leads
 from flannel_udp.model import Address, Prefix
 
@@ -48,6 +51,7 @@ class AwsAccount:
             aws_secret_access_key=options.get("AccessKeySecret"),
             region_name=identity.region,
         )
+        _keep_from_proxies(metadata_url())
         with self._asking("the credentials"):
             self._ec2 = session.client("ec2", config=_MANNERS)
 
@@ -156,6 +160,16 @@ class AwsAccount:
             yield
         except (BotoCoreError, ClientError, ResponseParserError) as error:
             raise explain(error, operation, what or self._identity.region) from error
+
+
+def _keep_from_proxies(url: str) -> None:
+    """Have the SDK ask there for the role's keys by no proxy, which would give those of its own host.
+
+    It goes by the environment alone.
+    """
+    proxies, service = getproxies(), urlsplit(url).netloc
+    if "http" in proxies and not proxy_bypass(service):
+        os.environ["no_proxy"] = ",".join(filter(None, (proxies.get("no"), service)))
 
 
 def _filter(name: str, *values: str) -> dict[str, Any]:

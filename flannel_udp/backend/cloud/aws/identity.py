@@ -35,9 +35,14 @@ class Identity:
     vpc_cidrs: tuple[IPv4Network, ...]
 
 
+def metadata_url() -> str:
+    """Return where this host's metadata service is."""
+    return os.environ.get(_URL_VARIABLE) or URL
+
+
 def identify(address: Address) -> Identity:
     """Ask the metadata service. Raises `CloudError`."""
-    asking = TokenMetadata(os.environ.get(_URL_VARIABLE) or URL, _HEADER, _HINT)
+    asking = TokenMetadata(metadata_url(), _HEADER, _HINT)
     try:
         document = json.loads(asking.get("/latest/dynamic/instance-identity/document"))
         region, instance = str(document["region"]), str(document["instanceId"])
