@@ -181,7 +181,9 @@ def test_no_credentials_are_named(keyless: None, host: dict[str, Any], monkeypat
 
 def test_half_a_pair_of_variables_is_named(keyless: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCESS_KEY_SECRET", "of-root")
-    assert fault_of() == ("ACCESS_KEY_ID and ACCESS_KEY_SECRET belong together: set both, or neither for the RAM role")
+    assert fault_of() == (
+        "ACCESS_KEY_ID and ACCESS_KEY_SECRET belong together: set both, or neither for the instance's role"
+    )
 
 
 def test_keys_may_be_the_configuration_s_or_in_either_s_variables(

@@ -82,6 +82,14 @@ def test_credentials_may_be_the_configuration_s_or_the_environment_s(
         assert len(account.tables()) == 1
 
 
+def test_half_an_access_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_keys(monkeypatch)
+    monkeypatch.setenv("ACCESS_KEY_ID", "AKIDroot")
+    assert fault_of() == (
+        "ACCESS_KEY_ID and ACCESS_KEY_SECRET belong together: set both, or neither for the instance's role"
+    )
+
+
 @pytest.mark.parametrize(
     ("key_id", "secret", "code"),
     [("nobody", "of-root", "AuthFailure.SecretIdNotFound"), ("AKIDroot", "another", "AuthFailure.SignatureFailure")],

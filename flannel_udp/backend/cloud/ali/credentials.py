@@ -7,31 +7,23 @@ through a proxy, and looks into files of whoever runs the agent.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from alibabacloud_credentials.models import CredentialModel
 
 from flannel_udp.backend.cloud.ali.identity import ROLE, conversation
+from flannel_udp.backend.cloud.keys import FLANNEL, Variables, given_keys
 from flannel_udp.backend.cloud.provider import CloudError
 
 RENEW_BEFORE_S = 300.0
 """A role's keys last for hours; the next ones are there long before these end."""
 POLICY = "see examples/cloud/ali-policy.json"
-
-
-class _Variables(NamedTuple):
-    key: str
-    secret: str
-    token: str | None = None
-
-
 _VARIABLES = (
-    _Variables("ACCESS_KEY_ID", "ACCESS_KEY_SECRET"),  # flannel's
-    _Variables("ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN"),
+    FLANNEL,
+    Variables("ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN"),
 )
 
 
@@ -40,7 +32,8 @@ class Credentials:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """Look where keys are. Raises `CloudError`."""
-        self._model = _given(options)
+        given = given_keys(options, _VARIABLES)
+        self._model = None if given is None else CredentialModel(*given)
         self._lasts_s: float | None = None  # as time.time() counts; ``None``: for ever
         if self._model is None:
             self._renew()
@@ -65,15 +58,3 @@ class Credentials:
             self._model = CredentialModel(said["AccessKeyId"], said["AccessKeySecret"], said["SecurityToken"])
         except (ValueError, KeyError, TypeError):
             raise CloudError(f"the metadata service at {asking.url} gives no keys of the RAM role {role}") from None
-
-
-def _given(options: Mapping[str, Any]) -> CredentialModel | None:
-    if "AccessKeyID" in options:
-        return CredentialModel(options["AccessKeyID"], options["AccessKeySecret"])
-    for names in _VARIABLES:
-        key, secret = os.environ.get(names.key), os.environ.get(names.secret)
-        if key and secret:
-            return CredentialModel(key, secret, os.environ.get(names.token) if names.token else None)
-        if key or secret:
-            raise CloudError(f"{names.key} and {names.secret} belong together: set both, or neither for the RAM role")
-    return None

@@ -7,12 +7,11 @@ names, and keeps to itself what went wrong.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
+from flannel_udp.backend.cloud.keys import FLANNEL, Keys, Variables, given_keys
 from flannel_udp.backend.cloud.metadata import Metadata
 from flannel_udp.backend.cloud.provider import CloudError
 from flannel_udp.backend.cloud.tencent.identity import read
@@ -20,36 +19,21 @@ from flannel_udp.backend.cloud.tencent.identity import read
 RENEW_S = 300.0
 """How old a role's keys may be, since the role may be another one by then; and how long before their end they are no
 longer taken."""
-_VARIABLES = (("ACCESS_KEY_ID", "ACCESS_KEY_SECRET"), ("TENCENTCLOUD_SECRET_ID", "TENCENTCLOUD_SECRET_KEY"))
-"""flannel's, and those of Tencent's own tools."""
+_VARIABLES = (FLANNEL, Variables("TENCENTCLOUD_SECRET_ID", "TENCENTCLOUD_SECRET_KEY"))
 _ROLES = "cam/security-credentials/"
 _LACKING = (
     "no credentials for Tencent Cloud: give the instance a CAM role, see examples/cloud/tencent-policy.json; or "
     "ACCESS_KEY_ID and ACCESS_KEY_SECRET"
 )
 
-
-class Keys(NamedTuple):
-    """What a request is signed with; `token` belongs to a role's."""
-
-    id: str
-    secret: str
-    token: str | None = None
-
-
 FindKeys = Callable[[], Keys]
 """Returns those that are valid now. Raises `CloudError`."""
 
 
 def find_credentials(options: Mapping[str, Any], metadata: Metadata) -> FindKeys:
-    """Return where to find the keys: nothing is asked yet."""
-    if "AccessKeyID" in options:
-        return partial(Keys, options["AccessKeyID"], options["AccessKeySecret"])
-    for names in _VARIABLES:
-        key_id, secret = (os.environ.get(name, "").strip() for name in names)
-        if key_id and secret:
-            return partial(Keys, key_id, secret)
-    return _Role(metadata)
+    """Return where to find the keys: nothing is asked yet. Raises `CloudError`."""
+    given = given_keys(options, _VARIABLES)
+    return _Role(metadata) if given is None else lambda: given
 
 
 class _Role:
