@@ -215,8 +215,9 @@ class AliServer(CloudServer):
             "DestinationCidrBlock": destination,
             "IpVersion": "ipv6" if ":" in destination else "ipv4",
             "Type": more.get("type", "Custom"),
-            "Status": "Available",
+            "Status": more.get("status", "Available"),
             "NextHops": _hops(hops),
+            "reads": self._settle,
             **({} if name is None else {"RouteEntryName": name}),
             **({"ServiceType": more["service"]} if "service" in more else {}),
         }

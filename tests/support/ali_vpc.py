@@ -100,8 +100,5 @@ def vpc_on_loopback() -> Iterator[AliVpc]:
         yield AliVpc("127.0.0.1", port)
 
 
-@contextmanager
-def metadata_on_loopback(instance: Mapping[str, Any]) -> Iterator[str]:
-    """Have a metadata service for the block; yields its URL."""
-    with served("ali_metadata_server", "127.0.0.1", "0", json.dumps(instance)) as port:
-        yield f"http://127.0.0.1:{port}"
+metadata_on_loopback = partial(metadata_served, "ali_metadata_server")
+"""Have a metadata service for the block that knows this of its instance; yields its URL."""

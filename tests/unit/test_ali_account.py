@@ -105,6 +105,12 @@ def test_a_change_that_is_under_way_is_waited_for(
     assert str(caught.value) == f"our route to {AT} in {MAIN} is Pending for 0.05 s now"
 
 
+def test_what_somebody_else_has_under_way_is_not_waited_for(vpc: AliVpc, host: dict[str, Any]) -> None:
+    vpc.settle_after(1_000)
+    vpc.lead("0.0.0.0/0", host["instance"], status="Modifying")
+    assert [str(route.destination) for route in connect().tables()[0].routes][-1] == "0.0.0.0/0"
+
+
 def test_routes_are_told_apart_by_where_they_lead_and_by_our_mark(vpc: AliVpc, host: dict[str, Any]) -> None:
     made: list[tuple[str, str, dict[str, Any], Leads, bool]] = [
         ("10.1.8.0/24", "vsw-bp1", {"kind": "local", "type": "System"}, Leads.ELSEWHERE, False),

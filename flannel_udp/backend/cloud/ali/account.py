@@ -125,7 +125,8 @@ class AliAccount:
         until_s = time.monotonic() + SETTLE_S
         while True:
             entries = self._entries(table)
-            under_way = [entry for entry in entries if entry.status in _UNDER_WAY and self._is_here(entry)]
+            ours = [entry for entry in entries if entry.route_entry_name == MARK and self._is_here(entry)]
+            under_way = [entry for entry in ours if entry.status in _UNDER_WAY]
             if not under_way:
                 break
             if time.monotonic() > until_s:
