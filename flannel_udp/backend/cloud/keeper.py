@@ -140,8 +140,9 @@ class RouteKeeper:
             if self._said.failed(self._error):
                 logger.warning("cloud routes: %s (trying again)", error)
         except Exception as error:  # a fault of ours, or an SDK's, must not end what keeps the routes
-            logger.exception("cloud routes: looking at the tables failed")
             self._error, again_s = f"looking at the provider's route tables failed: {error!r}", LAST_RETRY_S
+            if self._said.failed(self._error):
+                logger.exception("cloud routes: %s (trying again)", self._error)
         else:
             self._error = None
             if self._said.worked():
