@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
-from tests.support.served import Served, at_once, served
+from tests.support.served import Served, at_once, metadata_served, served
 
 REGION, VPC = "cn-hangzhou", "vpc-bp1test"
 RANGE, VSWITCH = "192.0.2.0/24", "vsw-bp1test"
@@ -84,7 +84,7 @@ class AliVpc(Served):
         }
 
     def lead(self, destination: str, target: str, table: str = MAIN, *, kind: str = "Instance", **more: Any) -> None:
-        """Make a route by hand; ``name``, ``type`` and ``service`` are what the API calls so."""
+        """Make a route by hand; ``name``, ``type``, ``status`` and ``service`` are what the API calls so."""
         entry = {"table": table, "destination": destination, "hops": [[kind, target]], **more}
         self.order("/test/entry", entry)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,7 @@ from flannel_udp.lab.netns import call_inside
 from flannel_udp.lab.plan import UNDERLAY_GATEWAY
 from tests.support.gce_server import TOKEN
 from tests.support.patience import PATIENCE_S
-from tests.support.served import Served, at_once, served
+from tests.support.served import Served, at_once, metadata_served, served
 from tests.support.vpc_router import in_middle, metadata_on, router_in
 
 PROJECT, NUMBER, ZONE = "my-project", "123456789012", "europe-west1-b"
@@ -161,13 +160,14 @@ def on_instance(vpc: GceVpc, said: Mapping[str, Any], patch: pytest.MonkeyPatch)
     """Make this process the instance whose metadata service says that; yields that one's URL."""
     from google.auth.compute_engine import _metadata
 
-    with served("gce_metadata_server", "127.0.0.1", "0", json.dumps(said)) as port:
+    with metadata_served("gce_metadata_server", said) as url:
+        at = url.removeprefix("http://")
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "GOOGLE_APPLICATION_CREDENTIALS"):
             patch.delenv(name, raising=False)
         patch.setenv("HOME", "/nonexistent")
         patch.setenv("CLOUDSDK_CONFIG", "/nonexistent")
         patch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", vpc.url)
-        patch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{port}")
-        patch.setenv("GCE_METADATA_IP", f"127.0.0.1:{port}")
-        patch.setattr(_metadata, "_GCE_METADATA_HOST", f"127.0.0.1:{port}")  # it was read when that was imported
-        yield f"http://127.0.0.1:{port}"
+        patch.setenv("GCE_METADATA_HOST", at)
+        patch.setenv("GCE_METADATA_IP", at)
+        patch.setattr(_metadata, "_GCE_METADATA_HOST", at)  # it was read when that was imported
+        yield url

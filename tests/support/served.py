@@ -35,6 +35,13 @@ def served(server: str, *arguments: str, before: Sequence[str] = ()) -> Iterator
             process.kill()
 
 
+@contextmanager
+def metadata_served(server: str, said: Mapping[str, Any]) -> Iterator[str]:
+    """Have a metadata service for the block; yields its URL."""
+    with served(server, "127.0.0.1", "0", json.dumps(said)) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
 def at_once(call: Callable[[], T]) -> T:
     """Return what it returns: the server is on this machine's own loopback."""
     return call()

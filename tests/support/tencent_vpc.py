@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from tests.support.served import Served, at_once, served
+from tests.support.served import Served, at_once, metadata_served, served
 from tests.support.tencent_server import CIDR, REGION
 
 SUBNET = "subnet-00000001"
@@ -91,8 +91,5 @@ def tencent_on_loopback() -> Iterator[TencentVpc]:
         yield TencentVpc("127.0.0.1", port)
 
 
-@contextmanager
-def tencent_metadata_on_loopback(instance: Mapping[str, Any]) -> Iterator[str]:
-    """Have a metadata service for the block; yields its URL."""
-    with served("tencent_metadata_server", "127.0.0.1", "0", json.dumps(instance)) as port:
-        yield f"http://127.0.0.1:{port}"
+tencent_metadata_on_loopback = partial(metadata_served, "tencent_metadata_server")
+"""Have a metadata service for the block that knows this of its instance; yields its URL."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 import boto3
 from botocore.config import Config
 
-from tests.support.served import Served, at_once, served
+from tests.support.served import Served, at_once, metadata_served, served
 
 REGION = "eu-central-1"
 SUBNET = "192.0.2.0/24"
@@ -106,8 +106,5 @@ def vpc_on_loopback() -> Iterator[Vpc]:
         yield vpc
 
 
-@contextmanager
-def metadata_on_loopback(instance: Mapping[str, Any]) -> Iterator[str]:
-    """Have a metadata service for the block; yields its URL."""
-    with served("metadata_server", "127.0.0.1", "0", json.dumps(instance)) as port:
-        yield f"http://127.0.0.1:{port}"
+metadata_on_loopback = partial(metadata_served, "metadata_server")
+"""Have a metadata service for the block that knows this of its instance; yields its URL."""
