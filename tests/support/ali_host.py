@@ -16,9 +16,8 @@ from flannel_udp.backend.cloud.provider import Account, CloudError, CloudRoute
 from flannel_udp.errors import ConfigError
 from flannel_udp.netconf.config import NetworkConfig
 from tests.support.ali_vpc import KEY, ROLE, VARIABLES, AliVpc, metadata_on_loopback, vpc_on_loopback
-from tests.support.aws_host import PROXIES
 from tests.support.backends import parse_config
-from tests.support.served import external
+from tests.support.served import PROXIES, external
 
 _open: list[Account] = []
 

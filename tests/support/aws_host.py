@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support.served import PROXIES
 from tests.support.vpc import Vpc
 
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE")
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from flannel_udp.lab.netns import call_inside
 from flannel_udp.lab.plan import UNDERLAY_GATEWAY
 from tests.support.gce_server import TOKEN
 from tests.support.patience import PATIENCE_S
-from tests.support.served import Served, at_once, metadata_served, served
+from tests.support.served import PROXIES, Served, at_once, metadata_served, served
 from tests.support.vpc_router import in_middle, metadata_on, router_in
 
 PROJECT, NUMBER, ZONE = "my-project", "123456789012", "europe-west1-b"
@@ -162,7 +162,7 @@ def on_instance(vpc: GceVpc, said: Mapping[str, Any], patch: pytest.MonkeyPatch)
 
     with metadata_served("gce_metadata_server", said) as url:
         at = url.removeprefix("http://")
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "GOOGLE_APPLICATION_CREDENTIALS"):
+        for name in (*PROXIES, "GOOGLE_APPLICATION_CREDENTIALS"):
             patch.delenv(name, raising=False)
         patch.setenv("HOME", "/nonexistent")
         patch.setenv("CLOUDSDK_CONFIG", "/nonexistent")

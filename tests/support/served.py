@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from flannel_udp.model import Ends, Interface
 
 ROOT = Path(__file__).parents[2]
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "NO_PROXY", "no_proxy")
+"""What a host's environment says of proxies: none of that is there by chance in a test."""
 T = TypeVar("T")
 
 

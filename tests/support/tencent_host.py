@@ -14,11 +14,10 @@ from flannel_udp.backend.cloud.tencent import TencentProvider
 from flannel_udp.errors import ConfigError
 from flannel_udp.netconf.config import NetworkConfig
 from tests.support.backends import parse_config
-from tests.support.served import external
+from tests.support.served import PROXIES, external
 from tests.support.tencent_vpc import KEYS, TencentVpc
 
 VARIABLES = ("ACCESS_KEY_ID", "ACCESS_KEY_SECRET", "TENCENTCLOUD_SECRET_ID", "TENCENTCLOUD_SECRET_KEY")
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "NO_PROXY", "no_proxy")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -254,10 +255,12 @@ def test_no_proxy_is_asked_for_the_metadata_service() -> None:
         assert identity.identify(IPv4Address("192.0.2.1")).region == REGION
 
 
-def test_a_proxy_in_the_way_is_named() -> None:
+def test_a_proxy_in_the_way_is_named(metadata: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("http_proxy", "http://127.0.0.1:9")
+        patch.setenv("no_proxy", "registry.example")
         line = fault_of()
+        assert os.environ["no_proxy"] == f"registry.example,{metadata.removeprefix('http://')}"
     assert line == (
         "the proxy that HTTPS_PROXY or HTTP_PROXY names does not let DescribeRouteTables pass: correct it, or NO_PROXY"
     )
