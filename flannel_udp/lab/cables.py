@@ -90,13 +90,16 @@ class Relay:
             new_session=True,
         )
         assert self._child.stdout is not None  # noqa: S101 - for mypy
-        with self._child.stdout as said:
-            answered = netns.is_readable(said.fileno(), _START_TIMEOUT_S)
-            line = said.readline() if answered else "it says nothing"
-        if line != READY:
+        try:
+            with self._child.stdout as said:
+                answered = netns.is_readable(said.fileno(), _START_TIMEOUT_S)
+                line = said.readline() if answered else "it says nothing"
+            if line != READY:
+                raise FlannelError(f"the relay of the link {name} has not started: {line.strip() or 'it ended'}")
+            replace_file(self._pid_file, b"%d\n" % self._child.pid)
+        except BaseException:  # nobody would find it again, and it holds the devices
             self.collect()
-            raise FlannelError(f"the relay of the link {name} has not started: {line.strip() or 'it ended'}")
-        replace_file(self._pid_file, b"%d\n" % self._child.pid)
+            raise
 
     def stop(self) -> None:
         """End it, whoever has started it; nothing if it does not run."""

@@ -16,7 +16,7 @@ from flannel_udp.lab import ethtool
 from flannel_udp.lab.cables import EXIT, Relay
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Node
-from flannel_udp.lab.plan import IPV6_MIN_MTU, MTU_MAX, MTU_MIN
+from flannel_udp.lab.plan import IPV6_MIN_MTU, MTU_MAX, MTU_MIN, RELAYED_MTU_MAX
 
 Interfaces = Mapping[str, Mapping[str, Any]]
 """What `ip -json link` says, by interface."""
@@ -51,8 +51,9 @@ class Link:
 
     def carry(self, mtu: int) -> None:
         """Let both ends carry `mtu` bytes, super-packets' parts too: they are cut first. Raises `UsageError`."""
-        if not MTU_MIN <= mtu <= MTU_MAX:
-            raise UsageError(f"a link cannot carry {mtu} bytes: give {MTU_MIN} to {MTU_MAX}")
+        high = MTU_MAX if self.relay is None else RELAYED_MTU_MAX
+        if not MTU_MIN <= mtu <= high:
+            raise UsageError(f"a link cannot carry {mtu} bytes: give {MTU_MIN} to {high}")
         if 6 in self.node.plan.versions and mtu < IPV6_MIN_MTU:
             raise UsageError(f"IPv6 needs links of {IPV6_MIN_MTU} bytes at least, not {mtu}")
         cuts = self.cuts or mtu != self.mtu

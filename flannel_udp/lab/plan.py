@@ -43,6 +43,8 @@ FAMILIES: Mapping[str, tuple[int, ...]] = {"4": (4,), "6": (6,), "46": (4, 6)}
 """What a lab's families may be, and which IP versions that is."""
 MTU_MIN, MTU_MAX = 576, 65_535
 """Bytes that a link of the underlay may carry: RFC 791's least for every host, and a veth's most."""
+RELAYED_MTU_MAX = MTU_MAX - 14
+"""Of a link with delay or loss: a TAP device's most, which counts the Ethernet header."""
 IPV6_MIN_MTU = 1280
 """Bytes; RFC 8200 section 5: Linux has no IPv6 on a device that carries less."""
 
@@ -126,7 +128,9 @@ class Plan:
                 raise UsageError(f"{what} {unknown[0]}, which is none of the lab's {self.hosts} hosts")
         self._require_routers()
         for name in (*self.host_names, *self.routers):
-            self._require_mtu(name)
+            self._require_mtu(f"the link of {name}", self.mtu_of(name), relayed=self.cable(name).is_relayed)
+        for name in self.routers:
+            self._require_mtu(f"the network behind {name}", self.mtu_behind(name))
         object.__setattr__(self, "config", self._completed(self.config))
 
     def _require_routers(self) -> None:
@@ -159,11 +163,10 @@ class Plan:
         if 4 not in self.versions or not self.port:
             raise UsageError(f"{router} has no port to pass on to {host}: only udp and vxlan by IPv4 have one")
 
-    def _require_mtu(self, node: str) -> None:
-        mtu = self.mtu_of(node)
-        low = IPV6_MIN_MTU if 6 in self.versions else MTU_MIN
-        if not low <= mtu <= MTU_MAX:
-            raise UsageError(f"the link of {node} cannot carry {mtu} bytes: give {low} to {MTU_MAX}")
+    def _require_mtu(self, what: str, mtu: int, *, relayed: bool = False) -> None:
+        low, high = IPV6_MIN_MTU if 6 in self.versions else MTU_MIN, RELAYED_MTU_MAX if relayed else MTU_MAX
+        if not low <= mtu <= high:
+            raise UsageError(f"{what} cannot carry {mtu} bytes: give {low} to {high}")
 
     def _completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration with IPv6 on, and IPv4 off, as the families say, where it says nothing itself."""

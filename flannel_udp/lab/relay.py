@@ -20,6 +20,7 @@ from contextlib import suppress
 
 import pytun
 
+from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns
 
 _FRAME_BYTES = 65_535 + 18
@@ -103,7 +104,10 @@ def main() -> None:
     parser.add_argument("--loss", type=float, required=True)
     parser.add_argument("--seed", required=True)
     given = parser.parse_args()
-    near, far = _open(*given.near), _open(*given.far)
+    try:
+        near, far = _open(*given.near), _open(*given.far)
+    except (FlannelError, OSError) as error:
+        sys.exit(str(error))
     sys.stdout.write(READY)
     sys.stdout.close()
     carry(near.fileno(), far.fileno(), delay_s=given.delay_ms / 1000, loss=given.loss, seed=given.seed)

@@ -129,7 +129,14 @@ def _ping_packet(source: Address, destination: Address) -> bytes:
 
 
 def _send(sender: Node, host: Host, tunnel: Tunnel, inner: bytes) -> None:
-    """Send a packet in what the tunnel puts in front of it, from the sender's own address."""
+    """Send a packet in what the tunnel puts in front of it, from the sender's own address. Raises `FlannelError`."""
+    try:
+        _send_from(sender, host, tunnel, inner)
+    except OSError as error:  # a firewall rule on the sender's own way out
+        raise FlannelError(f"{sender.path} cannot send to {host.name}: {error.strerror}") from None
+
+
+def _send_from(sender: Node, host: Host, tunnel: Tunnel, inner: bytes) -> None:
     to = str(host.underlay_of(tunnel.version))
     if tunnel.kind == "ipip":
         with sender.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IPIP) as sock:

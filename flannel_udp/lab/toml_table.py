@@ -122,7 +122,7 @@ def parse(path: Path, text: str) -> dict[str, Any]:
     """Return what a file says. Raises `UsageError`."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers without end, lists in lists in lists
         raise UsageError(f"{path} is no TOML: {error}") from None
 
 

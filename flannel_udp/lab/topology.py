@@ -73,6 +73,7 @@ def plan_of(top: Table, backends: Backends, name: str = DEFAULT_NAME) -> Plan:
     usual = Plan()
     top.require(_KEYS)
     network = top.table("network")
+    given = any(key.lower() == "network" for key in network.values)  # flannel reads keys in any case
     plan = _made(
         top,
         usual,
@@ -84,7 +85,7 @@ def plan_of(top: Table, backends: Backends, name: str = DEFAULT_NAME) -> Plan:
         underlay_mtu=top.integer("underlay_mtu", usual.underlay_mtu, MTU_MIN, MTU_MAX),
         offload=top.word("offload", usual.offload, OFFLOADS),
         seed=top.integer("seed", usual.seed, 0, _SEED_MAX),
-        config={"Network": str(OVERLAY), **network.values},
+        config=network.values if given else {"Network": str(OVERLAY), **network.values},
     )
     config = _config_of(plan, f"{top.place('network')}: {top.name_of('network')}", backends)
     hosts = _hosts_of(top, plan)
@@ -136,7 +137,11 @@ def _made(top: Table, plan: Plan, **values: Any) -> Plan:
 def _config_of(plan: Plan, where: str, backends: Backends) -> NetworkConfig:
     """Return the plan's network configuration. Raises `UsageError` for what flannel would pass over, too."""
     try:
-        parsed = parse_network_config(json.dumps(dict(plan.config)), backends)
+        text = json.dumps(dict(plan.config))
+    except TypeError:
+        raise UsageError(f"{where}: dates and times are nothing that a network configuration has") from None
+    try:
+        parsed = parse_network_config(text, backends)
     except ConfigError as error:
         raise UsageError(f"{where}: {error.faults[0]}") from None
     if parsed.warnings:

@@ -64,6 +64,8 @@ def test_a_name_that_is_none_is_refused_before_it_becomes_a_path(name: str) -> N
         (lambda: Plan(routers=R1, behind={"r1": "r1"}), "the routers go in a circle: r1 behind r1"),
         (lambda: Plan(routers={"r1": Router(mtu=100)}, behind={"h1": "r1"}), "the link of h1 cannot carry 100 bytes"),
         (lambda: Plan(cables={"h1": Cable(mtu=1000)}, families="6"), "h1 cannot carry 1000 bytes: give 1280 to 65535"),
+        (lambda: Plan(cables={"h1": Cable(loss=0.1, mtu=65_535)}), "h1 cannot carry 65535 bytes: give 576 to 65521"),
+        (lambda: Plan(routers={"r1": Router(mtu=1000)}, families="6"), "the network behind r1 cannot carry 1000 bytes"),
         (lambda: Plan(routers={"r1": Router(forward="h1")}), "r1 passes nothing on to h1 without NAT"),
         (lambda: Plan(routers={"r1": Router(nat=True, forward="h1")}), "to h1, which is no host behind it"),
         (

@@ -98,6 +98,10 @@ def test_every_key_finds_its_place(tmp_path: Path) -> None:
     )
 
 
+def test_keys_of_the_network_are_read_in_any_case_as_flannel_does(tmp_path: Path) -> None:
+    assert read(tmp_path, '[network]\nnetwork = "10.5.0.0/16"').subnets["h2"] == ("10.5.2.0/24",)
+
+
 def test_subnets_are_left_to_chance_where_the_file_says_so(tmp_path: Path) -> None:
     assert read(tmp_path, "fixed_subnets = false").subnets == {}
     kept = read(tmp_path, 'fixed_subnets = false\n[host.h2]\nsubnets = ["10.244.9.0/24"]')
@@ -189,7 +193,10 @@ def test_the_first_example_has_the_default_of_every_key(tmp_path: Path) -> None:
             "does not fit the network: give a /24 from 10.244.1.0/24 to 10.244.255",
         ),
         ("[host.h1]\nsubnets = ['10.244.2.0/24']", "x.toml: host.h2.subnets: 10.244.2.0/24 is h1's already"),
+        ("[network]\nNetwork = 2026-01-01", "x.toml: network: dates and times are nothing that a "),
         ("hosts = ", "x.toml is no TOML: Invalid value (at "),
+        (f"hosts = {'9' * 5000}", "x.toml is no TOML: "),
+        (f"hosts = {'[' * 5000}", "x.toml is no TOML: "),
     ],
 )
 def test_what_cannot_be_is_one_line_with_file_and_key(tmp_path: Path, text: str, line: str) -> None:

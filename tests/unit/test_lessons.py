@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from flannel_udp.backend.table import LAB_BACKENDS
 from flannel_udp.cli.main import main
 from flannel_udp.lab.lessons.book import find_lesson, list_lessons, our_files
-from flannel_udp.lab.lessons.commands import named
+from flannel_udp.lab.lessons.commands import inside_of, named
 from flannel_udp.lab.lessons.language import LANGUAGES, laid_out, language_of, words
 from flannel_udp.lab.lessons.lesson import Check, Lesson
 from flannel_udp.lab.lessons.looking import Seen, holds, part_of
@@ -171,6 +171,7 @@ def test_a_lesson_of_somebodys_own_is_read(own: Path) -> None:
         ('  otherwise = "Not yet."', "", ":13: steps[1].checks[1].otherwise: is missing, or empty"),
         ("  grew = 1", '  grew = "1"', ':22: steps[1].mistakes[1].grew: "1" is not a whole number'),
         ("  grew = 1", "  grew = 1\n  at_most = 2", ":23: steps[1].mistakes[1].at_most: grew is there already"),
+        ("  grew = 1", "  grew = false", ":22: steps[1].mistakes[1].grew: false is not a whole number"),
         ("  grew = 1", '  matches = "("', ':22: steps[1].mistakes[1].matches: "(" is no regular expression: '),
         ("  grew = 1", "  exit = 1", ":22: steps[1].mistakes[1].exit: only a command has an exit code: `run`"),
         ("hosts = 2", "hosts = ", " is no TOML: Invalid value (at line 5, column 9)"),
@@ -278,6 +279,23 @@ def test_a_part_of_a_document(way: str, found: Any) -> None:
 )
 def test_the_language_is_that_of_the_environment(environ: dict[str, str], language: str) -> None:
     assert language_of(environ) == language
+
+
+@pytest.mark.parametrize(
+    ("command", "inside"),
+    [
+        ("flannel-udp lab exec h1 -- sh -c 'a $b | c'", ["h1", "sh", "-c", "a $b | c"]),
+        ('flannel-udp lab exec h1/p1 -- echo "a b"', ["h1/p1", "echo", "a b"]),
+        ("flannel-udp lab exec h1 -- echo $HOME", None),
+        ("flannel-udp lab exec h1 -- echo a | cat", None),
+        ("flannel-udp lab exec h1 -- true; true", None),
+        ("flannel-udp lab exec h1 -- true\ntrue", None),
+        ("flannel-udp lab exec h1 -- echo 'a", None),
+        ("flannel-udp lab heal", None),
+    ],
+)
+def test_what_a_shell_has_to_read_is_left_to_one(command: str, inside: list[str] | None) -> None:
+    assert inside_of(command) == inside
 
 
 def test_commands_in_texts_name_a_lab_that_has_another_name() -> None:

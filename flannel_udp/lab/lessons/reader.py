@@ -166,7 +166,8 @@ def _only(table: Table, keys: Sequence[str], does: str, default: str | None) -> 
 
 def _wanted(table: Table, condition: str) -> Wanted:
     value, kind = table.values[condition], CONDITIONS[condition][0]
-    if not isinstance(value, str | int | bool) or not isinstance(value, kind) or (kind is int and value is True):
+    truth_for_number = kind is int and isinstance(value, bool)
+    if not isinstance(value, str | int | bool) or not isinstance(value, kind) or truth_for_number:
         names = {str: "a text", int: "a whole number", bool: "true or false", object: "a text, a number, true or false"}
         table.wrong(condition, f"{shown(value)} is not {names[kind]}")
     if condition in ("matches", "lacks"):
