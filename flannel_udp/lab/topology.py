@@ -73,7 +73,7 @@ def plan_of(top: Table, backends: Backends, name: str = DEFAULT_NAME) -> Plan:
     usual = Plan()
     top.require(_KEYS)
     network = top.table("network")
-    given = any(key.lower() == "network" for key in network.values)  # flannel reads keys in any case
+    has_network = any(key.lower() == "network" for key in network.values)  # flannel reads keys in any case
     plan = _made(
         top,
         usual,
@@ -85,7 +85,7 @@ def plan_of(top: Table, backends: Backends, name: str = DEFAULT_NAME) -> Plan:
         underlay_mtu=top.integer("underlay_mtu", usual.underlay_mtu, MTU_MIN, MTU_MAX),
         offload=top.word("offload", usual.offload, OFFLOADS),
         seed=top.integer("seed", usual.seed, 0, _SEED_MAX),
-        config=network.values if given else {"Network": str(OVERLAY), **network.values},
+        config=network.values if has_network else {"Network": str(OVERLAY), **network.values},
     )
     config = _config_of(plan, f"{top.place('network')}: {top.name_of('network')}", backends)
     hosts = _hosts_of(top, plan)
