@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -109,6 +112,13 @@ def test_the_list_is_in_the_language_that_is_asked_for(
         "minutes": 10,
         "steps": 3,
     }
+
+
+def test_a_terminal_that_has_no_chinese_shows_the_rest() -> None:
+    argv = [sys.executable, "-m", "flannel_udp", "lab", "lesson", "list", "--lang", "zh"]
+    done = subprocess.run(argv, env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"7  vxlan       VXLAN?MAC?FDB?ARP" in done.stdout
 
 
 GOOD = """\
