@@ -86,9 +86,9 @@ class Link:
             self.relay.start()
             healed.append(f"{self.name}: the relay runs again")
         if not self._is_up(ends):
-            self.switch.configure(f"link set {self.port} up")
             if self.relay is not None:
                 self.node.configure(f"link set {EXIT} carrier on")
+            self.switch.configure(f"link set {self.port} up")  # last: it is what tells that all is done
             healed.append(f"{self.name}: the link is plugged in again")
         if self._carried(ends) != self.mtu:
             self.carry(self.mtu)

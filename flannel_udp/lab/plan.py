@@ -355,14 +355,18 @@ class Plan:
             plan = json.loads((STATE_DIR / name / "lab.json").read_text())
         except FileNotFoundError:
             return None
+        others = FlannelError(f"the lab {name} was made by another version of flannel-udp: remove it with `lab down`")
         if plan.keys() != {each.name for each in dataclasses.fields(cls)}:
-            raise FlannelError(f"the lab {name} was made by another version of flannel-udp: remove it with `lab down`")
+            raise others
         plan["agents"] = None if plan["agents"] is None else tuple(plan["agents"])
         plan["agent_args"] = tuple(plan["agent_args"])
         for of_hosts in ("host_args", "subnets"):
             plan[of_hosts] = {host: tuple(values) for host, values in plan[of_hosts].items()}
-        plan["routers"] = {router: Router(**values) for router, values in plan["routers"].items()}
-        plan["cables"] = {node: Cable(**values) for node, values in plan["cables"].items()}
+        try:
+            plan["routers"] = {router: Router(**values) for router, values in plan["routers"].items()}
+            plan["cables"] = {node: Cable(**values) for node, values in plan["cables"].items()}
+        except TypeError:
+            raise others from None
         return cls(**plan)
 
 

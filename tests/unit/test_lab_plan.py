@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 
@@ -235,9 +237,11 @@ def test_a_cable_tells_what_is_worse_than_perfect(cable: Cable, words: list[str]
 def test_a_plan_of_another_version_is_told_from_one_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "STATE_DIR", tmp_path)
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "lab.json").write_text('{"name": "x", "routed": []}')
-    with pytest.raises(FlannelError, match="the lab x was made by another version of flannel-udp"):
-        Plan.load("x")
+    other = {**dataclasses.asdict(Plan("x")), "cables": {"h1": {"jitter_ms": 1}}}
+    for kept in ({"name": "x", "routed": []}, other):
+        (tmp_path / "x" / "lab.json").write_text(json.dumps(kept))
+        with pytest.raises(FlannelError, match="the lab x was made by another version of flannel-udp"):
+            Plan.load("x")
 
 
 def test_a_lab_that_is_not_up_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

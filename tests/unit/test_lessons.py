@@ -16,12 +16,15 @@ from rich.cells import cell_len
 
 from flannel_udp.backend.table import LAB_BACKENDS
 from flannel_udp.cli.main import main
+from flannel_udp.errors import FlannelError
 from flannel_udp.lab.lessons.book import find_lesson, list_lessons, our_files
 from flannel_udp.lab.lessons.commands import inside_of, named
 from flannel_udp.lab.lessons.language import LANGUAGES, laid_out, language_of, words
 from flannel_udp.lab.lessons.lesson import Check, Lesson
 from flannel_udp.lab.lessons.looking import Seen, holds, part_of
 from flannel_udp.lab.lessons.reader import plan_of_lesson, translation_of
+from flannel_udp.lab.lessons.record import Record
+from flannel_udp.lab.plan import Plan
 
 OURS = our_files()
 TRANSLATED = [language for language in LANGUAGES if language != "en"]
@@ -119,6 +122,16 @@ def test_a_terminal_that_has_no_chinese_shows_the_rest() -> None:
     done = subprocess.run(argv, env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"7  vxlan       VXLAN?MAC?FDB?ARP" in done.stdout
+
+
+def test_a_lesson_that_another_version_has_begun_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flannel_udp.lab.plan.STATE_DIR", tmp_path)
+    plan = Plan("x")
+    assert Record.of_plan(plan) is None
+    plan.state.mkdir()
+    (plan.state / "lesson.json").write_text('{"path": "a.toml", "language": "en", "done": [], "stars": 3}')
+    with pytest.raises(FlannelError, match=r"begun by another version .* `flannel-udp lab down --name x`$"):
+        Record.of_plan(plan)
 
 
 GOOD = """\

@@ -43,12 +43,17 @@ class Record:
 
     @classmethod
     def of_plan(cls, plan: Plan) -> Self | None:
-        """Read it of a lab of which only the plan is known."""
+        """Read it of a lab of which only the plan is known. Raises `FlannelError` for what another version has kept."""
         try:
             kept = json.loads((plan.state / _FILE).read_text(encoding="utf-8"))
+            return cls(**{**kept, "done": tuple(kept["done"])})
         except FileNotFoundError:
             return None
-        return cls(**{**kept, "done": tuple(kept["done"])})
+        except (KeyError, TypeError):
+            raise FlannelError(
+                f"the lesson of the lab {plan.name} was begun by another version of flannel-udp: "
+                f"end it with `flannel-udp lab down --name {plan.name}`"
+            ) from None
 
 
 @contextmanager
