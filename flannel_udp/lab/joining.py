@@ -13,6 +13,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.lab import netns
 from flannel_udp.lab.interruptible import uninterrupted
 from flannel_udp.lab.lab import Lab, no_lab, standing
+from flannel_udp.lab.memory import require_memory
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host
 from flannel_udp.lab.plan import Plan
 
@@ -28,6 +29,7 @@ def add_host(name: str, extend: Callable[[Plan], Plan]) -> Host:
     with _one_at_a_time(Lab.attach(name)), standing(name) as stands:
         lab = Lab(extend(Lab.attach(name).plan))
         host = lab.hosts[-1]
+        require_memory(int(host.runs_agent))
         _take_away(lab, host)  # what one has left that was killed
         try:
             _build(lab, host)

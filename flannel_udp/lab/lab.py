@@ -80,7 +80,7 @@ class Lab:
         netns.require()
         require_registry(self.plan)
         require_nat(self.plan)
-        require_memory(self.plan)
+        require_memory(len(self.plan.agent_hosts))
         with self._claim() as stands:
             try:
                 for host in self.hosts:

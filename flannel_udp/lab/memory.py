@@ -6,20 +6,17 @@ import re
 from pathlib import Path
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.lab.plan import Plan
 
 AGENT_MB = 45
 """What one agent needs of its own: measured in a lab of 40."""
 _MEMINFO = Path("/proc/meminfo")
 
 
-def require_memory(plan: Plan) -> None:
-    """Raise `FlannelError` with how many hosts fit, where the plan's agents do not."""
+def require_memory(agents: int) -> None:
+    """Raise `FlannelError` with how many hosts fit, where so many agents more do not."""
     free = free_mb(_MEMINFO.read_text())
-    if len(plan.agent_hosts) * AGENT_MB > free:
-        needs = (
-            f"{len(plan.agent_hosts)} agents need {len(plan.agent_hosts) * AGENT_MB} MB of memory and {free} are free"
-        )
+    if agents * AGENT_MB > free:
+        needs = f"{agents} agents need {agents * AGENT_MB} MB of memory and {free} are free"
         raise FlannelError(f"{needs}: enough for {free // AGENT_MB} hosts")
 
 
