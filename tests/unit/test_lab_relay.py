@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -114,3 +116,10 @@ def test_frames_go_both_ways_until_an_end_is_gone(stack: ExitStack) -> None:
     one.close()
     carrying.join(PATIENCE_S)
     assert not carrying.is_alive()
+
+
+def test_a_relay_that_finds_no_device_says_why_in_a_line() -> None:
+    ends = ("--near", "no-such", "eth0", "--far", "no-such", "h1")
+    argv = [sys.executable, "-m", "flannel_udp.lab.relay", *ends, "--delay-ms", "1", "--loss", "0", "--seed", "1"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "there is no network namespace no-such\n")
