@@ -360,17 +360,16 @@ def test_a_node_that_is_not_there_is_named(path: str) -> None:
         lab.node(path)
 
 
-@pytest.mark.parametrize(("offload", "coalesced"), [("whole", True), ("wire", True), ("plain", False)])
-def test_offload_decides_whether_a_host_sees_super_packets(offload: str, coalesced: bool) -> None:
+@pytest.mark.parametrize(
+    ("offload", "cut", "coalesced"), [("whole", False, True), ("wire", True, True), ("plain", True, False)]
+)
+def test_offload_decides_whether_super_packets_leave_a_host_and_whether_one_sees_them(
+    offload: str, *, cut: bool, coalesced: bool
+) -> None:
     with Lab(Plan(fresh_name(), pods=0, agents=(), offload=offload, underlay_mtu=1400)) as lab:
-        assert (longest_packet(lab, lab.host("h2"), "eth0") > 1400) is coalesced
-
-
-@pytest.mark.parametrize(("offload", "cut"), [("whole", False), ("wire", True), ("plain", True)])
-def test_offload_decides_whether_super_packets_leave_a_host(offload: str, cut: bool) -> None:
-    with Lab(Plan(fresh_name(), pods=0, agents=(), offload=offload)) as lab:
         longest = longest_packet(lab, lab.net, "h1")
-    assert longest == 1500 if cut else longest > 1500
+        assert longest == 1400 if cut else longest > 1400
+        assert (longest_packet(lab, lab.host("h2"), "eth0") > 1400) is coalesced
 
 
 def test_the_registry_holds_configuration_and_reservations_when_the_agents_start() -> None:
