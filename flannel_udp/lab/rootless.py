@@ -56,22 +56,22 @@ def enter() -> None:
     if os.geteuid() == 0:
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [*_WAITED_FOR, signal.SIGTTOU])
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may have ignored it: nobody could be waited for
     try:
         place = _HeldFolder.open()
         in_front = _is_in_front()
         _join(place.holder)
         if not (interrupted := signal.sigpending() & set(_PASSED_ON)):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             child = os.fork()  # a PID namespace is for children only (setns(2))
             if child == 0:
                 place.close()
                 libc.call("prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # the two are one command
                 return
         code = 128 + min(interrupted) if interrupted else _wait_for(child)
-        if (
-            in_front
-        ):  # a shell inside has taken the terminal, and could not give it back to a group that it does not see
-            os.tcsetpgrp(0, os.getpgrp())
+        if in_front:
+            # A shell inside has taken the terminal, and could not give it back to a group that it does not see.
+            with suppress(OSError):  # it was closed
+                os.tcsetpgrp(0, os.getpgrp())
         place.leave()
         raise SystemExit(code)
     finally:
@@ -88,8 +88,10 @@ def _is_in_front() -> bool:
 
 def _join(holder: int) -> None:
     """Enter the holder's namespaces, and the folder again where we were. Raises `FlannelError`."""
-    with suppress(OSError):  # it was removed
+    try:
         folder = Path.cwd()
+    except OSError:  # it was removed
+        folder = Path("/")
     try:
         libc.call("setns", holder, NAMESPACES)
     except OSError as error:
@@ -120,7 +122,7 @@ class _HeldFolder:
         """A pidfd."""
         self._name, self._folder = path.name, folder
         # By descriptors: where we go, /run is another one.
-        self._beside = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._beside = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     @classmethod
     def open(cls) -> _HeldFolder:
@@ -159,7 +161,8 @@ class _HeldFolder:
                 signal.pidfd_send_signal(self.holder, signal.SIGKILL)
                 is_readable(self.holder, _END_S)
             _remove(self._folder)
-            os.rmdir(self._name, dir_fd=self._beside)
+            with suppress(OSError):  # systemd was faster, with the user's last session, or somebody put something there
+                os.rmdir(self._name, dir_fd=self._beside)
         self.close()
         if killed:
             raise FlannelError("the labs of this user are gone: the process that held them was ended")
@@ -186,8 +189,15 @@ def _path() -> Path:
 def _open_folder(path: Path) -> int:
     """Make the folder if need be, and open it. Raises `FlannelError` unless it is ours, and nobody else's to write."""
     while True:
-        with suppress(FileExistsError):
+        try:
             path.mkdir(0o700)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise FlannelError(
+                f"cannot make {path}, which is to say where this user's labs are: {error.strerror}; "
+                "set XDG_RUNTIME_DIR to a folder of his that he may write"
+            ) from None
         try:
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:  # whoever left last has just removed it

@@ -25,6 +25,15 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (package util-linux)"),
 ]
 
+FROM_NOWHERE = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.mkdir(sys.argv[1])
+os.chdir(sys.argv[1])
+os.rmdir(sys.argv[1])
+from flannel_udp.cli.main import main
+sys.exit(main(["lab", "list"]))
+"""
 GONE = "flannel-udp: earlier labs of this user are gone: the process that held them was ended\n"
 
 
@@ -132,7 +141,23 @@ def test_a_lab_ends_with_its_holder_and_the_next_command_says_so(other: User) ->
     assert (done.returncode, done.stdout, done.stderr) == (0, "no lab is up\n", GONE)
 
 
+def test_whoever_is_in_a_removed_folder_and_ignores_children_may_ask(other: User) -> None:
+    done = other.run(other.words(sys.executable, "-c", FROM_NOWHERE, str(other.folder / "removed")))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no lab is up\n", "")
+
+
 # Where it is refused
+
+
+def test_a_place_that_may_not_be_written_is_one_line(other: User) -> None:
+    other.folder.chmod(0o500)
+    done = other.run(other.lab("list"))
+    other.folder.chmod(0o700)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"flannel-udp: cannot make {other.folder}/flannel-udp, which is to say where this user's labs are: "
+        "Permission denied; set XDG_RUNTIME_DIR to a folder of his that he may write\n"
+    )
 
 
 @pytest.mark.parametrize("make", ["ln -s /tmp {}", "mkdir -m 755 {}", "touch {}"])
