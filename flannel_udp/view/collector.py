@@ -40,50 +40,58 @@ async def _answer_all(lab: Lab) -> None:
     questions = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(questions), sys.stdin)
-    gone, reader = _Gone(lab), Reader(lab)
+    file, reader = _File(lab), Reader(lab)
     _say({"ready": lab.name})
-    while (question := await gone.or_else(questions.readline())) and (
-        answer := await gone.or_else(asyncio.to_thread(_answer, lab, reader, json.loads(question)))
+    while (question := await file.gone_or(questions.readline())) and (
+        answer := await file.gone_or(asyncio.to_thread(_answer, file, reader, json.loads(question)))
     ):
         _say(answer)
-    if gone.is_so:
+    if file.is_gone:
         _say({"gone": True})
 
 
-def _answer(lab: Lab, reader: Reader, question: Mapping[str, Any]) -> Mapping[str, Any]:
+def _answer(file: _File, reader: Reader, question: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = reader.lab.name
     try:
+        if file.is_another():  # a host has joined
+            reader.lab = Lab.attach(name)
         if question["ask"] == "drawing":
-            return {"svg": graph_svg(lab, question["width"])}
+            return {"svg": graph_svg(reader.lab, question["width"])}
         return reader.look()
     except (FlannelError, OSError) as error:  # a file or a namespace is not there any more, say
-        return {"error": f"the lab {lab.name} cannot be looked at just now: {error}"}
+        return {"error": f"the lab {name} cannot be looked at just now: {error}"}
 
 
-class _Gone:
-    """Knows whether the lab is gone, by the file that it is attached by."""
+class _File:
+    """Knows whether the lab is gone, and whether its plan is another one, by the file that it is attached by."""
 
     def __init__(self, lab: Lab) -> None:
-        self._file = lab.plan.state / "lab.json"
-        self._identity = netns.identity(self._file)
+        self._path = lab.plan.state / "lab.json"
+        self._identity, self._folder = netns.identity(self._path), netns.identity(lab.plan.state)
         self._heard = asyncio.Event()
         with suppress(OSError):  # no more of inotify's: the next question finds out
-            self._watch = FileWatch(self._file, self._look)
+            self._watch = FileWatch(self._path, self._look)
 
     @property
-    def is_so(self) -> bool:
-        """Whether it is; another one of its name is not it."""
-        return netns.identity(self._file) != self._identity
+    def is_gone(self) -> bool:
+        """Whether the lab is; another one of its name is not it."""
+        return netns.identity(self._path) is None or netns.identity(self._path.parent) != self._folder
+
+    def is_another(self) -> bool:
+        """Tell whether it was replaced since this was asked before."""
+        before, self._identity = self._identity, netns.identity(self._path)
+        return self._identity != before
 
     def _look(self) -> None:
-        if self.is_so:
+        if self.is_gone:
             self._heard.set()
 
-    async def or_else(self, awaited: Any) -> Any:
+    async def gone_or(self, awaited: Any) -> Any:
         """Return what is awaited, or ``None`` once the lab is gone."""
         heard, task = asyncio.ensure_future(self._heard.wait()), asyncio.ensure_future(awaited)
         await asyncio.wait({heard, task}, return_when=asyncio.FIRST_COMPLETED)
         heard.cancel()
-        if self.is_so:
+        if self.is_gone:
             task.cancel()
             return None
         return task.result()

@@ -10,6 +10,7 @@ ADDRESS = "127.0.0.1"
 """Nobody but this machine."""
 _NAMES = (ADDRESS, "localhost")
 """What a browser of this machine may call it; a name of somebody else's that leads here (DNS rebinding) is none."""
+_PORT_OF_HTTP = 80  # which browsers leave out
 _CHANGING = ("POST",)
 
 HEADERS = {
@@ -43,9 +44,11 @@ class Gate:
 
         A browser tells with every POST, and with what another site asks for, which page it comes from.
         """
-        if host not in {f"{name}:{self.port}" for name in _NAMES}:
+        port = "" if self.port == _PORT_OF_HTTP else f":{self.port}"
+        if host not in {f"{name}{port}" for name in _NAMES}:
             return "this page is asked for by another name than this machine's own"
-        if not hmac.compare_digest(path.split("/")[1].encode(), self.token.encode()):
+        first = path.removeprefix("/").partition("/")[0]  # of `OPTIONS *` a star
+        if not hmac.compare_digest(first.encode(), self.token.encode()):
             return "the token in the address is wrong: open the address that `flannel-udp lab view` has printed"
         if origin is None:
             return "what changes something is asked for by the page only" if method in _CHANGING else None

@@ -51,10 +51,10 @@ class Looks:
         self._tell("end", why)
 
     async def _stop(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
-            self._looking = None
+        looking, self._looking = self._looking, None  # at once: whoever comes meanwhile is looked for anew
+        if looking is not None:
+            looking.cancel()
+            await asyncio.wait([looking])
 
     async def _look_on(self) -> None:
         while True:

@@ -29,7 +29,8 @@ class Reader:
     """Looks at a lab again and again; what is a second's is since the last look."""
 
     def __init__(self, lab: Lab) -> None:
-        self._lab = lab
+        self.lab = lab
+        """May be replaced by the same one with another plan."""
         self._rates = Rates()
         self._pool = ThreadPoolExecutor(max_workers=min(len(lab.hosts), _AT_ONCE))
         self._drawn: object = None
@@ -37,7 +38,7 @@ class Reader:
 
     def look(self) -> Look:
         """Return what it is like now. Raises `FlannelError` while it is taken down."""
-        lab, plan = self._lab, self._lab.plan
+        lab, plan = self.lab, self.lab.plan
         statuses = list(self._pool.map(_status, lab.hosts))
         seen = look([lab.net, *lab.routers, *lab.hosts, *lab.pods()])
         links = links_of(lab)

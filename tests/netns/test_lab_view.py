@@ -226,6 +226,19 @@ def test_a_lab_goes_without_waiting_for_who_looks_at_it_and_the_page_says_so() -
         assert [name for name in names() if lab.name in name] == []
 
 
+def test_a_host_that_joins_is_in_the_page() -> None:
+    with Lab(Plan(fresh_name(), hosts=1, pods=0, agents=())) as lab, viewed(lab.name) as view, view.live() as events:
+        following = looks(events)
+        first = next(following)
+        assert [host["name"] for host in first["hosts"]] == ["h1"]
+        assert run("add", "host", "--name", lab.name).returncode == 0
+        now = next(now for now in following if len(now["hosts"]) == 2)
+        assert [link["name"] for link in now["links"]] == ["h1", "h2"]
+        assert now["drawing"] > first["drawing"]
+        with view.asked("GET", "drawing?width=800") as response:
+            assert b'data-node="h2"' in response.read()
+
+
 def test_it_ends_with_the_lab_also_while_no_page_is_open() -> None:
     with Lab(Plan(fresh_name(), hosts=1, pods=0, agents=())) as lab, viewed(lab.name) as view:
         lab.down()

@@ -32,6 +32,8 @@ def test_who_has_the_token_and_comes_from_our_page_may_ask(
         ("GET", "/", HERE, None, "the token in the address is wrong"),
         ("GET", "/secreT/", HERE, None, "the token in the address is wrong"),
         ("GET", "/x/secret/", HERE, None, "the token in the address is wrong"),
+        ("OPTIONS", "*", HERE, None, "the token in the address is wrong"),
+        ("CONNECT", "", HERE, None, "the token in the address is wrong"),
         ("GET", "/s\u00e9cret/", HERE, None, "the token in the address is wrong"),
         ("GET", "/secret/", "lab.example:8000", None, "asked for by another name"),
         ("GET", "/secret/", "127.0.0.1:8001", None, "asked for by another name"),
@@ -50,6 +52,13 @@ def test_everybody_else_is_refused_in_a_line(
     assert refusal is not None
     assert why in refusal
     assert "\n" not in refusal
+
+
+def test_a_browser_names_no_port_where_it_is_that_of_http() -> None:
+    gate = Gate(80, "secret")
+    assert gate.refusal("POST", "/secret/change", "127.0.0.1", "http://127.0.0.1") is None
+    assert gate.refusal("GET", "/secret/", "lab.example", None) is not None
+    assert GATE.refusal("GET", "/secret/", "127.0.0.1", None) is not None
 
 
 def test_no_two_pages_have_the_same_token() -> None:

@@ -66,6 +66,16 @@ async def test_who_comes_back_is_looked_for_again() -> None:
     assert lab.looked >= 3
 
 
+async def test_who_comes_while_the_last_one_leaves_is_looked_for() -> None:
+    looks = Looks(Lab().look)
+    leaves, comes = looks.watch(), looks.watch()
+    await following(leaves)
+    leaving, coming = asyncio.create_task(leaves.aclose()), asyncio.create_task(following(comes))
+    await leaving
+    assert (await coming)[0] == "look"
+    await comes.aclose()
+
+
 async def test_who_has_just_changed_something_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EACH_S", 10 * PATIENCE_S)
     looks = Looks(Lab().look)
