@@ -188,7 +188,8 @@ from_sources() {
     if [ -d "$bundle" ]; then
         lists=$PWD/build/lists
         mkdir -p "$lists/partial"
-        printf 'deb [trusted=yes] file:%s ./\n' "$PWD/$bundle/debs" >build/sources.list
+        here=$(printf '%s' "$PWD" | sed 's/%/%25/g; s/ /%20/g; s/#/%23/g') # sources.list(5) would end at these
+        printf 'deb [trusted=yes] file:%s ./\n' "$here/$bundle/debs" >build/sources.list
         set -- -o "Dir::Etc::sourcelist=$PWD/build/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$lists" "$@"
     fi
     apt-get "$@"
@@ -266,7 +267,7 @@ install_bundle() {
     { read -r fits && read -r name; } 2>/dev/null <$bundle/about || damaged about
     [ "$fits" = "$(this_machine)" ] ||
         fail "the folder $bundle is for $fits, and this is $(this_machine): make one there (./bootstrap.sh bundle), or remove it to use the network"
-    sums=$(cksum <$bundle/SHA256SUMS 2>/dev/null) || damaged SHA256SUMS
+    sums=$(cksum 2>/dev/null <$bundle/SHA256SUMS) || damaged SHA256SUMS
     if [ "$(cat build/checked 2>/dev/null)" != "$sums" ]; then
         say "checking the folder $bundle"
         wrong=$(cd $bundle && { sha256sum --check --strict --quiet SHA256SUMS 2>/dev/null || echo SHA256SUMS; } | head -n 1)
@@ -325,12 +326,13 @@ list_packages() {
     mv $stage/Packages $stage/debs/Packages
 }
 
-# pack: this folder without what was made in it, and the stage as its folder `bundle`.
+# pack: this folder without what was made in it, and the stage as its folder `bundle`; whatever the umask was here, others
+# than root have to read it there, apt's own user among them.
 pack() {
     find . -mindepth 1 \( -name '.?*' -o -name __pycache__ -o -name '*.so' -o -name '*.egg-info' -o -path ./build -o -path ./$bundle \) \
         -prune -o -type f -print >build/packed
     find $stage -type f >>build/packed
-    tar -cf "$archive" --owner=0 --group=0 --transform "s,^$stage,$bundle,;s,^\./,,;s,^,flannel-udp/," -T build/packed
+    tar -cf "$archive" --owner=0 --group=0 --mode=u+rw,go-w,a+rX --transform "s,^$stage,$bundle,;s,^\./,,;s,^,flannel-udp/," -T build/packed
     rm build/packed
 }
 

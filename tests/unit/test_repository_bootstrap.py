@@ -286,8 +286,21 @@ def test_a_damaged_bundle_is_one_line(offline: Checkout, broken: str, how: str) 
         file.write_text(file.read_text() + "more")
     done = offline.run("lab")
     assert done.returncode == 1
-    line = done.stderr.splitlines()[-1]
+    *before, line = done.stderr.splitlines()
+    assert before in ([], ["bootstrap: checking the folder bundle"])
     assert line.startswith(f"bootstrap: the folder bundle is damaged (bundle/{broken}): "), line
+
+
+def test_a_bundle_may_be_in_a_folder_of_any_name(offline: Checkout) -> None:
+    offline.folder = offline.folder.rename(offline.folder.with_name("50% of #1"))
+    (offline.tools / "ping").unlink()
+    offline.put("apt-get", "exit 0")
+    offline.put_pip("exit 0")
+    (offline.folder / ".venv/bin/flannel-udp").symlink_to(offline.tools / "ip")
+    done = offline.run("lab")
+    assert done.returncode == 0, done.stderr
+    source = f"file:{offline.folder.parent}/50%25%20of%20%231/bundle/debs"
+    assert (offline.folder / "build/sources.list").read_text() == f"deb [trusted=yes] {source} ./\n"
 
 
 def test_a_bundle_of_another_release_is_one_line(offline: Checkout) -> None:
