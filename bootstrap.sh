@@ -34,7 +34,8 @@ open_log() {
     fail "cannot write to $PWD/build: copy this folder to where you may write, and run it there"
 }
 
-# step TEXT COMMAND...: announce and run; a failure is one line, with its cause.
+# step TEXT COMMAND...: announce and run; a failure is one line, with its cause. In a function that is run so, `set -e` does
+# nothing: what may fail there is followed by `|| return`.
 step() {
     step_begins=$(grep -c '' "$log" || :)
     step_goes_on "$@"
@@ -310,7 +311,7 @@ make_bundle() {
 get_packages() {
     : >$stage/nothing
     apt-get install --download-only -y --no-install-recommends -o Debug::NoLocking=true \
-        -o "Dir::State::status=$PWD/$stage/nothing" -o "Dir::Cache::archives=$PWD/$stage/debs" "$@"
+        -o "Dir::State::status=$PWD/$stage/nothing" -o "Dir::Cache::archives=$PWD/$stage/debs" "$@" || return
     rm -r $stage/nothing $stage/debs/partial
 }
 
@@ -319,9 +320,9 @@ list_packages() {
     for deb in "$stage"/debs/*.deb; do
         plain=$(printf '%s' "$deb" | sed 's/%3a/+/') # apt would take it for a colon
         [ "$plain" = "$deb" ] || mv "$deb" "$plain"
-        dpkg-deb --field "$plain"
+        dpkg-deb --field "$plain" || return
         printf 'Filename: ./%s\nSize: %s\nSHA256: %s\n\n' \
-            "${plain##*/}" "$(wc -c <"$plain")" "$(sha256sum "$plain" | cut -d ' ' -f 1)"
+            "${plain##*/}" "$(wc -c <"$plain")" "$(sha256sum "$plain" | cut -d ' ' -f 1)" || return
     done >$stage/Packages
     mv $stage/Packages $stage/debs/Packages
 }
@@ -330,9 +331,9 @@ list_packages() {
 # than root have to read it there, apt's own user among them.
 pack() {
     find . -mindepth 1 \( -name '.?*' -o -name __pycache__ -o -name '*.so' -o -name '*.egg-info' -o -path ./build -o -path ./$bundle \) \
-        -prune -o -type f -print >build/packed
-    find $stage -type f >>build/packed
-    tar -cf "$archive" --owner=0 --group=0 --mode=u+rw,go-w,a+rX --transform "s,^$stage,$bundle,;s,^\./,,;s,^,flannel-udp/," -T build/packed
+        -prune -o -type f -print >build/packed || return
+    find $stage -type f >>build/packed || return
+    tar -cf "$archive" --owner=0 --group=0 --mode=u+rw,go-w,a+rX --transform "s,^$stage,$bundle,;s,^\./,,;s,^,flannel-udp/," -T build/packed || return
     rm build/packed
 }
 

@@ -313,6 +313,31 @@ def test_a_bundle_of_another_release_is_one_line(offline: Checkout) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("tool", "step"),
+    [
+        ("apt-get", "getting packages: python3.11-venv iproute2 iputils-ping iptables, and all that they need"),
+        ("dpkg-deb", "writing down what there is"),
+        ("tar", "packing build/flannel-udp-{machine}.tar"),
+    ],
+)
+def test_a_bundle_that_cannot_be_made_whole_is_none(checkout: Checkout, tool: str, step: str) -> None:
+    checkout.have_all_but_the_packages_of_python()
+    checkout.put("python3", "echo python3.11")
+    checkout.put_pip("exit 0")
+    for name in ("apt-get", "dpkg-deb", "find", "sha256sum", "wc", "cut", "mv", "tar"):
+        checkout.put(name, "exit 0")
+    for name in ("dpkg", "uname"):
+        if found := shutil.which(name):
+            (checkout.tools / name).symlink_to(found)
+    checkout.put(tool, f"echo 'E: {tool} fails' >&2; exit 100")
+    done = checkout.run("bundle")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"bootstrap: failed: {step.format(machine=this_machine())}: E: {tool} fails (all of it: build/bootstrap.log)"
+    )
+
+
 def test_where_there_is_no_apt_no_bundle_is_made(checkout: Checkout) -> None:
     done = checkout.run("bundle")
     assert (done.returncode, done.stderr) == (
