@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import signal
 import stat
 import sys
@@ -32,6 +33,7 @@ _HOLDER = "holder"
 _END_S = 10.0
 _LOCK_S = 0.05
 """How often a lock is asked for that somebody has."""
+_OLDEST_LINUX = (5, 8)  # setns(2) by a pidfd
 _SI_KERNEL = 0x80  # <asm-generic/siginfo.h>: of a signal that a terminal has sent, to all of its foreground
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _WAITED_FOR = (*_PASSED_ON, signal.SIGCHLD)
@@ -254,8 +256,16 @@ def _find_holder(folder: int) -> int | None:
     return None
 
 
+def require_linux(release: str) -> None:
+    """Raise `FlannelError` if a kernel of this release (uname(2)) cannot let us into the holder's namespaces."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if found is not None and tuple(map(int, found.groups())) < _OLDEST_LINUX:
+        raise FlannelError(f"a lab without root needs Linux 5.8 or later, and this is {release}: run it as root")
+
+
 def _start_holder(folder: int) -> None:
     """Make the namespaces, and the process that keeps them. Raises `FlannelError`."""
+    require_linux(os.uname().release)
     with suppress(FileNotFoundError):
         os.unlink(_HOLDER, dir_fd=folder)
         sys.stderr.write("flannel-udp: earlier labs of this user are gone: the process that held them was ended\n")

@@ -6,7 +6,9 @@ import pytest
 
 from flannel_udp.cli.lab_rootless import say_cost, uses_packet_path
 from flannel_udp.dataplane.underlay import BUFFER_BYTES
+from flannel_udp.errors import FlannelError
 from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.rootless import require_linux
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,15 @@ def test_small_buffers_are_one_line_with_what_they_cost(capsys: pytest.CaptureFi
 def test_large_ones_are_nothing_to_speak_of(capsys: pytest.CaptureFixture[str]) -> None:
     say_cost(BUFFER_BYTES)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("release", ["4.18.0-553.el8_10.x86_64", "5.4.0-150-generic", "5.7"])
+def test_a_kernel_that_lets_nobody_in_by_a_pidfd_is_one_line(release: str) -> None:
+    with pytest.raises(FlannelError) as refused:
+        require_linux(release)
+    assert str(refused.value) == (f"a lab without root needs Linux 5.8 or later, and this is {release}: run it as root")
+
+
+@pytest.mark.parametrize("release", ["5.8.0", "5.10.0-28-amd64", "6.1.0-18-amd64", "unknown"])
+def test_a_later_one_will_do(release: str) -> None:
+    require_linux(release)
