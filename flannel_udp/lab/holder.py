@@ -41,7 +41,9 @@ def become_holder(file: int) -> NoReturn:
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
     os.chdir("/")
-    os.set_inheritable(file, True)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - of numbers
+        with suppress(OSError):  # what the list was read by
+            os.set_inheritable(int(name), int(name) in (0, 1, 2, file))  # what a shell holds open ends with the command
     # -P: not whatever lies in a folder. In place of a fork of the command it is small, and `ps` shows what it is.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "flannel_udp.lab.holder", str(file)])  # noqa: S606
 

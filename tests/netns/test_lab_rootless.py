@@ -130,9 +130,11 @@ def test_a_demonstration_that_is_interrupted_leaves_nothing(other: User) -> None
 
 
 def test_a_lab_ends_with_its_holder_and_the_next_command_says_so(other: User) -> None:
-    done = other.run(other.lab("up", "--name", fresh_name(), "--hosts", "1", "--backend", "host-gw"))
+    up = other.lab("up", "--name", fresh_name(), "--hosts", "1", "--backend", "host-gw")
+    done = other.run(["sh", "-c", 'exec 9</dev/null; exec "$@"', "sh", *up])
     assert done.returncode == 0, done.stderr
     holder = holder_of(other)
+    assert not Path(f"/proc/{holder}/fd/9").is_symlink()  # a script's lock, say, is not held by what outlives it
     inside = [int(pid) for pid in Path(f"/proc/{holder}/task/{holder}/children").read_text().split()]
     assert inside
     os.kill(holder, signal.SIGKILL)
