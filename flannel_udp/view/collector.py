@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.files.watch import FileWatch
 from flannel_udp.lab import netns
 from flannel_udp.lab.graph import graph_svg
-from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.lab import Lab, standing
 from flannel_udp.lab.rootless import enter
 from flannel_udp.view.reading import Reader
 
@@ -29,18 +30,17 @@ def main(name: str) -> None:
     try:
         enter()  # the page's server is outside of an ordinary user's namespaces, where his browser is
         lab = Lab.attach(name)
+        with standing(name) as stands, suppress(BrokenPipeError):  # nobody can ask any more
+            asyncio.run(_answer_all(lab, stands))
     except FlannelError as error:
         _say({"error": str(error), "code": error.exit_code})
-        return
-    with suppress(BrokenPipeError):  # nobody can ask any more
-        asyncio.run(_answer_all(lab))
 
 
-async def _answer_all(lab: Lab) -> None:
+async def _answer_all(lab: Lab, stands: Callable[[], bool]) -> None:
     questions = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(questions), sys.stdin)
-    file, reader = _File(lab), Reader(lab)
+    file, reader = _File(lab.plan.state / "lab.json", stands), Reader(lab)
     _say({"ready": lab.name})
     while (question := await file.gone_or(questions.readline())) and (
         answer := await file.gone_or(asyncio.to_thread(_answer, file, reader, json.loads(question)))
@@ -65,17 +65,17 @@ def _answer(file: _File, reader: Reader, question: Mapping[str, Any]) -> Mapping
 class _File:
     """Knows whether the lab is gone, and whether its plan is another one, by the file that it is attached by."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._path = lab.plan.state / "lab.json"
-        self._identity, self._folder = netns.identity(self._path), netns.identity(lab.plan.state)
+    def __init__(self, path: Path, stands: Callable[[], bool]) -> None:
+        self._path, self._stands = path, stands
+        self._identity = netns.identity(path)
         self._heard = asyncio.Event()
         with suppress(OSError):  # no more of inotify's: the next question finds out
-            self._watch = FileWatch(self._path, self._look)
+            self._watch = FileWatch(path, self._look)
 
     @property
     def is_gone(self) -> bool:
         """Whether the lab is; another one of its name is not it."""
-        return netns.identity(self._path) is None or netns.identity(self._path.parent) != self._folder
+        return not self._stands()
 
     def is_another(self) -> bool:
         """Tell whether it was replaced since this was asked before."""

@@ -21,7 +21,7 @@ export function showEnds(look) {
   const pods = look.links.map((link) => link.name).filter((name) => name.includes("/"));
   const hosts = look.hosts.map((host) => host.name);
   offer(find("from"), [...pods, ...hosts]);
-  find("ends").replaceChildren(...[...pods, ...hosts].map((name) => make("option", { value: name })));
+  offer(find("ends"), [...pods, ...hosts]); // a list that is open would be closed by new ones each second
   const to = find("to");
   if (!to.value && pods.length > 1) {
     to.value = pods.find((name) => name.split("/")[0] !== pods[0].split("/")[0]) ?? pods[1];
