@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -320,6 +321,34 @@ def test_ctrl_c_ends_with_130_and_says_nothing() -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
         assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("start", ["-m flannel_udp", "the installed command"])
+def test_ctrl_c_while_the_command_line_is_imported_ends_likewise(start: str) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    module, function = project["project"]["scripts"]["flannel-udp"].split(":")
+    run_it = (
+        'runpy.run_module("flannel_udp", run_name="__main__")'
+        if start == "-m flannel_udp"
+        else f"from {module} import {function} as main; sys.exit(main())"  # what pip writes
+    )
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class CtrlC:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'flannel_udp.cli.commands':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, CtrlC())\n" + run_it
+    )
+    done = subprocess.run(
+        ["env", "--default-signal=INT", sys.executable, "-c", code, "--version"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=ENVIRON,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 # --- config check -------------------------------------------------------------------------------------------------
