@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -193,16 +191,6 @@ def test_two_tables_that_match_are_named(vpc: Vpc, monkeypatch: pytest.MonkeyPat
 def test_without_boto3_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "find_spec", lambda name: None if name == "boto3" else find_spec(name))
     assert fault_of() == "Backend.Type is aws-vpc, and boto3 is not installed: pip install 'flannel-udp[aws]'"
-
-
-def test_boto3_is_imported_only_when_somebody_asks() -> None:
-    lines = [
-        "import json, sys; from flannel_udp.backend.table import BACKENDS",
-        "from flannel_udp.netconf.config import parse_network_config",
-        'parse_network_config(\'{"Network": "10.1.0.0/16", "Backend": {"Type": "aws-vpc"}}\', BACKENDS)',
-        "sys.exit(any(name.startswith(('boto', 'urllib3')) for name in sys.modules))",
-    ]
-    assert subprocess.run([sys.executable, "-c", "\n".join(lines)], check=False).returncode == 0
 
 
 def test_another_region_than_the_instance_s_is_refused() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from importlib.util import find_spec
 from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
 
+from flannel_udp.backend.cloud.backend import CloudBackend
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.model import Ends, Interface, LeaseAttrs
@@ -15,6 +19,17 @@ from flannel_udp.netconf.config import BackendConfig, NetworkConfig
 from tests.support.backends import parse_config
 
 NETWORK = {"Network": "10.1.0.0/16"}
+PROVIDERS = [kind for kind, backend in BACKENDS.items() if isinstance(backend, CloudBackend)]
+LIBRARIES = (
+    "alibabacloud_credentials",
+    "alibabacloud_vpc20160428",
+    "boto3",
+    "darabonba",
+    "google.auth",
+    "requests",
+    "tencentcloud",
+    "urllib3",
+)
 WITHOUT_OPTIONS = [kind for kind in BACKENDS if not BACKENDS[kind].option_keys]
 
 
@@ -182,3 +197,18 @@ def test_cloud_routes_take_hosts_that_name_no_backend_as_flannel_s_do(kind: str)
 
 def test_alloc_takes_alloc_hosts_and_those_that_name_no_backend() -> None:
     assert hosts_taken("alloc") == ["", "alloc"]
+
+
+def test_providers_libraries_are_imported_only_when_somebody_asks() -> None:
+    assert all(map(find_spec, LIBRARIES))  # a name that is wrong would never be imported
+    lines = [
+        "import json, sys; from flannel_udp.backend.table import BACKENDS",
+        "from flannel_udp.netconf.config import parse_network_config",
+        "for kind in sys.argv[1:]:",
+        "    parse_network_config(json.dumps({'Network': '10.1.0.0/16', 'Backend': {'Type': kind}}), BACKENDS)",
+        f"print(*set({LIBRARIES}) & sys.modules.keys())",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), *PROVIDERS], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "\n"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from importlib.util import find_spec
@@ -199,16 +197,6 @@ def test_without_the_sdk_the_extra_is_named(lacking: str, monkeypatch: pytest.Mo
     assert fault_of() == (
         f"Backend.Type is tencent-vpc, and {lacking} is not installed: pip install 'flannel-udp[tencent]'"
     )
-
-
-def test_the_sdk_is_imported_only_when_somebody_asks() -> None:
-    lines = [
-        "import json, sys; from flannel_udp.backend.table import BACKENDS",
-        "from flannel_udp.netconf.config import parse_network_config",
-        'parse_network_config(\'{"Network": "10.1.0.0/16", "Backend": {"Type": "tencent-vpc"}}\', BACKENDS)',
-        "sys.exit(any(name.startswith(('tencentcloud', 'requests', 'urllib3')) for name in sys.modules))",
-    ]
-    assert subprocess.run([sys.executable, "-c", "\n".join(lines)], check=False).returncode == 0
 
 
 def test_another_region_than_the_instance_s_is_refused() -> None:
