@@ -149,7 +149,7 @@ def compared_facts(comparison: Comparison) -> list[tuple[str, str]]:
     old, new = (dict(facts(result)) for result in (comparison.old, comparison.new))
     of_new = [(name, said) for name, said in new.items() if name not in ("measured", "samples", "others")]
     sides = [
-        (side, f"{result.path}: {of['measured']}; {of['samples']}; others {of['others']}")
+        (side, f"{result.path}: {of['measured']}; samples {of['samples']}; others {of['others']}")
         for side, result, of in (("old", comparison.old, old), ("new", comparison.new, new))
     ]
     return [*sides, *of_new, *(("beware", remark) for remark in comparison.remarks)]

@@ -13,7 +13,7 @@ from typing import Any
 from flannel_udp.errors import FlannelError, UsageError
 
 _LONGEST_LINE = 1 << 24
-"""Bytes; a lab of 250 hosts with some pods needs a megabyte."""
+"""Bytes; a lab of 200 hosts with some pods needs a megabyte."""
 
 
 class LabGone(FlannelError):

@@ -82,7 +82,15 @@ def test_the_sdist_holds_the_cython_sources_and_no_generated_c(sdist: list[str])
 
 
 def test_the_sdist_holds_what_tests_and_newcomers_need(sdist: list[str]) -> None:
-    wanted = {"README.md", "LICENSE", "CHANGELOG.md", "bootstrap.sh", "tox.ini", "tests/package/__init__.py"}
+    wanted = {
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "bootstrap.sh",
+        "mkdocs.yml",
+        "tox.ini",
+        "tests/package/__init__.py",
+    }
     assert wanted <= set(sdist)
 
 
