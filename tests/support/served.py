@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,10 @@ def served(server: str, *arguments: str, before: Sequence[str] = ()) -> Iterator
     `server` is its module in this folder; it is not imported here: moto takes seconds.
     """
     command = [*before, sys.executable, "-m", f"tests.support.{server}", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # with PYTHONSAFEPATH the working folder is not looked into
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             port = process.stdout.readline()
