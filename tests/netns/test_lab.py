@@ -233,7 +233,7 @@ def test_another_process_attaches_to_a_lab() -> None:
 KILLED_AT = {
     "when it is up": "lab.up(); lab.node('h1/p1').popen(['sleep', '1000'], new_session=True); wait()",
     "before its plan is written": "Plan.save = lambda self: wait(); lab.up()",
-    "before its agents start": "Lab.start_agents = lambda self, timeout_s: wait(); lab.up()",
+    "before its agents start": "Lab.start_agents = lambda *_: wait(); lab.up()",
 }
 
 
