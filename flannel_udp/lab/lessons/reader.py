@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from flannel_udp.errors import FlannelError, did_you_mean
 from flannel_udp.lab.lab import Lab
@@ -183,9 +182,7 @@ def _translated(lesson: Lesson, top: Table, language: str) -> Lesson:
     top.require(_TRANSLATED)
     tables = top.table("steps")
     known = [step.name for step in lesson.steps]
-    for name in tables.values:
-        if name not in known:
-            _unknown(tables, name, "step", known)
+    _check_names(tables, "step", known)
     return replace(
         lesson,
         title=top.text("title", lesson.title),
@@ -199,9 +196,7 @@ def _translated_step(step: Step, table: Table) -> Step:
     table.require(_STEP_TEXTS)
     mistakes = table.table("mistakes")
     known = [mistake.name for mistake in step.mistakes]
-    for name in mistakes.values:
-        if name not in known:
-            _unknown(mistakes, name, "mistake", known)
+    _check_names(mistakes, "mistake", known)
     otherwise = _as_many(table, "otherwise", [each.otherwise for each in step.requirements])
     return replace(
         step,
@@ -222,5 +217,9 @@ def _as_many(table: Table, key: str, texts: Sequence[str]) -> Sequence[str]:
     return translated or texts
 
 
-def _unknown(table: Table, name: str, what: str, known: Sequence[str]) -> NoReturn:
-    table.wrong(name, f"the lesson has no such {what}, it has {', '.join(known)}{did_you_mean(name, known)}")
+def _check_names(table: Table, what: str, known: Sequence[str]) -> None:
+    """Refuse a translation of something that the lesson has not."""
+    for name in table.values:
+        if name not in known:
+            there_is = f"{', '.join(known)}{did_you_mean(name, known)}"
+            table.wrong(name, f"the lesson has no such {what}, it has {there_is}")
