@@ -58,6 +58,11 @@ def _command(name: str, package: str, of: Callable[[str], bool]) -> _Need:
     return _Need(f"the command {name}", of, lambda: shutil.which(name) is not None, f"install the package {package}")
 
 
+def has_wireguard() -> bool:
+    """Tell whether wireguard-go, and what sets it up, are installed."""
+    return shutil.which(WIREGUARD) is not None and shutil.which("wg") is not None
+
+
 def has_tun() -> bool:
     """Tell whether there is the device that TUN devices are made with."""
     return _TUN.exists()

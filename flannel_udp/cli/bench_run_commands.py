@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -116,12 +117,17 @@ def _run(given: Values) -> int:
 def _run_in_labs(given: Values, schedule: Schedule, output: Output) -> int:
     if "port" in given:
         raise UsageError("--port is about two hosts: give --to as well")
+    from flannel_udp.bench.choosing import has_wireguard
     from flannel_udp.bench.contenders import Where
     from flannel_udp.bench.running import InLabs, run_and_keep
 
     place = Where(given.get("underlay", "wire"), given.get("between", "pods"), int(given.get("family", "4")))
     measures = given.get("measures", names.DEFAULT)
-    wanted = InLabs(given.get("contenders", CONTENDERS[:4]), measures, place, given.get("offload", "auto"))
+    contenders = given.get("contenders", CONTENDERS[:4])
+    if contenders == CONTENDERS and not has_wireguard():
+        sys.stderr.write("bench: wireguard-go, or wg, is not installed: all are measured but it\n")
+        contenders = CONTENDERS[:-1]
+    wanted = InLabs(contenders, measures, place, given.get("offload", "auto"))
     wanted.check()
     return run_and_keep(wanted, schedule, _quiet(given, schedule), output)
 

@@ -96,7 +96,8 @@ def test_what_is_lacking_is_one_line_each_that_says_who_needs_it(
     monkeypatch.setattr(netns, "ip_batch", refused)
     monkeypatch.setattr(choosing, "_TUN", tmp_path / "tun")
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, lines = complaints(capsys, "--contenders", "all", "--underlay", "slow-1g")
+    contenders = "vxlan,naive,udp,vxlan-userspace,host-gw,wireguard-go"
+    code, lines = complaints(capsys, "--contenders", contenders, "--underlay", "slow-1g")
     assert code == 1
     assert [line.partition(", which is not here: ")[0] for line in lines] == [
         "flannel-udp: tcp1, tcp4: needs the command iperf3",
@@ -110,6 +111,22 @@ def test_what_is_lacking_is_one_line_each_that_says_who_needs_it(
         "flannel-udp: vxlan: needs VXLAN in the kernel",
     ]
     assert all("or leave out what needs it" in line for line in lines)
+
+
+def test_all_are_all_but_a_wireguard_go_that_is_not_installed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(netns, "require", lambda: None)
+    monkeypatch.setattr(netns, "ip_batch", refused)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, (said, *lacking) = complaints(capsys, "--contenders", "all", "--measures", "udp512")
+    assert (code, said) == (1, "bench: wireguard-go, or wg, is not installed: all are measured but it")
+    assert [line.partition(", which is not here: ")[0] for line in lacking] == [
+        "flannel-udp: naive, udp512: needs the command cc",
+        "flannel-udp: vxlan: needs the command bridge",
+        "flannel-udp: vxlan: needs VXLAN in the kernel",
+    ]
 
 
 def test_what_nobody_asked_for_may_be_lacking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
