@@ -31,7 +31,14 @@ class Runner:
         """Start a command. Its pid is the command's own: `ip netns exec` replaces itself."""
         argv = [*self._prefix, *command]
         return subprocess.Popen(
-            argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, text=True, start_new_session=new_session
+            argv,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            text=True,
+            errors="replace",  # people's own commands print what they like
+            start_new_session=new_session,
         )
 
     def run(

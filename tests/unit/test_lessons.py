@@ -25,6 +25,7 @@ from flannel_udp.lab.lessons.looking import Seen, holds, part_of
 from flannel_udp.lab.lessons.reader import plan_of_lesson, translation_of
 from flannel_udp.lab.lessons.record import Record
 from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.runner import Runner
 
 OURS = our_files()
 TRANSLATED = [language for language in LANGUAGES if language != "en"]
@@ -348,3 +349,7 @@ def test_items_of_lists_hang() -> None:
     assert laid_out("a b\n\n1. one two three\n2. two", 10, "  ") == "  a b\n\n  1. one\n     two\n     three\n  2. two"
     assert laid_out("甲乙《丙》", 6) == "甲乙\n《丙》"
     assert laid_out("甲乙丙、丁。", 6) == "甲乙丙、\n丁。"
+
+
+def test_a_command_whose_words_are_no_text_is_shown_as_well_as_can_be() -> None:
+    assert Runner().run(["printf", r"\377 it is\n"]).stdout == "\ufffd it is\n"
