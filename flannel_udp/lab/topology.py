@@ -145,7 +145,7 @@ def _config_of(plan: Plan, where: str, backends: Backends) -> NetworkConfig:
     except ConfigError as error:
         raise UsageError(f"{where}: {error.faults[0]}") from None
     if parsed.warnings:
-        raise UsageError(f"{where}: {parsed.warnings[0]}")
+        raise UsageError(f"{where}: correct what agents would pass over: {parsed.warnings[0]}")
     return parsed.config
 
 
