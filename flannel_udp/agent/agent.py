@@ -81,6 +81,8 @@ logger = logging.getLogger(__name__)
 END_TIMEOUT_S, CLEAN_TIMEOUT_S = 1.2, 0.7
 CLAIMS_MAX = 3
 """So many other hosts with our address are named."""
+TABLE_WAIT_S = 2.0
+"""So long packets wait for the first table, then they are dropped, counted and answered while there is none."""
 
 _parse = partial(parse_network_config, backends=BACKENDS)
 
@@ -140,10 +142,14 @@ class Agent:
         seeker = _seeker(config, external, self._mark)
         context = replace(context, read_former=partial(read_former, registry, config, seeker))
         network = await open_or_resume(backend, context, stored)
-        if not stored:
-            network.start()  # else what waits there would be dropped before there is a table
         store = Store(network, stored)
         rooms, forwarding = self._open_rooms(stack, registry, external, (config, backend, network), store)
+
+        def drop_what_waits() -> None:
+            if not rooms.gate.published.is_set():
+                network.start()
+
+        stack.callback(asyncio.get_running_loop().call_later(TABLE_WAIT_S, drop_what_waits).cancel)
         await self._run(registry, rooms, forwarding, _Entrances(listeners, server, claims), None)
 
     async def _live_on(
