@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import flannel_udp
+from flannel_udp.host.privileges import TUN_DEVICE
 from tests.support.patience import PATIENCE_S
 
 UID = 65534
@@ -38,7 +39,8 @@ class User:
     def words(self, *command: str) -> list[str]:
         """Return what runs the command as this user.
 
-        What he could not read, as it is in root's home, is where it was for this command, and for it only.
+        What he could not read, as it is in root's home, is where it was for this command, and for it only; likewise
+        /dev/net/tun, which some machines keep for root.
         """
         drop = f"setpriv --reuid {self._uid} --regid {self._uid} --clear-groups"
         return ["unshare", "--mount", "sh", "-ec", f'{_opened()}exec {drop} -- "$@"', "sh", *command]
@@ -86,6 +88,10 @@ def _opened() -> str:
     ]
     for number, path in enumerate(closed):
         lines += [f"mkdir -p {shlex.quote(str(path))}", f"mount --bind {aside}/{number} {shlex.quote(str(path))}"]
+    if TUN_DEVICE.exists() and TUN_DEVICE.stat().st_mode & 0o006 != 0o006:
+        lines.append(f"mount -t tmpfs -o mode=755 opened {TUN_DEVICE.parent}")
+        # Where the shell is in a user namespace that may not, nothing that follows needs it.
+        lines.append(f"mknod --mode=666 {TUN_DEVICE} c 10 200 2>/dev/null || :")
     return "".join(f"{line}\n" for line in lines)
 
 
