@@ -104,6 +104,19 @@ def test_each_router_takes_one_from_the_ttl_and_says_what_its_network_carries(la
     assert "From 192.0.2.202 icmp_seq=1 Frag needed and DF set (mtu = 1400)" in h1.run(large, check=False).stdout
 
 
+def test_a_narrow_link_behind_a_router_is_a_black_hole_too(lab: Lab) -> None:
+    h1, h3 = lab.host("h1"), lab.host("h3")
+    large = ["ping", "-c", "3", "-i", "0.2", "-W", "2", "-M", "do", "-s", str(1300 - 28), str(h3.underlay)]
+    told(lab, "mtu", "h3", "1200")
+    try:
+        said = h1.run(large, check=False).stdout
+        assert ("100% packet loss" in said, "Frag needed" in said) == (True, False), said
+        assert None not in ping(h1, [h3.underlay], PATIENCE_S)
+    finally:
+        told(lab, "heal", "h3")
+    assert h1.run([*large[:-1], "-c", "10", str(h3.underlay)], check=False).returncode == 0
+
+
 def test_nobody_outside_has_a_way_to_what_is_behind_a_nat(lab: Lab) -> None:
     h1, h2 = lab.host("h1"), lab.host("h2")
     said = h1.run(["ping", "-c", "1", "-W", str(PATIENCE_S), str(h2.underlay)], check=False).stdout
