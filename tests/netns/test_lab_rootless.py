@@ -34,6 +34,25 @@ os.rmdir(sys.argv[1])
 from flannel_udp.cli.main import main
 sys.exit(main(["lab", "list"]))
 """
+REFUSED = """
+import errno, os, sys
+from pathlib import Path
+from flannel_udp.cli.main import main
+from flannel_udp.lab import libc
+call, fork, file = libc.call, os.fork, Path(os.environ["XDG_RUNTIME_DIR"], "flannel-udp/holder")
+def refuse(name):
+    if name == sys.argv[1] and (holder := file.read_text()):  # not while the holder is being started
+        print(holder, flush=True)
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+def careful_call(name, *arguments):
+    refuse(name)
+    return call(name, *arguments)
+def careful_fork():
+    refuse("fork")
+    return fork()
+libc.call, os.fork = careful_call, careful_fork
+sys.exit(main(["lab", "list"]))
+"""
 GONE = "flannel-udp: earlier labs of this user are gone: the process that held them was ended\n"
 
 
@@ -149,6 +168,23 @@ def test_whoever_is_in_a_removed_folder_and_ignores_children_may_ask(other: User
 
 
 # Where it is refused
+
+
+@pytest.mark.parametrize("what", ["setns", "fork"])
+def test_who_cannot_enter_leaves_no_holder(other: User, what: str) -> None:
+    done = other.run(other.words(sys.executable, "-c", REFUSED, what))
+    assert (done.returncode, "Operation not permitted" in done.stderr) == (1, True), done
+    assert wait_until(lambda: has_ended(int(done.stdout)), PATIENCE_S)
+
+
+def test_who_cannot_enter_leaves_the_holder_that_was_there(user: User, lab: str) -> None:
+    done = user.run(user.words(sys.executable, "-c", REFUSED, "setns"))
+    assert (done.returncode, done.stderr) == (
+        1,
+        "flannel-udp: cannot enter the namespaces of this user's labs: Operation not permitted\n",
+    )
+    assert not has_ended(int(done.stdout))
+    assert lab in user.run(user.lab("list")).stdout
 
 
 def test_a_place_that_may_not_be_written_is_one_line(other: User) -> None:
