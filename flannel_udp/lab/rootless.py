@@ -30,6 +30,8 @@ from flannel_udp.lab.lab import lab_names
 from flannel_udp.lab.netns import is_readable
 
 _HOLDER = "holder"
+_KEPT = stat.S_ISVTX
+"""What tells whoever tidies /tmp up that a file is to stay, however old it is (XDG Base Directory Specification)."""
 _END_S = 10.0
 _LOCK_S = 0.05
 """How often a lock is asked for that somebody has."""
@@ -288,7 +290,7 @@ def _start_holder(folder: int) -> None:
     with suppress(FileNotFoundError):
         os.unlink(_HOLDER, dir_fd=folder)
         sys.stderr.write("flannel-udp: earlier labs of this user are gone: the process that held them was ended\n")
-    file = os.open(_HOLDER, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    file = os.open(_HOLDER, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _KEPT | 0o600, dir_fd=folder)
     fcntl.flock(file, fcntl.LOCK_EX)  # with the descriptor the holder gets the lock
     told, tell = os.pipe()
     child = os.fork()

@@ -167,6 +167,17 @@ def test_whoever_is_in_a_removed_folder_and_ignores_children_may_ask(other: User
     assert (done.returncode, done.stdout, done.stderr) == (0, "no lab is up\n", "")
 
 
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="needs systemd-tmpfiles (package systemd)")
+def test_what_tidies_tmp_up_leaves_the_holder_s_file(user: User, lab: str, tmp_path: Path) -> None:
+    (tmp_path / "all.conf").write_text(f"e {user.folder} - - - 0\n")
+    file = user.folder / "flannel-udp/holder"
+    other = file.with_name("other")
+    other.touch()
+    subprocess.run(["systemd-tmpfiles", "--clean", tmp_path / "all.conf"], check=True, timeout=PATIENCE_S)
+    assert (other.exists(), file.exists()) == (False, True)
+    assert lab in user.run(user.lab("list")).stdout
+
+
 # Where it is refused
 
 
