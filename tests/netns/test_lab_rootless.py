@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flannel_udp.lab.lab import lab_names
-from flannel_udp.lab.netns import wait_until
+from flannel_udp.lab.netns import is_readable, wait_until
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.ordinary_user import UID, User, ordinary_user
 from tests.support.patience import PATIENCE_S
@@ -122,11 +122,13 @@ def test_a_shell_has_the_terminal_and_gives_it_back(user: User, lab: str) -> Non
         os.write(terminal, b"set -m; sleep 300 & kill %1; echo job $?; hostname; exit\nlast\n")
         seen = b""
         while b"read last" not in seen:
+            assert is_readable(terminal, PATIENCE_S), seen
             seen += os.read(terminal, 4096)
         assert b"job 0" in seen
         assert b"\nh1" in seen
     finally:
         os.close(terminal)
+        os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
