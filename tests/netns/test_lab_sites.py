@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flannel_udp.backend.table import LAB_BACKENDS
 from flannel_udp.lab.faults import present_faults
+from flannel_udp.lab.joining import add_host
 from flannel_udp.lab.lab import Lab, remove
 from flannel_udp.lab.links import link_of
 from flannel_udp.lab.netns import wait_until
@@ -229,3 +231,20 @@ def test_a_host_that_has_not_joined_leaves_nothing(waiting: Lab, what: str) -> N
         assert last == f"flannel-udp: the lab {name} was taken down while a host joined it"
         assert namespaces_of(name) == []
         assert not state_of(name).exists()
+
+
+def test_a_host_that_has_just_joined_stays_when_its_command_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Lab(Plan(fresh_name(), hosts=1, pods=0, agents=())) as lab:
+        save = Plan.save
+
+        def save_and_be_interrupted(plan: Plan) -> None:
+            save(plan)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Plan, "save", save_and_be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            add_host(lab.name, lambda plan: replace(plan, hosts=2))
+        now = Lab.attach(lab.name)
+        assert [host.name for host in now.hosts] == ["h1", "h2"]
+        assert present_faults(now) == {}
+        assert None not in ping(now.hosts[0], [now.hosts[1].underlay], PATIENCE_S)
