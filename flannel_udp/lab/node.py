@@ -159,13 +159,17 @@ class Host(Node):
         if self.agent_pid() is None:
             raise FlannelError(f"{self.name}: the agent does not run")
         former, child = self._child, self._spawn_agent("--takeover")
-        netns.wait_until(lambda: self._serving_pid() == child.pid or child.poll() is not None, timeout_s)
-        if self._serving_pid() != child.pid:
-            child.kill()
-            child.wait()
+        try:
+            netns.wait_until(lambda: self._serving_pid() == child.pid or child.poll() is not None, timeout_s)
+        finally:  # Ctrl-C, too: nobody would find the new one again
+            if taken := self._serving_pid() == child.pid:
+                self._child = child
+                replace_file(self._pid_file, b"%d\n" % child.pid)
+            else:
+                child.kill()
+                child.wait()
+        if not taken:
             raise FlannelError(f"{self.name}: nobody has taken over; the last words:\n{self._last_words()}")
-        self._child = child
-        replace_file(self._pid_file, b"%d\n" % child.pid)
         if former is not None:
             with suppress(subprocess.TimeoutExpired):
                 former.wait(_STOP_TIMEOUT_S)
