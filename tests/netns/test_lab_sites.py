@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.node import Node
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping
+from flannel_udp.lab.sites import Cable
 from flannel_udp.lab.topology import read_topology
 from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, namespaces_of, state_of
 from tests.support.patience import PATIENCE_S
@@ -248,3 +250,23 @@ def test_a_host_that_has_just_joined_stays_when_its_command_is_interrupted(monke
         assert [host.name for host in now.hosts] == ["h1", "h2"]
         assert present_faults(now) == {}
         assert None not in ping(now.hosts[0], [now.hosts[1].underlay], PATIENCE_S)
+
+
+def test_a_relay_whose_start_is_interrupted_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(fresh_name(), hosts=1, pods=0, agents=(), cables={"h1": Cable(delay_ms=1.0)})
+    with Lab(plan) as lab:
+        relay = lab.underlay.relay_of(lab.host("h1"))
+        assert relay is not None
+        relay.stop()
+        popen = Node.popen
+
+        def popen_and_be_interrupted(node: Node, *words: Any, **options: Any) -> subprocess.Popen[str]:
+            child = popen(node, *words, **options)
+            signal.raise_signal(signal.SIGINT)
+            return child
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Node, "popen", popen_and_be_interrupted)
+            relay.start()
+        assert relay.pid() is None
+        assert told(lab, "heal") == "h1: the relay runs again\n"
