@@ -11,6 +11,7 @@ from pathlib import Path
 from flannel_udp.errors import FlannelError
 from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab import ethtool, netns
+from flannel_udp.lab.interruptible import undivided
 from flannel_udp.lab.node import Node, clean_environment
 from flannel_udp.lab.relay import READY
 
@@ -77,20 +78,22 @@ class Relay:
         """Start it, and wait until it carries frames. Raises `FlannelError`."""
         plan, name = self.node.plan, self.node.name
         cable = plan.cable(name)
-        self._child = self._switch.popen(
-            [
-                *(sys.executable, "-P", "-m", "flannel_udp.lab.relay"),
-                *("--near", self.node.namespace, EXIT, "--far", self._switch.namespace, name),
-                *("--delay-ms", str(cable.delay_ms), "--loss", str(cable.loss), "--seed", f"{plan.seed} {name}"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=clean_environment(),
-            new_session=True,
-        )
-        assert self._child.stdout is not None  # noqa: S101 - for mypy
         try:
+            with undivided():
+                self._child = self._switch.popen(
+                    [
+                        *(sys.executable, "-P", "-m", "flannel_udp.lab.relay"),
+                        *("--near", self.node.namespace, EXIT, "--far", self._switch.namespace, name),
+                        *("--delay-ms", str(cable.delay_ms), "--loss", str(cable.loss)),
+                        *("--seed", f"{plan.seed} {name}"),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env=clean_environment(),
+                    new_session=True,
+                )
+            assert self._child.stdout is not None  # noqa: S101 - for mypy
             with self._child.stdout as said:
                 answered = netns.is_readable(said.fileno(), _START_TIMEOUT_S)
                 line = said.readline() if answered else "it says nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -36,3 +37,26 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Let such signals be felt only after the block: for what starts a process, and writes down which it is.
+
+    They are not blocked, as in `uninterrupted`: the process would begin with them blocked, and never feel them.
+    """
+    if threading.current_thread() is not threading.main_thread():  # the others are never interrupted
+        yield
+        return
+    came: list[int] = []
+    kept = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    for number, handler in kept.items():
+        if handler is not signal.SIG_IGN:  # who ignores it lets the process ignore it
+            signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        for pending in came:
+            signal.raise_signal(pending)

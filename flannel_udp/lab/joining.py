@@ -37,7 +37,8 @@ def add_host(name: str, extend: Callable[[Plan], Plan]) -> Host:
                 raise no_lab(name)
             lab.plan.save()
         except BaseException as error:
-            _take_away(lab, host)
+            if not _has_joined(lab, host):  # else what ends us came too late
+                _take_away(lab, host)
             if isinstance(error, FlannelError | OSError) and not stands():
                 raise FlannelError(f"the lab {name} was taken down while a host joined it") from None
             raise
@@ -72,6 +73,11 @@ def _build(lab: Lab, host: Host) -> None:
     for one, known in ((host, others), *((other, [host]) for other in others)):
         own = {subnet.version for subnet in one.prefixes}
         one.wait_peers({subnet for other in known for subnet in other.prefixes if subnet.version in own})
+
+
+def _has_joined(lab: Lab, host: Host) -> bool:
+    saved = Plan.load(lab.name)
+    return saved is not None and host.name in saved.host_names
 
 
 def _take_away(lab: Lab, host: Host) -> None:

@@ -20,6 +20,7 @@ from flannel_udp.files import subnet_env
 from flannel_udp.files.atomic import replace_file
 from flannel_udp.files.subnet_env import SubnetEnv
 from flannel_udp.lab import netns
+from flannel_udp.lab.interruptible import undivided
 from flannel_udp.lab.plan import HostSubnet, Plan
 from flannel_udp.lab.runner import Runner
 from flannel_udp.model import Address, Prefix, Subnet, prefix_order
@@ -148,8 +149,9 @@ class Host(Node):
         """Start our agent; `wait_ready` tells when it is up. Raises `FlannelError` if it runs already."""
         if (pid := self.agent_pid()) is not None:
             raise FlannelError(f"{self.name}: the agent runs already (process {pid})")
-        self._child = self._spawn_agent(*extra_args)
-        replace_file(self._pid_file, b"%d\n" % self._child.pid)
+        with undivided():
+            self._child = self._spawn_agent(*extra_args)
+            replace_file(self._pid_file, b"%d\n" % self._child.pid)
 
     def replace_agent(self, timeout_s: float = AGENT_TIMEOUT_S) -> None:
         """Start an agent that takes over from the one that runs, which ends then.
@@ -159,13 +161,17 @@ class Host(Node):
         if self.agent_pid() is None:
             raise FlannelError(f"{self.name}: the agent does not run")
         former, child = self._child, self._spawn_agent("--takeover")
-        netns.wait_until(lambda: self._serving_pid() == child.pid or child.poll() is not None, timeout_s)
-        if self._serving_pid() != child.pid:
-            child.kill()
-            child.wait()
+        try:
+            netns.wait_until(lambda: self._serving_pid() == child.pid or child.poll() is not None, timeout_s)
+        finally:  # Ctrl-C, too: nobody would find the new one again
+            if taken := self._serving_pid() == child.pid:
+                self._child = child
+                replace_file(self._pid_file, b"%d\n" % child.pid)
+            else:
+                child.kill()
+                child.wait()
+        if not taken:
             raise FlannelError(f"{self.name}: nobody has taken over; the last words:\n{self._last_words()}")
-        self._child = child
-        replace_file(self._pid_file, b"%d\n" % child.pid)
         if former is not None:
             with suppress(subprocess.TimeoutExpired):
                 former.wait(_STOP_TIMEOUT_S)

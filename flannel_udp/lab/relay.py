@@ -27,8 +27,11 @@ _FRAME_BYTES = 65_535 + 18
 """The longest MTU, and an Ethernet header with a VLAN's tag."""
 _AT_ONCE = 64
 """Frames that are taken from one end before the other one has its turn."""
-_UNDER_WAY = 10_000
-"""Frames that are on the cable in each direction at most; what comes then is lost."""
+_BESIDE_BYTES = 150
+"""Of memory that Python needs for a frame beside its own bytes."""
+_UNDER_WAY_BYTES = 32_000_000
+"""Of memory for what is on the cable in each direction; what comes then is lost. Rate by delay is what a cable has to
+hold: 200 Mbit/s, about all that this program carries, for a second, 100 Mbit/s for the longest delay."""
 READY = "ready\n"
 
 
@@ -44,6 +47,7 @@ class Direction:
         self._delay_s, self._loss = delay_s, loss
         self._chance = random.Random(seed)  # noqa: S311 - no secret
         self._under_way: deque[tuple[float, bytes]] = deque()
+        self._free_bytes = _UNDER_WAY_BYTES
 
     @property
     def due_s(self) -> float | None:
@@ -58,13 +62,15 @@ class Direction:
             except BlockingIOError:
                 return
             lost = self._chance.random() < self._loss
-            if not lost and len(self._under_way) < _UNDER_WAY:
+            if not lost and (needed := len(frame) + _BESIDE_BYTES) <= self._free_bytes:
+                self._free_bytes -= needed
                 self._under_way.append((time.monotonic() + self._delay_s, frame))
 
     def give(self) -> None:
         """Let those leave whose time has come."""
         while self._under_way and self._under_way[0][0] <= time.monotonic():
             _, frame = self._under_way.popleft()
+            self._free_bytes += len(frame) + _BESIDE_BYTES
             with suppress(OSError):  # the interface is down: `lab cut`
                 os.write(self._target, frame)
 

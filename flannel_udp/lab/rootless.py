@@ -30,6 +30,8 @@ from flannel_udp.lab.lab import lab_names
 from flannel_udp.lab.netns import is_readable
 
 _HOLDER = "holder"
+_KEPT = stat.S_ISVTX
+"""What tells whoever tidies /tmp up that a file is to stay, however old it is (XDG Base Directory Specification)."""
 _END_S = 10.0
 _LOCK_S = 0.05
 """How often a lock is asked for that somebody has."""
@@ -62,14 +64,18 @@ def enter() -> None:
     try:
         place = _HeldFolder.open()
         in_front = _is_in_front()
-        _join(place.holder)
-        if not (interrupted := signal.sigpending() & set(_PASSED_ON)):
-            child = os.fork()  # a PID namespace is for children only (setns(2))
-            if child == 0:
-                place.close()
-                libc.call("prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # the two are one command
-                return
-        code = 128 + min(interrupted) if interrupted else _wait_for(child)
+        try:
+            _join(place.holder)
+            interrupted = signal.sigpending() & set(_PASSED_ON)
+            child = None if interrupted else os.fork()  # a PID namespace is for children only (setns(2))
+        except BaseException:
+            place.abandon()
+            raise
+        if child == 0:
+            place.close()
+            libc.call("prctl", libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # the two are one command
+            return
+        code = 128 + min(interrupted) if child is None else _wait_for(child)
         if in_front:
             # A shell inside has taken the terminal, and could not give it back to a group that it does not see.
             with suppress(OSError):  # it was closed
@@ -119,23 +125,25 @@ def _wait_for(child: int) -> int:
 class _HeldFolder:
     """The user's folder, locked shared, with a living holder."""
 
-    def __init__(self, path: Path, folder: int, holder: int) -> None:
+    def __init__(self, path: Path, folder: int, holder: int, *, started: bool) -> None:
         self.holder = holder
         """A pidfd."""
         self._name, self._folder = path.name, folder
+        self._started = started
+        """Whether we have started the holder."""
         # By descriptors: where we go, /run is another one.
         self._beside = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     @classmethod
     def open(cls) -> _HeldFolder:
         """Open it, and start the holder if there is none. Raises `FlannelError`."""
-        path = _path()
+        path, started = _path(), False
         while True:
             folder = _open_folder(path)
             _lock(folder, fcntl.LOCK_SH)
             holder = _find_holder(folder)
             if holder is not None:
-                return cls(path, folder, holder)
+                return cls(path, folder, holder, started=started)
             _lock(folder, fcntl.LOCK_EX)  # which lets the other one go for a moment
             if os.fstat(folder).st_nlink and _find_holder(folder) is None:
                 try:
@@ -144,6 +152,7 @@ class _HeldFolder:
                     _remove(folder)
                     path.rmdir()
                     raise
+                started = True
             os.close(folder)
 
     def leave(self) -> None:
@@ -152,22 +161,34 @@ class _HeldFolder:
         Raises `FlannelError` if the holder has ended before.
         """
         killed = is_readable(self.holder, 0.0)
-        try:
-            fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            alone = False
-        else:
-            alone = True
-        if alone and (killed or not lab_names()):
-            if not killed:
-                signal.pidfd_send_signal(self.holder, signal.SIGKILL)
-                is_readable(self.holder, _END_S)
-            _remove(self._folder)
-            with suppress(OSError):  # systemd was faster, with the user's last session, or somebody put something there
-                os.rmdir(self._name, dir_fd=self._beside)
+        if self._are_alone() and (killed or not lab_names()):
+            self._end()
         self.close()
         if killed:
             raise FlannelError("the labs of this user are gone: the process that held them was ended")
+
+    def abandon(self) -> None:
+        """End the holder, and remove the folder, if we have started it and nobody else is inside: we are not either."""
+        if self._started and self._are_alone():
+            self._end()
+        self.close()
+
+    def _are_alone(self) -> bool:
+        """Tell whether nobody else is inside; then nobody comes in either until we `close`."""
+        try:
+            fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _end(self) -> None:
+        """End the holder, if it lives, and remove the folder."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.holder, signal.SIGKILL)
+            is_readable(self.holder, _END_S)
+        _remove(self._folder)
+        with suppress(OSError):  # systemd was faster, with the user's last session, or somebody put something there
+            os.rmdir(self._name, dir_fd=self._beside)
 
     def close(self) -> None:
         """Let go of everything."""
@@ -269,7 +290,7 @@ def _start_holder(folder: int) -> None:
     with suppress(FileNotFoundError):
         os.unlink(_HOLDER, dir_fd=folder)
         sys.stderr.write("flannel-udp: earlier labs of this user are gone: the process that held them was ended\n")
-    file = os.open(_HOLDER, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    file = os.open(_HOLDER, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _KEPT | 0o600, dir_fd=folder)
     fcntl.flock(file, fcntl.LOCK_EX)  # with the descriptor the holder gets the lock
     told, tell = os.pipe()
     child = os.fork()

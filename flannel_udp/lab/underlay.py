@@ -84,10 +84,15 @@ class Underlay:
             relay.collect()
 
     def _make_bridge(self, node: Node, router: str | None, versions: Iterable[int]) -> None:
-        name = BRIDGE if router is None else SITE
+        name, mtu = (BRIDGE if router is None else SITE), self.plan.mtu_behind(router)
         networks = [network_behind(router, version) for version in sorted(versions)]
+        # A bridge has the MTU of its narrowest port until somebody sets it to another one. A router's keeps it, else
+        # the router would know of a narrow link, and answer by ICMP what a switch loses.
+        made = [f"link add {name} mtu {mtu} type bridge"]
+        if router is not None:
+            made = [f"link add {name} mtu {mtu - 1} type bridge", f"link set {name} mtu {mtu}"]
         node.configure(
-            f"link add {name} mtu {self.plan.mtu_behind(router)} type bridge",
+            *made,
             *(f"addr add {interface_address(network[GATEWAY_NUMBER], network)} dev {name}" for network in networks),
             f"link set {name} up",
         )

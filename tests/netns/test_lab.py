@@ -8,10 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -300,6 +301,48 @@ def test_an_agent_is_stopped_killed_and_started_again_also_by_another_process() 
         ours.wait_peers({other})
         assert ours.subnet == subnet
         assert unanswered(lab.pods()) == []
+
+
+def test_an_agent_whose_start_is_interrupted_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Lab(Plan(fresh_name(), hosts=1, pods=0, agents=())) as lab:
+        host = lab.host("h1")
+        popen = host.popen
+
+        def popen_and_be_interrupted(*words: Any, **options: Any) -> subprocess.Popen[str]:
+            child = popen(*words, **options)
+            signal.raise_signal(signal.SIGINT)
+            return child
+
+        monkeypatch.setattr(host, "popen", popen_and_be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            host.start_agent()
+        host.wait_ready()
+        attached = Lab.attach(lab.name).host("h1")
+        assert attached.agent_pid() == host.control("/v1/status")["pid"]
+        attached.stop_agent()  # SIGTERM is not blocked in it
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_take_over_that_is_interrupted_leaves_one_agent_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Lab(Plan(fresh_name(), hosts=1)) as lab:
+        host = lab.host("h1")
+        former, wait_until = host.agent_pid(), netns.wait_until
+
+        def interrupt(*, first: bool) -> None:
+            def wait(done: Callable[[], bool], timeout_s: float) -> bool:
+                assert first or wait_until(done, timeout_s)
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(netns, "wait_until", wait)
+                host.replace_agent(PATIENCE_S)
+
+        interrupt(first=True)  # before anything has happened
+        assert wait_until(lambda: set(netns.processes([host.namespace])) == {former}, PATIENCE_S)
+        assert (host.agent_pid(), host.is_ready()) == (former, True)
+        interrupt(first=False)  # when it was done
+        known = Lab.attach(lab.name).host("h1").agent_pid()
+        assert known == host.control("/v1/status")["pid"] != former
 
 
 @pytest.mark.parametrize("registry", ["file", "etcd"])

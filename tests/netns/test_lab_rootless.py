@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flannel_udp.lab.lab import lab_names
-from flannel_udp.lab.netns import wait_until
+from flannel_udp.lab.netns import is_readable, wait_until
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.ordinary_user import UID, User, ordinary_user
 from tests.support.patience import PATIENCE_S
@@ -32,6 +32,25 @@ os.mkdir(sys.argv[1])
 os.chdir(sys.argv[1])
 os.rmdir(sys.argv[1])
 from flannel_udp.cli.main import main
+sys.exit(main(["lab", "list"]))
+"""
+REFUSED = """
+import errno, os, sys
+from pathlib import Path
+from flannel_udp.cli.main import main
+from flannel_udp.lab import libc
+call, fork, file = libc.call, os.fork, Path(os.environ["XDG_RUNTIME_DIR"], "flannel-udp/holder")
+def refuse(name):
+    if name == sys.argv[1] and (holder := file.read_text()):  # not while the holder is being started
+        print(holder, flush=True)
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+def careful_call(name, *arguments):
+    refuse(name)
+    return call(name, *arguments)
+def careful_fork():
+    refuse("fork")
+    return fork()
+libc.call, os.fork = careful_call, careful_fork
 sys.exit(main(["lab", "list"]))
 """
 GONE = "flannel-udp: earlier labs of this user are gone: the process that held them was ended\n"
@@ -103,11 +122,13 @@ def test_a_shell_has_the_terminal_and_gives_it_back(user: User, lab: str) -> Non
         os.write(terminal, b"set -m; sleep 300 & kill %1; echo job $?; hostname; exit\nlast\n")
         seen = b""
         while b"read last" not in seen:
+            assert is_readable(terminal, PATIENCE_S), seen
             seen += os.read(terminal, 4096)
         assert b"job 0" in seen
         assert b"\nh1" in seen
     finally:
         os.close(terminal)
+        os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
@@ -148,7 +169,35 @@ def test_whoever_is_in_a_removed_folder_and_ignores_children_may_ask(other: User
     assert (done.returncode, done.stdout, done.stderr) == (0, "no lab is up\n", "")
 
 
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="needs systemd-tmpfiles (package systemd)")
+def test_what_tidies_tmp_up_leaves_the_holder_s_file(user: User, lab: str, tmp_path: Path) -> None:
+    (tmp_path / "all.conf").write_text(f"e {user.folder} - - - 0\n")
+    file = user.folder / "flannel-udp/holder"
+    other = file.with_name("other")
+    other.touch()
+    subprocess.run(["systemd-tmpfiles", "--clean", tmp_path / "all.conf"], check=True, timeout=PATIENCE_S)
+    assert (other.exists(), file.exists()) == (False, True)
+    assert lab in user.run(user.lab("list")).stdout
+
+
 # Where it is refused
+
+
+@pytest.mark.parametrize("what", ["setns", "fork"])
+def test_who_cannot_enter_leaves_no_holder(other: User, what: str) -> None:
+    done = other.run(other.words(sys.executable, "-c", REFUSED, what))
+    assert (done.returncode, "Operation not permitted" in done.stderr) == (1, True), done
+    assert wait_until(lambda: has_ended(int(done.stdout)), PATIENCE_S)
+
+
+def test_who_cannot_enter_leaves_the_holder_that_was_there(user: User, lab: str) -> None:
+    done = user.run(user.words(sys.executable, "-c", REFUSED, "setns"))
+    assert (done.returncode, done.stderr) == (
+        1,
+        "flannel-udp: cannot enter the namespaces of this user's labs: Operation not permitted\n",
+    )
+    assert not has_ended(int(done.stdout))
+    assert lab in user.run(user.lab("list")).stdout
 
 
 def test_a_place_that_may_not_be_written_is_one_line(other: User) -> None:

@@ -9,18 +9,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flannel_udp.backend.table import LAB_BACKENDS
 from flannel_udp.lab.faults import present_faults
+from flannel_udp.lab.joining import add_host
 from flannel_udp.lab.lab import Lab, remove
 from flannel_udp.lab.links import link_of
 from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.node import Node
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping
+from flannel_udp.lab.sites import Cable
 from flannel_udp.lab.topology import read_topology
 from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, namespaces_of, state_of
 from tests.support.patience import PATIENCE_S
@@ -102,6 +106,19 @@ def test_each_router_takes_one_from_the_ttl_and_says_what_its_network_carries(la
         assert f"From {router} icmp_seq=1 Time to live exceeded" in said
     large = ["ping", "-c", "1", "-W", str(PATIENCE_S), "-M", "do", "-s", "1472", str(h3.underlay)]
     assert "From 192.0.2.202 icmp_seq=1 Frag needed and DF set (mtu = 1400)" in h1.run(large, check=False).stdout
+
+
+def test_a_narrow_link_behind_a_router_is_a_black_hole_too(lab: Lab) -> None:
+    h1, h3 = lab.host("h1"), lab.host("h3")
+    large = ["ping", "-c", "3", "-i", "0.2", "-W", "2", "-M", "do", "-s", str(1300 - 28), str(h3.underlay)]
+    told(lab, "mtu", "h3", "1200")
+    try:
+        said = h1.run(large, check=False).stdout
+        assert ("100% packet loss" in said, "Frag needed" in said) == (True, False), said
+        assert None not in ping(h1, [h3.underlay], PATIENCE_S)
+    finally:
+        told(lab, "heal", "h3")
+    assert h1.run([*large[:-1], "-c", "10", str(h3.underlay)], check=False).returncode == 0
 
 
 def test_nobody_outside_has_a_way_to_what_is_behind_a_nat(lab: Lab) -> None:
@@ -216,3 +233,40 @@ def test_a_host_that_has_not_joined_leaves_nothing(waiting: Lab, what: str) -> N
         assert last == f"flannel-udp: the lab {name} was taken down while a host joined it"
         assert namespaces_of(name) == []
         assert not state_of(name).exists()
+
+
+def test_a_host_that_has_just_joined_stays_when_its_command_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Lab(Plan(fresh_name(), hosts=1, pods=0, agents=())) as lab:
+        save = Plan.save
+
+        def save_and_be_interrupted(plan: Plan) -> None:
+            save(plan)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Plan, "save", save_and_be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            add_host(lab.name, lambda plan: replace(plan, hosts=2))
+        now = Lab.attach(lab.name)
+        assert [host.name for host in now.hosts] == ["h1", "h2"]
+        assert present_faults(now) == {}
+        assert None not in ping(now.hosts[0], [now.hosts[1].underlay], PATIENCE_S)
+
+
+def test_a_relay_whose_start_is_interrupted_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(fresh_name(), hosts=1, pods=0, agents=(), cables={"h1": Cable(delay_ms=1.0)})
+    with Lab(plan) as lab:
+        relay = lab.underlay.relay_of(lab.host("h1"))
+        assert relay is not None
+        relay.stop()
+        popen = Node.popen
+
+        def popen_and_be_interrupted(node: Node, *words: Any, **options: Any) -> subprocess.Popen[str]:
+            child = popen(node, *words, **options)
+            signal.raise_signal(signal.SIGINT)
+            return child
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Node, "popen", popen_and_be_interrupted)
+            relay.start()
+        assert relay.pid() is None
+        assert told(lab, "heal") == "h1: the relay runs again\n"

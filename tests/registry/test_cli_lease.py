@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 
 from flannel_udp.lab.etcd_server import EtcdServer
+from flannel_udp.lab.netns import is_readable
 from flannel_udp.model import LEASE_TTL_S, Entry
 from flannel_udp.options import EtcdOptions, KubeOptions, Options
 from flannel_udp.registry import Registry
 from flannel_udp.registry.open import open_registry
 from tests.kube_api.server import ApiServer
+from tests.support.patience import PATIENCE_S
 
 MARK = 0x1234ABCD
 CONFIG = b'{"Network": "10.1.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:1::/48"}'
@@ -104,6 +106,7 @@ class Asked:
         self._terminal = terminal
         self.shown = b""
         while not self.shown.endswith(ASKED):
+            assert is_readable(terminal, PATIENCE_S), self.shown
             part = os.read(terminal, 4096)
             assert part, self.shown
             self.shown += part

@@ -29,8 +29,8 @@ class Line:
         (self._sender, source), (target, self._receiver) = pairs
         self.direction = Direction(source.fileno(), target.fileno(), delay_s=delay_s, loss=loss, seed=seed)
 
-    def send(self, number: int) -> None:
-        self._sender.send(number.to_bytes(4, "big"))
+    def send(self, number: int, length: int = 4) -> None:
+        self._sender.send(number.to_bytes(4, "big").ljust(length))
         self.direction.take()
 
     def received(self) -> list[int]:
@@ -38,7 +38,7 @@ class Line:
         found = []
         while True:
             try:
-                found.append(int.from_bytes(self._receiver.recv(10), "big"))
+                found.append(int.from_bytes(self._receiver.recv(100_000)[:4], "big"))
             except BlockingIOError:
                 return found
 
@@ -87,13 +87,27 @@ def test_no_frame_is_early_and_all_keep_their_order(stack: ExitStack) -> None:
     assert line.direction.due_s is None
 
 
-def test_what_is_too_much_at_once_is_lost(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "_UNDER_WAY", 3)
+def test_what_is_too_much_at_once_is_lost_by_its_bytes_and_there_is_room_again(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_UNDER_WAY_BYTES", 100_000)
     line = Line(stack, delay_s=0.01)
-    for number in range(5):
+    for first in (0, 10):
+        for number, length in enumerate((65_000, 4, 65_000, 9_000, 30_000)):
+            line.send(first + number, length)
+        time.sleep(0.01)
+        assert line.received() == [first, first + 1, first + 3]
+
+
+def test_many_short_frames_do_not_fill_the_memory_either(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "_UNDER_WAY_BYTES", 10_000)
+    line = Line(stack, delay_s=0.01)
+    for number in range(1_000):
         line.send(number)
     time.sleep(0.01)
-    assert line.received() == [0, 1, 2]
+    found = line.received()
+    size = sum(sys.getsizeof(each) for each in (b"1234", 1.0, (1.0, b"1234")))
+    assert 10 < len(found) <= 10_000 / size
 
 
 def test_frames_go_both_ways_until_an_end_is_gone(stack: ExitStack) -> None:
