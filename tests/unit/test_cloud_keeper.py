@@ -67,10 +67,10 @@ def here(vpc: Vpc, metadata: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 class World:
     """A keeper that runs; `listed` is what the registry has, ``None``: it is away."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
         self.listed: list[Subnet] | None = [Subnet(OWN), Subnet(PEER)]
         self.told = 0
-        connect = partial(AwsProvider().connect, CONFIG, external())
+        connect = partial(AwsProvider().connect, CONFIG, external(address))
         assert CONFIG.v4 is not None
         self.keeper = RouteKeeper(connect, CONFIG.v4, self._list, self._tell)
 
@@ -87,9 +87,9 @@ class World:
 
 
 @asynccontextmanager
-async def world() -> AsyncIterator[World]:
+async def world(address: str = "192.0.2.1") -> AsyncIterator[World]:
     """Have a keeper that runs for the block."""
-    made = World()
+    made = World(address)
     running = asyncio.create_task(made.keeper.run())
     try:
         yield made
@@ -196,6 +196,26 @@ async def test_of_two_hosts_with_one_subnet_after_another_the_second_one_has_the
         made.keeper.know_peers([Peer(OWN, ITS_HOST)])
         await stood(made)
         assert await asyncio.to_thread(vpc.routes) == {str(OWN): interface_of(ours)}
+
+
+async def test_two_agents_of_one_host_with_an_interface_each_leave_each_other_s_route(
+    vpc: Vpc, ours: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = vpc.add_host("192.0.2.5")
+    both = {**ours, "interfaces": [*ours["interfaces"], *beside["interfaces"]]}
+    with metadata_on_loopback(both) as url:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
+        async with world() as first, world("192.0.2.5") as second:
+            for made, subnet in ((first, OWN), (second, PEER)):
+                made.keeper.want(subnet)
+                async with asyncio.timeout(PATIENCE_S):
+                    await made.keeper.stands()
+            for made in (first, second):
+                await looks(made)
+            led = {str(OWN): interface_of(ours), str(PEER): interface_of(beside)}
+            assert await asyncio.to_thread(vpc.routes) == led
+            assert [made.keeper.repairs["route"] for made in (first, second)] == [0, 0]
+            assert first.verdicts() == {str(OWN): "own", str(PEER): "peer"}
 
 
 # --- hosts that are gone ------------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ class RouteKeeper:
         addresses = await self._thread.run(partial(account.addresses_of, targets)) if targets else {}
         known = Known(self._own, self._subnets, tuple(self._peers), None, self._former, addresses, grace_s=GRACE_S)
         plan = make_plan(tables, known, account.limits)
-        if plan.stale and known.cleans:
+        if plan.waits:
             known = replace(known, leased=await self._leased())
             plan = make_plan(tables, known, account.limits)
         now_s = time.monotonic()
