@@ -3,10 +3,10 @@
     python -m tests.support.gce_server ADDRESS     writes the port that it listens on
 
 It has the projects "my-project" and "other-project", each with the networks "default" and "second", whose subnets it
-routes itself. A route's id is new each time that it is made, and does in a path as its name does. Faults are ordered as `cloud_server.Orders` has it, actions are "routes.list" and so on. POST
-/test/instances adds instances, POST /test/failures has the next operations fail with these errors, POST /test/rights is
-the list of rights that callers have. An operation is PENDING, then RUNNING, then DONE, and what it does
-is done then.
+routes itself. A route's id is new each time that it is made, and does in a path as its name does. Faults are ordered as
+`cloud_server.Orders` has it, actions are "routes.list" and so on. POST /test/instances adds instances, POST
+/test/failures has the next operations fail with these errors, POST /test/rights is the list of rights that callers
+have. An operation is PENDING, then RUNNING, then DONE, and what it does is done then.
 """
 
 from __future__ import annotations

@@ -276,6 +276,34 @@ async def test_a_route_that_somebody_needs_since_the_look_is_not_removed(
         assert str(needed) in await asyncio.to_thread(vpc.routes)
 
 
+async def test_a_route_that_somebody_has_led_elsewhere_since_a_look_that_is_long_past_is_not_removed(
+    vpc: Vpc, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again, remove = IPv4Network("10.1.18.0/24"), AwsAccount.remove
+    stranger = interface_of(vpc.add_host("192.0.2.6"))
+    for at in (GONE, again):
+        vpc.lead(str(at), other)
+    vpc.order("/test/blackholes", [other])
+    left = []
+
+    def remove_slowly(account: AwsAccount, table: str, destination: Prefix) -> None:
+        if not left:
+            left.extend({GONE, again} - {destination})
+            vpc.unlead(str(left[0]))
+            vpc.lead(str(left[0]), stranger)
+            time.sleep(A_MOMENT_S)
+        remove(account, table, destination)
+
+    monkeypatch.setattr(AwsAccount, "remove", remove_slowly)
+    monkeypatch.setattr(keeper_module, "FRESH_S", A_MOMENT_S / 2)
+    async with world() as made:
+        await stood(made)
+        await until("the first one is gone", lambda: left and set(vpc.routes()) == {str(OWN), str(left[0])})
+        await looks(made)
+        assert (await asyncio.to_thread(vpc.routes))[str(left[0])] == stranger
+        assert made.verdicts()[str(left[0])] == "unknown"
+
+
 async def test_a_host_that_is_not_the_lowest_one_removes_nothing(vpc: Vpc, other: str) -> None:
     vpc.lead(str(GONE), other)
     vpc.order("/test/blackholes", [other])
