@@ -34,6 +34,7 @@ from flannel_udp.admin.control_socket import ControlServer, control_server
 from flannel_udp.admin.show import status_lines
 from flannel_udp.agent.asking import Asking, needs_of
 from flannel_udp.agent.documents import Documents
+from flannel_udp.agent.ending import clean, release
 from flannel_udp.agent.external import find_any_interface, wait_for_interface
 from flannel_udp.agent.families import open_families
 from flannel_udp.agent.forwarding import Forwarding
@@ -62,7 +63,6 @@ from flannel_udp.handover.conversation import serve_handover
 from flannel_udp.handover.stored import Store, open_or_resume
 from flannel_udp.handover.takeover import HandedOver, Listeners, Running, Takeover, ask_takeover, terms_of
 from flannel_udp.host import own_networks
-from flannel_udp.host.blackhole import keep_blackhole
 from flannel_udp.host.capabilities import Kept
 from flannel_udp.host.lookup.cut_off import refuse_cut_off
 from flannel_udp.host.own_addresses import OwnAddresses
@@ -78,7 +78,7 @@ from flannel_udp.registry.open import open_registry
 logger = logging.getLogger(__name__)
 
 # SIGTERM must end the agent within 2 s, whatever the registry and the firewall's tools do.
-END_TIMEOUT_S, CLEAN_TIMEOUT_S = 1.2, 0.7
+END_TIMEOUT_S = 1.2
 CLAIMS_MAX = 3
 """So many other hosts with our address are named."""
 TABLE_WAIT_S = 2.0
@@ -402,9 +402,9 @@ class Agent:
             return
         until_s = time.monotonic() + END_TIMEOUT_S
         if self._options.firewall.clean_on_exit:
-            await _clean(rooms)
+            await clean(rooms)
         if self._options.release_on_exit:
-            await _release(rooms, until_s - time.monotonic())
+            await release(rooms, until_s - time.monotonic())
 
     async def _close(self, network: Network) -> None:
         self._state.close_rooms()  # who asks now, while the listeners are still open, is not answered out of them
@@ -477,24 +477,3 @@ def _read_former(subnet_file: SubnetFile) -> SubnetEnv | None:
     except FlannelError as unreadable:
         logger.warning("%s; going on without the subnet we had", unreadable)
         return None
-
-
-async def _clean(rooms: Rooms) -> None:
-    try:
-        for family in rooms.families:
-            await asyncio.wait_for(family.firewall.remove(), CLEAN_TIMEOUT_S / len(rooms.families))
-            await asyncio.to_thread(keep_blackhole, family.overlay, None)
-    except (FlannelError, TimeoutError) as failed:
-        logger.warning("the firewall rules stay: %s", str(failed) or f"removing them takes over {CLEAN_TIMEOUT_S:g} s")
-
-
-async def _release(rooms: Rooms, timeout_s: float) -> None:
-    async def release() -> None:
-        await rooms.network.withdraw()  # first: as soon as the registry knows, the subnet may be another host's
-        await rooms.keeper.release()
-
-    try:
-        # Not asyncio.timeout: before Python 3.11.4 it raises no TimeoutError in a task that was cancelled, as this one.
-        await asyncio.wait_for(release(), timeout_s)
-    except (FlannelError, TimeoutError) as failed:
-        logger.warning("the lease was not released and stays until it expires: %s", str(failed) or "no answer")

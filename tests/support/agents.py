@@ -23,9 +23,9 @@ from tests.support.patience import PATIENCE_S
 
 _PATIENT = """
 import sys
-from flannel_udp.agent import agent
+from flannel_udp.agent import agent, ending
 from flannel_udp.cli.main import main
-agent.CLEAN_TIMEOUT_S = agent.END_TIMEOUT_S = 60.0
+ending.CLEAN_TIMEOUT_S = agent.END_TIMEOUT_S = 60.0
 sys.exit(main())
 """
 WITH_TIME_TO_CLEAN_UP = ("-c", _PATIENT)

@@ -59,6 +59,30 @@ def on_host(place: Place, patch: pytest.MonkeyPatch) -> Iterator[None]:
     place.vpc.make_world()
 
 
+def fixtures() -> tuple[Any, Any, Any, Any]:
+    """Return the fixtures `place`, `vpc`, `host` and `here` of a module whose tests are all on such a host."""
+
+    @pytest.fixture(scope="module")
+    def place() -> Iterator[Place]:
+        with place_on_loopback() as place:
+            yield place
+
+    @pytest.fixture
+    def vpc(place: Place) -> AliVpc:
+        return place.vpc
+
+    @pytest.fixture
+    def host(place: Place) -> dict[str, Any]:
+        return place.host
+
+    @pytest.fixture(autouse=True)
+    def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        with on_host(place, monkeypatch):
+            yield
+
+    return place, vpc, host, here
+
+
 def config_of(network: str = "10.1.0.0/16", **options: Any) -> NetworkConfig:
     """Return a configuration with these options of the backend."""
     backend = {"Type": "ali-vpc", **options}

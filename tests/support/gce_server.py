@@ -3,10 +3,10 @@
     python -m tests.support.gce_server ADDRESS     writes the port that it listens on
 
 It has the projects "my-project" and "other-project", each with the networks "default" and "second", whose subnets it
-routes itself. Faults are ordered as `cloud_server.Orders` has it, actions are "routes.list" and so on. POST
-/test/instances adds instances, POST /test/failures has the next operations fail with these errors, POST /test/rights is
-the list of rights that callers have. An operation is PENDING, then RUNNING, then DONE, and what it does
-is done then.
+routes itself. A route's id is new each time that it is made, and does in a path as its name does. Faults are ordered as
+`cloud_server.Orders` has it, actions are "routes.list" and so on. POST /test/instances adds instances, POST
+/test/failures has the next operations fail with these errors, POST /test/rights is the list of rights that callers
+have. An operation is PENDING, then RUNNING, then DONE, and what it does is done then.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from tests.support.cloud_server import CloudServer, Refusal, Request, run
@@ -75,6 +76,7 @@ class ComputeServer(CloudServer):
         self._operations: dict[str, Operation] = {}
         self._failures: list[dict[str, str]] = []
         self._rights = ALL_RIGHTS
+        self._ids = count(8_000_000_000_000_000_001)
         for name, project in self._projects.items():
             for network, own in (("default", "192.0.2.0/24"), ("second", "198.51.100.0/24")):
                 url = f"{_HOME}projects/{name}/global/networks/{network}"
@@ -82,7 +84,7 @@ class ComputeServer(CloudServer):
                     (f"default-route-{network}", own, {"nextHopNetwork": url}),
                     (f"internet-{network}", "0.0.0.0/0", {"nextHopGateway": f"{_HOME}{name}/default-internet-gateway"}),
                 ):
-                    project.routes[route] = {"name": route, "network": url, "destRange": at, **hop}
+                    project.routes[route] = {"name": route, "id": self._id(), "network": url, "destRange": at, **hop}
 
     def action(self, request: Request) -> str:
         """See `CloudServer`."""
@@ -115,11 +117,15 @@ class ComputeServer(CloudServer):
             return self._list(routes, request.query)
         if action == "routes.insert":
             return self._insert(names[0], request.json())
-        if names[1] not in routes:
+        found = next((name for name, route in routes.items() if names[1] in (name, route["id"])), None)
+        if found is None:
             raise Refusal(404, "notFound", f"The resource '{request.path[1:]}' was not found")
-        if any(each.deletes == names[1] and not each.settled for each in self._operations.values()):
+        if any(each.deletes == found and not each.settled for each in self._operations.values()):
             raise Refusal(400, "resourceNotReady", f"The resource '{request.path[1:]}' is not ready")
-        return self._begin(Operation("", 0.0, names[0], deletes=names[1]))
+        return self._begin(Operation("", 0.0, names[0], deletes=found))
+
+    def _id(self) -> str:
+        return str(next(self._ids))
 
     def _list(self, routes: dict[str, dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:
         wanted = re.fullmatch(r'network eq "(.+)"', query.get("filter", 'network eq ".*"'))
@@ -145,7 +151,7 @@ class ComputeServer(CloudServer):
     def _insert(self, project: str, route: dict[str, Any]) -> dict[str, Any]:
         if route["name"] in self._projects[project].routes:
             raise Refusal(409, "alreadyExists", f"The resource 'global/routes/{route['name']}' already exists")
-        whole = {**route, "network": _HOME + route["network"], "kind": "compute#route"}
+        whole = {**route, "id": self._id(), "network": _HOME + route["network"], "kind": "compute#route"}
         if "nextHopInstance" in route:
             whole["nextHopInstance"] = _HOME + route["nextHopInstance"]
         return self._begin(Operation("", 0.0, project, inserts=whole))

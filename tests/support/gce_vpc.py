@@ -31,11 +31,7 @@ class GceVpc(Served):
 
     def __init__(self, address: str, port: int, inside: Callable[[Callable[[], Any]], Any] = at_once) -> None:
         super().__init__(address, port, inside)
-        self.environment = {
-            "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": self.url,
-            "GCE_METADATA_HOST": METADATA,
-            "HOME": "/nonexistent",
-        }
+        self.environment = {"CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": self.url, "HOME": "/nonexistent"}
         self.addresses: dict[str, str] = {}
         """Of hosts, by their name in a route."""
         self.targets: tuple[str, ...] = ()

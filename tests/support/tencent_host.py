@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from flannel_udp.backend.cloud.provider import Account, CloudError
-from flannel_udp.backend.cloud.tencent import TencentProvider
+from flannel_udp.backend.cloud.tencent import TencentProvider, retrying
 from flannel_udp.errors import ConfigError
 from flannel_udp.netconf.config import NetworkConfig
 from tests.support.backends import parse_config
 from tests.support.served import PROXIES, external
-from tests.support.tencent_vpc import KEYS, TencentVpc
+from tests.support.tencent_vpc import KEYS, TencentVpc, tencent_metadata_on_loopback, tencent_on_loopback
 
 VARIABLES = ("ACCESS_KEY_ID", "ACCESS_KEY_SECRET", "TENCENTCLOUD_SECRET_ID", "TENCENTCLOUD_SECRET_KEY")
 
@@ -25,6 +25,7 @@ def on_tencent_host(vpc: TencentVpc, metadata: str, patch: pytest.MonkeyPatch) -
     """Be there, as root of the account; afterwards nothing of the VPC fails, and its default table is empty."""
     for name in (*PROXIES, *VARIABLES):
         patch.delenv(name, raising=False)
+    patch.setattr(retrying, "FIRST_PAUSE_S", 0.01)
     patch.setenv("FLANNEL_UDP_TENCENT_METADATA", metadata)
     patch.setenv("FLANNEL_UDP_TENCENT_ENDPOINT", vpc.url)
     patch.setenv("ACCESS_KEY_ID", "AKIDroot")
@@ -34,6 +35,36 @@ def on_tencent_host(vpc: TencentVpc, metadata: str, patch: pytest.MonkeyPatch) -
     vpc.order("/test/clock", 0)
     vpc.order("/test/keys", KEYS)
     vpc.order("/test/clear", vpc.main)
+
+
+def fixtures(*others: str) -> tuple[Any, Any, Any, Any]:
+    """Return the fixtures `vpc`, `host`, `metadata` and `here` of a module whose tests are all on such a host.
+
+    `others` are the addresses of further hosts.
+    """
+
+    @pytest.fixture(scope="module")
+    def vpc() -> Iterator[TencentVpc]:
+        with tencent_on_loopback() as vpc:
+            for address in others:
+                vpc.add_host(address)
+            yield vpc
+
+    @pytest.fixture(scope="module")
+    def host(vpc: TencentVpc) -> dict[str, Any]:
+        return vpc.add_host("192.0.2.1")
+
+    @pytest.fixture(scope="module")
+    def metadata(host: dict[str, Any]) -> Iterator[str]:
+        with tencent_metadata_on_loopback(host) as url:
+            yield url
+
+    @pytest.fixture(autouse=True)
+    def here(vpc: TencentVpc, metadata: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        with on_tencent_host(vpc, metadata, monkeypatch):
+            yield
+
+    return vpc, host, metadata, here
 
 
 def config_of(**options: Any) -> NetworkConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from flannel_udp.backend.cloud.ali import account, identity
 from flannel_udp.backend.cloud.plan import Known, make_plan
 from flannel_udp.backend.cloud.provider import CloudError, CloudRoute, Leads
-from tests.support.ali_host import Place, config_of, connect, fault_of, on_host, overlay_routes, place_on_loopback
+from tests.support.ali_host import config_of, connect, fault_of, fixtures, overlay_routes
 from tests.support.ali_vpc import (
     FAR_TABLE,
     KEY,
@@ -30,28 +29,7 @@ from tests.support.ali_vpc import (
 POLICY = Path(__file__).parents[2] / "examples" / "cloud" / "ali-policy.json"
 AT, OTHER = IPv4Network("10.1.15.0/24"), IPv4Network("10.1.16.0/24")
 LIST = "DescribeRouteTableList"
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    with place_on_loopback() as place:
-        yield place
-
-
-@pytest.fixture
-def vpc(place: Place) -> AliVpc:
-    return place.vpc
-
-
-@pytest.fixture
-def host(place: Place) -> dict[str, Any]:
-    return place.host
-
-
-@pytest.fixture(autouse=True)
-def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with on_host(place, monkeypatch):
-        yield
+place, vpc, host, here = fixtures()
 
 
 # --- what there is ------------------------------------------------------------------------------------------------

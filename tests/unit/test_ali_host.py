@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from ipaddress import IPv4Address
@@ -19,7 +18,7 @@ from flannel_udp.backend.cloud.ali import account, credentials, identity
 from flannel_udp.backend.cloud.ali.identity import identify
 from flannel_udp.backend.cloud.metadata import TokenMetadata
 from flannel_udp.backend.cloud.provider import CloudError
-from tests.support.ali_host import Place, connect, fault_of, on_host, place_on_loopback
+from tests.support.ali_host import connect, fault_of, fixtures
 from tests.support.ali_vpc import (
     KEY,
     REGION,
@@ -31,28 +30,7 @@ from tests.support.ali_vpc import (
 )  # fmt: skip
 
 LIST = "DescribeRouteTableList"
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    with place_on_loopback() as place:
-        yield place
-
-
-@pytest.fixture
-def vpc(place: Place) -> AliVpc:
-    return place.vpc
-
-
-@pytest.fixture
-def host(place: Place) -> dict[str, Any]:
-    return place.host
-
-
-@pytest.fixture(autouse=True)
-def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with on_host(place, monkeypatch):
-        yield
+place, vpc, host, here = fixtures()
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------

@@ -67,10 +67,10 @@ def here(vpc: Vpc, metadata: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 class World:
     """A keeper that runs; `listed` is what the registry has, ``None``: it is away."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
         self.listed: list[Subnet] | None = [Subnet(OWN), Subnet(PEER)]
         self.told = 0
-        connect = partial(AwsProvider().connect, CONFIG, external())
+        connect = partial(AwsProvider().connect, CONFIG, external(address))
         assert CONFIG.v4 is not None
         self.keeper = RouteKeeper(connect, CONFIG.v4, self._list, self._tell)
 
@@ -87,9 +87,9 @@ class World:
 
 
 @asynccontextmanager
-async def world() -> AsyncIterator[World]:
+async def world(address: str = "192.0.2.1") -> AsyncIterator[World]:
     """Have a keeper that runs for the block."""
-    made = World()
+    made = World(address)
     running = asyncio.create_task(made.keeper.run())
     try:
         yield made
@@ -198,6 +198,26 @@ async def test_of_two_hosts_with_one_subnet_after_another_the_second_one_has_the
         assert await asyncio.to_thread(vpc.routes) == {str(OWN): interface_of(ours)}
 
 
+async def test_two_agents_of_one_host_with_an_interface_each_leave_each_other_s_route(
+    vpc: Vpc, ours: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = vpc.add_host("192.0.2.5")
+    both = {**ours, "interfaces": [*ours["interfaces"], *beside["interfaces"]]}
+    with metadata_on_loopback(both) as url:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
+        async with world() as first, world("192.0.2.5") as second:
+            for made, subnet in ((first, OWN), (second, PEER)):
+                made.keeper.want(subnet)
+                async with asyncio.timeout(PATIENCE_S):
+                    await made.keeper.stands()
+            for made in (first, second):
+                await looks(made)
+            led = {str(OWN): interface_of(ours), str(PEER): interface_of(beside)}
+            assert await asyncio.to_thread(vpc.routes) == led
+            assert [made.keeper.repairs["route"] for made in (first, second)] == [0, 0]
+            assert first.verdicts() == {str(OWN): "own", str(PEER): "peer"}
+
+
 # --- hosts that are gone ------------------------------------------------------------------------------------------
 
 
@@ -254,6 +274,34 @@ async def test_a_route_that_somebody_needs_since_the_look_is_not_removed(
         await until("the first one is gone", lambda: str(GONE) not in vpc.routes())
         await looks(made)
         assert str(needed) in await asyncio.to_thread(vpc.routes)
+
+
+async def test_a_route_that_somebody_has_led_elsewhere_since_a_look_that_is_long_past_is_not_removed(
+    vpc: Vpc, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again, remove = IPv4Network("10.1.18.0/24"), AwsAccount.remove
+    stranger = interface_of(vpc.add_host("192.0.2.6"))
+    for at in (GONE, again):
+        vpc.lead(str(at), other)
+    vpc.order("/test/blackholes", [other])
+    left: list[Prefix] = []
+
+    def remove_slowly(account: AwsAccount, table: str, destination: Prefix) -> None:
+        if not left:
+            left.append(again if destination == GONE else GONE)
+            vpc.unlead(str(left[0]))
+            vpc.lead(str(left[0]), stranger)
+            time.sleep(A_MOMENT_S)
+        remove(account, table, destination)
+
+    monkeypatch.setattr(AwsAccount, "remove", remove_slowly)
+    monkeypatch.setattr(keeper_module, "FRESH_S", A_MOMENT_S / 2)
+    async with world() as made:
+        await stood(made)
+        await until("the first one is gone", lambda: left and set(vpc.routes()) == {str(OWN), str(left[0])})
+        await looks(made)
+        assert (await asyncio.to_thread(vpc.routes))[str(left[0])] == stranger
+        assert made.verdicts()[str(left[0])] == "unknown"
 
 
 async def test_a_host_that_is_not_the_lowest_one_removes_nothing(vpc: Vpc, other: str) -> None:

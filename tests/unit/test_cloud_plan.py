@@ -111,6 +111,31 @@ def test_a_route_here_for_a_subnet_that_is_not_ours_any_more_goes_at_once() -> N
     assert done(plan(CloudRoute(GONE, "eni-1", Leads.HERE), known=replace(KNOWN, own=None))) == [("remove", GONE)]
 
 
+TO_OUR_OTHER_INTERFACE = CloudRoute(GONE, "eni-1b", Leads.HERE_BEFORE)
+
+
+def test_a_route_to_our_other_interface_for_a_subnet_that_somebody_has_is_another_agent_s_of_this_host() -> None:
+    beside = replace(KNOWN, peers=(PEER, GONE))
+    entered = replace(KNOWN, leased=(OWN, PEER, GONE))  # we have not heard of it
+    for known in (beside, entered, replace(beside, own=None)):
+        made = plan(OURS, TO_OUR_OTHER_INTERFACE, known=known)
+        assert GONE not in [step.destination for step in made.steps]
+        assert verdict_of(made, GONE) == "peer"
+    assert plan(OURS, TO_OUR_OTHER_INTERFACE, known=beside).faults == {}
+
+
+def test_one_that_nobody_has_goes_once_the_registry_has_said_so() -> None:
+    made = plan(OURS, TO_OUR_OTHER_INTERFACE)
+    assert (done(made), verdict_of(made, GONE), made.waits) == ([], "stale", True)
+    made = plan(OURS, TO_OUR_OTHER_INTERFACE, known=replace(KNOWN, leased=(OWN, PEER)))
+    assert (done(made), made.waits) == ([("remove", GONE)], False)
+
+
+def test_without_a_lease_what_leads_to_our_other_interface_goes_without_a_question() -> None:
+    made = plan(TO_OUR_OTHER_INTERFACE, known=replace(KNOWN, own=None))
+    assert (done(made), made.waits) == ([("remove", GONE)], False)
+
+
 BLACKHOLE = CloudRoute(GONE, "eni-3", Leads.TO_HOST, blackhole=True)
 
 

@@ -104,10 +104,12 @@ def test_a_route_is_replaced_by_a_delete_and_then_an_insert(vpc: GceVpc, host: d
     vpc.lead(str(AT), f"{PROJECT}/{ZONE}/gone")
     asked = len(vpc.asked())
     with closing(connect()) as account:
+        account.tables()
         account.replace(TABLE, AT)
         assert overlay_routes(account) == [CloudRoute(AT, target_of(host), Leads.HERE)]
         changes = [action for action in vpc.asked()[asked:] if action in ("routes.delete", "routes.insert")]
         assert changes == ["routes.delete", "routes.insert"]
+        account.tables()
         vpc.unlead(str(AT))
         account.replace(TABLE, AT)  # somebody else has deleted it since
         assert vpc.routes() == {str(AT): target_of(host)}
@@ -116,6 +118,7 @@ def test_a_route_is_replaced_by_a_delete_and_then_an_insert(vpc: GceVpc, host: d
 def test_a_removed_route_is_gone_as_soon_as_google_has_done_it(vpc: GceVpc) -> None:
     with closing(connect()) as account:
         account.create(TABLE, AT)
+        account.tables()
         asked = len(vpc.asked())
         account.remove(TABLE, AT)
         account.remove(TABLE, AT)  # it is being deleted: resourceNotReady
@@ -123,6 +126,22 @@ def test_a_removed_route_is_gone_as_soon_as_google_has_done_it(vpc: GceVpc) -> N
         while str(AT) in vpc.routes():
             time.sleep(0.05)
         account.remove(TABLE, AT)  # it is gone, as it was to be
+
+
+def test_what_is_deleted_is_the_route_that_was_read_and_none_that_came_in_its_place(vpc: GceVpc) -> None:
+    vpc.lead(str(AT), f"{PROJECT}/{ZONE}/gone")
+    peer = target_of(vpc.add_host("192.0.2.7"))
+    with closing(connect()) as account:
+        account.tables()
+        vpc.unlead(str(AT))
+        vpc.lead(str(AT), peer)
+        account.remove(TABLE, AT)
+        vpc.lead(str(OTHER), peer)  # whatever was begun before is done when this is
+        assert vpc.routes() == {str(AT): peer, str(OTHER): peer}
+        with pytest.raises(CloudError):
+            account.replace(TABLE, AT)
+        vpc.unlead(str(OTHER))
+        assert vpc.routes() == {str(AT): peer}
 
 
 def test_routes_are_told_apart_by_name_and_by_where_they_lead(vpc: GceVpc, host: dict[str, Any]) -> None:
@@ -178,6 +197,7 @@ def test_a_shared_vpc_s_routes_are_the_host_project_s(
     with on_instance(vpc, {**host, "interfaces": [interface]}, monkeypatch), closing(connect()) as account:
         assert account.here.endswith(" in other-project's network default")
         account.create(TABLE, OTHER)
+        account.tables()
         assert str(OTHER) in {route["destRange"] for route in vpc.whole_routes("other-project")}
         account.remove(TABLE, OTHER)
 
@@ -399,7 +419,9 @@ def allowed() -> list[str]:
 
 @pytest.mark.parametrize("lacking", [None, *allowed()])
 def test_the_role_file_has_every_right_that_is_needed_and_none_else(vpc: GceVpc, lacking: str | None) -> None:
+    vpc.lead(str(AT), f"{PROJECT}/{ZONE}/gone")
     with closing(connect()) as account:
+        account.tables()  # only what was read is deleted
         vpc.order("/test/rights", [right for right in allowed() if right != lacking])
         refused = use_all(account)
     if lacking is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv4Network
@@ -16,39 +15,14 @@ from flannel_udp.backend.cloud.provider import Account, CloudError, CloudRoute, 
 from flannel_udp.backend.cloud.tencent import account as account_module
 from flannel_udp.backend.cloud.tencent import retrying
 from tests.support.served import served
-from tests.support.tencent_host import connect, fault_of, on_tencent_host
+from tests.support.tencent_host import connect, fault_of, fixtures
 from tests.support.tencent_server import LIMIT, REGION
 from tests.support.tencent_vpc import SUBNET, TencentVpc, tencent_metadata_on_loopback, tencent_on_loopback
 
 AT = IPv4Network("10.1.15.0/24")
 OTHER, THIRD = "192.0.2.7", "192.0.2.8"
 AWS = {"region": "eu-central-1", "instance": "i-1", "interfaces": []}
-
-
-@pytest.fixture(scope="module")
-def vpc() -> Iterator[TencentVpc]:
-    with tencent_on_loopback() as vpc:
-        for address in (OTHER, THIRD):
-            vpc.add_host(address)
-        yield vpc
-
-
-@pytest.fixture(scope="module")
-def host(vpc: TencentVpc) -> dict[str, Any]:
-    return vpc.add_host("192.0.2.1")
-
-
-@pytest.fixture(scope="module")
-def metadata(host: dict[str, Any]) -> Iterator[str]:
-    with tencent_metadata_on_loopback(host) as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def here(vpc: TencentVpc, metadata: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(retrying, "FIRST_PAUSE_S", 0.01)
-    with on_tencent_host(vpc, metadata, monkeypatch):
-        yield
+vpc, host, metadata, here = fixtures(OTHER, THIRD)
 
 
 def routes(account: Account) -> list[CloudRoute]:

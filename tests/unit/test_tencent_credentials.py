@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -14,40 +14,17 @@ import pytest
 
 from flannel_udp.backend.cloud.provider import CloudError
 from flannel_udp.backend.cloud.tencent import credentials
-from tests.support.tencent_host import VARIABLES, connect, fault_of, on_tencent_host
+from tests.support.tencent_host import VARIABLES, connect, fault_of, fixtures
 from tests.support.tencent_vpc import (
     KEYS,
     ROLE,
     TencentVpc,
     tencent_metadata_on_loopback,
-    tencent_on_loopback,
 )
 
 POLICY = Path(__file__).parents[2] / "examples" / "cloud" / "tencent-policy.json"
 AT = IPv4Network("10.1.15.0/24")
-
-
-@pytest.fixture(scope="module")
-def vpc() -> Iterator[TencentVpc]:
-    with tencent_on_loopback() as vpc:
-        yield vpc
-
-
-@pytest.fixture(scope="module")
-def host(vpc: TencentVpc) -> dict[str, Any]:
-    return vpc.add_host("192.0.2.1")
-
-
-@pytest.fixture(scope="module")
-def metadata(host: dict[str, Any]) -> Iterator[str]:
-    with tencent_metadata_on_loopback(host) as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def here(vpc: TencentVpc, metadata: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with on_tencent_host(vpc, metadata, monkeypatch):
-        yield
+vpc, host, metadata, here = fixtures()
 
 
 def without_keys(patch: pytest.MonkeyPatch) -> None:

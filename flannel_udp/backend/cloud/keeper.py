@@ -34,6 +34,8 @@ FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
 """After an error; and, doubling likewise, until what was written can be read."""
 GRACE_S = 300.0
 """How long a route is left alone that nobody has a use for: its host may come back."""
+FRESH_S = 5.0
+"""How long a look is good for removing: by then another route may stand there, and a provider may delete that one."""
 PERMIT_EVERY_S = 600.0
 """How often it is asked whether packets with pods' addresses may pass this host."""
 
@@ -207,7 +209,7 @@ class RouteKeeper:
         addresses = await self._thread.run(partial(account.addresses_of, targets)) if targets else {}
         known = Known(self._own, self._subnets, tuple(self._peers), None, self._former, addresses, grace_s=GRACE_S)
         plan = make_plan(tables, known, account.limits)
-        if plan.stale and known.cleans:
+        if plan.waits:
             known = replace(known, leased=await self._leased())
             plan = make_plan(tables, known, account.limits)
         now_s = time.monotonic()
@@ -231,8 +233,9 @@ class RouteKeeper:
         Steps take seconds each, and there may be hundreds: what is no longer to be done is left out.
         """
         failed = []
+        fresh_until_s = time.monotonic() + FRESH_S
         for step in steps:
-            if not self._is_due(step, known):
+            if not self._is_due(step, known, fresh_until_s):
                 continue
             try:
                 await self._do(account, step)
@@ -241,13 +244,17 @@ class RouteKeeper:
         if failed:
             raise CloudError("; ".join(dict.fromkeys(failed)))
 
-    def _is_due(self, step: Step, known: Known) -> bool:
-        """Tell whether it is still to be done, as far as we have heard since `known` was known."""
+    def _is_due(self, step: Step, known: Known, fresh_until_s: float) -> bool:
+        """Tell whether it is still to be done, as far as we have heard since `known` was known.
+
+        What is not removed by `fresh_until_s` the next look finds again.
+        """
         if step.action != "remove":
             return step.destination == self._own
         if known.own is None:  # what leads here is all that is removed then, and is in the way of who got it
             return step.destination != self._own
-        return step.destination not in {self._own, *self._peers.keys() - known.peers}
+        heard = self._peers.keys() - known.peers
+        return time.monotonic() < fresh_until_s and step.destination not in {self._own, *heard}
 
     async def _do(self, account: Account, step: Step) -> None:
         act, done = {

@@ -4,10 +4,12 @@ A table's routes inside the overlay are
 
 - own: to our subnet, and to this host. Made where it is missing, and put in the place of one that leads nowhere, to a
   former interface of ours, or to the host that had our subnet before
-- peer: to a subnet that somebody has, and to a host. None of our business
+- peer: to a subnet that somebody has, and to a host, or to another interface of this one: another agent's here, in a
+  network namespace of its own. None of our business
 - stale: to nobody's subnet, and nowhere, or to the host that had it last: removed by one host after a grace time. One
-  that leads here though it is not our subnet is from a former lease of ours, and removed at once. A route with our mark
-  is surely one that its host had
+  that leads here though it is not our subnet is from a former lease of ours, and removed at once; one to another
+  interface of this host, once the registry itself has said that nobody has that subnet. A route with our mark is surely
+  one that its host had
 - unknown: to nobody's subnet, and to a host of which nobody has heard that it had that. Left alone, as what is
 - foreign: anything else.
 """
@@ -88,6 +90,8 @@ class Plan:
     tables: tuple[CloudTableFacts, ...]
     steps: tuple[Step, ...]
     stale: tuple[Stale, ...]
+    waits: bool
+    """Something is to be removed by this host, and not yet: for the word of the registry, or for its time."""
     lacking: tuple[str, ...]
     """The tables in which our own route does not stand."""
     obstacles: tuple[str, ...]
@@ -99,7 +103,7 @@ class Plan:
 
 
 def make_plan(tables: Sequence[CloudTable], known: Known, limits: Sequence[int | None]) -> Plan:
-    """Decide. Removing what is stale waits for `Known.leased`."""
+    """Decide. Removing what is stale, and does not lead to our own interface, waits for `Known.leased`."""
     own, overlay = known.own, known.subnets.network
     judged = [
         _judge(table.id, route, known)
@@ -120,6 +124,7 @@ def make_plan(tables: Sequence[CloudTable], known: Known, limits: Sequence[int |
         tables=tuple(facts),
         steps=tuple(sorted(steps, key=lambda step: step.action != "remove")),  # what makes room first
         stale=tuple(_stale(each) for each in judged if each.row.verdict == "stale"),
+        waits=any(each.row.action is not None and not each.acts for each in judged),
         lacking=tuple(each.row.table for each in ours if each.row.verdict != "own" or each.row.action),
         obstacles=tuple(
             f"{each.row.table} leads our subnet {own} to {each.route.target}: {each.row.text}"
@@ -192,8 +197,13 @@ def _judge(table: str, route: CloudRoute, known: Known) -> _Judged:
         verdict, text, action = _judge_own(route, known)
         return _judged(table, route, verdict, text, action)
     fits = known.subnets.fits(route.destination)
+    if fits and route.leads is Leads.HERE_BEFORE and route.destination in known.taken:
+        return _judged(table, route, "peer", "to another interface of this host")
     if fits and route.leads in (Leads.HERE, Leads.HERE_BEFORE):
-        return _judged(table, route, "stale", "to this host, whose subnet that is not (any more)", "remove")
+        judged = _judged(table, route, "stale", "to this host, whose subnet that is not (any more)", "remove")
+        # Who ends asks nothing more, and the registry still has the lease that ends.
+        sure = route.leads is Leads.HERE or known.leased is not None or known.own is None
+        return judged._replace(acts=sure)
     if route.leads is Leads.TO_HOST and route.destination in known.taken:
         return _judged(table, route, "peer", "to a host, and leads nowhere now" if route.blackhole else "to a host")
     if not fits or route.leads is Leads.ELSEWHERE:

@@ -6,11 +6,12 @@ and `faults` says what it refused. Only `rest` and `faults` import google-auth a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from flannel_udp.backend.cloud.backend import CloudBackend
-from flannel_udp.backend.cloud.gce.identity import Identity, identify
+from flannel_udp.backend.cloud.gce.identity import HOST_VARIABLE, Identity, identify, metadata_host
 from flannel_udp.backend.cloud.gce.options import OPTION_KEYS, read_options
 from flannel_udp.backend.cloud.provider import Account
 from flannel_udp.backend.cloud.refusals import refuse_overlap, refuse_without
@@ -38,6 +39,7 @@ class GceProvider:
         options = config.backend.options
         identity = identify(ends_of(external, 4).address)
         _refuse_other_network(options.get("VpcNetwork", identity.network), identity)
+        os.environ[HOST_VARIABLE] = metadata_host()  # google-auth would ask it by name; it reads this when imported
         from flannel_udp.backend.cloud.gce.account import GceAccount  # noqa: PLC0415 - it imports google-auth
 
         account = GceAccount(identity, options.get("Project", identity.network_project))

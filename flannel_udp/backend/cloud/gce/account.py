@@ -45,6 +45,7 @@ class GceAccount:
         self._target = f"{identity.project}/{identity.zone}/{identity.instance}"
         self._table = f"networks/{identity.network}"
         self.here = f"{self._target} in {project}'s network {identity.network}"
+        self._ids: dict[Prefix, str] = {}  # of routes that have our names, of the last look
         self._rest = Rest(identity.universe)
 
     def subnets(self) -> list[IPv4Network]:
@@ -60,6 +61,7 @@ class GceAccount:
     def tables(self) -> Sequence[CloudTable]:
         """See `Account.tables`: the network's routes."""
         routes = list(self._routes())
+        self._ids.clear()
         return [
             CloudTable(
                 self._table,
@@ -80,6 +82,7 @@ class GceAccount:
         target = "/".join(instance.groups()) if instance else _next_hop(route)
         if instance is None or route["name"] != _name(destination):
             return CloudRoute(destination, target, Leads.ELSEWHERE)
+        self._ids[destination] = route["id"]
         if target == self._target:
             return CloudRoute(destination, target, Leads.HERE)
         nowhere = any(warning.get("code") in NOWHERE for warning in route.get("warnings", ()))
@@ -110,8 +113,11 @@ class GceAccount:
         self._delete(destination)
 
     def _delete(self, destination: Prefix) -> Mapping[str, Any] | None:
-        """Begin to; return the operation, ``None`` where it is gone, or about to be."""
-        path = f"projects/{self._project}/global/routes/{_name(destination)}"
+        """Begin to delete the route that was read, by its id: one that came in its place has the same name.
+
+        Return the operation, ``None`` where it is gone, or about to be.
+        """
+        path = f"projects/{self._project}/global/routes/{self._ids[destination]}"
         try:
             return self._rest.begin("routes.delete", "DELETE", path)
         except Refused as refused:

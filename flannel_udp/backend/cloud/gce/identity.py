@@ -12,7 +12,8 @@ from flannel_udp.backend.cloud.provider import CloudError
 from flannel_udp.model import Address
 
 HOST = "169.254.169.254"
-_HOST_VARIABLES = ("GCE_METADATA_HOST", "GCE_METADATA_ROOT")  # as google-auth has them: a name or address, with a port
+HOST_VARIABLE = "GCE_METADATA_HOST"
+_HOST_VARIABLES = (HOST_VARIABLE, "GCE_METADATA_ROOT")  # as google-auth has them: a name or address, with a port
 _MARK = ("Metadata-Flavor", "Google")
 _ROOT = "/computeMetadata/v1/"
 _NETWORK = re.compile(r"projects/([^/]+)/networks/([^/]+)")
@@ -33,10 +34,14 @@ class Identity:
     """The domain of this cloud's APIs."""
 
 
+def metadata_host() -> str:
+    """Return where the metadata service is: its address, and no name that this host's DNS has to know."""
+    return next((value for name in _HOST_VARIABLES if (value := os.environ.get(name))), HOST)
+
+
 def identify(address: Address) -> Identity:
     """Ask the metadata service. Raises `CloudError`."""
-    host = next((value for name in _HOST_VARIABLES if (value := os.environ.get(name))), HOST)
-    asking = _Asking(Metadata(f"http://{host}", _MARK))
+    asking = _Asking(Metadata(f"http://{metadata_host()}", _MARK))
     project, number = asking.get("project/project-id"), asking.get("project/numeric-project-id")
     instance, zone = asking.get("instance/name"), asking.get("instance/zone").rpartition("/")[2]
     try:

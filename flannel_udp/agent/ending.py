@@ -1,0 +1,42 @@
+"""What would outlive an agent that ends, taken away as far as the options say so: firewall rules, and the lease."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from flannel_udp.agent.state import Rooms
+from flannel_udp.errors import FlannelError
+from flannel_udp.host.blackhole import keep_blackhole
+
+logger = logging.getLogger(__name__)
+
+CLEAN_TIMEOUT_S = 0.7
+
+
+async def clean(rooms: Rooms) -> None:
+    """Remove the firewall rules, and what drops packets to subnets without a route."""
+    try:
+        for family in rooms.families:
+            await asyncio.wait_for(family.firewall.remove(), CLEAN_TIMEOUT_S / len(rooms.families))
+            await asyncio.to_thread(keep_blackhole, family.overlay, None)
+    except (FlannelError, TimeoutError) as failed:
+        logger.warning("the firewall rules stay: %s", str(failed) or f"removing them takes over {CLEAN_TIMEOUT_S:g} s")
+
+
+async def release(rooms: Rooms, timeout_s: float) -> None:
+    """Give the lease back; what is not done by then stays."""
+    leads_here = ", and so does what leads packets to this host"
+
+    async def give_back() -> None:
+        nonlocal leads_here
+        await rooms.network.withdraw()  # first: as soon as the registry knows, the subnet may be another host's
+        leads_here = ""
+        await rooms.keeper.release()
+
+    try:
+        # Not asyncio.timeout: before Python 3.11.4 it raises no TimeoutError in a task that was cancelled, as this one.
+        await asyncio.wait_for(give_back(), timeout_s)
+    except (FlannelError, TimeoutError) as failed:
+        why = str(failed) or "no answer"
+        logger.warning("the lease was not released and stays until it expires%s: %s", leads_here, why)
