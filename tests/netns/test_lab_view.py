@@ -20,11 +20,35 @@ from flannel_udp.lab.probe import ping
 from flannel_udp.view.interfaces import look
 from flannel_udp.view.shapes import Look
 from tests.support.agents import has_ended, wait_for
-from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name
 from tests.support.patience import PATIENCE_S
 from tests.support.view import View, lesson_lab, viewed
 
 pytestmark = NEEDS_NETNS
+
+OWN_LESSON = """\
+title = "Ours"
+text = "A link."
+
+[topology]
+hosts = 1
+pods = 0
+
+[topology.host.h1]
+agent = false
+
+[[steps]]
+name = "down"
+task = "Take lo of h1 down."
+hints = ["By ip link."]
+solve = ["flannel-udp lab exec h1 -- ip link set lo down"]
+
+  [[steps.checks]]
+  on = "h1"
+  run = "ip link show lo"
+  lacks = "UP"
+  otherwise = "lo is up."
+"""
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +248,26 @@ def test_a_lab_goes_without_waiting_for_who_looks_at_it_and_the_page_says_so() -
             assert view.process.stderr is not None
             assert view.process.stderr.read() == f"flannel-udp: the lab {lab.name} is gone\n"
         assert [name for name in names() if lab.name in name] == []
+
+
+def test_a_lesson_whose_file_is_half_edited_is_told_and_the_figures_go_on(tmp_path: Path) -> None:
+    name, path = fresh_name(), tmp_path / "own.toml"
+    path.write_text(OWN_LESSON)
+    with cleaned_up(Lab(Plan(name))):
+        assert run("lesson", "start", str(path), "--name", name).returncode == 0
+        with viewed(name) as view, view.live() as events:
+            following = looks(events)
+            first = next(following)
+            assert (first["lesson"] or {})["title"] == "Ours"
+            assert first["lesson_wrong"] is None
+            path.write_text(OWN_LESSON.replace("lacks", "lakcs"))
+            wrong = run("lesson", "check", "--name", name).stderr.removeprefix("flannel-udp: ").rstrip()
+            assert wrong.startswith(f"{path}:20: steps[1].checks[1].lakcs: ")
+            told = next(now for now in following if now["lesson_wrong"] == wrong)
+            assert (told["lesson"], [link["name"] for link in told["links"]]) == (None, ["h1"])
+            path.write_text(OWN_LESSON)
+            mended = next(now for now in following if now["lesson_wrong"] is None)
+            assert mended["lesson"] == first["lesson"]
 
 
 def test_a_host_that_joins_is_in_the_page() -> None:
