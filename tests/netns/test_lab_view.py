@@ -148,9 +148,11 @@ def test_a_fault_is_made_seen_by_two_pages_and_healed(view: View) -> None:
 def test_what_fails_is_a_line_in_the_page(lab: Lab, view: View) -> None:
     done = view.post("change", command="cut", words=["h22"])
     assert done["lines"] == []
+    assert done["error"].startswith(f"exit code 1: the lab {lab.name} ")
     assert done["error"].endswith("has no link h22: it has h1, h1/p1, h2, h2/p1: did you mean h2?")
     assert done["command"] == f"flannel-udp lab cut h22 --name {lab.name}"
-    assert view.post("follow", **{"from": "h1/p1", "to": "h1"})["error"].startswith("lab follow goes from pod to pod")
+    way = view.post("follow", **{"from": "h1/p1", "to": "h1"})
+    assert way["error"].startswith("exit code 2: lab follow goes from pod to pod")
     assert "has no host h3" in view.post("foretell", **{"from": "h1/p1", "to": "h3/p1"})["error"]
 
 
@@ -241,7 +243,8 @@ def test_a_lab_goes_without_waiting_for_who_looks_at_it_and_the_page_says_so() -
         with viewed(lab.name) as view, view.live() as events:
             kind, first = next(events)
             assert (kind, first["lesson"]) == ("look", None)
-            assert view.post("learn", what="check")["error"].startswith(f"the lab {lab.name} has no lesson")
+            checked = view.post("learn", what="check")
+            assert checked["error"].startswith(f"exit code 1: the lab {lab.name} has no lesson")
             assert run("down", "--name", lab.name).returncode == 0
             assert list(events)[-1] == ("end", f"the lab {lab.name} is gone")
             assert view.process.wait(PATIENCE_S) == 0

@@ -173,7 +173,7 @@ def test_a_fault_is_made_and_healed_by_keyboard_alone(lab: Lab, page: WebDriver)
 def test_what_fails_is_said_in_the_page(page: WebDriver) -> None:
     tab_to(page, "[data-change='start host']")
     press(page, Keys.ENTER)
-    wait(page, lambda: "failed: h1: the agent runs already" in text(page, "#done .error"))
+    wait(page, lambda: "failed: exit code 1: h1: the agent runs already" in text(page, "#done .error"))
 
 
 def test_a_packet_is_replayed_step_by_step(page: WebDriver) -> None:
