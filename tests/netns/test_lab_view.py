@@ -22,7 +22,7 @@ from flannel_udp.view.shapes import Look
 from tests.support.agents import has_ended, wait_for
 from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name
 from tests.support.patience import PATIENCE_S
-from tests.support.view import View, lesson_lab, viewed
+from tests.support.view import View, viewed
 
 pytestmark = NEEDS_NETNS
 
@@ -49,19 +49,6 @@ solve = ["flannel-udp lab exec h1 -- ip link set lo down"]
   lacks = "UP"
   otherwise = "lo is up."
 """
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Two hosts with a pod each."""
-    with lesson_lab() as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def view(lab: Lab) -> Iterator[View]:
-    with viewed(lab.name) as view:
-        yield view
 
 
 def looks(events: Iterator[tuple[str, Any]]) -> Iterator[Look]:
