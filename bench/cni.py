@@ -8,7 +8,6 @@ speed changes it for all. Needs root and the CNI plugins.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from tempfile import TemporaryDirectory
 from rich.table import Table
 
 from bench import chart
+from bench.command import parser_of
 from bench.console import show
 from flannel_udp.bench import machine
 from flannel_udp.cni.install import install_plugin
@@ -81,7 +81,7 @@ def _table(found: Medians, title: str) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the bench and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.cni", description=__doc__, allow_abbrev=False)
+    parser = parser_of("bench.cni", __doc__)
     parser.add_argument("--rounds", type=int, default=25, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--python",

@@ -24,9 +24,19 @@ class Findings(NamedTuple):
     charts: Sequence[chart.Chart]
 
 
+def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser for the bench of the module `name`; its help has the lines of the description as they are."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def run(name: str, description: str | None, measure: Callable[[], Findings], argv: Sequence[str] | None) -> int:
     """Run the bench of the module `name` and return the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description, allow_abbrev=False)
+    parser = parser_of(name, description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, and a plot beside it")
     given = parser.parse_args(argv)
     logging.basicConfig(format="%(name)s: %(message)s")

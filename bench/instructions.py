@@ -9,7 +9,6 @@ trees with --json, and in the second with --against the first one's file. Needs 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import re
@@ -23,6 +22,7 @@ from tempfile import TemporaryDirectory
 from rich.table import Table
 
 from bench import chart
+from bench.command import parser_of
 from bench.console import show
 from bench.hot_path import CASES
 from flannel_udp.bench import machine
@@ -108,7 +108,7 @@ def _run(command: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the bench and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.instructions", description=__doc__, allow_abbrev=False)
+    parser = parser_of("bench.instructions", __doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, and a plot beside it")
     parser.add_argument("--against", type=Path, metavar="FILE", help="compare with what --json wrote for another build")
     given = parser.parse_args(argv)

@@ -89,7 +89,10 @@ async def collector(name: str) -> AsyncIterator[Collector]:
 
 
 async def run(words: list[str]) -> tuple[int, str, str]:
-    """Run `flannel-udp` with these words to its end; return exit code, standard output and standard error."""
+    """Run `flannel-udp` with these words to its end; return exit code, standard output and standard error.
+
+    Where a signal ends it, the exit code is 128 + the signal, as in a shell.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "flannel_udp", *words),
         stdin=DEVNULL,
@@ -103,4 +106,5 @@ async def run(words: list[str]) -> tuple[int, str, str]:
         process.terminate()
         await process.wait()
         raise
-    return process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace")
+    code = process.returncode or 0
+    return code if code >= 0 else 128 - code, out.decode(errors="replace"), err.decode(errors="replace")

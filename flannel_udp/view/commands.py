@@ -25,7 +25,7 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9./:-]{0,63}")
 
 
 class Done(TypedDict):
-    """What came of a command: the lines that it said, and the line that says why it failed."""
+    """What came of a command: the lines that it said, and if it failed, its exit code and why."""
 
     command: str
     lines: list[str]
@@ -38,8 +38,10 @@ async def change(lab: str, asked: Mapping[str, Any]) -> Done:
     if name not in CHANGING:
         raise UsageError(f"there is no button for {name!r}: it would be one of {', '.join(CHANGING)}")
     argv = ["lab", name, *words, *_of(lab)]
-    _, out, err = await child.run(argv)
-    return Done(command=_shown(argv), lines=out.splitlines(), error=_why(err))
+    code, out, err = await child.run(argv)
+    if code:
+        return Done(command=_shown(argv), lines=out.splitlines(), error=_why(code, err))
+    return Done(command=_shown(argv), lines=[*out.splitlines(), *_told(err)], error=None)
 
 
 async def learn(lab: str, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,17 +50,17 @@ async def learn(lab: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     if what not in OF_LESSON:
         raise UsageError(f"a lesson has no {what!r}: it would be one of {', '.join(OF_LESSON)}")
     argv = ["lab", "lesson", what, *_of(lab)]
-    _, out, err = await child.run([*argv, "--json"])
-    return {"command": _shown(argv), "found": json.loads(out) if out else None, "error": _why(err)}
+    found, why = await _answer(argv)
+    return {"command": _shown(argv), "found": found, "error": why}
 
 
 async def follow(lab: str, asked: Mapping[str, Any]) -> Way:
     """Send a ping from pod to pod and return where it was seen."""
     argv = ["lab", "follow", *_words([asked.get("from"), asked.get("to")]), *_of(lab)]
-    _, out, err = await child.run([*argv, "--json"])
-    if not out:
-        return Way(command=_shown(argv), steps=[], end="", error=_why(err) or "it has said nothing")
-    steps = steps_of_ping(json.loads(out))
+    ping, why = await _answer(argv)
+    if ping is None:
+        return Way(command=_shown(argv), steps=[], end="", error=why)
+    steps = steps_of_ping(ping)
     end = "it arrived" if steps[-1]["good"] else "it was lost: see where it was not seen any more"
     return Way(command=_shown(argv), steps=steps, end=end, error=None)
 
@@ -69,12 +71,17 @@ async def foretell(lab: str, asked: Mapping[str, Any], hosts: Mapping[str, str])
     flags = [f"--{flag}={word}" for flag in PACKET_FLAGS if asked.get(flag) for word in _words([asked[flag]])]
     flags += ["--df"] if asked.get("df") else []
     argv = ["lab", "trace", source, destination, *flags, *_of(lab)]
-    _, out, err = await child.run([*argv, "--json"])
-    if not out:
-        return Way(command=_shown(argv), steps=[], end="", error=_why(err) or "it has said nothing")
-    trace = json.loads(out)
+    trace, why = await _answer(argv)
+    if trace is None:
+        return Way(command=_shown(argv), steps=[], end="", error=why)
     steps = steps_of_trace(trace, source, destination, hosts)
     return Way(command=_shown(argv), steps=steps, end=f"{trace['verdict']}: {trace['why']}", error=None)
+
+
+async def _answer(argv: Sequence[str]) -> tuple[Any, str | None]:
+    """Run a command with ``--json``; return what it says, whatever its exit code is, or why it says nothing."""
+    code, out, err = await child.run([*argv, "--json"])
+    return (json.loads(out), None) if out else (None, _why(code, err))
 
 
 def _words(given: object) -> list[str]:
@@ -94,6 +101,9 @@ def _shown(argv: Sequence[str]) -> str:
     return shlex.join(["flannel-udp", *argv])
 
 
-def _why(err: str) -> str | None:
-    lines = [line.removeprefix("flannel-udp: ") for line in err.splitlines()]
-    return "; ".join(lines) or None
+def _why(code: int, err: str) -> str:
+    return f"exit code {code}: {'; '.join(_told(err)) or 'it has not said why'}"
+
+
+def _told(err: str) -> list[str]:
+    return [line.removeprefix("flannel-udp: ") for line in err.splitlines()]

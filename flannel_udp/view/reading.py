@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from typing import Any
 
 from flannel_udp.admin.client import fetch_status
 from flannel_udp.admin.shapes import LeaseFacts, Status
@@ -51,6 +52,7 @@ class Reader:
         grown = self._rates.since_last(counters)
         faults = present_faults(lab, lambda node: as_ip_says(seen[node.path]))
         hosts = [_host_row(host, status, grown) for host, status in zip(lab.hosts, statuses, strict=True)]
+        lesson, lesson_wrong = _lesson(lab)
         return Look(
             name=lab.name,
             about=f"overlay {' and '.join(plan.overlays)}, backend {plan.backend}, leases in "
@@ -59,7 +61,8 @@ class Reader:
             hosts=hosts,
             links=[_link_row(link, seen, grown) for link in links],
             faults=faults,
-            lesson=None if (progress := progress_of(lab)) is None else asdict(progress),
+            lesson=lesson,
+            lesson_wrong=lesson_wrong,
             drawing=self._number_of((faults, [(host["addresses"], host["subnets"], host["pods"]) for host in hosts])),
         )
 
@@ -83,6 +86,15 @@ def _status(host: Host) -> Status | str:
         return fetch_status(host.control_socket, _AGENT_S)
     except FlannelError:
         return "runs, and does not answer"
+
+
+def _lesson(lab: Lab) -> tuple[dict[str, Any] | None, str | None]:
+    """Return how far the lab's lesson is, or what is wrong with its file, which somebody may be writing just now."""
+    try:
+        progress = progress_of(lab)
+    except FlannelError as error:
+        return None, str(error)
+    return None if progress is None else asdict(progress), None
 
 
 def _drops(status: Status) -> dict[str, int]:

@@ -55,7 +55,8 @@ class HostRow(TypedDict):
 class Look(TypedDict):
     """A lab at one moment. ``drawing`` is another number whenever the drawing has changed.
 
-    ``lesson`` is `lab.lessons.lesson.Progress` as data, ``None`` for a lab without one.
+    ``lesson`` is `lab.lessons.lesson.Progress` as data, ``None`` for a lab without one, and where its file makes no
+    sense just now, as ``lesson_wrong`` says.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Look(TypedDict):
     faults: dict[str, list[str]]
     drawing: int
     lesson: dict[str, Any] | None
+    lesson_wrong: str | None
 
 
 class Step(TypedDict):

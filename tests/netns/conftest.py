@@ -11,6 +11,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import Plan
 from tests.support.agents import up_with_peers
 from tests.support.labs import fresh_name
+from tests.support.view import View, lesson_lab, viewed
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +42,17 @@ def shared_duo(request: pytest.FixtureRequest) -> Iterator[Lab]:
         request.getfixturevalue("needs_etcd")
     with Lab(Plan(fresh_name(), hosts=2, registry=request.param)) as lab:
         yield lab
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """The lab of `view`: two hosts with a pod each, and the first lesson. Most modules have a `lab` of their own."""
+    with lesson_lab() as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def view(lab: Lab) -> Iterator[View]:
+    """The page's server of that lab."""
+    with viewed(lab.name) as view:
+        yield view

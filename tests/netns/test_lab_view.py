@@ -20,24 +20,35 @@ from flannel_udp.lab.probe import ping
 from flannel_udp.view.interfaces import look
 from flannel_udp.view.shapes import Look
 from tests.support.agents import has_ended, wait_for
-from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name
 from tests.support.patience import PATIENCE_S
-from tests.support.view import View, lesson_lab, viewed
+from tests.support.view import View, viewed
 
 pytestmark = NEEDS_NETNS
 
+OWN_LESSON = """\
+title = "Ours"
+text = "A link."
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Two hosts with a pod each."""
-    with lesson_lab() as lab:
-        yield lab
+[topology]
+hosts = 1
+pods = 0
 
+[topology.host.h1]
+agent = false
 
-@pytest.fixture(scope="module")
-def view(lab: Lab) -> Iterator[View]:
-    with viewed(lab.name) as view:
-        yield view
+[[steps]]
+name = "down"
+task = "Take lo of h1 down."
+hints = ["By ip link."]
+solve = ["flannel-udp lab exec h1 -- ip link set lo down"]
+
+  [[steps.checks]]
+  on = "h1"
+  run = "ip link show lo"
+  lacks = "UP"
+  otherwise = "lo is up."
+"""
 
 
 def looks(events: Iterator[tuple[str, Any]]) -> Iterator[Look]:
@@ -124,9 +135,11 @@ def test_a_fault_is_made_seen_by_two_pages_and_healed(view: View) -> None:
 def test_what_fails_is_a_line_in_the_page(lab: Lab, view: View) -> None:
     done = view.post("change", command="cut", words=["h22"])
     assert done["lines"] == []
+    assert done["error"].startswith(f"exit code 1: the lab {lab.name} ")
     assert done["error"].endswith("has no link h22: it has h1, h1/p1, h2, h2/p1: did you mean h2?")
     assert done["command"] == f"flannel-udp lab cut h22 --name {lab.name}"
-    assert view.post("follow", **{"from": "h1/p1", "to": "h1"})["error"].startswith("lab follow goes from pod to pod")
+    way = view.post("follow", **{"from": "h1/p1", "to": "h1"})
+    assert way["error"].startswith("exit code 2: lab follow goes from pod to pod")
     assert "has no host h3" in view.post("foretell", **{"from": "h1/p1", "to": "h3/p1"})["error"]
 
 
@@ -217,13 +230,34 @@ def test_a_lab_goes_without_waiting_for_who_looks_at_it_and_the_page_says_so() -
         with viewed(lab.name) as view, view.live() as events:
             kind, first = next(events)
             assert (kind, first["lesson"]) == ("look", None)
-            assert view.post("learn", what="check")["error"].startswith(f"the lab {lab.name} has no lesson")
+            checked = view.post("learn", what="check")
+            assert checked["error"].startswith(f"exit code 1: the lab {lab.name} has no lesson")
             assert run("down", "--name", lab.name).returncode == 0
             assert list(events)[-1] == ("end", f"the lab {lab.name} is gone")
             assert view.process.wait(PATIENCE_S) == 0
             assert view.process.stderr is not None
             assert view.process.stderr.read() == f"flannel-udp: the lab {lab.name} is gone\n"
         assert [name for name in names() if lab.name in name] == []
+
+
+def test_a_lesson_whose_file_is_half_edited_is_told_and_the_figures_go_on(tmp_path: Path) -> None:
+    name, path = fresh_name(), tmp_path / "own.toml"
+    path.write_text(OWN_LESSON)
+    with cleaned_up(Lab(Plan(name))):
+        assert run("lesson", "start", str(path), "--name", name).returncode == 0
+        with viewed(name) as view, view.live() as events:
+            following = looks(events)
+            first = next(following)
+            assert (first["lesson"] or {})["title"] == "Ours"
+            assert first["lesson_wrong"] is None
+            path.write_text(OWN_LESSON.replace("lacks", "lakcs"))
+            wrong = run("lesson", "check", "--name", name).stderr.removeprefix("flannel-udp: ").rstrip()
+            assert wrong.startswith(f"{path}:20: steps[1].checks[1].lakcs: ")
+            told = next(now for now in following if now["lesson_wrong"] == wrong)
+            assert (told["lesson"], [link["name"] for link in told["links"]]) == (None, ["h1"])
+            path.write_text(OWN_LESSON)
+            mended = next(now for now in following if now["lesson_wrong"] is None)
+            assert mended["lesson"] == first["lesson"]
 
 
 def test_a_host_that_joins_is_in_the_page() -> None:

@@ -19,7 +19,7 @@ from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
-from tests.support.view import View, lesson_lab, viewed
+from tests.support.view import View, viewed
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
 from selenium.webdriver.chrome.webdriver import WebDriver  # noqa: E402
@@ -37,18 +37,6 @@ pytestmark = [
 ]
 PICTURES = Path(__file__).parents[2] / "build" / "view"
 MOST_TABS = 100
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with lesson_lab() as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def view(lab: Lab) -> Iterator[View]:
-    with viewed(lab.name) as view:
-        yield view
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +161,7 @@ def test_a_fault_is_made_and_healed_by_keyboard_alone(lab: Lab, page: WebDriver)
 def test_what_fails_is_said_in_the_page(page: WebDriver) -> None:
     tab_to(page, "[data-change='start host']")
     press(page, Keys.ENTER)
-    wait(page, lambda: "failed: h1: the agent runs already" in text(page, "#done .error"))
+    wait(page, lambda: "failed: exit code 1: h1: the agent runs already" in text(page, "#done .error"))
 
 
 def test_a_packet_is_replayed_step_by_step(page: WebDriver) -> None:

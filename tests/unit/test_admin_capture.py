@@ -6,12 +6,10 @@ import asyncio
 import json
 import os
 import pty
-import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -26,6 +24,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.model import CaptureWish
 from tests.support.patience import PATIENCE_S, promised
 from tests.support.source import Source
+from tests.support.stand_in import answering
 
 HEAD = json.dumps({**describe_records(), "version": "1.2.3", "pid": 1}).encode() + b"\n"
 PACKET = b"\x45" + bytes(23)
@@ -131,38 +130,13 @@ async def test_a_question_that_makes_no_sense_and_a_capture_that_cannot_be_are_t
             await asyncio.to_thread(take, path, CaptureWish(every=0), 1)
 
 
-@contextmanager
-def agent_that_says(path: Path, answer: bytes, *, hangs: bool = False) -> Iterator[None]:
-    """Answer one question with this, and close, or say no more until the end of the block."""
-    over = threading.Event()
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        listening.listen()
-
-        def serve() -> None:
-            connected, _ = listening.accept()
-            with connected:
-                connected.recv(65_536)
-                connected.sendall(answer)
-                if hangs:
-                    over.wait(30)
-
-        server = threading.Thread(target=serve)
-        server.start()
-        try:
-            yield
-        finally:
-            over.set()
-            server.join()
-
-
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
 NOT_FOUND = b'HTTP/1.1 404 Not Found\r\n\r\n{"error": "GET /v1/capture: Not Found"}'
 
 
 def test_an_agent_of_an_older_version_is_named_as_such(path: Path) -> None:
     with (
-        agent_that_says(path, NOT_FOUND),
+        answering(path, NOT_FOUND),
         pytest.raises(FlannelError, match="older version, which does not know /v1/c"),
     ):
         take(path, CaptureWish(), 1)
@@ -172,19 +146,19 @@ def test_an_agent_of_an_older_version_is_named_as_such(path: Path) -> None:
     "answer", [b"{}\n", b"hello\n", b"", HEAD + b"{}\n", HEAD + b'{"bytes": 3}\nabc', HEAD + b"[]\n"]
 )
 def test_nonsense_is_a_line_that_says_so(path: Path, answer: bytes) -> None:
-    with agent_that_says(path, OK + answer), pytest.raises(FlannelError, match="is not a flannel-udp agent"):
+    with answering(path, OK + answer), pytest.raises(FlannelError, match="is not a flannel-udp agent"):
         take(path, CaptureWish(), 1)
 
 
 def test_a_part_that_is_cut_short_is_the_end(path: Path) -> None:
     answer = OK + HEAD + part(1) + part(2, 3)[:-10]
-    with agent_that_says(path, answer), client.open_capture(path, CaptureWish()) as stream:
+    with answering(path, answer), client.open_capture(path, CaptureWish()) as stream:
         assert [len(packets) for packets in stream.parts()] == [1]
 
 
 def test_an_agent_that_hangs_is_told_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "TIMEOUT_S", 0.2)
-    with agent_that_says(path, OK + HEAD + part(1), hangs=True), client.open_capture(path, CaptureWish()) as stream:
+    with answering(path, OK + HEAD + part(1), hangs=True), client.open_capture(path, CaptureWish()) as stream:
         parts = stream.parts()
         next(parts)
         with pytest.raises(FlannelError, match=r"says nothing any more, 0\.2 s long$"):

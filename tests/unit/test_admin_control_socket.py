@@ -9,9 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from flannel_udp.admin.shapes import PeerRow, Status
 from flannel_udp.admin.trace_request import Said, make_request
 from flannel_udp.errors import FlannelError, UsageError
 from tests.support.source import Source
+from tests.support.stand_in import answering
 from tests.support.status import CLOUD_ROUTES, PEER, ROUTES, RUNNING
 from tests.support.traces import ARRIVAL, traced
 
@@ -355,35 +354,6 @@ def test_an_agent_that_does_not_know_the_request_is_of_an_older_version(
     )
 
 
-@contextmanager
-def answering(path: Path, answer: bytes | None) -> Iterator[None]:
-    """Stand in for something that is not an agent: take one connection, send `answer` or, if None, stay silent."""
-    done = threading.Event()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65_536)
-                if answer is None:
-                    done.wait(10)
-                else:
-                    connection.sendall(answer)
-                    connection.shutdown(socket.SHUT_WR)
-                    while connection.recv(65_536):  # to close before all of a request is read would reset the answer
-                        pass
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join(10)
-
-
 def http_answer(status: str, body: bytes) -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
@@ -411,7 +381,7 @@ def test_garbage_is_not_an_agent(path: Path, answer: bytes) -> None:
 
 
 def test_silence_ends_in_time(path: Path) -> None:
-    with answering(path, None), pytest.raises(FlannelError) as caught:
+    with answering(path, b"", hangs=True), pytest.raises(FlannelError) as caught:
         client.fetch_status(path, timeout_s=0.2)
     assert str(caught.value) == f"the agent on {path} did not answer within 0.2 s"
 

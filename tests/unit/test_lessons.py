@@ -17,13 +17,15 @@ from rich.cells import cell_len
 from flannel_udp.backend.table import LAB_BACKENDS
 from flannel_udp.cli.main import main
 from flannel_udp.errors import FlannelError
+from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.lessons.book import find_lesson, list_lessons, our_files
 from flannel_udp.lab.lessons.commands import inside_of, named
 from flannel_udp.lab.lessons.language import LANGUAGES, laid_out, language_of, words
 from flannel_udp.lab.lessons.lesson import Check, Lesson
-from flannel_udp.lab.lessons.looking import Seen, holds, part_of
+from flannel_udp.lab.lessons.looking import Seen, holds, look, part_of
 from flannel_udp.lab.lessons.reader import plan_of_lesson, translation_of
 from flannel_udp.lab.lessons.record import Record
+from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.runner import Runner
 
@@ -272,6 +274,17 @@ def test_what_a_translation_leaves_out_is_english(own: Path) -> None:
 def test_a_condition(condition: str, wanted: Any, value: Any, before: Any, *, fulfilled: bool) -> None:
     check = Check("h1", "run", "x", "", condition, wanted)
     assert holds(check, Seen(value), Seen(before)) is fulfilled
+
+
+@pytest.mark.parametrize(
+    ("runs", "what", "part", "value"),
+    [(7, "status", "pid", 7), (7, "status", "ready", None), (7, "peers", "#", None), (None, "status", "pid", None)],
+)
+def test_an_agent_that_does_not_answer_is_not_taken_for_one_that_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, runs: int | None, what: str, part: str, value: Any
+) -> None:
+    monkeypatch.setattr(Host, "agent_pid", lambda _: runs)
+    assert look(Lab(Plan("x")), Check("h1", "agent", what, part, "is", "nothing")).value == value
 
 
 @pytest.mark.parametrize(

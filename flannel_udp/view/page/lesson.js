@@ -13,9 +13,11 @@ export function setUp() {
   }
 }
 
-// Show how far it is; nothing for a lab without a lesson.
-export function show(progress) {
-  find("lesson").hidden = !progress;
+// Show how far it is, and what is wrong with its file, in words; nothing for a lab without a lesson.
+export function show(progress, wrong = null) {
+  find("lesson").hidden = !progress && !wrong;
+  find("lesson-wrong").hidden = !wrong;
+  write(find("lesson-wrong"), wrong ? `The lesson cannot be read just now: ${wrong}` : "");
   if (!progress || JSON.stringify(progress) === shown) {
     return;
   }

@@ -22,7 +22,7 @@ function look(now) {
   showLinks(now.links, now.faults);
   change.showPlaces(now);
   packet.showEnds(now);
-  lesson.show(now.lesson);
+  lesson.show(now.lesson, now.lesson_wrong);
 }
 
 // In the order in which they are found; those that stay are not told again.
