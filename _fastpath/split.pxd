@@ -1,6 +1,6 @@
 """Split what the TUN hands over whole (TSO, USO), and complete what it hands over with a partial checksum."""
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from flannel_udp._fastpath.drops cimport DropReason
 from flannel_udp._fastpath.family cimport Family
@@ -12,6 +12,7 @@ cdef struct Split:
     Family family
     uint8_t protocol                # TCP or UDP
     uint32_t ip_len                 # IPv4 header, or IPv6 header and extension headers
+    uint64_t ip_sum                 # of an IPv4 header, but for what differs by segment: length, id and checksum
     uint32_t header_len             # that and the TCP or UDP header: what every segment repeats
     uint32_t payload_len            # in all
     uint32_t segment_payload        # of each segment but the last

@@ -44,6 +44,7 @@ from flannel_udp._fastpath.wire cimport (
 cdef DropReason plan_split(
     Split *split, Family family, const VirtioNetHeader *vnet, const Packet *packet, uint32_t segment_max
 ) noexcept nogil:
+    cdef const Ipv4Header *ip = <const Ipv4Header *> packet.data
     cdef const TcpHeader *tcp
     cdef Transport transport = find_transport(family, packet)
     cdef uint32_t kind = vnet.gso_type & ~<uint32_t> VNET_GSO_ECN
@@ -72,6 +73,9 @@ cdef DropReason plan_split(
     ):
         return BAD_OFFLOAD
     split.n = (split.payload_len + split.segment_payload - 1) // split.segment_payload
+    if family == FAMILY_4:
+        # Each half of a 32-bit word may be taken from the sum as a number of its own (RFC 1071 section 2).
+        split.ip_sum = sum_header(packet.data, split.ip_len // 4, 0) - ip.total_len - ip.id - ip.checksum
     return KEEP
 
 
@@ -95,7 +99,10 @@ cdef inline uint32_t write_segment_of(
 
     if family == FAMILY_4:
         ip.id = htons(<uint16_t> (ntohs(ip.id) + i))
-    set_length(family, place, split.ip_len, l4_len)
+        ip.total_len = htons(<uint16_t> (split.ip_len + l4_len))
+        ip.checksum = finish(split.ip_sum + ip.id + ip.total_len)
+    else:
+        set_length(family, place, split.ip_len, l4_len)
     if split.protocol == PROTOCOL_TCP:
         finish_tcp(<TcpHeader *> (place + split.ip_len), offset, total, i == 0, i + 1 == split.n)
     else:

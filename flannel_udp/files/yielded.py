@@ -31,7 +31,8 @@ def yielded_for_s(file: Path, longest_s: float) -> float:
 def note_yielded(file: Path, seconds: float) -> None:
     """Remember that it is left to the other for so long, as far as there is a place for it."""
     with suppress(OSError):
-        replace_file(file, f"{time.time() + seconds:.3f}\n".encode(), 0o600)
+        # Rounded down: who reads it at once would find it later than can be, and believe nothing of it.
+        replace_file(file, f"{int(time.time() + seconds)}\n".encode(), 0o600)
 
 
 def forget_yielded(file: Path) -> None:

@@ -28,6 +28,7 @@ from flannel_udp.dataplane.underlay import IP_MTU_DISCOVER, IP_PMTUDISC_DO, IPV6
 from flannel_udp.model import Address
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.loopback6 import open_ipv6_sockets
+from tests.support.patience import PATIENCE_S
 
 AGENT, AGENT6 = IPv4Address("127.0.0.1"), IPv6Address("2001:db8::1")
 # By IP version; the last ones are in no table.
@@ -134,6 +135,7 @@ class EngineRig:
             _prepare(end)
         self._sides: dict[int, _Side] = {}
         self.peers: dict[str, socket.socket] = {}
+        self._marker = _open_marker()
         for each in tables:
             ours = str(agent if each.version == 4 else AGENT6)
             theirs = [address for address in peers if ip_address(address).version == each.version]
@@ -223,9 +225,11 @@ class EngineRig:
 
     def poll(self) -> int:
         """Run the engine until nothing waits; return how many packets it read."""
+        self.settle()
         moved = 0
         while got := self.engine.poll():
             moved += got
+        self.settle()
         return moved
 
     def to_tun(self) -> list[bytes]:
@@ -238,7 +242,17 @@ class EngineRig:
 
     def to_peer(self, address: str) -> list[bytes]:
         """Return the datagrams that a peer received, in order."""
+        self.settle()
         return _drain(self.peers[address])
+
+    def settle(self) -> None:
+        """Return when everything that was sent over loopback has arrived.
+
+        Mostly it has as soon as it is sent; but a busy kernel may leave a processor's packets to its ksoftirqd. They
+        are taken in order, so what is sent after them arrives after them.
+        """
+        self._marker.send(b"x")
+        self._marker.recv(1)
 
     def drops(self, direction: str) -> dict[str, int]:
         """Return a direction's drop counters, of both engines where there are two."""
@@ -286,11 +300,11 @@ class EngineRig:
     def close(self) -> None:
         """Close everything."""
         self._close_engines()
-        for side in self._sides.values():
+        for end in (self._near, self.tun, self._marker, *self.peers.values()):
+            end.close()
+        for side in self._sides.values():  # after the peers, whose port is free on their addresses as long as on ours
             side.lanes.close()
             side.udp.close()
-        for end in (self._near, self.tun, *self.peers.values()):
-            end.close()
 
     def __enter__(self) -> Self:
         return self
@@ -308,6 +322,15 @@ def _open_sockets(version: int, addresses: Sequence[str]) -> list[socket.socket]
     for udp in sockets:
         _prepare(udp)
     return sockets
+
+
+def _open_marker() -> socket.socket:
+    """Return a socket that receives what it sends."""
+    marker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    marker.bind(("127.0.0.1", 0))
+    marker.connect(marker.getsockname())
+    marker.settimeout(PATIENCE_S)
+    return marker
 
 
 def _prepare(end: socket.socket) -> None:

@@ -183,6 +183,7 @@ def test_more_datagrams_than_the_write_queue_holds_are_all_written(offload: Offl
             packets = [flow.next(struct.pack("!HH", bundle, i)) for i in range(n)]
             controls = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(packets[0])))]
             rig.peers[PEER].sendmsg([b"".join(packets)], controls, 0, (str(AGENT), rig.port))
+        rig.settle()
         got: list[bytes] = []
         while rig.engine.poll():
             for vnet, data in rig.to_tun_raw():

@@ -160,7 +160,7 @@ def test_the_sender_of_what_is_too_big_is_not_told_a_size_that_nobody_knows() ->
         rig.from_tun(outbound(0))
         refused(
             [Refusal("sendmmsg", errno.EMSGSIZE), Refusal("socket", errno.EMFILE), Refusal("sendto", errno.EPERM)],
-            rig.poll,
+            rig.engine.poll,  # the rig sends, too
         )
         assert rig.drops("out") == {"too_big": 1}
         assert rig.engine.counters()["icmp"] == {"sent": 0, "rate_limited": 0, "failed": 0}

@@ -23,6 +23,16 @@ def test_it_is_remembered_until_its_time_is_over_or_it_is_forgotten(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_it_is_remembered_from_the_first_moment_on_whatever_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = yielded_file(tmp_path, OVERLAY, ADDRESS)
+    for now_s in (1_800_000_000.0, 1_800_000_000.0006, 1_800_000_000.9999):
+        monkeypatch.setattr(time, "time", lambda: now_s)  # noqa: B023 - called at once
+        note_yielded(file, 600)
+        assert yielded_for_s(file, 600) == pytest.approx(600, abs=1)
+
+
 def test_agents_that_share_a_folder_remember_it_each_for_itself(tmp_path: Path) -> None:
     note_yielded(yielded_file(tmp_path, OVERLAY, ADDRESS), 600)
     for other in (
