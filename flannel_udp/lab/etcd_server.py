@@ -18,7 +18,7 @@ from pathlib import Path
 from flannel_udp.errors import FlannelError
 
 READY_LINE = b"ready to serve client requests"
-READY_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 5.0
 _FIRST_PORT, _PORTS = 20_000, 12_000
 # Processes that run side by side, a test run's, say, have numbers near each other, and begin far apart: what one has

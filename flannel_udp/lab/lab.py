@@ -308,8 +308,10 @@ def _make_folder(path: Path) -> None:
     Raises `FileExistsError` for a lab's folder that is there.
     """
     while True:
+        with suppress(FileExistsError):  # another lab's, which went before it was looked at
+            path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            path.mkdir(parents=True)
+            path.mkdir()
             return
 
 

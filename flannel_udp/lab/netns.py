@@ -17,8 +17,10 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.lab import libc
 
 NETNS_DIR = Path("/run/netns")
-_IP_TIMEOUT_S, _COMMAND_TIMEOUT_S = 30.0, 0.002
+_IP_TIMEOUT_S, _COMMAND_TIMEOUT_S = 90.0, 0.002
 """For a batch, and for each of its commands beside: a machine that has other work sets 200,000 routes in a minute."""
+_KILL_TIMEOUT_S = 30.0
+"""For what is killed: it still has to close its files, each tunnel device one after the other on all of the machine."""
 _POLL_S = 0.02
 
 T = TypeVar("T")
@@ -122,7 +124,7 @@ def wait_until(done: Callable[[], bool], timeout_s: float) -> bool:
 
 def stop_processes(namespaces: Sequence[str], *, term_timeout_s: float = 3.0) -> None:
     """End every process inside the namespaces: SIGTERM, and SIGKILL for what is still there after `term_timeout_s`."""
-    for number, timeout_s in ((signal.SIGTERM, term_timeout_s), (signal.SIGKILL, 5.0)):
+    for number, timeout_s in ((signal.SIGTERM, term_timeout_s), (signal.SIGKILL, _KILL_TIMEOUT_S)):
         for pid, namespace in processes(namespaces).items():
             end_process(namespace, pid, number)
         if wait_until(lambda: not processes(namespaces), timeout_s):

@@ -21,6 +21,10 @@ ECHO_REQUEST = {4: 8, 6: 128}  # RFC 792; RFC 4443 section 4.1
 ECHO_REPLY = {4: 0, 6: 129}
 _PAYLOAD = bytes(range(56))
 _CHUNK_BYTES = 1 << 18
+_ANSWER_S = 5.0
+"""How long an answer may take, which comes within a millisecond: a busy machine may need a second and more."""
+_TCP_S = 15.0
+"""How long a connection, or a part of what is sent over it, may take beyond the time that is measured."""
 
 
 def checksum(data: bytes) -> int:
@@ -49,7 +53,7 @@ def echo_request(ident: int, sequence: int, version: int = 4) -> bytes:
 
 
 def ping(
-    source: Node, targets: Sequence[Address], timeout_s: float = 2.0, ident: int | None = None
+    source: Node, targets: Sequence[Address], timeout_s: float = _ANSWER_S, ident: int | None = None
 ) -> list[float | None]:
     """Send one echo request to each target; return the round-trip times in seconds, ``None`` for a reply that is lost.
 
@@ -81,7 +85,9 @@ def ping(
     return replies
 
 
-def ping_matrix(pods: Sequence[Pod], timeout_s: float = 2.0, version: int = 4) -> dict[tuple[str, str], float | None]:
+def ping_matrix(
+    pods: Sequence[Pod], timeout_s: float = _ANSWER_S, version: int = 4
+) -> dict[tuple[str, str], float | None]:
     """Ping from every pod to every other; return seconds, or ``None`` for a lost one, by the paths of both.
 
     `version` is the family's IP version. Raises `FlannelError` where a pod has no address of it.
@@ -102,7 +108,7 @@ def tcp_rate(source: Node, target: Node, address: Address, duration_s: float = 2
     """
     family = SOCKET_FAMILY[address.version]
     with target.socket(family, socket.SOCK_STREAM) as listener:
-        listener.settimeout(duration_s + 5.0)
+        listener.settimeout(duration_s + _TCP_S)
         listener.bind((str(address), 0))
         listener.listen(1)
         sender = threading.Thread(target=_send, args=(source, family, listener.getsockname(), duration_s))
@@ -110,7 +116,7 @@ def tcp_rate(source: Node, target: Node, address: Address, duration_s: float = 2
         try:
             connection, _ = listener.accept()
             with closing(connection):
-                connection.settimeout(duration_s + 5.0)
+                connection.settimeout(duration_s + _TCP_S)
                 started = time.monotonic()
                 received = _drain(connection)
                 return received * 8 / (time.monotonic() - started)
@@ -123,7 +129,7 @@ def tcp_rate(source: Node, target: Node, address: Address, duration_s: float = 2
 def _send(source: Node, family: int, address: tuple[str, int], duration_s: float) -> None:
     chunk = bytes(_CHUNK_BYTES)
     with source.socket(family, socket.SOCK_STREAM) as sock:
-        sock.settimeout(duration_s + 3.0)
+        sock.settimeout(duration_s + _TCP_S)
         try:
             sock.connect(address)
             deadline = time.monotonic() + duration_s

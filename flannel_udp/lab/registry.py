@@ -16,14 +16,15 @@ from typing import Any
 from flannel_udp.errors import FlannelError
 from flannel_udp.files.atomic import replace_file
 from flannel_udp.lab import netns
-from flannel_udp.lab.etcd_server import STOP_TIMEOUT_S, EtcdServer
+from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.lab.plan import ETCD_PORT, UNDERLAY_GATEWAY, Plan
 
 logger = logging.getLogger(__name__)
 
 _ETCD_PREFIX = "/coreos.com/network"
 _ETCD_NEEDS_BYTES = 200_000_000  # it allocates two log segments of 64 MB beforehand
-_HTTP_TIMEOUT_S = 5.0
+_HTTP_TIMEOUT_S, _STOP_TIMEOUT_S = 30.0, 30.0
+"""For what takes a fraction of a second, on a machine that is busy with other things."""
 _LOG_LINES = 5
 
 
@@ -103,8 +104,8 @@ class Etcd:
         pid = self.pid()
         if pid is None:
             raise FlannelError("etcd does not run")
-        if not netns.end_process(self._namespace, pid, signal.SIGTERM, STOP_TIMEOUT_S):
-            raise FlannelError(f"etcd (process {pid}) did not end within {STOP_TIMEOUT_S:g} s")
+        if not netns.end_process(self._namespace, pid, signal.SIGTERM, _STOP_TIMEOUT_S):
+            raise FlannelError(f"etcd (process {pid}) did not end within {_STOP_TIMEOUT_S:g} s")
 
     def start(self) -> int:
         """Start it again with what it held, wait until it serves, and return its process id. Raises `FlannelError`."""

@@ -10,6 +10,9 @@ from flannel_udp.errors import FlannelError
 
 Stream = int | IO[str] | IO[bytes] | None
 
+TIMEOUT_S = 90.0
+"""For a command that takes a fraction of a second, on a machine that is busy with other things."""
+
 
 class Runner:
     """Runs commands, each behind `prefix`; `path` is how the place is called in errors."""
@@ -46,7 +49,7 @@ class Runner:
         command: Sequence[str],
         *,
         check: bool = True,
-        timeout_s: float = 30.0,
+        timeout_s: float = TIMEOUT_S,
         stdin: str = "",
         env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:

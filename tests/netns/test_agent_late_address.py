@@ -95,7 +95,9 @@ def pinged(*ways: tuple[Pod, Address]) -> Iterator[list[tuple[int, int]]]:
         for process in running:
             process.send_signal(signal.SIGINT)
         for process in running:
-            answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", process.communicate(timeout=30)[0])}
+            answered = {
+                int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", process.communicate(timeout=PATIENCE_S)[0])
+            }
             results.append((max(answered), max(answered) - len(answered)))
 
 

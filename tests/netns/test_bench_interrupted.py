@@ -62,6 +62,6 @@ def test_an_interrupted_bench_keeps_what_it_has_measured_and_removes_its_labs(
     assert "TCP, 1 stream, Gbit/s (more is better)" in shown
     (place,) = read_result(file).places
     assert place.name == "underlay wire, between hosts"
-    assert 1 <= len(place.samples) <= 8
+    assert 1 <= len(place.samples) < 50 * 4
     assert set(place.mtus) == {"bare", "vxlan", "naive", "ours"}
     assert [name for name in netns.names() if f"bench{bench.pid}" in name] == []

@@ -16,6 +16,7 @@ from flannel_udp.host.icmp_errors import IcmpError, IcmpErrors
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.model import Address
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -41,17 +42,17 @@ PEER = IPv6Address("2001:db8::2")
 def host() -> Iterator[str]:
     here, there = fresh_name(), fresh_name()
     for name in (here, there):
-        subprocess.run(["ip", "netns", "add", name], check=True, timeout=20)
+        subprocess.run(["ip", "netns", "add", name], check=True, timeout=PATIENCE_S)
     try:
         for name, script in ((here, HERE.format(other=there)), (there, THERE)):
             batch = ["ip", "-6", "-n", name, "-batch", "-"]
-            subprocess.run(batch, input=script, text=True, check=True, timeout=20)
+            subprocess.run(batch, input=script, text=True, check=True, timeout=PATIENCE_S)
         forward = ["ip", "netns", "exec", there, "sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1"]
-        subprocess.run(forward, check=True, timeout=20)
+        subprocess.run(forward, check=True, timeout=PATIENCE_S)
         yield here
     finally:
         for name in (here, there):
-            subprocess.run(["ip", "netns", "delete", name], check=True, timeout=20)
+            subprocess.run(["ip", "netns", "delete", name], check=True, timeout=PATIENCE_S)
 
 
 def ask(host: str, target: Address, source: Address | None = None, n_bytes: int = 64) -> EchoAnswer:

@@ -26,6 +26,7 @@ from flannel_udp.host.firewall.rules import Rules, rules_for
 from flannel_udp.host.firewall.tool import Finished, run_tool
 from flannel_udp.lab.netns import call_inside
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -56,16 +57,16 @@ table ip6 flannel-ipv6 {
 @pytest.fixture
 def host() -> Iterator[str]:
     name = fresh_name()
-    subprocess.run(["ip", "netns", "add", name], check=True, timeout=20)
+    subprocess.run(["ip", "netns", "add", name], check=True, timeout=PATIENCE_S)
     try:
         yield name
     finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=20)
+        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=PATIENCE_S)
 
 
 def run(host: str, command: str) -> str:
     whole = ["ip", "netns", "exec", host, "sh", "-c", command]
-    return subprocess.run(whole, check=True, capture_output=True, text=True, timeout=20).stdout
+    return subprocess.run(whole, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
 
 
 @pytest.mark.parametrize("dialect", [Nftables, Iptables])
@@ -77,7 +78,7 @@ def test_rules_stand_are_put_back_and_go(host: str, dialect: type[Applier]) -> N
         await applier.put(RULES)
         stood.append(await applier.stands(RULES))
         flush = ["nft", "flush", "ruleset"] if dialect is Nftables else ["ip6tables", "-w", "-F", "FLANNEL-FWD"]
-        subprocess.run(flush, check=True, timeout=20)
+        subprocess.run(flush, check=True, timeout=PATIENCE_S)
         await applier.locate(RULES)
         stood.append(await applier.stands(RULES))
         await applier.put(RULES)

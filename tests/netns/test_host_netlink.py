@@ -28,6 +28,7 @@ from flannel_udp.host.repair import LinkState, TunnelEnd, TunnelShape
 from flannel_udp.model import Address, Interface
 from flannel_udp.options import InterfaceOptions
 from tests.support.labs import fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = [
     pytest.mark.netns,
@@ -49,7 +50,7 @@ class Namespace:
 
     def run(self, command: str) -> str:
         full = ["ip", "netns", "exec", self.name, *command.split()]
-        return subprocess.run(full, check=True, capture_output=True, text=True, timeout=20).stdout
+        return subprocess.run(full, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
 
     def json(self, command: str) -> Any:
         return json.loads(self.run(command) or "[]")
@@ -85,13 +86,13 @@ class Namespace:
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
     name = fresh_name()
-    subprocess.run(["ip", "netns", "add", name], check=True, timeout=20)
+    subprocess.run(["ip", "netns", "add", name], check=True, timeout=PATIENCE_S)
     try:
         made = Namespace(name)
         made.run("ip link set lo up")
         yield made
     finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=20)
+        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=PATIENCE_S)
 
 
 @pytest.fixture
@@ -315,7 +316,7 @@ def test_without_capability_it_is_one_clear_line(tun: Namespace) -> None:
     )
     bare = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code]
     done = subprocess.run(
-        ["ip", "netns", "exec", tun.name, *bare], capture_output=True, text=True, timeout=30, check=True
+        ["ip", "netns", "exec", tun.name, *bare], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert done.stdout == (
         "configuring flannel0: needs CAP_NET_ADMIN in this network namespace: run as root or grant the capability\n"

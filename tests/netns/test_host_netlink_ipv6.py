@@ -20,6 +20,7 @@ from flannel_udp.host.repair import Fault, TunnelEnd, TunnelShape, differences
 from flannel_udp.host.rtnetlink import open_rtnetlink
 from flannel_udp.lab.netns import call_inside
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -33,12 +34,12 @@ ROUTE = "fd00:1::/48 dev flannel0 metric 1024"
 @pytest.fixture
 def namespace() -> Iterator[str]:
     name = fresh_name()
-    subprocess.run(["ip", "netns", "add", name], check=True, timeout=20)
+    subprocess.run(["ip", "netns", "add", name], check=True, timeout=PATIENCE_S)
     try:
         run(name, "ip link set lo up")
         yield name
     finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=20)
+        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=PATIENCE_S)
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def tun(namespace: str) -> str:
 
 def run(namespace: str, command: str) -> str:
     whole = ["ip", "netns", "exec", namespace, *command.split()]
-    return subprocess.run(whole, check=True, capture_output=True, text=True, timeout=20).stdout
+    return subprocess.run(whole, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
 
 
 def routes(namespace: str, *, version: int = 6) -> list[str]:

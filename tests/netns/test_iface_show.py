@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -49,7 +50,7 @@ def host() -> Iterator[str]:
 def run(host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
     command = ["ip", "netns", "exec", host, *bare, sys.executable, "-m", "flannel_udp", "iface", "show", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def document(host: str, *arguments: str) -> Any:

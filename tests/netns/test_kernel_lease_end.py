@@ -289,7 +289,7 @@ def test_without_capability_it_is_one_clear_line(host: OneHost) -> None:
     )
     bare = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code]
     done = subprocess.run(
-        ["ip", "netns", "exec", host.name, *bare], capture_output=True, text=True, timeout=30, check=True
+        ["ip", "netns", "exec", host.name, *bare], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert done.stdout == (
         "keeping the address that ends the routes: needs CAP_NET_ADMIN in this network namespace: "

@@ -17,6 +17,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.host import rtnetlink
 from tests.support.labs import NEEDS_NETNS
 from tests.support.one_host import OneHost, one_host
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -318,7 +319,7 @@ def test_without_capability_it_is_one_clear_line(host: OneHost) -> None:
     )
     bare = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code]
     done = subprocess.run(
-        ["ip", "netns", "exec", host.name, *bare], capture_output=True, text=True, timeout=30, check=True
+        ["ip", "netns", "exec", host.name, *bare], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert done.stdout == (
         "setting routes: needs CAP_NET_ADMIN in this network namespace: run as root or grant the capability\n"

@@ -204,6 +204,25 @@ def test_a_lab_comes_up_while_whoever_removes_another_takes_the_folder_of_all_al
             removing.kill()
 
 
+def test_a_folder_of_all_labs_that_comes_and_goes_while_a_lab_comes_up_is_not_taken_for_the_labs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labs, mkdir, met = tmp_path / "labs", os.mkdir, list[Path]()
+    for module in (lab_module, plan_module):
+        monkeypatch.setattr(module, "STATE_DIR", labs)
+
+    def mkdir_where_others_do(path: Path, mode: int = 0o777) -> None:
+        if path == labs and not met:
+            met.append(path)
+            raise FileExistsError(path)  # another lab's, which is removed before anybody looks
+        mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", mkdir_where_others_do)
+    with Lab(Plan(fresh_name(), hosts=1, pods=0, agents=())) as lab:
+        assert lab.name in lab_names()
+    assert met == [labs]
+
+
 def test_a_second_lab_of_the_same_name_is_refused_and_the_first_survives() -> None:
     with naive_lab() as lab:
         message = f"a lab named {lab.name} is up.*flannel-udp lab down --name {lab.name}"

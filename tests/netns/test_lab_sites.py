@@ -53,6 +53,10 @@ behind = "r2"
 """
 
 
+LATE_S = 5.0
+"""What has not come by then is lost."""
+
+
 def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
     argv = [*LAB, *words, "--name", name]
     return subprocess.run(argv, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
@@ -90,6 +94,12 @@ def round_trip_s(source: Node, target: str) -> float:
     return found[0]
 
 
+def ping_once(source: Node, *words: str) -> str:
+    """Return what a ping says of its only packet."""
+    command = ["ping", "-c", "1", "-W", str(PATIENCE_S), *words]
+    return source.run(command, check=False, timeout_s=2 * PATIENCE_S).stdout
+
+
 def test_pods_reach_each_other_over_two_routers_and_a_far_link_and_into_a_nat(lab: Lab) -> None:
     first, behind_nat, far, _ = lab.pods()
     assert round_trip_s(first, str(far.ip)) >= 0.08
@@ -102,10 +112,10 @@ def test_pods_reach_each_other_over_two_routers_and_a_far_link_and_into_a_nat(la
 def test_each_router_takes_one_from_the_ttl_and_says_what_its_network_carries(lab: Lab) -> None:
     h1, h3 = lab.host("h1"), lab.host("h3")
     for ttl, router in ((1, "192.0.2.202"), (2, "172.16.2.203")):
-        said = h1.run(["ping", "-c", "1", "-W", str(PATIENCE_S), "-t", str(ttl), str(h3.underlay)], check=False).stdout
+        said = ping_once(h1, "-t", str(ttl), str(h3.underlay))
         assert f"From {router} icmp_seq=1 Time to live exceeded" in said
-    large = ["ping", "-c", "1", "-W", str(PATIENCE_S), "-M", "do", "-s", "1472", str(h3.underlay)]
-    assert "From 192.0.2.202 icmp_seq=1 Frag needed and DF set (mtu = 1400)" in h1.run(large, check=False).stdout
+    large = ping_once(h1, "-M", "do", "-s", "1472", str(h3.underlay))
+    assert "From 192.0.2.202 icmp_seq=1 Frag needed and DF set (mtu = 1400)" in large
 
 
 def test_a_narrow_link_behind_a_router_is_a_black_hole_too(lab: Lab) -> None:
@@ -123,8 +133,7 @@ def test_a_narrow_link_behind_a_router_is_a_black_hole_too(lab: Lab) -> None:
 
 def test_nobody_outside_has_a_way_to_what_is_behind_a_nat(lab: Lab) -> None:
     h1, h2 = lab.host("h1"), lab.host("h2")
-    said = h1.run(["ping", "-c", "1", "-W", str(PATIENCE_S), str(h2.underlay)], check=False).stdout
-    assert "Destination Net Unreachable" in said
+    assert "Destination Net Unreachable" in ping_once(h1, str(h2.underlay))
     assert None not in ping(h2, [h1.underlay], PATIENCE_S)
     for source, target in (("h1/p1", "h2/p1"), ("h2/p1", "h1/p1")):
         trace = json.loads(told(lab, "trace", "--json", source, target))
@@ -132,11 +141,11 @@ def test_nobody_outside_has_a_way_to_what_is_behind_a_nat(lab: Lab) -> None:
 
 
 def test_so_many_frames_are_lost_and_not_all(lab: Lab) -> None:
-    h4 = str(lab.host("h4").underlay)
-    assert round_trip_s(lab.net, h4) > 0
-    said = lab.net.run(["ping", "-c", "100", "-i", "0.01", "-W", "1", "-q", h4], check=False).stdout
+    h4 = lab.host("h4").underlay
+    assert round_trip_s(lab.net, str(h4)) > 0
+    replies = ping(lab.net, [h4] * 100, LATE_S)
     # 36 of 100, with a standard deviation of 5.
-    assert 12 <= float(re.findall(r"([0-9.]+)% packet loss", said)[0]) <= 65
+    assert 12 <= replies.count(None) <= 65
 
 
 def test_the_drawing_and_the_documents_have_routers_nat_and_what_links_are_like(lab: Lab) -> None:
@@ -161,17 +170,22 @@ def test_the_drawing_and_the_documents_have_routers_nat_and_what_links_are_like(
     assert (found["hosts"][2]["behind"], found["hosts"][2]["link"]["mtu"]) == ("r3", 1500)
 
 
+def has_no_carrier(node: Node) -> bool:
+    """Tell whether eth0 says so: kernels before 6.8 do up to a second later."""
+    return "NO-CARRIER" in node.run(["ip", "link", "show", "eth0"]).stdout
+
+
 def test_a_far_link_is_cut_and_healed_and_so_is_its_relay(lab: Lab) -> None:
     r2, link = lab.node("r2"), link_of(lab, "r2")
     told(lab, "cut", "r2")
-    assert "NO-CARRIER" in r2.run(["ip", "link", "show", "eth0"]).stdout
+    assert wait_until(lambda: has_no_carrier(r2), PATIENCE_S)
     assert present_faults(lab) == {"r2": ["the link r2 is cut"]}
     assert told(lab, "heal", "r2") == "r2: the link is plugged in again\n"
     assert link.relay is not None
     pid = link.relay.pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    assert wait_until(lambda: "NO-CARRIER" in r2.run(["ip", "link", "show", "eth0"]).stdout, PATIENCE_S)
+    assert wait_until(lambda: has_no_carrier(r2), PATIENCE_S)
     assert present_faults(lab) == {"r2": ["the relay of the link r2 does not run"]}
     assert told(lab, "heal", "r2") == "r2: the relay runs again\n"
     assert present_faults(lab) == {}

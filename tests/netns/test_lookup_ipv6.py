@@ -22,6 +22,7 @@ from flannel_udp.lab.netns import call_inside
 from flannel_udp.options import InterfaceOptions
 from tests.support.agents import wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -52,18 +53,18 @@ route add fd00:1::/48 dev flannel0
 @pytest.fixture
 def host() -> Iterator[str]:
     name = fresh_name()
-    subprocess.run(["ip", "netns", "add", name], check=True, timeout=20)
+    subprocess.run(["ip", "netns", "add", name], check=True, timeout=PATIENCE_S)
     try:
-        subprocess.run(["ip", "-6", "-n", name, "-batch", "-"], input=HOST, text=True, check=True, timeout=20)
+        subprocess.run(["ip", "-6", "-n", name, "-batch", "-"], input=HOST, text=True, check=True, timeout=PATIENCE_S)
         run(name, "sysctl -q -w net.ipv6.conf.all.forwarding=1")
         yield name
     finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=20)
+        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=PATIENCE_S)
 
 
 def run(host: str, command: str) -> str:
     whole = ["ip", "netns", "exec", host, *command.split()]
-    return subprocess.run(whole, check=True, capture_output=True, text=True, timeout=20).stdout
+    return subprocess.run(whole, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
 
 
 def index_of(host: str, device: str) -> int:

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from tests.registry.certificates import make_authority, make_certificate
+from tests.support.patience import PATIENCE_S
 
 
 def test_a_strict_verification_takes_them(tmp_path: Path) -> None:
@@ -15,7 +16,7 @@ def test_a_strict_verification_takes_them(tmp_path: Path) -> None:
         ["openssl", "verify", "-x509_strict", "-CAfile", authority.certfile, pair.certfile],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,6 +13,7 @@ import pytest
 from flannel_udp.errors import UsageError
 from flannel_udp.options import KubeOptions
 from flannel_udp.registry.kube.options import Identity, open_http, read_identity
+from tests.support.patience import PATIENCE_S
 
 GOOD: dict[str, Any] = {
     "current-context": "c",
@@ -156,7 +157,9 @@ try:
 except UsageError as error:
     print(error, error.exit_code)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
     assert done.stdout == "--kube-subnet-mgr needs the Python package lightkube: pip install 'flannel-udp[kube]' 2\n"
 
 
@@ -169,5 +172,7 @@ from flannel_udp.registry.open import open_registry
 open_registry(Options(registry="file:/nonexistent"))
 print({"lightkube", "httpx2", "yaml"} & sys.modules.keys())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
     assert done.stdout == "set()\n"

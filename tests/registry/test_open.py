@@ -15,6 +15,7 @@ from flannel_udp.registry.etcd.options import open_credentials, parse_endpoints,
 from flannel_udp.registry.open import open_registry
 from flannel_udp.registry.urls import Endpoint
 from tests.registry.certificates import Pair, make_authority
+from tests.support.patience import PATIENCE_S
 
 
 @pytest.mark.parametrize("registry", ["", "file", "file:", "etcd:", "consul", "/etc/registry.json"])
@@ -150,7 +151,7 @@ def test_an_encrypted_key_is_refused_and_no_password_asked_for(pair: Pair, tmp_p
         "-passout",
         "pass:geheim",
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=20)
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
     with pytest.raises(UnusableFile, match="not a certificate and its unencrypted key"):
         open_credentials(EtcdOptions(certfile=pair.certfile, keyfile=encrypted), https=True)
 

@@ -17,6 +17,7 @@ from flannel_udp.errors import ConfigError
 from flannel_udp.netconf.config import NetworkConfig
 from tests.support.ali_vpc import KEY, ROLE, VARIABLES, AliVpc, metadata_on_loopback, vpc_on_loopback
 from tests.support.backends import parse_config
+from tests.support.patience import PATIENCE_S
 from tests.support.served import PROXIES, external
 
 _open: list[Account] = []
@@ -45,6 +46,7 @@ def on_host(place: Place, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Be there, with root's access key and little patience; afterwards the VPC is as at the beginning."""
     for name in (*PROXIES, *VARIABLES):
         patch.delenv(name, raising=False)
+    patch.setattr("flannel_udp.backend.cloud.metadata.TIMEOUT_S", PATIENCE_S)
     patch.setattr(identity, "URL", place.metadata)  # the real one is an address: no SDK has a variable for it
     patch.setattr(account, "RETRY_MS", 5)
     patch.setattr(account, "SETTLE_EVERY_S", 0.01)

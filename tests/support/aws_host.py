@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support.patience import PATIENCE_S
 from tests.support.served import PROXIES
 from tests.support.vpc import Vpc
 
@@ -18,6 +19,8 @@ def on_host(vpc: Vpc, metadata: str, patch: pytest.MonkeyPatch) -> Iterator[None
     """Be there, as root of the account; afterwards nothing of the VPC fails, and its main table is empty."""
     for name in (*PROXIES, *CREDENTIALS):
         patch.delenv(name, raising=False)
+    patch.setattr("flannel_udp.backend.cloud.metadata.TIMEOUT_S", PATIENCE_S)
+    patch.setenv("AWS_METADATA_SERVICE_TIMEOUT", str(int(PATIENCE_S)))
     patch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata)
     patch.setenv("AWS_ENDPOINT_URL_EC2", vpc.url)
     patch.setenv("AWS_ACCESS_KEY_ID", "root")

@@ -160,6 +160,7 @@ def on_instance(vpc: GceVpc, said: Mapping[str, Any], patch: pytest.MonkeyPatch)
         at = url.removeprefix("http://")
         for name in (*PROXIES, "GOOGLE_APPLICATION_CREDENTIALS"):
             patch.delenv(name, raising=False)
+        patch.setattr("flannel_udp.backend.cloud.metadata.TIMEOUT_S", PATIENCE_S)
         patch.setenv("HOME", "/nonexistent")
         patch.setenv("CLOUDSDK_CONFIG", "/nonexistent")
         patch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", vpc.url)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flannel_udp.model import Ends, Interface
+from tests.support.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "NO_PROXY", "no_proxy")
@@ -64,7 +65,7 @@ class Served:
         """Send a request of JSON and return the answer's document, whatever its status."""
 
         def call() -> Any:
-            connection = http.client.HTTPConnection(self._address, self._port, timeout=60)
+            connection = http.client.HTTPConnection(self._address, self._port, timeout=PATIENCE_S)
             try:
                 connection.request(method, path, None if body is None else json.dumps(body).encode(), headers or {})
                 return json.load(connection.getresponse())

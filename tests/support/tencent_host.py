@@ -14,6 +14,7 @@ from flannel_udp.backend.cloud.tencent import TencentProvider, retrying
 from flannel_udp.errors import ConfigError
 from flannel_udp.netconf.config import NetworkConfig
 from tests.support.backends import parse_config
+from tests.support.patience import PATIENCE_S
 from tests.support.served import PROXIES, external
 from tests.support.tencent_vpc import KEYS, TencentVpc, tencent_metadata_on_loopback, tencent_on_loopback
 
@@ -26,6 +27,7 @@ def on_tencent_host(vpc: TencentVpc, metadata: str, patch: pytest.MonkeyPatch) -
     for name in (*PROXIES, *VARIABLES):
         patch.delenv(name, raising=False)
     patch.setattr(retrying, "FIRST_PAUSE_S", 0.01)
+    patch.setattr("flannel_udp.backend.cloud.metadata.TIMEOUT_S", PATIENCE_S)
     patch.setenv("FLANNEL_UDP_TENCENT_METADATA", metadata)
     patch.setenv("FLANNEL_UDP_TENCENT_ENDPOINT", vpc.url)
     patch.setenv("ACCESS_KEY_ID", "AKIDroot")

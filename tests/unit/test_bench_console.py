@@ -15,6 +15,7 @@ from bench import cni, encap, instructions, lookup
 from bench.console import WIDTH, show
 from bench.hot_path import CASES
 from bench.targets import FAR, GROUPS, LOOKUP, Verdict, table
+from tests.support.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "bench").glob("*.py") if "__main__" in path.read_text())
@@ -34,7 +35,9 @@ def test_in_an_unbuilt_clone_each_bench_says_in_one_line_what_to_do(unbuilt: Pat
     # -S: without the packages that the tests run in, as in a fresh clone, whose folder they are imported from.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     command = [sys.executable, "-S", "-m", f"bench.{module}", "--help"]
-    done = subprocess.run(command, cwd=unbuilt, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=unbuilt, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith("bench: flannel-udp is not built for ")
     assert "pip install" in done.stderr

@@ -20,6 +20,7 @@ import pytest
 from flannel_udp.bench.lines import Conversation
 from flannel_udp.cli.main import main
 from flannel_udp.errors import FlannelError
+from tests.support.agents import wait_for
 from tests.support.patience import PATIENCE_S
 
 NEEDS_IPERF3 = pytest.mark.skipif(shutil.which("iperf3") is None, reason="bench serve needs iperf3")
@@ -141,10 +142,20 @@ def test_whoever_speaks_otherwise_ends_no_more_than_its_own_connection(
         assert "overlay" in next_one.hear(PATIENCE_S)
 
 
+def n_sockets(pid: int) -> int:
+    """Return how many sockets a process has open."""
+    found = 0
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found += str(each.readlink()).startswith("socket:")
+    return found
+
+
 @NEEDS_IPERF3
 def test_without_descriptors_nobody_is_let_in_which_is_said_once_until_there_are_some(serve: Serve) -> None:
     pid = serve.process.pid
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    wait_for("the client before has been let go", lambda: n_sockets(pid) == 1)  # the one that listens
     highest = max(int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir())
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
     try:

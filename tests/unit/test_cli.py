@@ -23,6 +23,7 @@ from flannel_udp.cli.commands import COMMANDS
 from flannel_udp.cli.flags import AGENT_FLAGS, AGENT_GROUPS, IGNORED_FLAGS, JSON_FLAG
 from flannel_udp.cli.main import main
 from flannel_udp.options import Offload
+from tests.support.patience import PATIENCE_S
 
 GOOD = '{"Network": "10.1.0.0/16"}'
 RUNGS = ", ".join(Offload().names())
@@ -47,7 +48,7 @@ def run(*words: str, stdin: str = "", **environ: str) -> subprocess.CompletedPro
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
         env=ENVIRON | environ,
     )
@@ -232,7 +233,12 @@ def test_help_version_and_mistakes_load_nothing_but_the_command_line(words: list
         "print(*sorted(set(sys.modules) - before), file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=30, check=True, env=ENVIRON
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+        env=ENVIRON,
     )
     loaded = done.stderr.splitlines()[-1].split()
     ours = {name for name in loaded if name.startswith("flannel_udp")}
@@ -263,7 +269,7 @@ def test_a_reader_that_went_away_is_no_error() -> None:
             [sys.executable, "-m", "flannel_udp", "--help"],
             stdout=stdout,
             stderr=subprocess.PIPE,
-            timeout=30,
+            timeout=PATIENCE_S,
             check=False,
             env=ENVIRON,
         )
@@ -277,7 +283,7 @@ def test_a_full_disk_under_stdout_is_one_line(words: list[str]) -> None:
             [sys.executable, "-m", "flannel_udp", *words],
             stdout=stdout,
             stderr=subprocess.PIPE,
-            timeout=30,
+            timeout=PATIENCE_S,
             check=False,
             env=ENVIRON,
         )
@@ -292,7 +298,7 @@ def test_a_full_disk_under_stderr_changes_no_exit_code() -> None:
             [sys.executable, "-m", "flannel_udp", "--no-such-flag"],
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            timeout=30,
+            timeout=PATIENCE_S,
             check=False,
             env=environment,
         )
@@ -301,7 +307,7 @@ def test_a_full_disk_under_stderr_changes_no_exit_code() -> None:
 
 def test_closed_streams_are_no_error() -> None:
     command = f"exec {sys.executable} -m flannel_udp --version <&- >&- 2>&-"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=30, check=False, env=ENVIRON)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=PATIENCE_S, check=False, env=ENVIRON)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
@@ -319,7 +325,7 @@ def test_ctrl_c_ends_with_130_and_says_nothing() -> None:
         process.stdin.flush()
         wait_until_it_is_read(process.stdin)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=PATIENCE_S) == 130
         assert process.stderr.read() == b""
 
 
@@ -344,7 +350,7 @@ def test_ctrl_c_while_the_command_line_is_imported_ends_likewise(start: str) -> 
         ["env", "--default-signal=INT", sys.executable, "-c", code, "--version"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
         env=ENVIRON,
     )

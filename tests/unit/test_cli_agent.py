@@ -13,6 +13,7 @@ import pytest
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.listener import UnixListener
 from flannel_udp.admin.shapes import Status
+from tests.support.patience import PATIENCE_S
 from tests.support.source import Source
 from tests.support.status import PEER, ROUTES, RUNNING, WAITING
 
@@ -38,7 +39,7 @@ async def ask(directory: Path, *words: str, source: Source | None = None) -> tup
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        out, err = await asyncio.wait_for(process.communicate(), timeout=30)
+        out, err = await asyncio.wait_for(process.communicate(), timeout=PATIENCE_S)
     return process.returncode, out.decode(), err.decode()
 
 
@@ -187,7 +188,7 @@ async def test_a_wait_where_no_agent_comes_fails_with_one_line(tmp_path: Path) -
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(process.communicate(), timeout=30)
+    out, err = await asyncio.wait_for(process.communicate(), timeout=PATIENCE_S)
     assert (process.returncode, out) == (1, b"")
     assert err.decode().startswith(f"flannel-udp: flannel-udp is not running: nothing answers on {path} ")
 

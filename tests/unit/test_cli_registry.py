@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flannel_udp.cli.main import main
+from tests.support.patience import PATIENCE_S
 
 RAW = '{\n  "Network": "10.1.0.0/16",\n  "Backend": {"Type": "udp"}\n}\n'
 
@@ -62,7 +63,7 @@ def test_put_reads_standard_input(registry: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "flannel_udp", "config", "put", "-", f"--registry=file:{registry}"],
         input=RAW.encode(),
-        timeout=30,
+        timeout=PATIENCE_S,
         check=True,
     )
     assert json.loads(registry.read_text())["config"] == json.loads(RAW)

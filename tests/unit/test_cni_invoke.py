@@ -15,6 +15,7 @@ import pytest
 from flannel_udp.cni import invoke
 from flannel_udp.cni.errors import CniError
 from flannel_udp.cni.install import install_plugin
+from tests.support.patience import PATIENCE_S
 
 ENV = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.15.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
 LOG = 'echo "$CNI_COMMAND $CNI_IFNAME" >>log'
@@ -46,7 +47,7 @@ class Host:
             env=env | {"CNI_PATH": str(self.folder / "bin"), "PATH": os.environ["PATH"]},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENCE_S,
             check=False,
         )
         printed = json.loads(done.stdout) if done.stdout else {}
@@ -166,7 +167,9 @@ def test_one_failure_in_gc_stops_nothing_else(host: Host) -> None:
 
 def test_a_closed_standard_input_is_an_error_as_any_other(host: Host) -> None:
     env = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/nowhere"}
-    done = subprocess.run(["sh", "-c", f"{host.plugin} <&-"], env=env, capture_output=True, timeout=30, check=False)
+    done = subprocess.run(
+        ["sh", "-c", f"{host.plugin} <&-"], env=env, capture_output=True, timeout=PATIENCE_S, check=False
+    )
     assert (done.returncode, json.loads(done.stdout)["code"], done.stderr) == (1, 6, b"")
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from flannel_udp.cni.errors import CniError
 from flannel_udp.cni.install import MODULES, install_plugin
 from flannel_udp.cni.request import VERSIONS, parse_request
+from tests.support.patience import PATIENCE_S
 
 ATTACHMENT = {"CNI_CONTAINERID": "abc", "CNI_NETNS": "/run/netns/x", "CNI_IFNAME": "eth0", "CNI_PATH": "/nowhere"}
 CONF = {"cniVersion": "1.0.0", "name": "cbr0", "type": "flannel"}
@@ -32,7 +33,9 @@ def call(plugin: Path, command: str, conf: Mapping[str, Any] | str, **environ: s
     """Run the plugin and return its exit code, the document it printed and what it said on the side."""
     stdin = conf if isinstance(conf, str) else json.dumps(conf)
     env = {**ATTACHMENT, "CNI_COMMAND": command, **environ}
-    done = subprocess.run([plugin], input=stdin, capture_output=True, text=True, env=env, timeout=30, check=False)
+    done = subprocess.run(
+        [plugin], input=stdin, capture_output=True, text=True, env=env, timeout=PATIENCE_S, check=False
+    )
     return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
 
@@ -116,7 +119,7 @@ def test_version_of_an_unknown_version_is_the_newest(plugin: Path) -> None:
 
 
 def test_by_hand_it_says_what_it_is(plugin: Path) -> None:
-    done = subprocess.run([plugin], capture_output=True, text=True, env={}, timeout=30, check=False)
+    done = subprocess.run([plugin], capture_output=True, text=True, env={}, timeout=PATIENCE_S, check=False)
     assert (done.returncode, done.stdout) == (0, "")
     assert "container runtimes start it" in done.stderr
 
@@ -145,7 +148,9 @@ def test_a_delegate_that_is_not_there_leaves_nothing(plugin: Path, tmp_path: Pat
 
 def test_it_loads_nothing_but_its_own_modules_and_light_ones_of_the_standard_library(plugin: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(plugin)!r}); import flannel_udp.cni.plugin; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     loaded = set(done.stdout.split())
     ours = {module for module in loaded if module.startswith("flannel_udp")}
     archived = {f"flannel_udp/{module}".removesuffix("/__init__").replace("/", ".") for module in MODULES}

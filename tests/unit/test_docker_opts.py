@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flannel_udp.cli.main import main
+from tests.support.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "mk-docker-opts.sh"
@@ -44,7 +45,7 @@ def test_every_flag(files: list[str], tmp_path: Path, flags: list[str], text: st
 )
 def test_the_script_of_flannels_name(files: list[str], tmp_path: Path, flags: list[str], text: str) -> None:
     env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    subprocess.run(["sh", SCRIPT, *files, *flags], check=True, timeout=30, env=env)
+    subprocess.run(["sh", SCRIPT, *files, *flags], check=True, timeout=PATIENCE_S, env=env)
     assert (tmp_path / "docker").read_text() == text
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.files.host_id import HOST_ID, keep_host_id, mark_of, new_host_id
+from tests.support.patience import PATIENCE_S
 
 
 def test_it_is_made_once_and_stays(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_processes_that_start_together_agree(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = {process.communicate(timeout=30)[0] for process in started}
+    said = {process.communicate(timeout=PATIENCE_S)[0] for process in started}
     assert said == {f"{keep_host_id(tmp_path / 'new')}\n"}
     assert os.listdir(tmp_path / "new") == [HOST_ID]  # noqa: PTH208
 

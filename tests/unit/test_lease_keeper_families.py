@@ -140,7 +140,7 @@ async def test_many_hosts_that_start_at_once_share_no_part(tmp_path: Path) -> No
         )
         return await keeper.acquire(few)
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         leases = await asyncio.gather(*(start(n) for n in range(1, 9)))
     for version in (4, 6):
         assert len({lease.subnet.of(version) for lease in leases}) == len(leases)

@@ -18,6 +18,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
 from flannel_udp.files.subnet_env import SubnetEnv, SubnetEnvError
 from flannel_udp.model import Subnet
+from tests.support.patience import PATIENCE_S
 
 V4 = SubnetEnv(IPv4Network("10.1.0.0/16"), Subnet(IPv4Network("10.1.15.0/24")), 1472, ip_masq=False)
 DUAL = SubnetEnv(
@@ -246,6 +247,8 @@ def test_any_text_is_understood_or_refused_by_name(text: str) -> None:
 def test_importing_it_is_light() -> None:
     """The CNI plugin reads this file for every pod, so no third-party package and no event loop may come along."""
     code = "import sys, flannel_udp.files.subnet_env; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30).stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    ).stdout
     heavy = {"asyncio", "pyroute2", "aiohttp", "rich", "logging", "json", "tempfile", "socket"}
     assert not heavy & {module.split(".")[0] for module in loaded.split()}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import pytest
 from aiohttp import ClientResponse
-from aiohttp.test_utils import TestClient, TestServer, unused_port
+from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
 from flannel_udp.view.child import LabGone
@@ -40,8 +41,14 @@ def asked() -> Asked:
 
 
 @pytest.fixture
-def gate() -> Gate:
-    return Gate(unused_port())
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+@pytest.fixture
+def gate(listening: socket.socket) -> Gate:
+    return Gate(listening.getsockname()[1])
 
 
 @pytest.fixture
@@ -50,8 +57,8 @@ def page(gate: Gate, asked: Asked) -> Page:
 
 
 @pytest.fixture
-async def client(gate: Gate, page: Page) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(page.application(), port=gate.port)) as client:
+async def client(listening: socket.socket, page: Page) -> AsyncIterator[Client]:
+    async with TestClient(TestServer(page.application(), socket_factory=lambda *_: listening)) as client:
         yield client
 
 

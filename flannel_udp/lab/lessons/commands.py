@@ -16,8 +16,8 @@ from flannel_udp.lab.node import clean_environment
 from flannel_udp.lab.plan import DEFAULT_NAME
 from flannel_udp.lab.runner import Runner
 
-_TIMEOUT_S = 90.0
-"""For a command, which takes seconds at most: some wait until an agent is ready."""
+_TIMEOUT_S = 180.0
+"""For a command, which takes seconds at most: some wait until an agent has ended and another one is ready."""
 _OF_A_LAB = re.compile(r"\bflannel-udp lab (?!list|lesson list)((?:lesson )?[a-z]+)")
 _EXEC = ["flannel-udp", "lab", "exec"]
 _FOR_A_SHELL = re.compile(r"[^\w '\"=.,:/%@+-]")
