@@ -28,6 +28,10 @@ class FromTun:
     packet: bytes
 
 
+_GSO_MAX_BYTES, _UDP_AND_ETHERNET_BYTES = 65_536, 8 + 14
+"""A frame that is as long, with all of its headers, Linux cuts before it sends it, on loopback, too (gso_max_size)."""
+
+
 @dataclass(frozen=True)
 class FromPeer:
     """A peer sends packets: one, or several of one size (the last may be shorter) in one call with UDP_SEGMENT.
@@ -161,7 +165,10 @@ class TwinRun:
 
 
 def is_udp_super_packet(datagram: bytes, table: ReferenceTable) -> bool:
-    """Tell whether a datagram holds one UDP packet in VXLAN that is as long as it is."""
+    """Tell whether a datagram that arrives whole holds one UDP packet in VXLAN that is as long as it is."""
+    around = {4: reference.HEADER_BYTES, 6: reference.IPV6_HEADER_BYTES}[table.version] + _UDP_AND_ETHERNET_BYTES
+    if len(datagram) + around >= _GSO_MAX_BYTES:
+        return False
     inner = datagram[reference.VXLAN_HEADING_BYTES :]
     least, protocol_at = {4: (reference.HEADER_BYTES, 9), 6: (reference.IPV6_HEADER_BYTES, 6)}[table.version]
     is_whole = len(inner) >= least and reference.length_said(inner, table.version) == len(inner)
