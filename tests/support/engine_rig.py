@@ -135,7 +135,7 @@ class EngineRig:
             _prepare(end)
         self._sides: dict[int, _Side] = {}
         self.peers: dict[str, socket.socket] = {}
-        self._marker = _open_marker()
+        self._marker = _open_marker() if peers else None
         for each in tables:
             ours = str(agent if each.version == 4 else AGENT6)
             theirs = [address for address in peers if ip_address(address).version == each.version]
@@ -251,8 +251,9 @@ class EngineRig:
         Mostly it has as soon as it is sent; but a busy kernel may leave a processor's packets to its ksoftirqd. They
         are taken in order, so what is sent after them arrives after them.
         """
-        self._marker.send(b"x")
-        self._marker.recv(1)
+        if self._marker is not None:
+            self._marker.send(b"x")
+            self._marker.recv(1)
 
     def drops(self, direction: str) -> dict[str, int]:
         """Return a direction's drop counters, of both engines where there are two."""
@@ -301,7 +302,8 @@ class EngineRig:
         """Close everything."""
         self._close_engines()
         for end in (self._near, self.tun, self._marker, *self.peers.values()):
-            end.close()
+            if end is not None:
+                end.close()
         for side in self._sides.values():  # after the peers, whose port is free on their addresses as long as on ours
             side.lanes.close()
             side.udp.close()
