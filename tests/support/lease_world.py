@@ -318,8 +318,12 @@ class World:
         self.later(CALL_S, host.life, host, lambda: settle(RegistryError("no answer in time")))
 
     def _checked(self, host: Host, request: Create | Move, settle: Settle) -> Settle:
-        """Return what becomes of an answer to `request` as the keeper does it, which looks for a rival then."""
-        asked = False
+        """Return what becomes of an answer to `request` as the keeper does it, which looks for a rival then.
+
+        Of an answer that comes twice the first one counts, here as in the machine: the second may know of a rival that
+        has come meanwhile, and gives way itself.
+        """
+        asked = looked = False
 
         def written(outcome: Result | FlannelError) -> list[Action]:
             nonlocal asked
@@ -331,6 +335,10 @@ class World:
             return []
 
         def judged(entry: Entry, rivals: list[Lease]) -> list[Action]:
+            nonlocal looked
+            if looked:
+                return []
+            looked = True
             if not rivals:
                 return settle(entry)
             taken = SubnetTaken(f"{rivals[0].entry.key} has a part of it")
