@@ -23,7 +23,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -147,7 +147,8 @@ class Agent:
 
         def drop_what_waits() -> None:
             if not rooms.gate.published.is_set():
-                network.start()
+                with suppress(FlannelError):  # the first table brings another try, and then its failure ends us
+                    network.start()
 
         stack.callback(asyncio.get_running_loop().call_later(TABLE_WAIT_S, drop_what_waits).cancel)
         await self._run(registry, rooms, forwarding, _Entrances(listeners, server, claims), None)

@@ -15,7 +15,7 @@ from flannel_udp.dataplane.reference import Forwarded, ReferenceTable, VnetHeade
 from tests.support.engine_rig import EngineRig
 
 UDP_PAYLOAD_MAX_BYTES = 65_507
-_UDP_PAYLOAD_MAX_BYTES = {4: UDP_PAYLOAD_MAX_BYTES, 6: 65_527}  # the length of IPv6 is without its header (RFC 8200)
+_LONGEST_DATAGRAM_BYTES = {4: UDP_PAYLOAD_MAX_BYTES, 6: 65_527}  # the length of IPv6 is without its header (RFC 8200)
 PENDING_MAX_BYTES = 96 * 1024  # of the steps between two polls: a socket buffer of the default size holds them
 _DONT_FRAGMENT = 0x4000
 _PORTS_HAVE = (6, 17)
@@ -137,7 +137,7 @@ class TwinRun:
             expected.drops["out"]["bad_offload"] += 1
             return
         datagrams = [reference.encapsulated(segment, verdict.to, table) for segment in segments]
-        if len(datagrams[0]) > _UDP_PAYLOAD_MAX_BYTES[verdict.to.version]:
+        if len(datagrams[0]) > _LONGEST_DATAGRAM_BYTES[verdict.to.version]:
             expected.drops["out"]["too_big"] += 1
         else:
             expected.to_peer[str(verdict.to)] += datagrams
