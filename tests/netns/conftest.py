@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,28 @@ from flannel_udp.lab.plan import Plan
 from tests.support.agents import up_with_peers
 from tests.support.labs import fresh_name
 from tests.support.view import View, lesson_lab, viewed
+
+
+@pytest.fixture(scope="session")
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """One of the authorities that this machine trusts, if there is any."""
+    for certificate in ssl.create_default_context().get_ca_certs(binary_form=True):
+        file = tmp_path_factory.mktemp("authority") / "ca.pem"
+        file.write_text(ssl.DER_cert_to_PEM_cert(certificate))
+        return file
+    return None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_authorities(one_authority: Path | None) -> Iterator[None]:
+    """Have agents read that one alone: reading some 140, as aiohttp does when imported, is a tenth of their start.
+
+    The registries and providers of tests have authorities of their own, which they name.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if one_authority is not None:
+            patch.setenv("SSL_CERT_FILE", str(one_authority))
+        yield
 
 
 @pytest.fixture(scope="session")

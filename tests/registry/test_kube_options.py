@@ -116,8 +116,10 @@ def test_a_server_that_is_no_url_is_named(server: str, tmp_path: Path) -> None:
 def test_certificates_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     cluster = {"server": "https://192.0.2.1", "certificate-authority": "/nonexistent/ca.pem"}
     fault = fault_of(tmp_path, json.dumps(GOOD | {"clusters": [{"name": "k", "cluster": cluster}]}))
-    assert fault.startswith("the credentials: ")
-    assert "No such file or directory" in fault
+    assert fault == "certificate-authority /nonexistent/ca.pem: No such file or directory"
+    user = {"client-certificate": "/nonexistent/cert.pem", "client-key": "key.pem"}
+    fault = fault_of(tmp_path, json.dumps(GOOD | {"users": [{"name": "u", "user": user}]}))
+    assert fault == "client-certificate /nonexistent/cert.pem: No such file or directory"
     cluster = {"server": "https://192.0.2.1", "certificate-authority-data": "Z2VoZWlt"}
     fault = fault_of(tmp_path, json.dumps(GOOD | {"clusters": [{"name": "k", "cluster": cluster}]}))
     assert fault.startswith("the credentials: not PEM")
@@ -126,6 +128,17 @@ def test_certificates_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert fault.startswith("the credentials: not PEM")
     fault = fault_of(tmp_path, json.dumps(GOOD | {"users": [{"name": "u", "user": {"auth-provider": {"name": "x"}}}]}))
     assert fault == "the credentials: auth-provider not supported"
+
+
+@pytest.mark.parametrize("server", ["https://192.0.2.1", "http://192.0.2.1"])
+def test_a_file_of_authorities_that_the_environment_names_wrongly_is_named(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = json.dumps(GOOD | {"clusters": [{"name": "k", "cluster": {"server": server}}]})
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent.pem")
+    assert fault_of(tmp_path, content) == "SSL_CERT_FILE /nonexistent.pem: No such file or directory"
+    monkeypatch.setenv("SSL_CERT_FILE", "/dev/null")
+    assert fault_of(tmp_path, content).startswith("SSL_CERT_FILE /dev/null: not PEM")
 
 
 # Which node

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,31 @@ def open_http(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT
     try:
         return client_adapter.AsyncClient(config, parameters)
     except (ConfigError, OSError, TypeError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise _fault(options, f"the credentials: {_reason(error)}") from None
+        raise _fault(options, f"{_culprit(config)}: {_reason(error)}") from None
+
+
+def _culprit(config: SingleConfig) -> str:
+    """Return which of the files that TLS needs cannot be used, as far as that shows: ssl names none in its errors."""
+    cluster, user = config.cluster, config.user or User()
+    # Without any of its own: those that OpenSSL, and so httpx, takes for the machine's.
+    machines = None if cluster.insecure or cluster.certificate_auth_data else os.environ.get("SSL_CERT_FILE")
+    name, file = "certificate-authority", cluster.certificate_auth
+    if not file:
+        name, file = "SSL_CERT_FILE", machines
+    if file and not _works(lambda path: ssl.create_default_context(cafile=path), config.abs_file(file)):
+        return f"{name} {file}"
+    for name, file in (("client-certificate", user.client_cert), ("client-key", user.client_key)):
+        if file and not _works(lambda path: Path(path).open("rb").close(), config.abs_file(file)):
+            return f"{name} {file}"
+    return "the credentials"
+
+
+def _works(use: Callable[[str | os.PathLike[str]], object], file: str | os.PathLike[str]) -> bool:
+    try:
+        use(file)
+    except OSError:
+        return False
+    return True
 
 
 class KubeFiles:
@@ -174,6 +198,6 @@ def _reason(error: Exception) -> str:
         case ssl.SSLError():
             return f"not PEM, or a key that is another certificate's ({error.reason or 'unreadable'})"
         case OSError(strerror=str() as text):
-            return f"{error.filename or 'cannot be read'}: {os.fspath(text)}"
+            return f"{error.filename}: {os.fspath(text)}" if error.filename else os.fspath(text)
         case _:
             return "not what a kubeconfig looks like"
