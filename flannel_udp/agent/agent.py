@@ -409,7 +409,10 @@ class Agent:
 
     async def _close(self, network: Network) -> None:
         self._state.close_rooms()  # who asks now, while the listeners are still open, is not answered out of them
-        await network.close(keep=not self._in_charge)
+        try:
+            await network.close(keep=not self._in_charge)
+        except FlannelError as error:  # why we end is worth more than this
+            logger.warning("%s", error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,15 +55,15 @@ def enable_on_tunnel(fd: int, wanted: Offload, versions: Collection[int] = (4,))
 def hands_over_super_packets(name: str) -> bool:
     """Tell whether the device hands over TCP uncut: `ethtool -K flannel0 tso off` takes back what it was told.
 
-    Also True where the kernel does not say: the device is gone, or has another name now.
+    Also True where the kernel does not say: the device is gone, or has another name now, or we may open no socket.
     """
     command = ctypes.create_string_buffer(_ETHTOOL_VALUE.pack(ETHTOOL_GTSO, 0), _ETHTOOL_VALUE.size)
     request = struct.pack("16sP16x", name.encode(), ctypes.addressof(command))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-        try:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
             fcntl.ioctl(any_socket, SIOCETHTOOL, request)
-        except OSError:
-            return True
+    except OSError:
+        return True
     return bool(_ETHTOOL_VALUE.unpack(command.raw)[1])
 
 

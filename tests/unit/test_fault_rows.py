@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -97,7 +98,9 @@ def test_a_run_writes_the_tables_whose_tests_all_ran(
     pytester.inline_run("-k", "table_y", plugins=[CameOut(page)])
     lines = page.read_text().splitlines()
     assert lines[:4] == empty.splitlines()[:4]
-    assert sum("| one | bad | good | passed, 0.0 s; 7 of 7 | `test_it.py::test_one` |" in line for line in lines) == 1
+    one = re.compile(r"\| one \| bad \| good \| passed, \d\.\d s; 7 of 7 \| `test_it\.py::test_one` \|")
+    assert sum(one.search(line) is not None for line in lines) == 1
     result = pytester.inline_run(plugins=[CameOut(page)])
     assert (result.countoutcomes(), result.ret) == ([1, 0, 1], pytest.ExitCode.TESTS_FAILED)
-    assert "| two | bad | good | 1 failed, 1 passed, 0.0 s; 7 of 7 | `test_it.py` |" in page.read_text()
+    two = r"\| two \| bad \| good \| 1 failed, 1 passed, \d\.\d s; 7 of 7 \| `test_it\.py` \|"
+    assert re.search(two, page.read_text())

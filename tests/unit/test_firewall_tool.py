@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.firewall import tool
+from flannel_udp.host.firewall import keeper, tool
 from flannel_udp.host.firewall.iptables import Iptables
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.nftables import Nftables
@@ -213,6 +213,43 @@ async def test_a_keeper_tells_what_goes_wrong_and_that_it_is_over(make_tool: Mak
     finally:
         keeping.cancel()
         await asyncio.wait([keeping])
+
+
+async def test_who_cannot_look_at_the_rules_of_others_keeps_what_was_found_and_looks_again(
+    make_tool: MakeTool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_REST_BESIDE_S", 0.01)
+    monkeypatch.setattr(keeper, "_BESIDE_S", 0.01)
+    kept = tmp_path / "kept"
+    make_tool("nft", f'if [ "$1" = list ]; then cat {kept}; elif [ "$1" = -f ]; then sed 1,2d >{kept}; fi')
+    make_tool("iptables", "exit 0")
+    noted, looks = list[str](), 0
+
+    async def passages() -> list[Sequence[Passage]]:
+        nonlocal looks
+        looks += 1
+        if looks in (2, 3):
+            raise FlannelError("asking which pods there are: Too many open files")
+        return []
+
+    firewall = Firewall(
+        Owner(NETWORK), lambda source, *_, **__: noted.append(source), passages, nftables=True, resync_s=600
+    )
+    firewall.want(RULES)
+    tasks = [asyncio.create_task(firewall.run()), asyncio.create_task(firewall.look_beside())]
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while looks < 5:
+                assert not any(task.done() for task in tasks)
+                await asyncio.sleep(0.01)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    assert noted.count("firewall") == looks - 2
+    assert [record.message for record in caplog.records if "of others" in record.message] == [
+        "looking at the firewall rules of others: asking which pods there are: Too many open files"
+    ]
 
 
 async def test_a_keeper_ends_when_it_is_cancelled_at_any_moment(make_tool: MakeTool, tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ from flannel_udp.backend.cloud import refusals
 from flannel_udp.backend.cloud.gce import GceProvider, identity, rest
 from flannel_udp.backend.cloud.provider import Account, CloudError, CloudRoute, Leads
 from flannel_udp.errors import ConfigError
+from flannel_udp.lab.netns import wait_until
 from flannel_udp.netconf.config import NetworkConfig
 from tests.support.backends import parse_config
 from tests.support.gce_server import ALL_RIGHTS, TOKEN
 from tests.support.gce_vpc import PROJECT, ZONE, GceVpc, gce_on_loopback, name_of, on_instance, target_of
+from tests.support.patience import PATIENCE_S
 from tests.support.served import external
 
 AT, OTHER = IPv4Network("10.1.15.0/24"), IPv4Network("10.1.16.0/24")
@@ -389,6 +391,7 @@ def test_an_operation_that_takes_too_long_is_named(vpc: GceVpc, monkeypatch: pyt
     monkeypatch.setattr(rest, "OPERATION_S", 0.0)
     with closing(connect()) as account, pytest.raises(CloudError, match=r"routes\.insert is not done after 0 s \(oper"):
         account.create(TABLE, AT)
+    assert wait_until(lambda: str(AT) in vpc.routes(), PATIENCE_S)  # or it would come after all have been cleared
 
 
 def test_a_route_of_that_name_in_another_network_is_named(vpc: GceVpc, host: dict[str, Any]) -> None:

@@ -79,6 +79,7 @@ class Firewall:
         self._swept = False  # of what the other dialect holds
         self._said = SaidOnce()
         self._said_of_sweep = SaidOnce()
+        self._said_of_others = SaidOnce()
         self._quiet_until_s = 0.0
 
     @property
@@ -125,12 +126,19 @@ class Firewall:
         """Name, for ever, what other rules than ours do to our packets, once ours stand."""
         await self._stand.wait()
         changed = asyncio.Event()
+        found: list[Degradation] = []
         with on_change((b"",), changed.set):
             while True:
                 changed.clear()
                 began_s = time.monotonic()
-                found = await self._find_beside()
-                self._note("firewall", found)
+                try:
+                    found = await self._find_beside()
+                except FlannelError as error:  # what was found is taken as unchanged
+                    if self._said_of_others.failed(str(error)):
+                        logger.warning("looking at the firewall rules of others: %s", error)
+                else:
+                    self._said_of_others.worked()
+                    self._note("firewall", found)
                 await asyncio.sleep(max(_REST_BESIDE_S, _RESTS * (time.monotonic() - began_s)))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_REST_BESIDE_S if found else _BESIDE_S):
