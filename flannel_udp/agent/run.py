@@ -7,7 +7,9 @@ import gc
 import logging
 import os
 import signal
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import uvloop
 from flannel_udp.admin import notify
 from flannel_udp.agent.agent import Agent
 from flannel_udp.agent.logs import start_log
+from flannel_udp.dataplane.worker import TASK_LIMITS
 from flannel_udp.errors import FlannelError
 from flannel_udp.handover.takeover import HandedOver
 from flannel_udp.host.capabilities import FileAccess, Kept, drop_capabilities
@@ -23,6 +26,9 @@ from flannel_udp.host.privileges import check_privileges, shows_password
 from flannel_udp.options import Options
 
 logger = logging.getLogger(__name__)
+
+N_THREADS = 8
+"""For what blocks: netlink, files, tools of the firewall."""
 
 
 def run(options: Options, remarks: Sequence[str] = ()) -> int:
@@ -75,6 +81,7 @@ def _files(options: Options) -> list[FileAccess]:
 
 async def _run(options: Options, kept: Kept) -> int:
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(started_pool())
     life = asyncio.current_task()
     assert life is not None  # noqa: S101 - a coroutine that uvloop.run runs has a task
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,6 +108,22 @@ async def _run(options: Options, kept: Kept) -> int:
     finally:
         watchdog.cancel()
     return 1
+
+
+def started_pool() -> ThreadPoolExecutor:
+    """Return the threads of `asyncio.to_thread`, all of them started: one that is lacking later on would end the agent.
+
+    Where tasks are limited (a pod's, a unit's) others may have taken the rest by then. Raises `FlannelError`.
+    """
+    pool, met = ThreadPoolExecutor(N_THREADS, "flannel-work"), threading.Barrier(N_THREADS)
+    try:
+        for _ in range(N_THREADS):  # each waits for the others, so that none has time for a second turn
+            pool.submit(met.wait)
+    except RuntimeError as error:  # how Python says EAGAIN of clone(2)
+        met.abort()
+        pool.shutdown(wait=False)
+        raise FlannelError(f"cannot start {N_THREADS} threads: {error}: see {TASK_LIMITS}") from error
+    return pool
 
 
 async def _wait_to_be_stopped() -> None:

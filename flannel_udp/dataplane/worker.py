@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from queue import SimpleQueue
 
 import uvloop
 
@@ -19,7 +20,8 @@ logger = logging.getLogger(__name__)
 # How long the engine waits by itself, without the GIL, for the next packet before the loop does: a wake-up through the
 # loop costs a round trip some 20 µs more.
 LINGER_MS = 20
-
+TASK_LIMITS = "TasksMax= of the unit, pids.max of the cgroup, kernel.threads-max"
+"""What refuses threads."""
 
 _JOIN_LOST = "the kernel refuses joined packets; they are written one by one, and a join is tried from time to time"
 _LOST = {
@@ -38,14 +40,18 @@ class Worker:
     def __init__(self, engines: Sequence[Engine], busy_poll_us: int) -> None:
         self.carry(engines)
         self._busy_poll_us = busy_poll_us
-        self._loop: uvloop.Loop | None = None  # from the first start until `close`: a restart needs no descriptors
+        # From the first start until `close`, as is the thread: a restart needs no descriptors, and no new thread.
+        self._loop: uvloop.Loop | None = None
+        self._thread: threading.Thread | None = None
+        self._turns: SimpleQueue[bool] = SimpleQueue()  # what the thread is to do next: run the loop, or end
+        self._rests = threading.Event()
 
     def carry(self, engines: Sequence[Engine]) -> None:
         """Run these from the next start on."""
         self._engines, self._engine = engines, engines[0]
 
     def start(self, on_fault: Callable[[], object]) -> None:
-        """Start the thread, which calls `on_fault()` once when the TUN is lost (the engine's `tun_errno` says why).
+        """Run in the thread, which calls `on_fault()` once when the TUN is lost (the engine's `tun_errno` says why).
 
         Raises `FlannelError`, the first time only.
         """
@@ -54,32 +60,43 @@ class Worker:
                 self._loop = uvloop.new_event_loop()
             except OSError as error:
                 raise FlannelError(f"cannot start a data thread: {error.strerror}") from error
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, args=(self._loop,), name="flannel-data", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # how Python says EAGAIN of clone(2)
+                raise FlannelError(f"cannot start a data thread: {error}: see {TASK_LIMITS}") from error
+            self._thread = thread
         self._on_fault = on_fault
         self._in_use = self._rungs()
         self._said: set[tuple[str, bool]] = set()
-        self._thread = threading.Thread(target=self._run, name="flannel-data", daemon=True)
+        self._rests.clear()
         self._loop.add_reader(self._engine.fileno(), self._poll)
-        self._thread.start()
+        self._turns.put(True)
 
     def ask_to_stop(self) -> None:
-        """Let the thread end, within 50 ms."""
+        """Let the thread rest, within 50 ms."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
 
     def join(self) -> None:
-        """Wait for the thread's end; then the engine may be changed, or the worker started again or closed."""
-        self._thread.join()
+        """Wait until the thread rests; then the engine may be changed, or the worker started again or closed."""
+        self._rests.wait()
 
     def close(self) -> None:
         """End; the engine may be closed then."""
+        if self._thread is not None:
+            self._turns.put(False)
+            self._thread.join()
         if self._loop is not None:
             self._loop.close()
 
-    def _run(self) -> None:
-        assert self._loop is not None  # noqa: S101 - `start` made it
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.remove_reader(self._engine.fileno())
+    def _run(self, loop: uvloop.Loop) -> None:
+        asyncio.set_event_loop(loop)
+        while self._turns.get():
+            loop.run_forever()
+            loop.remove_reader(self._engine.fileno())
+            self._rests.set()
 
     def _poll(self) -> None:
         faulty = self._engine.tun_errno

@@ -31,6 +31,7 @@ DELETED = [Refusal("ioctl", errno.EBADFD, {1: request}) for request in (TUNGETIF
 NO_DESCRIPTOR = Refusal("epoll_create1", errno.EMFILE)
 # What an event loop asks for, and our own code does not.
 NO_LOOP = Refusal("eventfd2", errno.EMFILE)
+NO_THREAD = Refusal("clone3", errno.EAGAIN)
 
 
 @pytest.fixture
@@ -137,31 +138,36 @@ def test_lanes_of_which_some_cannot_be_opened_are_none_and_packets_leave_all_the
     call_inside(namespace, check)
 
 
-def test_data_threads_start_again_though_no_descriptor_is_left(namespace: str) -> None:
+@pytest.mark.parametrize("lacking", [NO_LOOP, NO_THREAD])
+def test_data_threads_start_again_though_no_descriptor_or_thread_is_left(lacking: Refusal, namespace: str) -> None:
     def check() -> None:
         dataplane = Dataplane([LOOPBACK], PORT, DataplaneOptions(workers=2), lambda: None)
         try:
             dataplane.start()
-            refused([NO_LOOP], dataplane.reopen_tunnel)
+            refused([lacking], dataplane.reopen_tunnel)
             assert dataplane.generation == (1, False)
             dataplane.stop()
-            refused([NO_LOOP], dataplane.start)
+            refused([lacking], dataplane.start)
         finally:
             dataplane.close()
 
     call_inside(namespace, check)
 
 
-def test_data_threads_that_cannot_start_are_one_clear_line(namespace: str) -> None:
+@pytest.mark.parametrize(
+    ("lacking", "why"),
+    [(NO_LOOP, "Too many open files$"), (NO_THREAD, "can't start new thread: see TasksMax= of the unit, pids.max of ")],
+)
+def test_data_threads_that_cannot_start_are_one_clear_line(lacking: Refusal, why: str, namespace: str) -> None:
     def check() -> None:
         dataplane = Dataplane([LOOPBACK], PORT, DataplaneOptions(), lambda: None)
 
         def start() -> None:
-            with pytest.raises(FlannelError, match=r"^cannot start a data thread: Too many open files$"):
+            with pytest.raises(FlannelError, match=f"^cannot start a data thread: {why}"):
                 dataplane.start()
 
         try:
-            refused([NO_LOOP], start)
+            refused([lacking], start)
             dataplane.start()
         finally:
             dataplane.close()

@@ -34,6 +34,7 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
         "epoll_create1": 291,
         "epoll_wait": 232,
         "eventfd2": 290,
+        "clone3": 435,
     },
     "aarch64": {
         "read": 63,
@@ -49,6 +50,7 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
         "epoll_create1": 20,
         "epoll_wait": 22,  # glibc: epoll_pwait
         "eventfd2": 19,
+        "clone3": 435,
     },
 }
 # linux/bpf_common.h, linux/seccomp.h, linux/prctl.h
