@@ -94,9 +94,11 @@ class Worker:
     def _run(self, loop: uvloop.Loop) -> None:
         asyncio.set_event_loop(loop)
         while self._turns.get():
-            loop.run_forever()
-            loop.remove_reader(self._engine.fileno())
-            self._rests.set()
+            try:
+                loop.run_forever()
+                loop.remove_reader(self._engine.fileno())
+            finally:  # whatever ends it, nobody waits in vain
+                self._rests.set()
 
     def _poll(self) -> None:
         faulty = self._engine.tun_errno
