@@ -30,6 +30,14 @@ class UnusableFile(UsageError):
     """A file that a flag names is not there, cannot be read or makes no sense: a command ends, an agent waits."""
 
 
+class NoThread(FlannelError):
+    """A thread is refused, for `what`: Python says so by a RuntimeError, whose cause is clone(2)'s EAGAIN."""
+
+    def __init__(self, what: str, error: RuntimeError) -> None:
+        limits = "TasksMax= of the unit, pids.max of the cgroup, kernel.threads-max"
+        super().__init__(f"cannot start {what}: {error}: see {limits}")
+
+
 class Faults(FlannelError):
     """Several things are wrong; ``faults`` holds one line for each."""
 

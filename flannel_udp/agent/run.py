@@ -18,8 +18,7 @@ import uvloop
 from flannel_udp.admin import notify
 from flannel_udp.agent.agent import Agent
 from flannel_udp.agent.logs import start_log
-from flannel_udp.dataplane.worker import TASK_LIMITS
-from flannel_udp.errors import FlannelError
+from flannel_udp.errors import FlannelError, NoThread
 from flannel_udp.handover.takeover import HandedOver
 from flannel_udp.host.capabilities import FileAccess, Kept, drop_capabilities
 from flannel_udp.host.privileges import check_privileges, shows_password
@@ -113,16 +112,16 @@ async def _run(options: Options, kept: Kept) -> int:
 def started_pool() -> ThreadPoolExecutor:
     """Return the threads of `asyncio.to_thread`, all of them started: one that is lacking later on would end the agent.
 
-    Where tasks are limited (a pod's, a unit's) others may have taken the rest by then. Raises `FlannelError`.
+    Where tasks are limited (a pod's, a unit's) others may have taken the rest by then. Raises `NoThread`.
     """
     pool, met = ThreadPoolExecutor(N_THREADS, "flannel-work"), threading.Barrier(N_THREADS)
     try:
         for _ in range(N_THREADS):  # each waits for the others, so that none has time for a second turn
             pool.submit(met.wait)
-    except RuntimeError as error:  # how Python says EAGAIN of clone(2)
+    except RuntimeError as error:
         met.abort()
         pool.shutdown(wait=False)
-        raise FlannelError(f"cannot start {N_THREADS} threads: {error}: see {TASK_LIMITS}") from error
+        raise NoThread(f"{N_THREADS} threads", error) from error
     return pool
 
 

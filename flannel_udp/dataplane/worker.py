@@ -13,15 +13,13 @@ from queue import SimpleQueue
 import uvloop
 
 from flannel_udp._fastpath.engine import Engine
-from flannel_udp.errors import FlannelError
+from flannel_udp.errors import FlannelError, NoThread
 
 logger = logging.getLogger(__name__)
 
 # How long the engine waits by itself, without the GIL, for the next packet before the loop does: a wake-up through the
 # loop costs a round trip some 20 µs more.
 LINGER_MS = 20
-TASK_LIMITS = "TasksMax= of the unit, pids.max of the cgroup, kernel.threads-max"
-"""What refuses threads."""
 
 _JOIN_LOST = "the kernel refuses joined packets; they are written one by one, and a join is tried from time to time"
 _LOST = {
@@ -64,8 +62,8 @@ class Worker:
             thread = threading.Thread(target=self._run, args=(self._loop,), name="flannel-data", daemon=True)
             try:
                 thread.start()
-            except RuntimeError as error:  # how Python says EAGAIN of clone(2)
-                raise FlannelError(f"cannot start a data thread: {error}: see {TASK_LIMITS}") from error
+            except RuntimeError as error:
+                raise NoThread("a data thread", error) from error
             self._thread = thread
         self._on_fault = on_fault
         self._in_use = self._rungs()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from flannel_udp.agent.run import N_THREADS, started_pool
-from flannel_udp.errors import FlannelError
+from flannel_udp.errors import NoThread
 from tests.support.refusals import Refusal, refused
 
 NO_THREAD = Refusal("clone3", errno.EAGAIN)
@@ -35,7 +35,7 @@ def test_what_blocks_goes_on_at_once_in_all_threads_though_no_more_can_be_made()
 
 def test_an_agent_that_may_have_no_threads_says_so_at_its_start() -> None:
     def start() -> None:
-        with pytest.raises(FlannelError, match=r"^cannot start 8 threads: can't start new thread: see TasksMax="):
+        with pytest.raises(NoThread, match=r"^cannot start 8 threads: can't start new thread: see TasksMax="):
             started_pool()
 
     refused([NO_THREAD], start)
@@ -52,7 +52,7 @@ def test_threads_that_started_before_one_was_refused_end_again(monkeypatch: pyte
         return made[-1]
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_some)
-    with pytest.raises(FlannelError, match=f"^cannot start {N_THREADS} threads"):
+    with pytest.raises(NoThread, match=f"^cannot start {N_THREADS} threads"):
         started_pool()
     for thread in set(threading.enumerate()) - before:
         thread.join()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 
 import pytest
 
 from flannel_udp.backend.cloud.one_thread import OneThread
+from flannel_udp.errors import NoThread
 from tests.support.patience import PATIENCE_S
+from tests.support.refusals import Refusal, refused
 
 
 async def test_results_and_errors_come_back_and_one_call_is_made_at_a_time() -> None:
@@ -28,6 +31,14 @@ async def test_results_and_errors_come_back_and_one_call_is_made_at_a_time() -> 
     with pytest.raises(ZeroDivisionError):
         await thread.run(lambda: 1 / 0)
     thread.end()
+
+
+def test_a_thread_that_is_refused_is_one_clear_line() -> None:
+    async def make() -> None:
+        with pytest.raises(NoThread, match=r"^cannot start the thread 'cloud check': can't start new thread: see "):
+            OneThread("cloud check")
+
+    refused([Refusal("clone3", errno.EAGAIN)], lambda: asyncio.run(make()))
 
 
 async def test_who_is_cancelled_waits_for_nothing_and_what_had_not_begun_is_not_done() -> None:

@@ -12,17 +12,25 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from flannel_udp.errors import NoThread
+
 T = TypeVar("T")
 _Work = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 
 
 class OneThread:
-    """Runs what it is given, in turns; `end` it, and it is gone as soon as what it is at has come back."""
+    """Runs what it is given, in turns; `end` it, and it is gone as soon as what it is at has come back.
+
+    Raises `NoThread` where it cannot be started.
+    """
 
     def __init__(self, name: str) -> None:
         self._waiting: SimpleQueue[_Work | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError as error:
+            raise NoThread(f"the thread {name!r}", error) from error
 
     async def run(self, work: Callable[[], T]) -> T:
         """Return what `work` returns, or raise what it raises. Cancelled, it goes on, and nobody hears what becomes."""
