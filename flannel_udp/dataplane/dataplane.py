@@ -147,25 +147,28 @@ class Dataplane:
         for number, (queue, udp, lanes) in enumerate(
             zip(self.tunnel.filenos(), path.ends.sockets, path.ends.lanes, strict=True)
         ):
-            engine = Engine(
-                queue,
-                udp.fileno(),
-                path.icmp.fileno(),
-                self._port or 0,
-                source_check=self._options.source_check,
-                vnet_bytes=VNET_HEADER_BYTES,
-                dscp=self._dscp,
-                segment=self._granted.udp_segment,
-                join_tcp=self._granted.join_tcp,
-                join_udp=self._granted.join_udp,
-                lanes=lanes.filenos(),
-                ports=lanes.n_ports,
-                encapsulation=self._encapsulation.kind,
-                vni=self._encapsulation.vni,
-                own_mac=self._encapsulation.own_mac,
-                version=path.version,
-                beside=firsts[number] if firsts else None,
-            )
+            try:
+                engine = Engine(
+                    queue,
+                    udp.fileno(),
+                    path.icmp.fileno(),
+                    self._port or 0,
+                    source_check=self._options.source_check,
+                    vnet_bytes=VNET_HEADER_BYTES,
+                    dscp=self._dscp,
+                    segment=self._granted.udp_segment,
+                    join_tcp=self._granted.join_tcp,
+                    join_udp=self._granted.join_udp,
+                    lanes=lanes.filenos(),
+                    ports=lanes.n_ports,
+                    encapsulation=self._encapsulation.kind,
+                    vni=self._encapsulation.vni,
+                    own_mac=self._encapsulation.own_mac,
+                    version=path.version,
+                    beside=firsts[number] if firsts else None,
+                )
+            except OSError as failed:
+                raise FlannelError(f"cannot wait for packets of {self.tunnel.name}: {failed.strerror}") from failed
             engine.forward_until(self._until_ns)
             path.engines.append(engine)
 

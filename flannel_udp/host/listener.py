@@ -7,7 +7,9 @@ import errno
 import select
 import socket
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+
+from flannel_udp.errors import FlannelError
 
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1  # linux/socket.h, linux/netlink.h
 
@@ -19,25 +21,31 @@ _READS_MAX = 16  # datagrams a wake-up: other work waits meanwhile
 
 
 def open_groups(protocol: int, groups: Iterable[int]) -> socket.socket:
-    """Open a socket to which the kernel tells what it tells these groups of the protocol. Raises `OSError`."""
+    """Open a socket to which the kernel tells what it tells these groups of the protocol. Raises `FlannelError`."""
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    netlink = socket.socket(socket.AF_NETLINK, kind, protocol)
-    try:
-        netlink.bind((0, 0))  # the kernel chooses the port id; without one nothing is delivered
-        with suppress(PermissionError):
-            netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
-        for group in groups:
-            netlink.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
-    except OSError:
-        netlink.close()
-        raise
+    with ExitStack() as undo:
+        try:
+            netlink = undo.enter_context(socket.socket(socket.AF_NETLINK, kind, protocol))
+            netlink.bind((0, 0))  # the kernel chooses the port id; without one nothing is delivered
+            with suppress(PermissionError):
+                netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+            for group in groups:
+                netlink.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+        except OSError as failed:
+            raise _unheard(failed) from failed
+        undo.pop_all()
     return netlink
+
+
+def _unheard(failed: OSError) -> FlannelError:
+    return FlannelError(f"cannot listen to the kernel's news: {failed.strerror}")
 
 
 class Listener:
     """Calls `changed()` on the running loop for every wake-up with a datagram that `concerns` us, until closed.
 
-    It is also called when messages were lost, after `lost()`.
+    It is also called when messages were lost, after `lost()`. The socket is closed with it, also where making it
+    raises `FlannelError`.
     """
 
     def __init__(
@@ -53,7 +61,11 @@ class Listener:
         self._lost = lost
         # A descriptor that reports an error (ENOBUFS) once is never reported again by uvloop: it watches an epoll
         # descriptor of ours, and the socket is in that.
-        self._epoll = select.epoll()
+        try:
+            self._epoll = select.epoll()
+        except OSError as failed:
+            netlink.close()
+            raise _unheard(failed) from failed
         self._epoll.register(netlink.fileno(), select.EPOLLIN)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._epoll.fileno(), self._read)

@@ -20,6 +20,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Set
 from ipaddress import IPv4Address, IPv6Address
 
+from flannel_udp.errors import FlannelError
 from flannel_udp.host.family import family_of
 from flannel_udp.host.links import device
 from flannel_udp.host.listener import Listener, open_groups
@@ -197,7 +198,7 @@ def open_news(version: int = 4) -> socket.socket:
     groups = (_RTNLGRP_LINK, *_GROUPS[version])
     try:
         return open_groups(socket.NETLINK_ROUTE, (*groups, _RTNLGRP_NEXTHOP))
-    except OSError:  # before Linux 5.3 there are no nexthop objects
+    except FlannelError:  # before Linux 5.3 there are no nexthop objects
         return open_groups(socket.NETLINK_ROUTE, groups)
 
 

@@ -33,6 +33,7 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
         "sendmmsg": 307,
         "epoll_create1": 291,
         "epoll_wait": 232,
+        "timerfd_create": 283,
         "eventfd2": 290,
         "clone3": 435,
     },
@@ -49,6 +50,7 @@ _NUMBERS: Mapping[str, Mapping[str, int]] = {
         "sendmmsg": 269,
         "epoll_create1": 20,
         "epoll_wait": 22,  # glibc: epoll_pwait
+        "timerfd_create": 85,
         "eventfd2": 19,
         "clone3": 435,
     },

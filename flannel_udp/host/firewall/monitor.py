@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from flannel_udp.errors import FlannelError
 from flannel_udp.host.listener import Listener, open_groups
 
 logger = logging.getLogger(__name__)
@@ -26,11 +27,11 @@ def on_change(needles: Sequence[bytes], changed: Callable[[], None]) -> Iterator
     """
     try:
         netlink = open_groups(_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,))
-    except OSError as error:
-        logger.info("the kernel does not report changes of firewall rules (%s): they are only checked", error.strerror)
+        listener = Listener(netlink, lambda messages: any(needle in messages for needle in needles), changed)
+    except FlannelError as error:
+        logger.info("the kernel does not report changes of firewall rules (%s): they are only checked", error)
         yield
         return
-    listener = Listener(netlink, lambda messages: any(needle in messages for needle in needles), changed)
     try:
         yield
     finally:
