@@ -57,7 +57,7 @@ def test_an_agent_that_may_open_too_few_files_to_start_says_so_in_one_line() -> 
                     agent.terminate()
             said = host.log_file.read_text()
             assert "Traceback" not in said, said
-            assert agent.returncode == 0 or "Too many open files" in said.splitlines()[-1], said
+            assert agent.returncode == 0 or said.splitlines()[-1].startswith("flannel-udp: cannot "), said
 
 
 def is_on_its_way(agent: subprocess.Popen[str], host: Host) -> bool:
