@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 from flannel_udp.admin import notify
@@ -253,7 +254,7 @@ class Agent:
     ) -> tuple[Rooms, Forwarding]:
         """Bring to life what lives from now on; closed with `stack`."""
         options, (config, backend, network), errors = self._options, opened, self._state.errors
-        stack.push_async_callback(self._close, network)
+        stack.push_async_exit(partial(self._close, network))
         store.update()
         gate = Gate(network)
         subnet_file = SubnetFile(options.subnet_file, self._state.tell)
@@ -407,12 +408,16 @@ class Agent:
         if self._options.release_on_exit:
             await release(rooms, until_s - time.monotonic())
 
-    async def _close(self, network: Network) -> None:
+    async def _close(
+        self, network: Network, _kind: type[BaseException] | None, why: BaseException | None, _: TracebackType | None
+    ) -> None:
         self._state.close_rooms()  # who asks now, while the listeners are still open, is not answered out of them
         try:
             await network.close(keep=not self._in_charge)
-        except FlannelError as error:  # why we end is worth more than this
-            logger.warning("%s", error)
+        except FlannelError as error:
+            if why is None or isinstance(why, asyncio.CancelledError):
+                raise
+            logger.warning("%s", error)  # why we end is worth more than this
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ _TFD_TIMER_ABSTIME = 1  # linux/timerfd.h; the other two flags have the values o
 _TFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
 _SOONEST_NS = 1  # an alarm at 0 would be none
 LOOK_EVERY_S = 1.0
+"""Without a timer of the kernel's, in seconds."""
 
 
 class _Itimerspec(ctypes.Structure):
@@ -67,6 +68,7 @@ class Alarm:
     def __enter__(self) -> Self:
         with suppress(OSError):  # no descriptor is left
             self._descriptor = _check(_libc.timerfd_create(time.CLOCK_BOOTTIME, _TFD_FLAGS))
+        if self._descriptor is not None:
             asyncio.get_running_loop().add_reader(self._descriptor, self._go_off)
         return self
 

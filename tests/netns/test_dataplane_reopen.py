@@ -21,7 +21,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.options import DataplaneOptions
 from tests.support.labs import NEEDS_NETNS, empty_namespace
-from tests.support.refusals import Refusal, refused
+from tests.support.refusals import NO_THREAD, Refusal, refused
 
 pytestmark = NEEDS_NETNS
 
@@ -31,7 +31,6 @@ DELETED = [Refusal("ioctl", errno.EBADFD, {1: request}) for request in (TUNGETIF
 NO_DESCRIPTOR = Refusal("epoll_create1", errno.EMFILE)
 # What an event loop asks for, and our own code does not.
 NO_LOOP = Refusal("eventfd2", errno.EMFILE)
-NO_THREAD = Refusal("clone3", errno.EAGAIN)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ or a policy forbids something.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import platform
@@ -85,6 +86,10 @@ class Refusal:
     where: Mapping[int, int] = field(default_factory=dict)
     with_bits: Mapping[int, int] = field(default_factory=dict)
     at_least: Mapping[int, int] = field(default_factory=dict)
+
+
+NO_THREAD = Refusal("clone3", errno.EAGAIN)
+"""What a limit of tasks answers to who wants a thread."""
 
 
 def refused(refusals: Sequence[Refusal], body: Callable[[], object]) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from flannel_udp.agent.run import N_THREADS, started_pool
 from flannel_udp.errors import NoThread
-from tests.support.refusals import Refusal, refused
-
-NO_THREAD = Refusal("clone3", errno.EAGAIN)
+from tests.support.refusals import NO_THREAD, refused
 
 
 def test_what_blocks_goes_on_at_once_in_all_threads_though_no_more_can_be_made() -> None:
@@ -43,12 +41,12 @@ def test_an_agent_that_may_have_no_threads_says_so_at_its_start() -> None:
 
 def test_threads_that_started_before_one_was_refused_end_again(monkeypatch: pytest.MonkeyPatch) -> None:
     submit, before = ThreadPoolExecutor.submit, set(threading.enumerate())
-    made: list[object] = []
+    made: list[Future[int]] = []
 
-    def submit_some(self: ThreadPoolExecutor, *args: object) -> object:
+    def submit_some(self: ThreadPoolExecutor, work: Callable[[], int]) -> Future[int]:
         if len(made) == 3:
             raise RuntimeError("can't start new thread")
-        made.append(submit(self, *args))  # type: ignore[arg-type]
+        made.append(submit(self, work))
         return made[-1]
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_some)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import threading
 import time
 
@@ -12,7 +11,7 @@ import pytest
 from flannel_udp.backend.cloud.one_thread import OneThread
 from flannel_udp.errors import NoThread
 from tests.support.patience import PATIENCE_S
-from tests.support.refusals import Refusal, refused
+from tests.support.refusals import NO_THREAD, refused
 
 
 async def test_results_and_errors_come_back_and_one_call_is_made_at_a_time() -> None:
@@ -38,7 +37,7 @@ def test_a_thread_that_is_refused_is_one_clear_line() -> None:
         with pytest.raises(NoThread, match=r"^cannot start the thread 'cloud check': can't start new thread: see "):
             OneThread("cloud check")
 
-    refused([Refusal("clone3", errno.EAGAIN)], lambda: asyncio.run(make()))
+    refused([NO_THREAD], lambda: asyncio.run(make()))
 
 
 async def test_who_is_cancelled_waits_for_nothing_and_what_had_not_begun_is_not_done() -> None:
