@@ -19,10 +19,11 @@ from flannel_udp.files.atomic import write_atomically
 
 PLUGIN = "flannel"
 CONFLIST = "10-flannel.conflist"
+# 0.4.0: all plugins since 0.8 (2019) speak it, Ubuntu 22.04's too, and it has CHECK; flannel's own manifest has 0.3.1.
 CONFLIST_TEXT = """\
 {
   "name": "cbr0",
-  "cniVersion": "1.0.0",
+  "cniVersion": "0.4.0",
   "plugins": [
     {
       "type": "flannel",
@@ -47,7 +48,21 @@ MODULES = (
 )
 """All that the plugin imports of ours."""
 
-_MAIN = "import sys\nfrom flannel_udp.cni.plugin import main\nsys.exit(main())\n"
+_MAIN = """\
+import json
+import sys
+
+# An older Python would stumble over the imports, and the runtime tell of "no error message". 999: CNI spec, "Error".
+if sys.version_info < (3, 11):
+    msg = "flannel-udp's plugin needs Python 3.11 or later, and %s is %d.%d: flannel-udp cni install --python=..."
+    msg %= (sys.executable, sys.version_info[0], sys.version_info[1])
+    sys.stdout.write(json.dumps({"cniVersion": "0.4.0", "code": 999, "msg": msg}) + "\\n")
+    sys.exit(1)
+
+from flannel_udp.cni.plugin import main
+
+sys.exit(main())
+"""
 _MAX_SHEBANG_BYTES = 127  # before Linux 5.1; 255 since
 
 

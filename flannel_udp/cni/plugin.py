@@ -119,7 +119,7 @@ def delete(request: Request, environ: Environ) -> bytes:
         sys.stderr.write(f"flannel: {damaged}: using what ADD would give the delegate now\n")
         attachment = state.Attachment(request.container_id, request.ifname, _replacement(request, damaged))
     # After an ADD that was refused because of another attachment comes a DEL, which must leave that one alone.
-    if attachment is None or attachment.is_of(request.conf["name"], request.ifname):
+    if attachment is None or attachment.is_at(request.conf["name"], request.ifname):
         if attachment is not None:
             invoke.run("DEL", _with_previous_result(attachment.conf, request), request.path, environ)
         state.remove(request.data_dir, request.container_id)

@@ -40,6 +40,13 @@ class Attachment:
         """Tell whether this is the container's attachment to the network by that interface, as far as was kept."""
         return self.conf.get("name") == network and self.ifname in (ifname, "")
 
+    def is_at(self, network: str, ifname: str) -> bool:
+        """Tell whether a DEL means this: a container has one interface of a name, whatever its network's name is now.
+
+        Only where no interface was kept does the network's name tell.
+        """
+        return self.ifname == ifname if self.ifname else self.is_of(network, ifname)
+
 
 def save(data_dir: Path, attachment: Attachment) -> bool:
     """Write the file (0600) and tell whether there was none. Raises `CniError`, also if it is another attachment's."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flannel_udp.cni.request import VERSIONS, version_of
 from flannel_udp.doctor.finding import Finding, fault, ok, skipped
 
 CONF_DIR = Path("/etc/cni/net.d")
@@ -15,18 +17,25 @@ BIN_DIRS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni")
 """The usual one, and those of distributions."""
 _SUFFIXES = (".conf", ".conflist", ".json")
 _PLUGINS = "the package containernetworking-plugins, or github.com/containernetworking/plugins"
+_ANSWER_S = 5.0
+"""A plugin that is asked for its versions does nothing else."""
 
 
 def ask_cni(conf_dir: Path, bin_dirs: Sequence[Path], *, kubernetes: bool) -> Iterator[Finding]:
     """Read the folder of configurations and look for the plugins."""
     files = _read(conf_dir)
     yield judge_configurations(files, conf_dir, kubernetes=kubernetes)
-    needed = next((types for types in map(plugins_of, files.values()) if "flannel" in types), None)
-    if needed is None:
+    ours = next((name for name in sorted(files) if "flannel" in plugins_of(files[name])), None)
+    if ours is None:
         yield skipped("CNI plugins", f"no configuration of flannel's in {conf_dir}")
         return
-    present = {name for name in needed if any(os.access(folder / name, os.X_OK) for folder in bin_dirs)}
-    yield judge_plugins(needed, present, bin_dirs)
+    needed = plugins_of(files[ours])
+    # As runtimes look for them: the first folder that has one.
+    places = (folder / name for folder in reversed(bin_dirs) for name in needed)
+    found = {path.name: path for path in places if os.access(path, os.X_OK)}
+    yield judge_plugins(needed, set(found), bin_dirs)
+    spoken = {path: versions_spoken(path) for path in found.values()}
+    yield from judge_versions(spoken, version_of(files[ours]), conf_dir / ours)
 
 
 def judge_configurations(files: Mapping[str, Any], folder: Path, *, kubernetes: bool) -> Finding:
@@ -56,6 +65,48 @@ def judge_plugins(needed: Sequence[str], present: set[str], folders: Sequence[Pa
     install = [f"flannel-udp cni install --bin-dir={folders[0]}"] if "flannel" in missing else []
     more = [f"install {', '.join(others)}: {_PLUGINS}"] if others else []
     return fault("CNI plugins", what, "; ".join(install + more))
+
+
+def versions_spoken(plugin: Path) -> list[str] | str:
+    """Ask a plugin which versions of the CNI spec it speaks (VERSION); what is wrong with it where it does not say."""
+    try:
+        done = subprocess.run(
+            [plugin],
+            input=b'{"cniVersion": "0.4.0"}',
+            env={**os.environ, "CNI_COMMAND": "VERSION"},
+            capture_output=True,
+            timeout=_ANSWER_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it does not answer within {_ANSWER_S:g} s"
+    except OSError as error:
+        return f"cannot run it: {error.strerror}"
+    try:
+        answer = json.loads(done.stdout)
+        return str(answer["msg"]) if "msg" in answer else list(answer["supportedVersions"])
+    except (ValueError, TypeError, LookupError):
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        return "it says no versions" + (f": {said[-1][:200]}" if said else "")
+
+
+def judge_versions(spoken: Mapping[Path, list[str] | str], version: str, configuration: Path) -> Iterator[Finding]:
+    """Judge whether every plugin speaks the configuration's version; a fault for each that does not."""
+    for plugin, versions in spoken.items():
+        if isinstance(versions, str):
+            ours = plugin.name == "flannel"
+            again = f"flannel-udp cni install --bin-dir={plugin.parent}" if ours else f"install {_PLUGINS}"
+            yield fault("CNI plugins", f"{plugin}: {versions}: pods cannot be started", again)
+        elif version not in versions:
+            what = f"{configuration} is of CNI {version}, and {plugin} speaks {', '.join(versions)}"
+            mend = f'write "cniVersion": "{_newest(spoken)}" there, or install {_PLUGINS}'
+            yield fault("CNI plugins", f"{what}: pods cannot be started", mend)
+
+
+def _newest(spoken: Mapping[Path, list[str] | str]) -> str:
+    """Return the newest version that all speak, flannel's usual one where there is none."""
+    common = set.intersection(*(set(versions) for versions in spoken.values() if not isinstance(versions, str)))
+    return max(common & set(VERSIONS), key=VERSIONS.index, default="0.3.1")
 
 
 def plugins_of(document: Any) -> list[str]:

@@ -218,12 +218,20 @@ def test_another_cni_configuration_goes_first(h1: Host, tmp_path: Path) -> None:
     plugins = tmp_path / "bin"
     plugins.mkdir()
     for name in ("flannel", "bridge", "host-local", "portmap"):
-        (plugins / name).touch(0o755)
+        (plugins / name).write_text("""#!/bin/sh\necho '{"supportedVersions": ["0.3.1", "0.4.0"]}'\n""")
+        (plugins / name).chmod(0o755)
     arguments = f"--conf-dir={tmp_path}", f"--bin-dir={plugins}"
     what, command = faults(h1, *arguments)["CNI configuration"]
     assert what.startswith(f"{tmp_path}/05-other.conf (of ptp) comes before 10-flannel.conflist: ")
     mend(h1, command)
     assert faults(h1, *arguments) == {}
+    (tmp_path / "10-flannel.conflist").write_text(CONFLIST_TEXT.replace("0.4.0", "1.0.0"))
+    what, command = faults(h1, *arguments)["CNI plugins"]
+    assert "10-flannel.conflist is of CNI 1.0.0, and " in what
+    assert command.startswith('write "cniVersion": "0.4.0" there, or install ')
+    (tmp_path / "10-flannel.conflist").write_text(CONFLIST_TEXT)
+    (plugins / "flannel").write_text("")
+    assert "cannot run it: Exec format error" in faults(h1, *arguments)["CNI plugins"][0]
     (plugins / "flannel").unlink()
     assert faults(h1, *arguments)["CNI plugins"][1] == f"flannel-udp cni install --bin-dir={plugins}"
 

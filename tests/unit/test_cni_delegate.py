@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import subprocess
+import sys
+import zipfile
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -160,6 +164,17 @@ def test_the_example_is_what_the_command_installs_and_it_replaces_none(tmp_path:
     path.write_text("mine")
     assert install_conflist(tmp_path) is None
     assert path.read_text() == "mine"
+
+
+def test_an_old_python_is_told_to_the_runtime_and_not_by_a_traceback(tmp_path: Path) -> None:
+    plugin = install_plugin(tmp_path, sys.executable)
+    with zipfile.ZipFile(plugin) as archive:
+        ast.parse(archive.read("__main__.py"), feature_version=(3, 7))  # the oldest whose grammar is known
+    old = "import runpy, sys; sys.version_info = (3, 9, 2); runpy.run_path(sys.argv[1], run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", old, plugin], capture_output=True, text=True, check=False)
+    error = json.loads(done.stdout)
+    assert (done.returncode, error["code"], done.stderr) == (1, 999, "")
+    assert error["msg"].startswith(f"flannel-udp's plugin needs Python 3.11 or later, and {sys.executable} is 3.9: ")
 
 
 @pytest.mark.parametrize("python", ["python3", "/a b/python3", "/" + "x" * 200])

@@ -119,7 +119,7 @@ def test_a_second_add_leaves_alone_what_the_first_did(host: Host) -> None:
     assert (host.calls(), host.keeps_state()) == (["DEL eth0"], False)
 
 
-@pytest.mark.parametrize("other", [{"name": "other"}, {"ifname": "net1"}])
+@pytest.mark.parametrize("other", [{"name": "other", "ifname": "net1"}, {"ifname": "net1"}])
 def test_the_del_after_a_refused_second_attachment_leaves_the_first_alone(host: Host, other: dict[str, str]) -> None:
     host.call("ADD")
     host.calls()
@@ -128,6 +128,13 @@ def test_the_del_after_a_refused_second_attachment_leaves_the_first_alone(host: 
     assert host.call("DEL", **other) == {}
     assert host.calls() == []
     host.call("DEL")
+    assert (host.calls(), host.keeps_state()) == (["DEL eth0"], False)
+
+
+def test_a_container_is_detached_also_after_its_network_got_another_name(host: Host) -> None:
+    host.call("ADD")
+    host.calls()
+    assert host.call("DEL", name="cni0") == {}
     assert (host.calls(), host.keeps_state()) == (["DEL eth0"], False)
 
 
