@@ -168,13 +168,14 @@ install_missing() {
     step "reading the package lists" from_sources update
     packages=""
     for package in $missing; do
-        if [ "$package" = python ]; then
-            package=$(newest_packaged_python)
-        fi
+        case $package in
+        python) package=$(newest_packaged_python) ;;
+        libclang-rt-dev) is_packaged "$package" || continue ;; # before LLVM 15 it came with clang
+        esac
         packages="$packages $package"
     done
     for package in $optional; do
-        if apt-cache show "$package" >/dev/null 2>&1; then
+        if is_packaged "$package"; then
             packages="$packages $package"
         fi
     done
@@ -196,9 +197,13 @@ from_sources() {
     apt-get "$@"
 }
 
+is_packaged() {
+    apt-cache show "$1" >/dev/null 2>&1
+}
+
 newest_packaged_python() {
     for name in python3.14 python3.13 python3.12 python3.11; do
-        if apt-cache show "$name-venv" >/dev/null 2>&1; then
+        if is_packaged "$name-venv"; then
             echo "$name $name-venv $name-dev"
             return
         fi
@@ -206,9 +211,14 @@ newest_packaged_python() {
     fail "this release has no package of Python 3.11 or later: install one and run this again"
 }
 
+# Its scripts name the folder that it was made in: moved with this folder they would not run, copied they would run what is
+# in the old one. tox's environments are of the same kind.
 make_venv() {
-    if ! .venv/bin/python -c '' 2>/dev/null; then
+    here=$(pwd -P)
+    if [ "$(cat .venv/folder 2>/dev/null)" != "$here" ] || ! .venv/bin/python -c '' 2>/dev/null; then
+        rm -rf .tox
         step "making .venv with $python" "$python" -m venv --clear .venv
+        printf '%s\n' "$here" >.venv/folder
     fi
 }
 

@@ -118,9 +118,9 @@ class Etcd:
 
         def ask() -> int:
             with _connection() as connection:
-                held = _ask(connection, "/v3/kv/range", {"key": _encoded(_ETCD_PREFIX)})
+                held = _ask(connection, "kv/range", {"key": _encoded(_ETCD_PREFIX)})
                 revision = int(held["header"]["revision"])
-                _ask(connection, "/v3/kv/compaction", {"revision": revision, "physical": True})
+                _ask(connection, "kv/compaction", {"revision": revision, "physical": True})
                 return revision
 
         return netns.call_inside(self._namespace, ask)
@@ -132,7 +132,7 @@ class Etcd:
 
         def ask() -> dict[str, Any]:
             with _connection() as connection:
-                return _ask(connection, "/v3/kv/range", wanted)
+                return _ask(connection, "kv/range", wanted)
 
         held = netns.call_inside(self._namespace, ask).get("kvs", [])
         pairs = ((base64.b64decode(each["key"]), base64.b64decode(each.get("value", ""))) for each in held)
@@ -148,10 +148,10 @@ class Etcd:
         def ask() -> None:
             with _connection() as connection:
                 if value is None:
-                    _ask(connection, "/v3/kv/deleterange", path)
+                    _ask(connection, "kv/deleterange", path)
                     return
-                there = _ask(connection, "/v3/kv/range", {**path, "count_only": True}).get("count", "0") != "0"
-                _ask(connection, "/v3/kv/put", {**path, "value": _encoded(value), "ignore_lease": there})
+                there = _ask(connection, "kv/range", {**path, "count_only": True}).get("count", "0") != "0"
+                _ask(connection, "kv/put", {**path, "value": _encoded(value), "ignore_lease": there})
 
         netns.call_inside(self._namespace, ask)
 
@@ -162,15 +162,21 @@ def _connection() -> closing[http.client.HTTPConnection]:
 
 def _ask(connection: http.client.HTTPConnection, path: str, what: Mapping[str, object]) -> dict[str, Any]:
     """Ask the lab's etcd by its HTTP interface (its grpc-gateway), which takes and gives base64."""
+    status, said = _post(connection, f"/v3/{path}", what)
+    if status == http.HTTPStatus.NOT_FOUND:  # etcd 3.3, as Ubuntu 22.04 has it
+        status, said = _post(connection, f"/v3beta/{path}", what)
+    if status != http.HTTPStatus.OK:
+        raise FlannelError(f"the lab's etcd refused {path}: {_reason(said)}")
+    return dict(json.loads(said))
+
+
+def _post(connection: http.client.HTTPConnection, path: str, what: Mapping[str, object]) -> tuple[int, str]:
     try:
         connection.request("POST", path, json.dumps(what))
         answer = connection.getresponse()
-        said = answer.read().decode(errors="replace")
+        return answer.status, answer.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         raise FlannelError(f"the lab's etcd does not answer: {error}") from None
-    if answer.status != http.HTTPStatus.OK:
-        raise FlannelError(f"the lab's etcd refused {path}: {_reason(said)}")
-    return dict(json.loads(said))
 
 
 def _reason(said: str) -> str:
@@ -186,7 +192,7 @@ def _put(values: Mapping[str, Mapping[str, object]]) -> None:
     with _connection() as connection:
         for key, value in values.items():
             text = json.dumps(value, separators=(",", ":"))
-            _ask(connection, "/v3/kv/put", {"key": _encoded(key), "value": _encoded(text)})
+            _ask(connection, "kv/put", {"key": _encoded(key), "value": _encoded(text)})
 
 
 def _encoded(text: str) -> str:

@@ -45,6 +45,7 @@ class Checkout:
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_text("#!/bin/sh\n")
             (self.folder / name).chmod(0o755)
+        (self.folder / ".venv/folder").write_text(f"{self.folder}\n")
 
     def put_pip(self, script: str) -> None:
         (self.folder / ".venv/bin/pip").write_text(f"#!/bin/sh\n{script}\n")
@@ -238,6 +239,31 @@ def test_a_read_only_checkout_is_one_clear_line(checkout: Checkout, command: str
     assert done.stderr.splitlines() == [
         f"bootstrap: cannot write to {place}/build: copy this folder to where you may write, and run it there"
     ]
+
+
+def test_a_checkout_that_was_moved_or_copied_gets_environments_of_its_own(checkout: Checkout) -> None:
+    checkout.have_all_but_the_packages_of_python()
+    checkout.put_pip("exit 1")
+    (checkout.folder / ".tox").mkdir()
+    assert BUILDING in checkout.run("lab").stderr
+    assert (checkout.folder / ".tox").exists()
+    checkout.folder = checkout.folder.rename(checkout.folder.with_name("elsewhere"))
+    assert "bootstrap: making .venv with python3\n" in checkout.run("lab").stderr
+    assert not (checkout.folder / ".tox").exists()
+    assert "making .venv" not in checkout.run("lab").stderr
+
+
+@AS_ROOT
+@pytest.mark.parametrize("packaged", [True, False])
+def test_a_package_that_older_releases_have_within_another_is_asked_for_where_it_exists(
+    checkout: Checkout, packaged: bool
+) -> None:
+    checkout.put("apt-get", 'echo "$*" >>build/asked; case $1 in update) exit 0 ;; *) exit 100 ;; esac')
+    checkout.put("apt-cache", "exit 0" if packaged else "case $2 in libclang-rt-dev) exit 100 ;; esac")
+    checkout.run("test")
+    asked = (checkout.folder / "build/asked").read_text().splitlines()[-1].split()
+    assert "clang" in asked
+    assert ("libclang-rt-dev" in asked) is packaged
 
 
 # Without a network
