@@ -146,7 +146,7 @@ def test_a_tcp_connection_stays_on_one_worker_in_each_direction(lab: Lab) -> Non
 
     def carried_of_a_connection() -> list[list[int]]:
         growth = Growth(lab)
-        with Transfer(first, second, 4 << 20):
+        with Transfer(first, second, 16 << 20):  # a busy receiver acknowledges super-packets of 64 KiB two by two
             pass
         return [carried for host in lab.hosts for carried in (growth.out(host), growth.into(host))]
 
