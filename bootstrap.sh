@@ -197,8 +197,9 @@ from_sources() {
     apt-get "$@"
 }
 
+# What others only mention (Ubuntu 22.04's kubernetes-client) succeeds, too, and shows nothing.
 is_packaged() {
-    apt-cache show "$1" >/dev/null 2>&1
+    apt-cache show "$1" 2>/dev/null | grep -q .
 }
 
 newest_packaged_python() {

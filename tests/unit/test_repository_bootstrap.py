@@ -202,7 +202,7 @@ def test_packages_that_the_lists_lack_because_nothing_was_reached(checkout: Chec
         'case $1 in update) echo "W: Failed to fetch http://deb.example/  Temporary failure resolving deb.example" ;; '
         '*) echo "E: Unable to locate package gcc"; exit 100 ;; esac',
     )
-    checkout.put("apt-cache", "exit 0")
+    checkout.put("apt-cache", "echo Package: x")
     done = checkout.run("test")
     line = done.stderr.splitlines()[-1]
     assert line.startswith("bootstrap: failed: installing with apt: gcc")
@@ -254,16 +254,19 @@ def test_a_checkout_that_was_moved_or_copied_gets_environments_of_its_own(checko
 
 
 @AS_ROOT
-@pytest.mark.parametrize("packaged", [True, False])
+@pytest.mark.parametrize(
+    ("shown", "packaged"), [("echo Package: x", True), ("exit 100", False), ("echo N: purely virtual >&2", False)]
+)
 def test_a_package_that_older_releases_have_within_another_is_asked_for_where_it_exists(
-    checkout: Checkout, packaged: bool
+    checkout: Checkout, shown: str, packaged: bool
 ) -> None:
     checkout.put("apt-get", 'echo "$*" >>build/asked; case $1 in update) exit 0 ;; *) exit 100 ;; esac')
-    checkout.put("apt-cache", "exit 0" if packaged else "case $2 in libclang-rt-dev) exit 100 ;; esac")
+    checkout.put("apt-cache", f"case $2 in libclang-rt-dev | kubernetes-client) {shown} ;; *) echo x ;; esac")
     checkout.run("test")
     asked = (checkout.folder / "build/asked").read_text().splitlines()[-1].split()
     assert "clang" in asked
     assert ("libclang-rt-dev" in asked) is packaged
+    assert ("kubernetes-client" in asked) is packaged
 
 
 # Without a network
