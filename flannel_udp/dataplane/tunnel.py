@@ -13,13 +13,18 @@ from typing import Protocol
 import pytun
 
 from flannel_udp.dataplane.claims import NO_CLAIMS, Claims, device_claim
+from flannel_udp.dataplane.tun_requests import (
+    TUNGETIFF,
+    TUNSETFILTEREBPF,
+    TUNSETSTEERINGEBPF,
+    TUNSETVNETBE,
+    TUNSETVNETHDRSZ,
+    TUNSETVNETLE,
+)
 from flannel_udp.errors import Claimed, FlannelError
 
 # linux/if_tun.h; pytun does not name them all
 IFF_VNET_HDR, IFF_MULTI_QUEUE, IFF_PERSIST = 0x4000, 0x0100, 0x0800
-TUNGETIFF = 0x800454D2
-TUNSETVNETHDRSZ, TUNSETVNETLE, TUNSETVNETBE = 0x400454D8, 0x400454DC, 0x400454DE
-TUNSETSTEERINGEBPF, TUNSETFILTEREBPF = 0x800454E0, 0x800454E1
 _INT = struct.Struct("=i")
 _IFREQ = struct.Struct("=16sH22x")  # struct ifreq of netdevice(7), with ifr_flags
 VNET_HEADER_BYTES = 10  # struct virtio_net_hdr, what a TUN with IFF_VNET_HDR uses until told otherwise
