@@ -17,6 +17,22 @@ from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
+
+def refuse_other_machines() -> None:
+    """End with one line where what is built could not run."""
+    if sysconfig.get_config_var("SIZEOF_VOID_P") != 8:
+        raise SystemExit(
+            "flannel-udp needs a 64-bit machine, and a 64-bit Python: its packet path computes with 128-bit numbers, "
+            "which C compilers have for those only"
+        )
+    machine = sysconfig.get_platform().rpartition("-")[2]
+    if machine.startswith(("alpha", "mips", "parisc", "sparc")):
+        raise SystemExit(
+            f"flannel-udp does not run on {machine}: Linux has other numbers for socket options there than elsewhere"
+        )
+
+
+refuse_other_machines()
 ROOT = Path(__file__).parent
 SOURCES = "_fastpath"
 PACKAGE = "flannel_udp._fastpath"

@@ -98,7 +98,7 @@ class DataplaneOptions:
     offload: Offload = Offload()
     """What to use where the kernel grants it."""
     workers: int = 1
-    """Data threads, each with a TUN queue, a socket and an engine; 0: as many as the process may use cores."""
+    """Data threads, each with a TUN queue, a socket and an engine; 0: one a core, see `count_workers`."""
     busy_poll_us: int = 0
     """Microseconds for which a data thread spins after a packet before it waits for the next one."""
     source_ports: int = 0

@@ -25,12 +25,13 @@ from flannel_udp.backend.protocol import Context, EchoRoute, Handed, KernelWay, 
 from flannel_udp.backend.tunnel import REPAIRS, TunnelKeeper
 from flannel_udp.dataplane.adopted import Adopted, adopted_from
 from flannel_udp.dataplane.capture import Engine
-from flannel_udp.dataplane.dataplane import Dataplane, count_workers
+from flannel_udp.dataplane.dataplane import Dataplane
 from flannel_udp.dataplane.drop_log import DropLog
 from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.dataplane.kernel_faults import kernel_faults
 from flannel_udp.dataplane.raw_underlay import PROTOCOL
 from flannel_udp.dataplane.trial import TriedDatagram, TriedPacket, try_datagram, try_packet
+from flannel_udp.dataplane.worker import count_workers
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import netlink
 from flannel_udp.host.lookup.question import Ways

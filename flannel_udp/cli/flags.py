@@ -289,7 +289,13 @@ DATAPLANE_FLAGS = (
         parse_offload,
         "dataplane.offload",
     ),
-    Flag("workers", "data threads; auto means one a core (ours)", "N|auto", parse_workers, "dataplane.workers"),
+    Flag(
+        "workers",
+        "data threads, 256 at most; auto means one a core, up to 64 (ours)",
+        "N|auto",
+        parse_workers,
+        "dataplane.workers",
+    ),
     Flag(
         "busy-poll-us",
         "how long a data thread spins after a packet before it waits, in microseconds (ours)",

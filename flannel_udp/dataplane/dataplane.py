@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from flannel_udp.dataplane.offload import enable_on_tunnel, hands_over_super_pac
 from flannel_udp.dataplane.outer_sockets import outer_sockets
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, Tunnel, adopt_tunnel, open_tunnel
 from flannel_udp.dataplane.underlay import SocketBuffers, close_sockets, granted_buffers, open_icmp
-from flannel_udp.dataplane.worker import Worker
+from flannel_udp.dataplane.worker import Worker, count_workers
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import (
     Address,
@@ -37,11 +36,6 @@ from flannel_udp.model import (
 from flannel_udp.options import DataplaneOptions, Offload
 
 DSCP_INHERIT = -1
-
-
-def count_workers(options: DataplaneOptions) -> int:
-    """Return how many workers the options mean."""
-    return options.workers or len(os.sched_getaffinity(0))
 
 
 class WorkerPackets(NamedTuple):

@@ -32,7 +32,7 @@ from flannel_udp.model import Address
 logger = logging.getLogger(__name__)
 
 LANES = 64
-"""Of all workers together."""
+"""Of all workers together; more workers than that have one each."""
 LANE_BYTES = 192 << 10
 """A lane's send buffer, without the kernel's own bookkeeping: 2 ms at 1 Gbit/s."""
 
@@ -61,6 +61,11 @@ class Lanes:
             lane.close()
 
 
+def lanes_per_worker(n_workers: int) -> int:
+    """Return how many lanes each worker has, its own socket among them: a power of two, one at least."""
+    return 1 << max(1, LANES // n_workers).bit_length() - 1
+
+
 def open_lanes(sockets: Sequence[socket.socket], *, udp_gro: bool, source_ports: int = 0) -> list[Lanes]:
     """Return the lanes of each worker's socket; it alone where the kernel does not allow more.
 
@@ -69,7 +74,7 @@ def open_lanes(sockets: Sequence[socket.socket], *, udp_gro: bool, source_ports:
     udp4_gro_lookup_skb). With `source_ports`, a power of two, the lanes of each worker have so many ports of the
     kernel's choice.
     """
-    per_worker = 1 << (LANES // len(sockets)).bit_length() - 1
+    per_worker = lanes_per_worker(len(sockets))
     n_ports = min(source_ports, per_worker)
     opened: list[Lanes] = []
     try:

@@ -17,12 +17,12 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from flannel_udp.dataplane.join_probe import TCP, UDP, takes_super_packets
+from flannel_udp.dataplane.tun_requests import TUNSETOFFLOAD
 from flannel_udp.options import Offload
 
 logger = logging.getLogger(__name__)
 
 # linux/if_tun.h
-TUNSETOFFLOAD = 0x400454D0
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
 IP_RECVTOS, IPV6_RECVTCLASS = 13, 66  # linux/in.h, linux/in6.h; socket.IP_RECVTOS is there on newer Pythons only
 # linux/sockios.h, linux/ethtool.h

@@ -20,7 +20,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from flannel_udp.dataplane.lanes import LANE_BYTES, LANES, Lanes, close_lanes
+from flannel_udp.dataplane.lanes import LANE_BYTES, Lanes, close_lanes, lanes_per_worker
 from flannel_udp.dataplane.socket_filter import (
     JUMP_EQUAL,
     LOAD_WORD,
@@ -85,7 +85,7 @@ def check_raw_sockets(sockets: Sequence[socket.socket], address: Address) -> Non
 
 def open_raw_lanes(sockets: Sequence[socket.socket]) -> list[Lanes]:
     """Return the lanes of each worker's socket, it among them; it alone where the kernel does not allow more."""
-    per_worker = 1 << (LANES // len(sockets)).bit_length() - 1
+    per_worker = lanes_per_worker(len(sockets))
     opened: list[Lanes] = []
     try:
         for raw in sockets:

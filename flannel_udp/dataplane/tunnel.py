@@ -13,13 +13,18 @@ from typing import Protocol
 import pytun
 
 from flannel_udp.dataplane.claims import NO_CLAIMS, Claims, device_claim
+from flannel_udp.dataplane.tun_requests import (
+    TUNGETIFF,
+    TUNSETFILTEREBPF,
+    TUNSETSTEERINGEBPF,
+    TUNSETVNETBE,
+    TUNSETVNETHDRSZ,
+    TUNSETVNETLE,
+)
 from flannel_udp.errors import Claimed, FlannelError
 
 # linux/if_tun.h; pytun does not name them all
 IFF_VNET_HDR, IFF_MULTI_QUEUE, IFF_PERSIST = 0x4000, 0x0100, 0x0800
-TUNGETIFF = 0x800454D2
-TUNSETVNETHDRSZ, TUNSETVNETLE, TUNSETVNETBE = 0x400454D8, 0x400454DC, 0x400454DE
-TUNSETSTEERINGEBPF, TUNSETFILTEREBPF = 0x800454E0, 0x800454E1
 _INT = struct.Struct("=i")
 _IFREQ = struct.Struct("=16sH22x")  # struct ifreq of netdevice(7), with ifr_flags
 VNET_HEADER_BYTES = 10  # struct virtio_net_hdr, what a TUN with IFF_VNET_HDR uses until told otherwise
@@ -99,8 +104,8 @@ def open_tunnel(n_queues: int, claims: Claims = NO_CLAIMS, only: str | None = No
                 raise
             code = failed.args[0] if failed.args else None
             # EBUSY: another process has it open. EINVAL: a device of this name is no TUN, or not with as many queues.
-            if code not in (errno.EBUSY, errno.EINVAL):
-                raise FlannelError(_explain(code, failed)) from failed
+            if code != errno.EBUSY and not (code == errno.EINVAL and _index(name) is not None):
+                raise FlannelError(_explain(code, failed, n_queues)) from failed
     if only is not None:
         raise FlannelError(f"{only} is another program's, or no TUN device of ours: `ip -d link show {only}` shows it")
     raise FlannelError(f"flannel0 to flannel{DEVICES_MAX - 1} are all taken: remove some with 'ip link del NAME'")
@@ -188,9 +193,13 @@ def _open_queue(name: str, several: bool) -> pytun.TunTapDevice:
     return pytun.TunTapDevice(name, flags=flags | IFF_MULTI_QUEUE if several else flags)
 
 
-def _explain(code: object, failed: Exception) -> str:
+def _explain(code: object, failed: Exception, n_queues: int) -> str:
     if code in (errno.EPERM, errno.EACCES):
         return "cannot create the tunnel device: needs CAP_NET_ADMIN; run as root"
     if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return "cannot create the tunnel device: /dev/net/tun is missing; run 'modprobe tun'"
+    if code == errno.EINVAL:  # of a new device: a driver that is not the usual one (gVisor's, say)
+        lacking = "takes no packets behind virtio-net headers (IFF_VNET_HDR)"
+        more = ", or no several queues (IFF_MULTI_QUEUE): try --workers=1" if n_queues > 1 else ""
+        return f"cannot create the tunnel device: the TUN driver of this kernel {lacking}{more}"
     return f"cannot create the tunnel device: {failed}"

@@ -132,8 +132,16 @@ def granted_buffers(udp: socket.socket) -> SocketBuffers:
 
 
 def count_socket_drops(sockets: Iterable[socket.socket]) -> int:
-    """Return how many datagrams the kernel has dropped that were for these sockets; modulo 2^32 each."""
-    return sum(_MEMINFO.unpack(udp.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size))[-1] for udp in sockets)
+    """Return how many datagrams the kernel has dropped that were for these sockets; modulo 2^32 each.
+
+    0 where it does not tell: before Linux 4.12.
+    """
+    try:
+        return sum(_MEMINFO.unpack(udp.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size))[-1] for udp in sockets)
+    except OSError as unknown:
+        if unknown.errno != errno.ENOPROTOOPT:
+            raise
+        return 0
 
 
 def set_send_buffer(udp: socket.socket, n_bytes: int) -> None:

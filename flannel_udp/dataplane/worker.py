@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -13,7 +14,9 @@ from queue import SimpleQueue
 import uvloop
 
 from flannel_udp._fastpath.engine import Engine
+from flannel_udp.dataplane.lanes import LANES
 from flannel_udp.errors import FlannelError, NoThread
+from flannel_udp.options import DataplaneOptions
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,16 @@ _LOST = {
     "join-tcp": _JOIN_LOST,
     "join-udp": _JOIN_LOST,
 }
+
+
+AUTO_WORKERS_MAX = LANES
+"""What `--workers=auto` means at most. Each worker takes some 7 MiB of memory and eight descriptors, of which a process
+has 1,024 unless told otherwise, and no more lanes are shared out; the kernel gives flannel0 256 queues at most."""
+
+
+def count_workers(options: DataplaneOptions) -> int:
+    """Return how many workers the options mean."""
+    return options.workers or min(len(os.sched_getaffinity(0)), AUTO_WORKERS_MAX)
 
 
 class Worker:

@@ -21,7 +21,7 @@ from flannel_udp.backend.protocol import Handed, Network, Transferable
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.control.former import read_attrs
 from flannel_udp.control.lease import LeaseKeeper
-from flannel_udp.dataplane.dataplane import count_workers
+from flannel_udp.dataplane.worker import count_workers
 from flannel_udp.errors import FlannelError, LeaseLost, RegistryDenied, RegistryError, UsageError
 from flannel_udp.handover.conversation import HandoverFailed, Offered, ask_handover, handover_path, reach_agent
 from flannel_udp.handover.in_thread import in_thread

@@ -86,15 +86,25 @@ def test_without_ip6tables_ipv4_is_none_the_worse_and_the_lack_is_named(pair: La
 
 # How iptables-legacy refuses a table that the kernel has not; all else is the real program's.
 WITHOUT_NAT = """#!/bin/sh
-text=
-case "$0" in *restore) text=$(cat) ;; esac
-case "$*$text" in
+text= which=
+case "$0" in *restore) text=$(cat) which=restore ;; esac
+case "$which$*$text" in
+restore*nat*)
+    echo "ip6tables-restore v1.8.9 (legacy): ip6tables-restore: unable to initialize table 'nat'" >&2
+    exit 2
+    ;;
 *nat*)
     echo "ip6tables v1.8.9 (legacy): can't initialize ip6tables table \\`nat': Table does not exist" >&2
     exit 3
     ;;
 esac
 echo "$text" | REAL "$@"
+"""
+# And how it does so on a machine that was booted with ipv6.disable=1.
+WITHOUT_IPV6 = """#!/bin/sh
+why="can't initialize ip6tables table \\`filter': Address family not supported by protocol"
+echo "ip6tables v1.8.9 (legacy): $why" >&2
+exit 3
 """
 
 
@@ -113,6 +123,20 @@ def test_a_kernel_without_a_nat_table_for_ipv6_needs_it_for_masquerade_only(pair
         agent.wait_ready()
         (lack,) = h1.control("/v1/status")["problems"]
         assert lack.endswith("this kernel has no table nat: modprobe ip6table_nat, or EnableNFTables")
+
+
+def test_where_ipv6_is_off_its_rules_are_not_missed(pair: Lab, tmp_path: Path) -> None:
+    h1 = pair.hosts[0]
+    h1.run(["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"])
+    for name in ("ip6tables", "ip6tables-restore"):
+        tool = tmp_path / name
+        tool.write_text(WITHOUT_IPV6)
+        tool.chmod(0o755)
+    with Agent(h1, wrapper=("env", f"PATH={tmp_path}:{os.environ['PATH']}")) as agent:
+        agent.wait_ready()
+        (lack,) = h1.control("/v1/status")["problems"]
+        assert "takes no part in the overlay by IPv6" in lack
+        assert not [line for line in agent.said() if "ip6tables" in line]
 
 
 def test_with_ipv6_alone_and_no_default_route_the_line_tells_of_ipv6() -> None:

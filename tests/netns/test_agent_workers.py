@@ -8,11 +8,12 @@ from typing import TypeVar
 
 import pytest
 
+from flannel_udp.dataplane.lanes import LANES
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Pod
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import tcp_rate
-from tests.support.agents import start_agents, unanswered, wait_for
+from tests.support.agents import start_agents, unanswered, wait_for, wait_for_peers
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
 from tests.support.taps import Tap
@@ -153,3 +154,21 @@ def test_a_tcp_connection_stays_on_one_worker_in_each_direction(lab: Lab) -> Non
     for most, least in undisturbed(lab, carried_of_a_connection):
         assert most > 10 * FIRST_PACKETS  # one side only acknowledges
         assert least <= FIRST_PACKETS
+
+
+def test_a_host_with_more_workers_than_lanes_carries_packets_by_many_of_them() -> None:
+    with Lab(Plan(fresh_name(), hosts=2, agents=())) as lab:
+        many, one = lab.hosts
+        many.start_agent(f"--workers={LANES + 1}")
+        one.start_agent()
+        for host in lab.hosts:
+            host.wait_ready(PATIENCE_S)
+            host.attach_pods()
+        wait_for_peers(lab.hosts)
+        first, second = lab.pods()
+        assert unanswered([first, second]) == []
+        for _ in range(N_FLOWS):
+            send_flow(first, second, 4, 1)
+        found = carried(many)
+        assert len(found) == LANES + 1
+        assert sum(out > 0 for out, _ in found) > 2

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 import pytun
 
+from flannel_udp.dataplane import tun_requests
 from flannel_udp.dataplane import tunnel as tun
 from flannel_udp.dataplane.reference import fault_of
 from flannel_udp.lab.netns import call_inside
@@ -21,7 +22,9 @@ from tests.support.tun_programs import load_constant
 
 pytestmark = NEEDS_NETNS
 
-TUNGETVNETHDRSZ, TUNGETVNETLE = 0x800454D7, 0x800454DD
+TUNGETVNETHDRSZ, TUNGETVNETLE = (
+    tun_requests.request_number(tun_requests.Direction.FROM_KERNEL, number, os.uname().machine) for number in (215, 221)
+)
 N_QUEUES, N_FLOWS = 2, 64
 FOREIGN_HEADER_BYTES = 12
 
@@ -41,9 +44,9 @@ def leave_a_device() -> None:
     """Make a persistent flannel0 that drops all, would put all on its second queue, and has foreign headers."""
     flags = pytun.IFF_TUN | pytun.IFF_NO_PI | tun.IFF_VNET_HDR | tun.IFF_MULTI_QUEUE
     device = pytun.TunTapDevice("flannel0", flags=flags)
-    for request, number in ((tun.TUNSETVNETHDRSZ, FOREIGN_HEADER_BYTES), (tun.TUNSETVNETLE, 1)):
+    for request, number in ((tun_requests.TUNSETVNETHDRSZ, FOREIGN_HEADER_BYTES), (tun_requests.TUNSETVNETLE, 1)):
         fcntl.ioctl(device.fileno(), request, struct.pack("=i", number))
-    for request, returned in ((tun.TUNSETSTEERINGEBPF, 1), (tun.TUNSETFILTEREBPF, 0)):
+    for request, returned in ((tun_requests.TUNSETSTEERINGEBPF, 1), (tun_requests.TUNSETFILTEREBPF, 0)):
         program = load_constant(returned)
         fcntl.ioctl(device.fileno(), request, struct.pack("=i", program))
         os.close(program)

@@ -15,8 +15,7 @@ import pytest
 from flannel_udp.admin.claims import HostClaims
 from flannel_udp.dataplane.dataplane import Dataplane
 from flannel_udp.dataplane.lanes import LANE_BYTES, LANES
-from flannel_udp.dataplane.offload import TUNSETOFFLOAD
-from flannel_udp.dataplane.tunnel import TUNGETIFF
+from flannel_udp.dataplane.tun_requests import TUNGETIFF, TUNSETOFFLOAD
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.options import DataplaneOptions

@@ -111,6 +111,13 @@ def test_each_worker_receives_all_of_its_peers_and_nobody_receives_twice(
     assert count_socket_drops(sockets) == 0
 
 
+def test_more_workers_than_lanes_have_their_own_socket_only(host: OneHost, stack: ExitStack) -> None:
+    sockets = opened(host, stack, LANES + 1)
+    lanes = host.call(open_raw_lanes, sockets)
+    stack.callback(close_lanes, lanes)
+    assert [each.sockets for each in lanes] == [[raw] for raw in sockets]
+
+
 def test_what_leaves_by_any_lane_is_alike_and_lanes_are_no_receivers(host: OneHost, stack: ExitStack) -> None:
     peer = foreign(host, stack, str(PEER))
     sockets = opened(host, stack)

@@ -69,6 +69,16 @@ def test_only_the_workers_sockets_receive_each_from_whole_peers(workers: int, st
     assert not any(received([lane for lanes in opened for lane in lanes.sockets if lane not in sockets]))
 
 
+@pytest.mark.parametrize("source_ports", [0, 16])
+@pytest.mark.parametrize("workers", [LANES, LANES + 1, 256])
+def test_workers_as_many_as_lanes_or_more_have_one_each(workers: int, source_ports: int, stack: ExitStack) -> None:
+    sockets = open_sockets(HERE, free_port(), workers)
+    stack.callback(close_sockets, sockets)
+    opened = open_lanes(sockets, udp_gro=True, source_ports=source_ports)
+    stack.callback(close_lanes, opened)
+    assert [(len(lanes.sockets), lanes.n_ports) for lanes in opened] == [(1, 1)] * workers
+
+
 def test_the_port_of_another_agent_is_in_use_although_it_may_be_shared(stack: ExitStack) -> None:
     port = free_port()
     stack.callback(close_sockets, open_sockets(HERE, port, 1))

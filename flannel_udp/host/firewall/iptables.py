@@ -23,7 +23,8 @@ _WAIT_S = 5  # for the lock that the programs of iptables-legacy share, below to
 _NO_SUCH_CHAIN = 1  # exit statuses of iptables(8): 1 other errors, 3 what the kernel has not, 4 resource problems
 _NOT_IN_KERNEL = 3
 _RESOURCE_PROBLEM = 4
-_NO_SUCH_TABLE = "Table does not exist"
+_NO_SUCH_TABLE = "Table does not exist"  # what the variant "legacy" says; iptables-nft makes its tables
+_NO_SUCH_FAMILY = "Address family not supported by protocol"  # likewise, of one booted with ipv6.disable=1
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,8 @@ class Iptables(Applier):
     async def _script(self, chain: _Chain, rules: Rules) -> str:
         if not _wanted(chain, rules):
             return await self._removal(rules.version, chain)
+        # Asked here, since iptables-restore does not say what is lacking.
+        _check(await self._list_chain(rules.version, chain.table, chain.base))
         jumps = await self._jumps(rules.version, chain)
         new_jump, *lines = _lines(chain, rules)
         return _format_table(chain, lines if len(jumps) == 1 else [*_undo(jumps), new_jump, *lines])
@@ -212,11 +215,14 @@ def _restore(version: int) -> tuple[str, ...]:
 
 def _lacks_table(done: Finished) -> bool:
     """Tell whether the kernel has no such table: there is nothing in it then, and nothing can be put there."""
-    return done.status == _NOT_IN_KERNEL and _NO_SUCH_TABLE in done.errors
+    return done.status == _NOT_IN_KERNEL and any(why in done.errors for why in (_NO_SUCH_TABLE, _NO_SUCH_FAMILY))
 
 
 def _check(done: Finished) -> Finished:
     if _lacks_table(done):
+        if _NO_SUCH_FAMILY in done.errors:
+            mend = "boot it without ipv6.disable=1, or leave out EnableIPv6"
+            raise FlannelError(f"{done.command}: IPv6 is off in this kernel: {mend}")
         table = done.errors.partition("`")[2].partition("'")[0]
         module = f"{done.command.partition('tables')[0]}table_{table}"
         raise FlannelError(f"{done.command}: this kernel has no table {table}: modprobe {module}, or EnableNFTables")

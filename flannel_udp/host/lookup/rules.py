@@ -6,6 +6,7 @@ no better.
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -106,10 +107,22 @@ class PolicyRule:
         return f"{self.priority}: {self.spelled}"
 
 
+_NO_POLICY_ROUTING = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+"""Of no IP version (rtnetlink_rcv_msg in net/core/rtnetlink.c), or not of this one (fib_nl_dumprule in
+net/core/fib_rules.c): a kernel without CONFIG_IP_MULTIPLE_TABLES or CONFIG_IPV6_MULTIPLE_TABLES."""
+_WITHOUT_POLICY_ROUTING = (PolicyRule(0, RT_TABLE_LOCAL), PolicyRule(32_766, RT_TABLE_MAIN))
+"""What such a kernel does with every packet, as the rules that do so; no other table has it."""
+
+
 def read_rules(netlink: Rtnetlink, version: int = 4) -> list[PolicyRule]:
     """Return the rules of one IP version in the order in which they are asked. Raises `OSError`."""
     head = _HEAD.pack(family_of(version).af, 0, 0, 0, 0, 0, 0, 0, 0)
-    return [_parse(body) for body in netlink.dump(_RTM_GETRULE, head, _RTM_NEWRULE)]
+    try:
+        return [_parse(body) for body in netlink.dump(_RTM_GETRULE, head, _RTM_NEWRULE)]
+    except OSError as error:
+        if error.errno not in _NO_POLICY_ROUTING:
+            raise
+        return list(_WITHOUT_POLICY_ROUTING)
 
 
 def tables_of(rules: Iterable[PolicyRule]) -> set[int]:
