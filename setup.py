@@ -13,10 +13,6 @@ import os
 import sysconfig
 from pathlib import Path
 
-from Cython.Build import cythonize
-from setuptools import Extension, find_packages, setup
-from setuptools.command.build_ext import build_ext
-
 
 def refuse_other_machines() -> None:
     """End with one line where what is built could not run."""
@@ -32,7 +28,12 @@ def refuse_other_machines() -> None:
         )
 
 
-refuse_other_machines()
+refuse_other_machines()  # before anything is asked of the tools for building
+
+from Cython.Build import cythonize  # noqa: E402
+from setuptools import Extension, find_packages, setup  # noqa: E402
+from setuptools.command.build_ext import build_ext  # noqa: E402
+
 ROOT = Path(__file__).parent
 SOURCES = "_fastpath"
 PACKAGE = "flannel_udp._fastpath"
