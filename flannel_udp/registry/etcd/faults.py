@@ -34,9 +34,10 @@ _ANSWERS = {
     grpc.StatusCode.UNAUTHENTICATED,
 }
 
-# Beside UNAUTHENTICATED ("invalid auth token"), etcd says these with INVALID_ARGUMENT: roles changed since the token
-# was given out; authentication was turned on since we last asked.
-_STALE_TOKEN = ("auth: revision", "user name is empty")
+# Beside UNAUTHENTICATED ("invalid auth token"), etcd says these: users or roles changed since the token was given out,
+# in two texts, the second one also without a code of its own; authentication was turned on since we last asked.
+_STALE_TOKEN = ("revision of auth store is old", "auth: revision in header is old", "user name is empty")
+_STALE_TOKEN_CODES = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN}
 
 # What gRPC and its OpenSSL say when the handshake fails for good, and what that means. Other words about a handshake
 # (timed out, shut down) belong to a server that is just starting or stopping.
@@ -80,7 +81,7 @@ def is_stale_token(error: grpc.aio.AioRpcError) -> bool:
     """True if a new token may help."""
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
         return True
-    return error.code() is grpc.StatusCode.INVALID_ARGUMENT and any(text in _details(error) for text in _STALE_TOKEN)
+    return error.code() in _STALE_TOKEN_CODES and any(text in _details(error) for text in _STALE_TOKEN)
 
 
 def is_lease_there(error: grpc.aio.AioRpcError) -> bool:
