@@ -26,6 +26,7 @@ from flannel_udp.registry.etcd.faults import (
     TooLarge,
     is_answer,
     is_lease_there,
+    is_name,
     is_no_space,
     is_stale_token,
     is_tls,
@@ -223,6 +224,8 @@ class EtcdClient:
             except grpc.aio.AioRpcError as error:
                 if is_answer(error):
                     raise self._explain(url, error, right) from None
+                if is_name(error):
+                    self._connections.resolve_again(index)
                 self._ours.discard(index)
                 denied = denied or is_tls(error)
                 faults.append(f"{url} ({reason_of(error)})")

@@ -50,10 +50,11 @@ _TLS_FAULTS = {
     "Unwrap failed": "it refuses our certificate: check --etcd-certfile and --etcd-keyfile",
 }
 
+# What the kinds of resolvers say, or gRPC of them.
+_NAME_FAULTS = ("errors resolving", "DNS resolution failed", "address lookup failed", "Domain name not found")
+
 # What else tells more to those who know gRPC than to others.
-_MEANINGS = {
-    "address lookup failed": "its name does not resolve",
-    "Domain name not found": "its name does not resolve",
+_MEANINGS = dict.fromkeys(_NAME_FAULTS, "its name does not resolve") | {
     "Failed parsing HTTP/2": "it speaks no HTTP/2: is that an etcd, with the v3 API, and http?",
     "Handshake read failed": "it hangs up on TLS: is it http?",
     "WRONG_VERSION_NUMBER": "it answers TLS with something else: is it http?",
@@ -92,6 +93,11 @@ def is_lease_there(error: grpc.aio.AioRpcError) -> bool:
 def is_tls(error: grpc.aio.AioRpcError) -> bool:
     """True if the endpoint could be reached and TLS with it will not work."""
     return any(text in _details(error) for text in _TLS_FAULTS)
+
+
+def is_name(error: grpc.aio.AioRpcError) -> bool:
+    """True if the endpoint's name does not resolve."""
+    return any(text in _details(error) for text in _NAME_FAULTS)
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
