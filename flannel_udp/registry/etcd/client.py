@@ -31,6 +31,7 @@ from flannel_udp.registry.etcd.faults import (
     is_stale_token,
     is_tls,
     is_too_large,
+    is_without_users,
     reason_of,
 )
 from flannel_udp.registry.etcd.options import SecretFiles
@@ -274,9 +275,9 @@ class EtcdClient:
             response = await to.unary("/etcdserverpb.Auth/Authenticate", request, pb.AuthenticateResponse)
             self._token = response.token
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+            if not is_without_users(error):
                 raise
-            self._token = ""  # "authentication is not enabled": etcd then asks nobody for a token
+            self._token = ""
 
     def _metadata(self) -> _Metadata:
         # hasleader: a member that lost its cluster says so at once instead of serving a watch that stays silent.

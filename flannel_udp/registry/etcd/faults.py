@@ -34,6 +34,9 @@ _ANSWERS = {
     grpc.StatusCode.UNAUTHENTICATED,
 }
 
+# With one of these codes, and yet of one member only: it is new and still learns; it has yet to apply what was written.
+_OF_ONE_MEMBER = ("rpc not supported for learner", "too many requests")
+
 # Beside UNAUTHENTICATED ("invalid auth token"), etcd says these: users or roles changed since the token was given out,
 # in two texts, the second one also without a code of its own; authentication was turned on since we last asked.
 _STALE_TOKEN = ("revision of auth store is old", "auth: revision in header is old", "user name is empty")
@@ -65,7 +68,7 @@ _MAX_REASON_CHARS = 200
 
 def is_answer(error: grpc.aio.AioRpcError) -> bool:
     """True if asking another endpoint would give the same result."""
-    return error.code() in _ANSWERS
+    return error.code() in _ANSWERS and not any(text in _details(error) for text in _OF_ONE_MEMBER)
 
 
 def is_too_large(error: grpc.aio.AioRpcError) -> bool:
@@ -83,6 +86,11 @@ def is_stale_token(error: grpc.aio.AioRpcError) -> bool:
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
         return True
     return error.code() in _STALE_TOKEN_CODES and any(text in _details(error) for text in _STALE_TOKEN)
+
+
+def is_without_users(error: grpc.aio.AioRpcError) -> bool:
+    """True if nobody has to log in."""
+    return error.code() is grpc.StatusCode.FAILED_PRECONDITION and "authentication is not enabled" in _details(error)
 
 
 def is_lease_there(error: grpc.aio.AioRpcError) -> bool:
