@@ -144,9 +144,11 @@ class KubeClient:
         timeout = httpx2.Timeout(REQUEST_TIMEOUT_S, read=random.uniform(*IDLE_S))  # noqa: S311 - no secret
         async with (
             self._translated("watch nodes"),
+            asyncio.timeout(ANSWER_TIMEOUT_S) as opening,
             self._client() as http,
             http.stream("GET", NODES, params=parameters, timeout=timeout) as response,
         ):
+            opening.reschedule(None)
             if response.is_error:
                 self._heed(response)
                 raise self._refusal("watch nodes", response.status_code, await response.aread())
