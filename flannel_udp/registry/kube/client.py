@@ -80,9 +80,7 @@ class KubeClient:
         self._clients = Replaceable(files.first, httpx2.AsyncClient.aclose)
         self._not_before_s = 0.0
         url = files.first.base_url
-        self.name = f"Kubernetes at {url.scheme}://{url.netloc.decode()}"
-        if url.scheme in getproxies() and not proxy_bypass(url.host):
-            self.name += f" (by the proxy that {url.scheme}_proxy names)"
+        self.name = f"Kubernetes at {url.scheme}://{url.netloc.decode()}{_by_proxy(url)}"
 
     async def get_node(self, name: str) -> KubeNode:
         """Return a node. Raises `NotFound`."""
@@ -252,6 +250,19 @@ async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             raise RegistryError(f"the watch sent a line of more than {MAX_LINE_BYTES} bytes")
     if rest:
         yield rest
+
+
+def _by_proxy(url: httpx2.URL) -> str:
+    """Return a clause about the proxy that the environment names, if it may be used.
+
+    The HTTP library has its own reading of no_proxy, which knows networks: not to be had from it, nor worth a copy.
+    """
+    proxies = getproxies()
+    variable = next((name for name in (url.scheme, "all") if name in proxies), None)
+    if variable is None or proxy_bypass(url.host):
+        return ""
+    exceptions = ", unless no_proxy says otherwise" if "no" in proxies else ""
+    return f" (by the proxy that {variable}_proxy names{exceptions})"
 
 
 def _path(name: str) -> str:
