@@ -17,7 +17,7 @@ DEFAULT_STATE_DIR = Path("/var/lib/flannel-udp")
 
 @dataclass(frozen=True, slots=True)
 class EtcdOptions:
-    """How to reach etcd. Endpoints are URLs; an ``https`` scheme or any of the three files means TLS."""
+    """How to reach etcd. An endpoint is a URL or a bare ``host:port``; the scheme says whether TLS is spoken."""
 
     endpoints: tuple[str, ...] = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
     prefix: str = "/coreos.com/network"
@@ -26,6 +26,17 @@ class EtcdOptions:
     cafile: Path | None = None
     username: str = ""
     password: str = field(default="", repr=False)
+
+    @property
+    def has_certificates(self) -> bool:
+        """Whether any of the three files is given."""
+        return any((self.keyfile, self.certfile, self.cafile))
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The endpoints with their schemes: where none is given it is https with certificates, as for Go's client."""
+        scheme = "https" if self.has_certificates else "http"
+        return tuple(text if "://" in text else f"{scheme}://{text.strip()}" for text in self.endpoints)
 
 
 @dataclass(frozen=True, slots=True)

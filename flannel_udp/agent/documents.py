@@ -92,7 +92,7 @@ class Documents:
             return "kubernetes"
         if self._options.registry != "etcd":
             return self._options.registry
-        return f"etcd {','.join(self._options.etcd.endpoints)} {self._options.etcd.prefix}"
+        return f"etcd {','.join(self._options.etcd.urls)} {self._options.etcd.prefix}"
 
     def status(self) -> Status:
         """Return the agent's state at this moment."""

@@ -55,11 +55,22 @@ def _live(options: Options) -> int:
             "use --etcd-password-file or the variable FLANNELD_ETCD_PASSWORD",
             os.getpid(),
         )
+    if _leaves_certificates_unused(options):
+        logger.warning(
+            "--etcd-endpoints: http means plain text: certificates are given and not used: for TLS write https"
+        )
     check_privileges()
     kept = drop_capabilities(_files(options))  # now, for no other thread runs yet
     # Loading 100,000 peers makes a million objects that stay: do not look through them for garbage over and over.
     gc.set_threshold(50_000)
     return uvloop.run(_run(options, kept))
+
+
+def _leaves_certificates_unused(options: Options) -> bool:
+    """Tell whether etcd is spoken to in plain text, as with flanneld, where somebody may have meant TLS."""
+    asks_etcd = options.registry == "etcd" and not options.kube.subnet_mgr
+    plain = any(url.startswith("http:") for url in options.etcd.urls)
+    return asks_etcd and options.etcd.has_certificates and plain
 
 
 def _files(options: Options) -> list[FileAccess]:

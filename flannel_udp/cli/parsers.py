@@ -220,8 +220,7 @@ def parse_endpoints(text: str) -> tuple[str, ...]:
             raise ValueError(
                 f"{item!r} is not a URL such as http://192.0.2.1:2379 (several are joined by commas)"
             ) from None
-    # Go's etcd client takes a bare host:port too, and flanneld passes on what it is given.
-    return tuple(item if "://" in item else f"http://{item}" for item in items)
+    return tuple(items)  # a bare host:port too, as Go's etcd client does
 
 
 def parse_api_url(text: str) -> str:

@@ -70,7 +70,7 @@ def _ask_registry(options: Options) -> Ahead | None:
 def _urls(options: Options) -> Iterator[str]:
     """Yield where the registry's servers are; none where the flags do not say."""
     if not options.kube.subnet_mgr:
-        for url in options.etcd.endpoints:
+        for url in options.etcd.urls:
             yield parse_endpoint(url).url
         return
     from flannel_udp.registry.kube.options import api_server  # noqa: PLC0415 - an extra, not installed everywhere

@@ -35,5 +35,5 @@ def servers_of(options: Options) -> list[Server]:
         return [] if url is None else [Server(f"the API server {url}", split_url(url).hostname or "")]
     if options.registry != "etcd":
         return []
-    urls = [parse_endpoint(url).url for url in options.etcd.endpoints]
+    urls = [parse_endpoint(url).url for url in options.etcd.urls]
     return [Server(f"the etcd endpoint {url}", split_url(url).hostname or "") for url in urls]

@@ -41,7 +41,7 @@ def split_url(url: str) -> SplitResult:
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """Read the URL of an etcd server; a bare ``host:port`` counts as http, as it does for flanneld's client.
+    """Read the URL of an etcd server; a bare ``host:port`` counts as http unless `EtcdOptions.urls` has said more.
 
     Raises `ValueError` with the reason, which never quotes a user or a password.
     """

@@ -232,6 +232,7 @@ class ApiServer:
         return response
 
     async def _stream(self, request: web.Request, response: web.StreamResponse, version: int, fault: Fault) -> None:
+        asked = version
         loop = asyncio.get_running_loop()
         ends_s = loop.time() + float(request.query.get("timeoutSeconds", "1800"))
         bookmark_s = loop.time() + self.bookmark_s
@@ -257,10 +258,11 @@ class ApiServer:
             if fault.cut or fault.end:
                 return
             if loop.time() >= bookmark_s and request.query.get("allowWatchBookmarks") == "true":
-                version = self._store.version
-                metadata = {"resourceVersion": str(version), "creationTimestamp": None}
-                await response.write(_line("BOOKMARK", {"kind": "Node", "apiVersion": "v1", "metadata": metadata}))
-                self.bookmarks.append(version)
+                if self._store.version > asked:  # as events: what is no later than was asked for is not sent
+                    version = self._store.version
+                    metadata = {"resourceVersion": str(version), "creationTimestamp": None}
+                    await response.write(_line("BOOKMARK", {"kind": "Node", "apiVersion": "v1", "metadata": metadata}))
+                    self.bookmarks.append(version)
                 bookmark_s = loop.time() + self.bookmark_s
             try:
                 await asyncio.wait_for(changed.wait(), max(min(bookmark_s, ends_s) - loop.time(), 0.0))

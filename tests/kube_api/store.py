@@ -93,6 +93,15 @@ class Store:
         self.history.clear()
         self._lists.clear()
 
+    def back_up(self) -> tuple[int, dict[str, Object]]:
+        """Return what `restore` takes."""
+        return self.version, deepcopy(self.nodes)
+
+    def restore(self, backup: tuple[int, dict[str, Object]]) -> None:
+        """Go back to what was then, as etcd does that is restored from a backup: versions go back as well."""
+        self.version, self.nodes = backup
+        self.forget()
+
     def annotations(self, name: str) -> dict[str, str]:
         """Return the flannel annotations of a node without their prefix."""
         said: dict[str, str] = self.nodes[name]["metadata"].get("annotations", {})

@@ -22,7 +22,6 @@ _LEAF = """\
 basicConstraints = critical,CA:FALSE
 keyUsage = critical,digitalSignature
 subjectKeyIdentifier = hash
-authorityKeyIdentifier = keyid
 """
 _EC_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
@@ -51,11 +50,17 @@ def make_authority(directory: Path, name: str) -> Pair:
     return pair
 
 
-def make_certificate(directory: Path, name: str, authority: Pair, alternative_names: str) -> Pair:
-    """Make a certificate for `alternative_names`, such as ``IP:127.0.0.1,DNS:localhost``."""
+def make_certificate(
+    directory: Path, name: str, authority: Pair, alternative_names: str, *, names_authority: bool = True
+) -> Pair:
+    """Make a certificate for `alternative_names`, such as ``IP:127.0.0.1,DNS:localhost``.
+
+    RFC 5280 wants it to name its authority's key; clusters have many without.
+    """
     pair = Pair(directory / f"{name}.crt", directory / f"{name}.key")
     request, extensions = directory / f"{name}.csr", directory / f"{name}.ext"
-    extensions.write_text(_LEAF + f"subjectAltName={alternative_names}\n")
+    key_identifier = "keyid" if names_authority else "none"
+    extensions.write_text(_LEAF + f"authorityKeyIdentifier={key_identifier}\nsubjectAltName={alternative_names}\n")
     _openssl("req", *_EC_KEY, "-keyout", pair.keyfile, "-out", request, "-subj", f"/CN={name}")
     _openssl(
         "x509", "-req", "-in", request, "-CA", authority.certfile, "-CAkey", authority.keyfile, "-CAcreateserial",

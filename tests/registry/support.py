@@ -17,6 +17,7 @@ from flannel_udp.registry import Registry
 from tests.support.patience import PATIENCE_S
 
 T = TypeVar("T")
+PASSWORD = "geheim"  # noqa: S105 - of an etcd that lives for one test
 
 
 class Watching:
@@ -94,3 +95,17 @@ def etcdctl(endpoint: str, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def guard(endpoint: str) -> None:
+    """Let an etcd ask for passwords. User flannel may use flannel's prefix only."""
+    for command in (
+        ("user", "add", f"root:{PASSWORD}"),
+        ("user", "grant-role", "root", "root"),
+        ("role", "add", "flannel"),
+        ("role", "grant-permission", "--prefix=true", "flannel", "readwrite", "/coreos.com/network/"),
+        ("user", "add", f"flannel:{PASSWORD}"),
+        ("user", "grant-role", "flannel", "flannel"),
+        ("auth", "enable"),
+    ):
+        etcdctl(endpoint, *command)

@@ -27,7 +27,7 @@ from flannel_udp.registry.etcd import watch as etcd_watch
 from flannel_udp.registry.etcd.registry import PAGE_KEYS, EtcdRegistry
 from flannel_udp.registry.keys import format_value
 from tests.registry.certificates import make_authority, make_certificate
-from tests.registry.support import etcdctl, once_connected, said, watching
+from tests.registry.support import PASSWORD, etcdctl, guard, once_connected, said, watching
 from tests.support.patience import PATIENCE_S
 from tests.support.standstill import freeze
 
@@ -35,7 +35,6 @@ KEY = "10.1.15.0-24"
 VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
 OTHER_VALUE = b'{"PublicIP":"192.0.2.2","PublicIPv6":null}'
 NOBODY = "http://127.0.0.1:1"
-PASSWORD = "geheim"  # noqa: S105 - of an etcd that lives for one test
 
 
 @pytest.fixture
@@ -422,16 +421,7 @@ def guarded_etcd(etcd_directory: Path) -> Iterator[EtcdServer]:
     """An etcd that asks for passwords; its tokens last a second. User flannel may use flannel's prefix only."""
     server = EtcdServer(etcd_directory, arguments=("--auth-token-ttl=1", "--bcrypt-cost=4"))
     server.start()
-    for command in (
-        ("user", "add", f"root:{PASSWORD}"),
-        ("user", "grant-role", "root", "root"),
-        ("role", "add", "flannel"),
-        ("role", "grant-permission", "--prefix=true", "flannel", "readwrite", "/coreos.com/network/"),
-        ("user", "add", f"flannel:{PASSWORD}"),
-        ("user", "grant-role", "flannel", "flannel"),
-        ("auth", "enable"),
-    ):
-        etcdctl(server.endpoint, *command)
+    guard(server.endpoint)
     try:
         yield server
     finally:

@@ -14,8 +14,8 @@ from flannel_udp.lab.etcd_server import EtcdServer, EtcdTls
 from flannel_udp.model import LEASE_TTL_S
 from flannel_udp.options import EtcdOptions
 from tests.registry.certificates import Pair, make_authority, make_certificate
-from tests.registry.support import etcdctl, said, watching
-from tests.registry.test_etcd import KEY, OTHER_VALUE, PASSWORD, VALUE, Opened, guarded_etcd, opened
+from tests.registry.support import PASSWORD, etcdctl, said, watching
+from tests.registry.test_etcd import KEY, OTHER_VALUE, VALUE, Opened, guarded_etcd, opened
 
 __all__ = ["guarded_etcd", "opened"]
 

@@ -103,10 +103,22 @@ def test_a_watch_tells_what_came_after_a_version_in_order_and_ends_in_time(api: 
 def test_bookmarks_come_to_whoever_asks(api: ApiServer, http: httpx2.Client) -> None:
     api.bookmark_s = 0.2
     version = http.get(NODES).json()["metadata"]["resourceVersion"]
-    assert watched(http, version) == []
-    bookmark = watched(http, version, allowWatchBookmarks="true")[0]
+    api.do(lambda store: store.heartbeat("h1"))
+    assert [event["type"] for event in watched(http, version)] == ["MODIFIED"]
+    event, bookmark, *_ = watched(http, version, allowWatchBookmarks="true")
     assert bookmark["type"] == "BOOKMARK"
-    assert bookmark["object"]["metadata"]["resourceVersion"] == version
+    assert bookmark["object"]["metadata"] == {
+        "resourceVersion": event["object"]["metadata"]["resourceVersion"],
+        "creationTimestamp": None,
+    }
+
+
+def test_a_watch_tells_of_nothing_that_is_no_later_than_was_asked_for(api: ApiServer, http: httpx2.Client) -> None:
+    api.bookmark_s = 0.2
+    version = int(http.get(NODES).json()["metadata"]["resourceVersion"])
+    assert watched(http, str(version), allowWatchBookmarks="true") == []
+    api.add_node("h2")
+    assert watched(http, str(version + 100), allowWatchBookmarks="true") == []  # nor is that refused
 
 
 def test_what_was_compacted_is_gone(api: ApiServer, http: httpx2.Client) -> None:

@@ -147,17 +147,6 @@ async def test_a_line_without_end_is_given_up(
     assert "a line of more than 10000 bytes" in warnings(caplog)[0]
 
 
-async def test_a_watch_that_fell_silent_is_opened_again(
-    api: ApiServer, registry: KubeRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kube_client, "IDLE_S", 0.2)
-    async with watching(registry) as seen:
-        await seen.snapshot()
-        await wait_for_requests(api, "watch", 3)
-        key = add_peer(api, 3)
-        assert (await seen.change()).entries.keys() == {key}
-
-
 async def test_characters_that_end_lines_of_text_do_not_end_an_event(api: ApiServer, seen: Watching) -> None:
     await seen.snapshot()
     text = "a\u2028b\u0085c\u001ed"

@@ -12,7 +12,8 @@ import pytest
 
 from flannel_udp.errors import UsageError
 from flannel_udp.options import KubeOptions
-from flannel_udp.registry.kube.options import Identity, open_http, read_identity
+from flannel_udp.registry.kube.client import KubeClient
+from flannel_udp.registry.kube.options import Identity, KubeFiles, open_http, read_identity
 from tests.support.patience import PATIENCE_S
 
 GOOD: dict[str, Any] = {
@@ -139,6 +140,36 @@ def test_a_file_of_authorities_that_the_environment_names_wrongly_is_named(
     assert fault_of(tmp_path, content) == "SSL_CERT_FILE /nonexistent.pem: No such file or directory"
     monkeypatch.setenv("SSL_CERT_FILE", "/dev/null")
     assert fault_of(tmp_path, content).startswith("SSL_CERT_FILE /dev/null: not PEM")
+
+
+# The proxy that the environment names
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({}, ""),
+        ({"http_proxy": "http://192.0.2.7"}, ""),  # the server is https
+        ({"https_proxy": "http://192.0.2.7"}, " (by the proxy that https_proxy names)"),
+        ({"all_proxy": "http://192.0.2.7"}, " (by the proxy that all_proxy names)"),
+        ({"https_proxy": "http://192.0.2.7", "no_proxy": "192.0.2.1"}, ""),
+        (  # a network: which of these the HTTP library passes over is its own matter
+            {"https_proxy": "http://192.0.2.7", "no_proxy": "192.0.2.0/24"},
+            " (by the proxy that https_proxy names, unless no_proxy says otherwise)",
+        ),
+    ],
+)
+async def test_a_proxy_is_named_and_none_is_blamed_that_may_not_be_used(
+    environ: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    client = KubeClient(KubeFiles(KubeOptions(api_url="https://192.0.2.1:6443")))
+    await client.close()
+    assert client.name == f"Kubernetes at https://192.0.2.1:6443{says}"
 
 
 # Which node

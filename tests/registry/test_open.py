@@ -96,8 +96,10 @@ def test_without_https_and_files_there_is_no_tls() -> None:
     assert open_credentials(EtcdOptions(), https=False) is None
 
 
-def test_a_certificate_file_alone_means_tls(pair: Pair) -> None:
-    assert open_credentials(EtcdOptions(cafile=pair.certfile), https=False) is not None
+def test_the_scheme_and_no_certificate_means_tls(pair: Pair) -> None:
+    assert open_credentials(EtcdOptions(cafile=pair.certfile), https=False) is None
+    assert open_credentials(EtcdOptions(cafile=pair.certfile), https=True) is not None
+    assert open_credentials(EtcdOptions(), https=True) is not None
 
 
 def test_a_certificate_and_its_key_belong_together(pair: Pair) -> None:

@@ -92,7 +92,7 @@ VALUES: list[tuple[str, str, str, Any]] = [
         ("http://a:1", "http://[2001:db8::1]:2"),
     ),
     ("etcd-endpoints", "http://192.0.2.1/", "etcd.endpoints", ("http://192.0.2.1/",)),
-    ("etcd-endpoints", "192.0.2.1:2379", "etcd.endpoints", ("http://192.0.2.1:2379",)),
+    ("etcd-endpoints", "192.0.2.1:2379", "etcd.endpoints", ("192.0.2.1:2379",)),
     ("etcd-prefix", "/vxlan/network", "etcd.prefix", "/vxlan/network"),
     ("etcd-keyfile", "/etc/ssl/key.pem", "etcd.keyfile", Path("/etc/ssl/key.pem")),
     ("etcd-keyfile", "", "etcd.keyfile", None),

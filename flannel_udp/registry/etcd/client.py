@@ -26,10 +26,12 @@ from flannel_udp.registry.etcd.faults import (
     TooLarge,
     is_answer,
     is_lease_there,
+    is_name,
     is_no_space,
     is_stale_token,
     is_tls,
     is_too_large,
+    is_without_users,
     reason_of,
 )
 from flannel_udp.registry.etcd.options import SecretFiles
@@ -223,6 +225,8 @@ class EtcdClient:
             except grpc.aio.AioRpcError as error:
                 if is_answer(error):
                     raise self._explain(url, error, right) from None
+                if is_name(error):
+                    self._connections.resolve_again(index)
                 self._ours.discard(index)
                 denied = denied or is_tls(error)
                 faults.append(f"{url} ({reason_of(error)})")
@@ -271,9 +275,9 @@ class EtcdClient:
             response = await to.unary("/etcdserverpb.Auth/Authenticate", request, pb.AuthenticateResponse)
             self._token = response.token
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+            if not is_without_users(error):
                 raise
-            self._token = ""  # "authentication is not enabled": etcd then asks nobody for a token
+            self._token = ""
 
     def _metadata(self) -> _Metadata:
         # hasleader: a member that lost its cluster says so at once instead of serving a watch that stays silent.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,10 +26,14 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 3_000),  # despite its name also the time one connection attempt may take
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A resolver that does not answer is given up for `Connections.resolve_again`; three have had their turn by then.
+    ("grpc.dns_ares_query_timeout", 5_000),
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     # The registry is part of the cluster: a proxy that the environment names for downloads is not the way to it.
     ("grpc.enable_http_proxy", 0),
 ]
+RESOLVE_AGAIN_S = 1.0
+"""A name that does not resolve is asked for that often at most."""
 
 
 class Connections:
@@ -37,7 +42,8 @@ class Connections:
     def __init__(self, endpoints: Sequence[Endpoint], files: SecretFiles) -> None:
         self._endpoints = endpoints
         self._files = files
-        self._channels = Replaceable(self._open(), _close)
+        self._channels = [Replaceable(self._open(endpoint), _close) for endpoint in endpoints]
+        self._opened_s = [time.monotonic()] * len(endpoints)
 
     @property
     def password(self) -> str:
@@ -51,30 +57,39 @@ class Connections:
         """
         if not await self._files.look():
             return False
-        self._channels.replace(self._open())
+        for index in range(len(self._endpoints)):
+            self._replace(index)
         return True
+
+    def resolve_again(self, index: int) -> None:
+        """Let the name of an endpoint be resolved anew by the next call: it has just failed to.
+
+        A channel asks for it after ever longer pauses, up to two minutes, and says no meanwhile.
+        """
+        if time.monotonic() - self._opened_s[index] >= RESOLVE_AGAIN_S:
+            self._replace(index)
 
     @contextmanager
     def channel(self, index: int) -> Iterator[grpc.aio.Channel]:
         """Lend the channel to an endpoint."""
-        with self._channels.use() as channels:
-            yield channels[index]
+        with self._channels[index].use() as channel:
+            yield channel
 
     async def close(self) -> None:
         """Close all channels."""
-        await self._channels.close()
+        for channel in self._channels:
+            await channel.close()
 
-    def _open(self) -> tuple[grpc.aio.Channel, ...]:
+    def _replace(self, index: int) -> None:
+        self._channels[index].replace(self._open(self._endpoints[index]))
+        self._opened_s[index] = time.monotonic()
+
+    def _open(self, endpoint: Endpoint) -> grpc.aio.Channel:
         credentials = self._files.secrets.credentials
-        return tuple(_open_channel(endpoint.target, credentials) for endpoint in self._endpoints)
+        if credentials is None:
+            return grpc.aio.insecure_channel(endpoint.target, options=CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(endpoint.target, credentials, options=CHANNEL_OPTIONS)
 
 
-async def _close(channels: Sequence[grpc.aio.Channel]) -> None:
-    for channel in channels:
-        await channel.close()
-
-
-def _open_channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    if credentials is None:
-        return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
+async def _close(channel: grpc.aio.Channel) -> None:
+    await channel.close()

@@ -34,9 +34,13 @@ _ANSWERS = {
     grpc.StatusCode.UNAUTHENTICATED,
 }
 
-# Beside UNAUTHENTICATED ("invalid auth token"), etcd says these with INVALID_ARGUMENT: roles changed since the token
-# was given out; authentication was turned on since we last asked.
-_STALE_TOKEN = ("auth: revision", "user name is empty")
+# With one of these codes, and yet of one member only: it is new and still learns; it has yet to apply what was written.
+_OF_ONE_MEMBER = ("rpc not supported for learner", "too many requests")
+
+# Beside UNAUTHENTICATED ("invalid auth token"), etcd says these: users or roles changed since the token was given out,
+# in two texts, the second one also without a code of its own; authentication was turned on since we last asked.
+_STALE_TOKEN = ("revision of auth store is old", "auth: revision in header is old", "user name is empty")
+_STALE_TOKEN_CODES = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN}
 
 # What gRPC and its OpenSSL say when the handshake fails for good, and what that means. Other words about a handshake
 # (timed out, shut down) belong to a server that is just starting or stopping.
@@ -49,10 +53,11 @@ _TLS_FAULTS = {
     "Unwrap failed": "it refuses our certificate: check --etcd-certfile and --etcd-keyfile",
 }
 
+# What the kinds of resolvers say, or gRPC of them.
+_NAME_FAULTS = ("errors resolving", "DNS resolution failed", "address lookup failed", "Domain name not found")
+
 # What else tells more to those who know gRPC than to others.
-_MEANINGS = {
-    "address lookup failed": "its name does not resolve",
-    "Domain name not found": "its name does not resolve",
+_MEANINGS = dict.fromkeys(_NAME_FAULTS, "its name does not resolve") | {
     "Failed parsing HTTP/2": "it speaks no HTTP/2: is that an etcd, with the v3 API, and http?",
     "Handshake read failed": "it hangs up on TLS: is it http?",
     "WRONG_VERSION_NUMBER": "it answers TLS with something else: is it http?",
@@ -63,7 +68,7 @@ _MAX_REASON_CHARS = 200
 
 def is_answer(error: grpc.aio.AioRpcError) -> bool:
     """True if asking another endpoint would give the same result."""
-    return error.code() in _ANSWERS
+    return error.code() in _ANSWERS and not any(text in _details(error) for text in _OF_ONE_MEMBER)
 
 
 def is_too_large(error: grpc.aio.AioRpcError) -> bool:
@@ -80,7 +85,12 @@ def is_stale_token(error: grpc.aio.AioRpcError) -> bool:
     """True if a new token may help."""
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
         return True
-    return error.code() is grpc.StatusCode.INVALID_ARGUMENT and any(text in _details(error) for text in _STALE_TOKEN)
+    return error.code() in _STALE_TOKEN_CODES and any(text in _details(error) for text in _STALE_TOKEN)
+
+
+def is_without_users(error: grpc.aio.AioRpcError) -> bool:
+    """True if nobody has to log in."""
+    return error.code() is grpc.StatusCode.FAILED_PRECONDITION and "authentication is not enabled" in _details(error)
 
 
 def is_lease_there(error: grpc.aio.AioRpcError) -> bool:
@@ -91,6 +101,11 @@ def is_lease_there(error: grpc.aio.AioRpcError) -> bool:
 def is_tls(error: grpc.aio.AioRpcError) -> bool:
     """True if the endpoint could be reached and TLS with it will not work."""
     return any(text in _details(error) for text in _TLS_FAULTS)
+
+
+def is_name(error: grpc.aio.AioRpcError) -> bool:
+    """True if the endpoint's name does not resolve."""
+    return any(text in _details(error) for text in _NAME_FAULTS)
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:

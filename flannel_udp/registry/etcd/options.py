@@ -57,7 +57,6 @@ def read_secrets(options: EtcdOptions, https: bool) -> Secrets:
     """Read the certificate files and the password's. Raises `UsageError`, for a file `UnusableFile`, naming both."""
     if (options.certfile is None) != (options.keyfile is None):
         raise UsageError("--etcd-certfile and --etcd-keyfile belong together: give both or neither")
-    tls = https or options.cafile is not None or options.certfile is not None
     password = options.password
     if isinstance(password, FileSecret):
         try:
@@ -69,7 +68,7 @@ def read_secrets(options: EtcdOptions, https: bool) -> Secrets:
         _read("--etcd-certfile", options.certfile),
         _read("--etcd-keyfile", options.keyfile),
         str(password),
-        tls,
+        https,
     )
 
 

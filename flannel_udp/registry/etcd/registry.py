@@ -39,7 +39,7 @@ class EtcdRegistry:
     """
 
     def __init__(self, options: EtcdOptions, mark: int = 0) -> None:
-        endpoints, https = parse_endpoints(options.endpoints)
+        endpoints, https = parse_endpoints(options.urls)
         prefix = options.prefix.rstrip("/").encode()
         self._config_key = prefix + b"/config"
         self._subnets = prefix + b"/subnets/"

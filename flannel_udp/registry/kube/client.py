@@ -34,8 +34,11 @@ ANSWER_TIMEOUT_S = 30.0
 LIST_TIMEOUT_S = 300.0
 """For a whole list: 5,000 nodes have 100 MB."""
 RETRY_AFTER_MAX_S = 10.0
-IDLE_S = 90.0
-"""A watch that says nothing for longer is opened again: the server sends a bookmark about every minute."""
+IDLE_S = (90, 150)
+"""A watch that says nothing for longer may wait for what never comes: the server sends a bookmark about every minute.
+
+At random, as below. In a cluster of a few nodes it may be so because nothing happened: there is none for old news.
+"""
 WATCH_S = (300, 600)
 """How long a watch stays open, at random so that a cluster's agents do not come back all at once (as client-go)."""
 MAX_LINE_BYTES = 4 * 1024 * 1024
@@ -50,6 +53,10 @@ class NotFound(RegistryError):
 
 class Unsuitable(RegistryError):
     """The server does not take a request as it is."""
+
+
+class Silent(RegistryError):
+    """A watch stands and tells nothing: what there is has to be looked at."""
 
 
 class Expired(RegistryError):
@@ -73,9 +80,7 @@ class KubeClient:
         self._clients = Replaceable(files.first, httpx2.AsyncClient.aclose)
         self._not_before_s = 0.0
         url = files.first.base_url
-        self.name = f"Kubernetes at {url.scheme}://{url.netloc.decode()}"
-        if url.scheme in getproxies() and not proxy_bypass(url.host):
-            self.name += f" (by the proxy that {url.scheme}_proxy names)"
+        self.name = f"Kubernetes at {url.scheme}://{url.netloc.decode()}{_by_proxy(url)}"
 
     async def get_node(self, name: str) -> KubeNode:
         """Return a node. Raises `NotFound`."""
@@ -125,7 +130,8 @@ class KubeClient:
         """Yield what happens to nodes after `resource_version`, until the server ends the watch.
 
         A bookmark of our own comes first, as soon as the watch stands. Raises `Expired` when the server does not go
-        back that far.
+        back that far, and `Silent`: a server whose store was restored from a backup takes a version that is yet to
+        come there, and tells nothing before it is past that.
         """
         parameters = {
             "watch": "true",
@@ -133,18 +139,23 @@ class KubeClient:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(random.randint(*WATCH_S)),  # noqa: S311 - no secret
         }
-        timeout = httpx2.Timeout(REQUEST_TIMEOUT_S, read=IDLE_S)
+        timeout = httpx2.Timeout(REQUEST_TIMEOUT_S, read=random.uniform(*IDLE_S))  # noqa: S311 - no secret
         async with (
             self._translated("watch nodes"),
+            asyncio.timeout(ANSWER_TIMEOUT_S) as opening,
             self._client() as http,
             http.stream("GET", NODES, params=parameters, timeout=timeout) as response,
         ):
+            opening.reschedule(None)
             if response.is_error:
                 self._heed(response)
                 raise self._refusal("watch nodes", response.status_code, await response.aread())
             yield WatchEvent(resource_version, None)
-            async for line in _lines(response.aiter_bytes()):
-                yield self._event(line)
+            try:
+                async for line in _lines(response.aiter_bytes()):
+                    yield self._event(line)
+            except httpx2.ReadTimeout:
+                raise Silent(f"{self.name}: the watch has fallen silent") from None
 
     async def close(self) -> None:
         """Close all connections."""
@@ -239,6 +250,19 @@ async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             raise RegistryError(f"the watch sent a line of more than {MAX_LINE_BYTES} bytes")
     if rest:
         yield rest
+
+
+def _by_proxy(url: httpx2.URL) -> str:
+    """Return a clause about the proxy that the environment names, if it may be used.
+
+    The HTTP library has its own reading of no_proxy, which knows networks: not to be had from it, nor worth a copy.
+    """
+    proxies = getproxies()
+    variable = next((name for name in (url.scheme, "all") if name in proxies), None)
+    if variable is None or proxy_bypass(url.host):
+        return ""
+    exceptions = ", unless no_proxy says otherwise" if "no" in proxies else ""
+    return f" (by the proxy that {variable}_proxy names{exceptions})"
 
 
 def _path(name: str) -> str:

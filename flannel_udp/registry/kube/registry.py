@@ -22,7 +22,7 @@ from flannel_udp.netconf.addresses import why_not_dialled
 from flannel_udp.options import KubeOptions
 from flannel_udp.registry import Tell
 from flannel_udp.registry.keys import parse_key, parse_value
-from flannel_udp.registry.kube.client import Expired, KubeClient, NotFound
+from flannel_udp.registry.kube.client import Expired, KubeClient, NotFound, Silent
 from flannel_udp.registry.kube.nodes import Annotations, KubeNode, Lease, NodeTable, Numbering
 from flannel_udp.registry.kube.options import Identity, KubeFiles, read_identity
 from flannel_udp.registry.outage import Outage, keep_quiet
@@ -192,15 +192,22 @@ class KubeRegistry:
         outage = Outage(logger, tell)
         table: NodeTable | None = None  # None: a snapshot is due
         version = ""
+        silent = False
         while True:
             try:
-                if table is None:
+                if table is None or silent:
+                    silent = False  # should this fail, the server was away: no reason to list once it is back
+                    known, before = table, version
                     table, version = await self._list()
-                    yield Snapshot(dict(table.entries), self._numbering.revision)
+                    if known is None or table.entries != known.entries:
+                        if known is not None and (back := _step_back(before, version)):
+                            logger.warning("%s: %s; taking what it has instead", self._client.name, back)
+                        yield Snapshot(dict(table.entries), self._numbering.revision)
                 async with aclosing(self._client.watch_nodes(version)) as events:
                     async for event in events:
                         outage.over()
-                        _require_progress(version, event.resource_version)
+                        if back := _step_back(version, event.resource_version):
+                            raise Expired(f"{self._client.name}: {back}")
                         version = event.resource_version
                         if event.node is None:
                             continue
@@ -210,6 +217,8 @@ class KubeRegistry:
                 await asyncio.sleep(REOPEN_S)
             except RegistryDenied:
                 raise
+            except Silent:
+                silent = True
             except Expired as error:
                 table = None
                 await outage.wait(error)
@@ -290,10 +299,11 @@ class KubeRegistry:
         return again and self._annotations.is_managed(node) and time.monotonic() - overwrote_s < REWRITE_S
 
 
-def _require_progress(before: str, now: str) -> None:
-    """Raise `Expired` when versions go backwards: the server's store was restored from a backup."""
+def _step_back(before: str, now: str) -> str:
+    """Return that versions go backwards, as they do when the server's store was restored from a backup, or nothing."""
     if before.isdecimal() and now.isdecimal() and int(now) < int(before):
-        raise Expired(f"resourceVersion went back from {before} to {now}: restored from a backup?")
+        return f"resourceVersion went back from {before} to {now}: restored from a backup?"
+    return ""
 
 
 def _shown(node: KubeNode) -> str:

@@ -1,0 +1,92 @@
+"""A kubeconfig's login command (`exec`): it prints the token with which we ask, as for kubectl.
+
+lightkube's own does not know the interface's stable version, tells the command nothing of what it is asked for, waits
+for it without end, and takes whatever it prints for a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+
+import httpx2
+from lightkube.config.models import UserExec
+from lightkube.core.exceptions import ConfigError
+
+LOGIN_S = 20.0
+"""How long the command may take; a request has longer, so that it is the command that is named."""
+VERSIONS = tuple(f"client.authentication.k8s.io/{version}" for version in ("v1", "v1beta1", "v1alpha1"))
+
+
+class LoginCommand(httpx2.Auth):
+    """Bears the token that the command prints, and asks for another one once the server refuses it.
+
+    `program` is where it is. Raises `ConfigError` for a version that we do not know.
+    """
+
+    def __init__(self, command: UserExec, program: str | os.PathLike[str]) -> None:
+        if command.apiVersion not in VERSIONS:
+            raise ConfigError(f"the login command's apiVersion {command.apiVersion!r} is none of {', '.join(VERSIONS)}")
+        self._command = command
+        self._program = program
+        self._bearer = ""
+
+    async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
+        """See `httpx2.Auth`. Raises `ConfigError` if there is no token."""
+        if self._bearer:
+            request.headers["Authorization"] = self._bearer
+            response = yield request
+            if response.status_code != httpx2.codes.UNAUTHORIZED:
+                return
+        self._bearer = f"Bearer {self._token(await self._run())}"
+        request.headers["Authorization"] = self._bearer
+        yield request
+
+    async def _run(self) -> bytes:
+        """Return what the command prints."""
+        command = self._command
+        asked = {"kind": "ExecCredential", "apiVersion": command.apiVersion, "spec": {"interactive": False}}
+        environ = os.environ | {variable.name: variable.value for variable in command.env or ()}
+        process = await asyncio.create_subprocess_exec(
+            self._program,
+            *(command.args or ()),
+            env=environ | {"KUBERNETES_EXEC_INFO": json.dumps(asked)},
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+            start_new_session=True,  # what it has started is ended with it
+        )
+        try:
+            async with asyncio.timeout(LOGIN_S):
+                printed, said = await process.communicate()
+        except TimeoutError:
+            raise ConfigError(f"{self._named} is not done after {LOGIN_S:g} s") from None
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+        if process.returncode:
+            raise ConfigError(f"{self._named} returned {process.returncode}: {said.decode(errors='replace')}")
+        return printed
+
+    def _token(self, printed: bytes) -> str:
+        """Return the token that is in there; nothing of it is told, as it may be secret."""
+        try:
+            status = json.loads(printed)["status"]
+            token = status.get("token")
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+            raise ConfigError(f"{self._named} printed no ExecCredential with a status") from None
+        if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
+            hint = ", but a client certificate, which we do not take" if "clientCertificateData" in status else ""
+            raise ConfigError(f"{self._named} printed no token{hint}")
+        return token
+
+    @property
+    def _named(self) -> str:
+        return f"the kubeconfig's login command {self._command.command}"

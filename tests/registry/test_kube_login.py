@@ -1,0 +1,177 @@
+"""A kubeconfig's login command: whatever it prints or does, there is a token or one clear line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from flannel_udp.errors import RegistryError, UsageError
+from flannel_udp.options import KubeOptions
+from flannel_udp.registry.kube import client as kube_client
+from flannel_udp.registry.kube import login
+from flannel_udp.registry.kube.client import KubeClient
+from flannel_udp.registry.kube.options import KubeFiles, open_http
+from tests.kube_api.server import ApiServer, Fault
+from tests.support.patience import PATIENCE_S
+
+V1, V1BETA1 = "client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"
+GOOD = json.dumps({"kind": "ExecCredential", "status": {"token": "good"}})
+
+
+@pytest.fixture
+def api() -> Iterator[ApiServer]:
+    with ApiServer() as api:
+        api.add_node("h1", "10.1.1.0/24")
+        api.tokens = {"good": "flannel"}
+        yield api
+
+
+Login = Callable[..., KubeOptions]
+
+
+@pytest.fixture
+def login_by(api: ApiServer, tmp_path: Path) -> Login:
+    """Make a kubeconfig whose login command is a shell script."""
+
+    def make(script: str, version: str = V1BETA1, **more: object) -> KubeOptions:
+        program = tmp_path / "log-in"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        command = {"apiVersion": version, "command": "./log-in", "interactiveMode": "Never", **more}
+        document = {
+            "current-context": "x",
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": {"server": api.url}}],
+            "users": [{"name": "u", "user": {"exec": command}}],
+        }
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(json.dumps(document))
+        return KubeOptions(subnet_mgr=True, kubeconfig_file=kubeconfig)
+
+    return make
+
+
+Opened = Callable[[KubeOptions], KubeClient]
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[Opened]:
+    clients: list[KubeClient] = []
+
+    def open_one(options: KubeOptions) -> KubeClient:
+        clients.append(KubeClient(KubeFiles(options)))
+        return clients[-1]
+
+    yield open_one
+    for client in clients:
+        await client.close()
+
+
+@pytest.mark.parametrize("version", [V1, V1BETA1])
+async def test_the_command_is_told_what_is_asked_for_and_its_token_is_used(
+    version: str, login_by: Login, opened: Opened, tmp_path: Path
+) -> None:
+    script = f'echo "$KUBERNETES_EXEC_INFO" > {tmp_path}/asked; echo "$1 $HELLO" >> {tmp_path}/asked; echo \'{GOOD}\''
+    client = opened(login_by(script, version, args=["first"], env=[{"name": "HELLO", "value": "world"}]))
+    assert (await client.get_node("h1")).name == "h1"
+    asked, words = (tmp_path / "asked").read_text().splitlines()
+    assert json.loads(asked) == {"kind": "ExecCredential", "apiVersion": version, "spec": {"interactive": False}}
+    assert words == "first world"
+
+
+async def test_the_command_runs_once_and_again_when_its_token_is_refused(
+    api: ApiServer, login_by: Login, opened: Opened, tmp_path: Path
+) -> None:
+    client = opened(login_by(f"echo x >> {tmp_path}/runs; cat {tmp_path}/printed"))
+    (tmp_path / "printed").write_text(GOOD)
+    for _ in range(2):
+        await client.get_node("h1")
+    api.tokens = {"better": "flannel"}
+    (tmp_path / "printed").write_text(GOOD.replace("good", "better"))
+    await client.get_node("h1")
+    assert (tmp_path / "runs").read_text().split() == ["x", "x"]
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("", "printed no ExecCredential with a status"),
+        ("echo Log in at https://geheim", "printed no ExecCredential with a status"),
+        ("echo 7", "printed no ExecCredential with a status"),
+        ("echo '[]'", "printed no ExecCredential with a status"),
+        ("echo '{}'", "printed no ExecCredential with a status"),
+        ("echo '{\"status\": null}'", "printed no ExecCredential with a status"),
+        ("head -c 100000 /dev/zero | tr '\\0' '['", "printed no ExecCredential with a status"),
+        ("printf '\\377\\376'", "printed no ExecCredential with a status"),
+        ("echo '{\"status\": {}}'", "printed no token"),
+        ('echo \'{"status": {"token": null}}\'', "printed no token"),
+        ('echo \'{"status": {"token": ["geheim"]}}\'', "printed no token"),
+        ('echo \'{"status": {"token": "geheim\\\\nX: y"}}\'', "printed no token"),
+        (
+            'echo \'{"status": {"clientCertificateData": "geheim", "clientKeyData": "geheim"}}\'',
+            "printed no token, but a client certificate, which we do not take",
+        ),
+        ("echo 'no such profile' >&2; exit 3", "returned 3: no such profile"),
+    ],
+)
+async def test_a_command_that_gives_no_token_is_one_line_that_tells_no_secret(
+    script: str, says: str, login_by: Login, opened: Opened
+) -> None:
+    client = opened(login_by(script))
+    with pytest.raises(RegistryError) as caught:
+        await client.get_node("h1")
+    assert str(caught.value).endswith(
+        f"no credentials to GET /api/v1/nodes/h1: the kubeconfig's login command ./log-in {says}"
+    )
+    with pytest.raises(RegistryError, match="no credentials to watch nodes: the kubeconfig's login command"):
+        await anext(client.watch_nodes("1"))
+
+
+async def test_a_command_that_is_not_there_is_one_line(login_by: Login, opened: Opened, tmp_path: Path) -> None:
+    client = opened(login_by(""))
+    (tmp_path / "log-in").unlink()
+    with pytest.raises(RegistryError, match=r"GET /api/v1/nodes/h1: .*No such file or directory"):
+        await client.get_node("h1")
+
+
+async def test_a_command_that_hangs_is_ended_with_what_it_started_and_named(
+    login_by: Login, opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(login, "LOGIN_S", 0.5)
+    client = opened(login_by(f"sleep 1000 & echo $! > {tmp_path}/pid; wait"))
+    with pytest.raises(RegistryError, match=r"the kubeconfig's login command \./log-in is not done after 0\.5 s"):
+        await anext(client.watch_nodes("1"))
+    pid = int((tmp_path / "pid").read_text())
+    until_s = time.monotonic() + PATIENCE_S
+    while (status := Path(f"/proc/{pid}/stat")).exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < until_s
+        await asyncio.sleep(0.01)
+
+
+async def test_a_watch_that_the_server_does_not_begin_is_given_up(
+    api: ApiServer, login_by: Login, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kube_client, "ANSWER_TIMEOUT_S", 0.5)
+    client = opened(login_by(f"echo '{GOOD}'"))
+    api.order("watch", Fault(wait_s=1.0))
+    with pytest.raises(RegistryError, match=r"watch nodes: no complete answer within 0\.5 s"):
+        await anext(client.watch_nodes("1000"))
+    async with aclosing(client.watch_nodes("1001")) as events:  # one that stands is not: it goes on for longer
+        assert (await anext(events)).node is None
+        asyncio.get_running_loop().call_later(1.0, api.add_node, "h2")
+        event = await anext(events)
+        assert event.node is not None
+        assert event.node.name == "h2"
+
+
+def test_a_version_that_we_do_not_know_is_named(login_by: Login) -> None:
+    with pytest.raises(
+        UsageError, match=r"the login command's apiVersion 'client\.authentication\.k8s\.io/v2' is none of"
+    ):
+        open_http(login_by("", "client.authentication.k8s.io/v2"))

@@ -1,0 +1,75 @@
+"""A watch says nothing: nothing happens, the connection is dead, or the server's versions went back."""
+
+from __future__ import annotations
+
+import pytest
+
+from flannel_udp.registry.kube import client as kube_client
+from flannel_udp.registry.kube.registry import KubeRegistry
+from tests.kube_api.server import ApiServer, Fault
+from tests.registry.support import said, watching
+from tests.registry.test_kube_faults import (
+    PEER,
+    UNAVAILABLE,
+    _no_long_pauses,
+    add_peer,
+    api,
+    registry,
+    wait_for_requests,
+    warnings,
+)
+
+__all__ = ["_no_long_pauses", "api", "registry"]
+
+
+@pytest.fixture(autouse=True)
+def _soon_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube_client, "IDLE_S", (0.2, 0.2))
+
+
+async def test_nodes_are_listed_again_and_where_nothing_changed_nothing_is_said(
+    api: ApiServer, registry: KubeRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A small cluster is silent for minutes: the server sends no bookmark of the version that it was asked for."""
+    async with watching(registry) as seen:
+        await seen.snapshot()
+        await wait_for_requests(api, "list", 3)
+        await wait_for_requests(api, "watch", 3)
+        key = add_peer(api, 3)
+        assert (await seen.change()).entries.keys() == {key}
+    assert warnings(caplog) == []
+
+
+async def test_a_store_that_was_restored_from_a_backup_is_listed_and_named(
+    api: ApiServer, registry: KubeRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The versions that we ask for are yet to come there: nothing is refused, and nothing is told."""
+    backup = api.do(lambda store: store.back_up())
+    for _ in range(100):
+        api.do(lambda store: store.heartbeat("h1"))
+    lost = add_peer(api, 3)
+    async with watching(registry) as seen:
+        assert lost in (await seen.snapshot()).entries
+        await wait_for_requests(api, "watch", 1)
+        api.stop()
+        await said(caplog, "watching the subnets")
+        api.do(lambda store: store.restore(backup))
+        api.do(lambda store: store.add_node("h4", "10.1.4.0/24", **PEER))
+        api.start()
+        assert (await seen.snapshot()).entries.keys() == {"10.1.2.0-24", "10.1.4.0-24"}
+        key = add_peer(api, 5)
+        assert (await seen.change()).entries.keys() == {key}
+    (back,) = (line for line in warnings(caplog) if "restored from a backup?" in line)
+    assert back.startswith(f"Kubernetes at {api.url}: resourceVersion went back from 1103 to 1003: ")
+
+
+async def test_a_silence_that_an_outage_explains_costs_no_list(api: ApiServer, registry: KubeRegistry) -> None:
+    """What cut all hosts off at once must not let them all list at once when it is over."""
+    async with watching(registry) as seen:
+        await seen.snapshot()
+        await wait_for_requests(api, "watch", 1)
+        api.order("list", Fault(refuse=UNAVAILABLE))
+        await wait_for_requests(api, "watch", 2)
+        assert api.count("list") == 2
+        key = add_peer(api, 3)
+        assert (await seen.change()).entries.keys() == {key}
