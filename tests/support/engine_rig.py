@@ -6,6 +6,7 @@ free port. Or on 2001:db8::1 with such peers, or on both: see `loopback6`.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from array import array
@@ -136,6 +137,7 @@ class EngineRig:
         self._sides: dict[int, _Side] = {}
         self.peers: dict[str, socket.socket] = {}
         self._marker = _open_marker() if peers else None
+        self._processors = _stay_on_one_processor()
         for each in tables:
             ours = str(agent if each.version == 4 else AGENT6)
             theirs = [address for address in peers if ip_address(address).version == each.version]
@@ -249,7 +251,7 @@ class EngineRig:
         """Return when everything that was sent over loopback has arrived.
 
         Mostly it has as soon as it is sent; but a busy kernel may leave a processor's packets to its ksoftirqd. They
-        are taken in order, so what is sent after them arrives after them.
+        are taken in order, so what the same processor sends after them arrives after them.
         """
         if self._marker is not None:
             self._marker.send(b"x")
@@ -300,6 +302,7 @@ class EngineRig:
 
     def close(self) -> None:
         """Close everything."""
+        os.sched_setaffinity(0, self._processors)
         self._close_engines()
         for end in (self._near, self.tun, self._marker, *self.peers.values()):
             if end is not None:
@@ -324,6 +327,14 @@ def _open_sockets(version: int, addresses: Sequence[str]) -> list[socket.socket]
     for udp in sockets:
         _prepare(udp)
     return sockets
+
+
+def _stay_on_one_processor() -> set[int]:
+    """Keep this thread where it is, as processors have a queue each, and return where it was allowed to be."""
+    allowed = os.sched_getaffinity(0)
+    # By process: tests that run beside each other are to share the processors.
+    os.sched_setaffinity(0, {sorted(allowed)[os.getpid() % len(allowed)]})
+    return allowed
 
 
 def _open_marker() -> socket.socket:
