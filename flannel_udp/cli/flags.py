@@ -373,7 +373,7 @@ CNI_INSTALL_FLAGS = (
         parse_path,
         in_environment=False,
     ),
-    Flag("python", "the Python that runs it, 3.11 or later", "FILE", default="this one", in_environment=False),
+    Flag("python", "the Python that runs it, 3.10 or later", "FILE", default="this one", in_environment=False),
 )
 
 DOCTOR_CNI_FLAGS = (

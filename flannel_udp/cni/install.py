@@ -53,8 +53,8 @@ import json
 import sys
 
 # An older Python would stumble over the imports, and the runtime tell of "no error message". 999: CNI spec, "Error".
-if sys.version_info < (3, 11):
-    msg = "flannel-udp's plugin needs Python 3.11 or later, and %s is %d.%d: flannel-udp cni install --python=..."
+if sys.version_info < (3, 10):
+    msg = "flannel-udp's plugin needs Python 3.10 or later, and %s is %d.%d: flannel-udp cni install --python=..."
     msg %= (sys.executable, sys.version_info[0], sys.version_info[1])
     sys.stdout.write(json.dumps({"cniVersion": "0.4.0", "code": 999, "msg": msg}) + "\\n")
     sys.exit(1)
