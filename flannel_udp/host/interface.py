@@ -36,7 +36,7 @@ from flannel_udp.options import InterfaceOptions
 logger = logging.getLogger(__name__)
 
 # linux/if_addr.h, linux/rtnetlink.h
-_IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
+_IFA_F_TEMPORARY, _IFA_F_DEPRECATED = 0x01, 0x20
 _RT_SCOPE_LINK = 253
 VERSIONS = (4, 6)
 
@@ -47,7 +47,6 @@ class Address:
 
     address: IpAddress
     scope: int = RT_SCOPE_UNIVERSE
-    permanent: bool = True
     deprecated: bool = False
     temporary: bool = False
     """One of those that a host changes so that nobody knows it again (RFC 8981)."""
@@ -56,9 +55,12 @@ class Address:
     duplicate: bool = False
     """Another host has it, and the kernel does not use it."""
 
-    def rank(self) -> tuple[int, int, bool, bool, bool]:
-        """Return what the smaller of goes first."""
-        return self.address.version, self.scope, self.deprecated, self.temporary, not self.permanent
+    def rank(self) -> tuple[int, int, bool, bool]:
+        """Return what the smaller of goes first.
+
+        How long an address is valid says nothing: the host's own is DHCP's for an hour, a virtual one stays for ever.
+        """
+        return self.address.version, self.scope, self.deprecated, self.temporary
 
     def why_unusable(self) -> str | None:
         """Return a clause that goes on after the address, ``None`` if outer packets can bear it."""
@@ -86,8 +88,8 @@ class Link:
     def ranked(self, version: int = 4) -> list[IpAddress]:
         """Return the addresses of a family that can be used, best first.
 
-        That is: the widest scope, not deprecated, not temporary, permanent, and then the one that was there first. The
-        kernel lists IPv6's newest first, so a virtual address that moves between hosts (VRRP) before the host's own.
+        That is: the widest scope, not deprecated, not temporary, and then the one that was there first. The kernel
+        lists IPv6's newest first, so a virtual address that moves between hosts (VRRP) before the host's own.
         """
         listed = self.addresses if version == 4 else self.addresses[::-1]
         usable = [item for item in listed if item.why_unusable() is None and item.address.version == version]
@@ -441,7 +443,6 @@ def _judge(found: links.Address) -> Address:
         address=found.address,
         # `ip address add 169.254.1.1/16` gets global scope unless told otherwise: look at the address too.
         scope=max(found.scope, _RT_SCOPE_LINK) if found.address.is_link_local else found.scope,
-        permanent=bool(flags & _IFA_F_PERMANENT),
         deprecated=bool(flags & _IFA_F_DEPRECATED),
         temporary=ipv6 and bool(flags & _IFA_F_TEMPORARY),
         tentative=not found.usable,

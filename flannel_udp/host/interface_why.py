@@ -131,8 +131,6 @@ def _why_worse(link: Link, item: Address, best_address: IpAddress) -> str:
         return f"it is deprecated, {best.address} is not"
     if item.temporary > best.temporary:
         return f"it is one of those that change (RFC 8981), {best.address} is not"
-    if item.permanent < best.permanent:
-        return f"it is temporary, {best.address} is permanent"
     return f"{best.address} was there before it"
 
 

@@ -22,7 +22,6 @@ ETH0 = Link(
     (
         Address(IPv4Address("169.254.0.2"), scope=253),
         Address(IPv4Address("192.0.2.5"), deprecated=True),
-        Address(IPv4Address("192.0.2.4"), permanent=False),
         Address(IPv4Address("192.0.2.2")),
         Address(IPv4Address("192.0.2.3")),
     ),
@@ -45,7 +44,6 @@ def test_by_the_default_route() -> None:
     assert reasons(InterfaceOptions()) == {
         "192.0.2.2": "the default route leads over it, with metric 20",
         "192.0.2.3": "192.0.2.2 was there before it",
-        "192.0.2.4": "it is temporary, 192.0.2.2 is permanent",
         "192.0.2.5": "it is deprecated, 192.0.2.2 is not",
         "169.254.0.2": "its scope is narrower than that of 192.0.2.2: a global address goes before a link-local one",
         "198.51.100.2": "its default route has metric 100, and that over eth0 goes first",
@@ -71,7 +69,7 @@ def test_by_name_by_address_and_by_route() -> None:
 def test_by_regex() -> None:
     by_name = reasons(InterfaceOptions(iface_regex=("^eth",)))
     assert by_name["192.0.2.2"] == "the first that --iface-regex=^eth matches"
-    assert by_name["192.0.2.4"] == "it is temporary, 192.0.2.2 is permanent"
+    assert by_name["192.0.2.3"] == "192.0.2.2 was there before it"
     assert by_name["198.51.100.2"] == "the name eth1 matches too, and eth0 goes first"
     assert by_name["127.0.0.1"] == "--iface-regex=^eth matches neither the address nor lo"
     by_address = reasons(InterfaceOptions(iface_regex=(r"^198|eth0|[.]3$",)))
