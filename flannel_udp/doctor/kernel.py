@@ -44,7 +44,7 @@ def ask_interface(known: Known, options: Options) -> Finding:
     if told is not None and not options.interface.by_flags:
         addresses = " and ".join(filter(None, (told["address"], told.get("ipv6_address"))))
         return ok("interface", f"{told['name']}, {addresses}, MTU {told['mtu']}, says the agent")
-    host = gather(options.interface, known.versions)
+    host = gather(options.interface, known.versions).outside(known.overlays)
     choice = decide(options.interface, host, known.versions)
     if choice.interface is None:
         return fault("interface", str(no_interface(choice, host, known.versions)), "flannel-udp iface show")

@@ -30,7 +30,7 @@ from flannel_udp.host.links import IFA_F_DADFAILED, RT_SCOPE_UNIVERSE, stream_ad
 from flannel_udp.host.route_query import find_way, is_local, next_hop_devices, stream_default_routes
 from flannel_udp.host.rtnetlink import RTN_UNICAST, Rtnetlink, open_rtnetlink, parse_route
 from flannel_udp.model import Address as IpAddress
-from flannel_udp.model import Ends, Interface
+from flannel_udp.model import Ends, Interface, Prefix
 from flannel_udp.options import InterfaceOptions
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class Address:
     """Nobody may use it yet: the kernel still asks whether another host has it (RFC 4862 section 5.4)."""
     duplicate: bool = False
     """Another host has it, and the kernel does not use it."""
+    overlay: Prefix | None = None
+    """The overlay network that it lies in, see `HostNetwork.outside`."""
 
     def rank(self) -> tuple[int, int, bool, bool]:
         """Return what the smaller of goes first.
@@ -68,6 +70,8 @@ class Address:
             return "is a duplicate: another host on the link has it"
         if self.tentative:
             return "is tentative: the kernel still asks whether another host has it"
+        if self.overlay is not None:
+            return f"lies in the overlay network {self.overlay}: what leaves from there comes back into the tunnel"
         if self.address.version == 6 and self.address.is_link_local:
             return "is link-local: other hosts cannot dial it"
         return None
@@ -103,7 +107,7 @@ class Link:
             return None
         found = [item for item in self.addresses if item.address.version == version]
         for item in found:
-            if item.tentative or item.duplicate:
+            if item.tentative or item.duplicate or item.overlay is not None:
                 return f"{item.address} of {self.name} {item.why_unusable()}"
         others = " but link-local ones, which other hosts cannot dial" if found else ""
         return f"{self.name} has no {family_of(version).name} address{others}"
@@ -146,6 +150,18 @@ class HostNetwork:
         """Return the device with this index, ``None`` if it went away between two questions to the kernel."""
         return next((link for link in self.links if link.index == index), None)
 
+    def outside(self, overlays: Sequence[Prefix]) -> HostNetwork:
+        """Return these facts for a choice that takes no address in an overlay network: our own devices have such."""
+        links = tuple(
+            replace(
+                link, addresses=tuple(replace(item, overlay=_holder(item.address, overlays)) for item in link.addresses)
+            )
+            for link in self.links
+        )
+        source = None if self.reach is None else self.reach.source
+        inside = source is not None and _holder(source, overlays) is not None
+        return replace(self, links=links, reach=None if inside else self.reach)
+
     def holds(self, address: IpAddress) -> bool:
         """Tell whether this is one of the host's own addresses."""
         return any(item.address == address for link in self.links for item in link.addresses)
@@ -160,6 +176,10 @@ class HostNetwork:
         """Return the devices that can carry the tunnel, the loopback last: ``.*`` means a wire if there is one."""
         usable = (link for link in self.links if link.why_unusable(version) is None)
         return sorted(usable, key=lambda link: link.loopback)
+
+
+def _holder(address: IpAddress, overlays: Sequence[Prefix]) -> Prefix | None:
+    return next((overlay for overlay in overlays if address in overlay), None)
 
 
 class _NoMatchError(Exception):
@@ -364,16 +384,22 @@ def _by_reach(host: HostNetwork, version: int) -> tuple[Link, IpAddress]:
 
 
 def _by_default_route(host: HostNetwork, version: int) -> tuple[Link, IpAddress]:
-    reasons = []
+    reasons, link_local = [], []
     routes = (route for route in host.default_routes if route.version == version)
     for route in sorted(routes, key=lambda route: route.metric):
         link = host.link(route.link_index)
         if link is None:
             continue
         try:
-            return link, _best_address(link, version)
+            address = _best_address(link, version)
         except _NoMatchError as error:
             reasons.append(str(error))
+            continue
+        if not address.is_link_local:
+            return link, address
+        link_local.append((link, address))
+    if link_local:
+        return link_local[0]
     raise _NoMatchError("; ".join(reasons) or f"this host has none for {family_of(version).name}")
 
 

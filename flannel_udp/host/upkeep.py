@@ -221,7 +221,7 @@ class Upkeep:
         if not why and found is not None and not public_ip_came:
             return await self._use(await self._completed(replace(external, name=found.name, mtu=found.mtu)))
         versions = _versions_of(external)
-        facts = await asyncio.to_thread(interface.gather, self._options.interface, versions)
+        facts = await self._gather(versions)
         if found is not None and len(why) < len(versions) and not public_ip_came:
             return await self._follow_one_family(replace(external, name=found.name, mtu=found.mtu), facts, why)
         text = "; ".join(dict.fromkeys(why.values()))
@@ -239,12 +239,17 @@ class Upkeep:
         self._elsewhere = _elsewhere(external, facts)
         return await self._use(_keep_families(external, self.external))
 
+    async def _gather(self, versions: Sequence[int]) -> HostNetwork:
+        """Ask for the facts of a choice, which must not fall on our own devices: their addresses are in the overlay."""
+        facts = await asyncio.to_thread(interface.gather, self._options.interface, versions)
+        return facts.outside(self._overlays)
+
     async def _completed(self, external: Interface) -> Interface:
         """Return it with the address of a family that it had none of: such come seconds after a host has started."""
         versions = [overlay.version for overlay in self._overlays]
         if all(external.of(version) for version in versions):
             return external
-        facts = await asyncio.to_thread(interface.gather, self._options.interface, versions)
+        facts = await self._gather(versions)
         return interface.complete(self._options.interface, facts, external, versions)
 
     async def _follow_one_family(self, external: Interface, facts: HostNetwork, why: Mapping[int, str]) -> Standing:

@@ -31,6 +31,7 @@ pytestmark = NEEDS_NETNS
 REPAIR_S = 1.0
 FOLLOW_S = 3.0
 """How soon flannel0 must be right again, and a changed external interface be followed."""
+LONGER_THAN_A_RETRY_S = 2.0
 NETWORK = "10.244.0.0/16"
 SIOCSIFMTU = 0x8922  # linux/sockios.h
 TUN_TSO = ("tx-tcp-segmentation", "tx-tcp-ecn-segmentation")
@@ -281,6 +282,25 @@ def test_an_interface_that_goes_down_is_waited_for(duo: Lab, h1: Host) -> None:
         "no traffic: interface eth0 is down: waiting for it",
         "traffic can pass again, through eth0",
     ]
+
+
+def test_of_its_own_devices_the_agent_takes_none_at_the_start_or_in_need() -> None:
+    """Their addresses match the pattern, too, and what would leave from them comes back into the tunnel."""
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        (host,) = lab.hosts
+        for name, address in (("cni0", "10.244.9.1/24"), ("eth9", "10.9.9.1/24")):
+            host.configure(f"link add {name} type bridge", f"link set {name} up", f"addr add {address} dev {name}")
+        with Agent(host, "--iface-regex=^10[.]", iface="") as agent:
+            agent.wait_ready()
+            host.configure("link set eth9 down")
+            agent.wait_for_line("no traffic: interface eth9 is down: waiting for it")
+            time.sleep(LONGER_THAN_A_RETRY_S)
+            assert not host.is_ready()
+            host.configure("link set eth9 up")
+            wait_for("ready", host.is_ready)
+            status = host.control("/v1/status")
+            assert (status["interface"]["name"], status["tunnel"]["mtu"]) == ("eth9", 1472)
+            assert not [line for line in agent.said() if "the external address is" in line]
 
 
 def test_another_external_mtu_is_followed_by_flannel0_and_subnet_env(duo: Lab, h1: Host) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 from hypothesis import given
@@ -125,6 +125,45 @@ def test_regex_binds_the_address_that_matched_and_is_not_anchored() -> None:
 def test_regex_prefers_a_wire_to_the_loopback() -> None:
     assert chosen(InterfaceOptions(iface_regex=(".*",)))[0] == "eth0"
     assert chosen(InterfaceOptions(iface_regex=("^127",))) == ("lo", "127.0.0.1")
+
+
+def with_our_own_devices(*wires: Link) -> HostNetwork:
+    """Return a host on which the overlay 10.244.0.0/16 is, with its devices before the wires."""
+    ours = (Link(6, "cni0", 1472, addresses("10.244.5.1")), Link(7, "flannel0", 1472, addresses("10.244.5.0")))
+    routes = (DefaultRoute(6, 1), DefaultRoute(7, 2), *(DefaultRoute(link.index, 3) for link in wires))
+    host = HostNetwork((LO, *ours, *wires), routes, Reach(7, IPv4Address("10.244.5.0")))
+    return host.outside([IPv4Network("10.244.0.0/16"), IPv6Network("fd00:1::/48")])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [InterfaceOptions(iface_regex=("^10[.]",)), InterfaceOptions(iface_regex=("cni|eth1",)), InterfaceOptions()],
+    ids=str,
+)
+def test_an_address_in_the_overlay_is_passed_over(options: InterfaceOptions) -> None:
+    """What leaves from it comes back into the tunnel."""
+    wire = Link(8, "eth1", 1500, addresses("10.0.0.2"))
+    assert chosen(options, with_our_own_devices(wire)) == ("eth1", "10.0.0.2")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (InterfaceOptions(iface_regex=("^10[.]",)), "--iface-regex=^10[.]: matches no address and no name"),
+        (InterfaceOptions(iface_regex=("cni0",)), "10.244.5.1 of cni0 lies in the overlay network 10.244.0.0/16: what"),
+        (InterfaceOptions(iface_can_reach="10.244.7.1"), "--iface-can-reach=10.244.7.1: no route leads there"),
+        (InterfaceOptions(), "default route: 10.244.5.1 of cni0 lies in the overlay network 10.244.0.0/16: what leav"),
+    ],
+)
+def test_where_all_addresses_are_in_the_overlay_there_is_no_choice(options: InterfaceOptions, reason: str) -> None:
+    assert reason in refusal(options, with_our_own_devices())
+
+
+def test_a_link_local_address_over_a_default_route_goes_behind_another_routes_global_one() -> None:
+    alone = Link(6, "usb0", 1500, (Address(IPv4Address("169.254.7.1"), scope=253),))
+    routes = (DefaultRoute(6, 1), DefaultRoute(2, 20))
+    assert chosen(InterfaceOptions(), HostNetwork((alone, *HOST.links), routes)) == ("eth0", "192.0.2.2")
+    assert chosen(InterfaceOptions(), HostNetwork((alone,), routes)) == ("usb0", "169.254.7.1")
 
 
 def test_same_address_on_two_interfaces_means_the_one_that_is_up() -> None:

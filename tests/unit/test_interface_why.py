@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from hypothesis import given
@@ -51,6 +51,16 @@ def test_by_the_default_route() -> None:
         "203.0.113.2": "wlan0 is down",
         "bare0": "bare0 has no IPv4 address",
     }
+
+
+def test_what_lies_in_the_overlay_or_is_link_local_has_its_reason() -> None:
+    usb0 = Link(6, "usb0", 1500, (Address(IPv4Address("169.254.7.1"), scope=253),))
+    cni0 = Link(7, "cni0", 1472, (Address(IPv4Address("10.244.5.1")),))
+    host = HostNetwork((ETH0, usb0, cni0), (DefaultRoute(6, 1), DefaultRoute(2, 20)))
+    found = reasons(InterfaceOptions(), host.outside([IPv4Network("10.244.0.0/16")]))
+    assert found["192.0.2.2"] == "the default route leads over it, with metric 20"
+    assert found["169.254.7.1"] == "it is link-local, and a default route leads over eth0, too"
+    assert found["10.244.5.1"].startswith("10.244.5.1 of cni0 lies in the overlay network 10.244.0.0/16: what leaves")
 
 
 def test_by_name_by_address_and_by_route() -> None:
