@@ -27,7 +27,7 @@ from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.host import links
 from flannel_udp.host.family import family_of
 from flannel_udp.host.links import IFA_F_DADFAILED, RT_SCOPE_UNIVERSE, stream_addresses, stream_devices
-from flannel_udp.host.route_query import find_way, is_local, next_hop_devices, stream_default_routes
+from flannel_udp.host.route_query import find_way, next_hop_devices, stream_default_routes
 from flannel_udp.host.rtnetlink import RTN_UNICAST, Rtnetlink, open_rtnetlink, parse_route
 from flannel_udp.model import Address as IpAddress
 from flannel_udp.model import Ends, Interface, Prefix
@@ -88,6 +88,7 @@ class Link:
     up: bool = True
     loopback: bool = False
     carrier: bool = True
+    leads_out: bool = True
 
     def ranked(self, version: int = 4) -> list[IpAddress]:
         """Return the addresses of a family that can be used, best first.
@@ -163,8 +164,8 @@ class HostNetwork:
         return replace(self, links=links, reach=None if inside else self.reach)
 
     def holds(self, address: IpAddress) -> bool:
-        """Tell whether this is one of the host's own addresses."""
-        return any(item.address == address for link in self.links for item in link.addresses)
+        """Tell whether an interface that packets leave by has this address."""
+        return any(item.address == address for link in self.links if link.leads_out for item in link.addresses)
 
     @property
     def has_ipv6(self) -> bool:
@@ -351,7 +352,7 @@ def _by_name_or_address(text: str, host: HostNetwork, version: int) -> tuple[Lin
     holders = [(link, item) for link in host.links for item in link.addresses if item.address == address]
     if not holders:
         raise _NoMatchError("no interface has this address")
-    link, item = next((found for found in holders if found[0].up), holders[0])
+    link, item = min(holders, key=lambda found: (not found[0].up, not found[0].leads_out))
     best = _best_address(link, version)
     if address.version != version:
         return link, best
@@ -423,12 +424,6 @@ def gather(options: InterfaceOptions, versions: Sequence[int] = (4,)) -> HostNet
         return HostNetwork(links, tuple(route for version in wanted for route in _default_routes(version)), reach)
 
 
-def is_own_address(address: IpAddress) -> bool:
-    """Ask the kernel whether this is one of the host's addresses. Raises `FlannelError` if netlink does not work."""
-    with open_rtnetlink("looking for an address") as netlink:
-        return is_local(netlink, address)
-
-
 def _parse_can_reach(text: str) -> IpAddress:
     try:
         return ip_address(text)
@@ -457,6 +452,7 @@ def _read_links(netlink: Rtnetlink) -> tuple[Link, ...]:
             found.up,
             found.loopback,
             found.carrier,
+            found.leads_out,
         )
         for found in stream_devices(netlink)
     )

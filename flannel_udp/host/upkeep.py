@@ -28,6 +28,7 @@ from flannel_udp.host.blackhole import keep_blackhole, restore_blackhole
 from flannel_udp.host.family import family_of
 from flannel_udp.host.interface import HostNetwork
 from flannel_udp.host.monitor import Interest, Monitor, open_monitor_socket
+from flannel_udp.host.own_addresses import has_come
 from flannel_udp.host.repair import STANDS, LinkState, Paces, Standing, why_lost
 from flannel_udp.levels import CHANGES, QUESTIONS
 from flannel_udp.model import Address, Degradation, Ends, Interface, LeaseAttrs, Prefix, Subnet
@@ -226,17 +227,29 @@ class Upkeep:
         now_s = time.monotonic()
         self._lost_since = {version: self._lost_since.get(version, now_s) for version in why}
         public_ip_came = await self._public_ip_has_come()
-        if not why and found is not None and not public_ip_came:
-            return await self._use(await self._completed(replace(external, name=found.name, mtu=found.mtu)))
+        present = None if found is None else replace(external, name=found.name, mtu=found.mtu)
+        if not why and present is not None and not public_ip_came:
+            return await self._use(await self._completed(present))
         versions = _versions_of(external)
         facts = await self._gather(versions)
-        if found is not None and len(why) < len(versions) and not public_ip_came:
-            return await self._follow_one_family(replace(external, name=found.name, mtu=found.mtu), facts, why)
-        text = "; ".join(dict.fromkeys(why.values()))
-        made_anew = _made_anew(external, facts) if found is None else None
+        if present is not None and len(why) < len(versions) and not public_ip_came:
+            return await self._follow_one_family(present, facts, why)
+        return await self._choose_again(present, facts, why, monitor)
+
+    async def _choose_again(
+        self, present: Interface | None, facts: HostNetwork, why: Mapping[int, str], monitor: Monitor
+    ) -> Standing:
+        """Go on with what the flags choose now, because of `why`, or as the public IP has come.
+
+        `present` is the interface in use, if it is there.
+        """
+        versions, text = _versions_of(self.external), "; ".join(dict.fromkeys(why.values()))
+        made_anew = _made_anew(self.external, facts) if present is None else None
         try:
             external = made_anew or interface.choose(self._options.interface, facts, versions)
         except FlannelError:
+            if present is not None and not why:  # what has come cannot be used yet: it is tentative, say
+                return await self._use(present)
             return self._wait_for(text, monitor)
         if self._has_public_ip and external.of(versions[0]) != self.external.of(versions[0]):
             # Nobody is behind a NAT all of a sudden: from another address peers would take nothing.
@@ -308,7 +321,7 @@ class Upkeep:
 
     async def _public_ip_has_come(self) -> bool:
         missed = self._missed_public_ip
-        return missed is not None and await asyncio.to_thread(interface.is_own_address, missed)
+        return missed is not None and await asyncio.to_thread(has_come, missed)
 
     async def _use(self, external: Interface, waiting: Set[int] = frozenset()) -> Standing:
         """Go on with it; of the families that are `waiting` for an address nothing is asked."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, choose, decide, gather
+from flannel_udp.host.links import Device
 from flannel_udp.model import Ends, Interface
 from flannel_udp.options import InterfaceOptions
 
@@ -99,6 +101,21 @@ def test_a_public_ip_that_is_nobodys_here_leaves_the_default_route() -> None:
     choice = decide(InterfaceOptions(public_ip=IPv4Address("203.0.113.77")), HOST)
     assert choice.interface == Interface("eth0", 2, 1500, Ends(IPv4Address("192.0.2.2"), IPv4Address("203.0.113.77")))
     assert choice.refusals == ("--public-ip=203.0.113.77: no interface has this address: a NAT in front of us",)
+
+
+def test_a_public_ip_on_the_loopback_or_a_dummy_leaves_the_default_route() -> None:
+    """The kernel keeps what a cloud's load balancer or kube-proxy needs there; no packet leaves by them."""
+    public = Address(IPv4Address("203.0.113.77"))
+    lo = replace(LO, addresses=(*LO.addresses, public), leads_out=False)
+    ipvs = Link(6, "kube-ipvs0", 1500, (public,), up=False, leads_out=False)
+    options = InterfaceOptions(public_ip=IPv4Address("203.0.113.77"))
+    assert chosen(options, replace(HOST, links=(lo, *HOST.links[1:], ipvs))) == ("eth0", "192.0.2.2")
+
+
+def test_of_the_interfaces_with_an_address_one_that_packets_leave_by_goes_first() -> None:
+    lo = replace(LO, addresses=(*LO.addresses, *addresses("10.0.0.2")), leads_out=False)
+    host = replace(HOST, links=(lo, *HOST.links[1:]))
+    assert chosen(InterfaceOptions(iface=("10.0.0.2",)), host) == ("eth1", "10.0.0.2")
 
 
 def test_every_iface_comes_before_every_regex_and_those_before_can_reach() -> None:
@@ -232,3 +249,8 @@ def test_best_address_is_never_worse_than_another(kinds: list[tuple[int, bool]])
     if best.deprecated:
         assert all(a.deprecated for a in rivals)
     assert best == next(a for a in rivals if a.deprecated == best.deprecated)
+
+
+@pytest.mark.parametrize(("kind", "leads_out"), [("", True), ("veth", True), ("bridge", True), ("dummy", False)])
+def test_no_packet_leaves_by_a_dummy(kind: str, leads_out: bool) -> None:
+    assert Device(2, "kube-ipvs0", 1500, True, True, False, True, 0, kind, False).leads_out is leads_out
