@@ -70,7 +70,7 @@ def ask_overlay(known: KnownFamily, needs: Callable[[], Sequence[Need]]) -> Iter
         yield _ask_forwarding(known)
         yield skipped("routes", "no device of the overlay is there" if network else "no overlay network is known")
         return
-    found = Look(network).look(known.subnet, ways, needs())
+    found = Look(network).look(known.subnet, ways, needs(), known.address)
     yield from _judge("forwarding", found.forwarding, "what comes in for pods is forwarded, and what they send")
     if known.host.status is None:
         yield skipped("routes", "only the agent knows the peers")
