@@ -346,6 +346,9 @@ class Upkeep:
             self.external, self._untold = external, True
         if moves:
             self._paces.made(_MOVE, now_s)
+        # What is lost next is waited for as long: there may be no look before.
+        kept = frozenset() if moves else waiting
+        self._lost_since = {version: since_s for version, since_s in self._lost_since.items() if version in kept}
         return await self._carries(external, waiting)
 
     async def _carries(self, external: Interface, waiting: Set[int]) -> Standing:

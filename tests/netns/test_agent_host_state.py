@@ -329,6 +329,11 @@ def test_in_the_place_of_an_interface_that_stays_away_another_one_is_taken() -> 
         assert RETURN_S / 2 < waited_s < promised(RETURN_S + FOLLOW_S)
         agent.wait_for_line(f"the external address is {host.underlay} on eth0 now, it was {ON_ETH9} on eth9")
         wait_for("ready", host.is_ready)
+        host.configure("link set eth9 up", "link set eth0 down")  # which is waited for as long
+        agent.wait_for_line("no traffic: interface eth0 is down: waiting for it")
+        host.configure("link set eth0 up")
+        wait_for("ready again", host.is_ready)
+        assert len([line for line in agent.said() if "the external address is" in line]) == 1
 
 
 def test_of_its_own_devices_the_agent_takes_none_at_the_start_or_in_need() -> None:
