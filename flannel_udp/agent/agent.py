@@ -167,7 +167,7 @@ class Agent:
         registry = ObservedRegistry(open_registry(self._options, self._mark, in_use=True), self._state.asked)
         stack.push_async_callback(registry.close)
         config, backend = takeover.config, BACKENDS[takeover.config.backend.type]
-        external = await wait_for_interface(self._options.interface, self._state, config.versions)
+        external = await wait_for_interface(self._options.interface, self._state, config.overlays)
         _claim_network(claims, config)
         registry.count_families(config.versions)
         await takeover.check_registry(registry, self._documents.registry)
@@ -209,8 +209,8 @@ class Agent:
 
         async def check(config: NetworkConfig) -> None:
             nonlocal external
-            # Once more: the wait before may have been a long one, and now it is known which families are on.
-            external = await wait_for_interface(self._options.interface, self._state, config.versions)
+            # Once more: the wait before may have been a long one, and now it is known which families are on, and where.
+            external = await wait_for_interface(self._options.interface, self._state, config.overlays)
             self._state.enter("waiting for configuration")
             await self._check_host(BACKENDS[config.backend.type], config, external)
 

@@ -140,7 +140,8 @@ class Asking:
             ways = network.ways(version)
             if own is None or ways is None:
                 return Findings()
-            return self._look.look(own, ways, self._needs)
+            ends = self._rooms.upkeep.external.of(version)
+            return self._look.look(own, ways, self._needs, None if ends is None else ends.address)
 
         return await asyncio.to_thread(ask)
 

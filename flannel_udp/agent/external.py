@@ -11,7 +11,7 @@ from flannel_udp.agent.state import AgentState
 from flannel_udp.control.retry import retry
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.host import interface
-from flannel_udp.model import Interface
+from flannel_udp.model import Interface, Prefix
 from flannel_udp.netconf.addresses import why_not_dialled
 from flannel_udp.options import InterfaceOptions
 
@@ -20,20 +20,22 @@ logger = logging.getLogger(__name__)
 
 async def find_any_interface(options: InterfaceOptions, state: AgentState) -> Interface:
     """Return the interface by whatever family, before the network configuration says which ones are on."""
-    return await _wait(options, state, [(4,), (6,)])
+    return await _wait(options, state, [(4,), (6,)], ())
 
 
-async def wait_for_interface(options: InterfaceOptions, state: AgentState, versions: Sequence[int]) -> Interface:
+async def wait_for_interface(options: InterfaceOptions, state: AgentState, overlays: Sequence[Prefix]) -> Interface:
     """Return the interface that the options name, as soon as there is one that is up and has an address.
 
-    An address of one of these IP versions is enough; what the interface lacks of the other one is said.
+    An address of the IP version of one of these overlays is enough; what the interface lacks of the other is said.
     """
-    return await _wait(options, state, [versions])
+    return await _wait(options, state, [[overlay.version for overlay in overlays]], overlays)
 
 
-async def _wait(options: InterfaceOptions, state: AgentState, wishes: Sequence[Sequence[int]]) -> Interface:
+async def _wait(
+    options: InterfaceOptions, state: AgentState, wishes: Sequence[Sequence[int]], overlays: Sequence[Prefix]
+) -> Interface:
     state.enter("waiting for the external interface")
-    external, choice = await retry("finding the external interface", partial(_choose_first, options, wishes))
+    external, choice = await retry("finding the external interface", partial(_choose_first, options, wishes, overlays))
     for lack in choice.lacks:
         logger.warning("%s: going on without that family", lack)
     if external != state.interface:
@@ -49,25 +51,30 @@ async def _wait(options: InterfaceOptions, state: AgentState, wishes: Sequence[S
 
 
 async def _choose_first(
-    options: InterfaceOptions, wishes: Sequence[Sequence[int]]
+    options: InterfaceOptions, wishes: Sequence[Sequence[int]], overlays: Sequence[Prefix]
 ) -> tuple[Interface, interface.Choice]:
     """Return what the first of the wishes gives that can be had. Raises `FlannelError`, which tells of all of them."""
     for versions in wishes:
         try:
-            return await _choose(options, versions)
+            return await _choose(options, versions, overlays)
         except UsageError:
             raise
         except FlannelError as failed:
             failure = failed
     if len(wishes) == 1:
         raise failure
-    return await _choose(options, sorted({version for versions in wishes for version in versions}))
+    return await _choose(options, sorted({version for versions in wishes for version in versions}), overlays)
 
 
-async def _choose(options: InterfaceOptions, versions: Sequence[int]) -> tuple[Interface, interface.Choice]:
+async def _choose(
+    options: InterfaceOptions, versions: Sequence[int], overlays: Sequence[Prefix]
+) -> tuple[Interface, interface.Choice]:
     """Return the interface, and how it was chosen. Raises `FlannelError`."""
     facts = await asyncio.to_thread(interface.gather, options, versions)
-    choice = interface.decide(options, facts, versions)
+    choice = interface.decide(options, facts.outside(overlays), versions)
+    if choice.interface is None:
+        # The overlay may be the host's own network: that is the configuration's fault, and said with it.
+        choice = interface.decide(options, facts, versions)
     if choice.interface is None:
         raise interface.no_interface(choice, facts, versions)
     if choice.waits:

@@ -24,7 +24,7 @@ from flannel_udp.cli.flags import (
     REGISTRY_FLAGS,
     SUBNET_FILE_FLAG,
 )
-from flannel_udp.errors import UsageError
+from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.options import DEFAULT_SUBNET_FILE
 
 if TYPE_CHECKING:
@@ -48,14 +48,26 @@ def _doctor(given: Values) -> int:
 def _iface_show(given: Values) -> int:
     from flannel_udp.host import interface, interface_why
 
-    options = to_options(given).interface
-    host = interface.gather(options, interface.VERSIONS)
+    wanted = to_options(given)
+    options = wanted.interface
+    host = interface.gather(options, interface.VERSIONS).outside(_overlays(wanted.subnet_file))
     versions = interface.VERSIONS if host.has_ipv6 else interface.VERSIONS[:1]
     choice = interface.decide(options, host, versions)
     (interface_why.show_json if given.get("json") else interface_why.show)(choice, host, sys.stdout, versions)
     if choice.interface is None:
         raise interface.no_interface(choice, host, versions)
     return 0
+
+
+def _overlays(file: Path) -> list[Prefix]:
+    """Return the overlay networks, where an agent has written them down; one that starts asks its registry."""
+    from flannel_udp.files import subnet_env
+
+    try:
+        env = subnet_env.read(file)
+    except FlannelError:
+        return []
+    return [network for version in (4, 6) if env is not None and (network := env.network_of(version)) is not None]
 
 
 def _firewall_show(given: Values) -> int:

@@ -44,7 +44,7 @@ def ask_interface(known: Known, options: Options) -> Finding:
     if told is not None and not options.interface.by_flags:
         addresses = " and ".join(filter(None, (told["address"], told.get("ipv6_address"))))
         return ok("interface", f"{told['name']}, {addresses}, MTU {told['mtu']}, says the agent")
-    host = gather(options.interface, known.versions)
+    host = gather(options.interface, known.versions).outside(known.overlays)
     choice = decide(options.interface, host, known.versions)
     if choice.interface is None:
         return fault("interface", str(no_interface(choice, host, known.versions)), "flannel-udp iface show")
@@ -70,7 +70,7 @@ def ask_overlay(known: KnownFamily, needs: Callable[[], Sequence[Need]]) -> Iter
         yield _ask_forwarding(known)
         yield skipped("routes", "no device of the overlay is there" if network else "no overlay network is known")
         return
-    found = Look(network).look(known.subnet, ways, needs())
+    found = Look(network).look(known.subnet, ways, needs(), known.address)
     yield from _judge("forwarding", found.forwarding, "what comes in for pods is forwarded, and what they send")
     if known.host.status is None:
         yield skipped("routes", "only the agent knows the peers")

@@ -77,6 +77,11 @@ class Known:
         overlay = None if self.config is None else self.config.of(version)
         return None if overlay is None else overlay.network
 
+    @property
+    def overlays(self) -> tuple[Prefix, ...]:
+        """The overlay networks of these families, as far as they are known."""
+        return tuple(network for version in self.versions if (network := self.network_of(version)) is not None)
+
     def subnet_of(self, version: int) -> Prefix | None:
         """Return the host's share of it: what the agent says of either family, else subnet.env."""
         status = self.status
@@ -197,13 +202,14 @@ def gather(options: Options) -> Known:
         except FlannelError as error:
             config_fault = str(error)
     known = Known(status, silence, peers, env, env_fault, config, config_fault)
-    return replace(known, chosen=_choose(options, known.versions))
+    return replace(known, chosen=_choose(options, known))
 
 
-def _choose(options: Options, versions: Sequence[int]) -> str | None:
+def _choose(options: Options, known: Known) -> str | None:
     """Return the interface that the flags choose; why there is none, the question `interface` tells."""
     try:
-        found = decide(options.interface, gather_interfaces(options.interface, versions), versions).interface
+        host = gather_interfaces(options.interface, known.versions).outside(known.overlays)
+        found = decide(options.interface, host, known.versions).interface
     except FlannelError:
         return None
     return None if found is None else found.name

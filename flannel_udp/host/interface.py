@@ -27,16 +27,16 @@ from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.host import links
 from flannel_udp.host.family import family_of
 from flannel_udp.host.links import IFA_F_DADFAILED, RT_SCOPE_UNIVERSE, stream_addresses, stream_devices
-from flannel_udp.host.route_query import find_way, is_local, next_hop_devices, stream_default_routes
+from flannel_udp.host.route_query import find_way, next_hop_devices, stream_default_routes
 from flannel_udp.host.rtnetlink import RTN_UNICAST, Rtnetlink, open_rtnetlink, parse_route
 from flannel_udp.model import Address as IpAddress
-from flannel_udp.model import Ends, Interface
+from flannel_udp.model import Ends, Interface, Prefix
 from flannel_udp.options import InterfaceOptions
 
 logger = logging.getLogger(__name__)
 
 # linux/if_addr.h, linux/rtnetlink.h
-_IFA_F_TEMPORARY, _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x01, 0x20, 0x80
+_IFA_F_TEMPORARY, _IFA_F_DEPRECATED = 0x01, 0x20
 _RT_SCOPE_LINK = 253
 VERSIONS = (4, 6)
 
@@ -47,7 +47,6 @@ class Address:
 
     address: IpAddress
     scope: int = RT_SCOPE_UNIVERSE
-    permanent: bool = True
     deprecated: bool = False
     temporary: bool = False
     """One of those that a host changes so that nobody knows it again (RFC 8981)."""
@@ -55,10 +54,15 @@ class Address:
     """Nobody may use it yet: the kernel still asks whether another host has it (RFC 4862 section 5.4)."""
     duplicate: bool = False
     """Another host has it, and the kernel does not use it."""
+    overlay: Prefix | None = None
+    """The overlay network that it lies in, see `HostNetwork.outside`."""
 
-    def rank(self) -> tuple[int, int, bool, bool, bool]:
-        """Return what the smaller of goes first."""
-        return self.address.version, self.scope, self.deprecated, self.temporary, not self.permanent
+    def rank(self) -> tuple[int, int, bool, bool]:
+        """Return what the smaller of goes first.
+
+        How long an address is valid says nothing: the host's own is DHCP's for an hour, a virtual one stays for ever.
+        """
+        return self.address.version, self.scope, self.deprecated, self.temporary
 
     def why_unusable(self) -> str | None:
         """Return a clause that goes on after the address, ``None`` if outer packets can bear it."""
@@ -66,6 +70,8 @@ class Address:
             return "is a duplicate: another host on the link has it"
         if self.tentative:
             return "is tentative: the kernel still asks whether another host has it"
+        if self.overlay is not None:
+            return f"lies in the overlay network {self.overlay}: what leaves from there comes back into the tunnel"
         if self.address.version == 6 and self.address.is_link_local:
             return "is link-local: other hosts cannot dial it"
         return None
@@ -82,12 +88,13 @@ class Link:
     up: bool = True
     loopback: bool = False
     carrier: bool = True
+    leads_out: bool = True
 
     def ranked(self, version: int = 4) -> list[IpAddress]:
         """Return the addresses of a family that can be used, best first.
 
-        That is: the widest scope, not deprecated, not temporary, permanent, and then the one that was there first. The
-        kernel lists IPv6's newest first, so a virtual address that moves between hosts (VRRP) before the host's own.
+        That is: the widest scope, not deprecated, not temporary, and then the one that was there first. The kernel
+        lists IPv6's newest first, so a virtual address that moves between hosts (VRRP) before the host's own.
         """
         listed = self.addresses if version == 4 else self.addresses[::-1]
         usable = [item for item in listed if item.why_unusable() is None and item.address.version == version]
@@ -101,7 +108,7 @@ class Link:
             return None
         found = [item for item in self.addresses if item.address.version == version]
         for item in found:
-            if item.tentative or item.duplicate:
+            if item.tentative or item.duplicate or item.overlay is not None:
                 return f"{item.address} of {self.name} {item.why_unusable()}"
         others = " but link-local ones, which other hosts cannot dial" if found else ""
         return f"{self.name} has no {family_of(version).name} address{others}"
@@ -144,9 +151,21 @@ class HostNetwork:
         """Return the device with this index, ``None`` if it went away between two questions to the kernel."""
         return next((link for link in self.links if link.index == index), None)
 
+    def outside(self, overlays: Sequence[Prefix]) -> HostNetwork:
+        """Return these facts for a choice that takes no address in an overlay network: our own devices have such."""
+        links = tuple(
+            replace(
+                link, addresses=tuple(replace(item, overlay=_holder(item.address, overlays)) for item in link.addresses)
+            )
+            for link in self.links
+        )
+        source = None if self.reach is None else self.reach.source
+        inside = source is not None and _holder(source, overlays) is not None
+        return replace(self, links=links, reach=None if inside else self.reach)
+
     def holds(self, address: IpAddress) -> bool:
-        """Tell whether this is one of the host's own addresses."""
-        return any(item.address == address for link in self.links for item in link.addresses)
+        """Tell whether an interface that packets leave by has this address."""
+        return any(item.address == address for link in self.links if link.leads_out for item in link.addresses)
 
     @property
     def has_ipv6(self) -> bool:
@@ -158,6 +177,10 @@ class HostNetwork:
         """Return the devices that can carry the tunnel, the loopback last: ``.*`` means a wire if there is one."""
         usable = (link for link in self.links if link.why_unusable(version) is None)
         return sorted(usable, key=lambda link: link.loopback)
+
+
+def _holder(address: IpAddress, overlays: Sequence[Prefix]) -> Prefix | None:
+    return next((overlay for overlay in overlays if address in overlay), None)
 
 
 class _NoMatchError(Exception):
@@ -329,7 +352,7 @@ def _by_name_or_address(text: str, host: HostNetwork, version: int) -> tuple[Lin
     holders = [(link, item) for link in host.links for item in link.addresses if item.address == address]
     if not holders:
         raise _NoMatchError("no interface has this address")
-    link, item = next((found for found in holders if found[0].up), holders[0])
+    link, item = min(holders, key=lambda found: (not found[0].up, not found[0].leads_out))
     best = _best_address(link, version)
     if address.version != version:
         return link, best
@@ -362,16 +385,22 @@ def _by_reach(host: HostNetwork, version: int) -> tuple[Link, IpAddress]:
 
 
 def _by_default_route(host: HostNetwork, version: int) -> tuple[Link, IpAddress]:
-    reasons = []
+    reasons, link_local = [], []
     routes = (route for route in host.default_routes if route.version == version)
     for route in sorted(routes, key=lambda route: route.metric):
         link = host.link(route.link_index)
         if link is None:
             continue
         try:
-            return link, _best_address(link, version)
+            address = _best_address(link, version)
         except _NoMatchError as error:
             reasons.append(str(error))
+            continue
+        if not address.is_link_local:
+            return link, address
+        link_local.append((link, address))
+    if link_local:
+        return link_local[0]
     raise _NoMatchError("; ".join(reasons) or f"this host has none for {family_of(version).name}")
 
 
@@ -393,12 +422,6 @@ def gather(options: InterfaceOptions, versions: Sequence[int] = (4,)) -> HostNet
         # A host may hold a whole Internet's routes: they are read only if they decide, and last: the rest stays unread.
         wanted = () if options.by_flags else versions
         return HostNetwork(links, tuple(route for version in wanted for route in _default_routes(version)), reach)
-
-
-def is_own_address(address: IpAddress) -> bool:
-    """Ask the kernel whether this is one of the host's addresses. Raises `FlannelError` if netlink does not work."""
-    with open_rtnetlink("looking for an address") as netlink:
-        return is_local(netlink, address)
 
 
 def _parse_can_reach(text: str) -> IpAddress:
@@ -429,6 +452,7 @@ def _read_links(netlink: Rtnetlink) -> tuple[Link, ...]:
             found.up,
             found.loopback,
             found.carrier,
+            found.leads_out,
         )
         for found in stream_devices(netlink)
     )
@@ -441,7 +465,6 @@ def _judge(found: links.Address) -> Address:
         address=found.address,
         # `ip address add 169.254.1.1/16` gets global scope unless told otherwise: look at the address too.
         scope=max(found.scope, _RT_SCOPE_LINK) if found.address.is_link_local else found.scope,
-        permanent=bool(flags & _IFA_F_PERMANENT),
         deprecated=bool(flags & _IFA_F_DEPRECATED),
         temporary=ipv6 and bool(flags & _IFA_F_TEMPORARY),
         tentative=not found.usable,

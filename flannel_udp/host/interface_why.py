@@ -97,13 +97,16 @@ def _why_not_best(choice: Choice, host: HostNetwork, best: IpAddress, link: Link
         case "public-ip" | "public-ipv6":
             return f"{made} names another"
         case "default route":
-            return _why_worse(link, item, best) if same_link else _why_not_default(choice, host, taken, link)
+            return _why_worse(link, item, best) if same_link else _why_not_default(choice, host, best, link, item)
 
 
-def _why_not_default(choice: Choice, host: HostNetwork, taken: Interface, link: Link) -> str:
-    metric = _metric(choice, host, link)
+def _why_not_default(choice: Choice, host: HostNetwork, best: IpAddress, link: Link, item: Address) -> str:
+    taken, metric = choice.interface, _metric(choice, host, link)
+    assert taken is not None  # noqa: S101 - it has the best one
     if metric is None:
         return "no default route leads over it"
+    if item.address.is_link_local and not best.is_link_local:
+        return f"it is link-local, and a default route leads over {taken.name}, too"
     return f"its default route has metric {metric}, and that over {taken.name} goes first"
 
 
@@ -131,8 +134,6 @@ def _why_worse(link: Link, item: Address, best_address: IpAddress) -> str:
         return f"it is deprecated, {best.address} is not"
     if item.temporary > best.temporary:
         return f"it is one of those that change (RFC 8981), {best.address} is not"
-    if item.permanent < best.permanent:
-        return f"it is temporary, {best.address} is permanent"
     return f"{best.address} was there before it"
 
 

@@ -83,6 +83,11 @@ class Device:
     takes_advertisements: bool = False
     """Whether it may take routers' advertisements (accept_ra); told as the IPv6 addresses are."""
 
+    @property
+    def leads_out(self) -> bool:
+        """Whether packets can leave by it: addresses of `lo` and of dummies (kube-ipvs0) are for this host alone."""
+        return not (self.loopback or self.kind == "dummy")
+
 
 @dataclass(frozen=True, slots=True)
 class Address:

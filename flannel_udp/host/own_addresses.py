@@ -8,9 +8,10 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.links import stream_addresses
+from flannel_udp.host.links import device, stream_addresses
 from flannel_udp.host.listener import open_groups
 from flannel_udp.host.monitor import Monitor
+from flannel_udp.host.route_query import is_local
 from flannel_udp.host.rtnetlink import open_rtnetlink
 from flannel_udp.model import Address, Prefix, prefix_of
 
@@ -37,6 +38,19 @@ def read_own_addresses() -> dict[Address, str]:
                 own.setdefault(shared, f"is the {what} of {network}, which we are in")
             own[found.address] = "is an address of this host" + (f", on {found.label}" if found.label else "")
     return own
+
+
+def has_come(address: Address) -> bool:
+    """Ask the kernel whether an interface that is up, and that packets leave by, has this address.
+
+    Blocks for some milliseconds. Raises `FlannelError`.
+    """
+    with open_rtnetlink("looking for an address") as netlink:
+        if not is_local(netlink, address):  # of 10,000 addresses none is read
+            return False
+        holders = {item.index for item in stream_addresses(netlink, version=address.version) if item.address == address}
+        found = [device(netlink, index) for index in holders]
+        return any(link is not None and link.up and link.leads_out for link in found)
 
 
 _SHARED: Mapping[int, Callable[[Prefix], tuple[Address, str]]] = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
@@ -27,6 +28,7 @@ from flannel_udp.host.blackhole import keep_blackhole, restore_blackhole
 from flannel_udp.host.family import family_of
 from flannel_udp.host.interface import HostNetwork
 from flannel_udp.host.monitor import Interest, Monitor, open_monitor_socket
+from flannel_udp.host.own_addresses import has_come
 from flannel_udp.host.repair import STANDS, LinkState, Paces, Standing, why_lost
 from flannel_udp.levels import CHANGES, QUESTIONS
 from flannel_udp.model import Address, Degradation, Ends, Interface, LeaseAttrs, Prefix, Subnet
@@ -39,6 +41,9 @@ SETTLE_S = 0.02
 LOOK_EVERY_S = 0.2
 """The shortest time between two looks at the host."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
+RETURN_S = 10.0
+"""How long a lost interface or address is waited for before another one is taken: who plugs a cable in, or starts a
+network manager anew, has it back within seconds, and another PublicIP concerns every host."""
 HOST_REPAIRS = ("blackhole", "interface")
 """What is counted of the host itself: the blackhole route put back, the external interface usable again."""
 _MOVE, _BLACKHOLE = "move", "blackhole"  # what has a pace of its own
@@ -112,6 +117,7 @@ class Upkeep:
         self._tell = tell
         self._repairs = Counter(dict.fromkeys(HOST_REPAIRS, 0))
         self._external_lost = False
+        self._lost_since: dict[int, float] = {}  # when the address of a family was missed first, by IP version
         self._elsewhere: Set[Address] = frozenset()  # on another interface, `lo`, say, as they were chosen
         self._untold = False  # there is news that `news` has not been awaited for
         self._subnet: Subnet | None = None  # since `set_up`
@@ -212,54 +218,86 @@ class Upkeep:
     async def _follow(self, monitor: Monitor) -> Standing:
         """Stay with the interface and the addresses in use while they are there; else choose again, as at the start.
 
-        Of an address that has only gone that family waits for another one. Raises `FlannelError`.
+        That is done once what is lost has stayed away for `RETURN_S`. Of an address that has only gone that family
+        waits for another one. Raises `FlannelError`.
         """
         external = self.external
         found, local = await self._ask_about(external)
         why = why_lost(external, found, local & self._elsewhere)
+        now_s = time.monotonic()
+        self._lost_since = {version: self._lost_since.get(version, now_s) for version in why}
         public_ip_came = await self._public_ip_has_come()
-        if not why and found is not None and not public_ip_came:
-            return await self._use(await self._completed(replace(external, name=found.name, mtu=found.mtu)))
+        present = None if found is None else replace(external, name=found.name, mtu=found.mtu)
+        if not why and present is not None and not public_ip_came:
+            return await self._use(await self._completed(present))
         versions = _versions_of(external)
-        facts = await asyncio.to_thread(interface.gather, self._options.interface, versions)
-        if found is not None and len(why) < len(versions) and not public_ip_came:
-            return await self._follow_one_family(replace(external, name=found.name, mtu=found.mtu), facts, why)
-        text = "; ".join(dict.fromkeys(why.values()))
+        facts = await self._gather(versions)
+        if present is not None and len(why) < len(versions) and not public_ip_came:
+            return await self._follow_one_family(present, facts, why)
+        return await self._choose_again(present, facts, why, monitor)
+
+    async def _choose_again(
+        self, present: Interface | None, facts: HostNetwork, why: Mapping[int, str], monitor: Monitor
+    ) -> Standing:
+        """Go on with what the flags choose now, because of `why`, or as the public IP has come.
+
+        `present` is the interface in use, if it is there.
+        """
+        versions, text = _versions_of(self.external), "; ".join(dict.fromkeys(why.values()))
+        made_anew = _made_anew(self.external, facts) if present is None else None
         try:
-            external = interface.choose(self._options.interface, facts, versions)
+            external = made_anew or interface.choose(self._options.interface, facts, versions)
         except FlannelError:
-            self._external_lost = True
-            monitor.interest = None  # another interface may come, or this one come back under another index
-            return Standing((f"{text}: waiting for it",))
+            if present is not None and not why:  # what has come cannot be used yet: it is tentative, say
+                return await self._use(present)
+            return self._wait_for(text, monitor)
         if self._has_public_ip and external.of(versions[0]) != self.external.of(versions[0]):
             # Nobody is behind a NAT all of a sudden: from another address peers would take nothing.
-            self._external_lost = True
-            monitor.interest = None
-            return Standing((f"{text}, which is {_FLAG[versions[0]]}: waiting for it",))
+            return self._wait_for(f"{text}, which is {_FLAG[versions[0]]}", monitor)
+        if _moves(self.external, external) and (wait_s := self._may_return_s(why)) > 0:
+            return self._wait_for(text, monitor, again_s=wait_s)
         self._elsewhere = _elsewhere(external, facts)
         return await self._use(_keep_families(external, self.external))
+
+    def _wait_for(self, text: str, monitor: Monitor, again_s: float | None = None) -> Standing:
+        self._external_lost = True
+        monitor.interest = None  # another interface may come, or this one come back under another index
+        return Standing((f"{text}: waiting for it",), again_s=again_s)
+
+    def _may_return_s(self, versions: Iterable[int]) -> float:
+        """Return for how many seconds more these families' addresses, which are lost, are waited for."""
+        missed_s = (self._lost_since[version] for version in versions)
+        return max(missed_s, default=-math.inf) + RETURN_S - time.monotonic()
+
+    async def _gather(self, versions: Sequence[int]) -> HostNetwork:
+        """Ask for the facts of a choice, which must not fall on our own devices: their addresses are in the overlay."""
+        facts = await asyncio.to_thread(interface.gather, self._options.interface, versions)
+        return facts.outside(self._overlays)
 
     async def _completed(self, external: Interface) -> Interface:
         """Return it with the address of a family that it had none of: such come seconds after a host has started."""
         versions = [overlay.version for overlay in self._overlays]
         if all(external.of(version) for version in versions):
             return external
-        facts = await asyncio.to_thread(interface.gather, self._options.interface, versions)
+        facts = await self._gather(versions)
         return interface.complete(self._options.interface, facts, external, versions)
 
     async def _follow_one_family(self, external: Interface, facts: HostNetwork, why: Mapping[int, str]) -> Standing:
         """Go on where one family's address went: with another one of the interface, or with the other family alone."""
         link = facts.link(external.index)
-        problems = []
+        problems, wait_s = [], self._may_return_s(why)
         for version, text in why.items():
             ranked = [] if link is None else link.ranked(version)
             unusable = "" if link is None else link.why_unusable(version)
-            if link is not None and ranked:
+            if ranked and wait_s > 0:
+                problems.append(f"{text}: no {family_of(version).name} traffic, waiting for it")
+            elif link is not None and ranked:
                 external = interface.with_address(self._options.interface, external, link, ranked[0])
             else:
                 problems.append(f"{text}, and {unusable}: no {family_of(version).name} traffic until there is one")
         standing = await self._use(external, waiting=frozenset(why))
-        return replace(standing, problems=(*problems, *standing.problems))
+        again_s = min((at_s for at_s in (wait_s, standing.again_s) if at_s is not None and at_s > 0), default=None)
+        return replace(standing, problems=(*problems, *standing.problems), again_s=again_s)
 
     async def _ask_about(self, external: Interface) -> tuple[LinkState | None, frozenset[Address]]:
         addresses = [ends.address for _, ends in _ends_of(external)]
@@ -283,13 +321,12 @@ class Upkeep:
 
     async def _public_ip_has_come(self) -> bool:
         missed = self._missed_public_ip
-        return missed is not None and await asyncio.to_thread(interface.is_own_address, missed)
+        return missed is not None and await asyncio.to_thread(has_come, missed)
 
     async def _use(self, external: Interface, waiting: Set[int] = frozenset()) -> Standing:
         """Go on with it; of the families that are `waiting` for an address nothing is asked."""
         former = self.external
-        now = dict(_ends_of(external))
-        moves = any(now[version].address != ends.address for version, ends in _ends_of(former) if version in now)
+        moves = _moves(former, external)
         now_s = time.monotonic()
         self._paces.looked([_MOVE] if moves else [], now_s)
         if moves and not self._paces.due(_MOVE, now_s):
@@ -309,6 +346,9 @@ class Upkeep:
             self.external, self._untold = external, True
         if moves:
             self._paces.made(_MOVE, now_s)
+        # What is lost next is waited for as long: there may be no look before.
+        kept = frozenset() if moves else waiting
+        self._lost_since = {version: since_s for version, since_s in self._lost_since.items() if version in kept}
         return await self._carries(external, waiting)
 
     async def _carries(self, external: Interface, waiting: Set[int]) -> Standing:
@@ -371,6 +411,20 @@ def _ends_of(external: Interface) -> list[tuple[int, Ends]]:
 
 def _versions_of(external: Interface) -> tuple[int, ...]:
     return tuple(version for version, _ in _ends_of(external))
+
+
+def _moves(former: Interface, now: Interface) -> bool:
+    """Tell whether packets leave from another address now."""
+    ends_now = dict(_ends_of(now))
+    return any(ends_now[version].address != ends.address for version, ends in _ends_of(former) if version in ends_now)
+
+
+def _made_anew(former: Interface, facts: HostNetwork) -> Interface | None:
+    """Return the interface if it is back, with an address that it had, under another index."""
+    link = next((link for link in facts.links if link.name == former.name and link.up), None)
+    if link is None or not any(ends.address in link.ranked(version) for version, ends in _ends_of(former)):
+        return None
+    return replace(former, index=link.index, mtu=link.mtu)
 
 
 def _elsewhere(external: Interface, facts: HostNetwork) -> frozenset[Address]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from flannel_udp.host.upkeep import RETURN_S
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
@@ -21,7 +22,7 @@ from tests.support.labs import NEEDS_NETNS, fresh_name
 pytestmark = NEEDS_NETNS
 
 GROUP = "Host"
-REPAIR_S, FOLLOW_S, RESTART_S = 1.0, 3.0, 2.0
+REPAIR_S, FOLLOW_S, RESTART_S = 1.0, RETURN_S + 3.0, 2.0
 MOVED_TO = "192.0.2.77"
 
 

@@ -41,6 +41,8 @@ def test_an_ipv6_address_that_goes_costs_ipv6_alone_and_another_one_is_followed(
     assert h1.control("/v1/status")["ready"]
     assert unanswered(pair.pods(), 4) == []
     h1.configure("address add 2001:db8::99/64 dev eth0 nodad")
+    waits = f"interface eth0 has lost its address {own}: no IPv6 traffic, waiting for it"
+    wait_for("its own is waited for", lambda: waits in said(h1))
     wait_for("the other address", lambda: h1.control("/v1/status")["public_ipv6"] == "2001:db8::99")
     wait_for("both families again", lambda: passes(pair, 4) and passes(pair, 6))
     wait_for("nothing is wrong", lambda: "has lost its address" not in said(h1))

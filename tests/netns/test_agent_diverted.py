@@ -48,6 +48,7 @@ def names(host: Host, duo: Lab) -> dict[str, str]:
     own, peer = subnet_of(host), subnet_of(duo.hosts[1])
     intended = "flannel0" if host.backend == "udp" else f"eth0 via {duo.hosts[1].underlay}"
     named = {"own": own, "own1": own[1], "own9": own[9], "peer": peer, "peer2": peer[2], "peer7": peer[7]}
+    named |= {"address": host.underlay}
     texts = {name: str(value) for name, value in named.items()} | {"half": str(IPv4Network((peer[128], 25)))}
     both = ", ".join(map(str, sorted([own, peer])))
     return {**texts, "both": both, "device": device, "intended": intended}
@@ -148,6 +149,19 @@ DIVERSIONS: dict[str, tuple[list[str], list[str], str]] = {
         ["rule add pref 100 from {own9} lookup 77"],
         ["rule del pref 100"],
         "our pods' packets for {peer} are sent to other, not to {intended}: by the rule \"100: from {own9}/32 ",
+    ),
+    "a rule for this host's address, as a cloud's network manager sets it": (
+        [
+            "route add 192.0.2.0/24 dev eth0 table 79",
+            "route add default dev other table 79",
+            "rule add pref 100 from {address} lookup 79",
+        ],
+        ["rule del pref 100", "route flush table 79"],
+        (
+            "this host's packets from {address} for {both} are sent to other, not where they have to go: by the rule "
+            '"100: from {address}/32 lookup 79" and by the route "default dev other table 79 proto boot": '
+            "let the overlay go first: ip rule add pref 99 to {overlay} lookup main"
+        ),
     ),
     "a rule for what comes from the bridge": (
         ["rule add pref 100 iif cni0 blackhole"],
@@ -287,11 +301,11 @@ def test_route_get_says_what_the_kernel_does(duo: Lab, h1: Host) -> None:
 
 
 def test_a_host_with_more_rules_and_networks_of_its_own_is_well(duo: Lab, h1: Host) -> None:
-    """Two default routes, rules for other packets, another bridge, a pod's own route: none is a fault."""
+    """Two default routes, rules for other packets or to an empty table, another bridge, a pod's own route: no fault."""
     own = subnet_of(h1)
     lines = [
         "route add default dev other metric 500",
-        f"rule add pref 90 from {h1.underlay} lookup 77",
+        f"rule add pref 90 from {h1.underlay} lookup 78",
         "rule add pref 91 to 203.0.113.0/24 blackhole",
         "rule add pref 92 iif other blackhole",
         "rule add pref 93 fwmark 0x7 lookup 77",

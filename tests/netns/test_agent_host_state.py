@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from flannel_udp.files import subnet_env
+from flannel_udp.host.upkeep import RETURN_S
 from flannel_udp.lab import ethtool
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
@@ -31,6 +33,9 @@ pytestmark = NEEDS_NETNS
 REPAIR_S = 1.0
 FOLLOW_S = 3.0
 """How soon flannel0 must be right again, and a changed external interface be followed."""
+ON_ETH9 = "198.51.100.7"
+ETH9 = ["link add eth9 type veth peer name far9", "link set eth9 up", "link set far9 up"]
+ETH9.append(f"addr add {ON_ETH9}/24 dev eth9")
 NETWORK = "10.244.0.0/16"
 SIOCSIFMTU = 0x8922  # linux/sockios.h
 TUN_TSO = ("tx-tcp-segmentation", "tx-tcp-ecn-segmentation")
@@ -255,7 +260,7 @@ def test_another_external_address_is_bound_and_registered_and_traffic_goes_on(re
         def registered() -> bool:
             return peers_of(h2).get(str(subnet)) == "192.0.2.77"
 
-        assert wait_for("the other host knows", registered) < promised(FOLLOW_S)
+        assert wait_for("the other host knows", registered) < promised(RETURN_S + FOLLOW_S)
         assert_traffic(lab)
         assert subnet_of(h1) == subnet
         entry = json.loads(by_hand(lab).subnets()[str(subnet).replace("/", "-")])
@@ -281,6 +286,73 @@ def test_an_interface_that_goes_down_is_waited_for(duo: Lab, h1: Host) -> None:
         "no traffic: interface eth0 is down: waiting for it",
         "traffic can pass again, through eth0",
     ]
+
+
+@contextmanager
+def eth9_before_eth0() -> Iterator[tuple[Host, Agent]]:
+    """An agent that takes eth9 where it can, and else eth0."""
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        (host,) = lab.hosts
+        host.configure(*ETH9)
+        with Agent(host, "--iface-regex=^198[.]", "--iface-regex=^192[.]", iface="") as agent:
+            agent.wait_ready()
+            yield host, agent
+
+
+@pytest.mark.parametrize(
+    ("doing", "undoing"),
+    [
+        ("link set eth9 down", ["link set eth9 up"]),
+        (f"addr del {ON_ETH9}/24 dev eth9", [f"addr add {ON_ETH9}/24 dev eth9"]),
+        ("link del eth9", ETH9),
+    ],
+    ids=["down and up", "without its address", "made anew"],
+)
+def test_an_interface_that_is_back_within_seconds_is_the_agents_still(doing: str, undoing: list[str]) -> None:
+    with eth9_before_eth0() as (host, agent):
+        host.configure(doing)
+        agent.wait_for_line("no traffic: interface eth9 ")
+        time.sleep(1.0)
+        assert not host.is_ready()
+        host.configure(*undoing)
+        agent.wait_for_line("traffic can pass again, through eth9")
+        assert wait_for("ready", host.is_ready) < promised(FOLLOW_S)
+        assert host.control("/v1/status")["interface"]["address"] == ON_ETH9
+        assert not [line for line in agent.said() if "the external address is" in line]
+
+
+def test_in_the_place_of_an_interface_that_stays_away_another_one_is_taken() -> None:
+    with eth9_before_eth0() as (host, agent):
+        host.configure("link set eth9 down")
+        agent.wait_for_line("no traffic: interface eth9 is down: waiting for it")
+        waited_s = wait_for("moved", lambda: "the external address is" in "".join(agent.said()))
+        assert RETURN_S / 2 < waited_s < promised(RETURN_S + FOLLOW_S)
+        agent.wait_for_line(f"the external address is {host.underlay} on eth0 now, it was {ON_ETH9} on eth9")
+        wait_for("ready", host.is_ready)
+        host.configure("link set eth9 up", "link set eth0 down")  # which is waited for as long
+        agent.wait_for_line("no traffic: interface eth0 is down: waiting for it")
+        host.configure("link set eth0 up")
+        wait_for("ready again", host.is_ready)
+        assert len([line for line in agent.said() if "the external address is" in line]) == 1
+
+
+def test_of_its_own_devices_the_agent_takes_none_at_the_start_or_in_need() -> None:
+    """Their addresses match the pattern, too, and what would leave from them comes back into the tunnel."""
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
+        (host,) = lab.hosts
+        for name, address in (("cni0", "10.244.9.1/24"), ("eth9", "10.9.9.1/24")):
+            host.configure(f"link add {name} type bridge", f"link set {name} up", f"addr add {address} dev {name}")
+        with Agent(host, "--iface-regex=^10[.]", iface="") as agent:
+            agent.wait_ready()
+            host.configure("link set eth9 down")
+            agent.wait_for_line("no traffic: interface eth9 is down: waiting for it")
+            time.sleep(RETURN_S + 1.0)
+            assert not host.is_ready()
+            host.configure("link set eth9 up")
+            wait_for("ready", host.is_ready)
+            status = host.control("/v1/status")
+            assert (status["interface"]["name"], status["tunnel"]["mtu"]) == ("eth9", 1472)
+            assert not [line for line in agent.said() if "the external address is" in line]
 
 
 def test_another_external_mtu_is_followed_by_flannel0_and_subnet_env(duo: Lab, h1: Host) -> None:

@@ -72,6 +72,25 @@ def test_an_address_that_comes_later_is_moved_to(host: Host) -> None:
         wait_for("followed", lambda: host.is_ready() and bound_to(host) == ("eth1", OWN))
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [f"addr add {NAT}/32 dev lo"],
+        ["link set eth1 down", f"addr add {NAT}/32 dev eth1"],
+    ],
+    ids=["loopback", "down"],
+)
+def test_one_that_comes_where_no_packet_leaves_moves_nothing(host: Host, lines: list[str]) -> None:
+    with Agent(host, f"--public-ip={NAT}", iface="") as agent:
+        agent.wait_ready()
+        host.configure(*lines)
+        host.configure("link set flannel0 mtu 1300")  # once that is put right the host was looked at
+        wait_for("a look", lambda: host.control("/v1/status")["host_repairs"]["mtu"] == 1)
+        assert host.is_ready()
+        assert bound_to(host) == ("eth0", str(host.underlay))
+        assert not [line for line in agent.said() if "no traffic" in line or "the external address is" in line]
+
+
 def test_one_that_is_not_local_leaves_the_default_route(host: Host) -> None:
     with Agent(host, f"--public-ip={NAT}", iface="") as agent:
         agent.wait_ready()

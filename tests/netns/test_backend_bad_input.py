@@ -75,8 +75,9 @@ def test_a_public_ip_that_the_interface_loses_is_named_until_it_is_back(lab: Lab
         agent.wait_ready()
         entries = by_hand(lab).subnets()
         move_address(host, host.underlay, MOVED_TO)
-        line = agent.wait_for_line("no traffic: ")
-        assert line.startswith(
+        agent.wait_for_line("no traffic: interface eth0 has lost its address 192.0.2.1: waiting for it")
+        # After a while the other address is taken.
+        line = agent.wait_for_line(
             "no traffic: Backend.Type is host-gw, and our public IP 192.0.2.1 is not the address 192.0"
         )
         assert not host.is_ready()

@@ -24,9 +24,9 @@ link set eth0 up
 link set eth1 up
 link set eth3 up
 addr add 169.254.7.1/16 dev eth0
-addr add 192.0.2.5/24 dev eth0 valid_lft 3000 preferred_lft 0
-addr add 192.0.2.4/24 dev eth0 valid_lft 3000 preferred_lft 3000
-addr add 192.0.2.2/24 dev eth0
+addr add 192.0.2.5/26 dev eth0 valid_lft 3000 preferred_lft 0
+addr add 192.0.2.2/24 dev eth0 valid_lft 3000 preferred_lft 3000
+addr add 192.0.2.4/32 dev eth0
 addr add 198.51.100.2/24 dev eth1
 addr add 203.0.113.2/24 dev eth2
 route add default via 198.51.100.1 dev eth1 metric 200
@@ -37,7 +37,7 @@ route add 192.0.2.128/25 via 198.51.100.9 dev eth1
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[str]:
-    """Four interfaces: two with routes, one down, one bare; the best address of eth0 was added last."""
+    """Four interfaces: two with routes, one down, one bare; eth0's best address is DHCP's, then came a virtual one."""
     name = f"fu-{fresh_name()}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
@@ -71,7 +71,7 @@ def test_the_default_route_and_the_kinds_of_addresses(host: str) -> None:
     reasons = {each["address"] or each["interface"]: each["reason"] for each in shown["candidates"]}
     assert reasons == {
         "192.0.2.2": "the default route leads over it, with metric 100",
-        "192.0.2.4": "it is temporary, 192.0.2.2 is permanent",
+        "192.0.2.4": "192.0.2.2 was there before it",
         "192.0.2.5": "it is deprecated, 192.0.2.2 is not",
         "169.254.7.1": "its scope is narrower than that of 192.0.2.2: a global address goes before a link-local one",
         "198.51.100.2": "its default route has metric 200, and that over eth0 goes first",
@@ -89,7 +89,7 @@ def test_the_default_route_and_the_kinds_of_addresses(host: str) -> None:
         (["--iface=eth9", "--iface-regex=^198"], "eth1", "198.51.100.2"),
         (["--iface-can-reach=192.0.2.200"], "eth1", "198.51.100.2"),
         # The kernel's own source on that route, of whatever kind it is: what every other program would bind to.
-        (["--iface-can-reach=192.0.2.100"], "eth0", "192.0.2.5"),
+        (["--iface-can-reach=192.0.2.50"], "eth0", "192.0.2.5"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )

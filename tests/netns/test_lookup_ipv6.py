@@ -27,6 +27,7 @@ from tests.support.patience import PATIENCE_S
 pytestmark = NEEDS_NETNS
 
 NETWORK = IPv6Network("fd00:1::/48")
+ADDRESS = IPv6Address("2001:db8::1")
 OWN, PEER = IPv6Network("fd00:1:0:15::/64"), IPv6Network("fd00:1:0:16::/64")
 DEFAULT = 'the route "default via 2001:db8::fe dev eth0 metric 1024 proto boot"'
 HOST = """
@@ -77,7 +78,7 @@ def ways(host: str) -> Ways:
 
 def look(host: str, needs: list[Need] | None = None) -> Findings:
     expected = ways(host)
-    return call_inside(host, lambda: Look(NETWORK).look(OWN, expected, needs or []))
+    return call_inside(host, lambda: Look(NETWORK).look(OWN, expected, needs or [], ADDRESS))
 
 
 def texts(found: Findings) -> list[str]:
@@ -95,6 +96,10 @@ def test_a_host_where_all_is_well_has_nothing_to_say(host: str) -> None:
         ("ip -6 route add blackhole fd00:1:0:16::7", "ip -6 route del blackhole fd00:1:0:16::7"),
         ("ip -6 rule add to fd00:1:0:16::/64 prohibit pref 50", "ip -6 rule del pref 50 from all to fd00:1:0:16::/64"),
         ("ip -6 rule add from fd00:1:0:15::/64 unreachable pref 50", "ip -6 rule del pref 50 from fd00:1:0:15::/64"),
+        (
+            "ip -6 rule add from 2001:db8::1 unreachable pref 50",
+            "ip -6 rule del pref 50 from 2001:db8::1/128 unreachabl",
+        ),
         ("ip -6 route add fd00:1:0:15::7 dev flannel0", "ip -6 route del fd00:1:0:15::7 dev flannel0 metric 1024"),
         ("ip -6 route del fd00:1::/48", "the overlay's own route to fd00:1::/48 is missing"),
         ("sysctl -q -w net.ipv6.conf.all.forwarding=0", "sysctl -w net.ipv6.conf.all.forwarding=1"),
@@ -125,7 +130,7 @@ def test_a_bridge_that_is_down_or_lost_its_address_is_named_with_what_brings_it_
     expected, lookout = ways(host), Look(NETWORK)
 
     def said() -> list[str]:
-        return texts(call_inside(host, lambda: lookout.look(OWN, expected, [])))
+        return texts(call_inside(host, lambda: lookout.look(OWN, expected, [], ADDRESS)))
 
     assert said() == []
     run(host, "ip link set cni0 down")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from flannel_udp.files import subnet_env
+from flannel_udp.host.upkeep import RETURN_S
 from flannel_udp.lab.kernel_vxlan import KernelPeer
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
@@ -28,6 +29,7 @@ pytestmark = NEEDS_NETNS
 NEWS_S = 5.0
 """At the news, that is: well before the next of the looks that are due every 10 s."""
 FOLLOW_S = 3.0
+MOVED_S = promised(RETURN_S + FOLLOW_S)
 MOVED_TO = "192.0.2.77"
 
 
@@ -227,7 +229,7 @@ def test_an_interface_that_is_made_anew_takes_the_device_along_which_comes_back_
 def test_another_address_of_the_interface_is_the_device_s_and_the_others_send_there(trio: Lab, h1: Host) -> None:
     h2, subnet = trio.hosts[1], subnet_of(h1)
     move_address(h1, h1.underlay, MOVED_TO)
-    assert wait_for("the others know", lambda: peers_of(h2).get(str(subnet)) == MOVED_TO) < promised(FOLLOW_S)
+    assert wait_for("the others know", lambda: peers_of(h2).get(str(subnet)) == MOVED_TO) < MOVED_S
     assert_traffic(trio)
     wait_for("the device follows", lambda: is_right(trio, local=MOVED_TO))
     move_address(h1, MOVED_TO, h1.underlay)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, choose, decide, gather
+from flannel_udp.host.links import Device
 from flannel_udp.model import Ends, Interface
 from flannel_udp.options import InterfaceOptions
 
@@ -101,6 +103,21 @@ def test_a_public_ip_that_is_nobodys_here_leaves_the_default_route() -> None:
     assert choice.refusals == ("--public-ip=203.0.113.77: no interface has this address: a NAT in front of us",)
 
 
+def test_a_public_ip_on_the_loopback_or_a_dummy_leaves_the_default_route() -> None:
+    """The kernel keeps what a cloud's load balancer or kube-proxy needs there; no packet leaves by them."""
+    public = Address(IPv4Address("203.0.113.77"))
+    lo = replace(LO, addresses=(*LO.addresses, public), leads_out=False)
+    ipvs = Link(6, "kube-ipvs0", 1500, (public,), up=False, leads_out=False)
+    options = InterfaceOptions(public_ip=IPv4Address("203.0.113.77"))
+    assert chosen(options, replace(HOST, links=(lo, *HOST.links[1:], ipvs))) == ("eth0", "192.0.2.2")
+
+
+def test_of_the_interfaces_with_an_address_one_that_packets_leave_by_goes_first() -> None:
+    lo = replace(LO, addresses=(*LO.addresses, *addresses("10.0.0.2")), leads_out=False)
+    host = replace(HOST, links=(lo, *HOST.links[1:]))
+    assert chosen(InterfaceOptions(iface=("10.0.0.2",)), host) == ("eth1", "10.0.0.2")
+
+
 def test_every_iface_comes_before_every_regex_and_those_before_can_reach() -> None:
     host = HostNetwork(HOST.links, (), Reach(3, IPv4Address("10.0.0.2")))
     everything = InterfaceOptions(iface=("eth1",), iface_regex=("eth0",), iface_can_reach="8.8.8.8")
@@ -125,6 +142,45 @@ def test_regex_binds_the_address_that_matched_and_is_not_anchored() -> None:
 def test_regex_prefers_a_wire_to_the_loopback() -> None:
     assert chosen(InterfaceOptions(iface_regex=(".*",)))[0] == "eth0"
     assert chosen(InterfaceOptions(iface_regex=("^127",))) == ("lo", "127.0.0.1")
+
+
+def with_our_own_devices(*wires: Link) -> HostNetwork:
+    """Return a host on which the overlay 10.244.0.0/16 is, with its devices before the wires."""
+    ours = (Link(6, "cni0", 1472, addresses("10.244.5.1")), Link(7, "flannel0", 1472, addresses("10.244.5.0")))
+    routes = (DefaultRoute(6, 1), DefaultRoute(7, 2), *(DefaultRoute(link.index, 3) for link in wires))
+    host = HostNetwork((LO, *ours, *wires), routes, Reach(7, IPv4Address("10.244.5.0")))
+    return host.outside([IPv4Network("10.244.0.0/16"), IPv6Network("fd00:1::/48")])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [InterfaceOptions(iface_regex=("^10[.]",)), InterfaceOptions(iface_regex=("cni|eth1",)), InterfaceOptions()],
+    ids=str,
+)
+def test_an_address_in_the_overlay_is_passed_over(options: InterfaceOptions) -> None:
+    """What leaves from it comes back into the tunnel."""
+    wire = Link(8, "eth1", 1500, addresses("10.0.0.2"))
+    assert chosen(options, with_our_own_devices(wire)) == ("eth1", "10.0.0.2")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (InterfaceOptions(iface_regex=("^10[.]",)), "--iface-regex=^10[.]: matches no address and no name"),
+        (InterfaceOptions(iface_regex=("cni0",)), "10.244.5.1 of cni0 lies in the overlay network 10.244.0.0/16: what"),
+        (InterfaceOptions(iface_can_reach="10.244.7.1"), "--iface-can-reach=10.244.7.1: no route leads there"),
+        (InterfaceOptions(), "default route: 10.244.5.1 of cni0 lies in the overlay network 10.244.0.0/16: what leav"),
+    ],
+)
+def test_where_all_addresses_are_in_the_overlay_there_is_no_choice(options: InterfaceOptions, reason: str) -> None:
+    assert reason in refusal(options, with_our_own_devices())
+
+
+def test_a_link_local_address_over_a_default_route_goes_behind_another_routes_global_one() -> None:
+    alone = Link(6, "usb0", 1500, (Address(IPv4Address("169.254.7.1"), scope=253),))
+    routes = (DefaultRoute(6, 1), DefaultRoute(2, 20))
+    assert chosen(InterfaceOptions(), HostNetwork((alone, *HOST.links), routes)) == ("eth0", "192.0.2.2")
+    assert chosen(InterfaceOptions(), HostNetwork((alone,), routes)) == ("usb0", "169.254.7.1")
 
 
 def test_same_address_on_two_interfaces_means_the_one_that_is_up() -> None:
@@ -180,12 +236,11 @@ def test_can_reach_must_be_an_ip_address(text: str) -> None:
     assert str(caught.value).startswith(f"--iface-can-reach={text}: ")
 
 
-@given(st.lists(st.tuples(st.sampled_from([0, 200, 253, 254]), st.booleans(), st.booleans()), min_size=1, max_size=8))
-def test_best_address_is_never_worse_than_another(kinds: list[tuple[int, bool, bool]]) -> None:
-    """Widest scope first; there, one that is not deprecated; there, a permanent one; there, the kernel's first."""
+@given(st.lists(st.tuples(st.sampled_from([0, 200, 253, 254]), st.booleans()), min_size=1, max_size=8))
+def test_best_address_is_never_worse_than_another(kinds: list[tuple[int, bool]]) -> None:
+    """Widest scope first; there, one that is not deprecated; there, the kernel's first."""
     listed = tuple(
-        Address(IPv4Address(0xC6336400 + i), scope, permanent, deprecated)
-        for i, (scope, permanent, deprecated) in enumerate(kinds)
+        Address(IPv4Address(0xC6336400 + i), scope, deprecated) for i, (scope, deprecated) in enumerate(kinds)
     )
     first = Link(2, "eth0", 1500, listed).ranked()[0]
     best = next(a for a in listed if a.address == first)
@@ -193,7 +248,9 @@ def test_best_address_is_never_worse_than_another(kinds: list[tuple[int, bool, b
     assert all(a.scope == best.scope for a in rivals)
     if best.deprecated:
         assert all(a.deprecated for a in rivals)
-    rivals = [a for a in rivals if a.deprecated == best.deprecated]
-    if not best.permanent:
-        assert not any(a.permanent for a in rivals)
-    assert best == next(a for a in rivals if a.permanent == best.permanent)
+    assert best == next(a for a in rivals if a.deprecated == best.deprecated)
+
+
+@pytest.mark.parametrize(("kind", "leads_out"), [("", True), ("veth", True), ("bridge", True), ("dummy", False)])
+def test_no_packet_leaves_by_a_dummy(kind: str, leads_out: bool) -> None:
+    assert Device(2, "kube-ipvs0", 1500, True, True, False, True, 0, kind, False).leads_out is leads_out

@@ -105,7 +105,6 @@ def test_with_ipv6_alone_public_ipv6_chooses_the_interface_that_has_it() -> None
     [
         (replace(GLOBAL, address=IPv6Address("2001:db8::3"), deprecated=True), "it is deprecated"),
         (replace(GLOBAL, address=IPv6Address("2001:db8::3"), temporary=True), "it is one of those that change"),
-        (replace(GLOBAL, address=IPv6Address("2001:db8::3"), permanent=False), "it is temporary"),
         (replace(GLOBAL, address=IPv6Address("2001:db8::3"), tentative=True), "it is tentative: the kernel still"),
         (replace(GLOBAL, address=IPv6Address("2001:db8::3"), duplicate=True), "it is a duplicate: another host"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from hypothesis import given
@@ -22,7 +22,6 @@ ETH0 = Link(
     (
         Address(IPv4Address("169.254.0.2"), scope=253),
         Address(IPv4Address("192.0.2.5"), deprecated=True),
-        Address(IPv4Address("192.0.2.4"), permanent=False),
         Address(IPv4Address("192.0.2.2")),
         Address(IPv4Address("192.0.2.3")),
     ),
@@ -45,7 +44,6 @@ def test_by_the_default_route() -> None:
     assert reasons(InterfaceOptions()) == {
         "192.0.2.2": "the default route leads over it, with metric 20",
         "192.0.2.3": "192.0.2.2 was there before it",
-        "192.0.2.4": "it is temporary, 192.0.2.2 is permanent",
         "192.0.2.5": "it is deprecated, 192.0.2.2 is not",
         "169.254.0.2": "its scope is narrower than that of 192.0.2.2: a global address goes before a link-local one",
         "198.51.100.2": "its default route has metric 100, and that over eth0 goes first",
@@ -53,6 +51,16 @@ def test_by_the_default_route() -> None:
         "203.0.113.2": "wlan0 is down",
         "bare0": "bare0 has no IPv4 address",
     }
+
+
+def test_what_lies_in_the_overlay_or_is_link_local_has_its_reason() -> None:
+    usb0 = Link(6, "usb0", 1500, (Address(IPv4Address("169.254.7.1"), scope=253),))
+    cni0 = Link(7, "cni0", 1472, (Address(IPv4Address("10.244.5.1")),))
+    host = HostNetwork((ETH0, usb0, cni0), (DefaultRoute(6, 1), DefaultRoute(2, 20)))
+    found = reasons(InterfaceOptions(), host.outside([IPv4Network("10.244.0.0/16")]))
+    assert found["192.0.2.2"] == "the default route leads over it, with metric 20"
+    assert found["169.254.7.1"] == "it is link-local, and a default route leads over eth0, too"
+    assert found["10.244.5.1"].startswith("10.244.5.1 of cni0 lies in the overlay network 10.244.0.0/16: what leaves")
 
 
 def test_by_name_by_address_and_by_route() -> None:
@@ -71,7 +79,7 @@ def test_by_name_by_address_and_by_route() -> None:
 def test_by_regex() -> None:
     by_name = reasons(InterfaceOptions(iface_regex=("^eth",)))
     assert by_name["192.0.2.2"] == "the first that --iface-regex=^eth matches"
-    assert by_name["192.0.2.4"] == "it is temporary, 192.0.2.2 is permanent"
+    assert by_name["192.0.2.3"] == "192.0.2.2 was there before it"
     assert by_name["198.51.100.2"] == "the name eth1 matches too, and eth0 goes first"
     assert by_name["127.0.0.1"] == "--iface-regex=^eth matches neither the address nor lo"
     by_address = reasons(InterfaceOptions(iface_regex=(r"^198|eth0|[.]3$",)))

@@ -4,6 +4,7 @@
 - one of our pods, in through the bridge, to it
 
 and the same for each route, and each rule, to a part of a subnet. A rule for some of our pods is tried with one peer.
+One for the host's external address, which answers come from, is tried with one peer and with our own pods.
 What the kernel answers is judged; the route or rule behind a wrong answer is looked for afterwards, since on a host
 where all is well there is none. What arrives is tried with some peers. That a device's reverse path filter drops it is
 no trial of its own: it asks where our pods' answer would go.
@@ -82,6 +83,8 @@ class Overlay:
     """``None`` before there is a bridge: only the host's own packets are tried."""
     settings: Mapping[int, Settings] = field(default_factory=dict)
     """Of the bridge and of the devices that `ways` names, as far as they are known."""
+    external: Address | None = None
+    """The external interface's address, as far as it is known."""
 
     def forwards(self, device: int) -> bool:
         """Tell whether what comes in through the device is forwarded."""
@@ -189,6 +192,10 @@ def _trials(
         for address in islice(arriving, _ARRIVING):
             yield Trial(Sender.PEER, pods.subnet, bridge, Question(pods.address, address, device))
     yield Trial(Sender.HOST, pods.subnet, bridge, Question(pods.address))
+    if overlay.external in pods.hosts:  # else the kernel refuses a packet from there, whatever its tables say
+        yield Trial(Sender.HOST, pods.subnet, bridge, Question(pods.address, overlay.external))
+        for subnet, way, address in packets[:1]:
+            yield Trial(Sender.HOST, subnet, way, Question(address, overlay.external))
     for part in prefixes.below(pods.subnet)[:PARTS_MAX]:
         if part not in whole:
             yield from (Trial(Sender.HOST, part, None, Question(address)) for address in {part[0], part[-1]})

@@ -59,13 +59,13 @@ class Look:
         for address, prefix_len in routes:
             self._prefixes.note(address, prefix_len)
 
-    def look(self, own: Prefix | None, ways: Ways, needs: Sequence[Need]) -> Findings:
+    def look(self, own: Prefix | None, ways: Ways, needs: Sequence[Need], external: Address | None) -> Findings:
         """Ask the kernel everything. Raises `FlannelError`.
 
-        `own` is our subnet, `needs` what the agent itself talks to.
+        `own` is our subnet, `needs` what the agent itself talks to, `external` the external interface's address.
         """
         with open_rtnetlink("asking what the kernel does with overlay packets") as netlink:
-            return self._look(netlink, own, ways, needs)
+            return self._look(netlink, own, ways, needs, external)
 
     def _look(
         self,
@@ -73,6 +73,7 @@ class Look:
         own: Prefix | None,
         ways: Ways,
         needs: Sequence[Need],
+        external: Address | None,
     ) -> Findings:
         family = family_of(self._network)
         rules, names = read_rules(netlink, family.version), DeviceNames(netlink)
@@ -86,7 +87,7 @@ class Look:
             inlets.append(Inlet(pods.bridge, names[pods.bridge], "what our pods send to other hosts"))
         settings = read_settings(netlink, [inlet.device for inlet in inlets], family.version)
         advertised = lost_advertisements(netlink) if family is IPV6 else []
-        overlay = Overlay(self._network, ways, pods, settings)
+        overlay = Overlay(self._network, ways, pods, settings, external)
         diversions, cut_short = find_diversions(netlink, overlay, self._prefixes, rules)
         needs = [*needs, *gateways(netlink, needs, family)]
         return Findings(

@@ -109,7 +109,7 @@ class Ways(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A packet: one of the host's own, without a source yet, or one that came in through a device (its index)."""
+    """A packet: one of the host's own, mostly without a source yet, or one that came in by a device (its index)."""
 
     destination: Address
     source: Address | None = None

@@ -71,7 +71,9 @@ def _senders(group: Sequence[Diversion], names: Names) -> str:
     if senders == {Sender.PEER}:
         return f"packets that arrive at {names[group[0].trial.question.iif]}"
     if senders == {Sender.HOST}:
-        return "this host's packets"
+        sources = {item.trial.question.source for item in group}
+        (source,) = sources if len(sources) == 1 else (None,)
+        return "this host's packets" + ("" if source is None else f" from {source}")
     return "our pods' packets" if senders == {Sender.PODS} else "packets"
 
 
