@@ -37,7 +37,7 @@ class OldEtcd(BaseHTTPRequestHandler):
 def connection() -> Iterator[http.client.HTTPConnection]:
     with HTTPServer(("127.0.0.1", 0), OldEtcd) as server:
         Thread(target=server.serve_forever).start()
-        with closing(http.client.HTTPConnection(*server.server_address[:2])) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", server.server_port)) as connection:
             yield connection
         server.shutdown()
 
