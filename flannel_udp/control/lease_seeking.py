@@ -29,7 +29,8 @@ RACES = 10
 
 def survey(seeking: Seeking, terms: Terms, now_s: float) -> Step:
     """List the registry and choose."""
-    seeker = Seeker.saying(terms.attrs, terms.mark, yields=now_s < seeking.yield_until_s)
+    yields = now_s < seeking.yield_until_s
+    seeker = Seeker.saying(terms.attrs, terms.mark, yields=yields, races=seeking.races)
     return replace(seeking, doing=Surveying()), [Survey(seeker)]
 
 
