@@ -10,7 +10,7 @@ from flannel_udp.control.lease_actions import Action, Ask, Create, Survey
 from flannel_udp.control.lease_machine import LeaseMachine
 from flannel_udp.control.lease_seeking import RACES
 from flannel_udp.control.retry import DEFAULT_DELAYS
-from flannel_udp.errors import SubnetTaken
+from flannel_udp.errors import RegistryError, SubnetTaken
 from flannel_udp.model import LeaseAttrs, Subnet
 from tests.support.keepers import MARGIN_S, OUR_IP, OUR_MARK
 
@@ -43,3 +43,22 @@ def test_who_was_slower_says_how_often_and_begins_anew_after_a_rest() -> None:
     assert [seeker.races for seeker in lose_races(machine, asked(machine.seek(0.0)))] == list(range(RACES))
     assert machine.wake_s is not None
     assert [seeker.races for seeker in lose_races(machine, asked(machine.tick(machine.wake_s)))] == list(range(RACES))
+
+
+def test_hosts_that_failed_together_try_again_at_times_of_their_own() -> None:
+    first_s, last_s = DEFAULT_DELAYS.first_retry_s, DEFAULT_DELAYS.last_retry_s
+    rests: list[list[float]] = []
+    for seed in range(50):
+        machine, now_s, rests_s = machine_of(seed), 0.0, []
+        ask = asked(machine.seek(now_s))
+        for _ in range(5):
+            assert ask is not None
+            machine.fail(now_s, ask.number, RegistryError("no etcd endpoint answers"))
+            assert machine.wake_s is not None
+            rests_s.append(machine.wake_s - now_s)
+            now_s = machine.wake_s
+            ask = asked(machine.tick(now_s))
+        rests.append(rests_s)
+    for rests_s, exact_s in zip(zip(*rests, strict=True), (first_s, 2, 4, last_s, last_s), strict=True):
+        assert exact_s <= min(rests_s) < exact_s * 1.05
+        assert exact_s * 1.2 < max(rests_s) <= exact_s * 1.25
