@@ -17,6 +17,8 @@ from typing import NamedTuple
 from flannel_udp.errors import Claimed, FlannelError, UsageError
 
 BACKLOG = 16
+REST_S = 0.1
+"""After one who could not be let in: as long as no descriptor is free it would fail at once, again and again."""
 LOCK_S = 1.0
 """How long to wait for another agent that is making its socket just now."""
 _LOCK_POLL_S = 0.01
@@ -85,8 +87,10 @@ class UnixListener:
             replaced = asyncio.create_task(self._replaced.wait())
             try:
                 await asyncio.wait((accepting, replaced), return_when=asyncio.FIRST_COMPLETED)
-                if accepting.done() and not accepting.exception():
-                    return accepting.result()[0]
+                if accepting.done():
+                    if not accepting.exception():
+                        return accepting.result()[0]
+                    await asyncio.wait((replaced,), timeout=REST_S)
             finally:
                 for task in (accepting, replaced):
                     task.cancel()

@@ -125,7 +125,8 @@ class PeerWatch:
 
     async def _wait(self) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._errors_came.wait(), LOOK_EVERY_S)
+            async with asyncio.timeout(LOOK_EVERY_S):  # wait_for loses a cancellation before Python 3.12
+                await self._errors_came.wait()
             await asyncio.sleep(LOOK_SOON_S)  # errors come in flocks
         self._errors_came.clear()
 

@@ -13,6 +13,11 @@ def doubled(delay_s: float, last_s: float) -> float:
     return min(2 * delay_s, last_s)
 
 
+def spread(delay_s: float, rng: random.Random) -> float:
+    """Return a delay that is longer by up to `SPREAD`."""
+    return delay_s * rng.uniform(1, 1 + SPREAD)
+
+
 class Backoff:
     """The delays of one loop that tries until it works: `first_s` seconds, doubling to `last_s`.
 
@@ -29,7 +34,7 @@ class Backoff:
         """Return for how many seconds to wait now; the next delay is longer."""
         delay_s = self._next_s
         self._next_s = doubled(delay_s, self._last_s)
-        return delay_s if self._rng is None else delay_s * self._rng.uniform(1, 1 + SPREAD)
+        return delay_s if self._rng is None else spread(delay_s, self._rng)
 
     def reset(self) -> None:
         """Begin with the first delay again: it worked."""

@@ -27,20 +27,22 @@ class Seeker:
 
     ``yields``: another host has just taken our subnet under our own address; it is left to it for a while.
     ``versions``: the IP versions that it has an address of; it gets a part of no other family.
+    ``races``: how many times in a row another host was faster with what it had chosen.
     """
 
     address: Address
     mark: int = 0
     yields: bool = False
     versions: tuple[int, ...] = (4,)
+    races: int = 0
 
     @classmethod
-    def saying(cls, attrs: LeaseAttrs, mark: int, *, yields: bool = False) -> Seeker:
+    def saying(cls, attrs: LeaseAttrs, mark: int, *, yields: bool = False, races: int = 0) -> Seeker:
         """Return the host whose lease is to say that. Raises `ValueError` if it has no address at all."""
         if attrs.found_by is None:
             raise ValueError("a host without any address cannot have a lease")
         versions = tuple(version for version in (4, 6) if attrs.address_of(version) is not None)
-        return cls(attrs.found_by, mark, yields, versions)
+        return cls(attrs.found_by, mark, yields, versions, races)
 
     def holds(self, lease: Lease) -> bool:
         """Tell whether a lease is under the host's address."""
@@ -68,6 +70,7 @@ def choose_subnet(
     `previous` is the subnet of an existing subnet.env. The order: an entry under our address that fits and whose parts
     nobody else has (a reservation before one under our mark before `previous` before the rest), else, for each part,
     that of `previous`, or of what is discarded, if it fits and is free, else a random one of the first 100 free ones.
+    Each time that another host was faster it is one of twice as many.
     What does not fit is discarded if our mark is on it, and stays otherwise: a reservation is somebody's hand-made
     decision, and a lease may be anybody's. What ended by our clock is as good as held while there is something else.
     Raises `NoFreeSubnet`, `AddressClaimed`.
@@ -86,7 +89,9 @@ def choose_subnet(
     ended = [lease for lease in read_leases(snapshot.ended) if not seeker.holds(lease)]
     wanted = [*([] if previous is None else [previous]), *(lease.subnet for lease in discard)]
     known = _Known(held, ended, _poisoned(snapshot, leases))
-    parts = _choose_parts(config, seeker.versions, known, wanted, rng)
+    # Of the hosts of a large cluster that start together the first 100 have room for 100 only: most lose all races.
+    pick = _Pick(rng, CANDIDATES << seeker.races)
+    parts = _choose_parts(config, seeker.versions, known, wanted, pick)
     return Decision(Subnet.made_of(parts), discard=discard)
 
 
@@ -109,8 +114,21 @@ def widen_subnet(
     leases = read_leases(snapshot.entries)
     held = [other for other in leases if other.entry.key != lease.entry.key]
     known = _Known(held, read_leases(snapshot.ended), _poisoned(snapshot, leases))
-    parts = _choose_parts(config, missing, known, [] if previous is None else [previous], rng)
+    parts = _choose_parts(config, missing, known, [] if previous is None else [previous], _Pick(rng))
     return Subnet.made_of((*lease.subnet.prefixes, *parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pick:
+    """A random one of the first so many that are free."""
+
+    rng: random.Random
+    candidates: int = CANDIDATES
+
+    def of(self, free: Iterator[Prefix]) -> Prefix | None:
+        """Return it, ``None`` where none is free."""
+        first = list(islice(free, self.candidates))
+        return self.rng.choice(first) if first else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +146,11 @@ def _poisoned(snapshot: Snapshot, leases: Iterable[Lease]) -> set[Prefix]:
 
 
 def _choose_parts(
-    config: NetworkConfig, versions: Iterable[int], known: _Known, wanted: Sequence[Subnet], rng: random.Random
+    config: NetworkConfig, versions: Iterable[int], known: _Known, wanted: Sequence[Subnet], pick: _Pick
 ) -> list[Prefix]:
     """Choose a part of each of these families that is on. Raises `NoFreeSubnet`."""
     return [
-        _choose_part(subnets, _Taken.of(subnets.network, known), wanted, rng)
+        _choose_part(subnets, _Taken.of(subnets.network, known), wanted, pick)
         for subnets in map(config.of, versions)
         if subnets is not None
     ]
@@ -154,7 +172,7 @@ class _Taken:
         return cls(_inside(network, known.held), _inside(network, known.ended), known.poisoned)
 
 
-def _choose_part(subnets: AnyRange, taken: _Taken, wanted: Iterable[Subnet], rng: random.Random) -> Prefix:
+def _choose_part(subnets: AnyRange, taken: _Taken, wanted: Iterable[Subnet], pick: _Pick) -> Prefix:
     """Choose one family's part: the first of those `wanted` that is free, else any. Raises `NoFreeSubnet`."""
     for subnet in wanted:
         part = subnet.of(subnets.network.version)
@@ -162,15 +180,15 @@ def _choose_part(subnets: AnyRange, taken: _Taken, wanted: Iterable[Subnet], rng
             continue
         if not any(part.overlaps(other) for other in chain(taken.held, taken.ended)):
             return part
-    free = list(islice(free_subnets(subnets, (*taken.held, *taken.ended), taken.poisoned), CANDIDATES))
-    free = free or list(islice(free_subnets(subnets, taken.held, taken.poisoned), CANDIDATES))
-    if not free:
-        first, last = subnets.first.network_address, subnets.last.network_address
-        raise NoFreeSubnet(
-            f"all {subnets.count} subnets of length /{subnets.subnet_len} from {first} to {last} are taken: "
-            "delete stale leases or widen the network configuration"
-        )
-    return rng.choice(free)
+    for blocking in ((*taken.held, *taken.ended), taken.held):
+        picked = pick.of(free_subnets(subnets, blocking, taken.poisoned))
+        if picked is not None:
+            return picked
+    first, last = subnets.first.network_address, subnets.last.network_address
+    raise NoFreeSubnet(
+        f"all {subnets.count} subnets of length /{subnets.subnet_len} from {first} to {last} are taken: "
+        "delete stale leases or widen the network configuration"
+    )
 
 
 def find_former(

@@ -35,7 +35,7 @@ class LeaseMachine:
     `observe` and `set_attrs` at any time. Every action is to be carried out, in their order.
 
     All times are seconds of one clock that never goes back and never stands still. `margin_s` is the life left at
-    which the lease is renewed, `mark` the host's, 0 for none; `rng` spreads the renewals of many hosts.
+    which the lease is renewed, `mark` the host's, 0 for none; `rng` spreads the renewals and tries of many hosts.
     """
 
     def __init__(self, attrs: LeaseAttrs, margin_s: float, delays: Delays, mark: int, rng: random.Random) -> None:

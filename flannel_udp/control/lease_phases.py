@@ -20,7 +20,7 @@ from flannel_udp.model import Address, Entry, Lease, LeaseAttrs, Subnet
 class Terms:
     """What the lease is to say, the life left at which it is renewed (seconds), and how long to wait after failures.
 
-    ``mark`` is the host's, 0 for none; ``rng`` spreads renewals.
+    ``mark`` is the host's, 0 for none; ``rng`` spreads renewals and tries.
     """
 
     attrs: LeaseAttrs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flannel_udp.backoff.delay import spread
 from flannel_udp.control.allocation import Decision, Seeker
 from flannel_udp.control.lease_actions import (
     Complain,
@@ -29,7 +30,8 @@ RACES = 10
 
 def survey(seeking: Seeking, terms: Terms, now_s: float) -> Step:
     """List the registry and choose."""
-    seeker = Seeker.saying(terms.attrs, terms.mark, yields=now_s < seeking.yield_until_s)
+    yields = now_s < seeking.yield_until_s
+    seeker = Seeker.saying(terms.attrs, terms.mark, yields=yields, races=seeking.races)
     return replace(seeking, doing=Surveying()), [Survey(seeker)]
 
 
@@ -66,7 +68,7 @@ def _try_later(seeking: Seeking, terms: Terms, now_s: float, error: FlannelError
     then = f"trying again every {delays.first_retry_s:g} to {delays.last_retry_s:g} s"
     if isinstance(error, AddressClaimed):
         then = f"give each host its own, see --public-ip; it keeps the subnet for {YIELD_S / 60:g} min, unless it goes"
-    rest = Rest(now_s + seeking.retry_s)
+    rest = Rest(now_s + spread(seeking.retry_s, terms.rng))
     return replace(seeking, doing=rest, retry_s=delays.after(seeking.retry_s), races=0), [Complain(error, then)]
 
 

@@ -10,6 +10,7 @@ ICMP error counts. An ill peer is asked again until it is heard, or nothing goes
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class PeerState:
     """Questions in a row that it left unanswered and was heard afterwards."""
     asking: bool = False
     asked_in_doubt: bool = False
+    asked_s: float = -math.inf
     answered_s: float = 0.0
     ask_again_s: float = 0.0
     wait_s: float = 0.0
@@ -141,22 +143,27 @@ class PeersHealth:
     # What is asked
 
     def questions(self) -> list[int]:
-        """Return the peers that have to be asked now, by `begin_asking`; those in doubt first."""
+        """Return the peers that have to be asked now, by `begin_asking`; those in doubt first.
+
+        Of either kind who was asked least recently first: not all of them have their turn at once.
+        """
         now = self._now()
-        doubts, others = [], []
+        doubts: list[tuple[float, int]] = []
+        others: list[tuple[float, int]] = []
         for peer, state in self._peers.items():
             if state.asking or now < state.ask_again_s:
                 continue
             if _in_doubt(state, now):
-                doubts.append(peer)
+                doubts.append((state.asked_s, peer))
             elif _is_unknown(state, now) or _is_due(state, now):
-                others.append(peer)  # to know later what it means that one does not answer
-        return doubts + others
+                others.append((state.asked_s, peer))  # to know later what it means that one does not answer
+        return [peer for _, peer in (*sorted(doubts), *sorted(others))]
 
     def begin_asking(self, peer: int) -> None:
         """Take note that a peer is asked from now on, until `note_answer`."""
         if (state := self._peers.get(peer)) is not None:
-            state.asking, state.asked_in_doubt = True, _in_doubt(state, self._now())
+            now = self._now()
+            state.asking, state.asked_in_doubt, state.asked_s = True, _in_doubt(state, now), now
 
     def note_echo(self, peer: int) -> None:
         """Take note that an echo was sent to a peer: it is none of the packets that somebody wants to arrive."""

@@ -6,6 +6,7 @@ a path that large packets do not take.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ NEWS_AGAIN_S = 10.0
 class _Path:
     large_s: float = 0.0
     """When a large packet went there last; where the path is limited, any packet."""
-    asked_s: float | None = None
+    asked_s: float = -math.inf
     settled: bool = False
     """It carries what it should."""
     asking: bool = False
@@ -57,17 +58,19 @@ class PeerPaths:
             self._paths.pop(peer, None)
 
     def due(self, ill: Collection[int]) -> list[int]:
-        """Return the peers whose paths have to be asked now, by `begin_asking`; none of the `ill` ones."""
+        """Return the peers whose paths have to be asked now, by `begin_asking`; none of the `ill` ones.
+
+        Least recently asked first: not all of them have their turn at once, and who had it may soon be due again.
+        """
         now = self._now()
-        return [
-            peer
+        due = [
+            (path.asked_s, peer)
             for peer, path in self._paths.items()
             if not path.asking and peer not in ill and self._is_due(path, now)
         ]
+        return [peer for _, peer in sorted(due)]
 
     def _is_due(self, path: _Path, now: float) -> bool:
-        if path.asked_s is None:
-            return True
         since_s = now - path.asked_s
         if path.asked_s < self._news_s and now - path.large_s < AGAIN_S and since_s >= NEWS_AGAIN_S:
             return True

@@ -249,17 +249,17 @@ def _offer(hello: Mapping[str, Any], holder: Holder) -> tuple[HandoverState, Map
 
 def _give(connection: Connection, holder: Holder, state: HandoverState, descriptors: Mapping[str, int]) -> None:
     """Send all that the new agent needs, and return once it has prepared itself. Raises `HandoverFailed`."""
-    memory = os.memfd_create("flannel-udp handover", os.MFD_CLOEXEC)
+    names = [*descriptors]
+    for start in range(0, len(names), _DESCRIPTORS_MAX):
+        part = {name: descriptors[name] for name in names[start : start + _DESCRIPTORS_MAX]}
+        connection.send("descriptors", part)
     try:
-        names = [*descriptors]
-        for start in range(0, len(names), _DESCRIPTORS_MAX):
-            part = {name: descriptors[name] for name in names[start : start + _DESCRIPTORS_MAX]}
-            connection.send("descriptors", part)
-        with open(memory, "wb", closefd=False) as file:
-            write_state(file, state, holder.peers())
-        connection.send("state", {STATE: memory})
-    finally:
-        os.close(memory)
+        with os.fdopen(os.memfd_create("flannel-udp handover", os.MFD_CLOEXEC), "wb") as memory:
+            write_state(memory, state, holder.peers())
+            memory.flush()
+            connection.send("state", {STATE: memory.fileno()})
+    except OSError as error:  # no descriptor is free, or no memory
+        raise HandoverFailed(f"cannot write down what it is to go on with: {error.strerror}") from error
     _expect(connection.receive(_READY_TIMEOUT_S), "ready")
 
 

@@ -105,7 +105,8 @@ class Echoes:
         try:
             self._send(target, source, n_bytes, cookie, hops)
             sent()
-            return await asyncio.wait_for(answer, timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for loses a cancellation before Python 3.12
+                return await answer
         except TimeoutError:
             return EchoAnswer()
         except OSError as failed:

@@ -66,7 +66,8 @@ class Looks:
                 self._tell("trouble", str(error))
             took_s = monotonic() - began_s
             try:
-                await asyncio.wait_for(self._hurry.wait(), max(EACH_S - took_s, took_s))
+                async with asyncio.timeout(max(EACH_S - took_s, took_s)):  # wait_for loses a cancellation before 3.12
+                    await self._hurry.wait()
             except TimeoutError:
                 continue
 

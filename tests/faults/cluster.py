@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from flannel_udp.errors import FlannelError
@@ -144,13 +144,16 @@ class Cluster:
             arguments += [f"--etcd-username={first.user}", f"--etcd-password={PASSWORD}"]
         self._agent_args = arguments
         hosts = (self.h1, self.h2)
-        for host in hosts:
-            if host.agent_pid() is not None:
-                host.stop_agent()
-            host.start_agent(*arguments)
-        for host in hosts:
-            host.wait_ready()
-        wait_for_peers(hosts)
+        with ExitStack() as opened:
+            for host in hosts:
+                if host.agent_pid() is not None:
+                    host.stop_agent()
+                for member in members[1:]:
+                    opened.enter_context(unreachable(host, member))
+                host.start_agent(*arguments)
+            for host in hosts:
+                host.wait_ready()
+            wait_for_peers(hosts)
 
     def restart_agent(self, host: Host) -> None:
         """End the host's agent and start it again, as at first."""
@@ -175,6 +178,18 @@ class Cluster:
                     return member
             time.sleep(0.1)
         raise AssertionError("the cluster has no leader")
+
+
+@contextmanager
+def unreachable(host: Host, member: Member) -> Iterator[None]:
+    """Keep the host from asking a member, which looks like one that does not run."""
+    address, _, port = member.server.endpoint.removeprefix("http://").rpartition(":")
+    rule = ["OUTPUT", "-d", address, "-p", "tcp", "--dport", port, "-j", "REJECT", "--reject-with", "tcp-reset"]
+    host.run(["iptables", "-w", "-A", *rule])
+    try:
+        yield
+    finally:
+        host.run(["iptables", "-w", "-D", *rule])
 
 
 def key_of(host: Host) -> str:

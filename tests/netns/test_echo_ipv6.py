@@ -112,3 +112,21 @@ def test_icmpv6_errors_about_our_datagrams_are_heard_and_no_others(host: str) ->
         return heard
 
     assert call_inside(host, lambda: asyncio.run(hear())) == [IcmpError(PEER, PEER, "port unreachable")]
+
+
+def test_who_asks_and_is_cancelled_as_the_answer_comes_ends(host: str) -> None:
+    async def ends() -> bool:
+        echoes = Echoes(0x4242)
+
+        def answer_and_cancel() -> None:
+            echoes.close()
+            asking.cancel()
+
+        def sent() -> None:
+            asyncio.get_running_loop().call_soon(answer_and_cancel)
+
+        asking = asyncio.create_task(echoes.ask(PEER, None, 64, 5.0, sent))
+        await asyncio.wait([asking])
+        return asking.cancelled()
+
+    assert call_inside(host, lambda: asyncio.run(ends()))

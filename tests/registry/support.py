@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +19,13 @@ from tests.support.patience import PATIENCE_S
 
 T = TypeVar("T")
 PASSWORD = "geheim"  # noqa: S105 - of an etcd that lives for one test
+
+
+class FirstStays(random.Random):
+    """The first endpoint that answers is used."""
+
+    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:  # noqa: ARG002 - random's
+        return 0
 
 
 class Watching:

@@ -27,7 +27,7 @@ from flannel_udp.registry.etcd import watch as etcd_watch
 from flannel_udp.registry.etcd.registry import PAGE_KEYS, EtcdRegistry
 from flannel_udp.registry.keys import format_value
 from tests.registry.certificates import make_authority, make_certificate
-from tests.registry.support import PASSWORD, etcdctl, guard, once_connected, said, watching
+from tests.registry.support import PASSWORD, FirstStays, etcdctl, guard, once_connected, said, watching
 from tests.support.patience import PATIENCE_S
 from tests.support.standstill import freeze
 
@@ -43,7 +43,7 @@ async def opened() -> AsyncIterator[Callable[[EtcdOptions], EtcdRegistry]]:
     registries: list[EtcdRegistry] = []
 
     def open_one(options: EtcdOptions) -> EtcdRegistry:
-        registries.append(EtcdRegistry(options))
+        registries.append(EtcdRegistry(options, rng=FirstStays()))
         return registries[-1]
 
     yield open_one

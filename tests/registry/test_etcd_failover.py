@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -14,11 +14,13 @@ from flannel_udp.errors import RegistryError
 from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.options import EtcdOptions
 from flannel_udp.registry.etcd import etcd_pb2 as pb
+from flannel_udp.registry.etcd.registry import EtcdRegistry
 from tests.registry.support import PASSWORD
 from tests.registry.test_etcd import Opened, guarded_etcd, opened
 
 __all__ = ["guarded_etcd", "opened"]
 
+N_HOSTS = 60
 OF_ONE_MEMBER = [
     (grpc.StatusCode.FAILED_PRECONDITION, "etcdserver: rpc not supported for learner"),
     (grpc.StatusCode.UNAVAILABLE, "etcdserver: rpc not supported for learner"),
@@ -42,6 +44,36 @@ async def refusing_member(code: grpc.StatusCode, details: str) -> AsyncIterator[
             refuse, request_deserializer=request.FromString
         )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+    async with serving(server) as url:
+        yield url
+
+
+class AnsweringMember:
+    """A member of cluster 7 with nothing in it; counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[str]:
+        """Run it; its URL."""
+        server = grpc.aio.server()
+        handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
+            self._range,
+            request_deserializer=pb.RangeRequest.FromString,
+            response_serializer=pb.RangeResponse.SerializeToString,
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("etcdserverpb.KV", {"Range": handler}),))
+        async with serving(server) as url:
+            yield url
+
+    async def _range(self, _request: object, _context: object) -> pb.RangeResponse:
+        self.asked += 1
+        return pb.RangeResponse(header=pb.ResponseHeader(cluster_id=7))
+
+
+@asynccontextmanager
+async def serving(server: grpc.aio.Server) -> AsyncIterator[str]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -78,3 +110,29 @@ async def test_where_no_member_can_answer_each_reason_is_told(
         with pytest.raises(RegistryError, match="no etcd endpoint answers: ") as caught:
             await opened(EtcdOptions(endpoints=(url,))).list()
     assert str(caught.value).endswith(f"{url} ({details.removeprefix('etcdserver: ')})")
+
+
+async def test_the_members_share_the_hosts() -> None:
+    members = [AnsweringMember() for _ in range(3)]
+    n_calls = 5
+    async with AsyncExitStack() as served:
+        endpoints = tuple([await served.enter_async_context(member.served()) for member in members])
+        for _ in range(N_HOSTS):
+            registry = EtcdRegistry(EtcdOptions(endpoints=endpoints))
+            for _ in range(n_calls):
+                await registry.list()
+            await registry.close()
+    fewest = N_HOSTS // 10 * n_calls  # of some 20 hosts: a third of all, by chance
+    assert [member.asked for member in members if member.asked < fewest] == []
+
+
+async def test_a_host_stays_with_the_member_that_it_began_with() -> None:
+    members = [AnsweringMember() for _ in range(3)]
+    n_calls = 50
+    async with AsyncExitStack() as served:
+        endpoints = tuple([await served.enter_async_context(member.served()) for member in members])
+        registry = EtcdRegistry(EtcdOptions(endpoints=endpoints))
+        for _ in range(n_calls):
+            await registry.list()
+        await registry.close()
+    assert sorted(member.asked >= n_calls for member in members) == [False, False, True]

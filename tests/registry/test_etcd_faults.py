@@ -15,7 +15,7 @@ from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.model import LEASE_TTL_S, Entry, Snapshot
 from flannel_udp.options import EtcdOptions
 from flannel_udp.registry.etcd.registry import EtcdRegistry
-from tests.registry.support import said
+from tests.registry.support import FirstStays, said
 from tests.support.etcd_cluster import EtcdCluster, go_on, stop
 from tests.support.patience import PATIENCE_S, promised
 
@@ -98,7 +98,7 @@ async def test_a_member_that_fails_costs_less_than_five_seconds(
     member = cluster.leader() if role == "leader" else cluster.follower()
     options = options_of(first(member, cluster))
     others = EtcdRegistry(EtcdOptions(endpoints=options.endpoints[1:], prefix=options.prefix))
-    async with watched(EtcdRegistry(options)) as table:
+    async with watched(EtcdRegistry(options, rng=FirstStays())) as table:
         await others.create("10.1.1.0-24", VALUE, LEASE_TTL_S)
         await table.has("10.1.1.0-24")
         try:
@@ -122,7 +122,7 @@ async def test_history_compacted_while_the_watch_was_cut_off(
     member, leader = cluster.follower(), cluster.leader()
     options = options_of([member])  # no other endpoint to go to
     others = EtcdRegistry(EtcdOptions(endpoints=(leader.endpoint,), prefix=options.prefix))
-    async with watched(EtcdRegistry(options)) as table:
+    async with watched(EtcdRegistry(options, rng=FirstStays())) as table:
         entry = await others.create("10.1.1.0-24", VALUE, LEASE_TTL_S)
         await table.has("10.1.1.0-24")
         stop(member)

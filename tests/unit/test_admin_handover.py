@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -188,6 +189,24 @@ async def test_whatever_becomes_of_the_new_one_the_old_one_goes_on(
         close_all(offered.descriptors)
         assert not served.done()
     assert "this agent goes on" in caplog.text
+
+
+async def test_an_old_one_that_may_open_nothing_more_says_so_and_goes_on(
+    path: Path, old: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Served(path, old) as served:
+        with monkeypatch.context() as no_more:
+            no_more.setattr(os, "memfd_create", refused)
+            with pytest.raises(HandoverFailed, match="Too many open files"):
+                await ask(path)
+        offered = await ask(path)
+        offered.decline()
+        close_all(offered.descriptors)
+        assert not served.done()
+
+
+def refused(*_: object) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 async def test_a_new_one_that_is_silent_loses_what_it_was_given(

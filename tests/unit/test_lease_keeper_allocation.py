@@ -173,6 +173,15 @@ def test_the_pick_is_random_among_the_first_hundred_free_subnets() -> None:
     assert picks == {subnet(f"10.1.{n}.0/24") for n in range(2, 2 + CANDIDATES)}
 
 
+@pytest.mark.parametrize("races", [1, 5])
+def test_who_was_slower_than_another_host_picks_among_twice_as_many_each_time(races: int) -> None:
+    snapshot, seeker = Snapshot({}, 9), Seeker(OUR_IP, OUR_MARK, races=races)
+    settings = parse_config('{"Network": "10.0.0.0/8"}').config
+    picks = [choose_subnet(settings, snapshot, seeker, None, random.Random(seed)).subnet.ipv4 for seed in range(20)]
+    places = [(int(pick.network_address) - int(IPv4Address("10.0.1.0"))) >> 8 for pick in picks]
+    assert CANDIDATES << races - 1 < max(places) < CANDIDATES << races
+
+
 def test_the_pick_stays_within_subnet_min_and_max() -> None:
     picks = {choose(seed=seed, SubnetMin="10.1.10.0", SubnetMax="10.1.12.0").subnet for seed in range(100)}
     assert picks == {subnet(f"10.1.{n}.0/24") for n in (10, 11, 12)}

@@ -146,3 +146,18 @@ def test_a_peer_that_is_none_any_more_is_forgotten(world: World) -> None:
     world.paths.forget([PEER])
     world.paths.note_answer(PEER, settled=True)
     assert world.paths.due(()) == []
+
+
+def test_every_path_has_its_turn_however_often_news_come(world: World) -> None:
+    peers, at_once = range(60), 2
+    asked: set[int] = set()
+    for _ in range(60 // at_once):
+        world.now_s += NEWS_AGAIN_S
+        world.paths.note_news()
+        for peer in peers:
+            world.paths.note_activity(PeerActivity(peer, 1, 0, LARGE_BYTES + 1), limited=False)
+        for peer in world.paths.due(())[:at_once]:
+            world.paths.begin_asking(peer)
+            world.paths.note_answer(peer, settled=True)
+            asked.add(peer)
+    assert asked == set(peers)

@@ -244,3 +244,24 @@ def test_packets_now_and_then_make_nobody_ill_whose_echoes_are_off(world: World)
             world.ask(answered=False)
         world.pass_on(1, in_=1)
         assert world.ill == {}
+
+
+@pytest.mark.parametrize("in_", [0, 5], ids=["in doubt", "unknown"])
+def test_every_peer_has_its_turn_where_more_are_to_be_asked_than_can_be(world: World, in_: int) -> None:
+    peers, at_once = range(60), 2
+    asked: set[int] = set()
+
+    def pass_on(seconds: float) -> None:
+        world.now_s += seconds
+        world.health.begin_counting()
+        for peer in peers:
+            world.health.note_activity(PeerActivity(peer, 5, in_, 100))
+
+    pass_on(STEP_S)
+    for _ in range(60 // at_once):
+        pass_on(ASK_ILL_MAX_S)
+        for peer in world.health.questions()[:at_once]:
+            world.health.begin_asking(peer)
+            world.health.note_answer(peer, answered=None if in_ else False)
+            asked.add(peer)
+    assert asked == set(peers)

@@ -42,10 +42,10 @@ async def resolve(what: str, host: str) -> list[Need]:
         return [Need(what, ip_address(host.strip("[]")))]
     except ValueError:
         pass
-    found = asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     try:
-        # Not asyncio.timeout: a thread that resolves cannot be cancelled, and is left to end by itself.
-        answers = await asyncio.wait_for(found, RESOLVE_S)
+        # The thread that resolves is left to end by itself. wait_for loses a cancellation before Python 3.12.
+        async with asyncio.timeout(RESOLVE_S):
+            answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, TimeoutError, UnicodeError):
         return []
     addresses = {ip_address(answer[4][0]) for answer in answers}

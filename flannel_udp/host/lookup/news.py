@@ -20,6 +20,9 @@ _GROUPS = {
 }
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 
+ROUTES_MAX = 10_000
+"""So many new routes are kept until somebody asks: nobody does while the agent is not ready, and that may last."""
+
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length with this header, type, flags, sequence number, port
 _RTMSG_BYTES = 12
 
@@ -36,7 +39,7 @@ class News:
     def take_routes(self) -> list[tuple[int, int]] | None:
         """Return address and prefix length of new routes inside the overlay since the last time.
 
-        ``None`` where messages were lost: read all routes anew.
+        ``None`` where messages were lost, or too many came: read all routes anew.
         """
         routes, self._routes = self._routes, []
         return routes
@@ -55,12 +58,18 @@ class News:
                 news = True
             elif (destination := overlapping(body, self._overlay)) is not None:
                 news = True
-                if kind == _RTM_NEWROUTE and self._routes is not None:
-                    self._routes.append(destination)
+                if kind == _RTM_NEWROUTE:
+                    self._keep(destination)
             if length < _HEADER.size:
                 break  # not as we understand it
             offset += (length + 3) & ~3  # NLMSG_ALIGN
         return news
+
+    def _keep(self, destination: tuple[int, int]) -> None:
+        if self._routes is not None and len(self._routes) == ROUTES_MAX:
+            self._routes = None
+        if self._routes is not None:
+            self._routes.append(destination)
 
     def _lose(self) -> None:
         self._routes = None

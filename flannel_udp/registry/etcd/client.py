@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -72,9 +74,19 @@ _Attempt = Callable[[_Try], Awaitable[_Result]]
 
 
 class EtcdClient:
-    """Connections to the endpoints of one etcd cluster. Make it inside the event loop that will use it."""
+    """Connections to the endpoints of one etcd cluster. Make it inside the event loop that will use it.
 
-    def __init__(self, endpoints: Sequence[Endpoint], files: SecretFiles, known_key: bytes, username: str = "") -> None:
+    `rng` chooses the endpoint that is used.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        files: SecretFiles,
+        known_key: bytes,
+        username: str = "",
+        rng: random.Random | None = None,
+    ) -> None:
         self._endpoints = tuple(endpoints)
         self._connections = Connections(self._endpoints, files)
         self._preferred = 0  # index of the endpoint that answered last
@@ -84,6 +96,8 @@ class EtcdClient:
             set()
         )  # indices of the endpoints that are of that cluster, as they said since they failed
         self._username = username
+        # That hosts share the members needs no secrecy.
+        self._rng = rng or random.Random()  # noqa: S311
         self._token: str | None = None  # None: authenticate first; "": authentication is turned off in etcd
 
     @property
@@ -200,6 +214,9 @@ class EtcdClient:
     async def _try_endpoints(self, attempt: _Attempt[_Result], right: str = "") -> _Result:
         """Ask one endpoint after the other, beginning with the one that answered last.
 
+        At first the one that answers only says which cluster is ours, and any that is left is used: hosts have the same
+        flags, and would all use the same member.
+
         `right` is what a user may lack for it.
         """
         if await self._connections.look():
@@ -208,19 +225,25 @@ class EtcdClient:
         faults: list[str] = []
         denied = False
         strangers = 0
-        start = self._preferred
-        for step in range(len(self._endpoints)):
-            index = (start + step) % len(self._endpoints)
+        left = deque(range(len(self._endpoints)))
+        left.rotate(-self._preferred)
+        while left:
+            index = left.popleft()
             url = self._endpoints[index].url
             try:
                 with self._connections.channel(index) as channel:
                     if len(self._endpoints) > 1 and index not in self._ours:
+                        unknown = self._cluster_id == 0
                         stranger = await self._find_stranger(channel, timeout_s)
                         if stranger:
                             strangers += 1
                             faults.append(f"{url} ({stranger})")
                             continue
                         self._ours.add(index)
+                        if unknown:
+                            left.appendleft(index)
+                            left.rotate(-self._rng.randrange(len(left)))
+                            continue
                     result = await self._try_authenticated(channel, attempt, timeout_s)
             except grpc.aio.AioRpcError as error:
                 if is_answer(error):

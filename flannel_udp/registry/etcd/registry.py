@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import secrets
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
@@ -35,16 +36,16 @@ class Compacted(RegistryError):
 class EtcdRegistry:
     """See `flannel_udp.registry.Registry`. Raises `UsageError` if the flags or the certificate files are wrong.
 
-    `mark` is the host's, for the ids of our leases; with 0 etcd chooses them.
+    `mark` is the host's, for the ids of our leases; with 0 etcd chooses them. `rng` chooses among the endpoints.
     """
 
-    def __init__(self, options: EtcdOptions, mark: int = 0) -> None:
+    def __init__(self, options: EtcdOptions, mark: int = 0, rng: random.Random | None = None) -> None:
         endpoints, https = parse_endpoints(options.urls)
         prefix = options.prefix.rstrip("/").encode()
         self._config_key = prefix + b"/config"
         self._subnets = prefix + b"/subnets/"
         self._subnets_end = prefix + b"/subnets0"  # "0" follows "/": the first key behind all that begin with _subnets
-        self._client = EtcdClient(endpoints, SecretFiles(options, https), self._config_key, options.username)
+        self._client = EtcdClient(endpoints, SecretFiles(options, https), self._config_key, options.username, rng)
         self._mark = mark
         self._written = 0  # the revision of what this run wrote last
 
