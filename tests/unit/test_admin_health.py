@@ -6,11 +6,13 @@ import asyncio
 import http.client
 import logging
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import uvloop
 
+from flannel_udp.admin import health
 from flannel_udp.admin.health import health_server, open_health_listener
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab.etcd_server import free_port
@@ -87,6 +89,55 @@ async def test_closing_does_not_wait_for_idle_clients(port: int) -> None:
         assert clock() - began < promised(1.5)
     finally:
         idle.close()
+
+
+async def test_who_has_asked_and_asks_no_more_is_hung_up_on(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "KEEP_IDLE_S", 0.1)
+    idle = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    async with health_server(open_health_listener("127.0.0.1", port), AGENT):
+        await asyncio.to_thread(idle.request, "GET", "/healthz")
+        await asyncio.to_thread(lambda: idle.getresponse().read())
+        assert await asyncio.to_thread(idle.sock.recv, 1) == b""
+    idle.close()
+
+
+async def test_connections_have_a_limit_beyond_which_the_oldest_ones_go(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "CONNECTIONS_MAX", 3)
+    async with health_server(open_health_listener("127.0.0.1", port), AGENT):
+        with ExitStack() as opened:
+            silent = []
+            for _ in range(5):
+                sock = opened.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S))
+                for _ in range(5):  # turns of the loop, which lets it in
+                    await asyncio.sleep(0)
+                silent.append(sock)
+            for sock in silent[:2]:
+                assert await asyncio.to_thread(sock.recv, 1) == b""
+            for sock in silent[2:]:
+                sock.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    sock.recv(1)
+            assert await asyncio.to_thread(get, port, "/healthz") == 200
+
+
+async def test_who_reads_no_answer_goes_all_the_same(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def n_descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    monkeypatch.setattr(health, "CONNECTIONS_MAX", 1)
+    async with health_server(open_health_listener("127.0.0.1", port), AGENT):
+        before = n_descriptors()
+        with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as deaf:
+            await asyncio.to_thread(deaf.sendall, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 5_000)  # some 30 MB
+            async with asyncio.timeout(PATIENCE_S):
+                while n_descriptors() < before + 2:  # both ends
+                    await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(get, port, "/healthz") == 200
+            async with asyncio.timeout(PATIENCE_S):
+                while n_descriptors() > before + 1:
+                    await asyncio.sleep(0.01)
 
 
 async def test_port_zero_listens_nowhere() -> None:
