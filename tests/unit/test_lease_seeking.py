@@ -59,6 +59,6 @@ def test_hosts_that_failed_together_try_again_at_times_of_their_own() -> None:
             now_s = machine.wake_s
             ask = asked(machine.tick(now_s))
         rests.append(rests_s)
-    for rests_s, exact_s in zip(zip(*rests, strict=True), (first_s, 2, 4, last_s, last_s), strict=True):
-        assert exact_s <= min(rests_s) < exact_s * 1.05
-        assert exact_s * 1.2 < max(rests_s) <= exact_s * 1.25
+    for of_hosts_s, exact_s in zip(zip(*rests, strict=True), (first_s, 2, 4, last_s, last_s), strict=True):
+        assert exact_s <= min(of_hosts_s) < exact_s * 1.05
+        assert exact_s * 1.2 < max(of_hosts_s) <= exact_s * 1.25
