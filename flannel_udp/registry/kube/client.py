@@ -56,7 +56,7 @@ class Unsuitable(RegistryError):
 
 
 class Silent(RegistryError):
-    """A watch stands and tells nothing: what there is has to be looked at."""
+    """A watch stands and tells nothing: nothing happens, the connection is dead, or versions went back."""
 
 
 class Expired(RegistryError):
@@ -109,6 +109,11 @@ class KubeClient:
             version, more = await self._list_part({"limit": str(PAGE_NODES)}, take)
         while more:
             version, more = await self._list_part({"limit": str(PAGE_NODES), "continue": more}, take)
+        return version
+
+    async def newest_version(self) -> str:
+        """Return the resourceVersion that the server's store has come to; costs a node and not all of them."""
+        version, _ = await self._list_part({"limit": "1"}, lambda _node: None)
         return version
 
     async def _list_part(self, parameters: Mapping[str, str], take: Callable[[KubeNode], None]) -> tuple[str, str]:

@@ -188,26 +188,27 @@ class KubeRegistry:
             self._attrs = parse_value(entry.value)
 
     async def watch(self, tell: Tell = keep_quiet) -> AsyncGenerator[Snapshot | Change]:
-        """See `Registry.watch`. After an outage the watch goes on where it was; only lost history means a snapshot."""
+        """See `Registry.watch`. After an outage the watch goes on where it was; only lost history means a snapshot.
+
+        So it does after a silence: the server may have died without a word, and with it the watches of many hosts,
+        which must not all list at once.
+        """
         outage = Outage(logger, tell)
         table: NodeTable | None = None  # None: a snapshot is due
         version = ""
         silent = False
         while True:
             try:
-                if table is None or silent:
-                    silent = False  # should this fail, the server was away: no reason to list once it is back
-                    known, before = table, version
+                if table is None:
                     table, version = await self._list()
-                    if known is None or table.entries != known.entries:
-                        if known is not None and (back := _step_back(before, version)):
-                            logger.warning("%s: %s; taking what it has instead", self._client.name, back)
-                        yield Snapshot(dict(table.entries), self._numbering.revision)
+                    yield Snapshot(dict(table.entries), self._numbering.revision)
+                elif silent:
+                    silent = False
+                    self._raise_if_back(version, await self._client.newest_version())
                 async with aclosing(self._client.watch_nodes(version)) as events:
                     async for event in events:
                         outage.over()
-                        if back := _step_back(version, event.resource_version):
-                            raise Expired(f"{self._client.name}: {back}")
+                        self._raise_if_back(version, event.resource_version)
                         version = event.resource_version
                         if event.node is None:
                             continue
@@ -220,7 +221,7 @@ class KubeRegistry:
             except Silent:
                 silent = True
             except Expired as error:
-                table = None
+                table, silent = None, False
                 await outage.wait(error)
             except RegistryError as error:
                 await outage.wait(error)
@@ -228,6 +229,12 @@ class KubeRegistry:
     async def close(self) -> None:
         """See `Registry.close`."""
         await self._client.close()
+
+    def _raise_if_back(self, before: str, now: str) -> None:
+        """Raise `Expired` if versions go backwards, as they do when the server's store was restored from a backup."""
+        if before.isdecimal() and now.isdecimal() and int(now) < int(before):
+            back = f"resourceVersion went back from {before} to {now}: restored from a backup?"
+            raise Expired(f"{self._client.name}: {back}")
 
     async def _find_own_name(self) -> str:
         if not self._own_name and not self._onlooker:
@@ -297,13 +304,6 @@ class KubeRegistry:
         public_ips, overwrote_s = self._overwrote
         again = self._annotations.public_ips(node) == public_ips != self._registered_ips
         return again and self._annotations.is_managed(node) and time.monotonic() - overwrote_s < REWRITE_S
-
-
-def _step_back(before: str, now: str) -> str:
-    """Return that versions go backwards, as they do when the server's store was restored from a backup, or nothing."""
-    if before.isdecimal() and now.isdecimal() and int(now) < int(before):
-        return f"resourceVersion went back from {before} to {now}: restored from a backup?"
-    return ""
 
 
 def _shown(node: KubeNode) -> str:
