@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
@@ -136,8 +138,32 @@ async def test_a_command_that_gives_no_token_is_one_line_that_tells_no_secret(
 async def test_a_command_that_is_not_there_is_one_line(login_by: Login, opened: Opened, tmp_path: Path) -> None:
     client = opened(login_by(""))
     (tmp_path / "log-in").unlink()
-    with pytest.raises(RegistryError, match=r"GET /api/v1/nodes/h1: .*No such file or directory"):
+    with pytest.raises(RegistryError, match=r"login command \./log-in cannot be run: No such file or directory$"):
         await client.get_node("h1")
+
+
+def pipes() -> list[str]:
+    links = (str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.is_symlink())
+    return [link for link in links if link.startswith("pipe:")]
+
+
+async def test_a_command_may_leave_something_running_in_the_background(
+    login_by: Login, opened: Opened, tmp_path: Path
+) -> None:
+    client = opened(login_by(f"sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >{tmp_path}/pid; echo '{GOOD}'"))
+    before = len(pipes())
+    assert (await client.get_node("h1")).name == "h1"
+    assert len(pipes()) <= before
+    pid = int((tmp_path / "pid").read_text())
+    os.kill(pid, signal.SIGKILL)  # it was there
+
+
+async def test_the_command_is_told_none_of_our_settings(
+    login_by: Login, opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", "geheim")
+    await opened(login_by(f"env >{tmp_path}/told; echo '{GOOD}'")).get_node("h1")
+    assert "geheim" not in (tmp_path / "told").read_text()
 
 
 async def test_a_command_that_hangs_is_ended_with_what_it_started_and_named(

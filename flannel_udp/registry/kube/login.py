@@ -10,16 +10,18 @@ import asyncio
 import json
 import os
 import signal
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
 import httpx2
 from lightkube.config.models import UserExec
 from lightkube.core.exceptions import ConfigError
 
-LOGIN_S = 20.0
+LOGIN_S = 15.0
 """How long the command may take; a request has longer, so that it is the command that is named."""
+_KILLED_S = 0.5
+"""How long what was killed may take to be gone, at most: it hangs in the kernel otherwise."""
 VERSIONS = tuple(f"client.authentication.k8s.io/{version}" for version in ("v1", "v1beta1", "v1alpha1"))
 
 
@@ -48,32 +50,46 @@ class LoginCommand(httpx2.Auth):
         yield request
 
     async def _run(self) -> bytes:
-        """Return what the command prints."""
-        command = self._command
-        asked = {"kind": "ExecCredential", "apiVersion": command.apiVersion, "spec": {"interactive": False}}
-        environ = os.environ | {variable.name: variable.value for variable in command.env or ()}
-        process = await asyncio.create_subprocess_exec(
-            self._program,
-            *(command.args or ()),
-            env=environ | {"KUBERNETES_EXEC_INFO": json.dumps(asked)},
-            stdin=DEVNULL,
-            stdout=PIPE,
-            stderr=PIPE,
-            start_new_session=True,  # what it has started is ended with it
-        )
+        """Return what the command prints. Raises `ConfigError`; then, and when we are cancelled, it is ended."""
+        process = self._start()
+        done = False
         try:
-            async with asyncio.timeout(LOGIN_S):
-                printed, said = await process.communicate()
-        except TimeoutError:
+            printed, said = await asyncio.to_thread(process.communicate, None, LOGIN_S)
+            done = True
+        except TimeoutExpired:
             raise ConfigError(f"{self._named} is not done after {LOGIN_S:g} s") from None
         finally:
-            if process.returncode is None:
+            if not done:
                 with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+                    os.killpg(process.pid, signal.SIGKILL)  # with what it has started: that may hold the pipes
+                with suppress(TimeoutExpired):
+                    process.wait(_KILLED_S)
         if process.returncode:
             raise ConfigError(f"{self._named} returned {process.returncode}: {said.decode(errors='replace')}")
         return printed
+
+    def _start(self) -> Popen[bytes]:
+        """Start it: half a millisecond, once for a token.
+
+        Not by asyncio: uvloop's child keeps all our descriptors, the pipes among them, so that whatever the command
+        leaves running in the background would keep us waiting.
+        """
+        command = self._command
+        asked = {"kind": "ExecCredential", "apiVersion": command.apiVersion, "spec": {"interactive": False}}
+        # Our own settings (a password may be among them) are not its business.
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("FLANNELD_")}
+        environ |= {variable.name: variable.value for variable in command.env or ()}
+        try:
+            return Popen(
+                [self._program, *(command.args or ())],
+                env=environ | {"KUBERNETES_EXEC_INFO": json.dumps(asked)},
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=PIPE,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:  # a NUL in an argument, say
+            raise ConfigError(f"{self._named} cannot be run: {getattr(error, 'strerror', None) or error}") from None
 
     def _token(self, printed: bytes) -> str:
         """Return the token that is in there; nothing of it is told, as it may be secret."""
