@@ -53,6 +53,7 @@ class AnsweringMember:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.down = False
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[str]:
@@ -67,7 +68,9 @@ class AnsweringMember:
         async with serving(server) as url:
             yield url
 
-    async def _range(self, _request: object, _context: object) -> pb.RangeResponse:
+    async def _range(self, _request: object, context: grpc.aio.ServicerContext[object, object]) -> pb.RangeResponse:
+        if self.down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "it is restarted")
         self.asked += 1
         return pb.RangeResponse(header=pb.ResponseHeader(cluster_id=7))
 
@@ -136,3 +139,27 @@ async def test_a_host_stays_with_the_member_that_it_began_with() -> None:
             await registry.list()
         await registry.close()
     assert sorted(member.asked >= n_calls for member in members) == [False, False, True]
+
+
+async def test_after_the_members_were_restarted_one_by_one_they_share_the_hosts_still() -> None:
+    members = [AnsweringMember() for _ in range(3)]
+    async with AsyncExitStack() as served:
+        endpoints = tuple([await served.enter_async_context(member.served()) for member in members])
+        hosts = [EtcdRegistry(EtcdOptions(endpoints=endpoints)) for _ in range(N_HOSTS)]
+
+        async def all_ask() -> None:
+            for host in hosts:
+                await host.list()
+
+        await all_ask()
+        for member in members:
+            member.down = True
+            await all_ask()
+            member.down = False
+        for member in members:
+            member.asked = 0
+        await all_ask()
+        for host in hosts:
+            await host.close()
+    # The last one to be restarted has nobody again; the others have some half of the hosts each.
+    assert [member.asked > N_HOSTS // 10 for member in members] == [True, True, False]

@@ -201,8 +201,9 @@ class EtcdClient:
 
     def _avoid(self, index: int) -> None:
         self._ours.discard(index)
-        if self._preferred == index:
-            self._preferred = (index + 1) % len(self._endpoints)
+        others = len(self._endpoints) - 1
+        if self._preferred == index and others:
+            self._preferred = (index + 1 + self._rng.randrange(others)) % len(self._endpoints)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -215,14 +216,14 @@ class EtcdClient:
         """Ask one endpoint after the other, beginning with the one that answered last.
 
         At first the one that answers only says which cluster is ours, and any that is left is used: hosts have the same
-        flags, and would all use the same member.
+        flags, and would all use the same member. Nor do the hosts of one that fails all go to the same other one.
 
         `right` is what a user may lack for it.
         """
         if await self._connections.look():
             self._token = None
         timeout_s = CALL_S / len(self._endpoints)
-        faults: list[str] = []
+        faults: dict[int, str] = {}
         denied = False
         strangers = 0
         left = deque(range(len(self._endpoints)))
@@ -237,7 +238,7 @@ class EtcdClient:
                         stranger = await self._find_stranger(channel, timeout_s)
                         if stranger:
                             strangers += 1
-                            faults.append(f"{url} ({stranger})")
+                            faults[index] = f"{url} ({stranger})"
                             continue
                         self._ours.add(index)
                         if unknown:
@@ -252,15 +253,18 @@ class EtcdClient:
                     self._connections.resolve_again(index)
                 self._ours.discard(index)
                 denied = denied or is_tls(error)
-                faults.append(f"{url} ({reason_of(error)})")
+                faults[index] = f"{url} ({reason_of(error)})"
+                if self._cluster_id and left:
+                    left.rotate(-self._rng.randrange(len(left)))
             else:
                 self._preferred = index
                 return result
+        said = ", ".join(text for _, text in sorted(faults.items()))
         if strangers == len(self._endpoints):  # the cluster was made anew
-            logger.warning("etcd: no endpoint is of the former cluster any more: %s", ", ".join(faults))
+            logger.warning("etcd: no endpoint is of the former cluster any more: %s", said)
             self._cluster_id = 0
             return await self._try_endpoints(attempt, right)
-        raise (RegistryDenied if denied else RegistryError)(f"no etcd endpoint answers: {', '.join(faults)}")
+        raise (RegistryDenied if denied else RegistryError)(f"no etcd endpoint answers: {said}")
 
     async def _try_authenticated(
         self, channel: grpc.aio.Channel, attempt: _Attempt[_Result], timeout_s: float
