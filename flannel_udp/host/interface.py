@@ -164,8 +164,13 @@ class HostNetwork:
         return replace(self, links=links, reach=None if inside else self.reach)
 
     def holds(self, address: IpAddress) -> bool:
-        """Tell whether an interface that packets leave by has this address."""
-        return any(item.address == address for link in self.links if link.leads_out for item in link.addresses)
+        """Tell whether this is an address of the host's.
+
+        `lo` and a dummy count, which routing daemons announce addresses of, but no dummy that is down: kube-proxy keeps
+        addresses of Services on one.
+        """
+        links = (link for link in self.links if link.up or link.leads_out)
+        return any(item.address == address for link in links for item in link.addresses)
 
     @property
     def has_ipv6(self) -> bool:

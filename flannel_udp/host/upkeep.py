@@ -232,29 +232,40 @@ class Upkeep:
             return await self._use(await self._completed(present))
         versions = _versions_of(external)
         facts = await self._gather(versions)
-        if present is not None and len(why) < len(versions) and not public_ip_came:
-            return await self._follow_one_family(present, facts, why)
-        return await self._choose_again(present, facts, why, monitor)
+        if not public_ip_came and (going_on := await self._go_on(present, facts, why)) is not None:
+            return going_on
+        return await self._choose_again(present, facts, why, monitor, may_return=not public_ip_came)
+
+    async def _go_on(self, present: Interface | None, facts: HostNetwork, why: Mapping[int, str]) -> Standing | None:
+        """Stay with the interface as far as it has its addresses; ``None`` where nothing is left of it."""
+        if present is None or len(why) == len(_versions_of(self.external)):
+            return None
+        return await (self._follow_one_family(present, facts, why) if why else self._use(present))
 
     async def _choose_again(
-        self, present: Interface | None, facts: HostNetwork, why: Mapping[int, str], monitor: Monitor
+        self,
+        present: Interface | None,
+        facts: HostNetwork,
+        why: Mapping[int, str],
+        monitor: Monitor,
+        *,
+        may_return: bool,
     ) -> Standing:
         """Go on with what the flags choose now, because of `why`, or as the public IP has come.
 
-        `present` is the interface in use, if it is there.
+        `present` is the interface in use, if it is there; what is lost `may_return`, unless it would be left for the
+        public IP then.
         """
         versions, text = _versions_of(self.external), "; ".join(dict.fromkeys(why.values()))
         made_anew = _made_anew(self.external, facts) if present is None else None
         try:
             external = made_anew or interface.choose(self._options.interface, facts, versions)
-        except FlannelError:
-            if present is not None and not why:  # what has come cannot be used yet: it is tentative, say
-                return await self._use(present)
-            return self._wait_for(text, monitor)
+        except FlannelError:  # what has come cannot be used yet, say: it is tentative
+            return await self._go_on(present, facts, why) or self._wait_for(text, monitor)
         if self._has_public_ip and external.of(versions[0]) != self.external.of(versions[0]):
             # Nobody is behind a NAT all of a sudden: from another address peers would take nothing.
             return self._wait_for(f"{text}, which is {_FLAG[versions[0]]}", monitor)
-        if _moves(self.external, external) and (wait_s := self._may_return_s(why)) > 0:
+        if may_return and _moves(self.external, external) and (wait_s := self._may_return_s(why)) > 0:
             return self._wait_for(text, monitor, again_s=wait_s)
         self._elsewhere = _elsewhere(external, facts)
         return await self._use(_keep_families(external, self.external))

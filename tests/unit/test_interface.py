@@ -103,13 +103,20 @@ def test_a_public_ip_that_is_nobodys_here_leaves_the_default_route() -> None:
     assert choice.refusals == ("--public-ip=203.0.113.77: no interface has this address: a NAT in front of us",)
 
 
-def test_a_public_ip_on_the_loopback_or_a_dummy_leaves_the_default_route() -> None:
-    """The kernel keeps what a cloud's load balancer or kube-proxy needs there; no packet leaves by them."""
-    public = Address(IPv4Address("203.0.113.77"))
-    lo = replace(LO, addresses=(*LO.addresses, public), leads_out=False)
-    ipvs = Link(6, "kube-ipvs0", 1500, (public,), up=False, leads_out=False)
+def test_a_public_ip_on_a_dummy_that_is_down_leaves_the_default_route() -> None:
+    """kube-proxy keeps the addresses of Services on one, among them what a NAT in front of this host may have."""
+    ipvs = Link(6, "kube-ipvs0", 1500, addresses("203.0.113.77"), up=False, leads_out=False)
     options = InterfaceOptions(public_ip=IPv4Address("203.0.113.77"))
-    assert chosen(options, replace(HOST, links=(lo, *HOST.links[1:], ipvs))) == ("eth0", "192.0.2.2")
+    assert chosen(options, replace(HOST, links=(*HOST.links, ipvs))) == ("eth0", "192.0.2.2")
+
+
+def test_a_public_ip_on_the_loopback_or_a_dummy_chooses_it() -> None:
+    """Where a routing daemon announces it, packets to other hosts have to leave from there."""
+    options = InterfaceOptions(public_ip=IPv4Address("203.0.113.77"))
+    lo = replace(LO, addresses=(*LO.addresses, *addresses("203.0.113.77")), leads_out=False)
+    assert chosen(options, replace(HOST, links=(lo, *HOST.links[1:]))) == ("lo", "203.0.113.77")
+    dummy = Link(6, "dummy0", 1500, addresses("203.0.113.77"), leads_out=False)
+    assert chosen(options, replace(HOST, links=(*HOST.links, dummy))) == ("dummy0", "203.0.113.77")
 
 
 def test_of_the_interfaces_with_an_address_one_that_packets_leave_by_goes_first() -> None:
