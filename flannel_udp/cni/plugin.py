@@ -172,7 +172,8 @@ def _with_gateways(result: Document) -> Document:
 
 def _with_previous_result(conf: Document, request: Request) -> Document:
     previous = request.conf.get("prevResult")
-    return {**conf, "prevResult": previous} if previous else conf
+    # The runtime gives the result in the version of its configuration, which may be another one since ADD.
+    return {**conf, "cniVersion": request.version, "prevResult": previous} if previous else conf
 
 
 def _is_ipv6(address: str) -> bool:

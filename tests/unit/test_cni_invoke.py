@@ -138,6 +138,15 @@ def test_a_container_is_detached_also_after_its_network_got_another_name(host: H
     assert (host.calls(), host.keeps_state()) == (["DEL eth0"], False)
 
 
+@pytest.mark.parametrize("command", ["CHECK", "DEL"])
+def test_the_result_of_add_is_handed_on_in_the_version_in_which_it_comes(host: Host, command: str) -> None:
+    host.call("ADD", cniVersion="1.0.0")
+    host.delegate(f"cat >{host.folder}/given")
+    host.call(command, cniVersion="0.4.0", prevResult={"cniVersion": "0.4.0", "routes": []})
+    given = json.loads((host.folder / "given").read_text())
+    assert (given["cniVersion"], given["prevResult"]) == ("0.4.0", {"cniVersion": "0.4.0", "routes": []})
+
+
 def test_what_flannels_own_plugin_kept_is_detached_by_any_interface(host: Host) -> None:
     (host.folder / "data").mkdir()
     (host.folder / "data" / "abc").write_text('{"type": "bridge", "name": "cbr0"}')
