@@ -216,6 +216,10 @@ newest_packaged_python() {
 # in the old one. tox's environments are of the same kind.
 make_venv() {
     here=$(pwd -P)
+    # One that was made before this was written down: where it says that it is of here, it is.
+    if [ ! -e .venv/folder ] && grep -qsF "$here/.venv" .venv/bin/activate; then
+        printf '%s\n' "$here" >.venv/folder
+    fi
     if [ "$(cat .venv/folder 2>/dev/null)" != "$here" ] || ! .venv/bin/python -c '' 2>/dev/null; then
         rm -rf .tox
         step "making .venv with $python" "$python" -m venv --clear .venv

@@ -269,6 +269,17 @@ def test_a_package_that_older_releases_have_within_another_is_asked_for_where_it
     assert ("kubernetes-client" in asked) is packaged
 
 
+def test_an_environment_of_before_that_is_of_here_stays(checkout: Checkout) -> None:
+    checkout.have_all_but_the_packages_of_python()
+    checkout.put_pip("exit 1")
+    (checkout.folder / ".venv/folder").unlink()
+    (checkout.folder / ".venv/bin/activate").write_text(f"VIRTUAL_ENV='{checkout.folder}/.venv'\n")
+    assert "making .venv" not in checkout.run("lab").stderr
+    (checkout.folder / ".venv/folder").unlink()
+    (checkout.folder / ".venv/bin/activate").write_text("VIRTUAL_ENV='/elsewhere/.venv'\n")
+    assert "making .venv" in checkout.run("lab").stderr
+
+
 # Without a network
 
 
