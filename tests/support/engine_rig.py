@@ -137,7 +137,6 @@ class EngineRig:
         self._sides: dict[int, _Side] = {}
         self.peers: dict[str, socket.socket] = {}
         self._marker = _open_marker() if peers else None
-        self._processors = _stay_on_one_processor()
         for each in tables:
             ours = str(agent if each.version == 4 else AGENT6)
             theirs = [address for address in peers if ip_address(address).version == each.version]
@@ -178,6 +177,7 @@ class EngineRig:
             )
             self._sides[each.version] = _Side(each, ours, udp, opened, new_engine)
         self.engines = self._open_engines()
+        self._processors = _stay_on_one_processor()  # last: nothing fails any more that would leave it so
 
     def _open_engines(self) -> list[Engine]:
         engines: list[Engine] = []
