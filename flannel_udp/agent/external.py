@@ -71,10 +71,7 @@ async def _choose(
 ) -> tuple[Interface, interface.Choice]:
     """Return the interface, and how it was chosen. Raises `FlannelError`."""
     facts = await asyncio.to_thread(interface.gather, options, versions)
-    choice = interface.decide(options, facts.outside(overlays), versions)
-    if choice.interface is None:
-        # The overlay may be the host's own network: that is the configuration's fault, and said with it.
-        choice = interface.decide(options, facts, versions)
+    choice, facts = interface.decide_outside(options, facts, versions, overlays)
     if choice.interface is None:
         raise interface.no_interface(choice, facts, versions)
     if choice.waits:

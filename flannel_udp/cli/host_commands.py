@@ -50,9 +50,9 @@ def _iface_show(given: Values) -> int:
 
     wanted = to_options(given)
     options = wanted.interface
-    host = interface.gather(options, interface.VERSIONS).outside(_overlays(wanted.subnet_file))
-    versions = interface.VERSIONS if host.has_ipv6 else interface.VERSIONS[:1]
-    choice = interface.decide(options, host, versions)
+    facts = interface.gather(options, interface.VERSIONS)
+    versions = interface.VERSIONS if facts.has_ipv6 else interface.VERSIONS[:1]
+    choice, host = interface.decide_outside(options, facts, versions, _overlays(wanted.subnet_file))
     (interface_why.show_json if given.get("json") else interface_why.show)(choice, host, sys.stdout, versions)
     if choice.interface is None:
         raise interface.no_interface(choice, host, versions)
@@ -157,10 +157,10 @@ HOST_COMMANDS: Mapping[str, Command] = {
     "iface show": Command(
         "tell which interface the agent would take with these flags, and why each other one not",
         "Nothing is changed, no agent needs to run, and anybody may ask. The exit code is 1 where there is nothing to\n"
-        "take: an agent would wait for it.\n\n"
+        "take: an agent would wait for it. The subnet file says which addresses are the overlay's: none is taken.\n\n"
         "example: flannel-udp iface show --iface-can-reach=192.0.2.10",
         _iface_show,
-        {"interface": INTERFACE_FLAGS, "output": (JSON_FLAG,)},
+        {"interface": INTERFACE_FLAGS, "agent": (SUBNET_FILE_FLAG,), "output": (JSON_FLAG,)},
     ),
     "firewall show": Command(
         "print the firewall rules of a host, as nft -f and iptables-restore --noflush take them",

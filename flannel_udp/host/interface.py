@@ -285,6 +285,16 @@ def _with(interface: Interface, version: int, ends: Ends | None) -> Interface:
     return replace(interface, v4=ends) if version == 4 else replace(interface, v6=ends)
 
 
+def decide_outside(
+    options: InterfaceOptions, host: HostNetwork, versions: Sequence[int], overlays: Sequence[Prefix]
+) -> tuple[Choice, HostNetwork]:
+    """Choose no address in these overlays, and return by which facts; one in there where there is no other."""
+    facts = host.outside(overlays)
+    choice = decide(options, facts, versions)
+    # The overlay may be the host's own network: that is the configuration's fault, and said with it.
+    return (choice, facts) if choice.interface is not None else (decide(options, host, versions), host)
+
+
 def _decide(options: InterfaceOptions, host: HostNetwork, version: int) -> Choice:
     """Make the attempts in their order until one finds an interface that has an address of this IP version."""
     attempts = [Attempt("iface", text, partial(_by_name_or_address, text)) for text in options.iface]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +123,17 @@ def test_what_leads_nowhere_is_explained_and_fails(host: str) -> None:
     assert done.stderr.startswith(
         "flannel-udp: no interface matches: --iface=eth2: eth2 is down; --iface=eth3: eth3 has no IPv4 address; "
     )
+
+
+def test_what_lies_in_the_overlay_of_a_subnet_file_is_taken_where_there_is_nothing_else(
+    host: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "subnet.env"
+    wanted = "FLANNEL_SUBNET=192.0.2.65/28\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
+    file.write_text(f"FLANNEL_NETWORK=192.0.2.0/24\n{wanted}")
+    file.chmod(0o644)
+    shown = document(host, f"--subnet-file={file}")
+    assert (shown["chosen"]["interface"], shown["chosen"]["address"]) == ("eth1", "198.51.100.2")
+    assert any("lies in the overlay network 192.0.2.0/24" in each["reason"] for each in shown["candidates"])
+    chosen = document(host, f"--subnet-file={file}", "--iface-regex=^192")["chosen"]
+    assert (chosen["interface"], chosen["address"]) == ("eth0", "192.0.2.2")
