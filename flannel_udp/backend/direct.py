@@ -205,8 +205,13 @@ class DirectRoutes:
 
     # The host
 
-    async def hold(self, subnet: Prefix, *, load: bool) -> None:
-        """See `LeasedRoutes.hold`: call it once the tunnel device has its address. What fails is tried again."""
+    async def hold(self, subnet: Prefix, *, load: bool, after_flanneld: bool) -> None:
+        """See `LeasedRoutes.hold`: call it once the tunnel device has its address. What fails is tried again.
+
+        `after_flanneld`: its routes past the tunnel are taken over.
+        """
+        if after_flanneld:
+            self._routes.inherit(elsewhere=True)
         try:
             await self._routes.hold(subnet, load=load)
         except FlannelError:

@@ -134,7 +134,7 @@ class HostGwNetwork(KernelNetwork):
     async def hold(self, subnet: Subnet, former: LeaseAttrs | None) -> None:
         """See `KeptNetwork.hold`. What flanneld's host-gw left is taken over with the first routes."""
         if former is not None and former.backend_type == BACKEND.type:
-            self._routes.inherit()
+            self._routes.inherit(elsewhere=True)
         share = share_of(subnet, self._version)
         await self._routes.hold(share, load=self._own == share)
 

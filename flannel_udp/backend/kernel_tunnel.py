@@ -160,7 +160,9 @@ class KernelTunnelNetwork(KernelNetwork):
             await asyncio.to_thread(self._device.take, share.network_address, self._until_s, claimed)
         finally:
             # Also if the device could not be set up: what fails is tried again by `repair`.
-            self._routes.inherit(self._device.index)
+            # Its DirectRouting has routes past the device.
+            ran = former is not None and former.backend_type == self._context.config.backend.type
+            self._routes.inherit(self._device.index, elsewhere=ran and self._direct is not None)
             await self._routes.hold(share, load=self._own == share)
 
     def _claimed(self, former: LeaseAttrs | None) -> int:  # noqa: ARG002 - for kinds that have a MAC

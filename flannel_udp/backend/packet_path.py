@@ -234,13 +234,16 @@ class PacketPathNetwork:
 
     # The host
 
-    async def hold(self, subnet: Subnet, former: LeaseAttrs | None) -> None:  # noqa: ARG002 - the protocol's
+    async def hold(self, subnet: Subnet, former: LeaseAttrs | None) -> None:
         """See `KeptNetwork.hold`."""
+        kind = self._context.config.backend.type
+        # flanneld's udp knows no DirectRouting.
+        after_flanneld = former is not None and former.backend_type == kind and kind != "udp"
 
         async def hold(version: int, direct: DirectRoutes) -> None:
             share = subnet.of(version)
             if share is not None:
-                await direct.hold(share, load=self._own == subnet)
+                await direct.hold(share, load=self._own == subnet, after_flanneld=after_flanneld)
 
         try:
             await self._tunnel.hold(subnet, self.mtu)

@@ -6,7 +6,8 @@ its own only if our entry in the registry said, before we rewrote it, that this 
 
 - vxlan: the devices flannel.VNI and flannel-v6.VNI, with everything on them
 - ipip: the device flannel.ipip, likewise
-- host-gw: a route to the subnet of each lease through its holder; one that leads elsewhere is an administrator's
+- host-gw, and DirectRouting of these: a route to the subnet of each lease through its holder; one that leads elsewhere
+  is an administrator's
 
 A family that is off now, or that this host has no address of any more, is as another backend: what is left of it goes.
 """
@@ -65,8 +66,8 @@ async def remove_remains(
                 removed += await asyncio.to_thread(_remove_device, name, "vxlan")
         case "ipip" if alone:
             removed += await asyncio.to_thread(_remove_device, "flannel.ipip", "ipip")
-        case "host-gw":
-            removed += await asyncio.to_thread(_remove_routes, overlays, await list_leases())
+    if former.backend_type in ("host-gw", "vxlan", "ipip"):
+        removed += await asyncio.to_thread(_remove_routes, overlays, await list_leases())
     return removed
 
 

@@ -94,7 +94,7 @@ class RouteSet:
         """
         self._wanted: dict[Prefix, Route] = {}  # without their end
         self._inherits = False
-        self._device = 0  # see `inherit`
+        self._device, self._elsewhere = 0, False  # see `inherit`
         self._present: dict[Prefix, list[Route]] = {}  # of ours, as last seen or set
         self._said: dict[_Said, Route] = {}  # what the kernel said of ours at the last look
         self._touched: set[Prefix] = set()  # what was changed since then
@@ -161,7 +161,7 @@ class RouteSet:
         former, all_said = self._said, dict.fromkeys(map(self._heard, streamed))
         self._said = {said: former.get(said) or parse_route(*said) for said in all_said}
         differing = [(self._said.get(said) or former[said]).destination for said in self._said.keys() ^ former.keys()]
-        inherited = self._inherited(netlink) if self._device or not all_said else []
+        inherited = self._inherited(netlink, alone=not all_said) if self._inherits else []
         doubtful = self._touched.union(self.faults, differing, (route.destination for route in inherited))
         self._touched = set()
         if doubtful:
@@ -198,28 +198,32 @@ class RouteSet:
             self.faults = {**self.faults, **{at: _taken_away(self._wanted[at]) for at in put_off if at in self._wanted}}
         return len(changed)
 
-    def inherit(self, device: int = 0) -> None:
+    def inherit(self, device: int = 0, *, elsewhere: bool) -> None:
         """Take what flanneld left for ours at the next `load`, and so replace it without a gap.
 
-        flanneld's routes have no mark (RTPROT_BOOT): they are those that lead where ours are to lead. Where a run of
-        ours has left some, flanneld did not run last, and such a route is somebody else's. On the `device` of this
-        index, which is nobody else's, they are told by their gateway as well, the first address of the destination, so
-        that those to hosts which have left go.
+        flanneld's routes have no mark (RTPROT_BOOT): they are those that lead where ours are to lead. On the `device`
+        of this index, which is nobody else's, they are told by their gateway as well, the first address of the
+        destination, so that those to hosts which have left go. `elsewhere`: on other devices, too, where flanneld's
+        host-gw and DirectRouting have them. Where a run of ours has left some, flanneld did not run last, and such a
+        route is somebody else's there.
         """
-        self._inherits, self._device = True, device
+        self._inherits, self._device, self._elsewhere = True, device, elsewhere
 
-    def _inherited(self, netlink: Rtnetlink) -> list[Route]:
-        if not self._inherits:
-            return []
-        # A host may hold a whole Internet's routes without a mark: only those to our destinations are understood.
+    def _inherited(self, netlink: Rtnetlink, *, alone: bool) -> list[Route]:
+        """Return those of flanneld's; `alone`: there are none of ours."""
         wanted = {(at.network_address.packed, at.prefixlen): route for at, route in self._wanted.items()}
-        return [
-            route
-            for body in stream_routes(netlink, version=self._version, protocol=RTPROT_BOOT, oif=self._device)
-            if (at := destination_of(body)) in wanted or self._device
-            for route in (parse_route(body),)
-            if _leads_like(route, wanted.get(at)) or (self._device and _is_by_flanneld(route))
-        ]
+        found: dict[Route, None] = {}
+        if self._device:
+            for body in stream_routes(netlink, version=self._version, protocol=RTPROT_BOOT, oif=self._device):
+                route = parse_route(body)
+                if _leads_like(route, wanted.get(destination_of(body))) or _is_by_flanneld(route):
+                    found[route] = None
+        if self._elsewhere and alone:
+            # A host may hold a whole Internet's routes without a mark: only those to our destinations are understood.
+            for body in stream_routes(netlink, version=self._version, protocol=RTPROT_BOOT):
+                if (at := destination_of(body)) in wanted and _leads_like(route := parse_route(body), wanted[at]):
+                    found[route] = None
+        return list(found)
 
     def clear(self) -> int:
         """Remove every route of ours, and want none; return how many there were."""

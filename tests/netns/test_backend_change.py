@@ -221,16 +221,22 @@ def test_flannelds_vxlan_device_goes_with_all_that_is_on_it_where_our_entry_name
         agent.wait_for_line("removed what an earlier run left: flanneld's device flannel.1")
 
 
-@pytest.mark.parametrize("peer", ["", "host-gw"], ids=["gone over", "not yet"])
-def test_flannelds_host_gw_routes_go_where_our_entry_names_it(flannelds: Lab, h1: Host, peer: str) -> None:
+@pytest.mark.parametrize(
+    ("former", "peer"),
+    [("host-gw", ""), ("host-gw", "host-gw"), ("vxlan", ""), ("ipip", "")],
+    ids=["gone over", "not yet", "vxlan's direct one", "ipip's direct one"],
+)
+def test_flannelds_routes_through_hosts_go_where_our_entry_names_it(
+    flannelds: Lab, h1: Host, former: str, peer: str
+) -> None:
     expected = kernel_state(h1) | of_udp(*flannelds.hosts)
     h1.configure(f"route add {THEIRS} via 192.0.2.2")
-    with gone_over(flannelds, "host-gw", "udp", peer=peer) as agent:
+    with gone_over(flannelds, former, "udp", peer=peer) as agent:
         wait_for("they are gone, and ours is there", lambda: kernel_state(h1) == expected)
         agent.wait_for_line("removed what an earlier run left: flanneld's routes: 1")
 
 
-@pytest.mark.parametrize("former", ["", "vxlan"], ids=["nothing", "another"])
+@pytest.mark.parametrize("former", ["", "alloc"], ids=["nothing", "another"])
 def test_where_our_entry_names_nothing_or_another_nothing_of_flannelds_is_touched(
     flannelds: Lab, h1: Host, former: str
 ) -> None:

@@ -97,7 +97,7 @@ def test_what_a_killed_run_left_is_kept_changed_or_removed(host: OneHost) -> Non
 def test_flannelds_routes_become_ours(host: OneHost) -> None:
     host.ip(f"route add {A} via 2001:db8::2", f"route add {B} via 2001:db8::9")
     routes = RouteSet(6)
-    routes.inherit()
+    routes.inherit(elsewhere=True)
     assert host.call(routes.load, {A: via("2001:db8::2"), B: via("2001:db8::3")}) == 1
     assert routes_of(host) == [f"{A} via 2001:db8::2 dev eth0 metric 1024 pref medium"]
     assert list(routes.faults) == [B]

@@ -15,7 +15,7 @@ from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping
 from tests.support.agents import WITH_TIME_TO_CLEAN_UP, Agent, Log, pid_of, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
-from tests.support.by_hand_vxlan import join_by_hand, mac_of, vxlan_value
+from tests.support.by_hand_vxlan import LeasedVxlan, join_by_hand, mac_of, vxlan_value
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.mixed import OURS, THEIRS
@@ -190,6 +190,24 @@ def test_flannelds_device_is_taken_over_without_losing_a_packet_and_what_left_is
         assert not any("not ours" in line for line in agent.said())
         value = json.loads(by_hand(flannelds).subnets()["10.244.1.0-24"])
         assert value["BackendData"] == {"VNI": 1, "VtepMAC": mac}
+
+
+@pytest.mark.parametrize("datapath", ["kernel", "userspace"])
+def test_flannelds_direct_routes_are_taken_over_without_losing_a_packet(datapath: str) -> None:
+    backend = {"Type": "vxlan", "DirectRouting": True}
+    args = (f"--datapath={datapath}",)
+    plan = Plan(fresh_name(), hosts=2, config={"Network": str(OVERLAY), "Backend": backend}, agents=(), agent_args=args)
+    with Lab(plan) as lab:
+        h1, h2 = lab.hosts
+        for host, own, other, to in ((h1, OURS, h2, THEIRS), (h2, THEIRS, h1, OURS)):
+            LeasedVxlan(host, own).register()
+            host.configure(f"route add {to} via {other.underlay}")  # as flanneld has it, of protocol boot
+        with nothing_lost(lab), Agent(h1, *args) as agent:
+            agent.wait_ready()
+            wait_for("ours", lambda: "proto 82" in h1.run(["ip", "route", "show", str(THEIRS)]).stdout)
+            assert f"via {h2.underlay} dev eth0" in h1.run(["ip", "route", "show", str(THEIRS)]).stdout
+            assert h1.control("/v1/status")["degraded"] == []
+            assert not any("not ours" in line for line in agent.said())
 
 
 def test_flannelds_device_with_other_settings_is_made_anew_as_our_entry_names_it(flannelds: Lab) -> None:
