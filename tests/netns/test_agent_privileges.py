@@ -108,8 +108,10 @@ def test_password_and_key_are_told_nowhere(host: Host, tmp_path: Path, way: str)
     password_file.write_text(SPOKEN + "\n")
     arguments = {"flag": [f"--etcd-password={SPOKEN}"], "file": [f"--etcd-password-file={password_file}"]}
     environment = {"FLANNELD_ETCD_PASSWORD": SPOKEN} if way == "variable" else {}
-    # A certificate where etcd speaks plain text: every attempt fails, and failing is where things are told.
-    tls = () if host.plan.registry == "file" else (f"--etcd-certfile={key.certfile}", f"--etcd-keyfile={key.keyfile}")
+    # TLS where etcd speaks plain text: every attempt fails, and failing is where things are told.
+    https = f"--etcd-endpoints={host.plan.etcd_endpoint.replace('http:', 'https:')}"
+    etcd = (https, f"--etcd-certfile={key.certfile}", f"--etcd-keyfile={key.keyfile}")
+    tls = () if host.plan.registry == "file" else etcd
     flags = ("--v=9", f"--healthz-port={PORT}", "--etcd-username=root", *tls, *arguments.get(way, ()))
     with Agent(host, *flags, environment=environment) as agent:
         wait_for("it answers", host.control_socket.exists)
