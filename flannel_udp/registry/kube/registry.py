@@ -149,6 +149,10 @@ class KubeRegistry:
                 logger.info("other hosts reach this one at %s: %s says so", address, name)
                 if (why := _why_ignored(address, version)) is not None:
                     logger.warning("other hosts ignore us: our %s %s %s", name, address, why)
+            for name, address in self._annotations.unread(node).items():
+                logger.warning(
+                    "node %r: %s is %s, which is not read: see --iface and --public-ip", node.name, name, address
+                )
         self._registered_ips = self._annotations.public_ips(node)
         lease = self._own_lease(node)
         self._written = (lease[1], time.monotonic())
