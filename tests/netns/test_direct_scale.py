@@ -88,7 +88,7 @@ async def follow_underlay(host: OneHost) -> None:
                     loop.call_later(standing.again_s, woken.set)
 
     try:
-        await direct.hold(OWN, load=False)
+        await direct.hold(OWN, load=False, after_flanneld=False)
         counted()
         began_s = time.process_time()
         await direct.publish(OWN, [Delta(added=PEERS)], whole=True)
