@@ -49,13 +49,13 @@ def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def test_what_leads_packets_elsewhere_is_found(host: OneHost) -> None:
-    found = host.call(Look(NETWORK).look, OWN, WAYS, [])
+    found = host.call(Look(NETWORK).look, OWN, WAYS, [], None)
     assert any("are sent to eth0, not to eth1: by the route" in item.text for item in found.routes), found
     assert ["this host does not forward" in item.text for item in found.forwarding] == [True]
 
 
 def test_where_the_registry_is_cut_off_is_found(host: OneHost) -> None:
-    found = host.call(Look(NETWORK).look, OWN, WAYS, [Need("the registry", REGISTRY)])
+    found = host.call(Look(NETWORK).look, OWN, WAYS, [Need("the registry", REGISTRY)], None)
     assert ["is inside the overlay network 10.1.0.0/16" in item.text for item in found.cut_off] == [True]
 
 
