@@ -84,7 +84,7 @@ def versions_spoken(plugin: Path) -> list[str] | str:
         return f"cannot run it: {error.strerror}"
     try:
         answer = json.loads(done.stdout)
-        return str(answer["msg"]) if "msg" in answer else list(answer["supportedVersions"])
+        return str(answer["msg"]) if "msg" in answer else [str(version) for version in answer["supportedVersions"]]
     except (ValueError, TypeError, LookupError):
         said = done.stderr.decode(errors="replace").strip().splitlines()
         return "it says no versions" + (f": {said[-1][:200]}" if said else "")

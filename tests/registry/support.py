@@ -6,13 +6,15 @@ import asyncio
 import os
 import random
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from flannel_udp.errors import RegistryError
+from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.model import Change, Snapshot
 from flannel_udp.registry import Registry
 from tests.support.patience import PATIENCE_S
@@ -105,8 +107,19 @@ def etcdctl(endpoint: str, *arguments: str) -> str:
     return done.stdout
 
 
-def guard(endpoint: str) -> None:
-    """Let an etcd ask for passwords. User flannel may use flannel's prefix only."""
+@contextmanager
+def guarded(directory: Path, tokens: str) -> Iterator[EtcdServer]:
+    """Run an etcd that asks for passwords, and gives such `tokens`. User flannel may use flannel's prefix only."""
+    server = EtcdServer(directory, arguments=(tokens, "--bcrypt-cost=4"))
+    server.start()
+    try:
+        _guard(server.endpoint)
+        yield server
+    finally:
+        server.stop()
+
+
+def _guard(endpoint: str) -> None:
     for command in (
         ("user", "add", f"root:{PASSWORD}"),
         ("user", "grant-role", "root", "root"),

@@ -27,7 +27,7 @@ from flannel_udp.registry.etcd import watch as etcd_watch
 from flannel_udp.registry.etcd.registry import PAGE_KEYS, EtcdRegistry
 from flannel_udp.registry.keys import format_value
 from tests.registry.certificates import make_authority, make_certificate
-from tests.registry.support import PASSWORD, FirstStays, etcdctl, guard, once_connected, said, watching
+from tests.registry.support import PASSWORD, FirstStays, etcdctl, guarded, once_connected, said, watching
 from tests.support.patience import PATIENCE_S
 from tests.support.standstill import freeze
 
@@ -419,13 +419,8 @@ async def test_a_certificate_for_another_host_is_refused(opened: Opened, etcd_di
 @pytest.fixture
 def guarded_etcd(etcd_directory: Path) -> Iterator[EtcdServer]:
     """An etcd that asks for passwords; its tokens last a second. User flannel may use flannel's prefix only."""
-    server = EtcdServer(etcd_directory, arguments=("--auth-token-ttl=1", "--bcrypt-cost=4"))
-    server.start()
-    guard(server.endpoint)
-    try:
+    with guarded(etcd_directory, "--auth-token-ttl=1") as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.model import LEASE_TTL_S
 from flannel_udp.options import EtcdOptions
 from flannel_udp.registry.etcd.faults import is_stale_token
-from tests.registry.support import PASSWORD, etcdctl, guard, watching
+from tests.registry.support import PASSWORD, etcdctl, guarded, watching
 from tests.registry.test_etcd import KEY, OTHER_VALUE, VALUE, Opened, opened
 from tests.support.patience import PATIENCE_S
 
@@ -27,14 +27,9 @@ def signing_etcd(etcd_directory: Path, tmp_path: Path) -> Iterator[EtcdServer]:
     key, public = tmp_path / "key.pem", tmp_path / "public.pem"
     for command in (("genrsa", "-out", key, "2048"), ("rsa", "-in", key, "-pubout", "-out", public)):
         subprocess.run(["openssl", *command], check=True, capture_output=True, timeout=PATIENCE_S)
-    token = f"--auth-token=jwt,pub-key={public},priv-key={key},sign-method=RS256,ttl=1h"
-    server = EtcdServer(etcd_directory, arguments=(token, "--bcrypt-cost=4"))
-    server.start()
-    guard(server.endpoint)
-    try:
+    tokens = f"--auth-token=jwt,pub-key={public},priv-key={key},sign-method=RS256,ttl=1h"
+    with guarded(etcd_directory, tokens) as server:
         yield server
-    finally:
-        server.stop()
 
 
 async def test_a_signed_token_that_is_older_than_a_change_of_users_or_roles_is_replaced(

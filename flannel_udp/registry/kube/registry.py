@@ -225,7 +225,7 @@ class KubeRegistry:
             except Silent:
                 silent = True
             except Expired as error:
-                table, silent = None, False
+                table = None
                 await outage.wait(error)
             except RegistryError as error:
                 await outage.wait(error)
