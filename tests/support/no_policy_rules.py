@@ -47,4 +47,4 @@ def without_rules(netlink: socket.socket, code: int, *, at_the_end: bool) -> Rtn
     (fib_nl_dumprule: EAFNOSUPPORT).
     """
     refusing = _Refusing(netlink, _NLMSG_DONE if at_the_end else _NLMSG_ERROR, code)
-    return Rtnetlink(refusing)  # type: ignore[arg-type] - it has of a socket what is asked of it
+    return Rtnetlink(refusing)  # type: ignore[arg-type]  # it has of a socket what is asked of it
