@@ -6,15 +6,14 @@ containers lack. A copy of the file is found out by the leases: each bears a num
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import secrets
-from contextlib import suppress
 from pathlib import Path
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.files.atomic import draft_of
 
 HOST_ID = "host-id"
 """The file's name: 32 hexadecimal digits, 128 random bits."""
@@ -52,21 +51,18 @@ def _read(path: Path) -> str | None:
 
 
 def _make(path: Path) -> str:
-    """Write a new id, unless another process of this host is faster."""
+    """Write a new id, unless another process of this host was faster: the file's lock says who may (flock(2)).
+
+    It is written in place: a file taken away, even one that makes no sense, might be one that was just made.
+    """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if path.exists():
-        path.unlink()  # it makes no sense: a disk that was full, say
-    draft = draft_of(path).with_suffix(f".{os.getpid()}")
-    try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:  # noqa: PTH123
-            file.write(f"{new_host_id()}\n")
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:  # noqa: PTH123
+        fcntl.flock(file, fcntl.LOCK_EX)
+        made = _read(path)
+        if made is None:
+            made = new_host_id()
+            file.truncate()
+            file.write(f"{made}\n".encode())
             file.flush()
             os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            path.hardlink_to(draft)
-    finally:
-        draft.unlink(missing_ok=True)
-    made = _read(path)
-    if made is None:
-        raise FileNotFoundError(2, "it is gone at once")
     return made

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.files import host_id
 from flannel_udp.files.host_id import HOST_ID, keep_host_id, mark_of, new_host_id
 from tests.support.patience import PATIENCE_S
 
@@ -63,6 +64,22 @@ def test_processes_that_start_together_agree(tmp_path: Path) -> None:
     said = {process.communicate(timeout=PATIENCE_S)[0] for process in started}
     assert said == {f"{keep_host_id(tmp_path / 'new')}\n"}
     assert os.listdir(tmp_path / "new") == [HOST_ID]  # noqa: PTH208
+
+
+def test_one_that_another_process_makes_after_the_first_look_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = host_id._read
+    theirs = []
+
+    def look_too_early(path: Path) -> str | None:
+        monkeypatch.setattr(host_id, "_read", look)
+        seen = look(path)
+        theirs.append(keep_host_id(tmp_path))
+        return seen
+
+    monkeypatch.setattr(host_id, "_read", look_too_early)
+    assert [keep_host_id(tmp_path)] == theirs
 
 
 def test_marks_have_32_bits_and_differ() -> None:
