@@ -23,7 +23,7 @@ from typing import Any
 from flannel_udp.agent.prober import ALL_S, Prober
 from flannel_udp.backend.protocol import Network, NetworkFacts
 from flannel_udp.control.path_search import BASE_BYTES, FLOOR_BYTES
-from flannel_udp.control.peer_health import PODS_LOST, Health, PeersHealth, why_ill
+from flannel_udp.control.peer_health import NO_ECHO, PODS_LOST, Health, PeersHealth, why_ill
 from flannel_udp.control.peer_paths import PeerPaths
 from flannel_udp.control.peer_rates import PeerRates
 from flannel_udp.dataplane.probes import PROBE_IDENTIFIER
@@ -273,6 +273,9 @@ class PeerWatch:
             ask = f"does its agent run, and is UDP {facts.port} open on the way?"
         elif tunnelled and facts.ip_protocol is not None:
             ask = f"does its agent run, and is IP protocol {facts.ip_protocol} open on the way?"
+        if tunnelled and facts.counters is None and why == NO_ECHO:
+            # The kernel's tunnels count by device: pods may well have answers from there.
+            return f"packets go there, and {why} (what else comes back is not known): {ask} or does it drop echoes?"
         return f"packets go there and nothing comes back ({why}): {ask}"
 
     def _narrow_ones(self) -> Iterator[Degradation]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -61,8 +60,6 @@ def _live(options: Options) -> int:
         )
     check_privileges()
     kept = drop_capabilities(_files(options))  # now, for no other thread runs yet
-    # Loading 100,000 peers makes a million objects that stay: do not look through them for garbage over and over.
-    gc.set_threshold(50_000)
     return uvloop.run(_run(options, kept))
 
 

@@ -7,6 +7,7 @@ Whatever a command needs is imported when it runs, so that `--help`, `--version`
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -103,6 +104,9 @@ def _dispatch(argv: list[str]) -> int:
 def _agent(argv: list[str]) -> int:
     options = agent_options(argv, os.environ)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # would end us before there is an agent to ask
+    # An agent's modules, and then 100,000 peers, are a million objects that stay: do not look through them for garbage
+    # over and over.
+    gc.set_threshold(50_000)
     from flannel_udp.agent.run import run
 
     return run(options, unknown_variables(AGENT_FLAGS, os.environ))

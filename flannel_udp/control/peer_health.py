@@ -34,6 +34,7 @@ IGNORED_MAX = 2
 PODS_AGAIN_S = 60.0
 """How long it is believed that the network between lets pods' addresses pass: nothing but asking tells."""
 PODS_LOST = "it answers, and to nothing that has pods' addresses"
+NO_ECHO = "it answers no echo"
 WANTED_S = 300.0
 """A peer that nothing was sent to for so long is not ill any more, whatever it was: nobody misses it."""
 
@@ -247,7 +248,7 @@ def _judge_silence(state: PeerState, now: float) -> None:
     if state.error_stands:
         state.ill = state.error
     elif _is_silent(state, now) and state.answers_echoes is not False:
-        state.ill = state.ill or "it answers no echo"
+        state.ill = state.ill or NO_ECHO
 
 
 def _wait_s(state: PeerState, now: float) -> float:

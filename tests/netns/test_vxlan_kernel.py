@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -135,6 +136,27 @@ def test_a_peer_that_nobody_sends_to_is_not_asked_and_one_in_use_answers(trio: t
     rows = command_json(h1, "peers", "--probe")
     assert [row["echo"]["answered"] for row in rows] == [True, True]
     assert {row["health"] for row in command_json(h1, "peers")} <= {"heard", "idle", "silent"}
+
+
+def test_of_a_peer_that_drops_echoes_it_is_not_said_that_nothing_comes_back(
+    trio: tuple[Lab, LeasedVxlan], h1: Host
+) -> None:
+    h2 = trio[0].hosts[1]
+    ignore = ["INPUT", "-p", "icmp", "--icmp-type", "echo-request", "-j", "DROP"]
+    h2.run(["iptables", "-w", "-I", *ignore])
+    ping = h1.pods[0].popen(["ping", "-i0.2", "-q", str(h2.pods[0].ip)], stdout=subprocess.DEVNULL)
+    try:
+        wait_for("it is named", lambda: h1.control("/v1/status")["problems"] != [])
+        (problem,) = h1.control("/v1/status")["problems"]
+        assert problem == (
+            f"peer 192.0.2.2 ({subnet_of(h2)}): packets go there, and it answers no echo (what else comes back is not "
+            "known): does its agent run, and is UDP 8472 open on the way? or does it drop echoes?"
+        )
+    finally:
+        h2.run(["iptables", "-w", "-D", *ignore])
+        wait_for("it is well again", lambda: h1.control("/v1/status")["problems"] == [])
+        ping.kill()
+        ping.wait()
 
 
 def test_a_peer_that_comes_gets_its_entries_and_one_that_leaves_takes_them_along(
