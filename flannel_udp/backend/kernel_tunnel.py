@@ -162,12 +162,17 @@ class KernelTunnelNetwork(KernelNetwork):
             # Also if the device could not be set up: what fails is tried again by `repair`.
             # Its DirectRouting has routes past the device.
             ran = former is not None and former.backend_type == self._context.config.backend.type
-            self._routes.inherit(self._device.index, elsewhere=ran and self._direct is not None)
+            direct = ran and self._direct is not None
+            self._routes.inherit(self._device.index, self._gateways_outside(), elsewhere=direct)
             await self._routes.hold(share, load=self._own == share)
 
     def _claimed(self, former: LeaseAttrs | None) -> int:  # noqa: ARG002 - for kinds that have a MAC
         """Return the MAC that our entry names, 0 for none."""
         return 0
+
+    def _gateways_outside(self) -> Prefix | None:
+        """Return outside which network the device's routes have their gateways, ``None``: see `RouteSet.inherit`."""
+        return None
 
     def interest(self) -> Interest:
         """See `KeptNetwork.interest`: the device, its address, routes to our peers, their entries."""

@@ -165,9 +165,9 @@ class LeasedRoutes:
         """Do something to what is beside the routes while nobody does to these, unless they are withdrawn."""
         return 0 if self._held is None else await self._work(self._held, work)
 
-    def inherit(self, device: int = 0, *, elsewhere: bool) -> None:
+    def inherit(self, device: int = 0, outside: Prefix | None = None, *, elsewhere: bool) -> None:
         """See `RouteSet.inherit`."""
-        self._routes.inherit(device, elsewhere=elsewhere)
+        self._routes.inherit(device, outside, elsewhere=elsewhere)
 
     async def withdraw(self) -> None:
         """Remove the routes at once: with their address, and what has none, or keeps it, one by one."""

@@ -95,6 +95,7 @@ class RouteSet:
         self._wanted: dict[Prefix, Route] = {}  # without their end
         self._inherits = False
         self._device, self._elsewhere = 0, False  # see `inherit`
+        self._outside: Prefix | None = None  # likewise
         self._present: dict[Prefix, list[Route]] = {}  # of ours, as last seen or set
         self._said: dict[_Said, Route] = {}  # what the kernel said of ours at the last look
         self._touched: set[Prefix] = set()  # what was changed since then
@@ -198,16 +199,16 @@ class RouteSet:
             self.faults = {**self.faults, **{at: _taken_away(self._wanted[at]) for at in put_off if at in self._wanted}}
         return len(changed)
 
-    def inherit(self, device: int = 0, *, elsewhere: bool) -> None:
+    def inherit(self, device: int = 0, outside: Prefix | None = None, *, elsewhere: bool) -> None:
         """Take what flanneld left for ours at the next `load`, and so replace it without a gap.
 
         flanneld's routes have no mark (RTPROT_BOOT): they are those that lead where ours are to lead. On the `device`
-        of this index, which is nobody else's, they are told by their gateway as well, the first address of the
-        destination, so that those to hosts which have left go. `elsewhere`: on other devices, too, where flanneld's
-        host-gw and DirectRouting have them. Where a run of ours has left some, flanneld did not run last, and such a
-        route is somebody else's there.
+        of this index, which is nobody else's, they are told by their gateway as well, so that those to hosts which have
+        left go: the first address of the destination, or a host `outside` this network, if the destination is a part of
+        it. `elsewhere`: on other devices, too, where flanneld's host-gw and DirectRouting have them. Where a run of
+        ours has left some, flanneld did not run last, and such a route is somebody else's there.
         """
-        self._inherits, self._device, self._elsewhere = True, device, elsewhere
+        self._inherits, self._device, self._outside, self._elsewhere = True, device, outside, elsewhere
 
     def _inherited(self, netlink: Rtnetlink, *, alone: bool) -> list[Route]:
         """Return those of flanneld's; `alone`: there are none of ours."""
@@ -216,7 +217,7 @@ class RouteSet:
         if self._device:
             for body in stream_routes(netlink, version=self._version, protocol=RTPROT_BOOT, oif=self._device):
                 route = parse_route(body)
-                if _leads_like(route, wanted.get(destination_of(body))) or _is_by_flanneld(route):
+                if _leads_like(route, wanted.get(destination_of(body))) or _is_by_flanneld(route, self._outside):
                     found[route] = None
         if self._elsewhere and alone:
             # A host may hold a whole Internet's routes without a mark: only those to our destinations are understood.
@@ -355,10 +356,19 @@ def _leads_like(route: Route, ours: Route | None) -> bool:
     return ours is not None and (route.gateway, route.oif, route.metric) == (ours.gateway, ours.oif, ours.metric)
 
 
-def _is_by_flanneld(route: Route) -> bool:
-    """Tell whether a route through a tunnel device of ours is as flanneld's vxlan makes them."""
-    plain = route.onlink and route.metric == family_of(route.destination).usual_metric
-    return plain and route.gateway == route.destination.network_address
+def _is_by_flanneld(route: Route, outside: Prefix | None) -> bool:
+    """Tell whether a route through a tunnel device of ours is as flanneld makes them, see `RouteSet.inherit`.
+
+    With vxlan its gateway says so by itself. With ipip it may be any host's: there a route to a single address is none,
+    nor one to what no host can lease.
+    """
+    at, gateway = route.destination, route.gateway
+    if gateway is None or not route.onlink or route.metric != family_of(at).usual_metric:
+        return False
+    if outside is None:
+        return gateway == at.network_address
+    leasable = at.network_address in outside and outside.prefixlen < at.prefixlen < at.max_prefixlen
+    return leasable and gateway not in outside
 
 
 def _taken_away(route: Route) -> str:

@@ -81,6 +81,10 @@ def routes_are_right(host: Host, public_ip: object = PEER_IP) -> bool:
     return ours_of(host) == [f"{PEER} via {public_ip} dev flannel.ipip onlink"]
 
 
+def routes_of(host: Host) -> set[str]:
+    return {line.strip() for line in host.run(["ip", "route", "show"]).stdout.splitlines()}
+
+
 def repairs_of(host: Host) -> dict[str, int]:
     repairs: dict[str, int] = host.control("/v1/status")["host_repairs"]
     return repairs
@@ -262,6 +266,33 @@ def test_flannelds_device_is_taken_as_it_is(host: Host) -> None:
         wait_for("the peer's route", lambda: routes_are_right(host))
         assert link_of(host)["ifindex"] == index
         assert state_of(host).requests() == []
+
+
+def test_what_flanneld_left_of_departed_peers_goes_and_nobody_elses_route_does(host: Host) -> None:
+    """On its device flanneld has ``SUBNET via PUBLIC-IP onlink``, in the main table, of protocol boot."""
+    add_device(host, "flannel.ipip", str(host.underlay))
+    foreign = (
+        "198.18.9.0/24 via 192.0.2.9 dev flannel.ipip onlink",  # beside the overlay
+        f"{OVERLAY} via 192.0.2.9 dev flannel.ipip onlink",  # all of it: nobody leases that
+        "10.244.9.7/32 via 192.0.2.9 dev flannel.ipip onlink",  # one pod
+        "10.244.11.0/24 via 192.0.2.9 dev flannel.ipip proto static onlink",
+        "10.244.12.0/24 via 192.0.2.9 dev flannel.ipip metric 7 onlink",
+        "10.244.13.0/24 dev flannel.ipip scope link",
+        "10.244.14.0/24 via 10.244.14.1 dev flannel.ipip onlink",  # to a pod
+        "10.244.15.0/24 via 192.0.2.9 dev eth0 onlink",
+    )
+    for route in foreign:
+        host.configure(f"route add {route}")
+    stays = routes_of(host)
+    for left in (f"{PEER} via 192.0.2.8", "10.244.9.0/24 via 192.0.2.9"):  # of one that moved, and one that is gone
+        host.configure(f"route add {left} dev flannel.ipip onlink")
+    with agent_on(host) as agent:
+        agent.wait_ready()
+        wait_for("the peer's route", lambda: routes_are_right(host))
+        assert not any("not ours" in line for line in agent.said())
+        shown = routes_of(host)
+        assert stays <= shown
+        assert not any(route.startswith("10.244.9.0/24 via") for route in shown)
 
 
 def test_flannelds_device_with_another_address_is_changed_where_our_entry_says_that_it_ran_here(

@@ -17,7 +17,7 @@ from flannel_udp.backend.protocol import Context, KernelWay, NetworkFacts
 from flannel_udp.backend.tunnel_device import TunnelDevice
 from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.dataplane.raw_underlay import PROTOCOL
-from flannel_udp.model import LeaseAttrs, Peer
+from flannel_udp.model import LeaseAttrs, Peer, Prefix
 
 
 class IpipKernelNetwork(KernelTunnelNetwork):
@@ -36,6 +36,9 @@ class IpipKernelNetwork(KernelTunnelNetwork):
             gateway=lambda peer: peer.public_ip,
             overhead_bytes=OVERHEAD_BYTES,
         )
+
+    def _gateways_outside(self) -> Prefix | None:
+        return self._context.config.overlay
 
     def kernel_way(self, peer: Peer) -> KernelWay:
         """See `Network.kernel_way`; the route has the gateway, so nothing is beside it."""
