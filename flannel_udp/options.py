@@ -113,7 +113,7 @@ class DataplaneOptions:
     busy_poll_us: int = 0
     """Microseconds for which a data thread spins after a packet before it waits for the next one."""
     source_ports: int = 0
-    """Outer source ports of each worker's packets, a power of two; 0: all leave from the port that is received on."""
+    """Outer source ports of each worker's packets, a power of two; 0: the backend's own number."""
     tx_queue_packets: int = 5000
     """flannel0's transmit queue: 50 ms at 100,000 packets a second, see docs/decisions/0016."""
 

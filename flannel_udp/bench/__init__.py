@@ -1,1 +1,1 @@
-"""What benches have found: read, judged, compared and shown. Measuring itself is not here."""
+"""Benches: what is forwarded is measured, kept, read, judged, compared and shown."""

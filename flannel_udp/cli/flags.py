@@ -305,7 +305,7 @@ DATAPLANE_FLAGS = (
     ),
     Flag(
         "source-ports",
-        "outer source ports, by which the underlay tells flows apart; 0: the one that is received on (ours)",
+        "outer source ports, by which the underlay tells flows apart; 0: the port that we receive on, VXLAN: 16 (ours)",
         "N",
         parse_source_ports,
         "dataplane.source_ports",

@@ -96,7 +96,9 @@ def _rules(given: Values) -> tuple[Rules, Prefix]:
         env = subnet_env.read(file)
         if env is None:
             raise UsageError(f"there is no {file}: name another --subnet-file, or --network and --subnet")
-        network, subnet, masquerade = env.network, env.subnet.v4, given.get("ip-masq", env.ip_masq)
+        version = 6 if env.network is None else 4
+        network, subnet = env.network_of(version), env.subnet.of(version)
+        masquerade = given.get("ip-masq", env.ip_masq)
     if network is None or subnet is None:
         raise UsageError("--network and --subnet come together, or neither: then the subnet file says both")
     if subnet.network_address not in network or subnet.prefixlen < network.prefixlen:
@@ -157,7 +159,8 @@ HOST_COMMANDS: Mapping[str, Command] = {
     "iface show": Command(
         "tell which interface the agent would take with these flags, and why each other one not",
         "Nothing is changed, no agent needs to run, and anybody may ask. The exit code is 1 where there is nothing to\n"
-        "take: an agent would wait for it. The subnet file says which addresses are the overlay's: none is taken.\n\n"
+        "take: an agent would wait for it. The subnet file says which addresses are the overlay's: none is\n"
+        "taken while there is another one.\n\n"
         "example: flannel-udp iface show --iface-can-reach=192.0.2.10",
         _iface_show,
         {"interface": INTERFACE_FLAGS, "agent": (SUBNET_FILE_FLAG,), "output": (JSON_FLAG,)},
@@ -165,8 +168,9 @@ HOST_COMMANDS: Mapping[str, Command] = {
     "firewall show": Command(
         "print the firewall rules of a host, as nft -f and iptables-restore --noflush take them",
         "Nothing is asked of the kernel and nothing is changed; root is not needed. Network, subnet and whether to\n"
-        "masquerade are read from the subnet file unless they are given. Where another overlay's rules have flannel's\n"
-        "names, an agent's own are under those with a suffix: --suffix.\n\n"
+        "masquerade are read from the subnet file unless they are given; where that has both families they are\n"
+        "IPv4's, and --network and --subnet of IPv6 print the other ones. Where another overlay's rules have\n"
+        "flannel's names, an agent's own are under those with a suffix: --suffix.\n\n"
         "example: flannel-udp firewall show --network=10.1.0.0/16 --subnet=10.1.15.0/24 --ip-masq --dialect=nftables",
         _firewall_show,
         {"rules": (*FIREWALL_SHOW_FLAGS, SUBNET_FILE_FLAG), "output": (JSON_FLAG,)},

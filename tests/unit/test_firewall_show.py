@@ -40,6 +40,16 @@ def test_the_subnet_file_says_what_is_not_given(subnet_file: Path, capsys: pytes
     assert forward_only == IPTABLES.partition("*nat")[0]
 
 
+def test_of_ipv6_alone_the_subnet_file_says_it_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "subnet.env"
+    path.write_text(
+        "FLANNEL_IPV6_NETWORK=fd00:1::/48\nFLANNEL_IPV6_SUBNET=fd00:1:0:2::1/64\nFLANNEL_MTU=1452\nFLANNEL_IPMASQ=true\n"
+    )
+    given = show(capsys, "--network=fd00:1::/48", "--subnet=fd00:1:0:2::/64", "--ip-masq")
+    assert show(capsys, f"--subnet-file={path}") == given
+    assert "table ip6 flannel-ipv6" in given
+
+
 def test_json_has_the_rules_and_the_texts(capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(show(capsys, *GIVEN, "--json"))
     assert document["text"] == {"nftables": NFT, "iptables": IPTABLES}
