@@ -36,7 +36,7 @@ from flannel_udp.admin.show import status_lines
 from flannel_udp.agent.asking import Asking, needs_of
 from flannel_udp.agent.documents import Documents
 from flannel_udp.agent.ending import clean, release
-from flannel_udp.agent.external import find_any_interface, heed_registry, heed_registry_at_once, wait_for_interface
+from flannel_udp.agent.external import find_any_interface, heed_registry, wait_for_interface
 from flannel_udp.agent.families import open_families
 from flannel_udp.agent.forwarding import Forwarding
 from flannel_udp.agent.gate import Gate
@@ -119,8 +119,8 @@ class Agent:
             stored = notify.take_stored_descriptors()
             self._mark = await _find_mark(self._options)
             if self._options.takeover:
-                interface = await heed_registry_at_once(self._options, self._mark)
-                self._options = replace(self._options, interface=interface)
+                if self._options.kube.subnet_mgr:  # the public IP is one of the terms
+                    await self._open_registry(stack)
                 external = await find_any_interface(self._options.interface, self._state)
                 takeover = await ask_takeover(self._options, external)
                 if takeover is not None:

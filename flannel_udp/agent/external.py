@@ -5,39 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
 
 from flannel_udp.agent.state import AgentState
 from flannel_udp.control.retry import retry
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.handover.conversation import handover_path
 from flannel_udp.host import interface
 from flannel_udp.model import Interface, Prefix
 from flannel_udp.netconf.addresses import why_not_dialled
-from flannel_udp.options import InterfaceOptions, Options
+from flannel_udp.options import InterfaceOptions
 from flannel_udp.registry import Registry
-from flannel_udp.registry.open import open_registry
 
 logger = logging.getLogger(__name__)
-
-
-async def heed_registry_at_once(options: Options, mark: int) -> InterfaceOptions:
-    """Return what `heed_registry` does if there is an agent to take over from: the public IP is one of the terms.
-
-    Nobody is waited for, as nobody else answers for us before: without the registry the flags count.
-    """
-    if not options.kube.subnet_mgr or not handover_path(options.control_socket).exists():
-        return options.interface
-    with suppress(FlannelError):
-        registry = open_registry(options, mark)
-        try:
-            return _with_stored(options.interface, *await registry.stored_public_ips())
-        finally:
-            await registry.close()
-    return options.interface
 
 
 async def heed_registry(options: InterfaceOptions, registry: Registry, state: AgentState) -> InterfaceOptions:
@@ -46,10 +26,7 @@ async def heed_registry(options: InterfaceOptions, registry: Registry, state: Ag
     Waits for the registry, without which there is no lease either: what we are dialled at would be another address.
     """
     state.enter("waiting for what the registry says of this host")
-    return _with_stored(options, *await retry("asking the registry for our public IP", registry.stored_public_ips))
-
-
-def _with_stored(options: InterfaceOptions, v4: IPv4Address | None, v6: IPv6Address | None) -> InterfaceOptions:
+    v4, v6 = await retry("asking the registry for our public IP", registry.stored_public_ips)
     return replace(options, public_ip=v4 or options.public_ip, public_ipv6=v6 or options.public_ipv6)
 
 
