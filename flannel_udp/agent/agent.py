@@ -3,7 +3,7 @@
 The order of a life that begins afresh:
 
 1. answer for ourselves             control socket, /healthz          → waited for
-2. which interface?                 registry, host.interface          → waited for
+2. which interface?                 host.interface                    → waited for
 3. the network configuration        registry, control.retry, check    → waited for
 4. open what carries packets        backend.open                      → exit with one line
 5. follow the registry              control.synchroniser → network
@@ -36,7 +36,7 @@ from flannel_udp.admin.show import status_lines
 from flannel_udp.agent.asking import Asking, needs_of
 from flannel_udp.agent.documents import Documents
 from flannel_udp.agent.ending import clean, release
-from flannel_udp.agent.external import find_any_interface, heed_registry, wait_for_interface
+from flannel_udp.agent.external import find_any_interface, wait_for_interface
 from flannel_udp.agent.families import open_families
 from flannel_udp.agent.forwarding import Forwarding
 from flannel_udp.agent.gate import Gate
@@ -119,8 +119,6 @@ class Agent:
             stored = notify.take_stored_descriptors()
             self._mark = await _find_mark(self._options)
             if self._options.takeover:
-                if self._options.kube.subnet_mgr:  # the public IP is one of the terms
-                    await self._open_registry(stack)
                 external = await find_any_interface(self._options.interface, self._state)
                 takeover = await ask_takeover(self._options, external)
                 if takeover is not None:
@@ -133,8 +131,9 @@ class Agent:
         stack.callback(claims.close)
         listeners = await listen(self._options)
         server = await self._answer(stack, listeners)
-        registry = await self._open_registry(stack)
         external = await find_any_interface(self._options.interface, self._state)
+        registry = await self._open_registry()
+        stack.push_async_callback(registry.close)
         config, external = await self._wait_for_config(registry, external)
         registry.count_families(config.versions)
         backend = BACKENDS[config.backend.type]
@@ -195,18 +194,14 @@ class Agent:
         servers.push_async_callback(_end, asyncio.create_task(answering, name="answer probes"))
         return server
 
-    async def _open_registry(self, stack: AsyncExitStack) -> Registry:
-        """Return the registry, as soon as the files that its flags name can be used, and heed what it has for us."""
+    async def _open_registry(self) -> Registry:
+        """Return the registry, as soon as the files that its flags name can be used."""
 
         async def open_() -> Registry:
             return ObservedRegistry(open_registry(self._options, self._mark), self._state.asked)
 
         self._state.enter("waiting for the registry's files")
-        registry = await retry("opening the registry", open_)
-        stack.push_async_callback(registry.close)
-        interface = await heed_registry(self._options.interface, registry, self._state)
-        self._options = replace(self._options, interface=interface)
-        return registry
+        return await retry("opening the registry", open_)
 
     async def _wait_for_config(self, registry: Registry, external: Interface) -> tuple[NetworkConfig, Interface]:
         """Return a configuration that this host can run, and the interface to run it through."""

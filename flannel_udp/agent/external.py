@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from flannel_udp.agent.state import AgentState
@@ -15,19 +14,8 @@ from flannel_udp.host import interface
 from flannel_udp.model import Interface, Prefix
 from flannel_udp.netconf.addresses import why_not_dialled
 from flannel_udp.options import InterfaceOptions
-from flannel_udp.registry import Registry
 
 logger = logging.getLogger(__name__)
-
-
-async def heed_registry(options: InterfaceOptions, registry: Registry, state: AgentState) -> InterfaceOptions:
-    """Return the options with what the registry has for this host in place of the flags, as flanneld at its start.
-
-    Waits for the registry, without which there is no lease either: what we are dialled at would be another address.
-    """
-    state.enter("waiting for what the registry says of this host")
-    v4, v6 = await retry("asking the registry for our public IP", registry.stored_public_ips)
-    return replace(options, public_ip=v4 or options.public_ip, public_ipv6=v6 or options.public_ipv6)
 
 
 async def find_any_interface(options: InterfaceOptions, state: AgentState) -> Interface:

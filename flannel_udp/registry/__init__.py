@@ -7,7 +7,6 @@ A registry is a small fenced key-value store. It never interprets a subnet entry
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
-from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from flannel_udp.errors import RegistryError
@@ -37,10 +36,6 @@ class Registry(Protocol):
 
         The entry may not be written yet; `renew` writes it. Raises `RegistryError` while no subnet is assigned.
         """
-        ...
-
-    async def stored_public_ips(self) -> tuple[IPv4Address | None, IPv6Address | None]:
-        """Return the public IPs that an administrator has put down for this host, to count instead of the flags'."""
         ...
 
     async def announce_up(self) -> None:

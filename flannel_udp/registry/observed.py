@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
 from flannel_udp.errors import FlannelError, RegistryError
@@ -78,10 +77,6 @@ class ObservedRegistry:
     async def assigned(self) -> Entry | None:
         """See `Registry.assigned`."""
         return await self._registry.assigned()
-
-    async def stored_public_ips(self) -> tuple[IPv4Address | None, IPv6Address | None]:
-        """See `Registry.stored_public_ips`."""
-        return await self._registry.stored_public_ips()
 
     async def announce_up(self) -> None:
         """See `Registry.announce_up`."""

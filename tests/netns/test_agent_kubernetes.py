@@ -281,43 +281,6 @@ def test_a_take_over_keeps_a_lease_whose_public_ip_an_administrator_has_overwrit
             assert (str(subnet_of(h1)), new.stop()) == ("10.244.0.0/24", 0)
 
 
-def test_the_nodes_public_ip_goes_before_the_flag_and_chooses_the_interface_as_flannelds(one: Cluster) -> None:
-    (h1,) = one.lab.hosts
-    own, name = "198.51.100.7", "flannel.alpha.coreos.com/node-public-ip"
-    up = ("link set eth1 up", "link set far1 up", f"addr add {own}/24 dev eth1")
-    h1.configure("link add eth1 type veth peer name far1", *up)
-    one.api.do(lambda store: store.annotate("h1", node_public_ip=own))
-    flag = f"--public-ip={h1.underlay}"
-    with one.agent(h1, flag, iface=None) as old:
-        old.wait_ready()
-        told = h1.control("/v1/status")["interface"]
-        assert (told["name"], told["address"], annotations_of(one, h1)["public-ip"]) == ("eth1", own, own)
-        with one.agent(h1, flag, "--takeover", iface=None) as new:
-            new.wait_for_line(f"took over from process {old.process.pid}")
-            new.wait_ready()
-            # Its interface goes, and comes back: it is still the annotation that chooses.
-            h1.configure(f"addr del {own}/24 dev eth1")
-            new.wait_for_line(f"no traffic: interface eth1 has lost its address {own}, which is --public-ip: waiting")
-            h1.configure(f"addr add {own}/24 dev eth1")
-            wait_for("it is back", h1.is_ready)
-            one.api.do(lambda store: store.annotate("h1", node_public_ip=str(h1.underlay)))
-            new.wait_for_line(f"node 'h1': {name} is {h1.underlay} now: start the agent again to use it")
-            assert new.stop() == 0
-    # With a flag that names the interface it is what others dial, and no more.
-    one.api.do(lambda store: store.annotate("h1", node_public_ip="203.0.113.7"))
-    with one.agent(h1, flag) as agent:
-        agent.wait_ready()
-        told = h1.control("/v1/status")["interface"]
-        assert (told["name"], told["address"]) == ("eth0", str(h1.underlay))
-        assert annotations_of(one, h1)["public-ip"] == "203.0.113.7"
-        assert agent.stop() == 0
-    one.api.do(lambda store: store.annotate("h1", node_public_ip="eth1"))
-    with one.agent(h1, flag) as agent:
-        agent.wait_for_line(f"node 'h1': {name} 'eth1' is no IPv4 address: going on without it")
-        agent.wait_ready()
-        assert annotations_of(one, h1)["public-ip"] == str(h1.underlay)
-
-
 def annotations_of(cluster: Cluster, host: Host) -> dict[str, str]:
     return cluster.api.do(lambda store: store.annotations(host.name))
 
@@ -399,10 +362,6 @@ def test_what_rbac_forbids_is_said_and_waited_out(one: Cluster) -> None:
     (host,) = one.lab.hosts
     one.api.rules = []
     with one.agent(host) as agent:
-        agent.wait_for_line(
-            'asking the registry for our public IP failed: Kubernetes at http://192.0.2.254:6443: forbidden (nodes "h1"'
-        )
-        one.api.rules = [dict(rule, verbs=[verb for verb in rule["verbs"] if verb == "get"]) for rule in RULES]
         agent.wait_for_line(
             'acquiring a subnet failed: Kubernetes at http://192.0.2.254:6443: forbidden (nodes "h1" is f'
         )

@@ -42,7 +42,6 @@ def goes_on_when(
     *arguments: str,
     wrapper: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
-    asking: str = "reading the network configuration",
 ) -> None:
     """See an agent wait with this one line until the file is put right, and then ask the registry, which is away.
 
@@ -53,7 +52,7 @@ def goes_on_when(
         assert host.control("/v1/status")["state"] == "waiting for the registry's files"
         mend()
         agent.wait_for_line("opening the registry: works now")
-        agent.wait_for_line(f"{asking} failed: ")
+        agent.wait_for_line("reading the network configuration failed: ")
         assert len([each for each in agent.said() if each.startswith(OPENING)]) == 1
         assert agent.stop() == 0
     assert remains_of(host) == set()
@@ -143,7 +142,6 @@ def test_a_kubeconfig_that_is_not_there_yet(host: Host, tmp_path: Path) -> None:
         f"--kubeconfig-file={file}",
         f"--net-config-path={tmp_path}/none",
         environment={"NODE_NAME": "n1"},
-        asking="asking the registry for our public IP",
     )
 
 

@@ -143,6 +143,20 @@ async def test_an_administrators_public_ip_by_which_nobody_reaches_us_is_warned_
     )
 
 
+async def test_an_annotation_that_only_flanneld_reads_is_named_where_it_says_something_else(
+    api: ApiServer, registry: KubeRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.do(lambda store: store.annotate("h1", node_public_ip="10.0.0.5"))
+    entry = await register(registry)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "node 'h1': flannel.alpha.coreos.com/node-public-ip is 10.0.0.5, which is not read: see --iface and --public-ip"
+    ]
+    caplog.clear()
+    api.do(lambda store: store.annotate("h1", node_public_ip=json.loads(entry.value)["PublicIP"], public_ip="x"))
+    await registry.renew(entry, entry.value, LEASE_TTL_S)
+    assert "not read" not in caplog.text
+
+
 async def test_the_node_is_found_through_the_pod(api: ApiServer, options: KubeOptions) -> None:
     api.add_node("h1", "10.1.15.0/24")
     pod = {"metadata": {"name": "flannel-x"}, "spec": {"nodeName": "h1"}}

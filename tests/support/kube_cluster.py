@@ -28,13 +28,10 @@ class Cluster:
         self.api = api
         self._net_conf = net_conf
 
-    def agent(
-        self, host: Host, *arguments: str, wrapper: Sequence[str] = (), iface: str | None = "eth0", **environment: str
-    ) -> Agent:
+    def agent(self, host: Host, *arguments: str, wrapper: Sequence[str] = (), **environment: str) -> Agent:
         """Start the agent as node HOST would."""
         flags = ("--kube-subnet-mgr", "--kube-api-url", self.api.url, "--net-config-path", str(self._net_conf))
-        environment = {"NODE_NAME": host.name, **environment}
-        return Agent(host, *flags, *arguments, wrapper=wrapper, iface=iface, environment=environment)
+        return Agent(host, *flags, *arguments, wrapper=wrapper, environment={"NODE_NAME": host.name, **environment})
 
 
 @contextmanager

@@ -89,9 +89,6 @@ class MemoryRegistry:
     def count_families(self, versions: Collection[int]) -> None:
         pass
 
-    async def stored_public_ips(self) -> tuple[None, None]:
-        return None, None
-
     async def announce_up(self) -> None:
         self._begin("announce_up")
 

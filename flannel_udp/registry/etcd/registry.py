@@ -69,10 +69,6 @@ class EtcdRegistry:
     def count_families(self, versions: Collection[int]) -> None:
         """See `Registry.count_families`: keys are the hosts'."""
 
-    async def stored_public_ips(self) -> tuple[None, None]:
-        """See `Registry.stored_public_ips`: there is no place for any."""
-        return None, None
-
     async def announce_up(self) -> None:
         """See `Registry.announce_up`: a lease says enough."""
 

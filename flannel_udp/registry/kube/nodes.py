@@ -87,12 +87,18 @@ class Annotations:
         self._public_ip = {4: f"{prefix}public-ip", 6: f"{prefix}public-ipv6"}
         self.overwrite = {version: f"{name}-overwrite" for version, name in self._public_ip.items()}
         """By IP version; set by an administrator: what others dial instead of the address that the agent found."""
-        self.stored = {version: f"{prefix}node-{name[len(prefix) :]}" for version, name in self._public_ip.items()}
-        """By IP version; set by an administrator: what counts instead of ``--public-ip`` and ``--public-ipv6``."""
+        self._of_interface = {
+            version: f"{prefix}node-{name[len(prefix) :]}" for version, name in self._public_ip.items()
+        }
 
-    def stored_public_ips(self, node: KubeNode) -> dict[int, str]:
-        """Return what the node has of these, by IP version."""
-        return {version: text for version, name in self.stored.items() if (text := node.annotations.get(name))}
+    def unread(self, node: KubeNode) -> dict[str, str]:
+        """Return by name what chooses flanneld's interface before it starts, where the node says something else now."""
+        said = node.annotations
+        return {
+            name: said[name]
+            for version, name in self._of_interface.items()
+            if said.get(name) and said[name] != said.get(self._public_ip[version])
+        }
 
     def is_managed(self, node: KubeNode) -> bool:
         """Tell whether an agent has registered the node."""

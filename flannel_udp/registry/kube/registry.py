@@ -58,7 +58,6 @@ class KubeRegistry:
         self._attrs: LeaseAttrs | None = None  # what we registered last
         self._written = (b"", 0.0)  # our own value as we wrote it last, and when
         self._registered_ips = ("", "")
-        self._stored: dict[int, str] | None = None  # what `stored_public_ips` is of, as last seen
         # The public IPs that somebody had changed ours to, and when we put them right.
         self._overwrote = (("", ""), -math.inf)
 
@@ -92,21 +91,6 @@ class KubeRegistry:
                 "run under this node's name?"
             )
         return self._numbering.entry((key, value), node.name)
-
-    async def stored_public_ips(self) -> tuple[IPv4Address | None, IPv6Address | None]:
-        """See `Registry.stored_public_ips`: what is of no use is said and passed over, where flanneld ends."""
-        node = await self._find_own_node()
-        self._stored = self._annotations.stored_public_ips(node)
-        useful = dict(self._stored)
-        for version, text in self._stored.items():
-            name = self._annotations.stored[version]
-            if (why := _why_ignored(text, version)) is None:
-                logger.info("node %r: %s is %s: it goes before the flags", node.name, name, text)
-            else:
-                logger.warning("node %r: %s %r %s: going on without it", node.name, name, text, why)
-                del useful[version]
-        v4, v6 = useful.get(4), useful.get(6)
-        return None if v4 is None else IPv4Address(v4), None if v6 is None else IPv6Address(v6)
 
     async def announce_up(self) -> None:
         """See `Registry.announce_up`: clear the condition that keeps pods off the node."""
@@ -165,6 +149,10 @@ class KubeRegistry:
                 logger.info("other hosts reach this one at %s: %s says so", address, name)
                 if (why := _why_ignored(address, version)) is not None:
                     logger.warning("other hosts ignore us: our %s %s %s", name, address, why)
+            for name, address in self._annotations.unread(node).items():
+                logger.warning(
+                    "node %r: %s is %s, which is not read: see --iface and --public-ip", node.name, name, address
+                )
         self._registered_ips = self._annotations.public_ips(node)
         lease = self._own_lease(node)
         self._written = (lease[1], time.monotonic())
@@ -260,18 +248,15 @@ class KubeRegistry:
                 raise RegistryError(f"pod {namespace}/{pod} says nothing of its node: set NODE_NAME")
         return self._own_name
 
-    async def _find_own_node(self) -> KubeNode:
+    async def _own_node(self) -> KubeNode:
         name = await self._find_own_name()
         try:
-            return await self._client.get_node(name)
+            node = await self._client.get_node(name)
         except NotFound as error:
             raise NotFound(f"{error}: is {name!r} (NODE_NAME) the node's name in `kubectl get nodes`?") from None
-
-    async def _own_node(self) -> KubeNode:
-        node = await self._find_own_node()
         if not node.pod_cidrs:
             raise RegistryError(
-                f"node {node.name!r} has no podCIDR: run kube-controller-manager with --allocate-node-cidrs and "
+                f"node {name!r} has no podCIDR: run kube-controller-manager with --allocate-node-cidrs and "
                 "--cluster-cidr (kubeadm init --pod-network-cidr)"
             )
         return node
@@ -296,8 +281,6 @@ class KubeRegistry:
 
     def _lease(self, node: KubeNode) -> Lease | None:
         """Return what a node holds; ``None`` when no agent has registered it, or Kubernetes gave it nothing."""
-        if node.name == self._own_name:
-            self._compare_stored(node)
         key = node.subnet_key(self._versions)
         if key is None or not self._annotations.is_managed(node):
             return None
@@ -306,14 +289,6 @@ class KubeRegistry:
         if self._annotations.changes(node, self._attrs) and not self._is_anothers(node):
             return None  # somebody changed what we wrote: to miss it makes our lease's keeper renew it
         return key, self._said(node)
-
-    def _compare_stored(self, node: KubeNode) -> None:
-        """Say what was changed of what counts at the start alone, as with flanneld: the interface was chosen by it."""
-        former, self._stored = self._stored, self._annotations.stored_public_ips(node)
-        for version, name in self._annotations.stored.items():
-            text = self._stored.get(version, "gone")
-            if former is not None and text != former.get(version, "gone"):
-                logger.warning("node %r: %s is %s now: start the agent again to use it", node.name, name, text)
 
     def _said(self, node: KubeNode) -> bytes:
         """Return what our own node says, whoever wrote it; empty while nobody has registered it.
