@@ -273,8 +273,8 @@ class PeerWatch:
             ask = f"does its agent run, and is UDP {facts.port} open on the way?"
         elif tunnelled and facts.ip_protocol is not None:
             ask = f"does its agent run, and is IP protocol {facts.ip_protocol} open on the way?"
-        if tunnelled and facts.counters is None and why == NO_ECHO:
-            # The kernel's tunnels count by device: pods may well have answers from there.
+        if why == NO_ECHO and (not tunnelled or facts.counters is None):
+            # The kernel counts by device: pods may well have answers from there.
             return f"packets go there, and {why} (what else comes back is not known): {ask} or does it drop echoes?"
         return f"packets go there and nothing comes back ({why}): {ask}"
 

@@ -94,6 +94,7 @@ class RouteSet:
         """
         self._wanted: dict[Prefix, Route] = {}  # without their end
         self._inherits = False
+        self._by_form = False  # what is as flanneld makes it is its own, wherever it leads
         self._device, self._elsewhere = 0, False  # see `inherit`
         self._outside: Prefix | None = None  # likewise
         self._present: dict[Prefix, list[Route]] = {}  # of ours, as last seen or set
@@ -163,6 +164,7 @@ class RouteSet:
         self._said = {said: former.get(said) or parse_route(*said) for said in all_said}
         differing = [(self._said.get(said) or former[said]).destination for said in self._said.keys() ^ former.keys()]
         inherited = self._inherited(netlink, alone=not all_said) if self._inherits else []
+        self._by_form = False  # what comes later is somebody else's
         doubtful = self._touched.union(self.faults, differing, (route.destination for route in inherited))
         self._touched = set()
         if doubtful:
@@ -206,18 +208,22 @@ class RouteSet:
         of this index, which is nobody else's, they are told by their gateway as well, so that those to hosts which have
         left go: the first address of the destination, or a host `outside` this network, if the destination is a part of
         it. `elsewhere`: on other devices, too, where flanneld's host-gw and DirectRouting have them. Where a run of
-        ours has left some, flanneld did not run last, and such a route is somebody else's there.
+        ours has left some, flanneld did not run last, and such a route is somebody else's, as is one through a host
+        `outside`: an administrator's has the same form.
         """
-        self._inherits, self._device, self._outside, self._elsewhere = True, device, outside, elsewhere
+        self._inherits = self._by_form = True
+        self._device, self._outside, self._elsewhere = device, outside, elsewhere
 
     def _inherited(self, netlink: Rtnetlink, *, alone: bool) -> list[Route]:
         """Return those of flanneld's; `alone`: there are none of ours."""
         wanted = {(at.network_address.packed, at.prefixlen): route for at, route in self._wanted.items()}
         found: dict[Route, None] = {}
+        by_form = self._by_form and (alone or self._outside is None)
         if self._device:
             for body in stream_routes(netlink, version=self._version, protocol=RTPROT_BOOT, oif=self._device):
                 route = parse_route(body)
-                if _leads_like(route, wanted.get(destination_of(body))) or _is_by_flanneld(route, self._outside):
+                left = by_form and _is_by_flanneld(route, self._outside)
+                if left or _leads_like(route, wanted.get(destination_of(body))):
                     found[route] = None
         if self._elsewhere and alone:
             # A host may hold a whole Internet's routes without a mark: only those to our destinations are understood.

@@ -293,6 +293,13 @@ def test_what_flanneld_left_of_departed_peers_goes_and_nobody_elses_route_does(h
         shown = routes_of(host)
         assert stays <= shown
         assert not any(route.startswith("10.244.9.0/24 via") for route in shown)
+        host.configure("route add 10.244.9.0/24 via 192.0.2.9 dev flannel.ipip onlink")  # flanneld is gone by now
+        stays = routes_of(host)
+        assert agent.stop() == 0
+    with agent_on(host) as agent:
+        agent.wait_ready()
+        wait_for("the peer's route", lambda: routes_are_right(host))
+        assert stays <= routes_of(host)
 
 
 def test_flannelds_device_with_another_address_is_changed_where_our_entry_says_that_it_ran_here(

@@ -51,7 +51,7 @@ def test_an_ill_peer_is_named_once(trio: Lab) -> None:
         finally:
             ping.kill()
     (line,) = named
-    assert line.startswith(f"FAULT peers: {subnet_of(h2)} on {h2.underlay}: packets go there and nothing comes back (")
+    assert line.startswith(f"FAULT peers: {subnet_of(h2)} on {h2.underlay}: packets go there")
 
 
 def test_a_hundred_dead_peers_take_seconds() -> None:
