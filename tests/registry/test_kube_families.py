@@ -88,7 +88,14 @@ async def test_the_administrators_public_ipv6_is_what_others_see(
     assert "reach this one at 2001:db8:7::7: flannel.alpha.coreos.com/public-ipv6-overwrite says so" in caplog.text
 
 
-@pytest.mark.parametrize(("overwrite", "why"), [("::1", "is no address of one host"), ("192.0.2.7", "is no IPv6 addr")])
+@pytest.mark.parametrize(
+    ("overwrite", "why"),
+    [
+        ("::1", "is no address of one host"),
+        ("192.0.2.7", "is no IPv6 addr"),
+        ("2001:db8::7%eth0", "is no IPv6 addr"),  # to Go's net.ParseIP
+    ],
+)
 async def test_an_administrators_public_ipv6_by_which_nobody_reaches_us_is_warned_about(
     api: ApiServer, dual: KubeRegistry, caplog: pytest.LogCaptureFixture, overwrite: str, why: str
 ) -> None:

@@ -14,11 +14,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, RegistryError
 from flannel_udp.model import Change, Entry, LeaseAttrs, Snapshot
-from flannel_udp.netconf.addresses import why_not_dialled
+from flannel_udp.netconf.addresses import parse_address, why_not_dialled
 from flannel_udp.options import KubeOptions
 from flannel_udp.registry import Tell
 from flannel_udp.registry.keys import parse_key, parse_value
@@ -317,7 +316,8 @@ def _shown(node: KubeNode) -> str:
 
 def _why_ignored(public_ip: str, version: int) -> str | None:
     """Return why other hosts pass over a node with this public IP, in a clause "is ...", ``None`` if they do not."""
-    try:
-        return why_not_dialled(IPv4Address(public_ip) if version == 4 else IPv6Address(public_ip))
-    except AddressValueError:
-        return f"is no IPv{version} address"
+    with suppress(ValueError):
+        address = parse_address(public_ip)
+        if address.version == version:
+            return why_not_dialled(address)
+    return f"is no IPv{version} address"
