@@ -36,7 +36,7 @@ def assert_up(lab: Lab, systemd: Systemd, agent: Agent, kept: list[str]) -> None
     if not host.pod_addresses():
         host.attach_pods()
     wait_for("traffic", lambda: None not in ping_matrix(lab.pods(), timeout_s=0.5).values())
-    wait_for(f"kept: {kept}", lambda: systemd.stored() == kept)
+    systemd.wait_stored(kept)
 
 
 def said(agent: Agent, part: str) -> bool:

@@ -175,14 +175,14 @@ def test_systemds_descriptor_store_carries_flannel0_over_a_restart(duo: Lab, tmp
     h1.stop_agent()
     with Systemd(tmp_path) as systemd, systemd.run(h1) as agent:
         wait_for("ready", systemd.is_ready)
-        assert systemd.stored() == ["icmp", "tun-0", "udp-0"]
+        systemd.wait_stored(["icmp", "tun-0", "udp-0"])
         with Flow(h1.pods[0], h2.pods[0], interval_s=0.01) as flow:
             flow.wait_for_one_sent_from_now()
             assert agent.stop() == 0
             index = h1.run(["cat", "/sys/class/net/flannel0/ifindex"]).stdout
             with systemd.run(h1) as next_agent:
                 wait_for("ready", systemd.is_ready)
-                assert systemd.stored() == ["icmp", "tun-0", "udp-0"]
+                systemd.wait_stored(["icmp", "tun-0", "udp-0"])
                 next_agent.wait_for_line("going on with flannel0 as the last run left it")
                 flow.wait_for_one_sent_from_now()
                 flow.end()

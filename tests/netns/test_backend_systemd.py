@@ -43,14 +43,14 @@ def test_udps_descriptors_are_closed_and_forgotten_and_flannel0_is_gone(host: Ho
         with systemd.run(host) as agent:
             wait_for("ready", systemd.is_ready)
             subnet = subnet_of(host)
-            assert systemd.stored() == ["icmp", "tun-0", "udp-0"]
+            systemd.wait_stored(["icmp", "tun-0", "udp-0"])
             assert has_tun_open(agent)
             assert agent.stop() == 0
         assert links_of(host) == ["flannel0"]
         by_hand(Lab.attach(host.plan.name)).choose_backend("host-gw")
         with systemd.run(host) as agent:
             wait_for("ready", systemd.is_ready)
-            assert systemd.stored() == []
+            systemd.wait_stored([])
             assert not has_tun_open(agent)
             wait_for("flannel0 is gone", lambda: not any("flannel0" in line for line in kernel_state(host)))
             assert subnet_of(host) == subnet
@@ -68,10 +68,10 @@ def test_host_gw_has_systemd_keep_nothing_and_udp_begins_afresh_after_it(host: H
         with systemd.run(host) as agent:
             wait_for("ready", systemd.is_ready)
             assert agent.stop() == 0
-        assert systemd.stored() == []
+        systemd.wait_stored([])
         by_hand(Lab.attach(host.plan.name)).choose_backend("udp")
         with systemd.run(host) as agent:
             wait_for("ready", systemd.is_ready)
-            assert systemd.stored() == ["icmp", "tun-0", "udp-0"]
+            systemd.wait_stored(["icmp", "tun-0", "udp-0"])
             wait_for("the address of host-gw's routes is gone", lambda: lease_end_of(host) is None)
             assert agent.stop() == 0

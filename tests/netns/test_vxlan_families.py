@@ -274,7 +274,7 @@ def test_under_systemd_devices_and_sockets_of_both_live_through_a_restart(duo: L
         for number in range(2):
             with systemd.run(h1, BY_US, WORKERS) as agent:
                 wait_for("ready", systemd.is_ready)
-                assert systemd.stored() == sorted(name for version in duo.plan.versions for name in names[version])
+                systemd.wait_stored(sorted(name for version in duo.plan.versions for name in names[version]))
                 links = json.loads(h1.run(["ip", "-json", "link"]).stdout)
                 found.append({link["ifname"]: link["ifindex"] for link in links if "flannel" in link["ifname"]})
                 if number:
@@ -287,5 +287,6 @@ def test_under_systemd_devices_and_sockets_of_both_live_through_a_restart(duo: L
             wait_for("ready", systemd.is_ready)
             agent.wait_for_line("what systemd kept from the last run is of no use, opening afresh: ")
             wait_for_pings(duo)
-            assert (systemd.stored(), value_of(duo, h1)) == ([], value)
+            systemd.wait_stored([])
+            assert value_of(duo, h1) == value
             assert agent.stop() == 0

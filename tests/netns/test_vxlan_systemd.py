@@ -41,7 +41,7 @@ def test_a_restart_goes_on_with_device_and_mac(host: Host, tmp_path: Path) -> No
     with Systemd(tmp_path) as systemd:
         with systemd.run(host, BY_US) as agent:
             wait_for("ready", systemd.is_ready)
-            assert systemd.stored() == ["icmp", "tun-0", "vxlan-0"]
+            systemd.wait_stored(["icmp", "tun-0", "vxlan-0"])
             subnet, mac, index = subnet_of(host), mac_of(host), index_of(host)
             assert agent.stop() == 0
         with systemd.run(host, BY_US) as agent:
@@ -66,7 +66,7 @@ def test_the_kernel_takes_the_place_of_what_was_kept_where_it_may_and_can(
             agent.wait_for_line("what systemd kept from the last run is of no use, opening afresh: ")
             assert (subnet_of(host), mac_of(host)) == (subnet, mac)
             assert host.control("/v1/status")["backend"]["datapath"] == "kernel"
-            assert systemd.stored() == []
+            systemd.wait_stored([])
             assert agent.stop() == 0
 
 
@@ -93,7 +93,7 @@ def test_another_backend_closes_and_forgets_what_was_kept(host: Host, tmp_path: 
         with systemd.run(host) as agent:
             wait_for("ready", systemd.is_ready)
             agent.wait_for_line("of no use, opening afresh: its descriptors are not those of udp")
-            assert systemd.stored() == ["icmp", "tun-0", "udp-0"]
+            systemd.wait_stored(["icmp", "tun-0", "udp-0"])
             wait_for("flannel.1 is gone", lambda: links_of(host) == ["flannel0"])
             assert subnet_of(host) == subnet
             assert agent.stop() == 0

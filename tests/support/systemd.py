@@ -14,7 +14,7 @@ from typing import Self
 
 from flannel_udp.lab import netns
 from flannel_udp.lab.node import Host
-from tests.support.agents import Agent
+from tests.support.agents import Agent, wait_for
 from tests.support.patience import PATIENCE_S
 
 _LISTEN = """
@@ -114,6 +114,10 @@ class Systemd:
         self._hear_out()
         with self._one_at_a_time:
             return sorted(name for name, _ in self._stored)
+
+    def wait_stored(self, names: list[str]) -> None:
+        """Wait until just these are kept: sockets that are bound anew, to an address that came late, are kept anew."""
+        wait_for(f"kept: {names}", lambda: self.stored() == names)
 
     def _hear_out(self) -> None:
         """Wait until note is taken of all that was said by now; who said it may have ended since."""
