@@ -152,6 +152,7 @@ need_for_tests() {
     need zsh command -v zsh
     need tcsh command -v tcsh
     need socat command -v socat
+    need iperf3 command -v iperf3
     need shellcheck command -v shellcheck
     need systemd command -v systemd-analyze
     # Its test is skipped where a release has no such package.
