@@ -56,7 +56,7 @@ def _make(path: Path) -> str:
     It is written in place: a file taken away, even one that makes no sense, might be one that was just made.
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:  # noqa: PTH123
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         made = _read(path)
         if made is None:
