@@ -283,12 +283,11 @@ def test_the_kernel_hears_why_a_packet_was_dropped(hosts: tuple[Host, Host], sen
     offender = IPv6Address(error[EXTENDED_ERROR.size + 8 :][:16])  # in a struct sockaddr_in6
     assert offender == subnet(sent.answered_by)[0]
     if sent.answered_by == 1:  # counted after the call: what was sent may be heard before
-        wait_for(
-            "each is answered", lambda: 0 < near.engine.counters()["icmp"]["sent"] == sum(drops(near, "out").values())
-        )
+        wait_for("each is answered", lambda: 0 < answers(near) == sum(drops(near, "out").values()))
 
 
 def answers(host: Host) -> int:
+    """Return how many ICMPv6 errors the engine has sent."""
     n: int = host.engine.counters()["icmp"]["sent"]
     return n
 

@@ -95,6 +95,18 @@ def test_a_gateway_may_be_said_to_be_a_neighbour(host: OneHost) -> None:
     assert host.call(routes.repair) == 0
 
 
+def test_what_is_as_flannelds_ipip_makes_it_is_flannelds_at_the_first_look_alone(host: OneHost) -> None:
+    routes = RouteSet()
+    routes.inherit(ETH0, IPv4Network("10.1.0.0/16"), elsewhere=False)
+    host.ip(f"route add {A} via 192.0.2.9 dev eth0 onlink")
+    assert (host.call(routes.load, {}), host.routes()) == (1, [])
+    again = RouteSet()
+    again.inherit(ETH0, IPv4Network("10.1.0.0/16"), elsewhere=False)
+    assert host.call(again.load, {}) == 0
+    host.ip(f"route add {A} via 192.0.2.9 dev eth0 onlink")  # an administrator, later
+    assert (host.call(again.repair), ways(host)) == (0, [f"{A} via 192.0.2.9"])
+
+
 def test_what_a_killed_run_left_is_kept_changed_or_removed_with_the_fewest_writes(host: OneHost) -> None:
     loaded(host, {A: via("192.0.2.2"), B: via("192.0.2.3"), C: via("192.0.2.4")})
     with host.news() as news:
