@@ -70,16 +70,16 @@ async def keep_watchdog(come_round: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(limit_s / 2)
 
 
-def store_descriptors(descriptors: Mapping[str, int], forget: Collection[str] = ()) -> None:
+def store_descriptors(descriptors: Mapping[str, int], forget: Collection[str] = ()) -> bool:
     """Let systemd keep descriptors by name over a restart, in place of those it has (FileDescriptorStoreMax=).
 
-    It keeps those it has under other names, unless it is to `forget` them.
+    It keeps those it has under other names, unless it is to `forget` them. Tell whether it has got all that was said.
     """
-    for name in (*forget, *descriptors):
-        _send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+    sent = [_send(f"FDSTOREREMOVE=1\nFDNAME={name}") for name in (*forget, *descriptors)]
     for name, fd in descriptors.items():
         # FDPOLL=0: a socket that reports an error, as after an ICMP answer, is as good as before.
-        _send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd)
+        sent.append(_send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fd))
+    return all(sent)
 
 
 async def forget_descriptors(names: Collection[str], patience_s: float) -> bool:

@@ -105,10 +105,11 @@ class Store:
         self._names = set(stored)
 
     def update(self) -> None:
-        """Let systemd keep the descriptors that there are now, and no others."""
+        """Let systemd keep the descriptors that there are now, and no others; what it has not got it is told again."""
         path = self._network.transferable
         replaced, descriptors = (0, {}) if path is None else (path.generation[0], path.descriptors())
         if replaced != self._replaced:
-            self._replaced = replaced
-            notify.store_descriptors(descriptors, forget=self._names - descriptors.keys())
-            self._names = set(descriptors)
+            forget = self._names - descriptors.keys()
+            self._names |= descriptors.keys()
+            if notify.store_descriptors(descriptors, forget):
+                self._replaced, self._names = replaced, set(descriptors)

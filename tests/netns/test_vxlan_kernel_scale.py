@@ -122,10 +122,13 @@ def test_what_one_peer_lacks_is_put_right_alone(host: Host, news: News, what: st
     host.run(command.split())
     wait_for("it is counted", lambda: repairs_of(host) != before)
     tell(f"a {what} taken away is back in {(time.monotonic() - started_s) * 1e3:.0f} ms")
-    assert repairs_of(host) == before | {what: before[what] + 1}
+    wait_for("all is there", lambda: set(entries_of(host)) == expected(ALL | MOVED))
+    # Where the agent was just reading the forwarding entries, the kernel leaves out one that is there, as all behind it
+    # have moved up by one place: that is set once more, as it is.
+    overtaken = what == "fdb" and repairs_of(host)[what] == before[what] + 2
+    assert repairs_of(host) == before | {what: before[what] + 1 + overtaken}
     told = Counter(news())
     assert told["new route"] + told["new entry"] <= 2  # a neighbour that is taken away is one that failed, first
-    assert set(entries_of(host)) == expected(ALL | MOVED)
 
 
 def test_a_deleted_device_comes_back_with_all(host: Host) -> None:

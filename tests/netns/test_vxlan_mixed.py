@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import permutations
 
@@ -126,8 +126,11 @@ def test_tcp_arrives_intact(mixed: Lab, pair: tuple[str, str]) -> None:
 
 
 @contextmanager
-def narrowed(pod: Pod) -> Iterator[None]:
-    """Give a pod and its bridge an MTU below the tunnel's while the block runs, as a CNI configuration may."""
+def narrowed(pod: Pod, others: Sequence[Pod]) -> Iterator[None]:
+    """Give a pod and its bridge an MTU below the tunnel's while the block runs, as a CNI configuration may.
+
+    The others forget what they learnt of it: a former stream's last segment, sent once more, is answered with that MTU.
+    """
 
     def set_mtu(mtu: int) -> None:
         pod.run(["ip", "link", "set", "eth0", "mtu", str(mtu)])
@@ -138,13 +141,15 @@ def narrowed(pod: Pod) -> Iterator[None]:
         yield
     finally:
         set_mtu(MTU)
+        for other in others:
+            other.run(["ip", "route", "flush", "cache"])
 
 
 @pytest.mark.parametrize("pair", WITH_US, ids="-".join)
 def test_tcp_reaches_a_pod_whose_mtu_is_below_the_tunnels(mixed: Lab, pair: tuple[str, str]) -> None:
     """Its host refuses what is cut longer: nearly all of a stream that a kernel peer sends uncut would be lost."""
     source, target = pods_of(mixed, *pair)
-    with narrowed(target), Transfer(source, target, TRANSFER_BYTES):
+    with narrowed(target, mixed.pods()), Transfer(source, target, TRANSFER_BYTES):
         pass
 
 

@@ -39,7 +39,7 @@ CLOSE_S = 0.2
 
 
 def open_notify_socket(host: Host, path: Path) -> socket.socket:
-    """Return a notify socket for a test that hears now and then: what the host's agent says meanwhile is not lost.
+    """Return a notify socket for who hears now and then: what the host's agent says meanwhile is not lost.
 
     By default the kernel keeps ten datagrams and lets the sender wait; systemd has it keep 512, too. The socket does
     not block, and is the caller's.
@@ -59,7 +59,7 @@ class Systemd:
 
     def __init__(self, folder: Path) -> None:
         self._notify, self._hand = folder / "notify", folder / "hand"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket: socket.socket | None = None
         self._giver = socket.socket(socket.AF_UNIX)
         self._stored: list[tuple[str, int]] = []  # as systemd's, newest first
         self._closing: list[threading.Timer] = []
@@ -67,21 +67,19 @@ class Systemd:
         self._ready = False
         self._heard = threading.Event()
         self._over = threading.Event()
-        self._listening = threading.Thread(target=self._listen)
+        self._listening: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        self._socket.bind(str(self._notify))
-        self._socket.settimeout(0.05)
         self._giver.bind(str(self._hand))
         self._giver.listen()
         self._giver.settimeout(PATIENCE_S)
-        self._listening.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._over.set()
-        self._listening.join()
-        self._socket.close()
+        if self._listening is not None and self._socket is not None:
+            self._listening.join()
+            self._socket.close()
         self._giver.close()
         for timer in self._closing:
             timer.join()
@@ -91,6 +89,11 @@ class Systemd:
     @contextmanager
     def run(self, host: Host, *arguments: str) -> Iterator[Agent]:
         """Run an agent of that host, with what is stored; the block may end before it."""
+        if self._listening is None:
+            self._socket = open_notify_socket(host, self._notify)
+            self._socket.settimeout(0.05)
+            self._listening = threading.Thread(target=self._listen, args=(self._socket,))
+            self._listening.start()
         self._hear_out()
         self._ready = False
         environment = {"NOTIFY_SOCKET": str(self._notify)}
@@ -126,10 +129,10 @@ class Systemd:
             last.sendto(b"HEARD=1", str(self._notify))
         assert self._heard.wait(PATIENCE_S)
 
-    def _listen(self) -> None:
+    def _listen(self, sock: socket.socket) -> None:
         while not self._over.is_set():
             try:
-                message, fds, _, _ = socket.recv_fds(self._socket, 4096, 4)
+                message, fds, _, _ = socket.recv_fds(sock, 4096, 4)
             except TimeoutError:
                 continue
             fields = dict(line.split("=", 1) for line in message.decode().splitlines())
