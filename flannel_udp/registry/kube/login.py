@@ -18,6 +18,8 @@ import httpx2
 from lightkube.config.models import UserExec
 from lightkube.core.exceptions import ConfigError
 
+from flannel_udp.registry.kube.tokens import is_token
+
 LOGIN_S = 15.0
 """How long the command may take; a request has longer, so that it is the command that is named."""
 _KILLED_S = 0.5
@@ -98,7 +100,7 @@ class LoginCommand(httpx2.Auth):
             token = status.get("token")
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             raise ConfigError(f"{self._named} printed no ExecCredential with a status") from None
-        if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
+        if not is_token(token):
             hint = ", but a client certificate, which we do not take" if "clientCertificateData" in status else ""
             raise ConfigError(f"{self._named} printed no token{hint}")
         return token
