@@ -67,9 +67,7 @@ def open_http(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT
     parameters = client_adapter.ConnectionParams(timeout=httpx2.Timeout(REQUEST_TIMEOUT_S))
     try:
         settings = parameters.httpx_params(config)
-        # From Python 3.13 on, to the letter of RFC 5280: many a cluster's certificates lack the identifier of their
-        # authority's key, and flanneld and kubectl take them. Chain, names and times are checked all the same.
-        settings["verify"].verify_flags &= ~ssl.VERIFY_X509_STRICT
+        _check_as_go(settings["verify"])
         if user.exec is not None and isinstance(settings["auth"], client_adapter.ExecAuth):
             settings["auth"] = _login_command(config, user.exec)
         elif user.token_file is not None:
@@ -77,6 +75,16 @@ def open_http(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT
         return _client(settings)
     except (ConfigError, OSError, TypeError, ValueError) as error:  # ssl.SSLError is an OSError
         raise _fault(options, f"{_culprit(config)}: {_reason(error)}") from None
+
+
+def _check_as_go(context: ssl.SSLContext) -> None:
+    """Take the certificates that flanneld and kubectl take, whichever Python has it; names and times are checked.
+
+    From 3.13 on it is to the letter of RFC 5280: many a cluster's certificates lack the identifier of their authority's
+    key. Before 3.13 a chain had to end at a root: many a cluster's authority is one that another vouches for.
+    """
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
 
 
 def _read_user(options: KubeOptions, config: SingleConfig) -> User:
