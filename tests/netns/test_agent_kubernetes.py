@@ -19,6 +19,7 @@ from tests.kube_api.manifest import RULES, find
 from tests.kube_api.server import ApiServer
 from tests.kube_api.store import Store
 from tests.support.agents import (
+    command_json,
     command_line,
     peers_of,
     remains_of,
@@ -356,6 +357,27 @@ def test_a_subnet_of_no_use_is_said_once_and_waited_out(cidr: str | None, line: 
         one.api.add_node("h1", "10.244.5.0/26")  # of any length: SubnetLen means nothing here
         agent.wait_ready()
         assert str(host.subnet) == "10.244.5.0/26"
+
+
+def test_nodes_with_one_podcidr_are_named_on_every_host_until_one_is_deleted(pair: Cluster) -> None:
+    h1, h2 = pair.lab.hosts
+    mend = "kubectl get nodes, and delete the stale one"
+    own = f"node stale has our podCIDR 10.244.1.0/24, too: what is meant for our pods may go there: {mend}"
+    others = f"nodes h2 and stale have one podCIDR, 10.244.1.0/24: packets for it go to h2 alone: {mend}"
+    with pair.agent(h1) as first, pair.agent(h2) as second:
+        for agent in (first, second):
+            agent.wait_ready()
+        pair.api.add_node("stale", "10.244.1.0/24", kube_subnet_manager="true", public_ip="192.0.2.66")
+        for agent, said, kind in ((first, others, "peers"), (second, own, "identity")):
+            agent.wait_for_line(f"degraded: {said}")
+            status = agent.host.control("/v1/status")
+            assert (status["problems"], status["degraded"]) == ([said], [kind])
+            row = {"question": "agent", "ok": False, "what": said.removesuffix(f": {mend}"), "mend": mend}
+            assert row in command_json(agent.host, "doctor")
+        pair.api.do(lambda store: store.delete_node("stale"))
+        first.wait_for_line(f"no longer degraded: {others}")
+        second.wait_for_line(f"no longer degraded: {own}")
+        assert len([line for agent in (first, second) for line in agent.said() if "podCIDR" in line]) == 4
 
 
 def test_what_rbac_forbids_is_said_and_waited_out(one: Cluster) -> None:
