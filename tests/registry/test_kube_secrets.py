@@ -125,6 +125,15 @@ async def test_a_token_file_is_read_again_once_its_token_is_refused(
     await client.get_node("h1")
 
 
+async def test_a_token_file_counts_from_the_kubeconfig(
+    configured: Configured, opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "token").write_text(SECRET)
+    assert (await opened(configured({"tokenFile": "secrets/token"})).get_node("h1")).name == "h1"
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [

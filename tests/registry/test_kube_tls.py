@@ -30,14 +30,19 @@ def strict_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssl, "create_default_context", make_strict)
 
 
-async def ask(server: Pair, authority: Path, directory: Path) -> None:
-    """Ask an API server that has this certificate, with a kubeconfig that has this authority."""
+async def ask(server: Pair, authority: Path, directory: Path, **more: str) -> list[str | None]:
+    """Ask an API server that has this certificate, with a kubeconfig that has this authority, and `more` of a cluster.
+
+    Return the names that it was asked for.
+    """
+    asked: list[str | None] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sni_callback = lambda _connection, name, _context: asked.append(name)
     context.load_cert_chain(server.certfile, server.keyfile)
     with ApiServer(tls=context) as secure:
         secure.add_node("h1", "10.1.1.0/24")
         kubeconfig = directory / "kubeconfig"
-        cluster = {"server": secure.url, "certificate-authority": str(authority)}
+        cluster = {"server": secure.url, "certificate-authority": str(authority), **more}
         kubeconfig.write_text(
             json.dumps(
                 {
@@ -51,6 +56,8 @@ async def ask(server: Pair, authority: Path, directory: Path) -> None:
         client = KubeClient(KubeFiles(KubeOptions(subnet_mgr=True, kubeconfig_file=kubeconfig)))
         try:
             assert (await client.get_node("h1")).name == "h1"
+            assert (await anext(client.watch_nodes("1001"))).node is None
+            return asked
         finally:
             await client.close()
 
@@ -86,3 +93,14 @@ async def test_an_intermediate_authority_is_one_to_trust_though_its_root_is_not_
     for pair, trusted in ((Pair(chain, server.keyfile), stranger), (server, root)):
         with pytest.raises(RegistryError, match="CERTIFICATE_VERIFY_FAILED"):
             await ask(pair, trusted.certfile, tmp_path)
+
+
+async def test_a_server_is_known_by_the_name_that_the_kubeconfig_has_for_it(tmp_path: Path) -> None:
+    """It is a certificate of the name in front of a load balancer, say, which is reached at an address."""
+    authority = make_authority(tmp_path, "ca")
+    server = make_certificate(tmp_path, "server", authority, "DNS:api.example")
+    asked = await ask(server, authority.certfile, tmp_path, **{"tls-server-name": "api.example"})
+    assert set(asked) == {"api.example"}
+    for other in ("elsewhere.example", ""):
+        with pytest.raises(RegistryError, match="CERTIFICATE_VERIFY_FAILED"):
+            await ask(server, authority.certfile, tmp_path, **{"tls-server-name": other})

@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import getproxies
@@ -24,6 +25,7 @@ from lightkube.core.exceptions import ConfigError
 from flannel_udp.backoff.said_once import SaidOnce
 from flannel_udp.errors import UnusableFile, UsageError
 from flannel_udp.options import KubeOptions
+from flannel_udp.registry.kube.kubeconfig import NamedCluster, read_kubeconfig
 from flannel_udp.registry.kube.login import LoginCommand
 from flannel_udp.registry.kube.tokens import TokenFile, is_token
 from flannel_udp.registry.urls import split_url, without_user
@@ -71,10 +73,17 @@ def open_http(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT
         if user.exec is not None and isinstance(settings["auth"], client_adapter.ExecAuth):
             settings["auth"] = _login_command(config, user.exec)
         elif user.token_file is not None:
-            settings["auth"] = TokenFile(user.token_file)
+            settings["auth"] = TokenFile(config.abs_file(user.token_file))
+        if isinstance(config.cluster, NamedCluster) and config.cluster.server_name:
+            settings["event_hooks"] = {"request": [partial(_expect_name, config.cluster.server_name)]}
         return _client(settings)
     except (ConfigError, OSError, TypeError, ValueError) as error:  # ssl.SSLError is an OSError
         raise _fault(options, f"{_culprit(config)}: {_reason(error)}") from None
+
+
+async def _expect_name(name: str, request: httpx2.Request) -> None:
+    """Have the server's certificate be for this name, and not for that of its URL."""
+    request.extensions["sni_hostname"] = name
 
 
 def _check_as_go(context: ssl.SSLContext) -> None:
@@ -202,7 +211,7 @@ def api_server(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUN
 def _read_config(options: KubeOptions, service_account: Path) -> SingleConfig:
     try:
         if options.kubeconfig_file is not None:
-            config = KubeConfig.from_file(options.kubeconfig_file).get()
+            config: SingleConfig | None = read_kubeconfig(options.kubeconfig_file)
         elif options.api_url:
             config = KubeConfig.from_server(options.api_url).get()
         else:
