@@ -336,6 +336,24 @@ def test_a_node_that_comes_back_with_another_subnet_takes_that(one: Cluster) -> 
         assert agent.stop() == 0
 
 
+def test_a_node_that_is_made_anew_with_its_subnet_is_available_again_and_no_traffic_stops(one: Cluster) -> None:
+    (host,) = one.lab.hosts
+    with one.agent(host) as agent:
+        agent.wait_ready()
+        agent.wait_for_line("told Kubernetes that the network of node h1 is available")
+
+        def make_anew(store: Store) -> None:
+            store.delete_node("h1")
+            store.add_node("h1", "10.244.0.0/24")
+
+        one.api.do(make_anew)
+        assert not is_available(one, host)
+        wait_for("it is available again", lambda: is_available(one, host))
+        assert annotations_of(one, host)["kube-subnet-manager"] == "true"
+        assert not [line for line in agent.said() if "lost our subnet" in line]
+        assert host.is_ready()
+
+
 @pytest.mark.parametrize(
     ("cidr", "line"),
     [
