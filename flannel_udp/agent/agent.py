@@ -40,6 +40,7 @@ from flannel_udp.agent.external import find_any_interface, wait_for_interface
 from flannel_udp.agent.families import open_families
 from flannel_udp.agent.forwarding import Forwarding
 from flannel_udp.agent.gate import Gate
+from flannel_udp.agent.identity import degradations_of_claims, degradations_of_shared
 from flannel_udp.agent.listening import answer_probes, keep_sockets, listen
 from flannel_udp.agent.peer_watch import PeerWatch
 from flannel_udp.agent.registry_away import degradations_of
@@ -47,12 +48,11 @@ from flannel_udp.agent.state import AgentState, Rooms
 from flannel_udp.backend.protocol import Backend, Context, Network
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.control.allocation import Seeker
-from flannel_udp.control.entries import read_lease
 from flannel_udp.control.former import read_former
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.lease_safety import YIELD_S
 from flannel_udp.control.listing import list_subnets
-from flannel_udp.control.peers import PeerTable
+from flannel_udp.control.peers import PeerTable, SharedSubnet
 from flannel_udp.control.reload import reload_config
 from flannel_udp.control.retry import retry, wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
@@ -69,7 +69,7 @@ from flannel_udp.host.lookup.cut_off import refuse_cut_off
 from flannel_udp.host.own_addresses import OwnAddresses
 from flannel_udp.host.subnet_file import SubnetFile
 from flannel_udp.host.upkeep import Upkeep
-from flannel_udp.model import Degradation, Delta, Entry, Interface, Lease, LeaseAttrs
+from flannel_udp.model import Delta, Entry, Interface, Lease, LeaseAttrs
 from flannel_udp.netconf.config import NetworkConfig, parse_network_config
 from flannel_udp.options import Options
 from flannel_udp.registry import Registry
@@ -80,8 +80,6 @@ logger = logging.getLogger(__name__)
 
 # SIGTERM must end the agent within 2 s, whatever the registry and the firewall's tools do.
 END_TIMEOUT_S = 1.2
-CLAIMS_MAX = 3
-"""So many other hosts with our address are named."""
 TABLE_WAIT_S = 2.0
 """So long packets wait for the first table, then they are dropped, counted and answered while there is none."""
 
@@ -376,23 +374,13 @@ class Agent:
             if self._state.ready:
                 notify.notify_ready()
 
-    def _note_claims(self, claims: Sequence[Entry]) -> None:
-        """Note who else has a subnet under our address: what is meant for us may go there."""
+    def _note_claims(self, claims: Sequence[Entry], shared: Sequence[SharedSubnet]) -> None:
+        """Note who else has a subnet under our address, and which subnets are of several hosts."""
         external = self._state.interface
         ours = {ends.public_ip for ends in (external.v4, external.v6) if ends} if external else set()
-
-        def describe(entry: Entry) -> str:
-            who = "a copy of this host" if entry.mark == self._mark else "another host"
-            marks = f"its mark is {entry.mark:08x}, ours {self._mark:08x}"
-            attrs = read_lease(entry).attrs
-            shared = " and ".join(str(at) for at in (attrs.public_ip, attrs.public_ipv6) if at in ours)
-            flag = "--public-ip" if attrs.public_ip in ours else "--public-ipv6"
-            return f"{who} has {entry.key} under our address {shared} ({marks}): give each host its own, see {flag}"
-
-        found = [Degradation("identity", describe(entry)) for entry in claims[:CLAIMS_MAX]]
-        if more := len(claims) - len(found):
-            found.append(Degradation("identity", f"and {more} more hosts have"))
-        self._state.conditions.note("identity", found)
+        note = self._state.conditions.note
+        note("identity", degradations_of_claims(claims, ours, self._mark))
+        note("shared", degradations_of_shared(shared, kubernetes=self._options.kube.subnet_mgr))
 
     def _say_stopping(self) -> None:
         if self._in_charge:

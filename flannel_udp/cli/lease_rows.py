@@ -23,7 +23,7 @@ class LeaseRow(TypedDict):
     """One entry of the registry: what ``lease`` prints with ``--json``; what it does not say is ``None``.
 
     ``expires_in_s`` is ``None`` for a reservation, which never does; ``mark`` is the host's whose agent wrote it, 8
-    hexadecimal digits; ``faults`` says what of it cannot be understood.
+    hexadecimal digits; ``faults`` says what of it cannot be understood, or is wrong.
     """
 
     key: str
@@ -86,6 +86,9 @@ class Held:
         else:
             attrs = lease.attrs
             faults.extend(lease.faults.values())
+        if self.entry.rivals:
+            names = " and ".join((self.entry.host or "?", *self.entry.rivals))
+            faults.append(f"the podCIDR of {names}: packets go to one of them alone")
         subnet = self.subnet
         return LeaseRow(
             key=self.entry.key,

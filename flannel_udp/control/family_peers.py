@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from flannel_udp.control.entries import ReadHop, check_prefix, why_not_sent_to
 from flannel_udp.control.overlaps import PrefixSet
-from flannel_udp.model import Address, Delta, Entry, LeaseAttrs, Peer, Prefix
+from flannel_udp.model import Address, Delta, Entry, LeaseAttrs, Peer, Prefix, prefix_order
 
 _NO_ADDRESS = {4: "PublicIP 0.0.0.0 is no address of one host", 6: "lease value has no PublicIPv6"}
 
@@ -49,6 +49,7 @@ class FamilyPeers:
         self._records: dict[str, _Record] = {}
         # Two keys may stand for one subnet (one of them dual stack, say): the first key in order wins.
         self._holders: dict[Prefix, tuple[str, ...]] = {}
+        self._contested: set[Prefix] = set()  # subnets that several keys hold
         self._prefixes = PrefixSet(self.version)  # the keys of _holders and our own subnet
         self._ours: set[str] = set()  # keys under our own public IP
         self._ours_told = frozenset[Prefix]()  # by the last delta
@@ -68,6 +69,13 @@ class FamilyPeers:
     def key_of(self, subnet: Prefix) -> str | None:
         """Return the key that counts of those that hold a peer's subnet, ``None``: there is no such peer."""
         return self._holders.get(subnet, (None,))[0]
+
+    def shared(self) -> Iterator[tuple[Prefix, tuple[str, ...]]]:
+        """Yield the subnets that several hosts hold by keys of their own, and these, the first one counts."""
+        for subnet in sorted(self._contested, key=prefix_order):
+            public_ips = {key: self._records[key].public_ip for key in self._holders[subnet]}
+            if len(set(public_ips.values())) > 1:
+                yield subnet, tuple(self._entries[key].host or str(at) for key, at in public_ips.items())
 
     def ours(self) -> frozenset[Prefix]:
         """Return what is under our own public IP beside our subnet, while we hold one."""
@@ -211,6 +219,10 @@ class FamilyPeers:
         elif subnet in self._prefixes:
             self._prefixes.remove(subnet)
             self._said.discard(subnet)
+        if len(keys) > 1:
+            self._contested.add(subnet)
+        else:
+            self._contested.discard(subnet)
         self._replace(subnet, self._records[keys[0]].peer if keys and subnet != self._own else None)
 
     def _replace(self, subnet: Prefix, now: Peer | None) -> None:

@@ -8,17 +8,30 @@ registry's present state. Every warning is given once and again only after its k
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain, islice
+from typing import NamedTuple
 
 from flannel_udp.control.entries import ReadHop, read_lease
 from flannel_udp.control.family_peers import FamilyPeers
 from flannel_udp.model import Address, Change, Delta, Entry, Lease, LeaseAttrs, Peer, Prefix, Snapshot, Subnet
-from flannel_udp.registry.keys import MAX_KEY_CHARS, Faults, parse_value
+from flannel_udp.registry.keys import MAX_KEY_CHARS, Faults, parse_key, parse_value
 
 IGNORED_MAX = 100
 """So many hosts whose entries are ignored are told."""
 PART_SIZE = 16
 """Entries in one part: about half a millisecond of work, so that the event loop stays responsive."""
+
+
+class SharedSubnet(NamedTuple):
+    """A subnet that several `hosts` hold, by name or public IP: packets for it go to the first one.
+
+    ``ours``: that one is this host, and others may send them elsewhere.
+    """
+
+    subnet: str
+    hosts: tuple[str, ...]
+    ours: bool
 
 
 class PeerTable:
@@ -37,6 +50,7 @@ class PeerTable:
         self._found_by = ours.found_by
         # Keys of which a part, or all, is no peer: what was said, and the hosts' addresses that are none for it.
         self._poisoned: dict[str, tuple[str, Collection[Address]]] = {}
+        self._rivalled: set[str] = set()  # keys that several hosts hold
         self._warnings: list[str] = []
         self._families = tuple(
             FamilyPeers(overlay, ours.address_of(overlay.version), read_hop, self._entries, self._warnings.append)
@@ -65,6 +79,21 @@ class PeerTable:
         """Return the leases that have another host's subnet under one of our own public IPs, by key."""
         keys = set[str]().union(*(family.claims() for family in self._families))
         return [self._entries[key] for key in sorted(keys)]
+
+    def shared(self) -> list[SharedSubnet]:
+        """Return the subnets that several hosts hold, by one key or by several; none while we hold none."""
+        if self._own is None:
+            return []
+        found = []
+        for key in sorted(self._rivalled):
+            entry = self._entries[key]
+            with suppress(ValueError):  # no packets go there in any case
+                subnet = parse_key(key, {})
+                found.append(SharedSubnet(str(subnet), (entry.host or "?", *entry.rivals), ours=subnet == self._own))
+        for family in self._families:
+            for prefix, hosts in family.shared():
+                found.append(SharedSubnet(str(prefix), hosts, ours=False))
+        return found
 
     def ignored(self) -> dict[Address, str]:
         """Return other hosts' addresses whose entries are ignored, each with a clause that says why.
@@ -108,6 +137,10 @@ class PeerTable:
         """Take in the present entries of some keys, ``None`` for a key that is gone."""
         for key, entry in entries.items():
             known = self._entries.get(key)
+            if entry is not None and entry.rivals:
+                self._rivalled.add(key)
+            else:
+                self._rivalled.discard(key)
             if known is not None and entry is not None and (known.value == entry.value or self._move(key, entry)):
                 self._entries[key] = entry
                 continue

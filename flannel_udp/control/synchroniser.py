@@ -17,7 +17,7 @@ from typing import Protocol
 
 from flannel_udp.backoff.delay import Backoff
 from flannel_udp.control.peer_log import PeerLog
-from flannel_udp.control.peers import PeerTable
+from flannel_udp.control.peers import PeerTable, SharedSubnet
 from flannel_udp.control.retry import DEFAULT_DELAYS, Complaints, Delays
 from flannel_udp.errors import RegistryError
 from flannel_udp.levels import CHANGES, STEPS
@@ -36,8 +36,9 @@ Observe = Callable[[Entry | None], None]
 """Told what the watch shows under our own key, ``None`` for nothing: `LeaseKeeper.observe`."""
 
 
-NoteClaims = Callable[[Sequence[Entry]], None]
-"""Told again and again which leases of other hosts have our address, see `PeerTable.claims`."""
+NoteClaims = Callable[[Sequence[Entry], Sequence[SharedSubnet]], None]
+"""Told again and again which leases of other hosts have our address, see `PeerTable.claims`, and which subnets are of
+several hosts, see `PeerTable.shared`."""
 
 
 class Publisher(Protocol):
@@ -84,7 +85,7 @@ class Synchroniser:
         delays: Delays = DEFAULT_DELAYS,
         *,
         tell: Tell = lambda _trouble: None,
-        note_claims: NoteClaims = lambda _claims: None,
+        note_claims: NoteClaims = lambda _claims, _shared: None,
         news: Callable[[Delta], object] = lambda _delta: None,
     ) -> None:
         self._registry = registry
@@ -129,7 +130,7 @@ class Synchroniser:
         async with self._feeding:
             self._lease = lease
             self._log.write(self._table.set_own(None if lease is None else lease.subnet))
-            self._note_claims(self._table.claims())
+            self._tell_claims()
             self._whole = True
             self._stale.set()
         if lease is not None and self._synchronised:
@@ -141,7 +142,7 @@ class Synchroniser:
         async with self._feeding:
             delta = self._table.set_public_ips(ours)
             self._log.write(delta)
-            self._note_claims(self._table.claims())
+            self._tell_claims()
             self._unpublished.append(delta)
             self._stale.set()
 
@@ -199,11 +200,14 @@ class Synchroniser:
             if former and not self._table.count and isinstance(event, Snapshot):
                 logger.warning("the registry lists none of its %d peers any more: was it emptied, or restored?", former)
             self._log.write(delta)
-            self._note_claims(self._table.claims())
+            self._tell_claims()
             if delta or not self._synchronised:
                 self._synchronised = True
                 self._unpublished.append(delta)
                 self._stale.set()
+
+    def _tell_claims(self) -> None:
+        self._note_claims(self._table.claims(), self._table.shared())
 
     async def _publish(self) -> None:
         while True:

@@ -82,8 +82,12 @@ def _nested_deeper(value: Any, levels: int) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return `value` as it stood in the document: one line, ASCII only, not too long for a message."""
-    return _cut(json.dumps(value))
+    """Return `value` as it stood in the document: one line, ASCII only, not too long for a message.
+
+    Nothing of what has a secret key in it, as it does where `Backend` is a list or a text by mistake.
+    """
+    text = json.dumps(value)
+    return HIDDEN if any(key.casefold() in text.casefold() for key in SECRET_KEYS) else _cut(text)
 
 
 def _shown_of(key: str, value: Any) -> str:
@@ -112,7 +116,7 @@ class ObjectReader:
             key = spelling.get(written.casefold())
             if key is None:
                 hint = did_you_mean(written, known, where) if len(self.warnings) < _HINTS_MAX else ""
-                self.warnings.append(f"unknown key {shown(where + written)} is ignored{hint}")
+                self.warnings.append(f"unknown key {_cut(json.dumps(where + written))} is ignored{hint}")
                 continue
             if key in self._positions:
                 last = _shown_of(key, value)

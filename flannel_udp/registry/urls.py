@@ -31,13 +31,19 @@ def split_url(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         port_ok = parts.port != 0
-    except ValueError as error:  # a port that is no number below 65536, an unclosed bracket
-        raise ValueError(f"{shown!r}: {error}") from None
+    except ValueError:  # a port that is no number below 65536, an unclosed bracket: its text may quote a password
+        raise ValueError(f"{shown!r}: the port must be a number below 65536, an IPv6 address in brackets") from None
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"{shown!r}: the scheme must be http or https")
     if not parts.hostname or not port_ok or re.search(r"\s", url):
         raise ValueError(f"{shown!r} is no URL such as http://192.0.2.1:2379")
     return parts
+
+
+def without_user(url: str) -> str:
+    """Return the URL, which `split_url` takes, as it may be shown: without a user and a password. Raises as that."""
+    parts = split_url(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def parse_endpoint(text: str) -> Endpoint:
@@ -46,13 +52,14 @@ def parse_endpoint(text: str) -> Endpoint:
     Raises `ValueError` with the reason, which never quotes a user or a password.
     """
     text = text.strip()
+    shown = text.rpartition("@")[2]
     parts = split_url(text if "://" in text else f"http://{text}")
     if parts.username is not None or parts.password is not None:
         raise ValueError("a URL holds a user; use --etcd-username and --etcd-password")
     if parts.netloc.endswith(":"):
-        raise ValueError(f"{text!r}: there is no port after the colon")
+        raise ValueError(f"{shown!r}: there is no port after the colon")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"{text!r}: nothing may follow the port")
+        raise ValueError(f"{shown!r}: nothing may follow the port")
     hostname = parts.hostname or ""
     host = f"[{hostname}]" if ":" in hostname else hostname
     port = parts.port or ETCD_PORT

@@ -19,6 +19,7 @@ from tests.kube_api.manifest import RULES, find
 from tests.kube_api.server import ApiServer
 from tests.kube_api.store import Store
 from tests.support.agents import (
+    command_json,
     command_line,
     peers_of,
     remains_of,
@@ -335,6 +336,24 @@ def test_a_node_that_comes_back_with_another_subnet_takes_that(one: Cluster) -> 
         assert agent.stop() == 0
 
 
+def test_a_node_that_is_made_anew_with_its_subnet_is_available_again_and_no_traffic_stops(one: Cluster) -> None:
+    (host,) = one.lab.hosts
+    with one.agent(host) as agent:
+        agent.wait_ready()
+        agent.wait_for_line("told Kubernetes that the network of node h1 is available")
+
+        def make_anew(store: Store) -> None:
+            store.delete_node("h1")
+            store.add_node("h1", "10.244.0.0/24")
+
+        one.api.do(make_anew)
+        assert not is_available(one, host)
+        wait_for("it is available again", lambda: is_available(one, host))
+        assert annotations_of(one, host)["kube-subnet-manager"] == "true"
+        assert not [line for line in agent.said() if "lost our subnet" in line]
+        assert host.is_ready()
+
+
 @pytest.mark.parametrize(
     ("cidr", "line"),
     [
@@ -356,6 +375,27 @@ def test_a_subnet_of_no_use_is_said_once_and_waited_out(cidr: str | None, line: 
         one.api.add_node("h1", "10.244.5.0/26")  # of any length: SubnetLen means nothing here
         agent.wait_ready()
         assert str(host.subnet) == "10.244.5.0/26"
+
+
+def test_nodes_with_one_podcidr_are_named_on_every_host_until_one_is_deleted(pair: Cluster) -> None:
+    h1, h2 = pair.lab.hosts
+    mend = "kubectl get nodes, and delete the stale one"
+    own = f"node stale has our podCIDR 10.244.1.0/24, too: what is meant for our pods may go there: {mend}"
+    others = f"nodes h2 and stale have one podCIDR, 10.244.1.0/24: packets for it go to h2 alone: {mend}"
+    with pair.agent(h1) as first, pair.agent(h2) as second:
+        for agent in (first, second):
+            agent.wait_ready()
+        pair.api.add_node("stale", "10.244.1.0/24", kube_subnet_manager="true", public_ip="192.0.2.66")
+        for agent, said, kind in ((first, others, "peers"), (second, own, "identity")):
+            agent.wait_for_line(f"degraded: {said}")
+            status = agent.host.control("/v1/status")
+            assert (status["problems"], status["degraded"]) == ([said], [kind])
+            row = {"question": "agent", "ok": False, "what": said.removesuffix(f": {mend}"), "mend": mend}
+            assert row in command_json(agent.host, "doctor")
+        pair.api.do(lambda store: store.delete_node("stale"))
+        first.wait_for_line(f"no longer degraded: {others}")
+        second.wait_for_line(f"no longer degraded: {own}")
+        assert len([line for agent in (first, second) for line in agent.said() if "podCIDR" in line]) == 4
 
 
 def test_what_rbac_forbids_is_said_and_waited_out(one: Cluster) -> None:

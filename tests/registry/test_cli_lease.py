@@ -380,6 +380,9 @@ async def test_kubernetes_is_listed_from_any_host_and_hands_out_its_subnets_itse
         assert (row["subnet"], row["public_ip"], row["reserved"]) == ("10.1.16.0/24", "192.0.2.2", True)
         assert row["backend_data"] == {"VNI": 1, "VtepMAC": "8e:64:7c:7f:e7:c9"}
         assert store.json("show", "192.0.2.2") == [row]
+        api.add_node("h3", "10.1.16.0/24", **fields)
+        (row,) = store.json("list")
+        assert row["faults"] == ["the podCIDR of h2 and h3: packets go to one of them alone"]
         for command, why in {
             "release": "released: it ends with its node (kubectl delete node)",
             "reserve": "reserved: it is its node's for as long as that lives",

@@ -13,6 +13,7 @@ from flannel_udp.agent import run
 from flannel_udp.errors import FlannelError, RegistryError
 from flannel_udp.lab.etcd_server import EtcdServer, EtcdTls
 from flannel_udp.options import EtcdOptions, KubeOptions, Options
+from flannel_udp.registry.etcd import options as etcd_options
 from tests.registry.certificates import make_authority, make_certificate
 from tests.registry.test_etcd import Opened, opened
 
@@ -56,6 +57,22 @@ async def test_an_endpoint_without_a_scheme_is_tls_where_certificates_are_given(
     assert (await opened(replace(with_certificates, endpoints=(bare,))).list()).entries == {}
     with pytest.raises(RegistryError, match=f"no etcd endpoint answers: http://{bare} .*is it https"):
         await opened(EtcdOptions(endpoints=(bare,))).list()
+
+
+async def test_without_an_authority_of_its_own_those_count_that_the_machine_trusts(
+    opened: Opened, tls_etcd: EtcdServer, with_certificates: EtcdOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for flanneld: a company's authority is often there, and in no list of a library's."""
+    options = replace(with_certificates, cafile=None, endpoints=(tls_etcd.endpoint,))
+    monkeypatch.delenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(with_certificates.cafile))
+    assert (await opened(options).list()).entries == {}
+    monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.setattr(etcd_options, "MACHINES_AUTHORITIES", ("/nonexistent", str(with_certificates.cafile)))
+    assert (await opened(options).list()).entries == {}
+    monkeypatch.setattr(etcd_options, "MACHINES_AUTHORITIES", ())
+    with pytest.raises(RegistryError, match="its certificate is not trusted: check --etcd-cafile"):
+        await opened(options).list()
 
 
 async def test_an_endpoint_without_a_scheme_is_plain_text_without_certificates(

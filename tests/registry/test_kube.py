@@ -385,19 +385,19 @@ async def test_nonsense_is_handed_on_for_the_peer_table_to_ignore(
     assert isinstance(json.loads((await registry.list()).entries[OTHER_KEY].value), dict)
 
 
-async def test_of_two_nodes_with_one_subnet_the_first_counts_but_never_against_us(
-    api: ApiServer, registry: KubeRegistry, caplog: pytest.LogCaptureFixture
+async def test_of_several_nodes_with_one_subnet_the_first_counts_but_never_against_us(
+    api: ApiServer, registry: KubeRegistry
 ) -> None:
     ours = await register(registry)
-    for name, cidr in (("a", "10.1.15.0/24"), ("n2", "10.1.16.0/24"), ("n1", "10.1.16.0/24")):
+    for name, cidr in (("a", "10.1.15.0/24"), ("n2", "10.1.16.0/24"), ("n1", "10.1.16.0/24"), ("n3", "10.1.16.0/24")):
         api.add_node(name, cidr, **{**PEER, "public_ip": f"name {name}"})
     entries = (await registry.list()).entries
     assert entries[KEY] == ours
     assert b"name n1" in entries[OTHER_KEY].value
-    assert [record.message for record in caplog.records] == [
-        "nodes 'a', 'h1' have one podCIDR, 10.1.15.0-24",
-        "nodes 'n1', 'n2' have one podCIDR, 10.1.16.0-24",
-    ]
+    assert {key: (entry.host, entry.rivals) for key, entry in entries.items()} == {
+        KEY: ("h1", ("a",)),
+        OTHER_KEY: ("n1", ("n2", "n3")),
+    }
 
 
 async def test_a_list_comes_whole_from_the_servers_memory(api: ApiServer, registry: KubeRegistry) -> None:
@@ -461,6 +461,17 @@ async def test_nodes_that_come_change_and_go_are_seen(api: ApiServer, seen: Watc
     assert (await seen.change()).entries == {"10.1.17.0-24": None}
     api.do(lambda store: store.annotate("h2", kube_subnet_manager=None))
     assert (await seen.change()).entries == {OTHER_KEY: None}
+
+
+async def test_another_node_s_claim_on_a_subnet_is_seen_coming_and_going(api: ApiServer, seen: Watching) -> None:
+    api.add_node("h3", "10.1.16.0/24", **PEER)
+    (shared,) = (await seen.change()).entries.values()
+    api.do(lambda store: store.delete_node("h3"))
+    (alone,) = (await seen.change()).entries.values()
+    assert shared is not None
+    assert alone is not None
+    assert (shared.host, shared.rivals, alone.host, alone.rivals) == ("h2", ("h3",), "h2", ())
+    assert shared.revision == alone.revision  # nothing was written there
 
 
 async def test_a_node_that_comes_back_with_another_subnet_is_two_changes(api: ApiServer, seen: Watching) -> None:

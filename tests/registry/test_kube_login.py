@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from tests.kube_api.server import ApiServer, Fault
 from tests.support.patience import PATIENCE_S
 
 V1, V1BETA1 = "client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 GOOD = json.dumps({"kind": "ExecCredential", "status": {"token": "good"}})
 
 
@@ -158,6 +160,49 @@ async def test_a_command_may_leave_something_running_in_the_background(
     os.kill(pid, signal.SIGKILL)  # it was there
 
 
+@pytest.fixture
+def as_process_1() -> Iterator[None]:
+    """Have orphans for children, as the first process of a container has."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    yield
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
+
+
+async def wait_for_state(pid: int, state: str) -> None:
+    until_s = time.monotonic() + PATIENCE_S
+    while state_of(pid) != state:
+        assert time.monotonic() < until_s
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("as_process_1")
+async def test_what_a_command_leaves_running_is_no_zombie_for_ever(
+    api: ApiServer, login_by: Login, opened: Opened, tmp_path: Path
+) -> None:
+    left = "sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >>"
+    client = opened(login_by(f"{left}{tmp_path}/pids; true & echo '{GOOD}'"))
+    assert (await client.get_node("h1")).name == "h1"
+    pids = (tmp_path / "pids").read_text().split()
+    os.kill(int(pids[0]), signal.SIGKILL)
+    await wait_for_state(int(pids[0]), "Z")
+    api.tokens = {"better": "flannel"}
+    with pytest.raises(RegistryError, match="not logged in"):  # the command was run again
+        await client.get_node("h1")
+    assert state_of(int(pids[0])) == "gone"
+    last = int((tmp_path / "pids").read_text().split()[1])
+    os.kill(last, signal.SIGKILL)
+    await wait_for_state(last, "Z")
+    os.waitpid(last, 0)
+
+
 async def test_the_command_is_told_none_of_our_settings(
     login_by: Login, opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +220,7 @@ async def test_a_command_that_hangs_is_ended_with_what_it_started_and_named(
         await anext(client.watch_nodes("1"))
     pid = int((tmp_path / "pid").read_text())
     until_s = time.monotonic() + PATIENCE_S
-    while (status := Path(f"/proc/{pid}/stat")).exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
+    while state_of(pid) not in ("Z", "gone"):
         assert time.monotonic() < until_s
         await asyncio.sleep(0.01)
 

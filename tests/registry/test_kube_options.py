@@ -114,6 +114,43 @@ def test_a_server_that_is_no_url_is_named(server: str, tmp_path: Path) -> None:
     assert fault_of(tmp_path, content) == f"the server {server!r} is no http or https URL"
 
 
+@pytest.mark.parametrize(
+    ("cluster", "user", "fault"),
+    [
+        (
+            {"proxy-url": "http://u:geheim@192.0.2.7:3128"},
+            {},
+            "proxy-url is not supported: set https_proxy in the agent's environment",
+        ),
+        ({}, {"as": "geheim"}, "as is not supported: give us a user of our own"),
+        ({}, {"as-uid": "geheim"}, "as-uid is not supported: give us a user of our own"),
+        ({}, {"as-groups": ["geheim"]}, "as-groups is not supported: give us a user of our own"),
+        ({}, {"as-user-extra": {"geheim": ["x"]}}, "as-user-extra is not supported: give us a user of our own"),
+        ({"tls-server-name": 7}, {}, "Expected `str | null`, got `int` - at `$.tls-server-name`"),
+    ],
+)
+def test_what_kubectl_obeys_and_we_do_not_is_refused(
+    cluster: dict[str, Any], user: dict[str, Any], fault: str, tmp_path: Path
+) -> None:
+    content = GOOD | {
+        "clusters": [{"name": "k", "cluster": {"server": "https://192.0.2.1", **cluster}}],
+        "users": [{"name": "u", "user": {"token": "geheim", **user}}],
+    }
+    assert fault_of(tmp_path, json.dumps(content)) == fault
+
+
+def test_what_is_empty_or_of_another_context_is_no_matter(tmp_path: Path) -> None:
+    cluster = {"server": "https://192.0.2.1", "proxy-url": "", "tls-server-name": "", "disable-compression": True}
+    user: dict[str, Any] = {"as": "", "as-groups": [], "as-user-extra": None}
+    content = GOOD | {
+        "clusters": [{"name": "k", "cluster": cluster}, {"name": "o", "cluster": {"server": "x", "proxy-url": "x"}}],
+        "users": [{"name": "u", "user": user}, {"name": "o", "user": {"as": "x"}}],
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps(content))
+    assert opened(KubeOptions(kubeconfig_file=path)) == "https://192.0.2.1"
+
+
 def test_certificates_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     cluster = {"server": "https://192.0.2.1", "certificate-authority": "/nonexistent/ca.pem"}
     fault = fault_of(tmp_path, json.dumps(GOOD | {"clusters": [{"name": "k", "cluster": cluster}]}))

@@ -19,6 +19,14 @@ from tests.support.patience import PATIENCE_S
 ROOT = Path(__file__).parents[2]
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "NO_PROXY", "no_proxy")
 """What a host's environment says of proxies: none of that is there by chance in a test."""
+UNUSABLE_PROXIES = (
+    "http://u:geheim/x@127.0.0.1:9",
+    "http://u:geheim#x@127.0.0.1:9",
+    "http://u:geheim@127.0.0.1:99999",
+    "socks5://u:geheim@127.0.0.1:9",
+    "http://u:geheim@127.0.0.1:9",
+)
+"""Some that no library can use, or that let nothing pass, and that have a password."""
 T = TypeVar("T")
 
 

@@ -25,6 +25,7 @@ from tests.support.ali_vpc import (
     AliVpc,
     metadata_on_loopback,
 )  # fmt: skip
+from tests.support.served import UNUSABLE_PROXIES
 
 POLICY = Path(__file__).parents[2] / "examples" / "cloud" / "ali-policy.json"
 AT, OTHER = IPv4Network("10.1.15.0/24"), IPv4Network("10.1.16.0/24")
@@ -250,6 +251,28 @@ def test_that_others_are_changing_routes_is_borne_and_named_where_it_lasts(vpc: 
         "others are changing the VPC's routes, which Alibaba does one at a time "
         f"(IncorrectRouteEntryStatus to CreateRouteEntry on {MAIN})"
     )
+
+
+@pytest.mark.parametrize("proxy", UNUSABLE_PROXIES)
+def test_a_proxy_s_password_is_not_told(
+    proxy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    with caplog.at_level(1):
+        line = fault_of()
+    assert "geheim" not in line + caplog.text
+
+
+def test_a_token_that_can_be_none_is_not_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("ACCESS_KEY_ID", "ACCESS_KEY_SECRET"):
+        monkeypatch.delenv(name)
+        monkeypatch.setenv(f"ALIBABA_CLOUD_{name}", KEY["key"])
+    monkeypatch.setenv("ALIBABA_CLOUD_SECURITY_TOKEN", "geheim\nx")
+    with caplog.at_level(1):
+        line = fault_of()
+    assert "geheim" not in line + caplog.text
 
 
 def test_a_full_table_and_a_route_that_is_there_already_say_so(vpc: AliVpc) -> None:

@@ -17,12 +17,13 @@ import pytest
 
 from flannel_udp.backend.cloud import refusals
 from flannel_udp.backend.cloud.aws import AwsProvider, identity
+from flannel_udp.backend.cloud.metadata import Metadata
 from flannel_udp.backend.cloud.provider import Account, CloudError, CloudRoute, Leads
 from flannel_udp.errors import ConfigError
 from flannel_udp.netconf.config import NetworkConfig
 from tests.support.aws_host import CREDENTIALS, on_host
 from tests.support.backends import parse_config
-from tests.support.served import external
+from tests.support.served import UNUSABLE_PROXIES, external
 from tests.support.vpc import REGION, Vpc, interface_of, metadata_on_loopback, vpc_on_loopback
 
 POLICY = Path(__file__).parents[2] / "examples" / "cloud" / "aws-policy.json"
@@ -237,6 +238,13 @@ def test_a_metadata_service_that_is_switched_off_is_named(
         assert fault_of() == f"the metadata service at {url} gives no token (status 403): is it switched on?"
 
 
+@pytest.mark.parametrize("token", ["geheim\nx", "geheim\ufffd"])
+def test_a_metadata_token_that_can_be_none_is_not_told(token: str, metadata: str) -> None:
+    with pytest.raises(CloudError) as caught:
+        Metadata(metadata).ask("/latest/meta-data/", {"X-aws-ec2-metadata-token": token})
+    assert str(caught.value) == f"the metadata service at {metadata} gave a token that is not one line"
+
+
 def test_no_proxy_is_asked_for_the_metadata_service() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -252,6 +260,28 @@ def test_a_proxy_in_the_way_is_named(metadata: str) -> None:
     assert line == (
         "the proxy that HTTPS_PROXY or HTTP_PROXY names does not let DescribeRouteTables pass: correct it, or NO_PROXY"
     )
+
+
+@pytest.mark.parametrize("proxy", UNUSABLE_PROXIES)
+def test_a_proxy_s_password_is_not_told(
+    proxy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    with caplog.at_level(1):
+        line = fault_of()
+    assert "geheim" not in line + caplog.text
+
+
+def test_a_token_that_can_be_none_is_not_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "geheim\nx")
+    with caplog.at_level(1):
+        assert fault_of() == (
+            "DescribeRouteTables cannot be sent: is AWS_SESSION_TOKEN one line, is each access key, and is what "
+            "HTTPS_PROXY or HTTP_PROXY names like http://HOST:PORT?"
+        )
+    assert "geheim" not in caplog.text
 
 
 def test_no_credentials_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

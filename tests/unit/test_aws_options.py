@@ -83,6 +83,26 @@ def test_a_secret_is_in_no_message() -> None:
     assert "sesame" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"Network": "10.1.0.0/16", "Backend": [KEYS]},
+        {"Network": "10.1.0.0/16", "Backend": json.dumps({"accessKeySecret": "sesame"})},
+        {"Network": KEYS},
+        [{"Backend": {"AccessKeySecret": "sesame"}}],
+    ],
+)
+def test_what_stands_in_the_wrong_place_and_holds_a_secret_is_not_shown(document: object) -> None:
+    with pytest.raises(ConfigError, match=r"is \(hidden\): expected ") as caught:
+        parse_config(json.dumps(document))
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_secret_s_misspelt_key_is_named() -> None:
+    (warning,) = parse_config(text(AccessKeySecrets="sesame")).warnings
+    assert warning == 'unknown key "Backend.AccessKeySecrets" is ignored: did you mean Backend.AccessKeySecret?'
+
+
 def test_a_check_of_the_configuration_prints_all_but_the_secret(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ from tests.support.backends import parse_config
 from tests.support.gce_server import ALL_RIGHTS, TOKEN
 from tests.support.gce_vpc import PROJECT, ZONE, GceVpc, gce_on_loopback, name_of, on_instance, target_of
 from tests.support.patience import PATIENCE_S
-from tests.support.served import external
+from tests.support.served import UNUSABLE_PROXIES, external
 
 AT, OTHER = IPv4Network("10.1.15.0/24"), IPv4Network("10.1.16.0/24")
 TABLE = "networks/default"
@@ -277,6 +277,16 @@ def test_no_proxy_is_asked_for_the_metadata_service_nor_for_its_tokens(monkeypat
     assert fault_of() == (
         "the proxy that HTTPS_PROXY or HTTP_PROXY names does not let routes.list pass: correct it, or NO_PROXY"
     )
+
+
+@pytest.mark.parametrize("proxy", UNUSABLE_PROXIES)
+def test_a_proxy_s_password_is_not_told(
+    proxy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    with caplog.at_level(1):
+        line = fault_of()
+    assert "geheim" not in line + caplog.text
 
 
 def test_an_api_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flannel_udp.control.peers import PART_SIZE, PeerTable
+from flannel_udp.control.peers import PART_SIZE, PeerTable, SharedSubnet
 from flannel_udp.model import Address, Change, Delta, Entry, LeaseAttrs, Peer, Snapshot, Subnet, lease_id_of
 from tests.support.backends import read_udp_hop
 
@@ -321,6 +321,28 @@ def test_another_hosts_subnet_under_our_public_ip_is_a_claim(key: str, mark: int
     assert len(delta.warnings) == (key != "10.1.15.0-24" and not claims)  # a claim is said as one
     table.apply(snapshot())
     assert table.claims() == []
+
+
+def test_a_subnet_that_several_hosts_hold_is_known_until_one_has_it_alone() -> None:
+    table = new_table()
+    ours = replace(entry("10.1.15.0-24", OUR_IP), host="h1", rivals=("a", "b"))
+    theirs = replace(entry("10.1.16.0-24", "192.0.2.2"), host="n1", rivals=("n2",))
+    table.apply(snapshot(ours, theirs))
+    assert table.shared() == [
+        SharedSubnet("10.1.15.0/24", ("h1", "a", "b"), ours=True),
+        SharedSubnet("10.1.16.0/24", ("n1", "n2"), ours=False),
+    ]
+    table.set_own(None)
+    assert table.shared() == []
+    table.set_own(Subnet(OWN))
+    assert not table.apply(change(replace(theirs, rivals=())))
+    assert [shared.subnet for shared in table.shared()] == ["10.1.15.0/24"]
+    table.apply(snapshot(theirs))
+    assert [shared.subnet for shared in table.shared()] == ["10.1.16.0/24"]
+    table.apply(change(gone=("10.1.16.0-24",)))
+    assert table.shared() == []
+    table.apply(change(replace(entry("nonsense", "192.0.2.2"), host="n1", rivals=("n2",))))
+    assert table.shared() == []  # no packets go there in any case
 
 
 def test_keys_under_our_public_ip_are_no_matter_before_we_hold_a_subnet_and_warned_about_once_after() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_udp.control.overlaps import PrefixSet
-from flannel_udp.control.peers import PeerTable
+from flannel_udp.control.peers import PeerTable, SharedSubnet
 from flannel_udp.model import Change, Delta, Entry, LeaseAttrs, Peer, Prefix, Snapshot, Subnet, lease_id_of
 
 V4, V6 = IPv4Network("10.1.0.0/16"), IPv6Network("fd00:1::/48")
@@ -54,6 +54,18 @@ def peer(subnet: str, public_ip: str, hop: Any = None) -> Peer:
 
 
 PEER4, PEER6 = peer("10.1.16.0/24", "192.0.2.2"), peer("fd00:1:0:16::/64", "2001:db8::2")
+
+
+def test_hosts_that_share_one_family_s_subnet_by_keys_of_their_own_are_known() -> None:
+    table = new_table()
+    alike = entry("10.1.16.0-24&fd00:1:0:17::-64", "192.0.2.3", "2001:db8::3")
+    table.apply(snapshot(entry(KEY), alike))
+    assert table.shared() == [SharedSubnet("10.1.16.0/24", ("192.0.2.2", "192.0.2.3"), ours=False)]
+    table.apply(change(entry(alike.key, "192.0.2.2", "2001:db8::2")))  # the same host's, under another key
+    assert table.shared() == []
+    table.apply(change(alike))
+    table.apply(change(gone=(KEY,)))
+    assert table.shared() == []
 
 
 def test_a_lease_of_both_families_is_two_peers_that_come_move_and_go_together() -> None:

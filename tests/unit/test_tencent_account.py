@@ -14,7 +14,7 @@ from flannel_udp.backend.cloud import refusals
 from flannel_udp.backend.cloud.provider import Account, CloudError, CloudRoute, Leads
 from flannel_udp.backend.cloud.tencent import account as account_module
 from flannel_udp.backend.cloud.tencent import retrying
-from tests.support.served import served
+from tests.support.served import UNUSABLE_PROXIES, served
 from tests.support.tencent_host import connect, fault_of, fixtures
 from tests.support.tencent_server import LIMIT, REGION
 from tests.support.tencent_vpc import SUBNET, TencentVpc, tencent_metadata_on_loopback, tencent_on_loopback
@@ -226,6 +226,16 @@ def test_a_proxy_in_the_way_is_named_and_none_is_asked_for_the_metadata_service(
     assert fault_of() == (
         "the proxy that HTTPS_PROXY or HTTP_PROXY names does not let DescribeVpcs pass: correct it, or NO_PROXY"
     )
+
+
+@pytest.mark.parametrize("proxy", UNUSABLE_PROXIES)
+def test_a_proxy_s_password_is_not_told(
+    proxy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    with caplog.at_level(1):
+        line = fault_of()
+    assert "geheim" not in line + caplog.text
 
 
 def test_an_api_that_is_none_is_named(vpc: TencentVpc, monkeypatch: pytest.MonkeyPatch) -> None:

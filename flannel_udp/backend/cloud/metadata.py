@@ -35,6 +35,8 @@ class Metadata:
             return response.status, response.read(ANSWER_MAX_BYTES).decode(errors="replace")
         except TimeoutError:
             raise CloudError(f"the metadata service at {self.url} does not answer within {TIMEOUT_S:g} s") from None
+        except ValueError:  # its text quotes a header's value, the service's own token
+            raise CloudError(f"the metadata service at {self.url} gave a token that is not one line") from None
         except (OSError, http.client.HTTPException) as error:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise CloudError(f"no metadata service at {self.url}: {why}") from None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,15 @@ from flannel_udp.options import EtcdOptions
 from flannel_udp.registry.urls import Endpoint, parse_endpoint
 
 logger = logging.getLogger(__name__)
+
+MACHINES_AUTHORITIES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+"""Where distributions keep the certificates of those that the machine trusts: the first file counts, as for Go."""
 
 
 def parse_endpoints(urls: tuple[str, ...]) -> tuple[list[Endpoint], bool]:
@@ -64,7 +75,7 @@ def read_secrets(options: EtcdOptions, https: bool) -> Secrets:
         except ValueError as error:
             raise UnusableFile(f"--etcd-password-file: {error}") from None
     return Secrets(
-        _read("--etcd-cafile", options.cafile),
+        _machines_authorities() if https and options.cafile is None else _read("--etcd-cafile", options.cafile),
         _read("--etcd-certfile", options.certfile),
         _read("--etcd-keyfile", options.keyfile),
         str(password),
@@ -150,3 +161,14 @@ def _read(flag: str, path: Path | None) -> bytes | None:
         return path.read_bytes()
     except OSError as error:
         raise UnusableFile(f"{flag} {path}: {error.strerror}") from None
+
+
+def _machines_authorities() -> bytes | None:
+    """Return whom the machine trusts, unless gRPC is told; ``None`` for gRPC's own list, which has nobody of ours."""
+    if os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"):
+        return None
+    named = os.environ.get("SSL_CERT_FILE")
+    for file in (named,) if named else MACHINES_AUTHORITIES:
+        with suppress(OSError):
+            return Path(file).read_bytes()
+    return None

@@ -221,6 +221,8 @@ class KubeClient:
             raise RegistryError(f"{self.name}: {what}: no answer in time") from None
         except TimeoutError:
             raise RegistryError(f"{self.name}: {what}: no complete answer within {ANSWER_TIMEOUT_S:g} s") from None
+        except httpx2.LocalProtocolError as error:  # its text quotes what we wanted to send, a token perhaps
+            raise RegistryError(f"{self.name}: {what}: {type(error).__name__}") from None
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
             raise RegistryError(f"{self.name}: {what}: {_one_line(str(error)) or type(error).__name__}") from None
 

@@ -18,6 +18,8 @@ import httpx2
 from lightkube.config.models import UserExec
 from lightkube.core.exceptions import ConfigError
 
+from flannel_udp.registry.kube.tokens import is_token
+
 LOGIN_S = 15.0
 """How long the command may take; a request has longer, so that it is the command that is named."""
 _KILLED_S = 0.5
@@ -37,6 +39,7 @@ class LoginCommand(httpx2.Auth):
         self._command = command
         self._program = program
         self._bearer = ""
+        self._groups: set[int] = set()  # of processes that the command has started
 
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         """See `httpx2.Auth`. Raises `ConfigError` if there is no token."""
@@ -64,9 +67,20 @@ class LoginCommand(httpx2.Auth):
                     os.killpg(process.pid, signal.SIGKILL)  # with what it has started: that may hold the pipes
                 with suppress(TimeoutExpired):
                     process.wait(_KILLED_S)
+            self._reap(process.pid)
         if process.returncode:
             raise ConfigError(f"{self._named} returned {process.returncode}: {said.decode(errors='replace')}")
         return printed
+
+    def _reap(self, group: int) -> None:
+        """Let go what has ended of that group, and of former ones: as process 1 we have the command's orphans."""
+        self._groups.add(group)
+        for each in tuple(self._groups):
+            try:
+                while os.waitpid(-each, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:  # no child of ours is in there
+                self._groups.remove(each)
 
     def _start(self) -> Popen[bytes]:
         """Start it: half a millisecond, once for a token.
@@ -98,7 +112,7 @@ class LoginCommand(httpx2.Auth):
             token = status.get("token")
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             raise ConfigError(f"{self._named} printed no ExecCredential with a status") from None
-        if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
+        if not is_token(token):
             hint = ", but a client certificate, which we do not take" if "clientCertificateData" in status else ""
             raise ConfigError(f"{self._named} printed no token{hint}")
         return token

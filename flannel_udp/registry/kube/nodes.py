@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Network
 from types import MappingProxyType
 from typing import Any
 
 from flannel_udp.model import Entry, LeaseAttrs
 from flannel_udp.registry.keys import MAX_VALUE_BYTES
-
-logger = logging.getLogger(__name__)
 
 SETTLED_AT_ONCE = 200
 
@@ -193,8 +190,8 @@ class Numbering:
 class NodeTable:
     """Nodes go in, entries and what changed of them come out.
 
-    `lease_of` tells what a node holds. Should two nodes have one podCIDR, the one called `own` counts, else the first
-    by name.
+    `lease_of` tells what a node holds. Should several nodes have one podCIDR, the one called `own` counts, else the
+    first by name, and the others are its rivals.
     """
 
     def __init__(self, own: str, lease_of: Callable[[KubeNode], Lease | None], numbering: Numbering) -> None:
@@ -234,10 +231,7 @@ class NodeTable:
             self._holders[before[0]].remove(name)
         if lease is not None:
             self._leases[name] = lease
-            others = self._holders.setdefault(lease[0], set())
-            if others and (before is None or before[0] != lease[0]):
-                logger.warning("nodes %s have one podCIDR, %s", ", ".join(map(repr, sorted({*others, name}))), lease[0])
-            others.add(name)
+            self._holders.setdefault(lease[0], set()).add(name)
         return {held[0] for held in (before, lease) if held is not None}
 
     def _settle(self, keys: set[str]) -> dict[str, Entry | None]:
@@ -250,8 +244,11 @@ class NodeTable:
                 self._numbering.forget(key)
                 changed[key] = None
                 continue
-            holder = min(holders, key=lambda name: (name != self._own, name))
+            holder, *rivals = sorted(holders, key=lambda name: (name != self._own, name))
             entry = self._numbering.entry(self._leases[holder], holder)
-            if entry != self.entries.get(key):
+            if rivals:
+                entry = replace(entry, rivals=tuple(rivals))
+            known = self.entries.get(key)
+            if known is None or (entry, entry.rivals) != (known, known.rivals):
                 self.entries[key] = changed[key] = entry
         return changed

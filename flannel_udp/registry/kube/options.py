@@ -9,7 +9,10 @@ import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+from urllib.request import getproxies
 
 import httpx2
 import msgspec
@@ -22,8 +25,10 @@ from lightkube.core.exceptions import ConfigError
 from flannel_udp.backoff.said_once import SaidOnce
 from flannel_udp.errors import UnusableFile, UsageError
 from flannel_udp.options import KubeOptions
+from flannel_udp.registry.kube.kubeconfig import NamedCluster, read_kubeconfig
 from flannel_udp.registry.kube.login import LoginCommand
-from flannel_udp.registry.urls import split_url
+from flannel_udp.registry.kube.tokens import TokenFile, is_token
+from flannel_udp.registry.urls import split_url, without_user
 
 logger = logging.getLogger(__name__)
 
@@ -59,24 +64,58 @@ def open_http(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT
     kubeconfig.
     """
     config = _read_config(options, service_account)
-    user = config.user or User()  # lightkube wants one, if only to be anonymous
+    user = _read_user(options, config)
     config = config._replace(user=user)
-    try:
-        split_url(config.cluster.server)
-    except ValueError:
-        shown = config.cluster.server.rpartition("@")[2]  # a password may stand in front of the sign
-        raise _fault(options, f"the server {shown!r} is no http or https URL") from None
     parameters = client_adapter.ConnectionParams(timeout=httpx2.Timeout(REQUEST_TIMEOUT_S))
     try:
         settings = parameters.httpx_params(config)
-        # From Python 3.13 on, to the letter of RFC 5280: many a cluster's certificates lack the identifier of their
-        # authority's key, and flanneld and kubectl take them. Chain, names and times are checked all the same.
-        settings["verify"].verify_flags &= ~ssl.VERIFY_X509_STRICT
+        _check_as_go(settings["verify"])
         if user.exec is not None and isinstance(settings["auth"], client_adapter.ExecAuth):
             settings["auth"] = _login_command(config, user.exec)
-        return httpx2.AsyncClient(**settings)
+        elif user.token_file is not None:
+            settings["auth"] = TokenFile(config.abs_file(user.token_file))
+        if isinstance(config.cluster, NamedCluster) and config.cluster.server_name:
+            settings["event_hooks"] = {"request": [partial(_expect_name, config.cluster.server_name)]}
+        return _client(settings)
     except (ConfigError, OSError, TypeError, ValueError) as error:  # ssl.SSLError is an OSError
         raise _fault(options, f"{_culprit(config)}: {_reason(error)}") from None
+
+
+async def _expect_name(name: str, request: httpx2.Request) -> None:
+    """Have the server's certificate be for this name, and not for that of its URL."""
+    request.extensions["sni_hostname"] = name
+
+
+def _check_as_go(context: ssl.SSLContext) -> None:
+    """Take the certificates that flanneld and kubectl take, whichever Python has it; names and times are checked.
+
+    From 3.13 on it is to the letter of RFC 5280: many a cluster's certificates lack the identifier of their authority's
+    key. Before 3.13 a chain had to end at a root: many a cluster's authority is one that another vouches for.
+    """
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+
+
+def _read_user(options: KubeOptions, config: SingleConfig) -> User:
+    """Return who we are; what is empty is not there, as for Go. Raises as `open_http` for a token that can be none."""
+    user = config.user or User()  # lightkube wants one, if only to be anonymous
+    token, token_file = (user.token or "").strip() or None, user.token_file or None
+    if token_file is None and token is not None and not is_token(token):
+        raise _fault(options, "its token is not one line of plain ASCII")
+    return msgspec.structs.replace(user, token=token, token_file=token_file)
+
+
+def _client(settings: Mapping[str, Any]) -> httpx2.AsyncClient:
+    """Return a client. Raises `UsageError` for a proxy that the environment names and that cannot be used.
+
+    Its URL may hold a password, and what the libraries say of it quotes that.
+    """
+    try:
+        return httpx2.AsyncClient(**settings)
+    except (httpx2.InvalidURL, ImportError, ValueError):  # a kind of proxy that needs another package, say
+        names = " or ".join(f"{name}_proxy" for name in ("http", "https", "all") if name in getproxies())
+        fault = f"the environment's {names} names a proxy that cannot be used: give http://HOST:PORT"
+        raise UsageError(fault) from None
 
 
 def _login_command(config: SingleConfig, command: UserExec) -> LoginCommand:
@@ -160,19 +199,19 @@ def _stamp(file: str | os.PathLike[str]) -> tuple[object, ...]:
 
 
 def api_server(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUNT)) -> str | None:
-    """Return the API server's URL as the flags have it. Raises `UsageError`.
+    """Return the API server's URL as the flags have it, without a user and a password. Raises `UsageError`.
 
     ``None`` for the one that a pod is told: that is a service's address, which kube-proxy replaces by the server's.
     """
     if options.kubeconfig_file is None and not options.api_url:
         return None
-    return str(_read_config(options, service_account).cluster.server)
+    return without_user(_read_config(options, service_account).cluster.server)
 
 
 def _read_config(options: KubeOptions, service_account: Path) -> SingleConfig:
     try:
         if options.kubeconfig_file is not None:
-            config = KubeConfig.from_file(options.kubeconfig_file).get()
+            config: SingleConfig | None = read_kubeconfig(options.kubeconfig_file)
         elif options.api_url:
             config = KubeConfig.from_server(options.api_url).get()
         else:
@@ -184,6 +223,12 @@ def _read_config(options: KubeOptions, service_account: Path) -> SingleConfig:
         raise _fault(options, "no current-context")
     if options.api_url:
         config.cluster.server = options.api_url
+    try:
+        split_url(config.cluster.server)
+        httpx2.URL(config.cluster.server)
+    except (ValueError, httpx2.InvalidURL):
+        shown = config.cluster.server.rpartition("@")[2]  # a password may stand in front of the sign
+        raise _fault(options, f"the server {shown!r} is no http or https URL") from None
     return config
 
 

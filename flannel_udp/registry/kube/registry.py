@@ -57,6 +57,7 @@ class KubeRegistry:
         self._attrs: LeaseAttrs | None = None  # what we registered last
         self._written = (b"", 0.0)  # our own value as we wrote it last, and when
         self._registered_ips = ("", "")
+        self._announced = ""  # the uid of the node that was told to carry traffic, while we hold a lease
         # The public IPs that somebody had changed ours to, and when we put them right.
         self._overwrote = (("", ""), -math.inf)
 
@@ -76,6 +77,7 @@ class KubeRegistry:
 
     async def assigned(self) -> Entry:
         """See `Registry.assigned`: the entry that our node's podCIDR makes, its value empty before we register."""
+        self._announced = ""  # who seeks a lease carries nothing, and will say so once he does
         node = await self._own_node()
         key, value = self._own_lease(node)
         try:
@@ -104,7 +106,8 @@ class KubeRegistry:
             "lastTransitionTime": now,
             "lastHeartbeatTime": now,
         }
-        await self._client.patch_node_status(await self._find_own_name(), {"status": {"conditions": [condition]}})
+        patch = {"status": {"conditions": [condition]}}
+        self._announced = (await self._client.patch_node_status(await self._find_own_name(), patch)).uid
         logger.info("told Kubernetes that the network of node %s is available", self._own_name)
 
     async def list(self) -> Snapshot:
@@ -152,6 +155,8 @@ class KubeRegistry:
                 logger.warning(
                     "node %r: %s is %s, which is not read: see --iface and --public-ip", node.name, name, address
                 )
+        if self._announced not in ("", node.uid):  # a node in the place of ours, which keeps pods off
+            await self.announce_up()
         self._registered_ips = self._annotations.public_ips(node)
         lease = self._own_lease(node)
         self._written = (lease[1], time.monotonic())
@@ -285,7 +290,8 @@ class KubeRegistry:
             return None
         if node.name != self._own_name or self._attrs is None:
             return key, self._annotations.value(node)
-        if self._annotations.changes(node, self._attrs) and not self._is_anothers(node):
+        changed = self._announced not in ("", node.uid) or self._annotations.changes(node, self._attrs)
+        if changed and not self._is_anothers(node):
             return None  # somebody changed what we wrote: to miss it makes our lease's keeper renew it
         return key, self._said(node)
 

@@ -12,6 +12,7 @@ from botocore.exceptions import (
     ConnectTimeoutError,
     CredentialRetrievalError,
     EndpointConnectionError,
+    HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
     ProxyConnectionError,
@@ -30,6 +31,10 @@ _DENIED = f"no right to ec2:{{operation}} on {{what}}: give it to the instance's
 _NOT_US = "AWS does not take our credentials ({code}){skew}: correct the role, or the access key"
 _THROTTLED = "AWS is asked too often in this account ({code} to {operation})"
 _NO_TABLE = "there is no such route table in {what}: correct Backend.RouteTableID ({message})"
+_UNSENT = (
+    "{operation} cannot be sent: is AWS_SESSION_TOKEN one line, is each access key, and is what HTTPS_PROXY or "
+    "HTTP_PROXY names like http://HOST:PORT?"
+)
 _LINES = {
     **dict.fromkeys(("UnauthorizedOperation", "AccessDenied", "AccessDeniedException"), _DENIED),
     **dict.fromkeys(("AuthFailure", "SignatureDoesNotMatch", "InvalidSignatureException"), _NOT_US),
@@ -79,4 +84,6 @@ def _explain_failure(error: Exception, operation: str) -> str:
         return f"{url} does not answer {operation}: may this host reach it, through a NAT gateway or a VPC endpoint?"
     if isinstance(error, ResponseParserError):
         return f"AWS's answer to {operation} makes no sense: is a proxy in the way?"
-    return f"{operation} failed: {' '.join(str(error).split())}"
+    # The former's text quotes what could not be sent or read: a token, a proxy's password.
+    line = _UNSENT if type(error) is HTTPClientError else "{operation} failed: {message}"
+    return line.format(operation=operation, message=" ".join(str(error).split()))
