@@ -11,6 +11,7 @@ from flannel_udp.agent.state import AgentState
 from flannel_udp.control.retry import retry
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.host import interface
+from flannel_udp.host.interface_facts import VERSIONS, gather
 from flannel_udp.model import Interface, Prefix
 from flannel_udp.netconf.addresses import why_not_dialled
 from flannel_udp.options import InterfaceOptions
@@ -41,7 +42,7 @@ async def _wait(
     if external != state.interface:
         for refusal in choice.refusals:
             logger.warning("%s; going on with %s", refusal, choice.made)
-        for ends in filter(None, map(external.of, interface.VERSIONS)):
+        for ends in filter(None, map(external.of, VERSIONS)):
             logger.info("using interface %s, address %s, public IP %s", external.name, ends.address, ends.public_ip)
             why = why_not_dialled(ends.public_ip)
             if why is not None:
@@ -70,7 +71,7 @@ async def _choose(
     options: InterfaceOptions, versions: Sequence[int], overlays: Sequence[Prefix]
 ) -> tuple[Interface, interface.Choice]:
     """Return the interface, and how it was chosen. Raises `FlannelError`."""
-    facts = await asyncio.to_thread(interface.gather, options, versions)
+    facts = await asyncio.to_thread(gather, options, versions)
     choice, facts = interface.decide_outside(options, facts, versions, overlays)
     if choice.interface is None:
         raise interface.no_interface(choice, facts, versions)

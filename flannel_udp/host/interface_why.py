@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import TextIO
 
 from flannel_udp.host.family import family_of
-from flannel_udp.host.interface import Address, Choice, HostNetwork, Link
+from flannel_udp.host.interface import Choice
+from flannel_udp.host.interface_facts import Address, HostNetwork, Link
 from flannel_udp.model import Address as IpAddress
 from flannel_udp.model import Interface
 

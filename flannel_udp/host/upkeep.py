@@ -26,7 +26,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.host import interface, netlink
 from flannel_udp.host.blackhole import keep_blackhole, restore_blackhole
 from flannel_udp.host.family import family_of
-from flannel_udp.host.interface import HostNetwork
+from flannel_udp.host.interface_facts import VERSIONS, HostNetwork, gather
 from flannel_udp.host.monitor import Interest, Monitor, open_monitor_socket
 from flannel_udp.host.own_addresses import has_come
 from flannel_udp.host.repair import STANDS, LinkState, Paces, Standing, why_lost
@@ -282,7 +282,7 @@ class Upkeep:
 
     async def _gather(self, versions: Sequence[int]) -> HostNetwork:
         """Ask for the facts of a choice, which must not fall on our own devices: their addresses are in the overlay."""
-        facts = await asyncio.to_thread(interface.gather, self._options.interface, versions)
+        facts = await asyncio.to_thread(gather, self._options.interface, versions)
         return facts.outside(self._overlays)
 
     async def _completed(self, external: Interface) -> Interface:
@@ -417,7 +417,7 @@ class Upkeep:
 
 def _ends_of(external: Interface) -> list[tuple[int, Ends]]:
     """Return the addresses of each family that there is, by IP version."""
-    return [(version, ends) for version in interface.VERSIONS if (ends := external.of(version)) is not None]
+    return [(version, ends) for version in VERSIONS if (ends := external.of(version)) is not None]
 
 
 def _versions_of(external: Interface) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, choose, decide, gather
+from flannel_udp.host.interface import choose, decide
+from flannel_udp.host.interface_facts import Address, DefaultRoute, HostNetwork, Link, Reach, gather
 from flannel_udp.host.links import Device
 from flannel_udp.model import Ends, Interface
 from flannel_udp.options import InterfaceOptions

@@ -10,7 +10,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import pytest
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, complete, decide, no_interface
+from flannel_udp.host.interface import complete, decide, no_interface
+from flannel_udp.host.interface_facts import Address, DefaultRoute, HostNetwork, Link, Reach
 from flannel_udp.host.interface_why import explain, show, show_json
 from flannel_udp.model import Ends, Interface
 from flannel_udp.options import InterfaceOptions

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, choose, decide
+from flannel_udp.host.interface import choose, decide
+from flannel_udp.host.interface_facts import Address, DefaultRoute, HostNetwork, Link, Reach
 from flannel_udp.host.interface_why import explain, show, show_json
 from flannel_udp.options import InterfaceOptions
 
