@@ -13,7 +13,6 @@ from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.host import interface
 from flannel_udp.host.interface_facts import VERSIONS, gather
 from flannel_udp.model import Interface, Prefix
-from flannel_udp.netconf.addresses import why_not_dialled
 from flannel_udp.options import InterfaceOptions
 
 logger = logging.getLogger(__name__)
@@ -44,9 +43,6 @@ async def _wait(
             logger.warning("%s; going on with %s", refusal, choice.made)
         for ends in filter(None, map(external.of, VERSIONS)):
             logger.info("using interface %s, address %s, public IP %s", external.name, ends.address, ends.public_ip)
-            why = why_not_dialled(ends.public_ip)
-            if why is not None:
-                logger.warning("other hosts ignore us: our public IP %s %s", ends.public_ip, why)
         state.use_interface(external)
     return external
 

@@ -6,6 +6,9 @@
 4. only if none of these was given, the interface that has ``--public-ip``, with IPv6 alone ``--public-ipv6``;
 5. and if none has (the host is behind NAT), or it was not given either, the interface of the default route.
 
+An address that no other host dials (169.254.0.0/16 without ``--public-ip``, 127.0.0.0/8) is none, whatever names it:
+another one is waited for.
+
 It is one interface for both IP families. With both, IPv4 chooses, IPv6 if IPv4 finds none; the other family's address
 is the one that its own choice has on that interface, or the best there. An option that names an address of one family
 names the interface to the other one.
@@ -236,7 +239,7 @@ def _by_reach(host: HostNetwork, version: int) -> tuple[Link, IpAddress]:
     if host.reach is None or link is None:
         raise _NoMatchError("no route leads there (or it is this host's own address)")
     source = host.reach.source
-    if source is None or source.version != version or (version == 6 and source.is_link_local):
+    if source is None or source.version != version or host.refuses(source):
         return link, _best_address(link, version)
     return link, source
 

@@ -17,6 +17,7 @@ from flannel_udp.host.route_query import find_way, next_hop_devices, stream_defa
 from flannel_udp.host.rtnetlink import RTN_UNICAST, Rtnetlink, open_rtnetlink, parse_route
 from flannel_udp.model import Address as IpAddress
 from flannel_udp.model import Prefix
+from flannel_udp.netconf.addresses import LINK_LOCAL, LINK_LOCAL_V6, why_not_dialled
 from flannel_udp.options import InterfaceOptions
 
 # linux/if_addr.h, linux/rtnetlink.h
@@ -40,6 +41,8 @@ class Address:
     """Another host has it, and the kernel does not use it."""
     overlay: Prefix | None = None
     """The overlay network that it lies in, see `HostNetwork.outside`."""
+    behind_nat: bool = False
+    """Others dial another address in its place, ``--public-ip`` (``--public-ipv6``)."""
 
     def rank(self) -> tuple[int, int, bool, bool]:
         """Return what the smaller of goes first.
@@ -56,9 +59,9 @@ class Address:
             return "is tentative: the kernel still asks whether another host has it"
         if self.overlay is not None:
             return f"lies in the overlay network {self.overlay}: what leaves from there comes back into the tunnel"
-        if self.address.version == 6 and self.address.is_link_local:
-            return "is link-local: other hosts cannot dial it"
-        return None
+        # A link-local one is a way out, too, where others dial another one; IPv6's cannot be bound without a zone.
+        leads_out = self.behind_nat and self.address in LINK_LOCAL
+        return None if leads_out else why_not_dialled(self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class Link:
             return None
         found = [item for item in self.addresses if item.address.version == version]
         for item in found:
-            if item.tentative or item.duplicate or item.overlay is not None:
+            if item.tentative or item.duplicate or item.address not in LINK_LOCAL_V6:
                 return f"{item.address} of {self.name} {item.why_unusable()}"
         others = " but link-local ones, which other hosts cannot dial" if found else ""
         return f"{self.name} has no {family_of(version).name} address{others}"
@@ -156,6 +159,11 @@ class HostNetwork:
         links = (link for link in self.links if link.up or link.leads_out)
         return any(item.address == address for link in links for item in link.addresses)
 
+    def refuses(self, address: IpAddress) -> bool:
+        """Tell whether this is an address of the host's that outer packets cannot bear."""
+        found = [item for link in self.links for item in link.addresses if item.address == address]
+        return bool(found) and all(item.why_unusable() is not None for item in found)
+
     @property
     def has_ipv6(self) -> bool:
         """Whether an interface has an IPv6 address that others can dial."""
@@ -179,7 +187,7 @@ def gather(options: InterfaceOptions, versions: Sequence[int] = (4,)) -> HostNet
     """
     with open_rtnetlink("listing the network interfaces") as netlink:
         reach = _look_up(netlink, _parse_can_reach(options.iface_can_reach)) if options.iface_can_reach else None
-        links = _read_links(netlink)
+        links = _read_links(netlink, options)
         # A host may hold a whole Internet's routes: they are read only if they decide, and last: the rest stays unread.
         wanted = () if options.by_flags else versions
         return HostNetwork(links, tuple(route for version in wanted for route in _default_routes(version)), reach)
@@ -199,11 +207,11 @@ def _look_up(netlink: Rtnetlink, target: IpAddress) -> Reach | None:
     return Reach(way.oif, way.source)
 
 
-def _read_links(netlink: Rtnetlink) -> tuple[Link, ...]:
+def _read_links(netlink: Rtnetlink, options: InterfaceOptions) -> tuple[Link, ...]:
     addresses: dict[int, list[Address]] = {}
-    for version in VERSIONS:
+    for version, public in ((4, options.public_ip), (6, options.public_ipv6)):
         for found in stream_addresses(netlink, version=version):
-            addresses.setdefault(found.index, []).append(_judge(found))
+            addresses.setdefault(found.index, []).append(_judge(found, behind_nat=public is not None))
     return tuple(
         Link(
             found.index,
@@ -219,7 +227,7 @@ def _read_links(netlink: Rtnetlink) -> tuple[Link, ...]:
     )
 
 
-def _judge(found: links.Address) -> Address:
+def _judge(found: links.Address, *, behind_nat: bool) -> Address:
     ipv6 = found.address.version == 6  # IPv4 has no such states: the numbers mean something else, or nothing
     flags = found.flags
     return Address(
@@ -230,6 +238,7 @@ def _judge(found: links.Address) -> Address:
         temporary=ipv6 and bool(flags & _IFA_F_TEMPORARY),
         tentative=not found.usable,
         duplicate=ipv6 and bool(flags & IFA_F_DADFAILED),
+        behind_nat=behind_nat,
     )
 
 

@@ -49,8 +49,8 @@ def _candidate(choice: Choice, host: HostNetwork, link: Link, item: Address) -> 
         leads = version == choice.version
         reason = _why(choice, host, link) if leads else f"the {family_of(version).name} address of that interface"
     else:
-        unusable = item.why_unusable()
-        reason = link.why_unusable(version) or (unusable and f"it {unusable}") or _why_not(choice, host, link, item)
+        unusable = item.why_unusable() if link.up else None
+        reason = (unusable and f"it {unusable}") or link.why_unusable(version) or _why_not(choice, host, link, item)
     return Candidate(link.name, str(item.address), chosen, reason)
 
 

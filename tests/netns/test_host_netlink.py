@@ -357,7 +357,7 @@ def test_no_default_route_is_one_clear_line(host: Namespace) -> None:
     assert caught.value.exit_code == 1
     assert str(caught.value) == (
         "no interface to use: default route: this host has none for IPv4; name one with --iface; interfaces "
-        "that are up with an IPv4 address: eth0 (192.0.2.2), eth1 (198.51.100.2 198.51.100.3), lo (127.0.0.1)"
+        "that are up with an IPv4 address: eth0 (192.0.2.2), eth1 (198.51.100.2 198.51.100.3)"
     )
 
 
@@ -402,14 +402,20 @@ def test_interface_that_is_down_or_bare_is_named_with_its_fault(host: Namespace)
     )
 
 
-def test_deprecated_and_link_local_addresses_come_last(host: Namespace) -> None:
+def test_deprecated_addresses_come_last_and_link_local_ones_only_behind_a_public_ip(host: Namespace) -> None:
     host.run("ip address flush dev eth1")
     host.run("ip address add 169.254.7.7/16 dev eth1")
     host.run("ip address add 198.51.100.7/24 dev eth1 preferred_lft 0 valid_lft 1000")
     host.run("ip address add 198.51.101.8/24 dev eth1 preferred_lft 900 valid_lft 1000")
     host.run("ip address add 10.9.9.9/32 dev eth1 scope host")
-    (link,) = [link for link in host.call(gather, InterfaceOptions()).links if link.name == "eth1"]
-    assert [str(a) for a in link.ranked()] == ["198.51.101.8", "198.51.100.7", "169.254.7.7", "10.9.9.9"]
+    best = ["198.51.101.8", "198.51.100.7"]
+    for public, expected in (
+        (None, [*best, "10.9.9.9"]),
+        (IPv4Address("203.0.113.9"), [*best, "169.254.7.7", "10.9.9.9"]),
+    ):
+        facts = host.call(gather, InterfaceOptions(public_ip=public))
+        (link,) = [link for link in facts.links if link.name == "eth1"]
+        assert [str(a) for a in link.ranked()] == expected
 
 
 def test_point_to_point_address_is_our_end(host: Namespace) -> None:

@@ -148,8 +148,56 @@ def test_regex_binds_the_address_that_matched_and_is_not_anchored() -> None:
 
 
 def test_regex_prefers_a_wire_to_the_loopback() -> None:
-    assert chosen(InterfaceOptions(iface_regex=(".*",)))[0] == "eth0"
-    assert chosen(InterfaceOptions(iface_regex=("^127",))) == ("lo", "127.0.0.1")
+    lo = replace(LO, addresses=(*LO.addresses, *addresses("203.0.113.77")))
+    host = replace(HOST, links=(lo, *HOST.links[1:]))
+    assert chosen(InterfaceOptions(iface_regex=(".*",)), host)[0] == "eth0"
+    assert chosen(InterfaceOptions(iface_regex=("^203",)), host) == ("lo", "203.0.113.77")
+
+
+USB0 = Link(6, "usb0", 1500, (Address(IPv4Address("169.254.7.1"), scope=253),))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (InterfaceOptions(), "default route: 169.254.7.1 of usb0 is link-local: another host may have the same"),
+        (InterfaceOptions(iface=("usb0",)), "--iface=usb0: 169.254.7.1 of usb0 is link-local"),
+        (InterfaceOptions(iface=("169.254.7.1",)), "--iface=169.254.7.1: 169.254.7.1 of usb0 is link-local"),
+        (InterfaceOptions(iface=("lo",)), "--iface=lo: 127.0.0.1 of lo is no address of one host"),
+        (InterfaceOptions(iface_regex=("^127",)), "--iface-regex=^127: matches no address and no name"),
+        (InterfaceOptions(iface_regex=(".*",)), "127.0.0.1 of lo is no address of one host and 169.254.7.1 of usb0 is"),
+        (InterfaceOptions(iface_can_reach="8.8.8.8"), "--iface-can-reach=8.8.8.8: 169.254.7.1 of usb0 is link-local"),
+    ],
+)
+def test_an_address_that_no_host_dials_is_no_choice(options: InterfaceOptions, reason: str) -> None:
+    """Every other host ignores an entry with such a public IP."""
+    host = HostNetwork((LO, USB0), (DefaultRoute(6, 1),), Reach(6, IPv4Address("169.254.7.1")))
+    assert reason in refusal(options, host)
+    assert refusal(options, host).endswith("interfaces that are up with an IPv4 address: none")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        InterfaceOptions(),
+        InterfaceOptions(iface=("usb0",)),
+        InterfaceOptions(iface=("169.254.7.1",)),
+        InterfaceOptions(iface_regex=(".*",)),
+    ],
+)
+def test_a_link_local_address_is_a_choice_where_others_dial_another_one(flags: InterfaceOptions) -> None:
+    public = IPv4Address("203.0.113.77")
+    lo, usb0 = (replace(link, addresses=(replace(link.addresses[0], behind_nat=True),)) for link in (LO, USB0))
+    host = HostNetwork((lo, usb0), (DefaultRoute(6, 1),))
+    found = choose(replace(flags, public_ip=public), host)
+    assert (found.name, found.v4) == ("usb0", Ends(IPv4Address("169.254.7.1"), public))
+    assert "127.0.0.1 of lo" in refusal(InterfaceOptions(iface=("lo",), public_ip=public), host)
+
+
+def test_of_a_route_whose_source_no_host_dials_the_interface_has_another_address() -> None:
+    usb0 = replace(USB0, addresses=(*USB0.addresses, *addresses("192.0.2.7")))
+    host = HostNetwork((LO, usb0), (), Reach(6, IPv4Address("169.254.7.1")))
+    assert chosen(InterfaceOptions(iface_can_reach="8.8.8.8"), host) == ("usb0", "192.0.2.7")
 
 
 def with_our_own_devices(*wires: Link) -> HostNetwork:
@@ -184,11 +232,13 @@ def test_where_all_addresses_are_in_the_overlay_there_is_no_choice(options: Inte
     assert reason in refusal(options, with_our_own_devices())
 
 
-def test_a_link_local_address_over_a_default_route_goes_behind_another_routes_global_one() -> None:
-    alone = Link(6, "usb0", 1500, (Address(IPv4Address("169.254.7.1"), scope=253),))
-    routes = (DefaultRoute(6, 1), DefaultRoute(2, 20))
-    assert chosen(InterfaceOptions(), HostNetwork((alone, *HOST.links), routes)) == ("eth0", "192.0.2.2")
-    assert chosen(InterfaceOptions(), HostNetwork((alone,), routes)) == ("usb0", "169.254.7.1")
+@pytest.mark.parametrize("public", [None, IPv4Address("203.0.113.77")])
+def test_a_link_local_address_over_a_default_route_goes_behind_another_routes_global_one(
+    public: IPv4Address | None,
+) -> None:
+    usb0 = replace(USB0, addresses=(replace(USB0.addresses[0], behind_nat=public is not None),))
+    host = HostNetwork((usb0, *HOST.links), (DefaultRoute(6, 1), DefaultRoute(2, 20)))
+    assert chosen(InterfaceOptions(public_ip=public), host) == ("eth0", "192.0.2.2")
 
 
 def test_same_address_on_two_interfaces_means_the_one_that_is_up() -> None:
@@ -217,7 +267,7 @@ def test_each_option_that_leads_nowhere_has_its_reason(options: InterfaceOptions
     message = refusal(options)
     assert message.startswith(f"no interface matches: {reason}")
     assert message.endswith(
-        "; interfaces that are up with an IPv4 address: eth0 (192.0.2.2), eth1 (198.51.100.2 10.0.0.2), lo (127.0.0.1)"
+        "; interfaces that are up with an IPv4 address: eth0 (192.0.2.2), eth1 (198.51.100.2 10.0.0.2)"
     )
 
 
