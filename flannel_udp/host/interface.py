@@ -7,7 +7,7 @@
 5. and if none has (the host is behind NAT), or it was not given either, the interface of the default route.
 
 An address that no other host dials (169.254.0.0/16 without ``--public-ip``, 127.0.0.0/8) is none, whatever names it:
-another one is waited for.
+another one is waited for. A tunnel device of an agent's is none but by its name.
 
 It is one interface for both IP families. With both, IPv4 chooses, IPv6 if IPv4 finds none; the other family's address
 is the one that its own choice has on that interface, or the best there. An option that names an address of one family
@@ -212,7 +212,7 @@ def _by_name_or_address(text: str, host: HostNetwork, version: int) -> tuple[Lin
     holders = [(link, item) for link in host.links for item in link.addresses if item.address == address]
     if not holders:
         raise _NoMatchError("no interface has this address")
-    link, item = min(holders, key=lambda found: (not found[0].up, not found[0].leads_out))
+    link, item = min(holders, key=lambda found: (found[0].tunnel, not found[0].up, not found[0].leads_out))
     best = _best_address(link, version)
     if address.version != version:
         return link, best
@@ -238,6 +238,8 @@ def _by_reach(host: HostNetwork, version: int) -> tuple[Link, IpAddress]:
     link = host.link(host.reach.link_index) if host.reach else None
     if host.reach is None or link is None:
         raise _NoMatchError("no route leads there (or it is this host's own address)")
+    if link.tunnel:
+        raise _NoMatchError(link.why_unusable(version))
     source = host.reach.source
     if source is None or source.version != version or host.refuses(source):
         return link, _best_address(link, version)

@@ -76,6 +76,8 @@ class Link:
     loopback: bool = False
     carrier: bool = True
     leads_out: bool = True
+    tunnel: bool = False
+    """Whether it is a tunnel device of flannel-udp's, ours or another agent's, that no ``--iface`` names."""
 
     def ranked(self, version: int = 4) -> list[IpAddress]:
         """Return the addresses of a family that can be used, best first.
@@ -89,6 +91,8 @@ class Link:
 
     def why_unusable(self, version: int = 4) -> str | None:
         """Return one clause saying why no outer packet of a family can leave here, ``None`` if one can."""
+        if self.tunnel:
+            return f"{self.name} is a tunnel device of flannel-udp's, by its alias"
         if not self.up:
             return f"{self.name} is down"
         if self.ranked(version):
@@ -222,6 +226,8 @@ def _read_links(netlink: Rtnetlink, options: InterfaceOptions) -> tuple[Link, ..
             found.loopback,
             found.carrier,
             found.leads_out,
+            # Who runs one overlay through another one says so.
+            tunnel=found.alias == links.MARK and found.name not in options.iface,
         )
         for found in stream_devices(netlink)
     )

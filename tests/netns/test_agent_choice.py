@@ -85,3 +85,41 @@ def test_a_link_local_address_with_a_public_ip_is_taken(host: Host) -> None:
     with Agent(host, "--public-ip=203.0.113.9", iface=None) as agent:
         agent.wait_ready()
         assert used(host) == ("eth9", "203.0.113.9")
+
+
+ON_TUNNEL = "198.51.100.77"
+
+
+@pytest.mark.parametrize(
+    ("backend", "tunnel"),
+    [({"Type": "vxlan"}, "flannel.1"), ({"Type": "ipip"}, "flannel.ipip"), ({"Type": "udp"}, "flannel0")],
+    ids=["vxlan", "ipip", "udp"],
+)
+def test_a_tunnel_of_its_own_no_agent_takes(backend: dict[str, str], tunnel: str) -> None:
+    config = {"Network": "10.244.0.0/16", "Backend": backend}
+    with Lab(Plan(fresh_name(), hosts=1, pods=0, agents=(), config=config)) as lab:
+        (host,) = lab.hosts
+        own = ("eth0", str(host.underlay))
+        host.configure("route del default", "route add default via 192.0.2.254 metric 303")
+        with Agent(host, iface=None) as agent:
+            agent.wait_ready()
+            host.configure(
+                f"addr add {ON_TUNNEL}/24 dev {tunnel} noprefixroute",
+                f"route add default via 198.51.100.254 dev {tunnel} metric 210 onlink",
+            )
+            host.configure("addr flush dev eth0")
+            agent.wait_for_line(f"no traffic: interface eth0 has lost its address {host.underlay}")
+            time.sleep(RETURN_S + 2.0)
+            assert not host.is_ready()
+            eth0_is_back(host)
+            host.configure("route del default via 192.0.2.254 metric 0", "route add default via 192.0.2.254 metric 303")
+            wait_for("ready", host.is_ready)
+            assert used(host) == own
+            subnet = host.subnet
+            assert agent.stop() == 0
+        with Agent(host, iface=None) as agent:
+            agent.wait_ready()
+            assert (used(host), host.subnet) == (own, subnet)
+            assert [line for line in agent.said() if line.startswith("using interface")] == [
+                f"using interface eth0, address {host.underlay}, public IP {host.underlay}"
+            ]

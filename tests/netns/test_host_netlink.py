@@ -157,11 +157,13 @@ def test_fresh_device_gets_flannels_shape_and_takes_it_along_when_closed(namespa
     try:
         configure(namespace)
         (link,) = namespace.json("ip -json address show dev flannel0")
+        (marked,) = namespace.json("ip -json link show dev flannel0")
         assert namespace.routes() == ["10.1.0.0/16 dev flannel0"]  # as flanneld's: no proto, scope or source shown
     finally:
         os.close(descriptor)
     assert link["mtu"] == 1472
     assert link["txqlen"] == 1000
+    assert marked["ifalias"] == "flannel-udp"
     assert "UP" in link["flags"]
     assert [(a["family"], a["local"], a["prefixlen"]) for a in link["addr_info"]] == [("inet", "10.1.15.0", 32)]
     assert state_of(namespace) == (None, False)
@@ -304,6 +306,8 @@ def test_unconfigure_leaves_a_foreign_device_clean(tun: Namespace) -> None:
     state, _ = state_of(tun)
     assert state is not None
     assert not state.up
+    (link,) = tun.json("ip -json link show dev flannel0")
+    assert "ifalias" not in link
 
 
 def test_without_capability_it_is_one_clear_line(tun: Namespace) -> None:

@@ -241,6 +241,33 @@ def test_a_link_local_address_over_a_default_route_goes_behind_another_routes_gl
     assert chosen(InterfaceOptions(public_ip=public), host) == ("eth0", "192.0.2.2")
 
 
+FLANNEL_1 = Link(7, "flannel.1", 1450, addresses("10.9.0.77"), tunnel=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        InterfaceOptions(),
+        InterfaceOptions(iface=("10.9.0.77",)),
+        InterfaceOptions(iface_regex=("^10[.]9",)),
+        InterfaceOptions(iface_regex=("flannel",)),
+        InterfaceOptions(iface_can_reach="8.8.8.8"),
+    ],
+)
+def test_a_tunnel_device_of_an_agents_is_no_way_out(options: InterfaceOptions) -> None:
+    host = HostNetwork((FLANNEL_1,), (DefaultRoute(7, 1),), Reach(7, IPv4Address("10.9.0.77")))
+    reasons = ("flannel.1 is a tunnel device of flannel-udp's, by its alias", "matches no address and no name")
+    assert any(reason in refusal(options, host) for reason in reasons)
+    if not options.by_flags:
+        eth0_too = HostNetwork((FLANNEL_1, ETH0), (DefaultRoute(7, 1), DefaultRoute(2, 303)))
+        assert chosen(options, eth0_too) == ("eth0", "192.0.2.2")
+
+
+def test_of_an_address_on_a_tunnel_device_and_a_wire_the_wire_is_meant() -> None:
+    wire = replace(ETH0, addresses=addresses("10.9.0.77"))
+    assert chosen(InterfaceOptions(iface=("10.9.0.77",)), HostNetwork((FLANNEL_1, wire)))[0] == "eth0"
+
+
 def test_same_address_on_two_interfaces_means_the_one_that_is_up() -> None:
     host = HostNetwork((Link(8, "old0", 1500, addresses("192.0.2.2"), up=False), *HOST.links))
     assert chosen(InterfaceOptions(iface=("192.0.2.2",)), host)[0] == "eth0"
