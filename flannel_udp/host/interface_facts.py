@@ -13,7 +13,8 @@ from flannel_udp.errors import UsageError
 from flannel_udp.host import links
 from flannel_udp.host.family import family_of
 from flannel_udp.host.links import IFA_F_DADFAILED, RT_SCOPE_UNIVERSE, stream_addresses, stream_devices
-from flannel_udp.host.route_query import find_way, next_hop_devices, stream_default_routes
+from flannel_udp.host.nexthops import devices_of
+from flannel_udp.host.route_query import find_way, stream_default_routes
 from flannel_udp.host.rtnetlink import RTN_UNICAST, Rtnetlink, open_rtnetlink, parse_route
 from flannel_udp.model import Address as IpAddress
 from flannel_udp.model import Prefix
@@ -249,12 +250,13 @@ def _judge(found: links.Address, *, behind_nat: bool) -> Address:
 
 
 def _default_routes(version: int) -> list[DefaultRoute]:
-    routes = []
-    # On a channel of its own each: the rest of the table is left unread there.
-    with open_rtnetlink("listing the default routes") as netlink:
-        for body in stream_default_routes(netlink, version):
-            route = parse_route(body)
-            if route.type == RTN_UNICAST:
-                # With several next hops the route itself names no interface.
-                routes += [DefaultRoute(index, route.metric, version) for index in next_hop_devices(body)]
-    return routes
+    doing = "listing the default routes"
+    with open_rtnetlink(doing) as netlink:  # on a channel of its own: the rest of the table is left unread there
+        found = [(body, parse_route(body)) for body in stream_default_routes(netlink, version)]
+    with open_rtnetlink(doing) as netlink:
+        return [
+            DefaultRoute(index, route.metric, version)
+            for body, route in found
+            if route.type == RTN_UNICAST
+            for index in devices_of(netlink, body)  # with several next hops the route itself names no interface
+        ]

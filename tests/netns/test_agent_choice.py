@@ -10,6 +10,7 @@ import pytest
 
 from flannel_udp.host.upkeep import RETURN_S
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.netns import write_sysctls
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from tests.support.agents import Agent, wait_for
@@ -123,3 +124,11 @@ def test_a_tunnel_of_its_own_no_agent_takes(backend: dict[str, str], tunnel: str
             assert [line for line in agent.said() if line.startswith("using interface")] == [
                 f"using interface eth0, address {host.underlay}, public IP {host.underlay}"
             ]
+
+
+def test_a_default_route_by_a_nexthop_object_is_seen(host: Host) -> None:
+    write_sysctls(host.namespace, {"ipv4/nexthop_compat_mode": 0})
+    host.configure("route del default", "nexthop add id 5 via 192.0.2.254 dev eth0", "route add default nhid 5")
+    with Agent(host, iface=None) as agent:
+        agent.wait_ready()
+        assert used(host) == ("eth0", str(host.underlay))

@@ -348,6 +348,32 @@ def test_lower_metric_and_next_hops_of_default_routes_count(host: Namespace) -> 
     assert find(host, InterfaceOptions()).name == "eth1"
 
 
+@pytest.mark.parametrize("compatible", [1, 0])
+@pytest.mark.parametrize(
+    ("nexthop", "name"), [("id 9 group 7", "eth1"), ("id 9 group 7/8", "eth1"), ("id 9 blackhole", "eth0")]
+)
+def test_the_nexthop_object_of_a_default_route_counts(
+    host: Namespace, nexthop: str, name: str, compatible: int
+) -> None:
+    """With 0, as FRR and Cumulus set it, the kernel tells of a route the object's number alone."""
+    host.run(f"sysctl -qw net.ipv4.nexthop_compat_mode={compatible}")
+    for line in ("id 7 via 198.51.100.1 dev eth1", "id 8 via 192.0.2.1 dev eth0", nexthop):
+        host.run(f"ip nexthop add {line}")
+    host.run("ip route add default metric 50 nhid 9")
+    assert find(host, InterfaceOptions()).name == name
+    host.run("ip route del default metric 50")
+    host.run("ip route add default metric 50 nhid 7")
+    assert find(host, InterfaceOptions()).name == "eth1"
+
+
+def test_the_nexthop_object_of_an_ipv6_default_route_counts(host: Namespace) -> None:
+    host.run("sysctl -qw net.ipv4.nexthop_compat_mode=0")
+    host.run("ip address add 2001:db8::2/64 dev eth1 nodad")
+    host.run("ip nexthop add id 7 via 2001:db8::1 dev eth1")
+    host.run("ip -6 route add default nhid 7")
+    assert [route.version for route in host.call(gather, InterfaceOptions(), (6,)).default_routes] == [6]
+
+
 def test_blackhole_default_route_and_those_of_other_tables_do_not_count(host: Namespace) -> None:
     host.run("ip route add blackhole default metric 1")
     host.run("ip route add default via 198.51.100.1 dev eth1 table 77")
