@@ -41,6 +41,9 @@ Rule = Literal["iface", "iface-regex", "iface-can-reach", "public-ip", "public-i
 
 
 _FLAGS: tuple[Rule, ...] = ("iface", "iface-regex", "iface-can-reach")
+_NAMED = 3
+"""So many interfaces that a pattern matches are named with what is wrong: a host with pods has thousands that come and
+go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,18 +170,6 @@ def _decide(options: InterfaceOptions, host: HostNetwork, version: int) -> Choic
     return Choice(made, None, tuple(refusals), version=version)
 
 
-def choose(options: InterfaceOptions, host: HostNetwork, versions: Sequence[int] = (4,)) -> Interface:
-    """Choose the external interface and the addresses to bind.
-
-    Raises `FlannelError` when none of the options given matches, or none was given and the host has no usable default
-    route: an interface may come yet. `UsageError` for a broken regex.
-    """
-    choice = decide(options, host, versions)
-    if choice.interface is None:
-        raise no_interface(choice, host, versions)
-    return choice.interface
-
-
 def no_interface(choice: Choice, host: HostNetwork, versions: Sequence[int] = (4,)) -> FlannelError:
     """Return the error of a choice that found nothing."""
     usable = dict.fromkeys(link for version in versions for link in host.usable_links(version))
@@ -231,7 +222,8 @@ def _by_pattern(pattern: re.Pattern[str], host: HostNetwork, version: int) -> tu
         if pattern.search(link.name):
             return link, link.ranked(version)[0]
     unusable = [reason for link in host.links if pattern.search(link.name) and (reason := link.why_unusable(version))]
-    raise _NoMatchError(" and ".join(unusable) or "matches no address and no name")
+    more = ", and others as well" if len(unusable) > _NAMED else ""
+    raise _NoMatchError(" and ".join(unusable[:_NAMED]) + more or "matches no address and no name")
 
 
 def _by_reach(host: HostNetwork, version: int) -> tuple[Link, IpAddress]:

@@ -132,3 +132,20 @@ def test_a_default_route_by_a_nexthop_object_is_seen(host: Host) -> None:
     with Agent(host, iface=None) as agent:
         agent.wait_ready()
         assert used(host) == ("eth0", str(host.underlay))
+
+
+def test_why_nothing_else_is_taken_is_said_once_another_would_be(host: Host) -> None:
+    with Agent(host) as agent:
+        agent.wait_ready()
+        host.configure("link set eth0 down", "link set eth0 name ens3", "link set ens3 up")
+        agent.wait_for_line("interface eth0 is called ens3 now")
+        wait_for("ready", host.is_ready)
+        host.configure("addr flush dev ens3", "addr add 192.0.2.77/24 dev ens3")
+        waits = f"interface ens3 has lost its address {host.underlay}: waiting for it"
+        agent.wait_for_line(f"no traffic: {waits}; nothing else is taken: --iface=eth0: no such interface")
+        assert host.control("/v1/status")["state"].startswith(waits)
+        host.configure("link set ens3 name eth0")
+        wait_for("taken", lambda: host.is_ready() and used(host) == ("eth0", "192.0.2.77"))
+        said = [line for line in agent.said() if line.startswith(f"no traffic: {waits}")]
+        assert said[0] == f"no traffic: {waits}"
+        assert len(said) == 2

@@ -22,12 +22,12 @@ import uvloop
 from pyroute2 import netns
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.interface import choose
 from flannel_udp.host.interface_facts import gather
 from flannel_udp.host.netlink import configure_tunnel, external_state, tunnel_state, unconfigure
 from flannel_udp.host.repair import LinkState, TunnelEnd, TunnelShape
 from flannel_udp.model import Address, Interface
 from flannel_udp.options import InterfaceOptions
+from tests.support.interfaces import choose
 from tests.support.labs import fresh_name
 from tests.support.patience import PATIENCE_S
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -11,7 +12,6 @@ import pytest
 from flannel_udp.agent import external
 from flannel_udp.agent.external import CHECK_S, wait_for_interface
 from flannel_udp.agent.state import AgentState
-from flannel_udp.control import retry
 from flannel_udp.host.interface_facts import Address, DefaultRoute, HostNetwork, Link
 from flannel_udp.options import InterfaceOptions
 
@@ -33,7 +33,7 @@ class Host:
         self._began_s, self._states = self.now_s, states
         monkeypatch.setattr(external, "gather", lambda _options, _versions: self.network)
         monkeypatch.setattr(external, "monotonic", lambda: self.now_s)
-        monkeypatch.setattr(retry.asyncio, "sleep", self._sleep)
+        monkeypatch.setattr(asyncio, "sleep", self._sleep)
 
     @property
     def waited_s(self) -> float:

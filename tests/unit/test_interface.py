@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.host.interface import choose, decide
+from flannel_udp.host.interface import decide
 from flannel_udp.host.interface_facts import Address, DefaultRoute, HostNetwork, Link, Reach, gather
 from flannel_udp.host.links import Device
 from flannel_udp.model import Ends, Interface
 from flannel_udp.options import InterfaceOptions
+from tests.support.interfaces import choose
 
 
 def addresses(*texts: str) -> tuple[Address, ...]:
@@ -296,6 +297,13 @@ def test_each_option_that_leads_nowhere_has_its_reason(options: InterfaceOptions
     assert message.endswith(
         "; interfaces that are up with an IPv4 address: eth0 (192.0.2.2), eth1 (198.51.100.2 10.0.0.2)"
     )
+
+
+def test_of_the_unusable_interfaces_that_a_pattern_matches_some_are_named() -> None:
+    pods = tuple(Link(index, f"veth{index}", 1500) for index in range(10, 1000))
+    message = refusal(InterfaceOptions(iface_regex=("veth",)), HostNetwork(pods))
+    named = " and ".join(f"veth{index} has no IPv4 address" for index in (10, 11, 12))
+    assert f"--iface-regex=veth: {named}, and others as well; interfaces that are up" in message
 
 
 def test_all_options_that_were_tried_are_named_and_the_default_route_is_no_fallback() -> None:

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.host.interface import choose, decide
+from flannel_udp.host.interface import decide
 from flannel_udp.host.interface_facts import Address, DefaultRoute, HostNetwork, Link, Reach
 from flannel_udp.host.interface_why import explain, show, show_json
 from flannel_udp.options import InterfaceOptions
+from tests.support.interfaces import choose
 
 LO = Link(1, "lo", 65_536, (Address(IPv4Address("127.0.0.1"), scope=254),), loopback=True)
 ETH0 = Link(
