@@ -192,9 +192,9 @@ class Status(TypedDict):
     entry for each; ``last_dropped`` has the last few dropped packets of each reason, the newest last, ``kernel_drops``
     what the kernel dropped by itself, by place (`flannel_udp.model.KERNEL_DROPS`); ``devices`` has the kernel's tunnel
     devices by name, where it carries packets through such (an older agent leaves it out); ``last_errors`` has what went
-    wrong last with "configuration", "lease", "watch", "firewall" and "backend", those that something did with;
-    ``host_repairs`` says how often what of the host was put right; ``families`` has each one that is on, "ipv4" or
-    "ipv6", none before there is a network configuration; ``peer_health`` counts peers by `PeerRow`'s ``health``,
+    wrong last with "interface", "configuration", "lease", "watch", "firewall" and "backend", those that something did
+    with; ``host_repairs`` says how often what of the host was put right; ``families`` has each one that is on, "ipv4"
+    or "ipv6", none before there is a network configuration; ``peer_health`` counts peers by `PeerRow`'s ``health``,
     ``narrow_paths`` those with a ``path_mtu``; ``icmp_errors`` counts what the underlay said of datagrams to peers;
     ``capabilities`` are the ones that were kept.
     """

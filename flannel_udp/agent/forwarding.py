@@ -23,7 +23,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
 from flannel_udp.files.yielded import forget_yielded, note_yielded, yielded_file
 from flannel_udp.host.connections import abandon_connections
-from flannel_udp.host.interface import VERSIONS
+from flannel_udp.host.interface_facts import VERSIONS
 from flannel_udp.model import Lease, Subnet
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.options import Options

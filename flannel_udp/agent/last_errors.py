@@ -19,7 +19,7 @@ class _LastError:
 
 
 class LastErrors:
-    """`note` what goes wrong in one of the parts: "configuration", "lease", "watch", "firewall", "backend"."""
+    """`note` what goes wrong in a part: "interface", "configuration", "lease", "watch", "firewall", "backend"."""
 
     def __init__(self) -> None:
         self._met: dict[str, _LastError] = {}

@@ -70,7 +70,7 @@ ASKING_COMMANDS: Mapping[str, Command] = {
     "status": Command(
         "show what the agent of this host does: backend, lease, interface, counters, and what is in the way",
         "The agent is asked over its control socket, which only its user may open (root). What went wrong last with\n"
-        "configuration, lease, watch, firewall and backend is told, also when it is over.\n"
+        "interface, configuration, lease, watch, firewall and backend is told, also when it is over.\n"
         "exit codes: 0 the agent answered, ready or not; with --wait 0 it is ready, 1 it was not by then.\n\n"
         "example: flannel-udp status --wait=60s",
         _status,

@@ -47,11 +47,12 @@ def _doctor(given: Values) -> int:
 
 def _iface_show(given: Values) -> int:
     from flannel_udp.host import interface, interface_why
+    from flannel_udp.host.interface_facts import VERSIONS, gather
 
     wanted = to_options(given)
     options = wanted.interface
-    facts = interface.gather(options, interface.VERSIONS)
-    versions = interface.VERSIONS if facts.has_ipv6 else interface.VERSIONS[:1]
+    facts = gather(options, VERSIONS)
+    versions = VERSIONS if facts.has_ipv6 else VERSIONS[:1]
     choice, host = interface.decide_outside(options, facts, versions, _overlays(wanted.subnet_file))
     (interface_why.show_json if given.get("json") else interface_why.show)(choice, host, sys.stdout, versions)
     if choice.interface is None:

@@ -13,7 +13,8 @@ from flannel_udp.doctor.known import Known, KnownFamily
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.family import IPV4, IPV6, family_of
 from flannel_udp.host.former_bridges import find_former
-from flannel_udp.host.interface import decide, gather, no_interface
+from flannel_udp.host.interface import decide, no_interface
+from flannel_udp.host.interface_facts import gather
 from flannel_udp.host.links import Device, device_named
 from flannel_udp.host.lookup.cut_off import Need
 from flannel_udp.host.lookup.diversions import find_pods

@@ -15,7 +15,7 @@ from flannel_udp.files import subnet_env
 from flannel_udp.files.subnet_env import SubnetEnv
 from flannel_udp.host.family import Family, family_of
 from flannel_udp.host.interface import decide
-from flannel_udp.host.interface import gather as gather_interfaces
+from flannel_udp.host.interface_facts import gather as gather_interfaces
 from flannel_udp.host.vxlan_devices import device_name
 from flannel_udp.model import Address, Prefix
 from flannel_udp.netconf.config import NetworkConfig, parse_network_config

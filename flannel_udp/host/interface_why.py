@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import TextIO
 
 from flannel_udp.host.family import family_of
-from flannel_udp.host.interface import Address, Choice, HostNetwork, Link
+from flannel_udp.host.interface import Choice
+from flannel_udp.host.interface_facts import Address, HostNetwork, Link
 from flannel_udp.model import Address as IpAddress
 from flannel_udp.model import Interface
 
@@ -48,8 +49,8 @@ def _candidate(choice: Choice, host: HostNetwork, link: Link, item: Address) -> 
         leads = version == choice.version
         reason = _why(choice, host, link) if leads else f"the {family_of(version).name} address of that interface"
     else:
-        unusable = item.why_unusable()
-        reason = link.why_unusable(version) or (unusable and f"it {unusable}") or _why_not(choice, host, link, item)
+        unusable = item.why_unusable() if link.up else None
+        reason = (unusable and f"it {unusable}") or link.why_unusable(version) or _why_not(choice, host, link, item)
     return Candidate(link.name, str(item.address), chosen, reason)
 
 

@@ -46,7 +46,7 @@ _CACHEINFO = struct.Struct("=IIII")  # struct ifa_cacheinfo: preferred and valid
 _U32 = struct.Struct("=I")
 
 MARK = "flannel-udp"
-"""The alias of a tunnel device of ours, which is ours to change and to remove."""
+"""The alias of a tunnel device of ours, which is ours to change and to remove, and no way to other hosts."""
 FOREVER_S = 0xFFFFFFFF
 """INFINITY_LIFE_TIME: an address that stays."""
 LOOPBACK_INDEX = 1

@@ -17,6 +17,7 @@ from flannel_udp.host.disabled_ipv6 import allow_ipv6, why_no_ipv6
 from flannel_udp.host.family import IPV4, IPV6, Family, family_of
 from flannel_udp.host.links import (
     FOREVER_S,
+    MARK,
     device,
     device_named,
     link_state,
@@ -50,9 +51,9 @@ logger = logging.getLogger(__name__)
 def configure_tunnel(name: str, shape: TunnelShape, txqueuelen: int) -> None:
     """Give the device `name` flannel's shape, whatever a killed run or an earlier lease left on it.
 
-    That is: its MTU, a queue of `txqueuelen` packets, for each end its address, the only one of that family, no IPv6
-    link-local address, link up, and the overlay routed to it. Calling it again, with the same or other values, is fine.
-    Raises `FlannelError` where no end could be had: what one of two lacks is for `tunnel_state` to find.
+    That is: its MTU, a queue of `txqueuelen` packets, our mark, for each end its address, the only one of that family,
+    no IPv6 link-local address, link up, and the overlay routed to it. Calling it again, with the same or other values,
+    is fine. Raises `FlannelError` where no end could be had: what one of two lacks is for `tunnel_state` to find.
     """
     with open_rtnetlink(f"configuring {name}") as netlink:
         found = device_named(netlink, name)
@@ -61,7 +62,7 @@ def configure_tunnel(name: str, shape: TunnelShape, txqueuelen: int) -> None:
         index = found.index
         ends = _Ends(shape.ends)
         ends.each(lambda end: _refuse_connected_network(netlink, index, end.network))
-        netlink.do(set_device(index, mtu=shape.mtu, queue_packets=txqueuelen))
+        netlink.do(set_device(index, mtu=shape.mtu, queue_packets=txqueuelen, alias=MARK))
         stop_ipv6_addresses(netlink, index)
         ends.each(lambda end: _keep_only_address(netlink, index, end.address))
         # An address can be added to a device that is down, a route cannot.
@@ -99,7 +100,7 @@ def unconfigure(name: str) -> None:
         for family in (IPV4, IPV6):
             _remove_routes(netlink, found.index, family, keep=None)
             _remove_addresses(netlink, found.index, family, keep=None)
-        netlink.do(set_device(found.index, up=False))
+        netlink.do(set_device(found.index, up=False, alias=""))
 
 
 def external_state(index: int, addresses: Iterable[Address]) -> tuple[LinkState | None, frozenset[Address]]:

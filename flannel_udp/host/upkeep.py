@@ -26,7 +26,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.host import interface, netlink
 from flannel_udp.host.blackhole import keep_blackhole, restore_blackhole
 from flannel_udp.host.family import family_of
-from flannel_udp.host.interface import HostNetwork
+from flannel_udp.host.interface_facts import VERSIONS, HostNetwork, gather
 from flannel_udp.host.monitor import Interest, Monitor, open_monitor_socket
 from flannel_udp.host.own_addresses import has_come
 from flannel_udp.host.repair import STANDS, LinkState, Paces, Standing, why_lost
@@ -258,22 +258,32 @@ class Upkeep:
         """
         versions, text = _versions_of(self.external), "; ".join(dict.fromkeys(why.values()))
         made_anew = _made_anew(self.external, facts) if present is None else None
-        try:
-            external = made_anew or interface.choose(self._options.interface, facts, versions)
-        except FlannelError:  # what has come cannot be used yet, say: it is tentative
-            return await self._go_on(present, facts, why) or self._wait_for(text, monitor)
+        choice = interface.decide(self._options.interface, facts, versions)
+        external = made_anew or choice.interface
+        if external is None:  # what has come cannot be used yet, say: it is tentative
+            going_on = await self._go_on(present, facts, why)
+            return going_on or self._wait_for(text, monitor, self._may_return_s(why), choice.refusals)
         if self._has_public_ip and external.of(versions[0]) != self.external.of(versions[0]):
             # Nobody is behind a NAT all of a sudden: from another address peers would take nothing.
             return self._wait_for(f"{text}, which is {_FLAG[versions[0]]}", monitor)
         if may_return and _moves(self.external, external) and (wait_s := self._may_return_s(why)) > 0:
-            return self._wait_for(text, monitor, again_s=wait_s)
+            return self._wait_for(text, monitor, wait_s)
         self._elsewhere = _elsewhere(external, facts)
         return await self._use(_keep_families(external, self.external))
 
-    def _wait_for(self, text: str, monitor: Monitor, again_s: float | None = None) -> Standing:
+    def _wait_for(
+        self, text: str, monitor: Monitor, may_return_s: float = math.inf, refusals: Sequence[str] = ()
+    ) -> Standing:
+        """Wait for what is lost; say what there is against anything else, as soon as that would be taken."""
         self._external_lost = True
         monitor.interest = None  # another interface may come, or this one come back under another index
-        return Standing((f"{text}: waiting for it",), again_s=again_s)
+        text = f"{text}: waiting for it"
+        if may_return_s > 0:
+            return Standing((text,), again_s=None if math.isinf(may_return_s) else may_return_s)
+        lost = f"--iface={self.external.name}: "
+        known = (f"{lost}no such interface", f"{lost}{self.external.name} is down")
+        others = "; ".join(refusal for refusal in refusals if refusal not in known)
+        return Standing((f"{text}; nothing else is taken: {others}" if others else text,))
 
     def _may_return_s(self, versions: Iterable[int]) -> float:
         """Return for how many seconds more these families' addresses, which are lost, are waited for."""
@@ -282,7 +292,7 @@ class Upkeep:
 
     async def _gather(self, versions: Sequence[int]) -> HostNetwork:
         """Ask for the facts of a choice, which must not fall on our own devices: their addresses are in the overlay."""
-        facts = await asyncio.to_thread(interface.gather, self._options.interface, versions)
+        facts = await asyncio.to_thread(gather, self._options.interface, versions)
         return facts.outside(self._overlays)
 
     async def _completed(self, external: Interface) -> Interface:
@@ -417,7 +427,7 @@ class Upkeep:
 
 def _ends_of(external: Interface) -> list[tuple[int, Ends]]:
     """Return the addresses of each family that there is, by IP version."""
-    return [(version, ends) for version in interface.VERSIONS if (ends := external.of(version)) is not None]
+    return [(version, ends) for version in VERSIONS if (ends := external.of(version)) is not None]
 
 
 def _versions_of(external: Interface) -> tuple[int, ...]:

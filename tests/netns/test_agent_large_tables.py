@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from flannel_udp.host.interface import gather
+from flannel_udp.host.interface_facts import gather
 from flannel_udp.host.links import device_named
 from flannel_udp.host.netlink import configure_tunnel, tunnel_state
 from flannel_udp.host.own_networks import read_own_networks

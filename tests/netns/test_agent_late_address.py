@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.netns import write_sysctls
 from flannel_udp.lab.node import Host, Pod, interface_address
 from flannel_udp.lab.plan import OVERLAY, HostSubnet, Plan
 from flannel_udp.lab.probe import ping
@@ -151,6 +152,26 @@ def test_an_ipv6_address_that_comes_late_is_joined_by_and_no_ipv4_packet_is_lost
         assert (status["public_ipv6"], status["ipv6_subnet"]) == (str(h3.underlay_of(6)), str(h3.subnet_of(6)))
         assert key_of(h3).replace("-64", "/64").endswith(f"&{h3.subnet_of(6)}")
         assert not [line for line in log_of(h1) if "is ignored" in line or "hold one subnet" in line]
+
+
+def test_an_ipv6_address_that_stays_tentative_costs_ipv4_nothing_and_is_joined_by_when_it_is_checked() -> None:
+    with Lab(plan("udp", hosts=2, agents=("h1",))) as lab:
+        h1, h2 = lab.hosts
+        goes(h2, 6)
+        write_sysctls(h2.namespace, {"ipv6/conf/all/accept_dad": 1, "ipv6/conf/eth0/accept_dad": 1})
+        # As behind a switch that wants 802.1X: nothing is sent there yet (RFC 2863's dormant).
+        h2.configure("link set eth0 down mode dormant", "link set eth0 up", f"address add {underlay(h2, 6)} dev eth0")
+        h2.start_agent()
+        wait_for("the agent answers", h2.control_socket.exists)
+        wait_for("the reason", lambda: "is tentative" in str(h2.control("/v1/status")["last_errors"]))
+        h2.wait_ready()
+        h2.attach_pods()
+        wait_for("IPv4", lambda: all_reach(lab, 4))
+        h2.configure("link set eth0 mode default state up")
+        wait_for("joined", lambda: joined(h2, 6))
+        addresses = attach_late(h2, 6)
+        wait_for("IPv6", lambda: answers(h1.pods[0], addresses[h2.pods[0]]))
+        assert unanswered(lab.pods(), 4) == []
 
 
 @pytest.mark.parametrize("way", ["udp", "vxlan by the kernel", "host-gw"])

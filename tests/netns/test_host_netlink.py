@@ -22,11 +22,12 @@ import uvloop
 from pyroute2 import netns
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.interface import choose, gather
+from flannel_udp.host.interface_facts import gather
 from flannel_udp.host.netlink import configure_tunnel, external_state, tunnel_state, unconfigure
 from flannel_udp.host.repair import LinkState, TunnelEnd, TunnelShape
 from flannel_udp.model import Address, Interface
 from flannel_udp.options import InterfaceOptions
+from tests.support.interfaces import choose
 from tests.support.labs import fresh_name
 from tests.support.patience import PATIENCE_S
 
@@ -156,11 +157,13 @@ def test_fresh_device_gets_flannels_shape_and_takes_it_along_when_closed(namespa
     try:
         configure(namespace)
         (link,) = namespace.json("ip -json address show dev flannel0")
+        (marked,) = namespace.json("ip -json link show dev flannel0")
         assert namespace.routes() == ["10.1.0.0/16 dev flannel0"]  # as flanneld's: no proto, scope or source shown
     finally:
         os.close(descriptor)
     assert link["mtu"] == 1472
     assert link["txqlen"] == 1000
+    assert marked["ifalias"] == "flannel-udp"
     assert "UP" in link["flags"]
     assert [(a["family"], a["local"], a["prefixlen"]) for a in link["addr_info"]] == [("inet", "10.1.15.0", 32)]
     assert state_of(namespace) == (None, False)
@@ -303,6 +306,8 @@ def test_unconfigure_leaves_a_foreign_device_clean(tun: Namespace) -> None:
     state, _ = state_of(tun)
     assert state is not None
     assert not state.up
+    (link,) = tun.json("ip -json link show dev flannel0")
+    assert "ifalias" not in link
 
 
 def test_without_capability_it_is_one_clear_line(tun: Namespace) -> None:
@@ -343,6 +348,32 @@ def test_lower_metric_and_next_hops_of_default_routes_count(host: Namespace) -> 
     assert find(host, InterfaceOptions()).name == "eth1"
 
 
+@pytest.mark.parametrize("compatible", [1, 0])
+@pytest.mark.parametrize(
+    ("nexthop", "name"), [("id 9 group 7", "eth1"), ("id 9 group 7/8", "eth1"), ("id 9 blackhole", "eth0")]
+)
+def test_the_nexthop_object_of_a_default_route_counts(
+    host: Namespace, nexthop: str, name: str, compatible: int
+) -> None:
+    """With 0, as FRR and Cumulus set it, the kernel tells of a route the object's number alone."""
+    host.run(f"sysctl -qw net.ipv4.nexthop_compat_mode={compatible}")
+    for line in ("id 7 via 198.51.100.1 dev eth1", "id 8 via 192.0.2.1 dev eth0", nexthop):
+        host.run(f"ip nexthop add {line}")
+    host.run("ip route add default metric 50 nhid 9")
+    assert find(host, InterfaceOptions()).name == name
+    host.run("ip route del default metric 50")
+    host.run("ip route add default metric 50 nhid 7")
+    assert find(host, InterfaceOptions()).name == "eth1"
+
+
+def test_the_nexthop_object_of_an_ipv6_default_route_counts(host: Namespace) -> None:
+    host.run("sysctl -qw net.ipv4.nexthop_compat_mode=0")
+    host.run("ip address add 2001:db8::2/64 dev eth1 nodad")
+    host.run("ip nexthop add id 7 via 2001:db8::1 dev eth1")
+    host.run("ip -6 route add default nhid 7")
+    assert [route.version for route in host.call(gather, InterfaceOptions(), (6,)).default_routes] == [6]
+
+
 def test_blackhole_default_route_and_those_of_other_tables_do_not_count(host: Namespace) -> None:
     host.run("ip route add blackhole default metric 1")
     host.run("ip route add default via 198.51.100.1 dev eth1 table 77")
@@ -356,7 +387,7 @@ def test_no_default_route_is_one_clear_line(host: Namespace) -> None:
     assert caught.value.exit_code == 1
     assert str(caught.value) == (
         "no interface to use: default route: this host has none for IPv4; name one with --iface; interfaces "
-        "that are up with an IPv4 address: eth0 (192.0.2.2), eth1 (198.51.100.2 198.51.100.3), lo (127.0.0.1)"
+        "that are up with an IPv4 address: eth0 (192.0.2.2), eth1 (198.51.100.2 198.51.100.3)"
     )
 
 
@@ -401,14 +432,20 @@ def test_interface_that_is_down_or_bare_is_named_with_its_fault(host: Namespace)
     )
 
 
-def test_deprecated_and_link_local_addresses_come_last(host: Namespace) -> None:
+def test_deprecated_addresses_come_last_and_link_local_ones_only_behind_a_public_ip(host: Namespace) -> None:
     host.run("ip address flush dev eth1")
     host.run("ip address add 169.254.7.7/16 dev eth1")
     host.run("ip address add 198.51.100.7/24 dev eth1 preferred_lft 0 valid_lft 1000")
     host.run("ip address add 198.51.101.8/24 dev eth1 preferred_lft 900 valid_lft 1000")
     host.run("ip address add 10.9.9.9/32 dev eth1 scope host")
-    (link,) = [link for link in host.call(gather, InterfaceOptions()).links if link.name == "eth1"]
-    assert [str(a) for a in link.ranked()] == ["198.51.101.8", "198.51.100.7", "169.254.7.7", "10.9.9.9"]
+    best = ["198.51.101.8", "198.51.100.7"]
+    for public, expected in (
+        (None, [*best, "10.9.9.9"]),
+        (IPv4Address("203.0.113.9"), [*best, "169.254.7.7", "10.9.9.9"]),
+    ):
+        facts = host.call(gather, InterfaceOptions(public_ip=public))
+        (link,) = [link for link in facts.links if link.name == "eth1"]
+        assert [str(a) for a in link.ranked()] == expected
 
 
 def test_point_to_point_address_is_our_end(host: Namespace) -> None:

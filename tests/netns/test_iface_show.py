@@ -74,7 +74,7 @@ def test_the_default_route_and_the_kinds_of_addresses(host: str) -> None:
         "192.0.2.2": "the default route leads over it, with metric 100",
         "192.0.2.4": "192.0.2.2 was there before it",
         "192.0.2.5": "it is deprecated, 192.0.2.2 is not",
-        "169.254.7.1": "its scope is narrower than that of 192.0.2.2: a global address goes before a link-local one",
+        "169.254.7.1": "it is link-local: another host may have the same (RFC 3927)",
         "198.51.100.2": "its default route has metric 200, and that over eth0 goes first",
         "203.0.113.2": "eth2 is down",
         "eth3": "eth3 has no IPv4 address",
@@ -86,7 +86,7 @@ def test_the_default_route_and_the_kinds_of_addresses(host: str) -> None:
     ("arguments", "interface", "address"),
     [
         (["--iface=eth1"], "eth1", "198.51.100.2"),
-        (["-iface", "169.254.7.1"], "eth0", "169.254.7.1"),
+        (["-iface", "169.254.7.1", "--public-ip=203.0.113.77"], "eth0", "169.254.7.1"),
         (["--iface=eth9", "--iface-regex=^198"], "eth1", "198.51.100.2"),
         (["--iface-can-reach=192.0.2.200"], "eth1", "198.51.100.2"),
         # The kernel's own source on that route, of whatever kind it is: what every other program would bind to.

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.interface import VERSIONS, decide, gather
+from flannel_udp.host.interface import decide
+from flannel_udp.host.interface_facts import VERSIONS, gather
 from flannel_udp.host.lookup.cut_off import Need, refuse_cut_off, resolvers
 from flannel_udp.host.lookup.look import Findings, Look, look_up
 from flannel_udp.host.lookup.question import Ways

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, choose, decide, gather
+from flannel_udp.host.interface import decide
+from flannel_udp.host.interface_facts import Address, DefaultRoute, HostNetwork, Link, Reach, gather
 from flannel_udp.host.links import Device
 from flannel_udp.model import Ends, Interface
 from flannel_udp.options import InterfaceOptions
+from tests.support.interfaces import choose
 
 
 def addresses(*texts: str) -> tuple[Address, ...]:
@@ -147,8 +149,56 @@ def test_regex_binds_the_address_that_matched_and_is_not_anchored() -> None:
 
 
 def test_regex_prefers_a_wire_to_the_loopback() -> None:
-    assert chosen(InterfaceOptions(iface_regex=(".*",)))[0] == "eth0"
-    assert chosen(InterfaceOptions(iface_regex=("^127",))) == ("lo", "127.0.0.1")
+    lo = replace(LO, addresses=(*LO.addresses, *addresses("203.0.113.77")))
+    host = replace(HOST, links=(lo, *HOST.links[1:]))
+    assert chosen(InterfaceOptions(iface_regex=(".*",)), host)[0] == "eth0"
+    assert chosen(InterfaceOptions(iface_regex=("^203",)), host) == ("lo", "203.0.113.77")
+
+
+USB0 = Link(6, "usb0", 1500, (Address(IPv4Address("169.254.7.1"), scope=253),))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (InterfaceOptions(), "default route: 169.254.7.1 of usb0 is link-local: another host may have the same"),
+        (InterfaceOptions(iface=("usb0",)), "--iface=usb0: 169.254.7.1 of usb0 is link-local"),
+        (InterfaceOptions(iface=("169.254.7.1",)), "--iface=169.254.7.1: 169.254.7.1 of usb0 is link-local"),
+        (InterfaceOptions(iface=("lo",)), "--iface=lo: 127.0.0.1 of lo is no address of one host"),
+        (InterfaceOptions(iface_regex=("^127",)), "--iface-regex=^127: matches no address and no name"),
+        (InterfaceOptions(iface_regex=(".*",)), "127.0.0.1 of lo is no address of one host and 169.254.7.1 of usb0 is"),
+        (InterfaceOptions(iface_can_reach="8.8.8.8"), "--iface-can-reach=8.8.8.8: 169.254.7.1 of usb0 is link-local"),
+    ],
+)
+def test_an_address_that_no_host_dials_is_no_choice(options: InterfaceOptions, reason: str) -> None:
+    """Every other host ignores an entry with such a public IP."""
+    host = HostNetwork((LO, USB0), (DefaultRoute(6, 1),), Reach(6, IPv4Address("169.254.7.1")))
+    assert reason in refusal(options, host)
+    assert refusal(options, host).endswith("interfaces that are up with an IPv4 address: none")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        InterfaceOptions(),
+        InterfaceOptions(iface=("usb0",)),
+        InterfaceOptions(iface=("169.254.7.1",)),
+        InterfaceOptions(iface_regex=(".*",)),
+    ],
+)
+def test_a_link_local_address_is_a_choice_where_others_dial_another_one(flags: InterfaceOptions) -> None:
+    public = IPv4Address("203.0.113.77")
+    lo, usb0 = (replace(link, addresses=(replace(link.addresses[0], behind_nat=True),)) for link in (LO, USB0))
+    host = HostNetwork((lo, usb0), (DefaultRoute(6, 1),))
+    found = choose(replace(flags, public_ip=public), host)
+    assert (found.name, found.v4) == ("usb0", Ends(IPv4Address("169.254.7.1"), public))
+    assert "127.0.0.1 of lo" in refusal(InterfaceOptions(iface=("lo",), public_ip=public), host)
+
+
+def test_of_a_route_whose_source_no_host_dials_the_interface_has_another_address() -> None:
+    usb0 = replace(USB0, addresses=(*USB0.addresses, *addresses("192.0.2.7")))
+    host = HostNetwork((LO, usb0), (), Reach(6, IPv4Address("169.254.7.1")))
+    assert chosen(InterfaceOptions(iface_can_reach="8.8.8.8"), host) == ("usb0", "192.0.2.7")
 
 
 def with_our_own_devices(*wires: Link) -> HostNetwork:
@@ -183,11 +233,40 @@ def test_where_all_addresses_are_in_the_overlay_there_is_no_choice(options: Inte
     assert reason in refusal(options, with_our_own_devices())
 
 
-def test_a_link_local_address_over_a_default_route_goes_behind_another_routes_global_one() -> None:
-    alone = Link(6, "usb0", 1500, (Address(IPv4Address("169.254.7.1"), scope=253),))
-    routes = (DefaultRoute(6, 1), DefaultRoute(2, 20))
-    assert chosen(InterfaceOptions(), HostNetwork((alone, *HOST.links), routes)) == ("eth0", "192.0.2.2")
-    assert chosen(InterfaceOptions(), HostNetwork((alone,), routes)) == ("usb0", "169.254.7.1")
+@pytest.mark.parametrize("public", [None, IPv4Address("203.0.113.77")])
+def test_a_link_local_address_over_a_default_route_goes_behind_another_routes_global_one(
+    public: IPv4Address | None,
+) -> None:
+    usb0 = replace(USB0, addresses=(replace(USB0.addresses[0], behind_nat=public is not None),))
+    host = HostNetwork((usb0, *HOST.links), (DefaultRoute(6, 1), DefaultRoute(2, 20)))
+    assert chosen(InterfaceOptions(public_ip=public), host) == ("eth0", "192.0.2.2")
+
+
+FLANNEL_1 = Link(7, "flannel.1", 1450, addresses("10.9.0.77"), tunnel=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        InterfaceOptions(),
+        InterfaceOptions(iface=("10.9.0.77",)),
+        InterfaceOptions(iface_regex=("^10[.]9",)),
+        InterfaceOptions(iface_regex=("flannel",)),
+        InterfaceOptions(iface_can_reach="8.8.8.8"),
+    ],
+)
+def test_a_tunnel_device_of_an_agents_is_no_way_out(options: InterfaceOptions) -> None:
+    host = HostNetwork((FLANNEL_1,), (DefaultRoute(7, 1),), Reach(7, IPv4Address("10.9.0.77")))
+    reasons = ("flannel.1 is a tunnel device of flannel-udp's, by its alias", "matches no address and no name")
+    assert any(reason in refusal(options, host) for reason in reasons)
+    if not options.by_flags:
+        eth0_too = HostNetwork((FLANNEL_1, ETH0), (DefaultRoute(7, 1), DefaultRoute(2, 303)))
+        assert chosen(options, eth0_too) == ("eth0", "192.0.2.2")
+
+
+def test_of_an_address_on_a_tunnel_device_and_a_wire_the_wire_is_meant() -> None:
+    wire = replace(ETH0, addresses=addresses("10.9.0.77"))
+    assert chosen(InterfaceOptions(iface=("10.9.0.77",)), HostNetwork((FLANNEL_1, wire)))[0] == "eth0"
 
 
 def test_same_address_on_two_interfaces_means_the_one_that_is_up() -> None:
@@ -216,8 +295,15 @@ def test_each_option_that_leads_nowhere_has_its_reason(options: InterfaceOptions
     message = refusal(options)
     assert message.startswith(f"no interface matches: {reason}")
     assert message.endswith(
-        "; interfaces that are up with an IPv4 address: eth0 (192.0.2.2), eth1 (198.51.100.2 10.0.0.2), lo (127.0.0.1)"
+        "; interfaces that are up with an IPv4 address: eth0 (192.0.2.2), eth1 (198.51.100.2 10.0.0.2)"
     )
+
+
+def test_of_the_unusable_interfaces_that_a_pattern_matches_some_are_named() -> None:
+    pods = tuple(Link(index, f"veth{index}", 1500) for index in range(10, 1000))
+    message = refusal(InterfaceOptions(iface_regex=("veth",)), HostNetwork(pods))
+    named = " and ".join(f"veth{index} has no IPv4 address" for index in (10, 11, 12))
+    assert f"--iface-regex=veth: {named}, and others as well; interfaces that are up" in message
 
 
 def test_all_options_that_were_tried_are_named_and_the_default_route_is_no_fallback() -> None:

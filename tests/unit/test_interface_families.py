@@ -10,7 +10,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import pytest
 
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, complete, decide, no_interface
+from flannel_udp.host.interface import complete, decide, no_interface
+from flannel_udp.host.interface_facts import Address, DefaultRoute, HostNetwork, Link, Reach
 from flannel_udp.host.interface_why import explain, show, show_json
 from flannel_udp.model import Ends, Interface
 from flannel_udp.options import InterfaceOptions
@@ -160,7 +161,14 @@ def test_an_address_that_is_being_checked_is_waited_for_where_the_answer_can_com
 
 def test_a_link_local_address_by_name_is_refused_with_why() -> None:
     named = InterfaceOptions(iface=("fe80::1",))
-    assert "--iface=fe80::1: it is link-local: other hosts cannot dial it" in refusal(named, HOST, IPV6)
+    assert "--iface=fe80::1: it is link-local: another host may have the same (RFC 4291)" in refusal(named, HOST, IPV6)
+
+
+def test_the_loopback_address_is_no_choice() -> None:
+    lo = replace(LO, addresses=(*LO.addresses, Address(IPv6Address("::1"), scope=254)))
+    text = refusal(InterfaceOptions(iface_regex=(".*",)), HostNetwork((lo,)), BOTH)
+    assert "127.0.0.1 of lo is no address of one host" in text
+    assert "::1 of lo is no address of one host" in text
 
 
 def test_nothing_found_names_what_there_is_of_the_families_that_are_wanted() -> None:
@@ -169,7 +177,7 @@ def test_nothing_found_names_what_there_is_of_the_families_that_are_wanted() -> 
         FlannelError(
             "no interface to use: default route: this host has none for IPv4; default route: this host has none for "
             "IPv6; name one with --iface; interfaces that are up with an IPv4 or IPv6 address: "
-            "eth0 (192.0.2.2 2001:db8::2), eth2 (198.51.100.2), lo (127.0.0.1), eth1 (2001:db8:1::2)"
+            "eth0 (192.0.2.2 2001:db8::2), eth2 (198.51.100.2), eth1 (2001:db8:1::2)"
         )
     )
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannel_udp.host.interface import Address, DefaultRoute, HostNetwork, Link, Reach, choose, decide
+from flannel_udp.host.interface import decide
+from flannel_udp.host.interface_facts import Address, DefaultRoute, HostNetwork, Link, Reach
 from flannel_udp.host.interface_why import explain, show, show_json
 from flannel_udp.options import InterfaceOptions
+from tests.support.interfaces import choose
 
 LO = Link(1, "lo", 65_536, (Address(IPv4Address("127.0.0.1"), scope=254),), loopback=True)
 ETH0 = Link(
@@ -45,9 +48,9 @@ def test_by_the_default_route() -> None:
         "192.0.2.2": "the default route leads over it, with metric 20",
         "192.0.2.3": "192.0.2.2 was there before it",
         "192.0.2.5": "it is deprecated, 192.0.2.2 is not",
-        "169.254.0.2": "its scope is narrower than that of 192.0.2.2: a global address goes before a link-local one",
+        "169.254.0.2": "it is link-local: another host may have the same (RFC 3927)",
         "198.51.100.2": "its default route has metric 100, and that over eth0 goes first",
-        "127.0.0.1": "no default route leads over it",
+        "127.0.0.1": "it is no address of one host",
         "203.0.113.2": "wlan0 is down",
         "bare0": "bare0 has no IPv4 address",
     }
@@ -59,8 +62,19 @@ def test_what_lies_in_the_overlay_or_is_link_local_has_its_reason() -> None:
     host = HostNetwork((ETH0, usb0, cni0), (DefaultRoute(6, 1), DefaultRoute(2, 20)))
     found = reasons(InterfaceOptions(), host.outside([IPv4Network("10.244.0.0/16")]))
     assert found["192.0.2.2"] == "the default route leads over it, with metric 20"
+    assert found["169.254.7.1"] == "it is link-local: another host may have the same (RFC 3927)"
+    assert found["10.244.5.1"].startswith("it lies in the overlay network 10.244.0.0/16: what leaves")
+
+
+def test_a_link_local_address_that_nobody_has_to_dial_goes_last() -> None:
+    usb0 = Link(6, "usb0", 1500, (Address(IPv4Address("169.254.7.1"), scope=253, behind_nat=True),))
+    eth0 = replace(ETH0, addresses=(replace(ETH0.addresses[0], behind_nat=True), *ETH0.addresses[1:]))
+    host = HostNetwork((eth0, usb0), (DefaultRoute(6), DefaultRoute(2, 9)))
+    found = reasons(InterfaceOptions(public_ip=IPv4Address("203.0.113.77")), host)
     assert found["169.254.7.1"] == "it is link-local, and a default route leads over eth0, too"
-    assert found["10.244.5.1"].startswith("10.244.5.1 of cni0 lies in the overlay network 10.244.0.0/16: what leaves")
+    assert found["169.254.0.2"] == (
+        "its scope is narrower than that of 192.0.2.2: a global address goes before a link-local one"
+    )
 
 
 def test_by_name_by_address_and_by_route() -> None:
@@ -81,7 +95,9 @@ def test_by_regex() -> None:
     assert by_name["192.0.2.2"] == "the first that --iface-regex=^eth matches"
     assert by_name["192.0.2.3"] == "192.0.2.2 was there before it"
     assert by_name["198.51.100.2"] == "the name eth1 matches too, and eth0 goes first"
-    assert by_name["127.0.0.1"] == "--iface-regex=^eth matches neither the address nor lo"
+    assert reasons(InterfaceOptions(iface_regex=("^eth0",)))["198.51.100.2"] == (
+        "--iface-regex=^eth0 matches neither the address nor eth1"
+    )
     by_address = reasons(InterfaceOptions(iface_regex=(r"^198|eth0|[.]3$",)))
     assert by_address["192.0.2.3"] == "the first that --iface-regex=^198|eth0|[.]3$ matches"
     assert by_address["198.51.100.2"] == "it matches too, and 192.0.2.3 of eth0 goes first"
