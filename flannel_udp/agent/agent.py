@@ -224,14 +224,11 @@ class Agent:
 
     async def _check_host(self, backend: Backend, config: NetworkConfig, external: Interface) -> None:
         """Raise FlannelError for a configuration that this host cannot run."""
-        own = await asyncio.to_thread(own_networks.read_own_networks)
-        for overlay in config.overlays:
-            own_networks.refuse_own_network(overlay, external.name, own)
-            own_networks.refuse_public_ip(external, overlay, own)
+        route_for = partial(backend.route_for, config, datapath=self._options.dataplane.datapath)
+        warnings = await asyncio.to_thread(own_networks.judge_all, config, external, route_for)
         await backend.check(config, external)
         needs = await needs_of(self._options)
-        route_for = partial(backend.route_for, config, datapath=self._options.dataplane.datapath)
-        for warning in await asyncio.to_thread(refuse_cut_off, route_for, needs):
+        for warning in [*warnings, *await asyncio.to_thread(refuse_cut_off, route_for, needs)]:
             logger.warning("%s", warning)
 
     def _context(self, registry: Registry, config: NetworkConfig, external: Interface, claims: HostClaims) -> Context:
@@ -276,7 +273,7 @@ class Agent:
         def read_hop(attrs: LeaseAttrs, version: int) -> Any:
             return backend.read_hop(attrs, network.attrs, version)
 
-        peers = PeerTable(config.overlays, network.attrs, read_hop)
+        peers = PeerTable(config.overlays, network.attrs, read_hop, config.may_lease)
 
         def registry_away(trouble: RegistryError | None) -> None:
             errors.note("watch", None if trouble is None else str(trouble))

@@ -7,7 +7,7 @@ registry's present state. Every warning is given once and again only after its k
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain, islice
 
 from flannel_udp.control.entries import ReadHop, read_lease
@@ -24,14 +24,20 @@ PART_SIZE = 16
 class PeerTable:
     """All other hosts of the `overlays`, one a family; `ours` says of this host what its lease does.
 
-    `read_hop` is its backend's.
+    `read_hop` is its backend's; `may_lease` tells whether a subnet with an address may be leased.
 
     What else has our address than our own subnet is no peer: the kernel gets it.
 
     Feed it with `apply`, or in small steps with `parts`, `feed` and `take_delta`.
     """
 
-    def __init__(self, overlays: Iterable[Prefix], ours: LeaseAttrs, read_hop: ReadHop) -> None:
+    def __init__(
+        self,
+        overlays: Iterable[Prefix],
+        ours: LeaseAttrs,
+        read_hop: ReadHop,
+        may_lease: Callable[[Address], bool] = lambda _: True,
+    ) -> None:
         self._entries: dict[str, Entry] = {}
         self._own: Subnet | None = None
         self._found_by = ours.found_by
@@ -39,7 +45,10 @@ class PeerTable:
         self._poisoned: dict[str, tuple[str, Collection[Address]]] = {}
         self._warnings: list[str] = []
         self._families = tuple(
-            FamilyPeers(overlay, ours.address_of(overlay.version), read_hop, self._entries, self._warnings.append)
+            FamilyPeers(
+                *(overlay, ours.address_of(overlay.version), read_hop, self._entries, self._warnings.append),
+                may_lease=may_lease,
+            )
             for overlay in overlays
         )
 
