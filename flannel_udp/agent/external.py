@@ -10,7 +10,7 @@ from functools import partial
 from flannel_udp.agent.state import AgentState
 from flannel_udp.control.retry import retry
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.host import interface
+from flannel_udp.host import interface, netlink
 from flannel_udp.model import Interface, Prefix
 from flannel_udp.netconf.addresses import why_not_dialled
 from flannel_udp.options import InterfaceOptions
@@ -76,4 +76,14 @@ async def _choose(
         raise interface.no_interface(choice, facts, versions)
     if choice.waits:
         raise FlannelError(f"{'; '.join(choice.lacks)}: waiting for the answer")
+    if overlays:  # else it is not known yet which family's address matters
+        await asyncio.to_thread(_refuse_foreign, choice.interface)
     return choice.interface, choice
+
+
+def _refuse_foreign(external: Interface) -> None:
+    """Raise `FlannelError` where the kernel gives us what comes to none of its addresses, as in a VRF."""
+    ends = list(filter(None, map(external.of, interface.VERSIONS)))
+    whys = [netlink.why_not_bound(external, each.address) for each in ends]
+    if all(whys):
+        raise FlannelError("; ".join(filter(None, whys)))

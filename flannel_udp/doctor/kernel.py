@@ -13,7 +13,7 @@ from flannel_udp.doctor.known import Known, KnownFamily
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.family import IPV4, IPV6, family_of
 from flannel_udp.host.former_bridges import find_former
-from flannel_udp.host.interface import decide, gather, no_interface
+from flannel_udp.host.interface import decide_outside, gather, no_interface
 from flannel_udp.host.links import Device, device_named
 from flannel_udp.host.lookup.cut_off import Need
 from flannel_udp.host.lookup.diversions import find_pods
@@ -30,6 +30,7 @@ from flannel_udp.host.lookup.look import CUT_SHORT, Look
 from flannel_udp.host.lookup.question import Answer, DeviceNames, Entry, Question, Way, Ways, ask, understand
 from flannel_udp.host.lookup.rules import PolicyRule, read_rules
 from flannel_udp.host.lookup.verdicts import describe
+from flannel_udp.host.netlink import why_not_bound
 from flannel_udp.host.rtnetlink import open_rtnetlink
 from flannel_udp.model import Address, Degradation, Prefix
 from flannel_udp.options import Options
@@ -44,16 +45,20 @@ def ask_interface(known: Known, options: Options) -> Finding:
     if told is not None and not options.interface.by_flags:
         addresses = " and ".join(filter(None, (told["address"], told.get("ipv6_address"))))
         return ok("interface", f"{told['name']}, {addresses}, MTU {told['mtu']}, says the agent")
-    host = gather(options.interface, known.versions).outside(known.overlays)
-    choice = decide(options.interface, host, known.versions)
+    facts = gather(options.interface, known.versions)
+    choice, host = decide_outside(options.interface, facts, known.versions, known.overlays)
     if choice.interface is None:
         return fault("interface", str(no_interface(choice, host, known.versions)), "flannel-udp iface show")
     chosen = choice.interface
     if told is not None and told["name"] != chosen.name:
         what = f"these flags choose {chosen.name}, and the agent has {told['name']}"
         return fault("interface", what, "restart the agent with the flags that are meant")
-    addresses = " and ".join(str(ends.address) for ends in (chosen.v4, chosen.v6) if ends is not None)
-    what = f"{chosen.name}, {addresses}, MTU {chosen.mtu}"
+    addresses = [ends.address for ends in (chosen.v4, chosen.v6) if ends is not None]
+    for address in addresses:
+        foreign = why_not_bound(chosen, address)
+        if foreign is not None:
+            return fault("interface", foreign, f"take {chosen.name} out of the VRF, or add the address again")
+    what = f"{chosen.name}, {' and '.join(map(str, addresses))}, MTU {chosen.mtu}"
     if choice.lacks:
         return note("interface", f"{what}, by which alone an agent takes part: {'; '.join(choice.lacks)}")
     return ok("interface", what)

@@ -366,12 +366,8 @@ class Upkeep:
         """Say what keeps packets from leaving or arriving although the interface is up and the address is there."""
         found, local = await self._ask_about(external)
         asked = [ends.address for version, ends in _ends_of(external) if version not in waiting]
-        foreign = [
-            f"the kernel takes no packets to {address} for this host: "
-            f"is {external.name} in a VRF? `{family_of(address).ip} route get {address}` shows it"
-            for address in asked
-            if address not in local and not await asyncio.to_thread(netlink.can_bind, address)
-        ]
+        whys = [await asyncio.to_thread(netlink.why_not_bound, external, each) for each in asked if each not in local]
+        foreign = [why for why in whys if why is not None]
         if foreign and len(foreign) == len(asked):
             return Standing(tuple(foreign))
         problems = foreign
