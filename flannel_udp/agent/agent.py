@@ -65,6 +65,7 @@ from flannel_udp.handover.stored import Store, open_or_resume
 from flannel_udp.handover.takeover import HandedOver, Listeners, Running, Takeover, ask_takeover, terms_of
 from flannel_udp.host import own_networks
 from flannel_udp.host.capabilities import Kept
+from flannel_udp.host.conntrack import ConntrackWatch
 from flannel_udp.host.lookup.cut_off import refuse_cut_off
 from flannel_udp.host.own_addresses import OwnAddresses
 from flannel_udp.host.subnet_file import SubnetFile
@@ -337,6 +338,8 @@ class Agent:
             tasks.create_task(rooms.upkeep.run(), name="keep the host right")
             tasks.create_task(rooms.subnet_file.run(), name="keep subnet.env")
             tasks.create_task(rooms.watch.run(), name="watch the peers")
+            conntrack = ConntrackWatch(self._state.conditions.note)
+            tasks.create_task(conntrack.run(), name="watch conntrack's table")
             for each in asking:
                 tasks.create_task(each.run(), name="ask what the kernel does")
             while True:

@@ -11,6 +11,7 @@ from flannel_udp.agent.asking import needs_of
 from flannel_udp.doctor.finding import Finding, fault, fault_of, note, ok, skipped
 from flannel_udp.doctor.known import Known, KnownFamily
 from flannel_udp.errors import FlannelError
+from flannel_udp.host.conntrack import Connections, read_connections
 from flannel_udp.host.family import IPV4, IPV6, family_of
 from flannel_udp.host.former_bridges import find_former
 from flannel_udp.host.interface import decide_outside, gather, no_interface
@@ -258,6 +259,24 @@ def ask_bridge_netfilter(options: Options) -> Finding:
     except OSError:
         text = ""
     return judge_bridge_netfilter(text, kubernetes=options.kube.subnet_mgr)
+
+
+def ask_connections() -> Finding:
+    """Ask whether there is room for new connections in the kernel's table."""
+    return judge_connections(read_connections())
+
+
+def judge_connections(found: Connections | None) -> Finding:
+    """Judge how many there are; ``None``: the kernel keeps no table."""
+    question = "connections"
+    if found is None:
+        return ok(question, "the kernel keeps none")
+    if found.full:
+        return fault_of(question, found.fault)
+    what = f"conntrack has {found.count:,} of {found.most:,}" if found.most else f"conntrack has {found.count:,}"
+    if found.nearly_full:
+        return note(question, f"{what}: when it is full new ones of pods are dropped", found.remedy)
+    return ok(question, what)
 
 
 def judge_bridge_netfilter(setting: str, *, kubernetes: bool) -> Finding:
