@@ -283,7 +283,13 @@ class Upkeep:
     async def _gather(self, versions: Sequence[int]) -> HostNetwork:
         """Ask for the facts of a choice, which must not fall on our own devices: their addresses are in the overlay."""
         facts = await asyncio.to_thread(interface.gather, self._options.interface, versions)
-        return facts.outside(self._overlays)
+        return facts.outside(self._ours())
+
+    def _ours(self) -> list[Prefix]:
+        """Return what our own devices have addresses of: the overlay, or of one that the hosts are in our subnet."""
+        hosts = [ends.address for _, ends in _ends_of(self.external)]
+        ours = [overlay for overlay in self._overlays if not any(address in overlay for address in hosts)]
+        return ours if self._subnet is None else [*ours, *self._subnet.prefixes]
 
     async def _completed(self, external: Interface) -> Interface:
         """Return it with the address of a family that it had none of: such come seconds after a host has started."""

@@ -10,7 +10,17 @@ import pytest
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from tests.support.agents import Agent, start_agents, unanswered, up_with_peers
+from flannel_udp.lab.probe import ping_matrix
+from tests.support.agents import (
+    Agent,
+    move_address,
+    peers_of,
+    start_agents,
+    subnet_of,
+    unanswered,
+    up_with_peers,
+    wait_for,
+)
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -73,3 +83,11 @@ def test_one_that_may_be_leased_is_refused_with_what_to_do() -> None:
             "network of interface eth0, which its datagrams leave by, and a host may get a subnet there: "
             "choose another Network, or SubnetMin and SubnetMax that leave it out"
         )
+
+
+def test_another_address_of_the_hosts_inside_the_overlay_is_followed() -> None:
+    with Lab(Plan(fresh_name(), hosts=2, config=BESIDE_THE_HOSTS)) as lab:
+        h1, h2 = up_with_peers(lab).hosts
+        move_address(h1, h1.underlay, "192.0.2.77")
+        wait_for("the other one is told", lambda: peers_of(h2).get(str(subnet_of(h1))) == "192.0.2.77")
+        wait_for("packets pass", lambda: None not in ping_matrix(lab.pods(), 0.5).values())
