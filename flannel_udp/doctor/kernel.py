@@ -54,12 +54,12 @@ def ask_interface(known: Known, options: Options) -> Finding:
     if told is not None and told["name"] != chosen.name:
         what = f"these flags choose {chosen.name}, and the agent has {told['name']}"
         return fault("interface", what, "restart the agent with the flags that are meant")
-    addresses = [ends.address for ends in (chosen.v4, chosen.v6) if ends is not None]
-    for address in addresses:
+    chosen_addresses = [ends.address for ends in (chosen.v4, chosen.v6) if ends is not None]
+    for address in chosen_addresses:
         foreign = why_not_bound(chosen, address)
         if foreign is not None:
             return fault("interface", foreign, f"take {chosen.name} out of the VRF, or add the address again")
-    what = f"{chosen.name}, {' and '.join(map(str, addresses))}, MTU {chosen.mtu}"
+    what = f"{chosen.name}, {' and '.join(map(str, chosen_addresses))}, MTU {chosen.mtu}"
     if choice.lacks:
         return note("interface", f"{what}, by which alone an agent takes part: {'; '.join(choice.lacks)}")
     return ok("interface", what)
@@ -273,7 +273,7 @@ def judge_connections(found: Connections | None) -> Finding:
         return ok(question, "the kernel keeps none")
     if found.full:
         return fault_of(question, found.fault)
-    what = f"conntrack has {found.count:,} of {found.most:,}" if found.most else f"conntrack has {found.count:,}"
+    what = f"conntrack has {found.present:,} of {found.most:,}" if found.most else f"conntrack has {found.present:,}"
     if found.nearly_full:
         return note(question, f"{what}: when it is full new ones of pods are dropped", found.remedy)
     return ok(question, what)

@@ -22,18 +22,18 @@ NEARLY_FULL = 0.9
 class Connections(NamedTuple):
     """How many there are in this namespace, and how many there may be."""
 
-    count: int
+    present: int
     most: int
 
     @property
     def full(self) -> bool:
         """Whether the next one is dropped, unless the kernel finds one to forget; there may be any number with 0."""
-        return 0 < self.most <= self.count
+        return 0 < self.most <= self.present
 
     @property
     def nearly_full(self) -> bool:
         """Whether that may be so soon."""
-        return self.count >= NEARLY_FULL * self.most > 0
+        return self.present >= NEARLY_FULL * self.most > 0
 
     @property
     def fault(self) -> str:

@@ -37,7 +37,9 @@ def read_own_networks() -> list[OwnNetwork]:
 def judge_all(config: NetworkConfig, external: Interface, route_for: Callable[[Address], Prefix | None]) -> list[str]:
     """Judge the overlay of each family as below; blocks. Raises `FlannelError`."""
     own, warnings = read_own_networks(), []
-    for subnets in filter(None, (config.v4, config.v6)):
+    for subnets in (config.of(version) for version in config.versions):
+        if subnets is None:
+            continue
         warnings += judge_own_networks(subnets, external, own, route_for)
         refuse_public_ip(external, subnets, own)
     return warnings
