@@ -65,6 +65,7 @@ from flannel_udp.handover.stored import Store, open_or_resume
 from flannel_udp.handover.takeover import HandedOver, Listeners, Running, Takeover, ask_takeover, terms_of
 from flannel_udp.host import own_networks
 from flannel_udp.host.capabilities import Kept
+from flannel_udp.host.conntrack import ConntrackWatch
 from flannel_udp.host.lookup.cut_off import refuse_cut_off
 from flannel_udp.host.own_addresses import OwnAddresses
 from flannel_udp.host.subnet_file import SubnetFile
@@ -222,14 +223,11 @@ class Agent:
 
     async def _check_host(self, backend: Backend, config: NetworkConfig, external: Interface) -> None:
         """Raise FlannelError for a configuration that this host cannot run."""
-        own = await asyncio.to_thread(own_networks.read_own_networks)
-        for overlay in config.overlays:
-            own_networks.refuse_own_network(overlay, external.name, own)
-            own_networks.refuse_public_ip(external, overlay, own)
+        route_for = partial(backend.route_for, config, datapath=self._options.dataplane.datapath)
+        warnings = await asyncio.to_thread(own_networks.judge_all, config, external, route_for)
         await backend.check(config, external)
         needs = await needs_of(self._options)
-        route_for = partial(backend.route_for, config, datapath=self._options.dataplane.datapath)
-        for warning in await asyncio.to_thread(refuse_cut_off, route_for, needs):
+        for warning in [*warnings, *await asyncio.to_thread(refuse_cut_off, route_for, needs)]:
             logger.warning("%s", warning)
 
     def _context(self, registry: Registry, config: NetworkConfig, external: Interface, claims: HostClaims) -> Context:
@@ -274,7 +272,7 @@ class Agent:
         def read_hop(attrs: LeaseAttrs, version: int) -> Any:
             return backend.read_hop(attrs, network.attrs, version)
 
-        peers = PeerTable(config.overlays, network.attrs, read_hop)
+        peers = PeerTable(config.overlays, network.attrs, read_hop, config.may_lease)
 
         def registry_away(trouble: RegistryError | None) -> None:
             errors.note("watch", None if trouble is None else str(trouble))
@@ -338,6 +336,8 @@ class Agent:
             tasks.create_task(rooms.upkeep.run(), name="keep the host right")
             tasks.create_task(rooms.subnet_file.run(), name="keep subnet.env")
             tasks.create_task(rooms.watch.run(), name="watch the peers")
+            conntrack = ConntrackWatch(self._state.conditions.note)
+            tasks.create_task(conntrack.run(), name="watch conntrack's table")
             for each in asking:
                 tasks.create_task(each.run(), name="ask what the kernel does")
             while True:

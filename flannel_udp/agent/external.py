@@ -10,7 +10,7 @@ from time import monotonic
 from flannel_udp.agent.state import AgentState
 from flannel_udp.control.retry import retry
 from flannel_udp.errors import FlannelError, UsageError
-from flannel_udp.host import interface
+from flannel_udp.host import interface, netlink
 from flannel_udp.host.interface_facts import VERSIONS, gather
 from flannel_udp.model import Interface, Prefix
 from flannel_udp.options import InterfaceOptions
@@ -79,9 +79,19 @@ class _Search:
             raise interface.no_interface(choice, facts, versions)
         if choice.waits and self._may_wait():
             raise FlannelError(f"{'; '.join(choice.lacks)}: waiting for the answer")
+        if self._overlays:  # else it is not known yet which family's address matters
+            await asyncio.to_thread(_refuse_foreign, choice.interface)
         return choice.interface, choice
 
     def _may_wait(self) -> bool:
         if self._checked_until_s is None:
             self._checked_until_s = monotonic() + CHECK_S
         return monotonic() < self._checked_until_s
+
+
+def _refuse_foreign(external: Interface) -> None:
+    """Raise `FlannelError` where the kernel gives us what comes to none of its addresses, as in a VRF."""
+    ends = list(filter(None, map(external.of, VERSIONS)))
+    whys = [netlink.why_not_bound(external, each.address) for each in ends]
+    if all(whys):
+        raise FlannelError("; ".join(filter(None, whys)))

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 N_THREADS = 8
 """For what blocks: netlink, files, tools of the firewall."""
+LOOP_FILES = 12
+"""Descriptors that an event loop takes while it is made, and some to spare."""
 
 
 def run(options: Options, remarks: Sequence[str] = ()) -> int:
@@ -60,7 +62,22 @@ def _live(options: Options) -> int:
         )
     check_privileges()
     kept = drop_capabilities(_files(options))  # now, for no other thread runs yet
+    _check_open_files()
     return uvloop.run(_run(options, kept))
+
+
+def _check_open_files() -> None:
+    """Raise `FlannelError` where the event loop would get too few descriptors: it ends with a traceback then."""
+    held: list[int] = []
+    try:
+        while len(held) < LOOP_FILES:
+            held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        text = f"cannot start: {error.strerror}: raise the limit (ulimit -n; systemd: LimitNOFILE=)"
+        raise FlannelError(text) from error
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def _leaves_certificates_unused(options: Options) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from pathlib import Path
 from typing import Protocol
 
 from flannel_udp.backend.datapath import KindUnknown
@@ -51,8 +50,6 @@ address, address, link put right."""
 TAKES_ENTRIES = frozenset({"tunnel", "settings", "master", "mac", "address", "link"})
 """When one of these is wrong the kernel has removed routes or neighbours of the device, or does so when it is put
 right."""
-
-_SYSCTL = Path("/proc/sys/net/ipv6/conf")
 
 
 class TunnelKind(Protocol):

@@ -43,12 +43,15 @@ def check_prefix(subnet: Prefix, network: Prefix) -> None:
         raise ValueError(f"{subnet} is outside the overlay network {network}")
 
 
-def why_not_sent_to(address: Address, network: Prefix, own: Mapping[Address, str]) -> str | None:
+def why_not_sent_to(
+    address: Address, network: Prefix, own: Mapping[Address, str], may_lease: Callable[[Address], bool]
+) -> str | None:
     """Return why no packets can be sent to a peer at `address`, in a clause "is ..."; ``None`` if they can.
 
     `network` is the overlay of that family; `own` says what of this host's addresses, and of its networks' broadcasts,
-    each one is.
+    each one is; `may_lease` whether a subnet with the address may be leased. What of the overlay nobody gets may be the
+    hosts' own network, to which a longer prefix leads.
     """
-    if address in network:
+    if address in network and may_lease(address):
         return f"is in the overlay network {network}, so what is sent there comes back into the overlay"
     return why_not_dialled(address) or own.get(address)

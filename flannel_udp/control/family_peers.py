@@ -27,7 +27,7 @@ class FamilyPeers:
     """All other hosts of the overlay `network`, as seen by the host with `public_ip`, whose backend has `read_hop`.
 
     ``None``: this host is not dialled by that family. `entries` are those of the registry as last heard of, by key;
-    `warn` is told what is wrong, once.
+    `warn` is told what is wrong, once; `may_lease` tells whether a subnet with an address may be leased.
     """
 
     def __init__(
@@ -37,6 +37,8 @@ class FamilyPeers:
         read_hop: ReadHop,
         entries: Mapping[str, Entry],
         warn: Callable[[str], object],
+        *,
+        may_lease: Callable[[Address], bool],
     ) -> None:
         self.network = network
         self.version = network.version
@@ -44,6 +46,7 @@ class FamilyPeers:
         self._public_ip = public_ip
         self._entries = entries
         self._warn = warn
+        self._may_lease = may_lease
         self._own: Prefix | None = None
         self._own_addresses: Mapping[Address, str] = {}
         self._records: dict[str, _Record] = {}
@@ -204,7 +207,7 @@ class FamilyPeers:
         """Return where packets for a lease's subnet go. Raises `ValueError` with one line if none can be sent there."""
         if public_ip is None:
             raise ValueError(_NO_ADDRESS[self.version])
-        why = why_not_sent_to(public_ip, self.network, self._own_addresses)
+        why = why_not_sent_to(public_ip, self.network, self._own_addresses, self._may_lease)
         if why is not None:
             raise ValueError(f"PublicIP{'v6' if self.version == 6 else ''} {public_ip} {why}")
         return Peer(subnet, public_ip, self._read_hop(attrs, self.version))

@@ -7,7 +7,7 @@ registry's present state. Every warning is given once and again only after its k
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, islice
 from typing import NamedTuple
@@ -37,14 +37,20 @@ class SharedSubnet(NamedTuple):
 class PeerTable:
     """All other hosts of the `overlays`, one a family; `ours` says of this host what its lease does.
 
-    `read_hop` is its backend's.
+    `read_hop` is its backend's; `may_lease` tells whether a subnet with an address may be leased.
 
     What else has our address than our own subnet is no peer: the kernel gets it.
 
     Feed it with `apply`, or in small steps with `parts`, `feed` and `take_delta`.
     """
 
-    def __init__(self, overlays: Iterable[Prefix], ours: LeaseAttrs, read_hop: ReadHop) -> None:
+    def __init__(
+        self,
+        overlays: Iterable[Prefix],
+        ours: LeaseAttrs,
+        read_hop: ReadHop,
+        may_lease: Callable[[Address], bool] = lambda _: True,
+    ) -> None:
         self._entries: dict[str, Entry] = {}
         self._own: Subnet | None = None
         self._found_by = ours.found_by
@@ -53,7 +59,10 @@ class PeerTable:
         self._rivalled: set[str] = set()  # keys that several hosts hold
         self._warnings: list[str] = []
         self._families = tuple(
-            FamilyPeers(overlay, ours.address_of(overlay.version), read_hop, self._entries, self._warnings.append)
+            FamilyPeers(
+                *(overlay, ours.address_of(overlay.version), read_hop, self._entries, self._warnings.append),
+                may_lease=may_lease,
+            )
             for overlay in overlays
         )
 

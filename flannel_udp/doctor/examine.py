@@ -40,6 +40,7 @@ def _questions(
     yield from _of_each(known, "rules", kernel.ask_rules)
     yield from _of_each(known, "rp_filter", kernel.ask_source_checks)
     yield from _of_each(known, "firewall", firewall.ask_firewall)
+    yield "connections", kernel.ask_connections
     yield "br_netfilter", lambda: kernel.ask_bridge_netfilter(options)
     yield "network managers", lambda: managers.ask_managers(known)
     yield "peers", lambda: peers.ask_peers(known, options)

@@ -11,9 +11,10 @@ from flannel_udp.agent.asking import needs_of
 from flannel_udp.doctor.finding import Finding, fault, fault_of, note, ok, skipped
 from flannel_udp.doctor.known import Known, KnownFamily
 from flannel_udp.errors import FlannelError
+from flannel_udp.host.conntrack import Connections, read_connections
 from flannel_udp.host.family import IPV4, IPV6, family_of
 from flannel_udp.host.former_bridges import find_former
-from flannel_udp.host.interface import decide, no_interface
+from flannel_udp.host.interface import decide_outside, no_interface
 from flannel_udp.host.interface_facts import gather
 from flannel_udp.host.links import Device, device_named
 from flannel_udp.host.lookup.cut_off import Need
@@ -31,6 +32,7 @@ from flannel_udp.host.lookup.look import CUT_SHORT, Look
 from flannel_udp.host.lookup.question import Answer, DeviceNames, Entry, Question, Way, Ways, ask, understand
 from flannel_udp.host.lookup.rules import PolicyRule, read_rules
 from flannel_udp.host.lookup.verdicts import describe
+from flannel_udp.host.netlink import why_not_bound
 from flannel_udp.host.rtnetlink import open_rtnetlink
 from flannel_udp.model import Address, Degradation, Prefix
 from flannel_udp.options import Options
@@ -45,16 +47,20 @@ def ask_interface(known: Known, options: Options) -> Finding:
     if told is not None and not options.interface.by_flags:
         addresses = " and ".join(filter(None, (told["address"], told.get("ipv6_address"))))
         return ok("interface", f"{told['name']}, {addresses}, MTU {told['mtu']}, says the agent")
-    host = gather(options.interface, known.versions).outside(known.overlays)
-    choice = decide(options.interface, host, known.versions)
+    facts = gather(options.interface, known.versions)
+    choice, host = decide_outside(options.interface, facts, known.versions, known.overlays)
     if choice.interface is None:
         return fault("interface", str(no_interface(choice, host, known.versions)), "flannel-udp iface show")
     chosen = choice.interface
     if told is not None and told["name"] != chosen.name:
         what = f"these flags choose {chosen.name}, and the agent has {told['name']}"
         return fault("interface", what, "restart the agent with the flags that are meant")
-    addresses = " and ".join(str(ends.address) for ends in (chosen.v4, chosen.v6) if ends is not None)
-    what = f"{chosen.name}, {addresses}, MTU {chosen.mtu}"
+    chosen_addresses = [ends.address for ends in (chosen.v4, chosen.v6) if ends is not None]
+    for address in chosen_addresses:
+        foreign = why_not_bound(chosen, address)
+        if foreign is not None:
+            return fault("interface", foreign, f"take {chosen.name} out of the VRF, or add the address again")
+    what = f"{chosen.name}, {' and '.join(map(str, chosen_addresses))}, MTU {chosen.mtu}"
     if choice.lacks:
         return note("interface", f"{what}, by which alone an agent takes part: {'; '.join(choice.lacks)}")
     return ok("interface", what)
@@ -254,6 +260,24 @@ def ask_bridge_netfilter(options: Options) -> Finding:
     except OSError:
         text = ""
     return judge_bridge_netfilter(text, kubernetes=options.kube.subnet_mgr)
+
+
+def ask_connections() -> Finding:
+    """Ask whether there is room for new connections in the kernel's table."""
+    return judge_connections(read_connections())
+
+
+def judge_connections(found: Connections | None) -> Finding:
+    """Judge how many there are; ``None``: the kernel keeps no table."""
+    question = "connections"
+    if found is None:
+        return ok(question, "the kernel keeps none")
+    if found.full:
+        return fault_of(question, found.fault)
+    what = f"conntrack has {found.present:,} of {found.most:,}" if found.most else f"conntrack has {found.present:,}"
+    if found.nearly_full:
+        return note(question, f"{what}: when it is full new ones of pods are dropped", found.remedy)
+    return ok(question, what)
 
 
 def judge_bridge_netfilter(setting: str, *, kubernetes: bool) -> Finding:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +26,10 @@ KEPT = {
 """What a running agent needs: to make flannel0 again and to set routes, socket buffers and firewall rules; for the raw
 socket of ICMP answers and for iptables, which opens one; for a Backend.Port or health port below 1024."""
 
-_LAST_CAP = Path("/proc/sys/kernel/cap_last_cap")
 _VERSION_3 = 0x20080522  # linux/capability.h: two words a set
 _WORDS = 2
 # linux/prctl.h
-_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 24, 38, 47
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 23, 24, 38, 47
 _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 
 
@@ -84,7 +83,7 @@ def drop_capabilities(files: Sequence[FileAccess]) -> Kept:
     kept = permitted & _bits(wanted)
     if permitted >> CAP_SETPCAP & 1:
         _set(libc, kept | 1 << CAP_SETPCAP, permitted)
-        for bit in range(int(_LAST_CAP.read_text()) + 1):
+        for bit in _known_bits(libc):
             if not kept >> bit & 1:
                 _prctl(libc, _PR_CAPBSET_DROP, bit)
     _set(libc, kept, kept, inheritable=kept)
@@ -99,6 +98,14 @@ def drop_capabilities(files: Sequence[FileAccess]) -> Kept:
 
 def _bits(capabilities: dict[int, str]) -> int:
     return sum(1 << bit for bit in capabilities)
+
+
+def _known_bits(libc: ctypes.CDLL) -> Iterator[int]:
+    """Yield the capabilities that the kernel knows; /proc/sys, which names the last one, may be hidden."""
+    for bit in range(32 * _WORDS):
+        if libc.prctl(_PR_CAPBSET_READ, ctypes.c_ulong(bit), *[ctypes.c_ulong(0)] * 3) < 0:
+            return  # EINVAL: there are no more
+        yield bit
 
 
 def _permitted() -> int:

@@ -43,7 +43,7 @@ from flannel_udp.host.rtnetlink import (
     parse_route,
     replace_route,
 )
-from flannel_udp.model import Address, Prefix
+from flannel_udp.model import Address, Interface, Prefix
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,19 @@ def can_bind(address: Address) -> bool:
     except OSError:
         return False
     return True
+
+
+def why_not_bound(external: Interface, address: Address) -> str | None:
+    """Return why packets to an address of this interface do not get to us, ``None`` if they do.
+
+    A link-local one cannot be had without its interface, and is ours. Blocks. Raises `FlannelError`.
+    """
+    if can_bind(address) or address in external_state(external.index, [address])[1]:
+        return None
+    return (
+        f"the kernel takes no packets to {address} for this host: is {external.name} in a VRF? "
+        f"`{family_of(address).ip} route get {address}` shows it"
+    )
 
 
 def tunnel_state(index: int, networks: Iterable[Prefix]) -> tuple[LinkState | None, frozenset[Prefix]]:

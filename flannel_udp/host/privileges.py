@@ -21,13 +21,20 @@ _NS_GET_USERNS = 0xB701  # linux/nsfs.h: _IO(0xb7, 0x1)
 def shows_password(password: str) -> bool:
     """Whether the command line, which every user of the machine may read in /proc/PID/cmdline, holds the password."""
     words = os.fsencode(password)
-    arguments = Path("/proc/self/cmdline").read_bytes().split(b"\0")
+    try:
+        arguments = Path("/proc/self/cmdline").read_bytes().split(b"\0")
+    except OSError:  # nobody can read it there either
+        return False
     return bool(words) and any(word == words or word.endswith(b"=" + words) for word in arguments)
 
 
 def check_privileges() -> None:
     """Raise `FlannelError`, saying what to do, unless the capabilities are there that every backend needs."""
-    missing = missing_capabilities(Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError as failed:
+        raise FlannelError(f"cannot read {failed.filename}: {failed.strerror}: is /proc mounted here?") from failed
+    missing = missing_capabilities(status)
     if missing:
         raise FlannelError(
             f"missing {' and '.join(missing)}: run as root, or grant the capabilities "

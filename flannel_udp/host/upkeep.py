@@ -293,7 +293,13 @@ class Upkeep:
     async def _gather(self, versions: Sequence[int]) -> HostNetwork:
         """Ask for the facts of a choice, which must not fall on our own devices: their addresses are in the overlay."""
         facts = await asyncio.to_thread(gather, self._options.interface, versions)
-        return facts.outside(self._overlays)
+        return facts.outside(self._ours())
+
+    def _ours(self) -> list[Prefix]:
+        """Return what our own devices have addresses of: the overlay, or of one that the hosts are in our subnet."""
+        hosts = [ends.address for _, ends in _ends_of(self.external)]
+        ours = [overlay for overlay in self._overlays if not any(address in overlay for address in hosts)]
+        return ours if self._subnet is None else [*ours, *self._subnet.prefixes]
 
     async def _completed(self, external: Interface) -> Interface:
         """Return it with the address of a family that it had none of: such come seconds after a host has started."""
@@ -376,12 +382,8 @@ class Upkeep:
         """Say what keeps packets from leaving or arriving although the interface is up and the address is there."""
         found, local = await self._ask_about(external)
         asked = [ends.address for version, ends in _ends_of(external) if version not in waiting]
-        foreign = [
-            f"the kernel takes no packets to {address} for this host: "
-            f"is {external.name} in a VRF? `{family_of(address).ip} route get {address}` shows it"
-            for address in asked
-            if address not in local and not await asyncio.to_thread(netlink.can_bind, address)
-        ]
+        whys = [await asyncio.to_thread(netlink.why_not_bound, external, each) for each in asked if each not in local]
+        foreign = [why for why in whys if why is not None]
         if foreign and len(foreign) == len(asked):
             return Standing(tuple(foreign))
         problems = foreign

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from flannel_udp.errors import did_you_mean
-from flannel_udp.model import Prefix, Subnet
+from flannel_udp.model import Address, Prefix, Subnet, prefix_of
 from flannel_udp.netconf.addresses import LINK_LOCAL, why_no_overlay
 from flannel_udp.netconf.reader import SECRET_KEYS, JsonObject, ObjectReader, decode_object, shown
 
@@ -71,6 +71,12 @@ class SubnetRange(Generic[Net]):
         low, high = int(self.first.network_address), int(self.last.network_address)
         alike = (subnet.version, subnet.prefixlen) == (self.network.version, self.subnet_len)
         return alike and low <= int(subnet.network_address) <= high
+
+    def meets(self, network: Prefix) -> bool:
+        """Tell whether `network` and a subnet that may be leased have an address in common."""
+        low, high = int(self.first.network_address), int(self.last.broadcast_address)
+        first, last = int(network.network_address), int(network.broadcast_address)
+        return network.version == self.network.version and first <= high and low <= last
 
 
 AnyRange: TypeAlias = "SubnetRange[IPv4Network] | SubnetRange[IPv6Network]"
@@ -150,6 +156,11 @@ class NetworkConfig:
             elif subnets is None or not subnets.fits(part):
                 return False
         return True
+
+    def may_lease(self, address: Address) -> bool:
+        """Tell whether a host may get a subnet that has this address."""
+        subnets = self.of(address.version)
+        return subnets is not None and subnets.meets(prefix_of(address, address.max_prefixlen))
 
     def to_document(self) -> dict[str, Any]:
         """Return the normalised configuration, ready to be written as JSON; parsing it again gives an equal value."""

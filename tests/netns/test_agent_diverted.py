@@ -68,6 +68,14 @@ DIVERSIONS: dict[str, tuple[list[str], list[str], str]] = {
             "ip route del {half} dev other"
         ),
     ),
+    "the same beside the rule for VRFs": (
+        ["rule add pref 1000 l3mdev", "route add {half} dev other"],
+        ["route del {half}", "rule del pref 1000"],
+        (
+            'packets for {half} are sent to other, not to {intended}: by the route "{half} dev other proto boot": '
+            "ip route del {half} dev other"
+        ),
+    ),
     "a blackhole for one pod": (
         ["route add blackhole {peer2}"],
         ["route del blackhole {peer2}"],

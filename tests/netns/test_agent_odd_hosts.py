@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -119,3 +120,23 @@ def test_a_peer_that_our_gateway_is_costs_no_other_peer_anything(backend: str) -
         h1.pods[0].run(["ping", "-c", "3", "-i", "0.2", "-W", "1", "10.244.99.2"], check=False)
         assert passes(lab)
         assert h1.is_ready()
+
+
+def test_a_full_table_of_connections_is_named_by_status_and_doctor(host: Host) -> None:
+    files = {name: host.state / name for name in ("nf_conntrack_count", "nf_conntrack_max")}
+    for file in files.values():
+        file.write_text("1000\n")
+    mounts = " && ".join(f"mount --bind {file} /proc/sys/net/netfilter/{name}" for name, file in files.items())
+    wrapper = ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
+    with Agent(host, wrapper=wrapper) as agent:
+        agent.wait_ready()
+        full = "conntrack's table is full (1,000 connections): new connections of pods are dropped: "
+        full += "sysctl -w net.netfilter.nf_conntrack_max=2000"
+        wait_for("it is named", lambda: host.control("/v1/status")["problems"] == [full])
+        asked = [sys.executable, "-m", "flannel_udp", "doctor", f"--control-socket={host.control_socket}"]
+        said = host.run([*wrapper, *asked], check=False).stdout
+        assert f"FAULT connections: {full.replace(': sysctl', ': mend: sysctl')}" in said.splitlines()
+        assert "FAULT agent: " not in said
+        files["nf_conntrack_count"].write_text("7\n")
+        wait_for("there is room", lambda: host.control("/v1/status")["problems"] == [])
+        assert agent.stop() == 0

@@ -44,7 +44,7 @@ def test_an_agent_that_may_open_too_few_files_to_start_says_so_in_one_line() -> 
     with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
         (host,) = lab.hosts
         flags = [word for flag, value in host.flags.items() for word in (f"--{flag}", value)]
-        for n_files in range(18, 48, 3):
+        for n_files in (7, 9, 11, *range(18, 48, 3)):  # with fewer Python itself does not start
             with host.log_file.open("w") as log:
                 command = ["prlimit", f"--nofile={n_files}", sys.executable, "-P", "-m", "flannel_udp", *flags]
                 agent = host.popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)

@@ -63,6 +63,36 @@ def test_every_thread_has_the_few_capabilities_that_status_names(host: Host) -> 
     assert not host.control_socket.exists()
 
 
+@pytest.mark.parametrize(
+    "hiding",
+    ["mount -t proc -o subset=pid proc /proc", "mount -t proc -o hidepid=2 proc /proc", "mount -t tmpfs - /sys"],
+)
+def test_where_proc_or_sys_is_hidden_it_runs_and_gives_up_as_much(hiding: str) -> None:
+    """systemd's ProcSubset=pid and ProtectProc=, say."""
+    wrapper = ("unshare", "--mount", "sh", "-c", f'{hiding} && exec "$@"', "sh")
+    config = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:10:244::/48"}
+    with (
+        Lab(Plan(fresh_name(), hosts=1, families="46", config=config, agents=())) as lab,
+        Agent(lab.hosts[0], wrapper=wrapper) as agent,
+    ):
+        agent.wait_ready()
+        assert all(int(thread["CapBnd"], 16) == KEPT for thread in threads_of(agent.process.pid))
+        assert lab.hosts[0].control("/v1/status")["problems"] == []
+        registry = f"--registry=file:{lab.plan.registry_file}"
+        asked = [sys.executable, "-m", "flannel_udp", "doctor", registry, "--control-socket=/nonexistent"]
+        done = lab.hosts[0].run([*wrapper, *asked], check=False)
+        assert (done.returncode, done.stderr) == (1, "")
+        assert agent.stop() == 0
+
+
+def test_without_proc_one_line_says_so() -> None:
+    wrapper = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs - /proc && exec "$@"', "sh")
+    with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab, Agent(lab.hosts[0], wrapper=wrapper) as agent:
+        assert agent.exit_code() == 1
+        line = "flannel-udp: cannot read /proc/self/status: No such file or directory: is /proc mounted here?"
+        assert agent.said() == [line]
+
+
 def test_a_program_that_it_runs_has_the_same_ones_also_when_it_is_not_root() -> None:
     code = (
         "import subprocess; from flannel_udp.host.capabilities import drop_capabilities; "

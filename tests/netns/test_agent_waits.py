@@ -17,7 +17,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from tests.registry.certificates import make_authority, make_certificate
-from tests.support.agents import Agent, in_mounts_of, remains_of, wait_for
+from tests.support.agents import Agent, command_line, in_mounts_of, remains_of, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
@@ -214,3 +214,26 @@ def test_a_health_port_that_another_program_has_stops_no_traffic_and_is_taken_on
                 assert host.control("/v1/status")["problems"] == []
                 assert len([line for line in new.said() if "cannot serve health" in line]) == 1
                 assert new.stop() == 0
+
+
+# An address
+
+
+@pytest.mark.parametrize("backend", ["udp", "vxlan", "ipip"])
+def test_an_address_that_the_kernel_does_not_deliver_to_us(backend: str) -> None:
+    config = {"Network": "10.244.0.0/16", "Backend": {"Type": backend}}
+    with Lab(Plan(fresh_name(), hosts=1, config=config, agents=())) as lab:
+        (host,) = lab.hosts
+        local, why = f"local {host.underlay} dev eth0 table local", f"the kernel takes no packets to {host.underlay}"
+        host.configure(f"route del {local}")  # what a VRF does to who is outside of it
+        with Agent(host, "--datapath=userspace") as agent:
+            line = agent.wait_for_line("finding the external interface failed: ")
+            assert line == (
+                f"finding the external interface failed: {why} for this host: is eth0 in a VRF? "
+                f"`ip route get {host.underlay}` shows it{AGAIN}"
+            )
+            assert host.control("/v1/status")["state"] == "waiting for the external interface"
+            registry = f"--registry=file:{host.plan.registry_file}"
+            assert f"FAULT interface: {why}" in command_line(host, "doctor", "--iface=eth0", registry).stdout
+            host.configure(f"route add {local} proto kernel scope host src {host.underlay}")
+            agent.wait_ready()

@@ -16,7 +16,7 @@ from flannel_udp.host.lookup.cut_off import Need, refuse_cut_off, resolvers
 from flannel_udp.host.lookup.look import Findings, Look, look_up
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.own_addresses import read_own_addresses
-from flannel_udp.host.own_networks import read_own_networks, refuse_own_network
+from flannel_udp.host.own_networks import read_own_networks
 from flannel_udp.host.route_query import stream_default_routes
 from flannel_udp.host.rtnetlink import open_rtnetlink, parse_route
 from flannel_udp.lab.netns import call_inside
@@ -175,8 +175,6 @@ def test_own_addresses_and_networks_are_of_both_families(host: str) -> None:
     assert own[IPv6Address("2001:db8::")] == "is the routers' anycast address of 2001:db8::/64, which we are in"
     networks = call_inside(host, read_own_networks)
     assert IPv6Network("2001:db8::/64") in {item.network for item in networks}
-    with pytest.raises(FlannelError, match=r"overlay network 2001:db8::/64 is the own network of interface eth0"):
-        refuse_own_network(IPv6Network("2001:db8::/64"), "eth0", networks)
 
 
 def test_an_address_that_another_host_has_is_not_ours_though_it_was_given_to_us(host: str) -> None:

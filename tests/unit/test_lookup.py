@@ -95,6 +95,21 @@ def test_the_rule_that_leads_to_the_route_s_table_is_found() -> None:
     assert culprit(forwarded, "cni0", answer, rules, Refusing([])) == (rules[1], answer)
 
 
+def test_the_rule_for_all_vrfs_is_meant_only_where_no_other_one_leads_to_the_table() -> None:
+    vrfs = PolicyRule(1000, l3mdev=True)
+    foreign, in_a_vrf = route("10.1.2.0/24"), route("10.1.2.0/24", table=10)
+    assert culprit(TO_PEER, "lo", foreign, [LOCAL, vrfs, MAIN], Refusing([])) == (MAIN, foreign)
+    assert culprit(TO_PEER, "lo", in_a_vrf, [LOCAL, vrfs, MAIN], Refusing([])) == (vrfs, in_a_vrf)
+    assert culprit(TO_PEER, "lo", in_a_vrf, [LOCAL, MAIN], Refusing([])) == (None, in_a_vrf)
+
+
+def test_a_rule_that_passes_over_the_route_is_not_the_one() -> None:
+    but_default, default = PolicyRule(95, 254, suppress_prefix_len=0), route("0.0.0.0/0")
+    assert culprit(TO_PEER, "lo", default, [LOCAL, but_default, MAIN], Refusing([])) == (MAIN, default)
+    longer = route("10.1.2.0/24")
+    assert culprit(TO_PEER, "lo", longer, [LOCAL, but_default, MAIN], Refusing([])) == (but_default, longer)
+
+
 def test_the_longest_refusing_route_of_the_first_table_is_found() -> None:
     wide, narrow = route("10.1.0.0/16", kind=RTN_BLACKHOLE), route("10.1.2.0/24", kind=RTN_BLACKHOLE)
     assert culprit(TO_PEER, "lo", 22, [LOCAL, MAIN], Refusing([wide, narrow])) == (MAIN, narrow)

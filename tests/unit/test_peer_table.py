@@ -227,6 +227,16 @@ def test_an_address_that_may_be_a_hosts_is_a_peers(public_ip: str) -> None:
     assert new_table().apply(snapshot(entry("10.1.16.0-24", public_ip))).added == (peer("10.1.16.0/24", public_ip),)
 
 
+def test_hosts_inside_the_overlay_are_peers_where_nobody_may_lease_their_addresses() -> None:
+    hosts = IPv4Network("10.1.0.0/24")
+    table = PeerTable(
+        (NETWORK,), LeaseAttrs(IPv4Address("10.1.0.1")), read_udp_hop, lambda address: address not in hosts
+    )
+    delta = table.apply(snapshot(entry("10.1.16.0-24", "10.1.0.2"), entry("10.1.17.0-24", "10.1.99.7")))
+    assert delta.added == (peer("10.1.16.0/24", "10.1.0.2"),)
+    assert len(delta.warnings) == 1
+
+
 def test_who_has_an_address_of_ours_is_a_peer_again_when_it_is_ours_no_more_ten_times() -> None:
     table = new_table()
     there = peer("10.1.16.0/24", "198.51.100.1")

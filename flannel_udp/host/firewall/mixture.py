@@ -16,7 +16,8 @@ from flannel_udp.model import Degradation, Prefix
 
 KIND = "firewall"
 # Of this network namespace, by IP version; to list one by iptables-legacy makes it.
-_LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
+_NET = Path("/proc/thread-self/net")  # is there where /proc shows processes only (subset=pid), too
+_LEGACY_TABLES = {4: _NET / "ip_tables_names", 6: _NET / "ip6_tables_names"}
 
 
 async def find_mixture(network: Prefix, *, nftables: bool) -> list[Degradation]:

@@ -293,12 +293,21 @@ def culprit(
 
     ``None`` for what is not known: several tables, say, that each have nothing to say.
     """
+    if isinstance(answer, Entry):
+        return _leading(answer, list(taking(rules, question, iif))), answer
     for rule in taking(rules, question, iif):
-        if isinstance(answer, Entry):
-            if rule.table == answer.table or rule.l3mdev:
-                return rule, answer
-        elif rule.refuses:
+        if rule.refuses:
             return rule, None
-        elif (route := refusing.covering(rule.table, answer, question.destination)) is not None:
+        if (route := refusing.covering(rule.table, answer, question.destination)) is not None:
             return rule, route
-    return None, answer if isinstance(answer, Entry) else None
+    return None, None
+
+
+def _leading(answer: Entry, rules: Sequence[PolicyRule]) -> PolicyRule | None:
+    """Return the rule of these by which an answer was found.
+
+    Where there is a VRF there is a rule for all of them, which does not say which table each one has: it is meant only
+    where no other rule leads to the answer's.
+    """
+    direct = (rule for rule in rules if rule.table == answer.table and rule.shows(answer.destination))
+    return next(direct, None) or next((rule for rule in rules if rule.l3mdev), None)

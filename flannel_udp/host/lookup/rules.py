@@ -69,6 +69,10 @@ class PolicyRule:
         fits = source and question.destination in self.destination and self.iif in ("", iif) and marked
         return (fits and not self.more) is not self.inverted
 
+    def shows(self, destination: Prefix) -> bool:
+        """Tell whether a route found by it counts: it may pass over those of a prefix up to some length."""
+        return self.suppress_prefix_len is None or destination.prefixlen > self.suppress_prefix_len
+
     @property
     def leaves_main(self) -> bool:
         """Whether it refuses packets, or leads them to a table that not every host asks."""
