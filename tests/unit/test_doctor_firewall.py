@@ -1,0 +1,242 @@
+"""What the doctor says of rules of a firewall: those that drop, those that do not, and those that nobody can judge."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+import pytest
+
+from flannel_udp.doctor.finding import Finding, Verdict
+from flannel_udp.doctor.firewall import judge_firewall
+from flannel_udp.host.firewall.passages import IPIP, Opening, RuleSets, outer_passages, pods_passages, udp_opening
+
+OWN, OTHER = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
+NETWORK = IPv4Network("10.1.0.0/16")
+UDP_8285 = udp_opening(8285)
+
+
+def judge_port(listings: dict[str, str], document: dict[str, Any], opening: Opening = UDP_8285) -> Finding:
+    """Judge outer packets by what `iptables -S` lists, by variant, and by nft's document."""
+    rules = RuleSets({(tool, "filter"): listing for tool, listing in listings.items()}, document)
+    return judge_firewall("firewall", rules, outer_passages(opening, "eth0", OWN, OTHER, version=4), "well")
+
+
+def judge_forward(listings: dict[tuple[str, str], str], document: dict[str, Any]) -> Finding:
+    passages = pods_passages("flannel0", NETWORK, IPv4Address("10.1.2.2"), [IPv4Address("10.1.1.2")])
+    return judge_firewall("firewall for pods", RuleSets(listings, document), passages, "well")
+
+
+def drops_port(rules: str, policy: str = "DROP") -> bool:
+    listing = "\n".join([f"-P INPUT {policy}", *(line.strip() for line in rules.strip().splitlines())])
+    return judge_port({"iptables-nft": listing}, {}).verdict is Verdict.FAULT
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "",
+        "-A INPUT -i lo -j ACCEPT",
+        "-A INPUT -p udp -m udp --dport 8284 -j ACCEPT",
+        "-A INPUT -p tcp -m tcp --dport 8285 -j ACCEPT",
+        "-A INPUT -p udp -m multiport --dports 53,80:90 -j ACCEPT",
+        "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "-A INPUT -s 198.51.100.0/24 -j ACCEPT",
+        "-A INPUT ! -i eth0 -j ACCEPT",
+        "-N own\n-A INPUT -j own\n-A own -p icmp -j ACCEPT\n-A own -j RETURN\n-A own -j ACCEPT",
+        '-A INPUT -j LOG --log-prefix "x -j ACCEPT"',
+        "-A INPUT -p udp -m udp --dport 8285 -j DROP\n-A INPUT -j ACCEPT",
+        "-N own\n-A INPUT -g own\n-A INPUT -j ACCEPT",
+        "-N own\n-A INPUT -j own\n-A own -j INPUT\n-A own -m mark --mark 0x1 -j DROP",
+    ],
+)
+def test_rules_that_close_the_port(rules: str) -> None:
+    assert drops_port(rules)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "-A INPUT -j ACCEPT",
+        "-A INPUT -p udp -m udp --dport 8000:9000 -j ACCEPT",
+        "-A INPUT -p udp -m multiport --dports 53,8285 -j ACCEPT",
+        "-A INPUT -p 17 -j ACCEPT",
+        '-A INPUT -s 192.0.2.0/24 -i eth+ -m comment --comment "the others" -j ACCEPT',
+        "-A INPUT -m set --match-set friends src -j ACCEPT",
+        "-N own\n-A INPUT -j own\n-A own ! -s 198.51.100.0/24 -j ACCEPT",
+        "-A INPUT -m conntrack --ctstate NEW -j ACCEPT",
+        "-N own\n-A INPUT -j own\n-A own -m addrtype --dst-type LOCAL -j RETURN\n-A own -j DROP\n-A INPUT -j ACCEPT",
+    ],
+)
+def test_rules_that_let_the_port_in_or_may(rules: str) -> None:
+    assert not drops_port(rules)
+
+
+def test_a_rejection_under_an_accepting_policy_is_named_with_what_mends_it() -> None:
+    found = judge_port({"iptables-legacy": "-P INPUT ACCEPT\n-A INPUT -i eth0 -j REJECT"}, {})
+    assert found.what.endswith(": iptables-legacy: -A INPUT -i eth0 -j REJECT")
+    assert found.mend == "iptables-legacy -I INPUT -p udp --dport 8285 -j ACCEPT"
+
+
+def nft(policy: str, *expressions: list[dict[str, Any]], hook: str = "input", table: str = "own") -> dict[str, Any]:
+    chain: dict[str, Any] = {"family": "inet", "table": table, "name": "base", "type": "filter", "hook": hook}
+    chain |= {"prio": 0, "policy": policy}
+    rules = [
+        {"rule": {"family": "inet", "table": table, "chain": "base", "handle": handle, "expr": expression}}
+        for handle, expression in enumerate(expressions, start=2)
+    ]
+    return {"nftables": [{"metainfo": {}}, {"chain": chain}, *rules]}
+
+
+def match(left: dict[str, Any], right: Any, op: str = "==") -> dict[str, Any]:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+DPORT = {"payload": {"protocol": "udp", "field": "dport"}}
+ACCEPT: dict[str, Any] = {"accept": None}
+FIREWALLD = nft("drop", table="firewalld")
+
+
+@pytest.mark.parametrize(
+    ("document", "closed"),
+    [
+        (nft("drop"), True),
+        (nft("accept"), False),
+        (nft("drop", [match(DPORT, 8285), ACCEPT]), False),
+        (nft("drop", [match(DPORT, {"set": [53, {"range": [8000, 9000]}]}), ACCEPT]), False),
+        (nft("drop", [match(DPORT, {"set": [53, {"range": [9000, 9001]}]}), ACCEPT]), True),
+        (nft("drop", [match({"ct": {"key": "state"}}, ["established", "related"], "in"), ACCEPT]), True),
+        (nft("drop", [match({"meta": {"key": "iifname"}}, "lo"), ACCEPT]), True),
+        (nft("drop", [match({"meta": {"key": "iifname"}}, "lo", "!="), {"counter": {}}, ACCEPT]), False),
+        (nft("drop", [match({"payload": {"protocol": "ip", "field": "saddr"}}, "@friends"), ACCEPT]), False),
+        (nft("accept", [match(DPORT, 8285), {"reject": None}]), True),
+        (nft("drop", [{"vmap": {"key": DPORT, "data": "@ports"}}]), False),
+        (nft("drop", [{"vmap": {"key": DPORT, "data": {"set": []}}}]), True),
+        (nft("drop", [{"vmap": {"key": DPORT, "data": {"set": [[53, ACCEPT], [8285, ACCEPT]]}}}]), False),
+        (nft("drop", [{"vmap": {"key": DPORT, "data": {"set": [[53, ACCEPT]]}}}]), True),
+        (nft("accept", [{"vmap": {"key": DPORT, "data": {"set": [[8285, {"drop": None}]]}}}]), True),
+        (nft("accept", [match(DPORT, 8285), {"drop": None}], hook="prerouting"), True),
+        (nft("accept", [match(DPORT, 8285), {"drop": None}], hook="output"), True),
+        (nft("drop", [match({"payload": {"protocol": "tcp", "field": "dport"}}, 22, "!="), ACCEPT]), True),
+        (nft("drop", [match({"payload": {"protocol": "ip6", "field": "saddr"}}, "fe80::1", "!="), ACCEPT]), True),
+        (nft("drop", [match({"&": [{"meta": {"key": "mark"}}, 255]}, 7), ACCEPT]), False),
+        (nft("drop", hook="output"), True),
+        (nft("drop", hook="forward"), False),
+    ],
+)
+def test_what_nft_lists(document: dict[str, Any], closed: bool) -> None:
+    assert (judge_port({}, document).verdict is Verdict.FAULT) is closed
+
+
+def test_firewalld_and_ufw_are_mended_by_their_own_commands() -> None:
+    assert judge_port({}, FIREWALLD).mend.startswith("firewall-cmd --permanent --add-port=8285/udp")
+    ufw = "-P INPUT DROP\n-N ufw-user-input\n-A INPUT -j ufw-user-input"
+    assert judge_port({"iptables-nft": ufw}, {}).mend == "ufw allow 8285/udp"
+
+
+# IP in IP has no port
+
+
+@pytest.mark.parametrize(
+    ("rules", "closed"),
+    [
+        ("", True),
+        ("-A INPUT -p udp -m udp --dport 8285 -j ACCEPT", True),
+        ("-A INPUT -p tcp -j ACCEPT", True),
+        ("-A INPUT -p ipencap -j ACCEPT", False),
+        ("-A INPUT -p 4 -j ACCEPT", False),
+        ("-A INPUT -i eth0 -j ACCEPT", False),
+    ],
+)
+def test_whether_ipip_comes_in(rules: str, closed: bool) -> None:
+    found = judge_port({"iptables-nft": f"-P INPUT DROP\n{rules}"}, {}, IPIP)
+    assert (found.verdict is Verdict.FAULT) is closed
+    if closed:
+        assert found.what.startswith("this host's own firewall drops IP protocol 4 (IPIP)")
+        assert found.mend == "iptables-nft -I INPUT -p 4 -j ACCEPT"
+
+
+@pytest.mark.parametrize("name", ["ipencap", "ipv4", 4])
+def test_nft_may_call_ipip_by_any_of_its_names(name: Any) -> None:
+    rule = [match({"meta": {"key": "l4proto"}}, name), ACCEPT]
+    assert judge_port({}, nft("drop", rule), IPIP).verdict is not Verdict.FAULT
+    assert judge_port({}, nft("drop", rule)).verdict is Verdict.FAULT
+
+
+def test_every_firewall_lets_ipip_in_by_its_own_command() -> None:
+    assert judge_port({}, FIREWALLD, IPIP).mend.startswith("firewall-cmd --permanent --add-protocol=4 ")
+    assert judge_port({}, nft("drop"), IPIP).mend == "nft insert rule inet own base meta l4proto 4 accept"
+    ufw = "-P INPUT DROP\n-N ufw-user-input\n-A INPUT -j ufw-user-input"
+    assert "/etc/ufw/before.rules" in judge_port({"iptables-nft": ufw}, {}, IPIP).mend
+
+
+@pytest.mark.parametrize(
+    ("rules", "closed"),
+    [("-A FORWARD -j FLANNEL-FWD\n-N FLANNEL-FWD\n-A FLANNEL-FWD -s 10.1.0.0/16 -j ACCEPT", False), ("", True)],
+)
+def test_a_dropping_forward_policy_with_and_without_our_rules(rules: str, closed: bool) -> None:
+    found = judge_forward({("iptables-nft", "filter"): f"-P FORWARD DROP\n{rules}"}, {})
+    assert (found.verdict is Verdict.FAULT) is closed
+
+
+@pytest.mark.parametrize(
+    ("rules", "policy", "doubt"),
+    [
+        ("-A FORWARD -m mark --mark 0x1 -j DROP", "ACCEPT", "-A FORWARD -m mark --mark 0x1 -j DROP"),
+        ("-A FORWARD -p udp -m udp --sport 53 -j REJECT", "ACCEPT", "-A FORWARD -p udp -m udp --sport 53 -j REJECT"),
+        ("-A FORWARD -m set --match-set friends src -j ACCEPT", "DROP", "the policy of FORWARD"),
+    ],
+)
+def test_what_cannot_be_judged_is_named_and_no_fault(rules: str, policy: str, doubt: str) -> None:
+    found = judge_forward({("iptables-nft", "filter"): f"-P FORWARD {policy}\n{rules}"}, {})
+    assert found.verdict is Verdict.NOTE
+    assert found.what == f"well for sure, but what these do cannot be told from here: iptables-nft: {doubt}"
+
+
+def test_many_rules_that_cannot_be_judged_are_some_and_a_count() -> None:
+    rules = "\n".join(f"-A FORWARD -m mark --mark {n} -j DROP" for n in range(9))
+    assert judge_forward({("iptables-nft", "filter"): f"-P FORWARD ACCEPT\n{rules}"}, {}).what.endswith("; and 6 more")
+
+
+def test_a_drop_in_another_table_than_filter_is_named_with_what_mends_it() -> None:
+    found = judge_forward({("iptables-legacy", "mangle"): "-P FORWARD ACCEPT\n-A FORWARD -o cni0 -j DROP"}, {})
+    assert found.what.endswith("send to our pods: iptables-legacy -t mangle: -A FORWARD -o cni0 -j DROP")
+    assert found.mend == (
+        "iptables-legacy -t mangle -I FORWARD -s 10.1.0.0/16 -j ACCEPT && "
+        "iptables-legacy -t mangle -I FORWARD -d 10.1.0.0/16 -j ACCEPT"
+    )
+
+
+@pytest.mark.parametrize(
+    ("hook", "rule", "lost"),
+    [
+        ("forward", [match({"meta": {"key": "iifname"}}, "cni0"), {"drop": None}], "what our pods send to other hosts"),
+        ("forward", [match({"meta": {"key": "oifname"}}, "cni0"), {"drop": None}], "what other hosts send to our pods"),
+        ("prerouting", [match({"meta": {"key": "iifname"}}, "flannel*"), {"drop": None}], "what other hosts send"),
+        ("postrouting", [match({"meta": {"key": "oifname"}}, "flannel0"), {"drop": None}], "what our pods send"),
+    ],
+)
+def test_a_drop_of_either_direction_at_any_hook_is_named(hook: str, rule: list[dict[str, Any]], lost: str) -> None:
+    found = judge_forward({}, nft("accept", rule, hook=hook))
+    assert found.verdict is Verdict.FAULT
+    assert found.what.startswith(f"this host's own firewall drops {lost}")
+
+
+def test_a_chain_named_as_iptables_chains_in_a_table_of_somebodys_own_is_judged() -> None:
+    document = nft("drop", hook="forward")
+    document["nftables"][1]["chain"] |= {"name": "FORWARD", "table": "mine"}
+    assert judge_forward({}, document).verdict is Verdict.FAULT
+    document["nftables"][1]["chain"] |= {"family": "ip", "table": "filter"}  # that one iptables-nft lists
+    assert judge_forward({}, document).verdict is Verdict.OK
+    document["nftables"][1]["chain"] |= {"prio": -10}  # and that it does not
+    assert judge_forward({}, document).verdict is Verdict.FAULT
+
+
+@pytest.mark.parametrize(
+    ("device", "verdict"), [("eth0", Verdict.FAULT), (["eth0"], Verdict.FAULT), ("eth1", Verdict.OK)]
+)
+def test_a_drop_before_everything_else_concerns_its_own_device(device: Any, verdict: Verdict) -> None:
+    document = nft("accept", [match(DPORT, 8285), {"drop": None}], hook="ingress")
+    document["nftables"][1]["chain"] |= {"family": "netdev", "dev": device}
+    document["nftables"][2]["rule"]["family"] = "netdev"
+    assert judge_port({}, document).verdict is verdict
