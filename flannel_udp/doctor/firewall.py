@@ -14,6 +14,7 @@ from flannel_udp.host.firewall.passages import (
     BRIDGE,
     DISCOVERY,
     IPIP,
+    ON_LINK,
     Passage,
     RuleSets,
     judge,
@@ -45,9 +46,13 @@ def ask_firewall(known: KnownFamily) -> Iterator[Finding]:
     if network is None or subnet is None or known.device is None:
         yield skipped("firewall for pods", "no subnet is known")
         return
-    other = ip_network(known.peers[0]["subnet"])[2] if known.peers else network[-2]
     ours = known_pods(subnet, 0) or KnownPods(BRIDGE)
-    passages = pods_passages(known.device, network, other, [subnet[-2], *ours.addresses], ours.bridge)
+    pods = [subnet[-2], *ours.addresses]
+    theirs = {peer.get("datapath"): ip_network(peer["subnet"])[2] for peer in known.peers}
+    direct = theirs.pop("direct", None)
+    passages = pods_passages(known.device, network, next(iter(theirs.values()), network[-2]), pods, ours.bridge)
+    if direct is not None and host.interface is not None:
+        passages += pods_passages(host.interface, network, direct, pods, ours.bridge, hosts=ON_LINK)
     well = "nothing found that drops packets between other hosts and our pods"
     yield judge_firewall("firewall for pods", rules, passages, well)
 

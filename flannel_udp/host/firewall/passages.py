@@ -27,6 +27,8 @@ CHAINS_MAX = 1_000
 _TABLES = ("raw", "mangle", "filter")  # as a packet meets them; nobody drops in nat
 BRIDGE = "cni0"
 """The pods', where none is there yet."""
+ON_LINK = "other hosts on the link"
+"""Those whose packets take no tunnel, where DirectRouting is on."""
 
 
 class Opening(NamedTuple):
@@ -120,11 +122,18 @@ def outer_passages(
 
 
 def pods_passages(
-    device: str, network: Prefix, other: Address, pods: Sequence[Address], bridge: str = BRIDGE
+    device: str,
+    network: Prefix,
+    other: Address,
+    pods: Sequence[Address],
+    bridge: str = BRIDGE,
+    *,
+    hosts: str = "other hosts",
 ) -> list[Passage]:
     """Return how packets of other hosts' pods come to ours behind `bridge`, and those of ours to them.
 
-    The first of `pods` stands for all of ours; for the others somebody may have rules of their own.
+    `other` is one of the pods on those `hosts` that are reached by `device`. The first of `pods` stands for all of
+    ours; for the others somebody may have rules of their own.
     """
     family = family_of(network)
     sides = (("-s", "saddr"), ("-d", "daddr"))
@@ -137,8 +146,8 @@ def pods_passages(
         come = Packet(device, bridge, source=other, destination=address, version=family.version)
         leave = Packet(bridge, device, source=address, destination=other, version=family.version)
         found += [
-            Passage(come, hooks, f"{drops} other hosts send to {name}", rules),
-            Passage(leave, hooks, f"{drops} {name} {sends} to other hosts", rules),
+            Passage(come, hooks, f"{drops} {hosts} send to {name}", rules),
+            Passage(leave, hooks, f"{drops} {name} {sends} to {hosts}", rules),
         ]
     return found
 
