@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flannel_udp.host.family import family_of
+from flannel_udp.host.firewall.nft_chains import Chain
 from flannel_udp.host.firewall.ruleset import (
     ACCEPTED,
     GOES_ON,
@@ -52,17 +53,22 @@ def meetings(document: Mapping[str, Any], hook: str, packet: Packet) -> Iterator
         if chain is None or chain.get("hook") != hook or chain.get("type") not in ("filter", "route"):
             continue
         family, table, name = chain["family"], chain["table"], chain["name"]
-        if family not in ("inet", family_of(packet.version).nft, "netdev") or is_iptables(chain):
+        if family not in families_of(packet.version) or is_iptables(Chain(family, table, name, chain["prio"])):
             continue
         if family == "netdev" and packet.iif not in _values(chain.get("dev", packet.iif)):
             continue
         yield Meeting(family, table, name, fate_in(rules.get((family, table), {}), name, chain.get("policy", "accept")))
 
 
-def is_iptables(chain: Mapping[str, Any]) -> bool:
+def families_of(version: int) -> tuple[str, ...]:
+    """Return the families of tables that packets of an IP version may meet."""
+    return "inet", family_of(version).nft, "netdev"
+
+
+def is_iptables(chain: Chain) -> bool:
     """Tell whether a base chain is one that iptables-nft makes, and lists: another priority is "incompatible"."""
-    priorities = _IPTABLES_PRIORITIES.get(chain["table"], ())
-    return chain["family"] in ("ip", "ip6") and chain["name"] in _IPTABLES_CHAINS and chain["prio"] in priorities
+    priorities = _IPTABLES_PRIORITIES.get(chain.table, ())
+    return chain.family in ("ip", "ip6") and chain.name in _IPTABLES_CHAINS and chain.priority in priorities
 
 
 def _rules(rule: Mapping[str, Any], packet: Packet) -> list[Rule]:

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.family import family_of
 from flannel_udp.host.firewall.mixture import legacy_tables
-from flannel_udp.host.firewall.nft_ruleset import is_iptables, meetings
+from flannel_udp.host.firewall.nft_chains import list_chains
+from flannel_udp.host.firewall.nft_ruleset import families_of, is_iptables, meetings
 from flannel_udp.host.firewall.ruleset import Packet, fate_in, parse_iptables
-from flannel_udp.host.firewall.tool import run_tool
+from flannel_udp.host.firewall.tool import ToolMissing, run_tool
 from flannel_udp.model import Address, Degradation, Prefix
 
 CHAINS_MAX = 1_000
@@ -205,46 +206,48 @@ def _by_nft(rules: RuleSets, passage: Passage) -> Iterator[Closed | str]:
 async def read_rules(version: int = 4) -> RuleSets:
     """Read all rules of this network namespace for one IP version; where a tool finds no table there are none.
 
-    Only tables that are there: to list another one by iptables would make it.
+    Only tables that are there: to list another one by iptables would make it. Raises `FlannelError`.
     """
     family = family_of(version)
-    variants = f"{family.iptables}-nft", f"{family.iptables}-legacy"
-    chains = [item["chain"] for item in await _nft("list", "chains") or () if "chain" in item]
-    sizes = Counter((chain["family"], chain["table"]) for chain in chains)
-    hooked = [chain for chain in chains if "hook" in chain]
-    of_iptables = {chain["table"] for chain in hooked if is_iptables(chain) and chain["family"] == family.nft}
-    own = {(chain["family"], chain["table"]) for chain in hooked if not is_iptables(chain)}
+    chains = await asyncio.to_thread(list_chains)
+    sizes = Counter((chain.family, chain.table) for chain in chains)
+    hooked = [chain for chain in chains if chain.priority is not None and chain.family in families_of(version)]
+    of_iptables = {chain.table for chain in hooked if is_iptables(chain)}
     items: list[Mapping[str, Any]] = []
     unread = []
-    for kind, table in sorted(own):
+    for kind, table in sorted({(chain.family, chain.table) for chain in hooked if not is_iptables(chain)}):
         if sizes[kind, table] > CHAINS_MAX:
             unread.append(f"nftables: table {table}: {sizes[kind, table]:,} chains")
-        elif (content := await _nft("-t", "list", "table", kind, table)) is None:  # -t: without what is in its sets
-            unread.append(f"nftables: table {table}: nft cannot list it")
-        else:
-            items += content
-    present = dict(zip(variants, (of_iptables if chains else {"filter"}, legacy_tables(version)), strict=True))
+            continue
+        try:
+            items += await _nft("-t", "list", "table", kind, table)  # -t: without what is in its sets
+        except FlannelError as why:
+            unread.append(f"nftables: table {table}: {why}")
+    present = {f"{family.iptables}-nft": of_iptables, f"{family.iptables}-legacy": legacy_tables(version)}
     listings = {}
     for variant, table in ((variant, table) for variant in present for table in _TABLES if table in present[variant]):
-        if (text := await _output(variant, "-t", table, "-S")) is not None:
-            listings[variant, table] = text
-        elif chains or variant == variants[1]:  # it is there: nft's own rules in iptables' tables, say
-            unread.append(f"{variant}: table {table}: {variant} cannot list it")
+        try:
+            listings[variant, table] = await _output("iptables", variant, "-t", table, "-S")
+        except FlannelError as why:  # nft's own rules in iptables' tables, say
+            unread.append(f"{variant}: table {table}: {why}")
     return RuleSets(listings, {"nftables": items}, unread)
 
 
-async def _nft(*words: str) -> list[Mapping[str, Any]] | None:
+async def _nft(*words: str) -> list[Mapping[str, Any]]:
     try:
-        document = await asyncio.to_thread(json.loads, await _output("nft", "-j", *words) or "")
+        document = await asyncio.to_thread(json.loads, await _output("nftables", "nft", "-j", *words))
     except ValueError:
-        return None
+        raise FlannelError("nft cannot list it") from None
     items = document.get("nftables", []) if isinstance(document, dict) else []
     return [item for item in items if isinstance(item, dict)]
 
 
-async def _output(*command: str) -> str | None:
+async def _output(package: str, tool: str, *words: str) -> str:
+    """Return what a tool of that package lists. Raises `FlannelError`, in few words, where it does not."""
     try:
-        done = await run_tool(*command)
-    except FlannelError:
-        return None
-    return done.output if done.status == 0 else None
+        done = await run_tool(tool, *words)
+    except ToolMissing:
+        raise FlannelError(f"{tool} is missing: install {package}") from None
+    if done.status != 0:
+        raise FlannelError(f"{tool} cannot list it")
+    return done.output
