@@ -155,3 +155,17 @@ def test_what_cannot_be_judged_or_concerns_others_is_not_a_word(duo: Lab, h1: Ho
         assert problems(h1) == []
     finally:
         h1.run(["nft", "delete", "table", "inet", "own"])
+
+
+@pytest.mark.parametrize("duo", ["udp"], indirect=True)
+def test_a_filter_of_false_addresses_at_the_external_interface_is_no_matter_of_the_tunnels(duo: Lab, h1: Host) -> None:
+    h1.run(["nft", "add", "table", "netdev", "own"])
+    try:
+        h1.run(["nft", 'add chain netdev own in { type filter hook ingress device "eth0" priority -500; }'])
+        h1.run(["nft", "add", "rule", "netdev", "own", "in", "ip", "saddr", "10.0.0.0/8", "counter", "drop"])
+        looked = h1.control("/v1/status")["uptime_s"]
+        wait_for("it has looked", lambda: h1.control("/v1/status")["uptime_s"] > looked + 11)
+        assert passes(duo)
+        assert problems(h1) == []
+    finally:
+        h1.run(["nft", "delete", "table", "netdev", "own"])

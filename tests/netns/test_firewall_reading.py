@@ -31,6 +31,20 @@ table inet own {
 """
 
 
+INGRESS = """\
+table netdev own {
+	chain one {
+		type filter hook ingress device "eth0" priority -500; policy drop;
+	}
+}
+table inet own {
+	chain two {
+		type filter hook ingress devices = { eth0, eth1 } priority -500; policy drop;
+	}
+}
+"""
+
+
 @pytest.fixture
 def host() -> Iterator[OneHost]:
     with one_host() as made:
@@ -90,3 +104,10 @@ def test_an_iptables_that_is_missing_is_named(host: OneHost, tools: Path) -> Non
     run(host, str(tools / "iptables-nft"), "-t", "raw", "-A", "PREROUTING", "-p", "tcp", "-j", "DROP")
     (tools / "iptables-nft").unlink()
     assert read(host).unread == ["iptables-nft: table raw: iptables-nft is missing: install iptables"]
+
+
+def test_the_kernel_says_which_devices_a_chain_is_for(host: OneHost) -> None:
+    host.add_links(42)
+    run(host, NFT, "-f", "-", stdin=INGRESS)
+    chains = [item["chain"] for item in read(host).document["nftables"] if "chain" in item]
+    assert {chain["name"]: sorted(chain["dev"]) for chain in chains} == {"one": ["eth0"], "two": ["eth0", "eth1"]}

@@ -232,11 +232,25 @@ def test_a_chain_named_as_iptables_chains_in_a_table_of_somebodys_own_is_judged(
     assert judge_forward({}, document).verdict is Verdict.FAULT
 
 
+@pytest.mark.parametrize("family", ["netdev", "inet"])
 @pytest.mark.parametrize(
-    ("device", "verdict"), [("eth0", Verdict.FAULT), (["eth0"], Verdict.FAULT), ("eth1", Verdict.OK)]
+    ("told", "verdict"),
+    [
+        ({"dev": "eth0"}, Verdict.FAULT),
+        ({"dev": ["eth1", "eth0"]}, Verdict.FAULT),
+        ({"dev": ["eth*"]}, Verdict.FAULT),
+        ({"dev": "eth1"}, Verdict.OK),
+        ({"dev": []}, Verdict.OK),
+        ({}, Verdict.NOTE),  # as nft 1.0.6 has it
+    ],
 )
-def test_a_drop_before_everything_else_concerns_its_own_device(device: Any, verdict: Verdict) -> None:
+def test_a_drop_before_everything_else_concerns_its_own_device(
+    told: dict[str, Any], verdict: Verdict, family: str
+) -> None:
     document = nft("accept", [match(DPORT, 8285), {"drop": None}], hook="ingress")
-    document["nftables"][1]["chain"] |= {"family": "netdev", "dev": device}
-    document["nftables"][2]["rule"]["family"] = "netdev"
-    assert judge_port({}, document).verdict is verdict
+    document["nftables"][1]["chain"] |= {"family": family, **told}
+    document["nftables"][2]["rule"]["family"] = family
+    found = judge_port({}, document)
+    assert found.verdict is verdict
+    if verdict is Verdict.NOTE:
+        assert found.what.endswith("from here: nftables: table own: a rule of chain base (handle 2)")

@@ -55,9 +55,19 @@ def meetings(document: Mapping[str, Any], hook: str, packet: Packet) -> Iterator
         family, table, name = chain["family"], chain["table"], chain["name"]
         if family not in families_of(packet.version) or is_iptables(Chain(family, table, name, chain["prio"])):
             continue
-        if family == "netdev" and packet.iif not in _values(chain.get("dev", packet.iif)):
+        concerned = hook != "ingress" or _is_for(chain.get("dev"), packet.iif)
+        if concerned is False:
             continue
-        yield Meeting(family, table, name, fate_in(rules.get((family, table), {}), name, chain.get("policy", "accept")))
+        fate = fate_in(rules.get((family, table), {}), name, chain.get("policy", "accept"))
+        yield Meeting(family, table, name, fate if concerned else fate.doubted())
+
+
+def _is_for(devices: Any, name: str) -> bool | None:
+    """Tell whether a chain of these devices meets what comes in by the one of this name; ``None``: nobody says."""
+    if devices is None:
+        return None
+    held = {is_device(pattern, name) for pattern in _values(devices)}
+    return True in held or (None if None in held else False)
 
 
 def families_of(version: int) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.family import family_of
 from flannel_udp.host.firewall.mixture import legacy_tables
-from flannel_udp.host.firewall.nft_chains import list_chains
+from flannel_udp.host.firewall.nft_chains import Chain, list_chains
 from flannel_udp.host.firewall.nft_ruleset import families_of, is_iptables, meetings
 from flannel_udp.host.firewall.ruleset import Packet, fate_in, parse_iptables
 from flannel_udp.host.firewall.tool import ToolMissing, run_tool
@@ -223,6 +223,7 @@ async def read_rules(version: int = 4) -> RuleSets:
             items += await _nft("-t", "list", "table", kind, table)  # -t: without what is in its sets
         except FlannelError as why:
             unread.append(f"nftables: table {table}: {why}")
+    _name_devices(items, hooked)
     present = {f"{family.iptables}-nft": of_iptables, f"{family.iptables}-legacy": legacy_tables(version)}
     listings = {}
     for variant, table in ((variant, table) for variant in present for table in _TABLES if table in present[variant]):
@@ -231,6 +232,14 @@ async def read_rules(version: int = 4) -> RuleSets:
         except FlannelError as why:  # nft's own rules in iptables' tables, say
             unread.append(f"{variant}: table {table}: {why}")
     return RuleSets(listings, {"nftables": items}, unread)
+
+
+def _name_devices(items: Sequence[Mapping[str, Any]], chains: Sequence[Chain]) -> None:
+    """Have nft's document say which devices a chain is for: that of nft 1.0.6 does not, though its text does."""
+    devices = {(chain.family, chain.table, chain.name): chain.devices for chain in chains}
+    for chain in (item["chain"] for item in items if item.get("chain", {}).get("hook") == "ingress"):
+        if (known := devices.get((chain["family"], chain["table"], chain["name"]))) is not None:
+            chain["dev"] = known
 
 
 async def _nft(*words: str) -> list[Mapping[str, Any]]:

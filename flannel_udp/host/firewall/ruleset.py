@@ -50,6 +50,10 @@ class Fate(NamedTuple):
     dropped_by: str | None = None
     doubts: tuple[str, ...] = ()
 
+    def doubted(self) -> Fate:
+        """Return what it is where nobody can tell whether the packet meets that chain."""
+        return self if self.dropped_by is None else Fate(doubts=(*self.doubts, self.dropped_by))
+
 
 def fate_in(chains: Chains, chain: str, policy: str) -> Fate:
     """Return what becomes of the packet in a base chain."""
