@@ -95,6 +95,11 @@ def match(left: dict[str, Any], right: Any, op: str = "==") -> dict[str, Any]:
 DPORT = {"payload": {"protocol": "udp", "field": "dport"}}
 ACCEPT: dict[str, Any] = {"accept": None}
 FIREWALLD = nft("drop", table="firewalld")
+BY_IPTABLES = "\n".join(
+    f"-P {chain} ACCEPT\n-N {chain}_ZONES\n-A {chain} -j {chain}_ZONES\n-A {chain} -j REJECT"
+    for chain in ("INPUT", "FORWARD")
+)
+"""firewalld's rules with FirewallBackend=iptables."""
 
 
 @pytest.mark.parametrize(
@@ -130,8 +135,20 @@ def test_what_nft_lists(document: dict[str, Any], closed: bool) -> None:
 
 def test_firewalld_and_ufw_are_mended_by_their_own_commands() -> None:
     assert judge_port({}, FIREWALLD).mend.startswith("firewall-cmd --permanent --add-port=8285/udp")
+    assert judge_port({"iptables-nft": BY_IPTABLES}, {}).mend == judge_port({}, FIREWALLD).mend
     ufw = "-P INPUT DROP\n-N ufw-user-input\n-A INPUT -j ufw-user-input"
     assert judge_port({"iptables-nft": ufw}, {}).mend == "ufw allow 8285/udp"
+
+
+def test_firewalld_which_takes_no_rule_of_others_trusts_the_pods_network() -> None:
+    trust = "firewall-cmd --permanent --zone=trusted --add-source=10.1.0.0/16 && firewall-cmd --reload"
+    assert judge_forward({}, nft("drop", hook="forward", table="firewalld")).mend == trust
+    assert judge_forward({("iptables-nft", "filter"): BY_IPTABLES}, {}).mend == trust
+
+
+def test_firewalld_lets_out_by_the_policy_that_drops() -> None:
+    add = "firewall-cmd --permanent --policy=NAME --add-port=8285/udp && firewall-cmd --reload"
+    assert judge_port({}, nft("drop", hook="output", table="firewalld")).mend == add
 
 
 # IP in IP has no port

@@ -84,8 +84,10 @@ class Passage:
     """What a firewall does that drops it."""
     lets_pass: Sequence[tuple[str, str]]
     """Each rule that lets it pass: iptables' conditions, and nft's."""
-    opening: Opening | None = None
-    """What lets it in, where it comes in."""
+    firewalld: str
+    """What firewall-cmd has to add: a rule in firewalld's table is refused (its flag "owner"), or gone at a reload."""
+    ufw: str | None = None
+    """ufw's own command, where there is one."""
 
 
 class Closed(NamedTuple):
@@ -117,8 +119,8 @@ def outer_passages(
     nobody = f"this host's own firewall drops {opening.what}: nothing of other hosts reaches pods"
     nowhere = f"this host's own firewall drops what leaves for {opening.what}: nothing of pods reaches other hosts"
     return [
-        Passage(came, ("ingress", "prerouting", "input"), nobody, rule, opening),
-        Passage(sent, ("output", "postrouting"), nowhere, rule),
+        Passage(came, ("ingress", "prerouting", "input"), nobody, rule, opening.firewalld, opening.ufw),
+        Passage(sent, ("output", "postrouting"), nowhere, rule, f"--policy=NAME {opening.firewalld}"),
     ]
 
 
@@ -141,14 +143,15 @@ def pods_passages(
     rules = [(f"{side} {network}", f"{family.nft} {word} {network}") for side, word in sides]
     hooks = ("ingress", "prerouting", "forward", "postrouting")
     drops = "this host's own firewall drops what"
+    trust = f"--zone=trusted --add-source={network}"
     found = []
     for number, address in enumerate(pods):
         name, sends = (f"our pod {address}", "sends") if number else ("our pods", "send")
         come = Packet(device, bridge, source=other, destination=address, version=family.version)
         leave = Packet(bridge, device, source=address, destination=other, version=family.version)
         found += [
-            Passage(come, hooks, f"{drops} {hosts} send to {name}", rules),
-            Passage(leave, hooks, f"{drops} {name} {sends} to {hosts}", rules),
+            Passage(come, hooks, f"{drops} {hosts} send to {name}", rules, trust),
+            Passage(leave, hooks, f"{drops} {name} {sends} to {hosts}", rules, trust),
         ]
     return found
 
@@ -184,8 +187,10 @@ def _by_iptables(rules: RuleSets, passage: Passage) -> Iterator[Closed | str]:
             if fate.dropped_by is None:
                 continue
             mend = " && ".join(f"{where} -I {chain} {rule} -j ACCEPT" for rule, _ in passage.lets_pass)
-            if passage.opening is not None and any(name.startswith("ufw") for name in chains):
-                mend = passage.opening.ufw
+            if "INPUT_ZONES" in chains:  # firewalld's, with FirewallBackend=iptables
+                mend = _by_firewalld(passage)
+            elif passage.ufw is not None and any(name.startswith("ufw") for name in chains):
+                mend = passage.ufw
             yield Closed(f"{passage.lost}: {where}: {fate.dropped_by}", mend)
 
 
@@ -198,9 +203,13 @@ def _by_nft(rules: RuleSets, passage: Passage) -> Iterator[Closed | str]:
                 continue
             insert = f"nft insert rule {met.family} {met.table} {met.chain}"
             mend = " && ".join(f"{insert} {rule} accept" for _, rule in passage.lets_pass)
-            if passage.opening is not None and met.table == "firewalld":
-                mend = f"firewall-cmd --permanent {passage.opening.firewalld} && firewall-cmd --reload"
+            if met.table == "firewalld":
+                mend = _by_firewalld(passage)
             yield Closed(f"{passage.lost}: {where}: {met.fate.dropped_by}", mend)
+
+
+def _by_firewalld(passage: Passage) -> str:
+    return f"firewall-cmd --permanent {passage.firewalld} && firewall-cmd --reload"
 
 
 async def read_rules(version: int = 4) -> RuleSets:
