@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import chain
 
 from flannel_udp.backend.protocol import Network
@@ -36,10 +37,11 @@ async def passages_of(
     facts = network.facts()
     found: list[Sequence[Passage]] = []
     opening = IPIP if facts.ip_protocol is not None else None if facts.port is None else udp_opening(facts.port)
+    outer = partial(outer_passages, version=overlay.version, overlay=overlay)
     if opening is not None:
-        found.append(outer_passages(opening, external.name, ends.address, None, version=overlay.version))
+        found.append(outer(opening, external.name, ends.address, None))
     if overlay.version == 6:
-        found.append(outer_passages(DISCOVERY, external.name, ends.address, None, version=overlay.version)[:1])
+        found.append(outer(DISCOVERY, external.name, ends.address, None)[:1])
     tunnelled = _some_pod(chain((at for at in ways.gateways if at not in ways.direct), [overlay]), own)
     if tunnelled is not None and own.num_addresses > 2:
         device = (facts.device_v6 if overlay.version == 6 else None) or facts.device or external.name

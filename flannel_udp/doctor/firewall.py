@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from ipaddress import ip_network
 
 from flannel_udp.doctor.finding import Finding, fault, note, ok, skipped
@@ -39,7 +40,8 @@ def ask_firewall(known: KnownFamily) -> Iterator[Finding]:
         opened.insert(0, udp_opening(host.port) if host.port is not None else IPIP)
     if opened:
         ends = host.interface or "", known.address, known.hosts[0] if known.hosts else None
-        passages = [passage for opening in opened for passage in outer_passages(opening, *ends, version=known.version)]
+        outer = partial(outer_passages, version=known.version, overlay=known.network)
+        passages = [passage for opening in opened for passage in outer(opening, *ends)]
         what = " and ".join(opening.what for opening in opened)
         yield judge_firewall("firewall", rules, passages, f"nothing found that drops {what}")
     network, subnet = known.network, known.subnet

@@ -19,7 +19,9 @@ UDP_8285 = udp_opening(8285)
 def judge_port(listings: dict[str, str], document: dict[str, Any], opening: Opening = UDP_8285) -> Finding:
     """Judge outer packets by what `iptables -S` lists, by variant, and by nft's document."""
     rules = RuleSets({(tool, "filter"): listing for tool, listing in listings.items()}, document)
-    return judge_firewall("firewall", rules, outer_passages(opening, "eth0", OWN, OTHER, version=4), "well")
+    return judge_firewall(
+        "firewall", rules, outer_passages(opening, "eth0", OWN, OTHER, version=4, overlay=NETWORK), "well"
+    )
 
 
 def judge_forward(listings: dict[tuple[str, str], str], document: dict[str, Any]) -> Finding:
@@ -149,6 +151,17 @@ def test_firewalld_which_takes_no_rule_of_others_trusts_the_pods_network() -> No
 def test_firewalld_lets_out_by_the_policy_that_drops() -> None:
     add = "firewall-cmd --permanent --policy=NAME --add-port=8285/udp && firewall-cmd --reload"
     assert judge_port({}, nft("drop", hook="output", table="firewalld")).mend == add
+
+
+@pytest.mark.parametrize(
+    ("source", "verdict"),
+    [("10.1.0.0/16", Verdict.FAULT), ("10.1.7.0/24", Verdict.FAULT), ("10.0.0.0/8", Verdict.NOTE)],
+)
+def test_who_trusts_the_pods_network_has_not_let_in_the_hosts(source: str, verdict: Verdict) -> None:
+    passages = outer_passages(UDP_8285, "eth0", OWN, None, version=4, overlay=NETWORK)
+    listing = f"-P INPUT DROP\n-A INPUT -s {source} -j ACCEPT"
+    found = judge_firewall("firewall", RuleSets({("iptables-nft", "filter"): listing}), passages, "well")
+    assert found.verdict is verdict
 
 
 # IP in IP has no port

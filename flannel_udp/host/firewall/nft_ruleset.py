@@ -175,9 +175,9 @@ def _holds(subject: tuple[str, str, str], values: Sequence[Any], packet: Packet)
         case ("meta", _, "protocol") | ("payload", "ether", "type"):
             holds = family_of(packet.version).nft in texts
         case ("payload", "ip" | "ip6", "saddr"):
-            holds = is_inside([_network(value) for value in values], packet.source)
+            holds = is_inside([_network(value) for value in values], packet.source, packet.outside)
         case ("payload", "ip" | "ip6", "daddr"):
-            holds = is_inside([_network(value) for value in values], packet.destination)
+            holds = is_inside([_network(value) for value in values], packet.destination, packet.outside)
         case ("payload", "tcp" | "udp" | "th", "dport"):
             holds = is_port([_range(value) for value in values], packet)
         case ("ct", _, "status"):

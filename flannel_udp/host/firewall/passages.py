@@ -110,12 +110,18 @@ class RuleSets:
 
 
 def outer_passages(
-    opening: Opening, interface: str, own: Address | None, other: Address | None, *, version: int
+    opening: Opening,
+    interface: str,
+    own: Address | None,
+    other: Address | None,
+    *,
+    version: int,
+    overlay: Prefix | None,
 ) -> list[Passage]:
-    """Return how outer packets come in and leave."""
+    """Return how outer packets come in and leave; `other` hosts may be any, but none in the `overlay` network."""
     rule, protocol, port = [(opening.iptables, opening.nft)], opening.protocol, opening.port
-    came = Packet(interface, "", protocol, port, other, own, local=True, version=version)
-    sent = Packet("", interface, protocol, port, own, other, version=version)
+    came = Packet(interface, "", protocol, port, other, own, local=True, version=version, outside=overlay)
+    sent = Packet("", interface, protocol, port, own, other, version=version, outside=overlay)
     nobody = f"this host's own firewall drops {opening.what}: nothing of other hosts reaches pods"
     nowhere = f"this host's own firewall drops what leaves for {opening.what}: nothing of pods reaches other hosts"
     return [

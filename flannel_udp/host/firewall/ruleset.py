@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_network
 from typing import NamedTuple
 
-from flannel_udp.model import Address
+from flannel_udp.model import Address, Prefix
 
 ACCEPTED, GOES_ON, RETURNS = "accepted", "goes on", "returns"
 """What a chain may do with a packet beside dropping it, which is told by the rule's text."""
@@ -29,6 +29,8 @@ class Packet(NamedTuple):
     """Whether it is for this host itself."""
     version: int = 4
     """IP version."""
+    outside: Prefix | None = None
+    """Where an address that may be any is not, for sure."""
 
 
 class Rule(NamedTuple):
@@ -145,9 +147,9 @@ def _iptables_condition(word: str, value: str, packet: Packet) -> bool | None:
         case "-p":
             holds = value == "all" or is_protocol([value], packet)
         case "-s":
-            holds = is_inside([value], packet.source)
+            holds = is_inside([value], packet.source, packet.outside)
         case "-d":
-            holds = is_inside([value], packet.destination)
+            holds = is_inside([value], packet.destination, packet.outside)
         case "--dport" | "--dports":
             holds = is_port([_range(part) for part in value.split(",")], packet)
         case "--ctstate" | "--state":
@@ -188,14 +190,19 @@ def is_protocol(names: Iterable[str], packet: Packet) -> bool | None:
     return packet.protocol in {_PROTOCOLS.get(name, name) for name in names}
 
 
-def is_inside(networks: Iterable[str], address: Address | None) -> bool | None:
-    """Tell whether the address is in one of these."""
-    if address is None:
-        return None
+def is_inside(networks: Iterable[str], address: Address | None, outside: Prefix | None = None) -> bool | None:
+    """Tell whether the address is in one of these; `outside`: where one that may be any is not."""
     try:
-        return any(address in ip_network(network, strict=False) for network in networks)
+        known = [ip_network(network, strict=False) for network in networks]
     except ValueError:
         return None
+    if address is not None:
+        return any(address in network for network in known)
+    if outside is not None and all(
+        network.network_address in outside and network.prefixlen >= outside.prefixlen for network in known
+    ):
+        return False
+    return None
 
 
 def is_port(ranges: Sequence[tuple[int, int] | None], packet: Packet) -> bool | None:
