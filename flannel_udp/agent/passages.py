@@ -14,6 +14,7 @@ from flannel_udp.host.firewall.passages import (
     IPIP,
     ON_LINK,
     Passage,
+    bridge_passages,
     outer_passages,
     pods_passages,
     udp_opening,
@@ -51,6 +52,8 @@ async def passages_of(
         direct = _some_pod(ways.direct, own)
         if direct is not None:
             inner += pods_passages(external.name, overlay, direct, pods, ours.bridge, hosts=ON_LINK)
+        if ours.is_bridge:
+            inner += bridge_passages(ours.bridge, overlay, tunnelled, pods[0])
         found.append(inner)
     return found
 

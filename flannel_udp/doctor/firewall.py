@@ -18,6 +18,7 @@ from flannel_udp.host.firewall.passages import (
     ON_LINK,
     Passage,
     RuleSets,
+    bridge_passages,
     judge,
     outer_passages,
     pods_passages,
@@ -50,11 +51,15 @@ def ask_firewall(known: KnownFamily) -> Iterator[Finding]:
         return
     ours = known_pods(subnet, 0) or KnownPods(BRIDGE)
     pods = [subnet[-2], *ours.addresses]
+    # Of some peer on either way.
     theirs = {peer.get("datapath"): ip_network(peer["subnet"])[2] for peer in known.peers}
     direct = theirs.pop("direct", None)
-    passages = pods_passages(known.device, network, next(iter(theirs.values()), network[-2]), pods, ours.bridge)
+    tunnelled = next(iter(theirs.values()), network[-2])
+    passages = pods_passages(known.device, network, tunnelled, pods, ours.bridge)
     if direct is not None and host.interface is not None:
         passages += pods_passages(host.interface, network, direct, pods, ours.bridge, hosts=ON_LINK)
+    if ours.is_bridge:
+        passages += bridge_passages(ours.bridge, network, tunnelled, pods[0])
     well = "nothing found that drops packets between other hosts and our pods"
     yield judge_firewall("firewall for pods", rules, passages, well)
 

@@ -69,6 +69,31 @@ CLOSED: dict[str, tuple[Sequence[str], Sequence[str], str]] = {
         ["iptables -t mangle -D PREROUTING -i {device} -s {overlay} -j DROP"],
         "what other hosts send to our pods: iptables-nft -t mangle: -A PREROUTING",
     ),
+    "the pods' bridge, in": (
+        [
+            "nft add table bridge own",
+            "nft add chain bridge own in { type filter hook input priority 0; policy drop; }",
+        ],
+        ["nft delete table bridge own"],
+        "what our pods send to other hosts: nftables: table own: the policy of in",
+    ),
+    "the pods' bridge, out": (
+        [
+            "nft add table bridge own",
+            "nft add chain bridge own out { type filter hook postrouting priority 0; policy drop; }",
+        ],
+        ["nft delete table bridge own"],
+        "what other hosts send to our pods: nftables: table own: the policy of out",
+    ),
+    "after everything else": (
+        [
+            "nft add table netdev own",
+            "nft add chain netdev own out { type filter hook egress device {device} priority 0; }",
+            "nft add rule netdev own out ip saddr {overlay} drop",
+        ],
+        ["nft delete table netdev own"],
+        "what our pods send to other hosts: nftables: table own: a rule of chain out (handle",
+    ),
     "a rule for each container, as Docker 28 has it": (
         ["iptables -t raw -A PREROUTING -d {pod} ! -i cni0 -j DROP"],
         ["iptables -t raw -D PREROUTING -d {pod} ! -i cni0 -j DROP"],

@@ -9,7 +9,15 @@ import pytest
 
 from flannel_udp.doctor.finding import Finding, Verdict
 from flannel_udp.doctor.firewall import judge_firewall
-from flannel_udp.host.firewall.passages import IPIP, Opening, RuleSets, outer_passages, pods_passages, udp_opening
+from flannel_udp.host.firewall.passages import (
+    IPIP,
+    Opening,
+    RuleSets,
+    bridge_passages,
+    outer_passages,
+    pods_passages,
+    udp_opening,
+)
 
 OWN, OTHER = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
 NETWORK = IPv4Network("10.1.0.0/16")
@@ -262,6 +270,68 @@ def test_a_chain_named_as_iptables_chains_in_a_table_of_somebodys_own_is_judged(
     assert judge_forward({}, document).verdict is Verdict.FAULT
 
 
+def judge_bridge(policy: str, *expressions: list[dict[str, Any]], hook: str) -> Finding:
+    document = nft(policy, *expressions, hook=hook)
+    for item in document["nftables"][1:]:
+        next(iter(item.values()))["family"] = "bridge"
+    passages = bridge_passages("cni0", NETWORK, IPv4Address("10.1.2.2"), IPv4Address("10.1.1.2"))
+    assert judge_forward({}, document).verdict is Verdict.OK
+    return judge_firewall("firewall for pods", RuleSets({}, document), passages, "well")
+
+
+ARP, IP = (match({"payload": {"protocol": "ether", "field": "type"}}, name) for name in ("arp", "ip"))
+OPERATION, MAC = (
+    {"payload": {"protocol": name, "field": field}} for name, field in (("arp", "operation"), ("ether", "saddr"))
+)
+DROP: dict[str, Any] = {"drop": None}
+
+
+@pytest.mark.parametrize(
+    ("hook", "lost"),
+    [
+        ("prerouting", "what our pods send to other hosts"),
+        ("input", "what our pods send to other hosts"),
+        ("output", "what other hosts send to our pods"),
+        ("postrouting", "what other hosts send to our pods"),
+    ],
+)
+def test_a_drop_on_the_pods_bridge_is_named_with_what_mends_it(hook: str, lost: str) -> None:
+    found = judge_bridge("drop", [ARP, ACCEPT], hook=hook)
+    assert found.what == f"this host's own firewall drops {lost}: nftables: table own: the policy of base"
+    insert = "nft insert rule bridge own base"
+    rules = "ether type arp", "ip saddr 10.1.0.0/16", "ip daddr 10.1.0.0/16"
+    assert found.mend == " && ".join(f"{insert} {rule} accept" for rule in rules)
+
+
+@pytest.mark.parametrize(
+    ("expressions", "policy", "hook", "verdict"),
+    [
+        ([[IP, ACCEPT]], "drop", "input", Verdict.OK),
+        ([], "drop", "forward", Verdict.OK),  # from pod to pod
+        ([[match({"meta": {"key": "ibrname"}}, "docker0"), DROP]], "accept", "input", Verdict.OK),
+        ([[match({"meta": {"key": "ibrname"}}, "cni0"), DROP]], "accept", "input", Verdict.FAULT),
+        ([[match({"meta": {"key": "obrname"}}, "cni0"), DROP]], "accept", "output", Verdict.FAULT),
+        (
+            [[match({"payload": {"protocol": "arp", "field": "operation"}}, "request"), DROP]],
+            "accept",
+            "input",
+            Verdict.OK,
+        ),
+        ([[match({"meta": {"key": "iifname"}}, "veth0"), DROP]], "accept", "input", Verdict.NOTE),
+        (
+            [[match({"payload": {"protocol": "ether", "field": "saddr"}}, "0a:00:00:00:00:09"), DROP]],
+            "accept",
+            "input",
+            Verdict.NOTE,
+        ),
+    ],
+)
+def test_what_is_told_of_the_rules_of_a_bridge(
+    expressions: list[list[dict[str, Any]]], policy: str, hook: str, verdict: Verdict
+) -> None:
+    assert judge_bridge(policy, *expressions, hook=hook).verdict is verdict
+
+
 @pytest.mark.parametrize("family", ["netdev", "inet"])
 @pytest.mark.parametrize(
     ("told", "verdict"),
@@ -274,10 +344,11 @@ def test_a_chain_named_as_iptables_chains_in_a_table_of_somebodys_own_is_judged(
         ({}, Verdict.NOTE),  # as nft 1.0.6 has it
     ],
 )
-def test_a_drop_before_everything_else_concerns_its_own_device(
-    told: dict[str, Any], verdict: Verdict, family: str
+@pytest.mark.parametrize("hook", ["ingress", "egress"])
+def test_a_drop_before_or_after_everything_else_concerns_its_own_device(
+    told: dict[str, Any], verdict: Verdict, family: str, hook: str
 ) -> None:
-    document = nft("accept", [match(DPORT, 8285), {"drop": None}], hook="ingress")
+    document = nft("accept", [match(DPORT, 8285), {"drop": None}], hook=hook)
     document["nftables"][1]["chain"] |= {"family": family, **told}
     document["nftables"][2]["rule"]["family"] = family
     found = judge_port({}, document)

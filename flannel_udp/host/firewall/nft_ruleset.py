@@ -28,6 +28,7 @@ from flannel_udp.host.firewall.ruleset import (
 
 _IPTABLES_PRIORITIES = {"raw": (-300,), "mangle": (-150,), "nat": (-100, 100), "filter": (0,), "security": (50,)}
 _IPTABLES_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+BRIDGE_FAMILY = "bridge"
 _VERDICTS = {"accept": ACCEPTED, "drop": "drop", "return": RETURNS, "continue": GOES_ON}
 
 
@@ -43,27 +44,32 @@ class Meeting(NamedTuple):
 def meetings(document: Mapping[str, Any], hook: str, packet: Packet) -> Iterator[Meeting]:
     """Yield what becomes of the packet in every base chain of the hook: ``input``, ``forward``, or another."""
     items: Sequence[Mapping[str, Any]] = document.get("nftables", [])
+    bases = [base for item in items if (base := item.get("chain")) is not None and _is_met(base, hook, packet)]
     rules: dict[tuple[str, str], dict[str, list[Rule]]] = {}
-    for item in items:
-        if (rule := item.get("rule")) is not None:
-            chains = rules.setdefault((rule["family"], rule["table"]), {})
-            chains.setdefault(rule["chain"], []).extend(_rules(rule, packet))
-    for item in items:
-        chain = item.get("chain")
-        if chain is None or chain.get("hook") != hook or chain.get("type") not in ("filter", "route"):
-            continue
-        family, table, name = chain["family"], chain["table"], chain["name"]
-        if family not in families_of(packet.version) or is_iptables(Chain(family, table, name, chain["prio"])):
-            continue
-        concerned = hook != "ingress" or _is_for(chain.get("dev"), packet.iif)
-        if concerned is False:
-            continue
-        fate = fate_in(rules.get((family, table), {}), name, chain.get("policy", "accept"))
-        yield Meeting(family, table, name, fate if concerned else fate.doubted())
+    for rule in (item["rule"] for item in items if bases and "rule" in item):
+        chains = rules.setdefault((rule["family"], rule["table"]), {})
+        chains.setdefault(rule["chain"], []).extend(_rules(rule, packet))
+    by = {"ingress": packet.iif, "egress": packet.oif}.get(hook)
+    for base in bases:
+        family, table, name = base["family"], base["table"], base["name"]
+        concerned = by is None or _is_for(base.get("dev"), by)
+        if concerned is not False:
+            fate = fate_in(rules.get((family, table), {}), name, base.get("policy", "accept"))
+            yield Meeting(family, table, name, fate if concerned else fate.doubted())
+
+
+def _is_met(chain: Mapping[str, Any], hook: str, packet: Packet) -> bool:
+    """Tell whether it is a base chain of the hook that judges packets of this kind."""
+    if chain.get("hook") != hook or chain.get("type") not in ("filter", "route"):
+        return False
+    family = chain["family"]
+    if (family == BRIDGE_FAMILY) is not packet.bridged or family not in families_of(packet.version):
+        return False
+    return not is_iptables(Chain(family, chain["table"], chain["name"], chain["prio"]))
 
 
 def _is_for(devices: Any, name: str) -> bool | None:
-    """Tell whether a chain of these devices meets what comes in by the one of this name; ``None``: nobody says."""
+    """Tell whether a chain of these devices meets what comes, or goes, by that one; ``None``: nobody says."""
     if devices is None:
         return None
     held = {is_device(pattern, name) for pattern in _values(devices)}
@@ -72,7 +78,7 @@ def _is_for(devices: Any, name: str) -> bool | None:
 
 def families_of(version: int) -> tuple[str, ...]:
     """Return the families of tables that packets of an IP version may meet."""
-    return "inet", family_of(version).nft, "netdev"
+    return "inet", family_of(version).nft, "netdev", BRIDGE_FAMILY
 
 
 def is_iptables(chain: Chain) -> bool:
@@ -145,7 +151,7 @@ def _has_header(subject: tuple[str, str, str], packet: Packet) -> bool | None:
     kind, protocol, _ = subject
     if kind != "payload" or protocol in ("th", "ether"):
         return True
-    if protocol in ("ip", "ip6"):
+    if protocol in ("ip", "ip6", "arp"):
         return protocol == family_of(packet.version).nft
     return is_protocol([protocol], packet)
 
@@ -168,6 +174,10 @@ def _holds(subject: tuple[str, str, str], values: Sequence[Any], packet: Packet)
             holds = any(is_device(text, packet.iif) for text in texts) if packet.iif else None
         case ("meta", _, "oifname" | "oif"):
             holds = any(is_device(text, packet.oif) for text in texts) if packet.oif else None
+        case ("meta", _, "ibrname"):
+            holds = any(is_device(text, packet.from_bridge) for text in texts) if packet.from_bridge else None
+        case ("meta", _, "obrname"):
+            holds = any(is_device(text, packet.to_bridge) for text in texts) if packet.to_bridge else None
         case ("meta", _, "l4proto") | ("payload", "ip", "protocol") | ("payload", "ip6", "nexthdr"):
             holds = is_protocol([str(value) for value in values], packet)
         case ("meta", _, "nfproto"):

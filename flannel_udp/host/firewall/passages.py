@@ -28,6 +28,7 @@ CHAINS_MAX = 1_000
 _TABLES = ("raw", "mangle", "filter")  # as a packet meets them; nobody drops in nat
 BRIDGE = "cni0"
 """The pods', where none is there yet."""
+_SIDES = (("-s", "saddr"), ("-d", "daddr"))
 ON_LINK = "other hosts on the link"
 """Those whose packets take no tunnel, where DirectRouting is on."""
 
@@ -126,7 +127,7 @@ def outer_passages(
     nowhere = f"this host's own firewall drops what leaves for {opening.what}: nothing of pods reaches other hosts"
     return [
         Passage(came, ("ingress", "prerouting", "input"), nobody, rule, opening.firewalld, opening.ufw),
-        Passage(sent, ("output", "postrouting"), nowhere, rule, f"--policy=NAME {opening.firewalld}"),
+        Passage(sent, ("output", "postrouting", "egress"), nowhere, rule, f"--policy=NAME {opening.firewalld}"),
     ]
 
 
@@ -144,22 +145,37 @@ def pods_passages(
     `other` is one of the pods on those `hosts` that are reached by `device`. The first of `pods` stands for all of
     ours; for the others somebody may have rules of their own.
     """
-    family = family_of(network)
-    sides = (("-s", "saddr"), ("-d", "daddr"))
-    rules = [(f"{side} {network}", f"{family.nft} {word} {network}") for side, word in sides]
-    hooks = ("ingress", "prerouting", "forward", "postrouting")
-    drops = "this host's own firewall drops what"
-    trust = f"--zone=trusted --add-source={network}"
+    hooks = ("ingress", "prerouting", "forward", "postrouting", "egress")
+    version = network.version
     found = []
     for number, address in enumerate(pods):
         name, sends = (f"our pod {address}", "sends") if number else ("our pods", "send")
-        come = Packet(device, bridge, source=other, destination=address, version=family.version)
-        leave = Packet(bridge, device, source=address, destination=other, version=family.version)
+        come = Packet(device, bridge, source=other, destination=address, version=version)
+        leave = Packet(bridge, device, source=address, destination=other, version=version)
         found += [
-            Passage(come, hooks, f"{drops} {hosts} send to {name}", rules, trust),
-            Passage(leave, hooks, f"{drops} {name} {sends} to {hosts}", rules, trust),
+            _pods_passage(come, hooks, f"{hosts} send to {name}", network),
+            _pods_passage(leave, hooks, f"{name} {sends} to {hosts}", network),
         ]
     return found
+
+
+def bridge_passages(bridge: str, network: Prefix, other: Address, pod: Address) -> list[Passage]:
+    """Return how the same packets pass our pods' bridge, whose own hooks meet them as well, in frames."""
+    come = Packet("", source=other, destination=pod, version=network.version, to_bridge=bridge)
+    leave = Packet("", source=pod, destination=other, version=network.version, from_bridge=bridge)
+    return [
+        _pods_passage(come, ("output", "postrouting"), "other hosts send to our pods", network),
+        _pods_passage(leave, ("prerouting", "input"), "our pods send to other hosts", network),
+    ]
+
+
+def _pods_passage(packet: Packet, hooks: Sequence[str], lost: str, network: Prefix) -> Passage:
+    family = family_of(network)
+    rules = [(f"{side} {network}", f"{family.nft} {word} {network}") for side, word in _SIDES]
+    if packet.bridged:  # there, what finds the neighbours passes, too
+        rules.insert(0, ("", "meta l4proto ipv6-icmp" if packet.version == 6 else "ether type arp"))
+    trust = f"--zone=trusted --add-source={network}"
+    return Passage(packet, hooks, f"this host's own firewall drops what {lost}", rules, trust)
 
 
 def judge(rules: RuleSets, passages: Sequence[Passage]) -> tuple[Closed | None, list[str]]:
@@ -184,6 +200,8 @@ async def find_closed(questions: Sequence[Sequence[Passage]]) -> list[Degradatio
 
 def _by_iptables(rules: RuleSets, passage: Passage) -> Iterator[Closed | str]:
     """Yield what closes the passage, and what may."""
+    if passage.packet.bridged:
+        return
     for (tool, table), listing in rules.listings.items():
         chains, policies = parse_iptables(listing, passage.packet)
         where = tool if table == "filter" else f"{tool} -t {table}"
@@ -252,7 +270,7 @@ async def read_rules(version: int = 4) -> RuleSets:
 def _name_devices(items: Sequence[Mapping[str, Any]], chains: Sequence[Chain]) -> None:
     """Have nft's document say which devices a chain is for: that of nft 1.0.6 does not, though its text does."""
     devices = {(chain.family, chain.table, chain.name): chain.devices for chain in chains}
-    for chain in (item["chain"] for item in items if item.get("chain", {}).get("hook") == "ingress"):
+    for chain in (item["chain"] for item in items if item.get("chain", {}).get("hook") in ("ingress", "egress")):
         if (known := devices.get((chain["family"], chain["table"], chain["name"]))) is not None:
             chain["dev"] = known
 

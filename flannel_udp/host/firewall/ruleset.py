@@ -31,6 +31,14 @@ class Packet(NamedTuple):
     """IP version."""
     outside: Prefix | None = None
     """Where an address that may be any is not, for sure."""
+    from_bridge: str = ""
+    to_bridge: str = ""
+    """By which bridge a frame comes, or goes, that has this packet: what a bridge's own hooks see of it."""
+
+    @property
+    def bridged(self) -> bool:
+        """Whether it is met there, and not by IP's hooks."""
+        return bool(self.from_bridge or self.to_bridge)
 
 
 class Rule(NamedTuple):
