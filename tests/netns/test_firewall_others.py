@@ -194,3 +194,18 @@ def test_a_filter_of_false_addresses_at_the_external_interface_is_no_matter_of_t
         assert problems(h1) == []
     finally:
         h1.run(["nft", "delete", "table", "netdev", "own"])
+
+
+@pytest.mark.parametrize("duo", ["udp"], indirect=True)
+def test_a_queue_that_a_program_judges_is_no_fault(duo: Lab, h1: Host) -> None:
+    if h1.run(["iptables", "-w", "-A", "INPUT", "-j", "NFQUEUE", "--queue-bypass"], check=False).returncode != 0:
+        pytest.skip("needs NFQUEUE")
+    try:
+        h1.run(["iptables", "-w", "-P", "INPUT", "DROP"])
+        looked = h1.control("/v1/status")["uptime_s"]
+        wait_for("it has looked", lambda: h1.control("/v1/status")["uptime_s"] > looked + 11)
+        assert passes(duo)
+        assert problems(h1) == []
+    finally:
+        h1.run(["iptables", "-w", "-P", "INPUT", "ACCEPT"])
+        h1.run(["iptables", "-w", "-F", "INPUT"])

@@ -210,7 +210,7 @@ def test_every_firewall_lets_ipip_in_by_its_own_command() -> None:
 
 @pytest.mark.parametrize(
     ("rules", "closed"),
-    [("-A FORWARD -j FLANNEL-FWD\n-N FLANNEL-FWD\n-A FLANNEL-FWD -s 10.1.0.0/16 -j ACCEPT", False), ("", True)],
+    [("-N FLANNEL-FWD\n-A FORWARD -j FLANNEL-FWD\n-A FLANNEL-FWD -s 10.1.0.0/16 -j ACCEPT", False), ("", True)],
 )
 def test_a_dropping_forward_policy_with_and_without_our_rules(rules: str, closed: bool) -> None:
     found = judge_forward({("iptables-nft", "filter"): f"-P FORWARD DROP\n{rules}"}, {})
@@ -229,6 +229,65 @@ def test_what_cannot_be_judged_is_named_and_no_fault(rules: str, policy: str, do
     found = judge_forward({("iptables-nft", "filter"): f"-P FORWARD {policy}\n{rules}"}, {})
     assert found.verdict is Verdict.NOTE
     assert found.what == f"well for sure, but what these do cannot be told from here: iptables-nft: {doubt}"
+
+
+@pytest.mark.parametrize("policy", ["ACCEPT", "DROP"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "NFQUEUE --queue-num 0 --queue-bypass",
+        "QUEUE",
+        "SYNPROXY --sack-perm",
+        "TPROXY --on-port 1 --on-ip 0.0.0.0 --tproxy-mark 0x1/0x1",
+        "TARPIT",  # which nobody here knows
+    ],
+)
+def test_a_target_that_lets_pass_or_drops_as_it_likes_is_a_doubt(target: str, policy: str) -> None:
+    rule = f"-A INPUT -i eth0 -j {target}"
+    found = judge_port({"iptables-nft": f"-P INPUT {policy}\n{rule}"}, {})
+    assert found.verdict is Verdict.NOTE
+    assert f"iptables-nft: {rule}" in found.what
+    elsewhere = judge_port({"iptables-nft": f"-P INPUT {policy}\n-A INPUT -i eth1 -j {target}"}, {})
+    assert elsewhere.verdict is (Verdict.OK if policy == "ACCEPT" else Verdict.FAULT)
+
+
+@pytest.mark.parametrize(
+    "target", ["CHECKSUM --checksum-fill", "TEE --gateway 192.0.2.9", "CT --notrack", "TRACE", "HL"]
+)
+def test_a_target_that_only_does_something_on_the_way_is_no_word(target: str) -> None:
+    listing = "-P INPUT {}\n-A INPUT -j " + target
+    assert judge_port({"iptables-nft": listing.format("ACCEPT")}, {}).verdict is Verdict.OK
+    assert judge_port({"iptables-nft": listing.format("DROP")}, {}).verdict is Verdict.FAULT
+
+
+@pytest.mark.parametrize("match", ["socket", "rpfilter", "eui64"])
+def test_a_match_that_needs_no_option_is_a_condition(match: str) -> None:
+    listing = f"-P INPUT ACCEPT\n-A INPUT -m {match} -j DROP"
+    assert judge_port({"iptables-nft": listing}, {}).verdict is Verdict.NOTE
+
+
+LIMIT = {"limit": {"rate": 5, "burst": 5, "per": "second", "inv": True}}
+ELEMENT = {"op": "update", "elem": {"payload": {"protocol": "ip", "field": "saddr"}}, "set": "@met"}
+
+
+@pytest.mark.parametrize(
+    ("expression", "verdict"),
+    [
+        ([{"queue": {"num": 0, "flags": "bypass"}}], Verdict.NOTE),
+        ([{"fwd": {"dev": "eth1"}}], Verdict.NOTE),
+        ([{"synproxy": {"mss": 1460}}], Verdict.NOTE),
+        ([{"ct count": {"val": 20, "inv": True}}, {"drop": None}], Verdict.NOTE),
+        ([{"quota": {"val": 20, "val_unit": "mbytes", "inv": True}}, {"drop": None}], Verdict.NOTE),
+        ([{"set": {**ELEMENT, "stmt": [LIMIT]}}, {"drop": None}], Verdict.NOTE),
+        ([{"tproxy": {"port": 5000}}, {"drop": None}], Verdict.NOTE),
+        ([{"of a later nft": {}}, {"drop": None}], Verdict.NOTE),
+        ([{"set": ELEMENT}, {"drop": None}], Verdict.FAULT),
+        ([{"log": {"prefix": "a"}}, {"counter": {}}, {"drop": None}], Verdict.FAULT),
+        ([{"mangle": {"key": {"meta": {"key": "mark"}}, "value": 3}}, {"notrack": None}], Verdict.OK),
+    ],
+)
+def test_statements_of_nft_that_are_conditions_or_ends(expression: list[dict[str, Any]], verdict: Verdict) -> None:
+    assert judge_port({}, nft("accept", expression)).verdict is verdict
 
 
 def test_many_rules_that_cannot_be_judged_are_some_and_a_count() -> None:

@@ -13,7 +13,9 @@ from flannel_udp.host.family import family_of
 from flannel_udp.host.firewall.nft_chains import Chain
 from flannel_udp.host.firewall.ruleset import (
     ACCEPTED,
+    ANYTHING,
     GOES_ON,
+    HANDED_OVER,
     RETURNS,
     Fate,
     Packet,
@@ -29,6 +31,9 @@ from flannel_udp.host.firewall.ruleset import (
 _IPTABLES_PRIORITIES = {"raw": (-300,), "mangle": (-150,), "nat": (-100, 100), "filter": (0,), "security": (50,)}
 _IPTABLES_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 BRIDGE_FAMILY = "bridge"
+_GO_ON = {"counter", "last", "log", "mangle", "notrack", "secmark", "dup", "flow", "reset", "optstrip"}
+_GO_ON |= {"ct helper", "ct timeout", "ct expectation"}
+"""Statements that do something on the way, always."""
 _VERDICTS = {"accept": ACCEPTED, "drop": "drop", "return": RETURNS, "continue": GOES_ON}
 
 
@@ -93,7 +98,7 @@ def _rules(rule: Mapping[str, Any], packet: Packet) -> list[Rule]:
     try:
         return list(_understood(rule["expr"], text, packet))
     except (AttributeError, KeyError, TypeError, ValueError):  # of a later nft, say
-        return [Rule(None, does, "", text) for does in (ACCEPTED, "drop")]
+        return [Rule(None, ANYTHING, "", text)]
 
 
 def _understood(statements: Sequence[Any], text: str, packet: Packet) -> Iterator[Rule]:
@@ -109,17 +114,18 @@ def _understood(statements: Sequence[Any], text: str, packet: Packet) -> Iterato
                     yield Rule(both([*conditions, holds]), *verdict, text)
             case "xt":  # of iptables, whose words nft has not
                 raise ValueError(kind)
-            case "limit":
-                conditions.append(None)
-            case "queue":
-                conditions.append(None)
-                does = ACCEPTED
+            case "queue" | "fwd" | "synproxy":
+                does = HANDED_OVER
             case "reject":
                 does = "drop"
             case "jump" | "goto":
                 does, target = kind, content["target"]
             case _ if kind in _VERDICTS:
                 does = _VERDICTS[kind]
+            case "set" | "map" if "stmt" not in content:
+                pass
+            case _ if kind not in _GO_ON:  # a limit, a quota, or of a later nft: what comes next may not be done
+                conditions.append(None)
     yield Rule(both(conditions), does, target, text)
 
 
@@ -128,7 +134,7 @@ def _verdicts(content: Mapping[str, Any], packet: Packet) -> Iterator[tuple[bool
     data = content.get("data")
     pairs = data.get("set") if isinstance(data, dict) else None
     if not isinstance(pairs, list):  # a named map: anything may be in there
-        yield from ((None, (does, "")) for does in (ACCEPTED, "drop"))
+        yield None, (ANYTHING, "")
         return
     for value, verdict in pairs:
         ((kind, where),) = verdict.items()
