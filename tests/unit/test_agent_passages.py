@@ -12,7 +12,7 @@ from flannel_udp.agent import passages
 from flannel_udp.agent.passages import passages_of
 from flannel_udp.backend.protocol import Network, NetworkFacts
 from flannel_udp.host.lookup.question import Way, Ways
-from flannel_udp.model import Ends, Interface, Lease, Subnet
+from flannel_udp.model import Ends, Interface, Lease, Prefix, Subnet
 
 OVERLAY = IPv4Network("10.1.0.0/16")
 OWN, NEAR, FAR = (IPv4Network(f"10.1.{n}.0/24") for n in (1, 2, 3))
@@ -47,7 +47,7 @@ async def inner(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, 
 async def test_who_is_reached_past_the_tunnel_comes_and_goes_by_the_external_interface(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    direct = {NEAR: Way(ETH0, IPv4Address("192.0.2.2"))}
+    direct: dict[Prefix, Way] = {NEAR: Way(ETH0, IPv4Address("192.0.2.2"))}
     assert await inner(Ways(FLANNEL0, {NEAR: None, FAR: None}, direct), monkeypatch) == {
         ("flannel0", "cni0"): (FAR[-2], "what other hosts send to our pods"),
         ("cni0", "flannel0"): (OWN[-2], "what our pods send to other hosts"),
