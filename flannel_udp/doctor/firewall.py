@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from ipaddress import ip_network
 
 from flannel_udp.doctor.finding import Finding, fault, note, ok, skipped
@@ -14,8 +15,10 @@ from flannel_udp.host.firewall.passages import (
     BRIDGE,
     DISCOVERY,
     IPIP,
+    ON_LINK,
     Passage,
     RuleSets,
+    bridge_passages,
     judge,
     outer_passages,
     pods_passages,
@@ -38,16 +41,25 @@ def ask_firewall(known: KnownFamily) -> Iterator[Finding]:
         opened.insert(0, udp_opening(host.port) if host.port is not None else IPIP)
     if opened:
         ends = host.interface or "", known.address, known.hosts[0] if known.hosts else None
-        passages = [passage for opening in opened for passage in outer_passages(opening, *ends, version=known.version)]
+        outer = partial(outer_passages, version=known.version, overlay=known.network)
+        passages = [passage for opening in opened for passage in outer(opening, *ends)]
         what = " and ".join(opening.what for opening in opened)
         yield judge_firewall("firewall", rules, passages, f"nothing found that drops {what}")
     network, subnet = known.network, known.subnet
     if network is None or subnet is None or known.device is None:
         yield skipped("firewall for pods", "no subnet is known")
         return
-    other = ip_network(known.peers[0]["subnet"])[2] if known.peers else network[-2]
     ours = known_pods(subnet, 0) or KnownPods(BRIDGE)
-    passages = pods_passages(known.device, network, other, [subnet[-2], *ours.addresses], ours.bridge)
+    pods = [subnet[-2], *ours.addresses]
+    # Of some peer on either way.
+    theirs = {peer.get("datapath"): ip_network(peer["subnet"])[2] for peer in known.peers}
+    direct = theirs.pop("direct", None)
+    tunnelled = next(iter(theirs.values()), network[-2])
+    passages = pods_passages(known.device, network, tunnelled, pods, ours.bridge)
+    if direct is not None and host.interface is not None:
+        passages += pods_passages(host.interface, network, direct, pods, ours.bridge, hosts=ON_LINK)
+    if ours.is_bridge:
+        passages += bridge_passages(ours.bridge, network, tunnelled, pods[0])
     well = "nothing found that drops packets between other hosts and our pods"
     yield judge_firewall("firewall for pods", rules, passages, well)
 

@@ -207,9 +207,29 @@ def test_rules_that_their_tool_cannot_list_are_named_as_what_cannot_be_told(h1: 
         done = run_doctor(h1, "--json", wrapper=("env", f"PATH={tmp_path}"))
         found = {row["question"]: row for row in json.loads(done.stdout)}["firewall for pods"]
         assert found["ok"]
-        assert "iptables-nft: table raw: iptables-nft cannot list it" in found["what"]
+        assert "iptables-nft: table raw: iptables-nft is missing: install iptables" in found["what"]
     finally:
         h1.run(["iptables-nft", "-t", "raw", "-F"])
+
+
+def test_a_host_without_nft_is_told_which_tables_it_alone_could_list(h1: Host, tmp_path: Path) -> None:
+    if shutil.which("nft") is None:
+        pytest.skip("needs nft")
+    (tmp_path / "iptables-nft").symlink_to(shutil.which("iptables-nft") or "")
+
+    def told() -> dict[str, Any]:
+        done = run_doctor(h1, "--json", wrapper=("env", f"PATH={tmp_path}"))
+        row: dict[str, Any] = {row["question"]: row for row in json.loads(done.stdout)}["firewall for pods"]
+        return row
+
+    assert "nftables" not in told()["what"]
+    h1.run(["nft", "add", "table", "inet", "own"])
+    try:
+        h1.run(["nft", "add chain inet own through { type filter hook forward priority 0; policy drop; }"])
+        assert told()["ok"]
+        assert "nftables: table own: nft is missing: install nftables" in told()["what"]
+    finally:
+        h1.run(["nft", "delete", "table", "inet", "own"])
 
 
 def test_another_cni_configuration_goes_first(h1: Host, tmp_path: Path) -> None:

@@ -180,8 +180,8 @@ def test_what_others_drop_of_ipv4_is_no_matter_of_ipv6(host: str, drop: str) -> 
 
 def closed(host: str) -> list[str]:
     questions = [
-        outer_passages(udp_opening(8285), "eth0", OWN, None, version=6),
-        outer_passages(DISCOVERY, "eth0", OWN, None, version=6)[:1],
+        outer_passages(udp_opening(8285), "eth0", OWN, None, version=6, overlay=NETWORK),
+        outer_passages(DISCOVERY, "eth0", OWN, None, version=6, overlay=NETWORK)[:1],
         pods_passages("flannel0", NETWORK, IPv6Address("fd00:1:0:16::2"), [SUBNET[-2]]),
     ]
     return [item.text for item in call_inside(host, lambda: asyncio.run(find_closed(questions)))]

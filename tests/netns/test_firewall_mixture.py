@@ -66,6 +66,24 @@ def test_the_other_variants_policy_and_flannels_rules_in_it_are_named(host: Host
         goes(host)
 
 
+def test_rules_of_flannels_in_the_other_variant_hide_no_policy(host: Host) -> None:
+    with Agent(host, "--iptables-forward-rules=false", RESYNC) as agent:
+        agent.wait_ready()
+        host.run(["iptables-legacy", "-w", "-t", "nat", "-N", "FLANNEL-POSTRTG"])
+        host.run(["iptables-legacy", "-w", "-t", "nat", "-A", "FLANNEL-POSTRTG", "-j", "MASQUERADE"])
+        host.run(["iptables-legacy", "-w", "-t", "mangle", "-P", "FORWARD", "DROP"])
+        appears(host, "iptables-legacy has rules of flannel's, too (FLANNEL-POSTRTG)")
+        appears(host, "what other hosts send to our pods: iptables-legacy -t mangle: the policy of FORWARD: ")
+        host.run(["iptables-legacy", "-w", "-t", "mangle", "-P", "FORWARD", "ACCEPT"])
+        host.run(["iptables-nft", "-P", "FORWARD", "DROP"])
+        appears(host, "what other hosts send to our pods: iptables-nft: the policy of FORWARD: ")
+        host.run(["iptables-legacy", "-w", "-P", "FORWARD", "DROP"])
+        host.run(["iptables-nft", "-P", "FORWARD", "ACCEPT"])
+        # In the mixture's words alone.
+        appears(host, "the policy of FORWARD in iptables-legacy is to drop")
+        wait_for("it is told once", lambda: not any("send to our pods" in text for text in degraded(host)), look_s())
+
+
 def test_ours_in_legacy_and_the_policy_in_nft(host: Host, tmp_path: Path) -> None:
     for name in ("iptables", "iptables-restore"):
         (tmp_path / name).symlink_to(shutil.which(name.replace("iptables", "iptables-legacy")) or "")

@@ -69,6 +69,31 @@ CLOSED: dict[str, tuple[Sequence[str], Sequence[str], str]] = {
         ["iptables -t mangle -D PREROUTING -i {device} -s {overlay} -j DROP"],
         "what other hosts send to our pods: iptables-nft -t mangle: -A PREROUTING",
     ),
+    "the pods' bridge, in": (
+        [
+            "nft add table bridge own",
+            "nft add chain bridge own in { type filter hook input priority 0; policy drop; }",
+        ],
+        ["nft delete table bridge own"],
+        "what our pods send to other hosts: nftables: table own: the policy of in",
+    ),
+    "the pods' bridge, out": (
+        [
+            "nft add table bridge own",
+            "nft add chain bridge own out { type filter hook postrouting priority 0; policy drop; }",
+        ],
+        ["nft delete table bridge own"],
+        "what other hosts send to our pods: nftables: table own: the policy of out",
+    ),
+    "after everything else": (
+        [
+            "nft add table netdev own",
+            "nft add chain netdev own out { type filter hook egress device {device} priority 0; }",
+            "nft add rule netdev own out ip saddr {overlay} drop",
+        ],
+        ["nft delete table netdev own"],
+        "what our pods send to other hosts: nftables: table own: a rule of chain out (handle",
+    ),
     "a rule for each container, as Docker 28 has it": (
         ["iptables -t raw -A PREROUTING -d {pod} ! -i cni0 -j DROP"],
         ["iptables -t raw -D PREROUTING -d {pod} ! -i cni0 -j DROP"],
@@ -155,3 +180,32 @@ def test_what_cannot_be_judged_or_concerns_others_is_not_a_word(duo: Lab, h1: Ho
         assert problems(h1) == []
     finally:
         h1.run(["nft", "delete", "table", "inet", "own"])
+
+
+@pytest.mark.parametrize("duo", ["udp"], indirect=True)
+def test_a_filter_of_false_addresses_at_the_external_interface_is_no_matter_of_the_tunnels(duo: Lab, h1: Host) -> None:
+    h1.run(["nft", "add", "table", "netdev", "own"])
+    try:
+        h1.run(["nft", 'add chain netdev own in { type filter hook ingress device "eth0" priority -500; }'])
+        h1.run(["nft", "add", "rule", "netdev", "own", "in", "ip", "saddr", "10.0.0.0/8", "counter", "drop"])
+        looked = h1.control("/v1/status")["uptime_s"]
+        wait_for("it has looked", lambda: h1.control("/v1/status")["uptime_s"] > looked + 11)
+        assert passes(duo)
+        assert problems(h1) == []
+    finally:
+        h1.run(["nft", "delete", "table", "netdev", "own"])
+
+
+@pytest.mark.parametrize("duo", ["udp"], indirect=True)
+def test_a_queue_that_a_program_judges_is_no_fault(duo: Lab, h1: Host) -> None:
+    if h1.run(["iptables", "-w", "-A", "INPUT", "-j", "NFQUEUE", "--queue-bypass"], check=False).returncode != 0:
+        pytest.skip("needs NFQUEUE")
+    try:
+        h1.run(["iptables", "-w", "-P", "INPUT", "DROP"])
+        looked = h1.control("/v1/status")["uptime_s"]
+        wait_for("it has looked", lambda: h1.control("/v1/status")["uptime_s"] > looked + 11)
+        assert passes(duo)
+        assert problems(h1) == []
+    finally:
+        h1.run(["iptables", "-w", "-P", "INPUT", "ACCEPT"])
+        h1.run(["iptables", "-w", "-F", "INPUT"])

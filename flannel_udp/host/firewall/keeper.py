@@ -15,7 +15,7 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.host.family import family_of
 from flannel_udp.host.firewall.applier import Applier
 from flannel_udp.host.firewall.iptables import Iptables
-from flannel_udp.host.firewall.mixture import find_mixture
+from flannel_udp.host.firewall.mixture import Mixture, find_mixture
 from flannel_udp.host.firewall.monitor import on_change
 from flannel_udp.host.firewall.nftables import Nftables
 from flannel_udp.host.firewall.owner import Owner
@@ -39,7 +39,6 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 5.0
 _REST_S = 0.2  # after a check: however often the rules change, they are looked at five times a second at most
 _BESIDE_S = 20.0  # between two looks at the rules of others that no news came of: iptables-legacy has none
 _REST_BESIDE_S, _RESTS = 2.0, 20  # after each of them, at least; so many times what it took, at least
-_OTHERS_POLICY = ": the policy of FORWARD"
 _QUIET_S = 60.0  # between two lines of log about rules that somebody keeps changing
 
 
@@ -132,7 +131,7 @@ class Firewall:
                 changed.clear()
                 began_s = time.monotonic()
                 try:
-                    found = await self._find_beside()
+                    found = await self.find_beside()
                 except FlannelError as error:  # what was found is taken as unchanged
                     if self._said_of_others.failed(str(error)):
                         logger.warning("looking at the firewall rules of others: %s", error)
@@ -144,13 +143,15 @@ class Firewall:
                     async with asyncio.timeout(_REST_BESIDE_S if found else _BESIDE_S):
                         await changed.wait()
 
-    async def _find_beside(self) -> list[Degradation]:
-        found: list[Degradation] = []
+    async def find_beside(self) -> list[Degradation]:
+        """Return what other rules than ours do to our packets."""
+        mixture = Mixture()
         with suppress(FlannelError):  # without its tool there is nothing to be told
-            found += await find_mixture(self._owner.network, nftables=self._nftables)
+            mixture = await find_mixture(self._owner.network, nftables=self._nftables)
         closed = await find_closed(await self._passages())
-        # The other variant's policy is told already, and in better words.
-        return found + [item for item in closed if not (found and _OTHERS_POLICY in item.text)]
+        # That policy is told already, and in better words.
+        told = [f": {variant}: the policy of FORWARD: " for variant in mixture.policies]
+        return [*mixture.faults, *(item for item in closed if not any(policy in item.text for policy in told))]
 
     async def remove(self) -> None:
         """Remove all rules of ours; `run` must have ended. Raises `FlannelError`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.family import family_of
@@ -20,15 +21,22 @@ _NET = Path("/proc/thread-self/net")  # is there where /proc shows processes onl
 _LEGACY_TABLES = {4: _NET / "ip_tables_names", 6: _NET / "ip6_tables_names"}
 
 
-async def find_mixture(network: Prefix, *, nftables: bool) -> list[Degradation]:
+class Mixture(NamedTuple):
+    """What other rules than those of our own dialect do to the overlay's packets."""
+
+    faults: Sequence[Degradation] = ()
+    policies: Sequence[str] = ()
+    """The variants of iptables whose policy of FORWARD is among these."""
+
+
+async def find_mixture(network: Prefix, *, nftables: bool) -> Mixture:
     """Return what other rules than those of our own dialect do to the overlay's packets; `nftables`: that is ours."""
     tool = family_of(network).iptables
     ours = "nftables" if nftables else await _variant(tool)
-    found = []
-    for variant in (f"{tool}-nft", f"{tool}-legacy"):
-        if variant != ours:
-            found += await _faults(variant, ours, network)
-    return [Degradation(KIND, fault) for fault in found]
+    others = [variant for variant in (f"{tool}-nft", f"{tool}-legacy") if variant != ours]
+    policies = {variant: fault for variant in others if (fault := await _policy_fault(variant, ours, network))}
+    left = [fault for variant in others if (fault := await _left_over(variant, ours, network))]
+    return Mixture([Degradation(KIND, fault) for fault in (*policies.values(), *left)], [*policies])
 
 
 async def _variant(tool: str) -> str:
@@ -37,24 +45,25 @@ async def _variant(tool: str) -> str:
     return f"{tool}-legacy" if "legacy" in version.output else f"{tool}-nft"
 
 
-async def _faults(variant: str, ours: str, network: Prefix) -> list[str]:
-    if variant.endswith("-legacy") and not legacy_tables(network.version):
-        return []
-    faults = []
-    forward = await _list(variant, "filter", "FORWARD")
-    if "-P FORWARD DROP" in forward and not _accepts(forward, network):
-        accept = " and ".join(f"{variant} -I FORWARD {side} {network} -j ACCEPT" for side in ("-s", "-d"))
-        faults.append(
-            f"the policy of FORWARD in {variant} is to drop, and our rules are in {ours}, which cannot help: "
-            f"pods may reach nobody: {accept}"
-        )
-    masquerade = await _list(variant, "nat", "FLANNEL-POSTRTG")
-    if any(line.startswith("-A") for line in masquerade):
-        faults.append(
-            f"{variant} has rules of flannel's, too (FLANNEL-POSTRTG), and ours are in {ours}: an older subnet's may "
-            f"masquerade packets: {variant} -t nat -F FLANNEL-POSTRTG"
-        )
-    return faults
+async def _policy_fault(variant: str, ours: str, network: Prefix) -> str | None:
+    forward = await _list(variant, "filter", "FORWARD", network.version)
+    if "-P FORWARD DROP" not in forward or _accepts(forward, network):
+        return None
+    accept = " and ".join(f"{variant} -I FORWARD {side} {network} -j ACCEPT" for side in ("-s", "-d"))
+    return (
+        f"the policy of FORWARD in {variant} is to drop, and our rules are in {ours}, which cannot help: "
+        f"pods may reach nobody: {accept}"
+    )
+
+
+async def _left_over(variant: str, ours: str, network: Prefix) -> str | None:
+    masquerade = await _list(variant, "nat", "FLANNEL-POSTRTG", network.version)
+    if not any(line.startswith("-A") for line in masquerade):
+        return None
+    return (
+        f"{variant} has rules of flannel's, too (FLANNEL-POSTRTG), and ours are in {ours}: an older subnet's may "
+        f"masquerade packets: {variant} -t nat -F FLANNEL-POSTRTG"
+    )
 
 
 def legacy_tables(version: int) -> set[str]:
@@ -73,8 +82,10 @@ def _accepts(forward: Sequence[str], network: Prefix) -> bool:
     )
 
 
-async def _list(variant: str, table: str, chain: str) -> list[str]:
+async def _list(variant: str, table: str, chain: str, version: int) -> list[str]:
     """Return the chain's rules; none where the tool is missing or does not work."""
+    if variant.endswith("-legacy") and table not in legacy_tables(version):
+        return []
     try:
         done = await run_tool(variant, "--table", table, "--list-rules", chain)
     except FlannelError:

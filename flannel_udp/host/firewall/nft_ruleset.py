@@ -10,9 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flannel_udp.host.family import family_of
+from flannel_udp.host.firewall.nft_chains import Chain
 from flannel_udp.host.firewall.ruleset import (
     ACCEPTED,
+    ANYTHING,
     GOES_ON,
+    HANDED_OVER,
     RETURNS,
     Fate,
     Packet,
@@ -27,6 +30,10 @@ from flannel_udp.host.firewall.ruleset import (
 
 _IPTABLES_PRIORITIES = {"raw": (-300,), "mangle": (-150,), "nat": (-100, 100), "filter": (0,), "security": (50,)}
 _IPTABLES_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+BRIDGE_FAMILY = "bridge"
+_GO_ON = {"counter", "last", "log", "mangle", "notrack", "secmark", "dup", "flow", "reset", "optstrip"}
+_GO_ON |= {"ct helper", "ct timeout", "ct expectation"}
+"""Statements that do something on the way, always."""
 _VERDICTS = {"accept": ACCEPTED, "drop": "drop", "return": RETURNS, "continue": GOES_ON}
 
 
@@ -42,27 +49,47 @@ class Meeting(NamedTuple):
 def meetings(document: Mapping[str, Any], hook: str, packet: Packet) -> Iterator[Meeting]:
     """Yield what becomes of the packet in every base chain of the hook: ``input``, ``forward``, or another."""
     items: Sequence[Mapping[str, Any]] = document.get("nftables", [])
+    bases = [base for item in items if (base := item.get("chain")) is not None and _is_met(base, hook, packet)]
     rules: dict[tuple[str, str], dict[str, list[Rule]]] = {}
-    for item in items:
-        if (rule := item.get("rule")) is not None:
-            chains = rules.setdefault((rule["family"], rule["table"]), {})
-            chains.setdefault(rule["chain"], []).extend(_rules(rule, packet))
-    for item in items:
-        chain = item.get("chain")
-        if chain is None or chain.get("hook") != hook or chain.get("type") not in ("filter", "route"):
-            continue
-        family, table, name = chain["family"], chain["table"], chain["name"]
-        if family not in ("inet", family_of(packet.version).nft, "netdev") or is_iptables(chain):
-            continue
-        if family == "netdev" and packet.iif not in _values(chain.get("dev", packet.iif)):
-            continue
-        yield Meeting(family, table, name, fate_in(rules.get((family, table), {}), name, chain.get("policy", "accept")))
+    for rule in (item["rule"] for item in items if bases and "rule" in item):
+        chains = rules.setdefault((rule["family"], rule["table"]), {})
+        chains.setdefault(rule["chain"], []).extend(_rules(rule, packet))
+    by = {"ingress": packet.iif, "egress": packet.oif}.get(hook)
+    for base in bases:
+        family, table, name = base["family"], base["table"], base["name"]
+        concerned = by is None or _is_for(base.get("dev"), by)
+        if concerned is not False:
+            fate = fate_in(rules.get((family, table), {}), name, base.get("policy", "accept"))
+            yield Meeting(family, table, name, fate if concerned else fate.doubted())
 
 
-def is_iptables(chain: Mapping[str, Any]) -> bool:
+def _is_met(chain: Mapping[str, Any], hook: str, packet: Packet) -> bool:
+    """Tell whether it is a base chain of the hook that judges packets of this kind."""
+    if chain.get("hook") != hook or chain.get("type") not in ("filter", "route"):
+        return False
+    family = chain["family"]
+    if (family == BRIDGE_FAMILY) is not packet.bridged or family not in families_of(packet.version):
+        return False
+    return not is_iptables(Chain(family, chain["table"], chain["name"], chain["prio"]))
+
+
+def _is_for(devices: Any, name: str) -> bool | None:
+    """Tell whether a chain of these devices meets what comes, or goes, by that one; ``None``: nobody says."""
+    if devices is None:
+        return None
+    held = {is_device(pattern, name) for pattern in _values(devices)}
+    return True in held or (None if None in held else False)
+
+
+def families_of(version: int) -> tuple[str, ...]:
+    """Return the families of tables that packets of an IP version may meet."""
+    return "inet", family_of(version).nft, "netdev", BRIDGE_FAMILY
+
+
+def is_iptables(chain: Chain) -> bool:
     """Tell whether a base chain is one that iptables-nft makes, and lists: another priority is "incompatible"."""
-    priorities = _IPTABLES_PRIORITIES.get(chain["table"], ())
-    return chain["family"] in ("ip", "ip6") and chain["name"] in _IPTABLES_CHAINS and chain["prio"] in priorities
+    priorities = _IPTABLES_PRIORITIES.get(chain.table, ())
+    return chain.family in ("ip", "ip6") and chain.name in _IPTABLES_CHAINS and chain.priority in priorities
 
 
 def _rules(rule: Mapping[str, Any], packet: Packet) -> list[Rule]:
@@ -71,7 +98,7 @@ def _rules(rule: Mapping[str, Any], packet: Packet) -> list[Rule]:
     try:
         return list(_understood(rule["expr"], text, packet))
     except (AttributeError, KeyError, TypeError, ValueError):  # of a later nft, say
-        return [Rule(None, does, "", text) for does in (ACCEPTED, "drop")]
+        return [Rule(None, ANYTHING, "", text)]
 
 
 def _understood(statements: Sequence[Any], text: str, packet: Packet) -> Iterator[Rule]:
@@ -87,17 +114,18 @@ def _understood(statements: Sequence[Any], text: str, packet: Packet) -> Iterato
                     yield Rule(both([*conditions, holds]), *verdict, text)
             case "xt":  # of iptables, whose words nft has not
                 raise ValueError(kind)
-            case "limit":
-                conditions.append(None)
-            case "queue":
-                conditions.append(None)
-                does = ACCEPTED
+            case "queue" | "fwd" | "synproxy":
+                does = HANDED_OVER
             case "reject":
                 does = "drop"
             case "jump" | "goto":
                 does, target = kind, content["target"]
             case _ if kind in _VERDICTS:
                 does = _VERDICTS[kind]
+            case "set" | "map" if "stmt" not in content:
+                pass
+            case _ if kind not in _GO_ON:  # a limit, a quota, or of a later nft: what comes next may not be done
+                conditions.append(None)
     yield Rule(both(conditions), does, target, text)
 
 
@@ -106,7 +134,7 @@ def _verdicts(content: Mapping[str, Any], packet: Packet) -> Iterator[tuple[bool
     data = content.get("data")
     pairs = data.get("set") if isinstance(data, dict) else None
     if not isinstance(pairs, list):  # a named map: anything may be in there
-        yield from ((None, (does, "")) for does in (ACCEPTED, "drop"))
+        yield None, (ANYTHING, "")
         return
     for value, verdict in pairs:
         ((kind, where),) = verdict.items()
@@ -129,7 +157,7 @@ def _has_header(subject: tuple[str, str, str], packet: Packet) -> bool | None:
     kind, protocol, _ = subject
     if kind != "payload" or protocol in ("th", "ether"):
         return True
-    if protocol in ("ip", "ip6"):
+    if protocol in ("ip", "ip6", "arp"):
         return protocol == family_of(packet.version).nft
     return is_protocol([protocol], packet)
 
@@ -152,6 +180,10 @@ def _holds(subject: tuple[str, str, str], values: Sequence[Any], packet: Packet)
             holds = any(is_device(text, packet.iif) for text in texts) if packet.iif else None
         case ("meta", _, "oifname" | "oif"):
             holds = any(is_device(text, packet.oif) for text in texts) if packet.oif else None
+        case ("meta", _, "ibrname"):
+            holds = any(is_device(text, packet.from_bridge) for text in texts) if packet.from_bridge else None
+        case ("meta", _, "obrname"):
+            holds = any(is_device(text, packet.to_bridge) for text in texts) if packet.to_bridge else None
         case ("meta", _, "l4proto") | ("payload", "ip", "protocol") | ("payload", "ip6", "nexthdr"):
             holds = is_protocol([str(value) for value in values], packet)
         case ("meta", _, "nfproto"):
@@ -159,9 +191,9 @@ def _holds(subject: tuple[str, str, str], values: Sequence[Any], packet: Packet)
         case ("meta", _, "protocol") | ("payload", "ether", "type"):
             holds = family_of(packet.version).nft in texts
         case ("payload", "ip" | "ip6", "saddr"):
-            holds = is_inside([_network(value) for value in values], packet.source)
+            holds = is_inside([_network(value) for value in values], packet.source, packet.outside)
         case ("payload", "ip" | "ip6", "daddr"):
-            holds = is_inside([_network(value) for value in values], packet.destination)
+            holds = is_inside([_network(value) for value in values], packet.destination, packet.outside)
         case ("payload", "tcp" | "udp" | "th", "dport"):
             holds = is_port([_range(value) for value in values], packet)
         case ("ct", _, "status"):

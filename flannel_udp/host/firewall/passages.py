@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.family import family_of
 from flannel_udp.host.firewall.mixture import legacy_tables
-from flannel_udp.host.firewall.nft_ruleset import is_iptables, meetings
+from flannel_udp.host.firewall.nft_chains import Chain, list_chains
+from flannel_udp.host.firewall.nft_ruleset import families_of, is_iptables, meetings
 from flannel_udp.host.firewall.ruleset import Packet, fate_in, parse_iptables
-from flannel_udp.host.firewall.tool import run_tool
+from flannel_udp.host.firewall.tool import ToolMissing, run_tool
 from flannel_udp.model import Address, Degradation, Prefix
 
 CHAINS_MAX = 1_000
@@ -27,6 +28,9 @@ CHAINS_MAX = 1_000
 _TABLES = ("raw", "mangle", "filter")  # as a packet meets them; nobody drops in nat
 BRIDGE = "cni0"
 """The pods', where none is there yet."""
+_SIDES = (("-s", "saddr"), ("-d", "daddr"))
+ON_LINK = "other hosts on the link"
+"""Those whose packets take no tunnel, where DirectRouting is on."""
 
 
 class Opening(NamedTuple):
@@ -81,8 +85,10 @@ class Passage:
     """What a firewall does that drops it."""
     lets_pass: Sequence[tuple[str, str]]
     """Each rule that lets it pass: iptables' conditions, and nft's."""
-    opening: Opening | None = None
-    """What lets it in, where it comes in."""
+    firewalld: str
+    """What firewall-cmd has to add: a rule in firewalld's table is refused (its flag "owner"), or gone at a reload."""
+    ufw: str | None = None
+    """ufw's own command, where there is one."""
 
 
 class Closed(NamedTuple):
@@ -105,42 +111,71 @@ class RuleSets:
 
 
 def outer_passages(
-    opening: Opening, interface: str, own: Address | None, other: Address | None, *, version: int
+    opening: Opening,
+    interface: str,
+    own: Address | None,
+    other: Address | None,
+    *,
+    version: int,
+    overlay: Prefix | None,
 ) -> list[Passage]:
-    """Return how outer packets come in and leave."""
+    """Return how outer packets come in and leave; `other` hosts may be any, but none in the `overlay` network."""
     rule, protocol, port = [(opening.iptables, opening.nft)], opening.protocol, opening.port
-    came = Packet(interface, "", protocol, port, other, own, local=True, version=version)
-    sent = Packet("", interface, protocol, port, own, other, version=version)
+    came = Packet(interface, "", protocol, port, other, own, local=True, version=version, outside=overlay)
+    sent = Packet("", interface, protocol, port, own, other, version=version, outside=overlay)
     nobody = f"this host's own firewall drops {opening.what}: nothing of other hosts reaches pods"
     nowhere = f"this host's own firewall drops what leaves for {opening.what}: nothing of pods reaches other hosts"
     return [
-        Passage(came, ("ingress", "prerouting", "input"), nobody, rule, opening),
-        Passage(sent, ("output", "postrouting"), nowhere, rule),
+        Passage(came, ("ingress", "prerouting", "input"), nobody, rule, opening.firewalld, opening.ufw),
+        Passage(sent, ("output", "postrouting", "egress"), nowhere, rule, f"--policy=NAME {opening.firewalld}"),
     ]
 
 
 def pods_passages(
-    device: str, network: Prefix, other: Address, pods: Sequence[Address], bridge: str = BRIDGE
+    device: str,
+    network: Prefix,
+    other: Address,
+    pods: Sequence[Address],
+    bridge: str = BRIDGE,
+    *,
+    hosts: str = "other hosts",
 ) -> list[Passage]:
     """Return how packets of other hosts' pods come to ours behind `bridge`, and those of ours to them.
 
-    The first of `pods` stands for all of ours; for the others somebody may have rules of their own.
+    `other` is one of the pods on those `hosts` that are reached by `device`. The first of `pods` stands for all of
+    ours; for the others somebody may have rules of their own.
     """
-    family = family_of(network)
-    sides = (("-s", "saddr"), ("-d", "daddr"))
-    rules = [(f"{side} {network}", f"{family.nft} {word} {network}") for side, word in sides]
-    hooks = ("ingress", "prerouting", "forward", "postrouting")
-    drops = "this host's own firewall drops what"
+    hooks = ("ingress", "prerouting", "forward", "postrouting", "egress")
+    version = network.version
     found = []
     for number, address in enumerate(pods):
         name, sends = (f"our pod {address}", "sends") if number else ("our pods", "send")
-        come = Packet(device, bridge, source=other, destination=address, version=family.version)
-        leave = Packet(bridge, device, source=address, destination=other, version=family.version)
+        come = Packet(device, bridge, source=other, destination=address, version=version)
+        leave = Packet(bridge, device, source=address, destination=other, version=version)
         found += [
-            Passage(come, hooks, f"{drops} other hosts send to {name}", rules),
-            Passage(leave, hooks, f"{drops} {name} {sends} to other hosts", rules),
+            _pods_passage(come, hooks, f"{hosts} send to {name}", network),
+            _pods_passage(leave, hooks, f"{name} {sends} to {hosts}", network),
         ]
     return found
+
+
+def bridge_passages(bridge: str, network: Prefix, other: Address, pod: Address) -> list[Passage]:
+    """Return how the same packets pass our pods' bridge, whose own hooks meet them as well, in frames."""
+    come = Packet("", source=other, destination=pod, version=network.version, to_bridge=bridge)
+    leave = Packet("", source=pod, destination=other, version=network.version, from_bridge=bridge)
+    return [
+        _pods_passage(come, ("output", "postrouting"), "other hosts send to our pods", network),
+        _pods_passage(leave, ("prerouting", "input"), "our pods send to other hosts", network),
+    ]
+
+
+def _pods_passage(packet: Packet, hooks: Sequence[str], lost: str, network: Prefix) -> Passage:
+    family = family_of(network)
+    rules = [(f"{side} {network}", f"{family.nft} {word} {network}") for side, word in _SIDES]
+    if packet.bridged:  # there, what finds the neighbours passes, too
+        rules.insert(0, ("", "meta l4proto ipv6-icmp" if packet.version == 6 else "ether type arp"))
+    trust = f"--zone=trusted --add-source={network}"
+    return Passage(packet, hooks, f"this host's own firewall drops what {lost}", rules, trust)
 
 
 def judge(rules: RuleSets, passages: Sequence[Passage]) -> tuple[Closed | None, list[str]]:
@@ -165,6 +200,8 @@ async def find_closed(questions: Sequence[Sequence[Passage]]) -> list[Degradatio
 
 def _by_iptables(rules: RuleSets, passage: Passage) -> Iterator[Closed | str]:
     """Yield what closes the passage, and what may."""
+    if passage.packet.bridged:
+        return
     for (tool, table), listing in rules.listings.items():
         chains, policies = parse_iptables(listing, passage.packet)
         where = tool if table == "filter" else f"{tool} -t {table}"
@@ -174,8 +211,10 @@ def _by_iptables(rules: RuleSets, passage: Passage) -> Iterator[Closed | str]:
             if fate.dropped_by is None:
                 continue
             mend = " && ".join(f"{where} -I {chain} {rule} -j ACCEPT" for rule, _ in passage.lets_pass)
-            if passage.opening is not None and any(name.startswith("ufw") for name in chains):
-                mend = passage.opening.ufw
+            if "INPUT_ZONES" in chains:  # firewalld's, with FirewallBackend=iptables
+                mend = _by_firewalld(passage)
+            elif passage.ufw is not None and any(name.startswith("ufw") for name in chains):
+                mend = passage.ufw
             yield Closed(f"{passage.lost}: {where}: {fate.dropped_by}", mend)
 
 
@@ -188,54 +227,69 @@ def _by_nft(rules: RuleSets, passage: Passage) -> Iterator[Closed | str]:
                 continue
             insert = f"nft insert rule {met.family} {met.table} {met.chain}"
             mend = " && ".join(f"{insert} {rule} accept" for _, rule in passage.lets_pass)
-            if passage.opening is not None and met.table == "firewalld":
-                mend = f"firewall-cmd --permanent {passage.opening.firewalld} && firewall-cmd --reload"
+            if met.table == "firewalld":
+                mend = _by_firewalld(passage)
             yield Closed(f"{passage.lost}: {where}: {met.fate.dropped_by}", mend)
+
+
+def _by_firewalld(passage: Passage) -> str:
+    return f"firewall-cmd --permanent {passage.firewalld} && firewall-cmd --reload"
 
 
 async def read_rules(version: int = 4) -> RuleSets:
     """Read all rules of this network namespace for one IP version; where a tool finds no table there are none.
 
-    Only tables that are there: to list another one by iptables would make it.
+    Only tables that are there: to list another one by iptables would make it. Raises `FlannelError`.
     """
     family = family_of(version)
-    variants = f"{family.iptables}-nft", f"{family.iptables}-legacy"
-    chains = [item["chain"] for item in await _nft("list", "chains") or () if "chain" in item]
-    sizes = Counter((chain["family"], chain["table"]) for chain in chains)
-    hooked = [chain for chain in chains if "hook" in chain]
-    of_iptables = {chain["table"] for chain in hooked if is_iptables(chain) and chain["family"] == family.nft}
-    own = {(chain["family"], chain["table"]) for chain in hooked if not is_iptables(chain)}
+    chains = await asyncio.to_thread(list_chains)
+    sizes = Counter((chain.family, chain.table) for chain in chains)
+    hooked = [chain for chain in chains if chain.priority is not None and chain.family in families_of(version)]
+    of_iptables = {chain.table for chain in hooked if is_iptables(chain)}
     items: list[Mapping[str, Any]] = []
     unread = []
-    for kind, table in sorted(own):
+    for kind, table in sorted({(chain.family, chain.table) for chain in hooked if not is_iptables(chain)}):
         if sizes[kind, table] > CHAINS_MAX:
             unread.append(f"nftables: table {table}: {sizes[kind, table]:,} chains")
-        elif (content := await _nft("-t", "list", "table", kind, table)) is None:  # -t: without what is in its sets
-            unread.append(f"nftables: table {table}: nft cannot list it")
-        else:
-            items += content
-    present = dict(zip(variants, (of_iptables if chains else {"filter"}, legacy_tables(version)), strict=True))
+            continue
+        try:
+            items += await _nft("-t", "list", "table", kind, table)  # -t: without what is in its sets
+        except FlannelError as why:
+            unread.append(f"nftables: table {table}: {why}")
+    _name_devices(items, hooked)
+    present = {f"{family.iptables}-nft": of_iptables, f"{family.iptables}-legacy": legacy_tables(version)}
     listings = {}
     for variant, table in ((variant, table) for variant in present for table in _TABLES if table in present[variant]):
-        if (text := await _output(variant, "-t", table, "-S")) is not None:
-            listings[variant, table] = text
-        elif chains or variant == variants[1]:  # it is there: nft's own rules in iptables' tables, say
-            unread.append(f"{variant}: table {table}: {variant} cannot list it")
+        try:
+            listings[variant, table] = await _output("iptables", variant, "-t", table, "-S")
+        except FlannelError as why:  # nft's own rules in iptables' tables, say
+            unread.append(f"{variant}: table {table}: {why}")
     return RuleSets(listings, {"nftables": items}, unread)
 
 
-async def _nft(*words: str) -> list[Mapping[str, Any]] | None:
+def _name_devices(items: Sequence[Mapping[str, Any]], chains: Sequence[Chain]) -> None:
+    """Have nft's document say which devices a chain is for: that of nft 1.0.6 does not, though its text does."""
+    devices = {(chain.family, chain.table, chain.name): chain.devices for chain in chains}
+    for chain in (item["chain"] for item in items if item.get("chain", {}).get("hook") in ("ingress", "egress")):
+        if (known := devices.get((chain["family"], chain["table"], chain["name"]))) is not None:
+            chain["dev"] = known
+
+
+async def _nft(*words: str) -> list[Mapping[str, Any]]:
     try:
-        document = await asyncio.to_thread(json.loads, await _output("nft", "-j", *words) or "")
+        document = await asyncio.to_thread(json.loads, await _output("nftables", "nft", "-j", *words))
     except ValueError:
-        return None
+        raise FlannelError("nft cannot list it") from None
     items = document.get("nftables", []) if isinstance(document, dict) else []
     return [item for item in items if isinstance(item, dict)]
 
 
-async def _output(*command: str) -> str | None:
+async def _output(package: str, tool: str, *words: str) -> str:
+    """Return what a tool of that package lists. Raises `FlannelError`, in few words, where it does not."""
     try:
-        done = await run_tool(*command)
-    except FlannelError:
-        return None
-    return done.output if done.status == 0 else None
+        done = await run_tool(tool, *words)
+    except ToolMissing:
+        raise FlannelError(f"{tool} is missing: install {package}") from None
+    if done.status != 0:
+        raise FlannelError(f"{tool} cannot list it")
+    return done.output

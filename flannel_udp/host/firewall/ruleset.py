@@ -6,14 +6,16 @@ A condition that is not understood is a doubt, and both ways are followed: only 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from ipaddress import ip_network
 from typing import NamedTuple
 
-from flannel_udp.model import Address
+from flannel_udp.model import Address, Prefix
 
 ACCEPTED, GOES_ON, RETURNS = "accepted", "goes on", "returns"
 """What a chain may do with a packet beside dropping it, which is told by the rule's text."""
+HANDED_OVER, ANYTHING = "handed over", "anything"
+"""What else a rule may do: give it to a program or a proxy, which accepts or drops it; nobody here knows what."""
 
 
 class Packet(NamedTuple):
@@ -29,6 +31,16 @@ class Packet(NamedTuple):
     """Whether it is for this host itself."""
     version: int = 4
     """IP version."""
+    outside: Prefix | None = None
+    """Where an address that may be any is not, for sure."""
+    from_bridge: str = ""
+    to_bridge: str = ""
+    """By which bridge a frame comes, or goes, that has this packet: what a bridge's own hooks see of it."""
+
+    @property
+    def bridged(self) -> bool:
+        """Whether it is met there, and not by IP's hooks."""
+        return bool(self.from_bridge or self.to_bridge)
 
 
 class Rule(NamedTuple):
@@ -36,7 +48,7 @@ class Rule(NamedTuple):
 
     matches: bool | None
     does: str
-    """`ACCEPTED`, `GOES_ON`, `RETURNS`, ``drop``, or ``jump`` and ``goto``, to `target`."""
+    """`ACCEPTED`, `GOES_ON`, `RETURNS`, `HANDED_OVER`, `ANYTHING`, ``drop``, or ``jump`` and ``goto``, to `target`."""
     target: str
     text: str
 
@@ -49,6 +61,10 @@ class Fate(NamedTuple):
 
     dropped_by: str | None = None
     doubts: tuple[str, ...] = ()
+
+    def doubted(self) -> Fate:
+        """Return what it is where nobody can tell whether the packet meets that chain."""
+        return self if self.dropped_by is None else Fate(doubts=(*self.doubts, self.dropped_by))
 
 
 def fate_in(chains: Chains, chain: str, policy: str) -> Fate:
@@ -69,6 +85,8 @@ def _outcomes(chains: Chains, name: str, above: frozenset[str]) -> set[str]:
             one = _outcomes(chains, rule.target, above | {name})
             if one & {GOES_ON, RETURNS}:
                 one = one - {GOES_ON, RETURNS} | {GOES_ON if rule.does == "jump" else RETURNS}
+        elif rule.does in (HANDED_OVER, ANYTHING):
+            one = {ACCEPTED, rule.text} | ({GOES_ON} if rule.does == ANYTHING else set())
         else:
             one = {rule.text if rule.does == "drop" else rule.does}
         found |= one - {GOES_ON}
@@ -102,15 +120,22 @@ def parse_iptables(listing: str, packet: Packet) -> tuple[Chains, Mapping[str, s
         if words[:1] in (["-P"], ["-N"]):
             chains[words[1]] = []
         elif words[:1] == ["-A"]:
-            chains.setdefault(words[1], []).append(_iptables_rule(words[2:], line, packet))
+            chains.setdefault(words[1], []).append(_iptables_rule(words[2:], line, packet, chains))
     return chains, policies
 
 
+# iptables-extensions(8), and what each module of the kernel returns.
 _TARGETS = {"ACCEPT": ACCEPTED, "DROP": "drop", "REJECT": "drop", "RETURN": RETURNS}
-_GO_ON = {"LOG", "NFLOG", "MARK", "CONNMARK", "TRACE", "CT", "TCPMSS", "SECMARK", "AUDIT", "SET", "NOTRACK"}
+_TARGETS |= dict.fromkeys(("NFQUEUE", "QUEUE", "SYNPROXY", "TPROXY"), HANDED_OVER)
+_TARGETS |= dict.fromkeys(("LOG", "NFLOG", "ULOG", "AUDIT", "TRACE", "LED", "RATEEST", "IDLETIMER", "TEE"), GOES_ON)
+_TARGETS |= dict.fromkeys(("MARK", "CONNMARK", "SECMARK", "CONNSECMARK", "HMARK", "CLASSIFY", "SET"), GOES_ON)
+_TARGETS |= dict.fromkeys(("CT", "NOTRACK", "FLOWOFFLOAD", "TCPMSS", "TCPOPTSTRIP", "CHECKSUM"), GOES_ON)
+_TARGETS |= dict.fromkeys(("TOS", "DSCP", "ECN", "TTL", "HL", "SNPT", "DNPT"), GOES_ON)
+_CONDITIONS = {"socket", "rpfilter", "eui64", "ah", "frag", "rt", "dst", "hbh"}
+"""Matches that are conditions without any option."""
 
 
-def _iptables_rule(words: Sequence[str], text: str, packet: Packet) -> Rule:
+def _iptables_rule(words: Sequence[str], text: str, packet: Packet, chains: Container[str]) -> Rule:
     conditions: list[bool | None] = []
     does, target, negated, index = GOES_ON, "", False, 0
     while index < len(words):
@@ -121,9 +146,9 @@ def _iptables_rule(words: Sequence[str], text: str, packet: Packet) -> Rule:
             continue
         if word in ("-j", "-g"):
             goes = {"-j": "jump", "-g": "goto"}[word]
-            does, target = (GOES_ON if value in _GO_ON else _TARGETS.get(value, goes)), value
+            does, target = (goes if value in chains else _TARGETS.get(value, ANYTHING)), value
             break  # what follows are the target's options
-        holds = True if word in ("-m", "--comment") else _iptables_condition(word, value, packet)
+        holds = _iptables_condition(word, value, packet)
         conditions.append(None if holds is None else holds is not negated)
         negated = False
         while index < len(words) and not words[index].startswith("-") and words[index] != "!":
@@ -134,6 +159,10 @@ def _iptables_rule(words: Sequence[str], text: str, packet: Packet) -> Rule:
 def _iptables_condition(word: str, value: str, packet: Packet) -> bool | None:
     holds: bool | None = None
     match word:
+        case "-m":
+            holds = None if value in _CONDITIONS else True
+        case "--comment":
+            holds = True
         case "-i":
             holds = is_device(value.replace("+", "*"), packet.iif)
         case "-o":
@@ -141,9 +170,9 @@ def _iptables_condition(word: str, value: str, packet: Packet) -> bool | None:
         case "-p":
             holds = value == "all" or is_protocol([value], packet)
         case "-s":
-            holds = is_inside([value], packet.source)
+            holds = is_inside([value], packet.source, packet.outside)
         case "-d":
-            holds = is_inside([value], packet.destination)
+            holds = is_inside([value], packet.destination, packet.outside)
         case "--dport" | "--dports":
             holds = is_port([_range(part) for part in value.split(",")], packet)
         case "--ctstate" | "--state":
@@ -184,14 +213,19 @@ def is_protocol(names: Iterable[str], packet: Packet) -> bool | None:
     return packet.protocol in {_PROTOCOLS.get(name, name) for name in names}
 
 
-def is_inside(networks: Iterable[str], address: Address | None) -> bool | None:
-    """Tell whether the address is in one of these."""
-    if address is None:
-        return None
+def is_inside(networks: Iterable[str], address: Address | None, outside: Prefix | None = None) -> bool | None:
+    """Tell whether the address is in one of these; `outside`: where one that may be any is not."""
     try:
-        return any(address in ip_network(network, strict=False) for network in networks)
+        known = [ip_network(network, strict=False) for network in networks]
     except ValueError:
         return None
+    if address is not None:
+        return any(address in network for network in known)
+    if outside is not None and all(
+        network.network_address in outside and network.prefixlen >= outside.prefixlen for network in known
+    ):
+        return False
+    return None
 
 
 def is_port(ranges: Sequence[tuple[int, int] | None], packet: Packet) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from flannel_udp.host import links
 from flannel_udp.host.lookup.diversions import find_pods
 from flannel_udp.host.lookup.question import DeviceNames
 from flannel_udp.host.neighbours import NUD_FAILED, NUD_INCOMPLETE, list_neighbours
@@ -20,6 +21,8 @@ class KnownPods(NamedTuple):
 
     bridge: str
     addresses: Sequence[Address] = ()
+    is_bridge: bool = False
+    """Whether it is one: another device may have been given an address of our subnet."""
 
 
 def known_pods(own: Prefix, device: int) -> KnownPods | None:
@@ -34,4 +37,6 @@ def known_pods(own: Prefix, device: int) -> KnownPods | None:
             if each.address in own and each.state not in (NUD_FAILED, NUD_INCOMPLETE)
         ]
         met.sort(key=lambda each: each.used_ago_s)
-        return KnownPods(DeviceNames(netlink)[pods.bridge], [each.address for each in met[:PODS_MAX]])
+        link = links.device(netlink, pods.bridge)
+        is_bridge = link is not None and link.kind == "bridge"
+        return KnownPods(DeviceNames(netlink)[pods.bridge], [each.address for each in met[:PODS_MAX]], is_bridge)
