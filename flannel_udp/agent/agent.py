@@ -42,7 +42,7 @@ from flannel_udp.agent.forwarding import Forwarding
 from flannel_udp.agent.gate import Gate
 from flannel_udp.agent.listening import answer_probes, keep_sockets, listen
 from flannel_udp.agent.peer_watch import PeerWatch
-from flannel_udp.agent.registry_away import degradations_of
+from flannel_udp.agent.registry_away import RegistryAway
 from flannel_udp.agent.state import AgentState, Rooms
 from flannel_udp.backend.protocol import Backend, Context, Network
 from flannel_udp.backend.table import BACKENDS
@@ -278,9 +278,11 @@ class Agent:
 
         peers = PeerTable(config.overlays, network.attrs, read_hop)
 
+        away = RegistryAway()
+
         def registry_away(trouble: RegistryError | None) -> None:
             errors.note("watch", None if trouble is None else str(trouble))
-            self._state.conditions.note("registry", degradations_of(trouble, keeper.left_s), said=True)
+            self._state.conditions.note("registry", away.degradations(trouble, keeper.left_s), said=True)
 
         sync = Synchroniser(
             *(registry, peers, gate, keeper.observe),
