@@ -33,6 +33,7 @@ from flannel_udp.admin import notify
 from flannel_udp.admin.claims import HostClaims
 from flannel_udp.admin.control_socket import ControlServer, control_server
 from flannel_udp.admin.show import status_lines
+from flannel_udp.agent import shared_address
 from flannel_udp.agent.asking import Asking, needs_of
 from flannel_udp.agent.documents import Documents
 from flannel_udp.agent.ending import clean, release
@@ -47,14 +48,13 @@ from flannel_udp.agent.state import AgentState, Rooms
 from flannel_udp.backend.protocol import Backend, Context, Network
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.control.allocation import Seeker
-from flannel_udp.control.entries import read_lease
 from flannel_udp.control.former import read_former
 from flannel_udp.control.lease import LeaseKeeper
 from flannel_udp.control.lease_safety import YIELD_S
 from flannel_udp.control.listing import list_subnets
 from flannel_udp.control.peers import PeerTable
 from flannel_udp.control.reload import reload_config
-from flannel_udp.control.retry import retry, wait_for_config
+from flannel_udp.control.retry import TellError, retry, wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.errors import FlannelError, RegistryError
 from flannel_udp.files import host_id as host_id_file
@@ -69,7 +69,7 @@ from flannel_udp.host.lookup.cut_off import refuse_cut_off
 from flannel_udp.host.own_addresses import OwnAddresses
 from flannel_udp.host.subnet_file import SubnetFile
 from flannel_udp.host.upkeep import Upkeep
-from flannel_udp.model import Degradation, Delta, Entry, Interface, Lease, LeaseAttrs
+from flannel_udp.model import Delta, Entry, Interface, Lease, LeaseAttrs
 from flannel_udp.netconf.config import NetworkConfig, parse_network_config
 from flannel_udp.options import Options
 from flannel_udp.registry import Registry
@@ -80,8 +80,6 @@ logger = logging.getLogger(__name__)
 
 # SIGTERM must end the agent within 2 s, whatever the registry and the firewall's tools do.
 END_TIMEOUT_S = 1.2
-CLAIMS_MAX = 3
-"""So many other hosts with our address are named."""
 TABLE_WAIT_S = 2.0
 """So long packets wait for the first table, then they are dropped, counted and answered while there is none."""
 
@@ -333,7 +331,8 @@ class Agent:
             keep = keep_sockets(entrances.listeners, entrances.server, self._state)
             tasks.create_task(keep, name="keep the unix sockets")
             if adopted is not None:
-                tasks.create_task(_compare_config(registry, config), name="compare the network configuration")
+                compare = _compare_config(registry, config, self._state.errors.noter("configuration"))
+                tasks.create_task(compare, name="compare the network configuration")
             tasks.create_task(self._reload(registry, config), name="reload when asked")
             for family in rooms.families:
                 tasks.create_task(family.firewall.run(), name="keep the firewall rules")
@@ -347,8 +346,19 @@ class Agent:
             while True:
                 await forwarding.hold_lease(config, adopted)
                 adopted = None
-                if (await wait_for_config(registry, _parse)).config != config:
+                if await self._read_config(registry) != config:
                     raise FlannelError("the network configuration has changed: start the agent again")
+
+    async def _read_config(self, registry: Registry) -> NetworkConfig:
+        """Return the registry's configuration once more; the phase is that only while there is none."""
+        note = self._state.errors.noter("configuration")
+
+        def tell(error: str | None) -> None:
+            note(error)
+            if error is not None:
+                self._state.enter("waiting for configuration")
+
+        return (await wait_for_config(registry, _parse, tell=tell)).config
 
     async def _hand_over(self, rooms: Rooms, entrances: _Entrances) -> None:
         """Wait for another process to take over; once it forwards end, and take nothing down."""
@@ -379,21 +389,7 @@ class Agent:
                 notify.notify_ready()
 
     def _note_claims(self, claims: Sequence[Entry]) -> None:
-        """Note who else has a subnet under our address: what is meant for us may go there."""
-        external = self._state.interface
-        ours = {ends.public_ip for ends in (external.v4, external.v6) if ends} if external else set()
-
-        def describe(entry: Entry) -> str:
-            who = "a copy of this host" if entry.mark == self._mark else "another host"
-            marks = f"its mark is {entry.mark:08x}, ours {self._mark:08x}"
-            attrs = read_lease(entry).attrs
-            shared = " and ".join(str(at) for at in (attrs.public_ip, attrs.public_ipv6) if at in ours)
-            flag = "--public-ip" if attrs.public_ip in ours else "--public-ipv6"
-            return f"{who} has {entry.key} under our address {shared} ({marks}): give each host its own, see {flag}"
-
-        found = [Degradation("identity", describe(entry)) for entry in claims[:CLAIMS_MAX]]
-        if more := len(claims) - len(found):
-            found.append(Degradation("identity", f"and {more} more hosts have"))
+        found = shared_address.degradations_of(claims, self._state.interface, self._mark)
         self._state.conditions.note("identity", found)
 
     def _say_stopping(self) -> None:
@@ -459,9 +455,9 @@ async def _adopt(takeover: Takeover, rooms: Rooms) -> Lease:
     return lease
 
 
-async def _compare_config(registry: Registry, in_force: NetworkConfig) -> None:
+async def _compare_config(registry: Registry, in_force: NetworkConfig, tell: TellError) -> None:
     """Say so if the configuration that came with the packet path is not the registry's any more."""
-    if (await wait_for_config(registry, _parse)).config != in_force:
+    if (await wait_for_config(registry, _parse, tell=tell)).config != in_force:
         logger.warning(
             "the network configuration in the registry is another one than that of the process we took over from, "
             "which stays in force: start the agent afresh, without --takeover, to use the new one"
