@@ -43,7 +43,7 @@ from flannel_udp.agent.gate import Gate
 from flannel_udp.agent.identity import degradations_of_claims, degradations_of_shared
 from flannel_udp.agent.listening import answer_probes, keep_sockets, listen
 from flannel_udp.agent.peer_watch import PeerWatch
-from flannel_udp.agent.registry_away import degradations_of
+from flannel_udp.agent.registry_away import RegistryAway
 from flannel_udp.agent.state import AgentState, Rooms
 from flannel_udp.backend.protocol import Backend, Context, Network
 from flannel_udp.backend.table import BACKENDS
@@ -54,7 +54,7 @@ from flannel_udp.control.lease_safety import YIELD_S
 from flannel_udp.control.listing import list_subnets
 from flannel_udp.control.peers import PeerTable, SharedSubnet
 from flannel_udp.control.reload import reload_config
-from flannel_udp.control.retry import retry, wait_for_config
+from flannel_udp.control.retry import TellError, retry, wait_for_config
 from flannel_udp.control.synchroniser import Synchroniser
 from flannel_udp.errors import FlannelError, RegistryError
 from flannel_udp.files import host_id as host_id_file
@@ -274,9 +274,11 @@ class Agent:
 
         peers = PeerTable(config.overlays, network.attrs, read_hop, config.may_lease)
 
+        away = RegistryAway()
+
         def registry_away(trouble: RegistryError | None) -> None:
             errors.note("watch", None if trouble is None else str(trouble))
-            self._state.conditions.note("registry", degradations_of(trouble, keeper.left_s), said=True)
+            self._state.conditions.note("registry", away.degradations(trouble, keeper.left_s), said=True)
 
         sync = Synchroniser(
             *(registry, peers, gate, keeper.observe),
@@ -327,7 +329,8 @@ class Agent:
             keep = keep_sockets(entrances.listeners, entrances.server, self._state)
             tasks.create_task(keep, name="keep the unix sockets")
             if adopted is not None:
-                tasks.create_task(_compare_config(registry, config), name="compare the network configuration")
+                compare = _compare_config(registry, config, self._state.errors.noter("configuration"))
+                tasks.create_task(compare, name="compare the network configuration")
             tasks.create_task(self._reload(registry, config), name="reload when asked")
             for family in rooms.families:
                 tasks.create_task(family.firewall.run(), name="keep the firewall rules")
@@ -343,8 +346,19 @@ class Agent:
             while True:
                 await forwarding.hold_lease(config, adopted)
                 adopted = None
-                if (await wait_for_config(registry, _parse)).config != config:
+                if await self._read_config(registry) != config:
                     raise FlannelError("the network configuration has changed: start the agent again")
+
+    async def _read_config(self, registry: Registry) -> NetworkConfig:
+        """Return the registry's configuration once more; the phase is that only while there is none."""
+        note = self._state.errors.noter("configuration")
+
+        def tell(error: str | None) -> None:
+            note(error)
+            if error is not None:
+                self._state.enter("waiting for configuration")
+
+        return (await wait_for_config(registry, _parse, tell=tell)).config
 
     async def _hand_over(self, rooms: Rooms, entrances: _Entrances) -> None:
         """Wait for another process to take over; once it forwards end, and take nothing down."""
@@ -445,9 +459,9 @@ async def _adopt(takeover: Takeover, rooms: Rooms) -> Lease:
     return lease
 
 
-async def _compare_config(registry: Registry, in_force: NetworkConfig) -> None:
+async def _compare_config(registry: Registry, in_force: NetworkConfig, tell: TellError) -> None:
     """Say so if the configuration that came with the packet path is not the registry's any more."""
-    if (await wait_for_config(registry, _parse)).config != in_force:
+    if (await wait_for_config(registry, _parse, tell=tell)).config != in_force:
         logger.warning(
             "the network configuration in the registry is another one than that of the process we took over from, "
             "which stays in force: start the agent afresh, without --takeover, to use the new one"

@@ -62,6 +62,7 @@ class Forwarding:
         self._config = rooms.config
         self._backend = rooms.backend
         self._swept = False  # what another backend left is removed
+        self._waiting = "waiting for a lease"  # what we do without one, and why
         self._gate = rooms.gate
         self._subnet = previous  # what subnet.env said last: the pods that run have their addresses from it
         self._env: subnet_env.SubnetEnv | None = None  # what subnet.env holds, while we serve
@@ -75,8 +76,8 @@ class Forwarding:
         An `adopted` lease is held already, and its table in force. Raises `FlannelError` for the loss itself if the
         options say so.
         """
-        if adopted is None and not self._keeper.claimed:
-            self._state.enter("waiting for a lease")
+        if adopted is None:
+            self._state.enter(self._waiting)
         lease = adopted or await self._keeper.acquire(config)
         yielded = yielded_file(self._options.state_dir, self._config.overlays[0], lease.attrs.found_by)
         forget_yielded(yielded)
@@ -98,7 +99,8 @@ class Forwarding:
         if self._options.on_lease_loss == "exit":
             raise FlannelError(loss)
         logger.error("%s", loss)
-        self._state.enter(f"waiting for a lease: {lost}" if self._keeper.claimed else "waiting for a lease", loss)
+        self._waiting = f"waiting for a lease: {lost}" if self._keeper.claimed else "waiting for a lease"
+        self._state.enter(self._waiting, loss)
         await self._sync.set_own(None)
 
     async def _set_up(self, lease: Lease) -> None:

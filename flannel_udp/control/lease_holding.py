@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from flannel_udp.control.allocation import describe_claim
 from flannel_udp.control.entries import read_lease
-from flannel_udp.control.lease_actions import Complain, Inspect, Lost, Measure, Outcome, Recovered, Renew
+from flannel_udp.control.lease_actions import Complain, Inspect, Lost, Measure, Outcome, Recovered, Renew, Take
 from flannel_udp.control.lease_phases import Holding, Idle, Inspection, Renewal, Rest, Step, Terms, Widening
 from flannel_udp.control.lease_safety import DOUBT_S, YIELD_S, Life, renew_delay_s, spread_s
 from flannel_udp.control.lease_widening import moved, not_widened, widen, widened
-from flannel_udp.errors import FlannelError, LeaseLost
+from flannel_udp.errors import FlannelError, LeaseLost, RegistryError
 from flannel_udp.model import Address, Entry, Lease, LeaseAttrs, Subnet
 from flannel_udp.registry.keys import format_key, format_value
 
@@ -47,7 +47,8 @@ def give_up_in_time(holding: Holding, now_s: float) -> Step:
 
 def renew(holding: Holding, terms: Terms, now_s: float) -> Step:
     """Renew the lease, and let it say what it is to say."""
-    return _renew(holding, terms, now_s, holding.lease.entry, inspected=False)
+    entry = holding.lease.entry
+    return _renewing(holding, terms, now_s, inspected=False), [Renew(entry, terms.attrs)]
 
 
 def renew_soon(holding: Holding, now_s: float) -> Holding:
@@ -64,7 +65,7 @@ def kept(holding: Holding, terms: Terms, now_s: float, outcome: Outcome) -> Step
             return (_inspected_elsewhere if elsewhere else _inspected)(holding, terms, now_s, outcome)
         case Renewal(attrs), Entry():
             lease = replace(holding.lease, attrs=attrs, entry=outcome)
-            return replace(holding, lease=lease, ours=_addresses(attrs)), [Measure(outcome)]
+            return replace(holding, lease=lease, ours=_addresses(attrs), taking=False), [Measure(outcome)]
         case Renewal() as renewal, float() | None:
             renewed = hold(holding.lease, terms, now_s, renewal.sent_s, outcome)
             renewed = replace(renewed, moving_to=holding.moving_to)
@@ -92,7 +93,7 @@ def observe(holding: Holding, terms: Terms, now_s: float, seen: Entry | None) ->
     ours = holding.lease.entry
     if seen is None:
         return _doubt(holding, now_s), []
-    if seen.revision == ours.revision:
+    if (seen.revision, seen.lease_id) == (ours.revision, ours.lease_id):  # a restored store counts from there again
         return holding, []
     taken = _taken(holding, terms, now_s, seen)
     if taken is not None and seen.revision > ours.revision:
@@ -100,9 +101,9 @@ def observe(holding: Holding, terms: Terms, now_s: float, seen: Entry | None) ->
     return _doubt(holding, now_s), []
 
 
-def _renew(holding: Holding, terms: Terms, now_s: float, entry: Entry, *, inspected: bool) -> Step:
+def _renewing(holding: Holding, terms: Terms, now_s: float, *, inspected: bool) -> Holding:
     renewal = Renewal(terms.attrs, now_s, inspected)
-    return replace(holding, doing=renewal, ours=holding.ours | _addresses(terms.attrs)), [Renew(entry, terms.attrs)]
+    return replace(holding, doing=renewal, ours=holding.ours | _addresses(terms.attrs))
 
 
 def _inspected(holding: Holding, terms: Terms, now_s: float, seen: Entry | None) -> Step:
@@ -110,7 +111,15 @@ def _inspected(holding: Holding, terms: Terms, now_s: float, seen: Entry | None)
         return replace(holding, doing=Inspection(elsewhere=True)), [Inspect(format_key(holding.moving_to))]
     if seen is None:
         return _lose(holding, f"{holding.lease.entry.key} was deleted from the registry or expired")
-    return _taken(holding, terms, now_s, seen) or _renew(holding, terms, now_s, seen, inspected=True)
+    taken = _taken(holding, terms, now_s, seen)
+    if taken is not None:
+        return taken
+    renewing = _renewing(holding, terms, now_s, inspected=True)
+    if _is_of_our_lease(holding, seen):
+        return renewing, [Renew(seen, terms.attrs)]
+    # Nobody else has the subnet meanwhile, so forwarding goes on, for as long as a doubt may last.
+    back = RegistryError(f"{seen.key} in the registry is older than what we wrote: restored from a backup?")
+    return replace(renewing, taking=True), [Complain(back, "taking it again"), Take(seen, terms.attrs)]
 
 
 def _inspected_elsewhere(holding: Holding, terms: Terms, now_s: float, seen: Entry | None) -> Step:  # noqa: ARG001 - as above
@@ -135,10 +144,11 @@ def _lose(holding: Holding, reason: str) -> Step:
 
 
 def _taken(holding: Holding, terms: Terms, now_s: float, seen: Entry) -> Step | None:
-    """Lose the lease if `seen`, which is under our key, is somebody else's; ``None`` if it is ours.
+    """Lose the lease if `seen`, which is under our key, is somebody else's by now; ``None`` if it is not.
 
-    A lease that we hold keeps its id; a person who makes a reservation of it, or writes it by hand, takes the id away.
-    Any other id is that of somebody with our address.
+    Any other lease's id than ours is that of somebody with our address, if it was written after us. Not the mark tells
+    that, but the revision: a copy of this host has our mark, and so has what an earlier run of ours wrote. A copy that
+    writes after a backup was restored may be below our revision still: then it sees that we take it, and yields.
     """
     try:
         attrs = read_lease(seen).attrs
@@ -147,10 +157,19 @@ def _taken(holding: Holding, terms: Terms, now_s: float, seen: Entry) -> Step | 
     holder = next((address for address in (attrs.public_ip, attrs.public_ipv6) if address in holding.ours), None)
     if holder is None:
         return _lose(holding, f"{seen.key} was taken by {attrs.found_by}")
-    if seen.mark == 0 or seen.lease_id == holding.lease.entry.lease_id:
+    may_be_ours = holding.taking and seen.mark == terms.mark
+    if _is_of_our_lease(holding, seen) or may_be_ours or seen.revision < holding.lease.entry.revision:
         return None
     claim = describe_claim(seen, holder, terms.mark)
     return Idle(now_s + YIELD_S), [Lost(holding.lease, claim, claimed=True)]
+
+
+def _is_of_our_lease(holding: Holding, seen: Entry) -> bool:
+    """Tell whether an entry under our key and address is of the lease that we hold.
+
+    That keeps its id; a person who makes a reservation of it, or writes it by hand, takes the id away.
+    """
+    return seen.mark == 0 or seen.lease_id == holding.lease.entry.lease_id
 
 
 def _try_later(holding: Holding, terms: Terms, now_s: float, error: FlannelError) -> Step:

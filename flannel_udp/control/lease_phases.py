@@ -138,6 +138,9 @@ class Holding:
     """Addresses that the entry may have by our own doing: also what was written and not confirmed."""
     moving_to: Subnet | None = None
     """A subnet with parts of more families that was chosen: perhaps the entry is its by now, and we were not told."""
+    taking: bool = False
+    """What the registry had of before our last write was to be taken again, and we were not told whether it was: an
+    entry under our key and our mark may be that."""
     doubt_until_s: float | None = None
     """Something spoke against us, and no renewal that was sent after it has succeeded: when we stop for that."""
 

@@ -57,6 +57,9 @@ def _judge_agents_registry(status: Status) -> Finding:
     for problem in status["problems"]:
         if problem.startswith(_AWAY):
             return fault("registry", f"{status['registry']}: {problem}", "mend the registry, or the way to it")
+    wrong = status.get("last_errors", {}).get("configuration")  # an older agent has none
+    if wrong is not None and not wrong["over"]:
+        return fault("registry", f"{status['registry']}: {wrong['text']}", "flannel-udp config put")
     networks = " and ".join(filter(None, (status["network"], status["ipv6_network"])))
     if not networks:
         return fault(

@@ -13,7 +13,7 @@ from flannel_udp.errors import RegistryError
 from flannel_udp.model import Change, Entry, Snapshot
 
 Tell = Callable[[RegistryError | None], None]
-"""Told what keeps a watch from following, when an outage begins; ``None`` as soon as the watch stands (again)."""
+"""Told what keeps a watch from following, whenever that is another reason; ``None`` as soon as it stands (again)."""
 
 
 class Registry(Protocol):
@@ -112,9 +112,9 @@ class Registry(Protocol):
     def watch(self, tell: Tell = ...) -> AsyncGenerator[Snapshot | Change, None]:
         """Yield a `Snapshot`, then what changes, for ever.
 
-        Compaction, disconnection and failover are handled inside: they are retried with back-off (one log line an
-        outage, one on recovery; `tell` hears of both) and end in what was missed, or in a fresh `Snapshot`. An
-        unreachable store yields nothing. Only `RegistryDenied` is raised.
+        Compaction, disconnection and failover are handled inside: they are retried with back-off (one log line for
+        each reason of an outage, one on recovery; `tell` hears of both) and end in what was missed, or in a fresh
+        `Snapshot`. An unreachable store yields nothing. Only `RegistryDenied` is raised.
         """
         ...
 

@@ -17,7 +17,7 @@ from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import ETCD_PORT, UNDERLAY_GATEWAY, Plan
-from tests.support.agents import Agent, log_of, peers_of, remains_of, subnet_of, wait_for, wait_for_peers
+from tests.support.agents import Agent, Log, log_of, peers_of, remains_of, subnet_of, wait_for, wait_for_peers
 from tests.support.by_hand import PREFIX, EtcdByHand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
@@ -119,6 +119,37 @@ def test_a_file_that_is_gone_for_a_while_is_an_outage_in_the_status_and_costs_no
     assert flow.lost == 0
     assert log.read_text().count("watching the subnets: ") == before + 2 * times
     assert "lost our subnet" not in log.read_text()
+
+
+def test_an_outage_that_goes_on_for_another_reason_says_so(pair: Lab) -> None:
+    h1, _ = pair.hosts
+    registry = pair.plan.registry_file
+    good, aside = registry.read_text(), registry.with_suffix(".new")
+    log = Log(h1)
+
+    def put(text: str) -> None:
+        aside.write_text(text)
+        aside.replace(registry)
+
+    def problem(reason: str) -> str:
+        wait_for(f"h1 shows {reason!r}", lambda: reason in "".join(h1.control("/v1/status")["problems"]))
+        (text,) = h1.control("/v1/status")["problems"]
+        assert text.startswith("the registry is away since ")
+        return str(text)
+
+    registry.unlink()
+    gone = problem("is gone: put it back")
+    time.sleep(1.1)
+    put("{")
+    broken = problem("line 1 column 2: not JSON")
+    since, _, _ = gone.partition(": registry file")
+    assert broken.startswith(f"{since}: registry file")
+    put(good)
+    wait_for("it is over", lambda: h1.control("/v1/status")["problems"] == [], promised(RETRY_S))
+    first, second, third = log.lines("watching the subnets: ")
+    assert "is gone" in first
+    assert "not JSON" in second
+    assert "works again" in third
 
 
 def test_a_file_in_a_read_only_folder_that_reserves_our_subnet_does(host: Host) -> None:

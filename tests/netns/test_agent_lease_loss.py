@@ -12,6 +12,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping
+from tests.netns.test_doctor import faults
 from tests.support.agents import Agent, Log, drops_of, remains_of, subnet_of, up_with_peers, wait_for, wait_for_peers
 from tests.support.by_hand import ByHand, by_hand
 from tests.support.flow import Flow
@@ -120,6 +121,22 @@ def test_forwarding_stops_while_another_holds_our_subnet_and_returns_with_it(two
     wait_for_peers([h1, h2])
     assert ping(h1.pods[0], [h2.pods[0].ip], PATIENCE_S) != [None]
     assert len(log.lines("are taken")) == 1  # once, however often it was tried
+
+
+def test_where_the_configuration_is_gone_as_well_it_is_that_which_is_waited_for(two_subnets: Lab) -> None:
+    h1, h2 = two_subnets.hosts
+    hand = by_hand(two_subnets)
+    hand.unconfigure()
+    hand.delete(key_of(h1))
+    wait_for("it waits", lambda: h1.control("/v1/status")["state"] == "waiting for configuration")
+    error = h1.control("/v1/status")["last_errors"]["configuration"]
+    assert "no network configuration" in error["text"]
+    assert not error["over"]
+    assert "no network configuration" in faults(h1)["registry"][0]
+    hand.configure(two_subnets.plan.config)
+    wait_for("ready again", h1.is_ready)
+    assert h1.control("/v1/status")["last_errors"]["configuration"]["over"]
+    wait_for_peers([h1, h2])
 
 
 def test_an_overwritten_key_means_another_subnet_when_one_is_free(registry: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ basicConstraints = critical,CA:FALSE
 keyUsage = critical,digitalSignature
 subjectKeyIdentifier = hash
 """
-_EC_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+P256 = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def make_authority(directory: Path, name: str) -> Pair:
     settings = directory / f"{name}.cnf"
     settings.write_text(_AUTHORITY)  # not the system's: extensions of two places add up
     _openssl(
-        "req", "-x509", *_EC_KEY, "-keyout", pair.keyfile, "-out", pair.certfile, "-days", "2", "-subj", f"/CN={name}",
+        "req", "-x509", *P256, "-keyout", pair.keyfile, "-out", pair.certfile, "-days", "2", "-subj", f"/CN={name}",
         "-config", settings,
     )  # fmt: skip
     return pair
@@ -64,9 +65,15 @@ def make_intermediate(directory: Path, name: str, root: Pair) -> Pair:
 
 
 def make_certificate(
-    directory: Path, name: str, authority: Pair, alternative_names: str, *, names_authority: bool = True
+    directory: Path,
+    name: str,
+    authority: Pair,
+    alternative_names: str,
+    *,
+    names_authority: bool = True,
+    key: Sequence[str] = P256,
 ) -> Pair:
-    """Make a certificate for `alternative_names`, such as ``IP:127.0.0.1,DNS:localhost``.
+    """Make a certificate for `alternative_names`, such as ``IP:127.0.0.1,DNS:localhost``, and its `key`.
 
     RFC 5280 wants it to name its authority's key; clusters have many without.
     """
@@ -74,7 +81,7 @@ def make_certificate(
     request, extensions = directory / f"{name}.csr", directory / f"{name}.ext"
     key_identifier = "keyid" if names_authority else "none"
     extensions.write_text(_LEAF + f"authorityKeyIdentifier={key_identifier}\nsubjectAltName={alternative_names}\n")
-    _openssl("req", *_EC_KEY, "-keyout", pair.keyfile, "-out", request, "-subj", f"/CN={name}")
+    _openssl("req", *key, "-keyout", pair.keyfile, "-out", request, "-subj", f"/CN={name}")
     _openssl(
         "x509", "-req", "-in", request, "-CA", authority.certfile, "-CAkey", authority.keyfile, "-CAcreateserial",
         "-days", "2", "-extfile", extensions, "-out", pair.certfile,

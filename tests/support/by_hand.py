@@ -47,6 +47,10 @@ class ByHand(ABC):
     def configure(self, config: Mapping[str, Any]) -> None:
         """Write the network configuration."""
 
+    @abstractmethod
+    def unconfigure(self) -> None:
+        """Remove the network configuration."""
+
     def choose_backend(self, kind: str) -> None:
         """Write the lab's network configuration with a backend of this type, and none of its options."""
         self.configure({**self._lab.plan.config, "Backend": {"Type": kind}})
@@ -78,6 +82,10 @@ class FileByHand(ByHand):
     def configure(self, config: Mapping[str, Any]) -> None:
         with self.document() as document:
             document["config"] = config
+
+    def unconfigure(self) -> None:
+        with self.document() as document:
+            del document["config"]
 
     @contextmanager
     def document(self) -> Iterator[dict[str, Any]]:
@@ -151,6 +159,9 @@ class EtcdByHand(ByHand):
 
     def configure(self, config: Mapping[str, Any]) -> None:
         self.etcdctl("put", f"{PREFIX}/config", json.dumps(config))
+
+    def unconfigure(self) -> None:
+        self.etcdctl("del", f"{PREFIX}/config")
 
 
 def by_hand(lab: Lab) -> ByHand:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from flannel_udp.errors import LeaseLost, SubnetTaken
 from flannel_udp.model import Change, Entry, Snapshot
 
 TTL_S = 600.0
+
+
+@dataclass(frozen=True)
+class Backup:
+    """What a store held at one moment. Of a lease it knows how long it was granted for, not how much was left."""
+
+    entries: dict[str, Entry]
+    revision: int
 
 
 class Store:
@@ -42,6 +51,15 @@ class Store:
 
     def next_end_s(self) -> float | None:
         return min(self._ends_s.values(), default=None)
+
+    def back_up(self) -> Backup:
+        return Backup(dict(self.entries), self.revision)
+
+    def restore(self, backup: Backup) -> None:
+        """Be as it was then, and count on from there. Who watches has to begin anew."""
+        self.entries, self.revision = dict(backup.entries), backup.revision
+        leases = {entry.lease_id for entry in self.entries.values() if not entry.reserved}
+        self._ends_s = dict.fromkeys(leases, self.now_s + TTL_S)
 
     def snapshot(self) -> Snapshot:
         return Snapshot(dict(self.entries), self.revision)

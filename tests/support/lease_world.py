@@ -47,7 +47,7 @@ from flannel_udp.model import Change, Entry, Lease, LeaseAttrs, Snapshot, Subnet
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry.keys import format_key, format_value
 from tests.support.backends import read_udp_hop
-from tests.support.lease_store import Store
+from tests.support.lease_store import Backup, Store
 
 T = TypeVar("T")
 Settle = Callable[[Result | FlannelError], list[Action]]
@@ -184,6 +184,7 @@ class Host:
                     self.holds = None
                     self.table.set_own(None)
                     self._world.losses += 1
+                    self._world.claims += action.claimed
                     self._world.later(0.01, self.life, self, lambda: self.machine.seek(self.clock_s()))
         if self.machine.lease is not None:
             self.until_s = self.machine.stop_s
@@ -235,6 +236,8 @@ class World:
         self.engines_stop = engines_stop
         self.now_s = 0.0
         self.losses = 0
+        self.claims = 0
+        """How many of the losses were to a host with the same address."""
         self.grants = 0
         self.widened = 0
         self._store_rate = 1 + self.random.uniform(-MAX_RATE_ERROR, MAX_RATE_ERROR)
@@ -268,6 +271,12 @@ class World:
         """Make the host's watch begin anew."""
         if host.connected:
             self.watch(host)
+
+    def restore(self, backup: Backup) -> None:
+        """Let the store go back to what it was, and all watches begin anew."""
+        self._touch_store().restore(backup)
+        for host in self.hosts:
+            self.compact(host)
 
     # Time.
 

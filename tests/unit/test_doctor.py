@@ -202,6 +202,16 @@ def test_a_registry_that_is_away_is_said_once_by_its_own_question() -> None:
     )
 
 
+@pytest.mark.parametrize("network", ["10.1.0.0/16", None], ids=["the lease was lost", "at the start"])
+def test_a_registry_without_a_configuration_is_a_fault_while_the_agent_waits_for_it(network: str | None) -> None:
+    text = "etcd at http://192.0.2.254:2379 holds no network configuration at /coreos.com/network/config"
+    for over, verdict in ((False, Verdict.FAULT), (True, Verdict.OK if network else Verdict.FAULT)):
+        errors = {"configuration": {"text": text, "ago_s": 1.0, "over": over}}
+        found = judge_registry(Known(status=status(registry="etcd", network=network, last_errors=errors)), Options())
+        assert found.verdict is verdict
+        assert (text in found.what) is not over
+
+
 def test_a_subnet_file_is_compared_with_the_agent() -> None:
     subnet = Subnet(IPv4Network("10.1.1.0/24"))
     env = SubnetEnv(IPv4Network("10.1.0.0/16"), subnet, 1472, False)

@@ -22,7 +22,7 @@ from flannel_udp.model import Entry, Lease
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.registry.keys import format_value
 from tests.support.backends import parse_config
-from tests.support.lease_store import TTL_S, Store
+from tests.support.lease_store import TTL_S, Backup, Store
 from tests.support.lease_world import Host, TwoOwnersError, World
 
 
@@ -31,6 +31,11 @@ def config_of(subnets: int, versions: tuple[int, ...] = (4,)) -> NetworkConfig:
     v4 = {"Network": "10.1.0.0/16", "SubnetMax": f"10.1.{subnets}.0"} if 4 in versions else {"EnableIPv4": False}
     v6 = {"EnableIPv6": True, "IPv6Network": "fd00:1::/48", "IPv6SubnetMax": f"fd00:1:0:{subnets:x}::"}
     return parse_config(json.dumps(v4 | v6 if 6 in versions else v4)).config
+
+
+def owners_of(backup: Backup) -> dict[str, int]:
+    """Return by which host's mark each key is, 0 for a reservation."""
+    return {key: entry.mark for key, entry in backup.entries.items()}
 
 
 def move(host: Host) -> None:
@@ -63,6 +68,7 @@ class Cluster(RuleBasedStateMachine):
         self.world = World(config_of(3, self.VERSIONS), self.HOSTS, seed)
         self.reserved = self.world.hosts[0]
         self.world.store.put(self.RESERVED, format_value(self.reserved.attrs), lease_id=0)
+        self.backup = self.world.store.back_up()
         self.world.start()
 
     @rule(seconds=st.sampled_from([0.01, 0.1, 1.0, 5.0, 20.0]))
@@ -106,6 +112,16 @@ class Cluster(RuleBasedStateMachine):
     @rule(host=host)
     def compact(self, host: int) -> None:
         self.world.compact(self.world.hosts[host])
+
+    @rule()
+    def back_up(self) -> None:
+        self.backup = self.world.store.back_up()
+
+    # A store that gives subnets to other hosts than those that had them has two owners until the watches show it.
+    @rule()
+    def restore(self) -> None:
+        if owners_of(self.backup) == owners_of(self.world.store.back_up()):
+            self.world.restore(self.backup)
 
     # A reservation is found by its address: the host that has one keeps it, and says other things.
     @rule(host=st.integers(1, HOSTS - 1))
@@ -175,11 +191,12 @@ TestCluster.settings = TestDualCluster.settings = TestIpv6Cluster.settings = set
 )
 
 
-def storm(world: World, rounds: int) -> Counter[str]:
+def storm(world: World, rounds: int, *, starts: bool = True) -> Counter[str]:
     """Let `rounds` times something happen to some host, and time pass; return what happened how often."""
     random = world.random
     happened: Counter[str] = Counter()
-    world.start()
+    if starts:
+        world.start()
     for _ in range(rounds):
         host = random.choice(world.hosts)
         what = random.choices(
@@ -268,6 +285,65 @@ def test_two_hosts_with_one_address_take_turns_of_ten_minutes_and_one_forwards(s
     # A turn ends when the other one takes it back, and each take is one grant; what is lost on the way adds a few.
     assert world.grants - grants <= hours * 3600 / YIELD_S * 1.2
     assert world.losses > 0
+
+
+@pytest.mark.parametrize("same_mark", [False, True], ids=["two hosts", "a copied host"])
+@pytest.mark.parametrize("seed", range(5))
+def test_two_hosts_with_one_address_take_turns_also_when_backups_are_restored(seed: int, same_mark: bool) -> None:
+    world = OneAddress(config_of(3), 2, seed)
+    first, second = world.hosts
+    second.attrs = first.attrs
+    if same_mark:
+        second.mark = first.mark
+    world.start()
+    world.run(60)
+    writes = 0
+    restores = 60
+    for _ in range(restores):
+        backup = world.store.back_up()
+        world.run(world.random.uniform(0, YIELD_S / 2))
+        world.restore(backup)
+        before = world.store.writes
+        world.run(YIELD_S / 2)
+        writes += world.store.writes - before
+        assert any(host.holds is not None for host in world.hosts)
+    # One takes back what the backup has of the other, or of an earlier turn, and the turns of ten minutes go on.
+    assert writes <= 2.2 * restores
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hosts_that_were_restarted_since_a_backup_go_on_when_it_is_restored(seed: int) -> None:
+    world = World(config_of(20), 8, seed)
+    world.start()
+    world.run(120)
+    held = [host.holds and host.holds.subnet for host in world.hosts]
+    assert None not in held
+    backup = world.store.back_up()
+    for host in world.hosts:
+        if world.random.random() < 0.7:
+            host.start()
+        world.run(world.random.uniform(0, 20))
+    world.run(60)
+    world.restore(backup)
+    for n in range(world.random.choice([0, 1000])):  # others write, too, and take no notice of ours
+        world.store.put(f"10.9.{n % 256}.0-24", b"{}", lease_id=0)
+    world.run(60)
+    assert [host.holds and host.holds.subnet for host in world.hosts] == held
+    assert world.claims == 0
+
+
+def test_backups_that_are_restored_at_any_time_end_in_one_lease_a_host() -> None:
+    for seed in range(10):
+        world = OneAddress(config_of(9, (4, 6)), 8, seed, tables=3, at_first=(4,))  # two owners until the watches tell
+        backup = world.store.back_up()
+        for _ in range(20):
+            storm(world, 20, starts=False)
+            world.restore(backup)
+            if world.random.random() < 0.5:
+                backup = world.store.back_up()
+        for host in world.hosts:
+            get_ipv6(host)
+        settle(world)
 
 
 class UnfencedStore(Store):

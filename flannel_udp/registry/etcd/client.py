@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 
 from flannel_udp.errors import RegistryDenied, RegistryError
 from flannel_udp.registry.etcd import etcd_pb2 as pb
+from flannel_udp.registry.etcd.cluster import Cluster, Stranger
 from flannel_udp.registry.etcd.connections import Connections
 from flannel_udp.registry.etcd.faults import (
     LeaseNotFound,
@@ -90,8 +91,8 @@ class EtcdClient:
         self._endpoints = tuple(endpoints)
         self._connections = Connections(self._endpoints, files)
         self._preferred = 0  # index of the endpoint that answered last
-        self._known_key = known_key  # one that we may read: what an answer about it says of its cluster is looked at
-        self._cluster_id = 0  # of the endpoint that answered first
+        self._known_key = known_key  # one that we may read: an answer about it says of which cluster it is
+        self._cluster = Cluster(len(self._endpoints))
         self._ours: set[int] = (
             set()
         )  # indices of the endpoints that are of that cluster, as they said since they failed
@@ -225,7 +226,7 @@ class EtcdClient:
         timeout_s = CALL_S / len(self._endpoints)
         faults: dict[int, str] = {}
         denied = False
-        strangers = 0
+        strangers: list[Stranger] = []
         left = deque(range(len(self._endpoints)))
         left.rotate(-self._preferred)
         while left:
@@ -234,11 +235,12 @@ class EtcdClient:
             try:
                 with self._connections.channel(index) as channel:
                     if len(self._endpoints) > 1 and index not in self._ours:
-                        unknown = self._cluster_id == 0
+                        unknown = self._cluster.id == 0
                         stranger = await self._find_stranger(channel, timeout_s)
-                        if stranger:
-                            strangers += 1
-                            faults[index] = f"{url} ({stranger})"
+                        if stranger is not None:
+                            strangers.append(stranger)
+                            which = f"{stranger.cluster_id:x}, ours is {self._cluster.id:x}"
+                            faults[index] = f"{url} (it is another cluster: {which})"
                             continue
                         self._ours.add(index)
                         if unknown:
@@ -248,21 +250,22 @@ class EtcdClient:
                     result = await self._try_authenticated(channel, attempt, timeout_s)
             except grpc.aio.AioRpcError as error:
                 if is_answer(error):
+                    self._cluster.answered()
                     raise self._explain(url, error, right) from None
                 if is_name(error):
                     self._connections.resolve_again(index)
                 self._ours.discard(index)
                 denied = denied or is_tls(error)
                 faults[index] = f"{url} ({reason_of(error)})"
-                if self._cluster_id and left:
+                if self._cluster.id and left:
                     left.rotate(-self._rng.randrange(len(left)))
             else:
+                self._cluster.answered()
                 self._preferred = index
                 return result
         said = ", ".join(text for _, text in sorted(faults.items()))
-        if strangers == len(self._endpoints):  # the cluster was made anew
+        if self._cluster.is_replaced(strangers):
             logger.warning("etcd: no endpoint is of the former cluster any more: %s", said)
-            self._cluster_id = 0
             return await self._try_endpoints(attempt, right)
         raise (RegistryDenied if denied else RegistryError)(f"no etcd endpoint answers: {said}")
 
@@ -282,18 +285,15 @@ class EtcdClient:
             await self._authenticate(channel, timeout_s)
         return await attempt(_Try(channel, self._metadata(), timeout_s))
 
-    async def _find_stranger(self, channel: grpc.aio.Channel, timeout_s: float) -> str:
-        """Return that an endpoint is of another cluster than the first one that answered, if so; else nothing."""
+    async def _find_stranger(self, channel: grpc.aio.Channel, timeout_s: float) -> Stranger | None:
+        """Return that an endpoint is of another cluster than the first one that answered, if so."""
 
-        async def attempt(to: _Try) -> int:
+        async def attempt(to: _Try) -> pb.RangeResponse:
             request = pb.RangeRequest(key=self._known_key, keys_only=True)
-            return (await to.unary("/etcdserverpb.KV/Range", request, pb.RangeResponse)).header.cluster_id
+            return await to.unary("/etcdserverpb.KV/Range", request, pb.RangeResponse)
 
-        cluster_id = await self._try_authenticated(channel, attempt, timeout_s)
-        if self._cluster_id not in (0, cluster_id):
-            return f"it is another cluster: {cluster_id:x}, ours is {self._cluster_id:x}"
-        self._cluster_id = cluster_id
-        return ""
+        answer = await self._try_authenticated(channel, attempt, timeout_s)
+        return self._cluster.find_stranger(answer.header.cluster_id, configured=bool(answer.kvs))
 
     async def _authenticate(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
         request = pb.AuthenticateRequest(name=self._username, password=self._connections.password)

@@ -51,6 +51,10 @@ _TLS_FAULTS = {
     "is not in peer certificate": "its certificate is for another host than the URL names",  # grpcio 1.60
     "Hostname Verification Check failed": "its certificate is for another host than the URL names",  # grpcio 1.85
     "Unwrap failed": "it refuses our certificate: check --etcd-certfile and --etcd-keyfile",
+    # With TLS 1.2 and a server of OpenSSL, a proxy, say; gRPC has found its certificate good (grpcio 1.85 says so).
+    "ALERT_HANDSHAKE_FAILURE: OK": "it refuses our certificate: check --etcd-certfile and --etcd-keyfile",
+    # A server of Go says that to what a client offers to take (grpc/grpc #24252).
+    "ALERT_HANDSHAKE_FAILURE": "it has no certificate that gRPC takes: RSA, ECDSA P-256 or P-384; not Ed25519 or P-521",
 }
 
 # What the kinds of resolvers say, or gRPC of them.

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from flannel_udp.backoff.said_once import SaidOnce
 from flannel_udp.errors import ConfigMissing, LeaseLost, RegistryDenied, RegistryError, SubnetTaken
@@ -47,7 +47,26 @@ SETTLED_NS = 100_000_000
 LOCK_TIMEOUT_S = 5.0
 LOCK_RETRY_S = 0.01
 
+BEFORE_OURS = 0
+"""The revision of what was written before our own last write: the file was replaced by an older one."""
+
 _Result = TypeVar("_Result")
+
+
+class _Written(NamedTuple):
+    """An entry that we wrote, and when it ends; ``None``: never."""
+
+    entry: Entry
+    ends_s: float | None
+
+    def is_newer_than(self, other: Entry, ends_s: float | None) -> bool:
+        """Tell whether another lease under its key was written before it: who takes a subnet has it for longer.
+
+        A host whose clock is behind ours may have written it after us. It sees what we do then, and yields.
+        """
+        if other.lease_id == self.entry.lease_id or ends_s is None:
+            return False
+        return self.ends_s is None or ends_s < self.ends_s
 
 
 class FileRegistry:
@@ -67,6 +86,7 @@ class FileRegistry:
         self._numbered: dict[str, Entry] = {}
         self._writes = 0
         self._unseen: set[str] = set()  # keys we wrote since the watch looked last
+        self._own: dict[str, _Written] = {}  # what we wrote last under a key
         self._caveats = SaidOnce()
         self._unwritable = SaidOnce()
 
@@ -109,26 +129,26 @@ class FileRegistry:
     async def create(self, key: str, value: bytes, ttl_s: int) -> Entry:
         """See `Registry.create`."""
 
-        def change(document: Document) -> Entry:
+        def change(document: Document) -> _Written:
             self._refuse_clocks_apart(document)
             self._require_free(document, key)
-            return put_entry(document, key, value, self._clock.now_s() + ttl_s, self._new_lease_id())
+            return _put(document, key, value, self._clock.now_s() + ttl_s, self._new_lease_id())
 
         await asyncio.to_thread(self._refuse_folders_clock)
-        return self._number_own(await self._update(change))
+        return self._note_written(await self._update(change))
 
     async def take(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
         """See `Registry.take`."""
         if entry.reserved:
             return await self.renew(entry, value, ttl_s)
 
-        def change(document: Document) -> Entry:
+        def change(document: Document) -> _Written:
             self._require_unchanged(document, entry)
             self._refuse_clocks_apart(document)
-            return put_entry(document, entry.key, value, self._clock.now_s() + ttl_s, self._new_lease_id())
+            return _put(document, entry.key, value, self._clock.now_s() + ttl_s, self._new_lease_id())
 
         await asyncio.to_thread(self._refuse_folders_clock)
-        return self._number_own(await self._update(change))
+        return self._note_written(await self._update(change))
 
     async def renew(self, entry: Entry, value: bytes, ttl_s: int) -> Entry:
         """See `Registry.renew`. Fields of the entry that are not flannel's are kept.
@@ -136,23 +156,22 @@ class FileRegistry:
         What says the same already and only cannot be written, for the disk is full, say, is ours until it ends.
         """
 
-        def change(document: Document) -> Entry:
+        def change(document: Document) -> _Written:
             self._require_unchanged(document, entry)
             expires_s = None if entry.reserved else self._clock.now_s() + ttl_s
-            return put_entry(document, entry.key, value, expires_s, entry.lease_id)
+            return _put(document, entry.key, value, expires_s, entry.lease_id)
 
         try:
-            renewed = await self._update(change)
+            written = await self._update(change)
         except LeaseLost:
             raise
         except RegistryError as error:
             if value != entry.value:
                 raise
-            renewed = await self._not_prolonged(entry, error)
-        else:
-            if self._unwritable.worked():
-                logger.info("registry file %s can be written again", self._store.path)
-        return self._number_own(renewed)
+            return self._number_own(await self._not_prolonged(entry, error))
+        if self._unwritable.worked():
+            logger.info("registry file %s can be written again", self._store.path)
+        return self._note_written(written)
 
     async def _not_prolonged(self, entry: Entry, error: RegistryError) -> Entry:
         """Return the entry as it is and say until when. Raises `RegistryError` if it cannot be read, `LeaseLost`."""
@@ -165,27 +184,28 @@ class FileRegistry:
     async def move(self, entry: Entry, key: str, value: bytes) -> Entry:
         """See `Registry.move`. Fields of the entry that are not flannel's go along."""
 
-        def change(document: Document) -> Entry:
+        def change(document: Document) -> _Written:
             self._require_unchanged(document, entry)
             self._require_free(document, key)
             document["subnets"][key] = document["subnets"].pop(entry.key)
-            return put_entry(document, key, value, expiry_s(document["subnets"][key]), entry.lease_id)
+            return _put(document, key, value, expiry_s(document["subnets"][key]), entry.lease_id)
 
-        moved = self._number_own(await self._update(change))
+        moved = self._note_written(await self._update(change))
+        self._own.pop(entry.key, None)
         self._unseen.add(entry.key)
         return moved
 
     async def reserve(self, key: str, value: bytes, entry: Entry | None) -> Entry:
         """See `Registry.reserve`. Fields of the entry that are not flannel's are kept."""
 
-        def change(document: Document) -> Entry:
+        def change(document: Document) -> _Written:
             if entry is None:
                 self._require_free(document, key)
             else:
                 self._require_unchanged(document, entry)
-            return put_entry(document, key, value, None, 0)
+            return _put(document, key, value, None, 0)
 
-        return self._number_own(await self._update(change))
+        return self._note_written(await self._update(change))
 
     async def delete(self, entry: Entry) -> None:
         """See `Registry.delete`."""
@@ -195,6 +215,7 @@ class FileRegistry:
             del document["subnets"][entry.key]
 
         await self._update(change)
+        self._own.pop(entry.key, None)
 
     async def time_left_s(self, entry: Entry) -> float | None:
         """See `Registry.time_left_s`. Never more than a lease is granted for, should our clock have been put back."""
@@ -219,7 +240,9 @@ class FileRegistry:
         return None if expiry is None else min(expiry - self._clock.now_s(), float(LEASE_TTL_S))
 
     def adopt(self, entry: Entry) -> None:
-        """See `Registry.adopt`: the entry says all there is to know."""
+        """See `Registry.adopt`: what comes after it is newer by our count, too."""
+        self._revision = entry.revision
+        self._numbered = {entry.key: entry}
 
     async def watch(self, tell: Tell = keep_quiet) -> AsyncGenerator[Snapshot | Change]:
         """See `Registry.watch`. A file that cannot be read, or is gone, is an outage; one that never was is empty."""
@@ -299,10 +322,19 @@ class FileRegistry:
         if entries.keys() != seen.keys() or not all(_alike(entry, seen[key]) for key, entry in entries.items()):
             self._revision += 1
         self._numbered = {key: self._with_revision(entry, seen.get(key)) for key, entry in entries.items()}
+        for key, own in self._own.items():
+            entry = self._numbered.get(key)
+            if entry is not None and own.is_newer_than(entry, expiry_s(document["subnets"][key])):
+                self._numbered[key] = replace(entry, revision=BEFORE_OURS)
         return dict(self._numbered)
 
+    def _note_written(self, written: _Written) -> Entry:
+        """Return what we just wrote with its revision, and know it again."""
+        self._own[written.entry.key] = written
+        return self._number_own(written.entry)
+
     def _number_own(self, entry: Entry) -> Entry:
-        """Return what we just wrote with its revision: a new one, unless a watch has seen it already."""
+        """Return what is ours with its revision: a new one, unless a watch has seen it already."""
         self._unseen.add(entry.key)
         before = self._numbered.get(entry.key)
         if before is None or not _alike(entry, before):
@@ -359,6 +391,11 @@ class FileRegistry:
             f"registry file {self._store.path}: the clock of {found[0]} is {describe_span(found[1])} from ours, and "
             "leases end by the clock: set both right (timedatectl), or remove that entry if its host is gone"
         )
+
+
+def _put(document: Document, key: str, value: bytes, expires_s: float | None, lease_id: int) -> _Written:
+    entry = put_entry(document, key, value, expires_s, lease_id)
+    return _Written(entry, expiry_s(document["subnets"][key]))
 
 
 def _alike(entry: Entry, other: Entry) -> bool:
