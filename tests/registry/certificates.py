@@ -56,7 +56,7 @@ def make_intermediate(directory: Path, name: str, root: Pair) -> Pair:
     pair = Pair(directory / f"{name}.crt", directory / f"{name}.key")
     request, settings = directory / f"{name}.csr", directory / f"{name}.cnf"
     settings.write_text(f"{_AUTHORITY}authorityKeyIdentifier = keyid\n")
-    _openssl("req", *_EC_KEY, "-keyout", pair.keyfile, "-out", request, "-subj", f"/CN={name}")
+    _openssl("req", *P256, "-keyout", pair.keyfile, "-out", request, "-subj", f"/CN={name}")
     _openssl(
         "x509", "-req", "-in", request, "-CA", root.certfile, "-CAkey", root.keyfile, "-CAcreateserial",
         "-days", "2", "-extfile", settings, "-extensions", "authority", "-out", pair.certfile,
