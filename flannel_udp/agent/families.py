@@ -108,17 +108,18 @@ def open_families(
     network, external, lease = packets
 
     def open_family(overlay: Prefix) -> FamilyRooms:
-        note = partial(conditions.note, version=overlay.version)
-        before = None if former is None else former.network_of(overlay.version)
+        version = overlay.version
+        before, had = (None, None) if former is None else (former.network_of(version), former.subnet.of(version))
+        note = partial(conditions.note, version=version)
         firewall = Firewall(
             Owner(overlay, before),
             note,
             lambda: passages_of(network, overlay, external(), lease()),
             nftables=config.enable_nftables,
             resync_s=options.iptables_resync,
-            tell=errors.noter("firewall" if overlay.version == 4 else "firewall (IPv6)"),
+            tell=errors.noter("firewall" if version == 4 else "firewall (IPv6)"),
         )
-        earlier = Earlier([network for network in (overlay, before) if network is not None])
+        earlier = Earlier({overlay, before or overlay}, set() if had is None else {had})
         return FamilyRooms(overlay, firewall, FormerBridges(earlier, note))
 
     return tuple(map(open_family, config.overlays))

@@ -12,7 +12,7 @@ from flannel_udp.doctor.finding import Finding, fault, fault_of, note, ok, skipp
 from flannel_udp.doctor.known import Known, KnownFamily
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.family import IPV4, IPV6, family_of
-from flannel_udp.host.former_bridges import Earlier, find_former
+from flannel_udp.host.former_bridges import Earlier, find_former, find_inside
 from flannel_udp.host.interface import decide, gather, no_interface
 from flannel_udp.host.links import Device, device_named
 from flannel_udp.host.lookup.cut_off import Need
@@ -238,9 +238,8 @@ def ask_bridges(known: KnownFamily) -> Iterator[Finding]:
     found = find_former(Earlier([known.network]), known.subnet)
     if not found:
         yield ok("bridges", f"none keeps pods of {known.subnet} from being started")
-    for text in found:
-        what, _, mend = text.partition(": no pod can be started: ")
-        yield fault("bridges", f"{what}: no pod can be started", mend)
+    yield from (fault("bridges", what, mend) for what, mend in found)
+    yield from (note("bridges", what, mend) for what, mend in find_inside(known.network, known.subnet))
 
 
 def ask_bridge_netfilter(options: Options) -> Finding:

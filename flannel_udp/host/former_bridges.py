@@ -5,6 +5,9 @@ address. When the subnet changes nobody changes the bridge, and every ADD fails:
 different from ...'. That goes for any address of cni0 that the plugin finds instead of ours, wherever it is from: after
 a change of the overlay network it is outside of the present one. An empty cni0 with a former address is given the new
 one; one with pods is named, with what mends it.
+
+A bridge of another name is our pods' only if it has a subnet that is known to have been ours. Else it is LXD's or
+libvirt's, say, and inside the overlay: a doubt until another host has that subnet, and then `host.lookup` names it.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import NamedTuple
 
 from flannel_udp.errors import FlannelError
+from flannel_udp.host.family import family_of
 from flannel_udp.host.links import (
     Device,
     device,
@@ -28,7 +32,7 @@ from flannel_udp.host.links import (
     stream_devices,
 )
 from flannel_udp.host.rtnetlink import Rtnetlink, open_rtnetlink
-from flannel_udp.model import Degradation, Prefix
+from flannel_udp.model import Degradation, Prefix, lies_in
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +49,23 @@ class Earlier:
 
     networks: Collection[Prefix]
     """The overlay network, and the one that it was before."""
+    subnets: Collection[Prefix] = ()
+    """What this host is known to have had."""
 
-    def has(self, address: Interface) -> bool:
-        """Tell whether a bridge may have the address of a former subnet."""
+    def may_have(self, address: Interface) -> bool:
+        """Tell whether that may be a former subnet's."""
         return any(address.ip in network for network in self.networks)
+
+    def had(self, address: Interface) -> bool:
+        """Tell whether that is a former subnet's."""
+        return any(lies_in(address.network, subnet) for subnet in self.subnets)
+
+
+class Unfit(NamedTuple):
+    """A sentence about a bridge, and what mends it."""
+
+    what: str
+    mend: str
 
 
 class FormerBridges:
@@ -57,25 +74,27 @@ class FormerBridges:
     def __init__(self, earlier: Earlier, note: Note) -> None:
         self._earlier = earlier
         self._note = note
-        self._subnet: Prefix | None = None
+        self._subnet: Prefix | None = None  # among those of `_earlier`, too: `_find` knows it
 
     def hold(self, subnet: Prefix | None) -> None:
         """Have bridges of other subnets looked for from now on; ``None``: none."""
         self._subnet = subnet
+        if subnet is not None:
+            self._earlier = replace(self._earlier, subnets={*self._earlier.subnets, subnet})
 
     async def run(self) -> None:
         """Look now and then, for ever: pods come and go."""
         while True:
-            subnet, found = self._subnet, []
+            subnet, found = self._subnet, list[Unfit]()
             if subnet is not None:
                 with suppress(FlannelError):  # netlink is upkeep's to complain of
                     found = await asyncio.to_thread(put_right, self._earlier, subnet)
-            self._note("bridges", [Degradation("host", fault) for fault in found])
+            self._note("bridges", [Degradation("host", f"{what}: {mend}") for what, mend in found])
             await asyncio.sleep(_LOOK_EVERY_S)
 
 
-def put_right(earlier: Earlier, subnet: Prefix) -> list[str]:
-    """Give an empty CNI bridge our subnet's address; return a sentence for each bridge that is not ours to change.
+def put_right(earlier: Earlier, subnet: Prefix) -> list[Unfit]:
+    """Give an empty CNI bridge our subnet's address; return each bridge that is not ours to change.
 
     Blocks for some milliseconds. Raises `FlannelError`.
     """
@@ -84,10 +103,28 @@ def put_right(earlier: Earlier, subnet: Prefix) -> list[str]:
         return [_describe(bridge, subnet) for bridge in found if not _readdress(netlink, bridge, subnet)]
 
 
-def find_former(earlier: Earlier, subnet: Prefix) -> list[str]:
-    """Return a sentence for each bridge that no pod can be put on, and change nothing. Raises `FlannelError`."""
+def find_former(earlier: Earlier, subnet: Prefix) -> list[Unfit]:
+    """Return each bridge that no pod can be put on, and change nothing. Raises `FlannelError`."""
     with open_rtnetlink("looking for a former subnet's bridge") as netlink:
         return [_describe(bridge, subnet) for bridge in _find(netlink, earlier, subnet)]
+
+
+def find_inside(overlay: Prefix, subnet: Prefix) -> list[Unfit]:
+    """Return each bridge that has a part of the overlay which is not ours, and change nothing. Raises `FlannelError`.
+
+    But for cni0, of which `find_former` tells.
+    """
+    found = []
+    with open_rtnetlink("looking for bridges inside the overlay") as netlink:
+        for index, its in _addresses(netlink, overlay.version).items():
+            inside = [item for item in its if item.ip in overlay and not lies_in(item.network, subnet)]
+            link = _bridge(netlink, index) if inside else None
+            if link is not None and link.name != CNI_BRIDGE:
+                what = f"{link.name} has {inside[0]}, which is inside the overlay network {overlay}"
+                whose = "our subnet's (flannel-udp docker-opts)" if link.name == DOCKER_BRIDGE else "another"
+                mend = f"give {link.name} {whose} address, or choose another {family_of(overlay).network}"
+                found.append(Unfit(f"{what}: should a host get that subnet, it is not reached from here", mend))
+    return found
 
 
 def refused_for(addresses: Iterable[Interface], wanted: Interface) -> Interface | None:
@@ -110,7 +147,7 @@ class _Bridge(NamedTuple):
     address: Interface
     """What is in the way."""
     former: bool
-    """Whether that is a former subnet's."""
+    """Whether that may be a former subnet's."""
     addresses: Sequence[Interface]
 
 
@@ -121,15 +158,14 @@ def _find(netlink: Rtnetlink, earlier: Earlier, subnet: Prefix) -> Iterator[_Bri
         refused = refused_for(its, wanted)
         if refused is None:
             continue
-        former = earlier.has(refused)
+        former = earlier.may_have(refused)
         if cni0 is not None and index == cni0.index:
             # Where another bridge has our address the pods are there, and cni0 is another network's.
             concerned = former or not any(wanted in others for at, others in addresses.items() if at != index)
         else:
-            # One of a single address is a tunnel's: flannel0's own, or a VXLAN device's.
-            concerned = former and refused.ip not in subnet and refused.network.num_addresses > 2
-        link = device(netlink, index) if concerned else None
-        if link is not None and link.kind == "bridge":
+            concerned = earlier.had(refused) and not lies_in(refused.network, subnet)
+        link = _bridge(netlink, index) if concerned else None
+        if link is not None:
             yield _Bridge(link, refused, former, its)
 
 
@@ -140,6 +176,11 @@ def _addresses(netlink: Rtnetlink, version: int) -> dict[int, list[Interface]]:
         if version == 4 or not found.address.is_link_local:
             addresses.setdefault(found.index, []).append(ip_interface((found.address, found.prefix_len)))
     return addresses
+
+
+def _bridge(netlink: Rtnetlink, index: int) -> Device | None:
+    found = device(netlink, index)
+    return found if found is not None and found.kind == "bridge" else None
 
 
 def _first_of(subnet: Prefix) -> Interface:
@@ -159,13 +200,14 @@ def _readdress(netlink: Rtnetlink, bridge: _Bridge, subnet: Prefix) -> bool:
     return True
 
 
-def _describe(bridge: _Bridge, subnet: Prefix) -> str:
+def _describe(bridge: _Bridge, subnet: Prefix) -> Unfit:
     name = bridge.device.name
+    what = f"{name} has {bridge.address}, and our subnet is {subnet}"
     if name == DOCKER_BRIDGE:
         mend = "write its options anew (flannel-udp docker-opts) and restart Docker"
-    else:
-        mend = f"stop the pods that are on it, then `ip link del {name}`: CNI makes it anew"
-    return f"{name} has {bridge.address}, and our subnet is {subnet}: no pod can be started: {mend}"
+        return Unfit(f"{what}: other hosts do not reach its containers", mend)
+    mend = f"stop the pods that are on it, then `ip link del {name}`: CNI makes it anew"
+    return Unfit(f"{what}: no pod can be started", mend)
 
 
 def _has_ports(netlink: Rtnetlink, bridge: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Network, ip_interface
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.model import Subnet
 from tests.netns.test_doctor import faults as doctors_faults
-from tests.support.agents import Agent, wait_for
+from tests.support.agents import Agent, subnet_of, wait_for
+from tests.support.by_hand import by_hand
 from tests.support.cni import NEEDED, PluginError, Runtime, plugins_are_here
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.unit.test_former_bridges import OURS, REFUSED
@@ -101,22 +103,49 @@ def test_one_of_nobody_knows_whose_network_is_named_and_left_alone(host: Host) -
         assert faults(host) == []
 
 
-def test_where_pods_are_on_another_bridge_cni0_is_another_networks(host: Host) -> None:
+def test_bridges_of_other_networks_are_nobodys_business_but_theirs(host: Host) -> None:
+    """Where pods are on another one so is cni0; LXD's may be inside the overlay, and has had no subnet of ours."""
     bridge(host, "docker0", "10.244.9.1/24")
     bridge(host, "cni0", "10.85.0.1/16")
-    bridge(host, "docker1")  # when it is named all have been looked at
+    bridge(host, "lxdbr0", "10.244.200.1/24")
+    bridge(host, "cbr0", "10.1.3.1/24")  # this one was our pods': when it is named all have been looked at
+    subnet_env.write(host.subnet_file, BEFORE)
     with Agent(host) as agent:
         agent.wait_ready()
         wait_for("looked", lambda: faults(host) != [])
-        assert [text.partition(" ")[0] for text in faults(host)] == ["docker1"]
+        assert faults(host) == [fault_of("10.1.3.1/24").replace("cni0", "cbr0")]
+        assert not any("lxdbr0" in what for what, _ in doctors_faults(host).values())
 
 
-def test_docker0_is_named_only(host: Host) -> None:
-    bridge(host, "docker0")
+@pytest.mark.parametrize("former", ["10.244.5.0/24", "10.1.3.0/24"], ids=["subnet", "Network"])
+def test_docker0_is_named_only(host: Host, former: str) -> None:
+    subnet = IPv4Network(former)
+    bridge(host, "docker0", f"{subnet[1]}/24")
+    subnet_env.write(host.subnet_file, replace(BEFORE, network=subnet.supernet(new_prefix=16), subnet=Subnet(subnet)))
     with Agent(host) as agent:
         agent.wait_ready()
-        wait_for("named", lambda: any("restart Docker" in text for text in faults(host)))
-        assert addresses(host, "docker0") == ["10.244.5.1/24"]
+        fault = (
+            f"docker0 has {subnet[1]}/24, and our subnet is 10.244.9.0/24: other hosts do not reach its containers: "
+            "write its options anew (flannel-udp docker-opts) and restart Docker"
+        )
+        wait_for("named", lambda: faults(host) == [fault])
+        assert addresses(host, "docker0") == [f"{subnet[1]}/24"]
+
+
+def test_what_this_run_has_had_is_a_former_subnet_too() -> None:
+    with Lab(Plan(fresh_name(), hosts=1, pods=0, agents=())) as lab:
+        (host,) = lab.hosts
+        with Agent(host) as agent:
+            agent.wait_ready()
+            had = subnet_of(host)
+            bridge(host, "cbr0", f"{had[1]}/24")
+            key = str(had).replace("/", "-")
+            by_hand(lab).delete(key)
+            by_hand(lab).put(key, '{"PublicIP": "192.0.2.77"}')  # it is another host's
+            wait_for(
+                "named", lambda: [text for text in faults(host) if text.startswith(f"cbr0 has {had[1]}/24, ")] != []
+            )
+            assert subnet_of(host) != had
 
 
 @pytest.mark.skipif(not plugins_are_here(), reason=f"needs {NEEDED}")

@@ -291,14 +291,26 @@ def test_a_subnet_file_that_says_something_else(h1: Host) -> None:
         file.unlink()
 
 
-def test_a_bridge_of_a_former_subnet(h1: Host) -> None:
-    h1.configure("link add docker0 type bridge", f"addr add {ANOTHERS_ADDRESS}/24 dev docker0", "link set docker0 up")
+def test_a_bridge_inside_the_overlay_is_a_doubt_until_another_host_has_its_subnet(h1: Host, duo: Lab) -> None:
+    h1.configure("link add lxdbr0 type bridge", f"addr add {ANOTHERS_ADDRESS}/24 dev lxdbr0", "link set lxdbr0 up")
     try:
-        what, command = faults(h1)["bridges"]
-        assert what.startswith("docker0 has ")
-        assert "docker-opts" in command
+        code, rows = rows_of(h1)
+        assert ([row for row in rows if not row["ok"]], code) == ([], 0)
+        assert {
+            "question": "bridges",
+            "ok": True,
+            "what": f"lxdbr0 has {ANOTHERS_ADDRESS}/24, which is inside the overlay network {OVERLAY}: should a host "
+            "get that subnet, it is not reached from here",
+            "mend": "give lxdbr0 another address, or choose another Network",
+        } in rows
+        h1.configure(f"addr replace {subnet_of(duo.hosts[1])[1]}/24 dev lxdbr0")
+        found = [row for row in rows_of(h1)[1] if row["question"] == "routes"]
+        assert any(f"{subnet_of(duo.hosts[1])[1]}/32 are kept on this host, " in row["what"] for row in found)
+        assert {row["mend"] for row in found} == {
+            "take the address that brought it off lxdbr0, or choose another Network"
+        }
     finally:
-        h1.configure("link del docker0")
+        h1.configure("link del lxdbr0")
 
 
 def test_no_agent_is_the_first_line_and_the_rest_is_asked_all_the_same() -> None:
