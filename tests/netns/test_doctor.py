@@ -212,8 +212,27 @@ def test_rules_that_their_tool_cannot_list_are_named_as_what_cannot_be_told(h1: 
         h1.run(["iptables-nft", "-t", "raw", "-F"])
 
 
+def test_a_cni_configuration_by_which_the_plugin_reads_another_file_than_the_agents(h1: Host, tmp_path: Path) -> None:
+    folders = f"--conf-dir={tmp_path / 'net.d'}", f"--bin-dir={tmp_path / 'bin'}"
+    install = [sys.executable, "-m", "flannel_udp", "cni", "install", *folders]
+    h1.run(install)
+    for name in ("bridge", "host-local", "portmap"):
+        (tmp_path / "bin" / name).symlink_to(tmp_path / "bin" / "flannel")
+    what, command = faults(h1, *folders)["CNI configuration"]
+    conflist = tmp_path / "net.d" / "10-flannel.conflist"
+    assert what == (
+        f"by {conflist} the plugin reads /run/flannel/subnet.env, and the agent writes {h1.subnet_file}: "
+        "pods cannot be started, or get addresses of another subnet"
+    )
+    assert command == f'write "subnetFile": "{h1.subnet_file}" there, beside "type": "flannel"'
+    conflist.unlink()
+    h1.run([*install, f"--subnet-file={h1.subnet_file}"])
+    assert faults(h1, *folders) == {}
+
+
 def test_another_cni_configuration_goes_first(h1: Host, tmp_path: Path) -> None:
-    (tmp_path / "10-flannel.conflist").write_text(CONFLIST_TEXT)
+    conflist = CONFLIST_TEXT.replace('"flannel",', f'"flannel", "subnetFile": "{h1.subnet_file}",')
+    (tmp_path / "10-flannel.conflist").write_text(conflist)
     (tmp_path / "05-other.conf").write_text('{"cniVersion": "1.0.0", "name": "other", "type": "ptp"}')
     plugins = tmp_path / "bin"
     plugins.mkdir()
@@ -225,11 +244,11 @@ def test_another_cni_configuration_goes_first(h1: Host, tmp_path: Path) -> None:
     assert what.startswith(f"{tmp_path}/05-other.conf (of ptp) comes before 10-flannel.conflist: ")
     mend(h1, command)
     assert faults(h1, *arguments) == {}
-    (tmp_path / "10-flannel.conflist").write_text(CONFLIST_TEXT.replace("0.4.0", "1.0.0"))
+    (tmp_path / "10-flannel.conflist").write_text(conflist.replace("0.4.0", "1.0.0"))
     what, command = faults(h1, *arguments)["CNI plugins"]
     assert "10-flannel.conflist is of CNI 1.0.0, and " in what
     assert command.startswith('write "cniVersion": "0.4.0" there, or install ')
-    (tmp_path / "10-flannel.conflist").write_text(CONFLIST_TEXT)
+    (tmp_path / "10-flannel.conflist").write_text(conflist)
     (plugins / "flannel").write_text("")
     assert "cannot run it: Exec format error" in faults(h1, *arguments)["CNI plugins"][0]
     (plugins / "flannel").unlink()
