@@ -191,7 +191,7 @@ def _readdress(netlink: Rtnetlink, bridge: _Bridge, subnet: Prefix) -> bool:
     """Give the bridge our subnet's address if it is CNI's, empty and was ours; return whether that was so."""
     name, index, former = bridge.device.name, bridge.device.index, bridge.address
     ours = name == CNI_BRIDGE and bridge.former and bridge.addresses == [former]
-    if not ours or _has_ports(netlink, index):
+    if not ours or list(stream_devices(netlink, master=index)):
         return False
     wanted = _first_of(subnet)
     remove_address(netlink, index, former.ip, prefix_len=former.network.prefixlen)
@@ -208,7 +208,3 @@ def _describe(bridge: _Bridge, subnet: Prefix) -> Unfit:
         return Unfit(f"{what}: other hosts do not reach its containers", mend)
     mend = f"stop the pods that are on it, then `ip link del {name}`: CNI makes it anew"
     return Unfit(f"{what}: no pod can be started", mend)
-
-
-def _has_ports(netlink: Rtnetlink, bridge: int) -> bool:
-    return any(port.master == bridge for port in list(stream_devices(netlink)))
