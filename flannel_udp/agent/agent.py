@@ -295,7 +295,9 @@ class Agent:
 
         note = self._state.conditions.note
         tell = errors.noter("backend")
-        upkeep = Upkeep(options, external, config.overlays, network, host_changed, note=note, tell=tell)
+        networks = () if former is None else former.networks
+        host = options, external, config.overlays, network, host_changed
+        upkeep = Upkeep(*host, former=networks, note=note, tell=tell)
         watch = PeerWatch(network, lambda: upkeep.external, lambda: self._state.ready, note, peers.ignored)
         packets = network, lambda: upkeep.external, lambda: self._state.lease
         families = open_families(config, options.firewall, former, self._state.conditions, packets, errors=errors)

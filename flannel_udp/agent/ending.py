@@ -7,7 +7,6 @@ import logging
 
 from flannel_udp.agent.state import Rooms
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.blackhole import keep_blackhole
 
 logger = logging.getLogger(__name__)
 
@@ -17,9 +16,9 @@ CLEAN_TIMEOUT_S = 0.7
 async def clean(rooms: Rooms) -> None:
     """Remove the firewall rules, and what drops packets to subnets without a route."""
     try:
+        await rooms.upkeep.remove_blackholes()
         for family in rooms.families:
             await asyncio.wait_for(family.firewall.remove(), CLEAN_TIMEOUT_S / len(rooms.families))
-            await asyncio.to_thread(keep_blackhole, family.overlay, None)
     except (FlannelError, TimeoutError) as failed:
         logger.warning("the firewall rules stay: %s", str(failed) or f"removing them takes over {CLEAN_TIMEOUT_S:g} s")
 

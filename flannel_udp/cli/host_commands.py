@@ -67,7 +67,7 @@ def _overlays(file: Path) -> list[Prefix]:
         env = subnet_env.read(file)
     except FlannelError:
         return []
-    return [network for version in (4, 6) if env is not None and (network := env.network_of(version)) is not None]
+    return [] if env is None else list(env.networks)
 
 
 def _firewall_show(given: Values) -> int:

@@ -197,6 +197,20 @@ def test_clean_on_exit_leaves_nothing(host: Host, dialect: str) -> None:
     assert routes(host, "blackhole") == []
 
 
+@pytest.mark.parametrize("dialect", ["iptables"])
+@pytest.mark.parametrize("flags", [("--ip-blackhole-route",), ()], ids=["wanted", "not wanted"])
+def test_the_blackhole_of_a_former_overlay_network_goes(lab: Lab, host: Host, flags: tuple[str, ...]) -> None:
+    with Agent(host, "--ip-blackhole-route") as agent:
+        agent.wait_ready()
+        assert routes(host, "blackhole") == [f"blackhole {subnet_of(host)} metric 4294967295"]
+        agent.stop()
+    by_hand(lab).configure({"Network": "10.1.0.0/16"})
+    with Agent(host, *flags) as agent:
+        agent.wait_ready()
+        wanted = [f"blackhole {subnet_of(host)} metric 4294967295"] if flags else []
+        assert routes(host, "blackhole") == wanted
+
+
 def test_the_blackhole_gives_way_to_the_bridge_and_drops_without_one(host: Host) -> None:
     with Agent(host, "--ip-blackhole-route") as agent:
         agent.wait_ready()
