@@ -153,9 +153,18 @@ class Firewall:
         return found + [item for item in closed if not (found and _OTHERS_POLICY in item.text)]
 
     async def remove(self) -> None:
-        """Remove all rules of ours; `run` must have ended. Raises `FlannelError`."""
-        if self._wanted is not None:
+        """Remove all rules of ours; `run` must have ended. Raises `FlannelError`.
+
+        Each run of a tool takes long where a host is busy or has many rules, and who ends has little time: where they
+        stood there is nothing of ours beside them, and they are not read once more.
+        """
+        if self._wanted is not None and not (self.stands and await self._applier.take_down(self._wanted)):
             await _remove(self._applier, self._wanted.version)
+
+    @property
+    def commands_against(self) -> list[str]:
+        """The commands by which a person removes our rules."""
+        return [] if self._wanted is None else self._applier.commands_against(self._wanted)
 
     async def _put_right(self) -> None:
         wanted = self._wanted
