@@ -207,7 +207,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("limit_s", [0.7 * 7, 0.5])
+@pytest.mark.parametrize("limit_s", [0.7 * 7, 0.5], ids=["enough time", "too little"])
 def test_slow_tools_are_run_few_times_and_what_stays_is_named_with_what_removes_it(
     host: Host, dialect: str, tmp_path: Path, limit_s: float
 ) -> None:

@@ -22,7 +22,7 @@ from flannel_udp.host.firewall.owner import Owner
 from flannel_udp.host.firewall.passages import Passage, find_closed
 from flannel_udp.host.firewall.rules import Rules
 from flannel_udp.host.firewall.tool import ToolMissing
-from flannel_udp.model import Degradation
+from flannel_udp.model import Degradation, Prefix
 
 
 class Note(Protocol):
@@ -39,6 +39,7 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 5.0
 _REST_S = 0.2  # after a check: however often the rules change, they are looked at five times a second at most
 _BESIDE_S = 20.0  # between two looks at the rules of others that no news came of: iptables-legacy has none
 _REST_BESIDE_S, _RESTS = 2.0, 20  # after each of them, at least; so many times what it took, at least
+_UNKNOWN = "cannot tell whether %s holds rules of an earlier run: %s"
 _OTHERS_POLICY = ": the policy of FORWARD"
 _QUIET_S = 60.0  # between two lines of log about rules that somebody keeps changing
 
@@ -199,7 +200,7 @@ class Firewall:
             await _remove(self._other, version)
         except FlannelError as error:
             if self._said_of_sweep.failed(str(error)):
-                logger.warning("cannot tell whether %s holds rules of an earlier run: %s", self._other.name, error)
+                logger.warning(_UNKNOWN, self._other.name, error)
         else:
             self._swept = True
 
@@ -227,6 +228,19 @@ class Firewall:
         if self._said.worked():
             logger.info("firewall rules: works now")
         self._note("rules", (), said=True)
+
+
+async def remove_left_rules(network: Prefix) -> None:
+    """Remove what an earlier run has left for an overlay network whose family is off now, in either dialect.
+
+    A host where a tool does not work can do without.
+    """
+    owner = Owner(network)
+    for applier in (Iptables(owner), Nftables(owner)):
+        try:
+            await _remove(applier, network.version)
+        except FlannelError as error:
+            logger.warning(_UNKNOWN, applier.name, error)
 
 
 async def _remove(applier: Applier, version: int) -> None:
