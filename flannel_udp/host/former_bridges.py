@@ -23,6 +23,7 @@ from typing import NamedTuple
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.family import family_of
 from flannel_udp.host.links import (
+    CNI_BRIDGE,
     Device,
     device,
     device_named,
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 Interface = IPv4Interface | IPv6Interface
 
-CNI_BRIDGE, DOCKER_BRIDGE = "cni0", "docker0"
+DOCKER_BRIDGE = "docker0"
 _LOOK_EVERY_S = 5.0
 Note = Callable[[str, Iterable[Degradation]], None]
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address
@@ -26,7 +26,7 @@ from typing import Literal
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.host import links
 from flannel_udp.host.family import family_of
-from flannel_udp.host.links import IFA_F_DADFAILED, RT_SCOPE_UNIVERSE, stream_addresses, stream_devices
+from flannel_udp.host.links import CNI_BRIDGE, IFA_F_DADFAILED, RT_SCOPE_UNIVERSE, stream_addresses, stream_devices
 from flannel_udp.host.route_query import find_way, next_hop_devices, stream_default_routes
 from flannel_udp.host.rtnetlink import RTN_UNICAST, Rtnetlink, open_rtnetlink, parse_route
 from flannel_udp.model import Address as IpAddress
@@ -54,8 +54,8 @@ class Address:
     """Nobody may use it yet: the kernel still asks whether another host has it (RFC 4862 section 5.4)."""
     duplicate: bool = False
     """Another host has it, and the kernel does not use it."""
-    overlay: Prefix | None = None
-    """The overlay network that it lies in, see `HostNetwork.outside`."""
+    ours: str | None = None
+    """A clause that says why it is one of our own devices', see `HostNetwork.outside`."""
 
     def rank(self) -> tuple[int, int, bool, bool]:
         """Return what the smaller of goes first.
@@ -70,8 +70,8 @@ class Address:
             return "is a duplicate: another host on the link has it"
         if self.tentative:
             return "is tentative: the kernel still asks whether another host has it"
-        if self.overlay is not None:
-            return f"lies in the overlay network {self.overlay}: what leaves from there comes back into the tunnel"
+        if self.ours is not None:
+            return self.ours
         if self.address.version == 6 and self.address.is_link_local:
             return "is link-local: other hosts cannot dial it"
         return None
@@ -108,7 +108,7 @@ class Link:
             return None
         found = [item for item in self.addresses if item.address.version == version]
         for item in found:
-            if item.tentative or item.duplicate or item.overlay is not None:
+            if item.tentative or item.duplicate or item.ours is not None:
                 return f"{item.address} of {self.name} {item.why_unusable()}"
         others = " but link-local ones, which other hosts cannot dial" if found else ""
         return f"{self.name} has no {family_of(version).name} address{others}"
@@ -152,15 +152,10 @@ class HostNetwork:
         return next((link for link in self.links if link.index == index), None)
 
     def outside(self, overlays: Sequence[Prefix]) -> HostNetwork:
-        """Return these facts for a choice that takes no address in an overlay network: our own devices have such."""
-        links = tuple(
-            replace(
-                link, addresses=tuple(replace(item, overlay=_holder(item.address, overlays)) for item in link.addresses)
-            )
-            for link in self.links
-        )
+        """Return these facts for a choice that takes none of our own devices: cni0, or one with an overlay address."""
+        links = tuple(replace(link, addresses=tuple(_judged(link, overlays))) for link in self.links)
         source = None if self.reach is None else self.reach.source
-        inside = source is not None and _holder(source, overlays) is not None
+        inside = source is not None and any(source in overlay for overlay in overlays)
         return replace(self, links=links, reach=None if inside else self.reach)
 
     def holds(self, address: IpAddress) -> bool:
@@ -184,8 +179,13 @@ class HostNetwork:
         return sorted(usable, key=lambda link: link.loopback)
 
 
-def _holder(address: IpAddress, overlays: Sequence[Prefix]) -> Prefix | None:
-    return next((overlay for overlay in overlays if address in overlay), None)
+def _judged(link: Link, overlays: Sequence[Prefix]) -> Iterator[Address]:
+    # After a change of the overlay network the pods' bridge has an address of the former one.
+    other = "is on the pods' bridge, which leads to no other host" if link.name == CNI_BRIDGE else None
+    for item in link.addresses:
+        found = (overlay for overlay in overlays if item.address in overlay)
+        why = (f"lies in the overlay network {it}: what leaves from there comes back into the tunnel" for it in found)
+        yield replace(item, ours=next(why, other))
 
 
 class _NoMatchError(Exception):

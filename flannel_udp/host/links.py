@@ -51,6 +51,8 @@ FOREVER_S = 0xFFFFFFFF
 """INFINITY_LIFE_TIME: an address that stays."""
 LOOPBACK_INDEX = 1
 """LOOPBACK_IFINDEX: of `lo` in every network namespace."""
+CNI_BRIDGE = "cni0"
+"""As flannel's CNI configuration has the pods' bridge called."""
 
 
 @dataclass(frozen=True, slots=True)
