@@ -255,14 +255,13 @@ class Agent:
         gate = Gate(network)
         subnet_file = SubnetFile(options.subnet_file, self._state.tell)
         former = _read_former(subnet_file)
-        previous = None if former is None else former.subnet
         keeper = LeaseKeeper(
             registry,
             network.attrs,
             options.subnet_lease_renew_margin * 60.0,
             network.forward_until,
             mark=self._mark,
-            previous=previous,
+            previous=None if former is None else former.subnet,
             tell=errors.noter("lease"),
         )
         keeper.yield_for(
@@ -293,12 +292,14 @@ class Agent:
 
         note = self._state.conditions.note
         tell = errors.noter("backend")
-        upkeep = Upkeep(options, external, config.overlays, network, host_changed, note=note, tell=tell)
+        networks = () if former is None else former.networks
+        host = options, external, config.overlays, network, host_changed
+        upkeep = Upkeep(*host, former=networks, note=note, tell=tell)
         watch = PeerWatch(network, lambda: upkeep.external, lambda: self._state.ready, note, peers.ignored)
         packets = network, lambda: upkeep.external, lambda: self._state.lease
         families = open_families(config, options.firewall, former, self._state.conditions, packets, errors=errors)
         rooms = Rooms(config, backend, network, gate, keeper, sync, families, upkeep, subnet_file, watch)
-        forwarding = Forwarding(options, self._state, registry, rooms, previous)
+        forwarding = Forwarding(options, self._state, registry, rooms, former)
         self._state.open_rooms(rooms)
         stack.push_async_callback(self._clean_up, rooms)
         return rooms, forwarding

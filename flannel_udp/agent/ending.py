@@ -7,21 +7,30 @@ import logging
 
 from flannel_udp.agent.state import Rooms
 from flannel_udp.errors import FlannelError
-from flannel_udp.host.blackhole import keep_blackhole
+from flannel_udp.host.firewall.keeper import Firewall
 
 logger = logging.getLogger(__name__)
 
 CLEAN_TIMEOUT_S = 0.7
+"""Of `agent.END_TIMEOUT_S`; the rest is the lease's."""
 
 
 async def clean(rooms: Rooms) -> None:
-    """Remove the firewall rules, and what drops packets to subnets without a route."""
+    """Remove what drops packets to subnets without a route, and the firewall rules: what fails costs nothing else."""
     try:
-        for family in rooms.families:
-            await asyncio.wait_for(family.firewall.remove(), CLEAN_TIMEOUT_S / len(rooms.families))
-            await asyncio.to_thread(keep_blackhole, family.overlay, None)
+        await rooms.upkeep.remove_blackholes()
+    except FlannelError as failed:
+        logger.warning("the blackhole routes stay: %s", failed)
+    await asyncio.gather(*(_remove_rules(family.firewall) for family in rooms.families))
+
+
+async def _remove_rules(firewall: Firewall) -> None:
+    try:
+        await asyncio.wait_for(firewall.remove(), CLEAN_TIMEOUT_S)
     except (FlannelError, TimeoutError) as failed:
-        logger.warning("the firewall rules stay: %s", str(failed) or f"removing them takes over {CLEAN_TIMEOUT_S:g} s")
+        why = str(failed) or f"removing them takes over {CLEAN_TIMEOUT_S:g} s"
+        commands = firewall.commands_against
+        logger.warning("the firewall rules stay: %s%s", why, f": {'; '.join(commands)}" if commands else "")
 
 
 async def release(rooms: Rooms, timeout_s: float) -> None:

@@ -16,7 +16,7 @@ from flannel_udp.host.disabled_ipv6 import why_ipv6_is_off
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.owner import Owner
 from flannel_udp.host.firewall.rules import Rules, rules_for
-from flannel_udp.host.former_bridges import FormerBridges
+from flannel_udp.host.former_bridges import Earlier, FormerBridges
 from flannel_udp.model import Degradation, Interface, Lease, Prefix
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.options import FirewallOptions
@@ -108,15 +108,18 @@ def open_families(
     network, external, lease = packets
 
     def open_family(overlay: Prefix) -> FamilyRooms:
-        note = partial(conditions.note, version=overlay.version)
+        version = overlay.version
+        before, had = (None, None) if former is None else (former.network_of(version), former.subnet.of(version))
+        note = partial(conditions.note, version=version)
         firewall = Firewall(
-            Owner(overlay, None if former is None else former.network_of(overlay.version)),
+            Owner(overlay, before),
             note,
             lambda: passages_of(network, overlay, external(), lease()),
             nftables=config.enable_nftables,
             resync_s=options.iptables_resync,
-            tell=errors.noter("firewall" if overlay.version == 4 else "firewall (IPv6)"),
+            tell=errors.noter("firewall" if version == 4 else "firewall (IPv6)"),
         )
-        return FamilyRooms(overlay, firewall, FormerBridges(overlay, note))
+        earlier = Earlier({overlay, before or overlay}, set() if had is None else {had})
+        return FamilyRooms(overlay, firewall, FormerBridges(earlier, note))
 
     return tuple(map(open_family, config.overlays))

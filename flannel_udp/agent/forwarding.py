@@ -23,8 +23,9 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.files import subnet_env
 from flannel_udp.files.yielded import forget_yielded, note_yielded, yielded_file
 from flannel_udp.host.connections import abandon_connections
+from flannel_udp.host.firewall.keeper import remove_left_rules
 from flannel_udp.host.interface_facts import VERSIONS
-from flannel_udp.model import Lease, Subnet
+from flannel_udp.model import Lease
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.options import Options
 from flannel_udp.registry import Registry
@@ -39,7 +40,7 @@ NOTICE_S = 0.2
 class Forwarding:
     """`hold_lease` again and again; `host_changed` whenever the host did.
 
-    `previous` is the subnet of an existing subnet.env.
+    `former` is what subnet.env says of an earlier run.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Forwarding:
         state: AgentState,
         registry: Registry,
         rooms: Rooms,
-        previous: Subnet | None,
+        former: subnet_env.SubnetEnv | None,
     ) -> None:
         self._options = options
         self._state = state
@@ -64,7 +65,9 @@ class Forwarding:
         self._swept = False  # what another backend left is removed
         self._waiting = "waiting for a lease"  # what we do without one, and why
         self._gate = rooms.gate
-        self._subnet = previous  # what subnet.env said last: the pods that run have their addresses from it
+        self._former_networks = () if former is None else former.networks
+        # What subnet.env said last: the pods that run have their addresses from it.
+        self._subnet = None if former is None else former.subnet
         self._env: subnet_env.SubnetEnv | None = None  # what subnet.env holds, while we serve
         self._attrs = rooms.network.attrs  # what the lease is to say, as last told
         self._more = asyncio.Event()  # the lease is one for a family that was not served yet
@@ -201,6 +204,9 @@ class Forwarding:
             routes=not ours,
             alone=ours or not is_claimed(ROUTES_CLAIM),
         )
+        for network in self._former_networks:
+            if self._config.of(network.version) is None:
+                await remove_left_rules(network)
         self._swept = True
         for what in removed:
             logger.info("removed what an earlier run left: %s", what)

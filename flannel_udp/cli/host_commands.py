@@ -68,7 +68,7 @@ def _overlays(file: Path) -> list[Prefix]:
         env = subnet_env.read(file)
     except FlannelError:
         return []
-    return [network for version in (4, 6) if env is not None and (network := env.network_of(version)) is not None]
+    return [] if env is None else list(env.networks)
 
 
 def _firewall_show(given: Values) -> int:
@@ -113,7 +113,7 @@ def _cni_install(given: Values) -> int:
     from flannel_udp.cni import install
 
     written = [install.install_plugin(given.get("bin-dir", Path("/opt/cni/bin")), given.get("python", sys.executable))]
-    if "conf-dir" in given and (path := install.install_conflist(given["conf-dir"])):
+    if "conf-dir" in given and (path := install.install_conflist(given["conf-dir"], to_options(given).subnet_file)):
         written.append(path)
     if given.get("json"):
         sys.stdout.write(json.dumps({"written": [str(path) for path in written]}, indent=2) + "\n")
@@ -178,10 +178,11 @@ HOST_COMMANDS: Mapping[str, Command] = {
     ),
     "cni install": Command(
         "put the CNI plugin `flannel` where container runtimes look for it",
-        "It is one file, which needs Python and nothing else; it may be copied to other hosts.\n\n"
+        "It is one file, which needs Python and nothing else; it may be copied to other hosts. Where the agent has\n"
+        "another --subnet-file than the usual one, the configuration has to name it: give it here, too.\n\n"
         "example: flannel-udp cni install --conf-dir=/etc/cni/net.d",
         _cni_install,
-        {"where": CNI_INSTALL_FLAGS, "output": (JSON_FLAG,)},
+        {"where": CNI_INSTALL_FLAGS, "agent": (SUBNET_FILE_FLAG,), "output": (JSON_FLAG,)},
     ),
     "docker-opts": Command(
         "write the Docker daemon's options for this host's subnet",

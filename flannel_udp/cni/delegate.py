@@ -41,10 +41,9 @@ def _ipam(given: Document, env: SubnetEnv) -> Document:
         raise CniError(INVALID_CONFIG, "'routes' in 'ipam' must be a list of objects")
     # IPv4 first: the order decides which address a pod names first.
     subnets = [subnet for subnet in (env.subnet.v4, env.subnet.v6) if subnet]
-    networks = [network for network in (env.network, env.ipv6_network) if network]
     return {
         "type": "host-local",
         **given,
         "ranges": [[{"subnet": str(subnet)}] for subnet in subnets],
-        "routes": [*routes, *({"dst": str(network)} for network in networks)],
+        "routes": [*routes, *({"dst": str(network)} for network in env.networks)],
     }

@@ -7,6 +7,7 @@ whole package is installed, and takes longer to start, since Python looks throug
 from __future__ import annotations
 
 import io
+import json
 import py_compile
 import re
 import zipfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import flannel_udp
+from flannel_udp.cni.request import DEFAULT_SUBNET_FILE
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.files.atomic import write_atomically
 
@@ -77,13 +79,24 @@ def install_plugin(bin_dir: Path, python: str) -> Path:
     return path
 
 
-def install_conflist(conf_dir: Path) -> Path | None:
-    """Write flannel's usual configuration and return its path, None where there is one. Raises `FlannelError`."""
+def install_conflist(conf_dir: Path, subnet_file: Path = DEFAULT_SUBNET_FILE) -> Path | None:
+    """Write flannel's usual configuration and return its path, None where there is one. Raises `FlannelError`.
+
+    By it the plugin reads `subnet_file`.
+    """
     path = conf_dir / CONFLIST
     if path.exists():
         return None
-    _write(path, CONFLIST_TEXT.encode(), 0o644)
+    _write(path, _conflist(subnet_file).encode(), 0o644)
     return path
+
+
+def _conflist(subnet_file: Path) -> str:
+    if subnet_file == DEFAULT_SUBNET_FILE:
+        return CONFLIST_TEXT
+    document = json.loads(CONFLIST_TEXT)
+    document["plugins"][0]["subnetFile"] = str(subnet_file)
+    return json.dumps(document, indent=2) + "\n"
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

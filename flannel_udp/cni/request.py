@@ -58,12 +58,18 @@ class Request:
     @property
     def subnet_file(self) -> Path:
         """Where the agent writes this host's subnet."""
-        return Path(self.conf.get("subnetFile") or DEFAULT_SUBNET_FILE)
+        return subnet_file_of(self.conf)
 
     @property
     def data_dir(self) -> Path:
         """Where the delegates' configurations are kept."""
         return Path(self.conf.get("dataDir") or DEFAULT_DATA_DIR)
+
+
+def subnet_file_of(conf: Mapping[str, Any]) -> Path:
+    """Return the subnet file that a configuration names."""
+    given = conf.get("subnetFile")
+    return Path(given) if isinstance(given, str) and given else DEFAULT_SUBNET_FILE
 
 
 def version_of(conf: object) -> str:

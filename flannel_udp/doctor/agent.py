@@ -79,8 +79,7 @@ def judge_subnet_file(known: Known, path: Path) -> Finding:
         return fault(
             question, f"there is no {path}, so that no pod can be started", "start the agent, or --subnet-file"
         )
-    networks = " and ".join(str(network) for network in (env.network, env.ipv6_network) if network is not None)
-    what = f"{path}: subnet {env.subnet} of {networks}, MTU {env.mtu}"
+    what = f"{path}: subnet {env.subnet} of {' and '.join(map(str, env.networks))}, MTU {env.mtu}"
     contradiction = None if status is None else _contradiction(env, status)
     return fault(question, f"{what}, but {contradiction[0]}", contradiction[1]) if contradiction else ok(question, what)
 

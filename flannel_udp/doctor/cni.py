@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flannel_udp.cni.request import VERSIONS, version_of
+from flannel_udp.cni.request import VERSIONS, subnet_file_of, version_of
 from flannel_udp.doctor.finding import Finding, fault, ok, skipped
 
 CONF_DIR = Path("/etc/cni/net.d")
@@ -21,14 +21,21 @@ _ANSWER_S = 5.0
 """A plugin that is asked for its versions does nothing else."""
 
 
-def ask_cni(conf_dir: Path, bin_dirs: Sequence[Path], *, kubernetes: bool) -> Iterator[Finding]:
-    """Read the folder of configurations and look for the plugins."""
+def ask_cni(
+    conf_dir: Path, bin_dirs: Sequence[Path], subnet_file: Path | None, *, kubernetes: bool
+) -> Iterator[Finding]:
+    """Read the folder of configurations and look for the plugins.
+
+    `subnet_file` is where the agent is known to write this host's subnet.
+    """
     files = _read(conf_dir)
     yield judge_configurations(files, conf_dir, kubernetes=kubernetes)
     ours = next((name for name in sorted(files) if "flannel" in plugins_of(files[name])), None)
     if ours is None:
         yield skipped("CNI plugins", f"no configuration of flannel's in {conf_dir}")
         return
+    if subnet_file is not None:
+        yield from judge_file_read(files[ours], conf_dir / ours, subnet_file)
     needed = plugins_of(files[ours])
     # As runtimes look for them: the first folder that has one.
     places = (folder / name for folder in reversed(bin_dirs) for name in needed)
@@ -53,6 +60,22 @@ def judge_configurations(files: Mapping[str, Any], folder: Path, *, kubernetes: 
         what = f"{folder}/{names[0]} ({kind}) comes before {flannels[0]}: pods are not attached by flannel"
         return fault(question, what, f"mv {folder}/{names[0]} {folder}/{names[0]}.off")
     return ok(question, f"{folder}/{flannels[0]} is the first one")
+
+
+def judge_file_read(document: Any, configuration: Path, subnet_file: Path) -> Iterator[Finding]:
+    """Judge whether the plugin reads what the agent writes; a fault if not."""
+    reads = next(subnet_file_of(plugin) for plugin in _plugins(document) if plugin["type"] == "flannel")
+    if not _is_same(reads, subnet_file):
+        what = f"by {configuration} the plugin reads {reads}, and the agent writes {subnet_file}"
+        mend = f'write "subnetFile": "{subnet_file}" there, beside "type": "flannel"'
+        yield fault("CNI configuration", f"{what}: pods cannot be started, or get addresses of another subnet", mend)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.realpath(one) == os.path.realpath(other)
+    except ValueError:  # JSON can say what is no path
+        return False
 
 
 def judge_plugins(needed: Sequence[str], present: set[str], folders: Sequence[Path]) -> Finding:
@@ -111,18 +134,21 @@ def _newest(spoken: Mapping[Path, list[str] | str]) -> str:
 
 def plugins_of(document: Any) -> list[str]:
     """Return the plugins that a configuration, or a list of them, runs: those that flannel delegates to, too."""
-    if not isinstance(document, dict):
-        return []
-    plugins = document.get("plugins") if isinstance(document.get("plugins"), list) else [document]
     found: dict[str, None] = {}
-    for plugin in plugins or []:
-        if not isinstance(plugin, dict) or not isinstance(plugin.get("type"), str):
-            continue
+    for plugin in _plugins(document):
         found[plugin["type"]] = None
         if plugin["type"] == "flannel":
             found[_type_of(plugin.get("delegate"), "bridge")] = None
             found[_type_of(plugin.get("ipam"), "host-local")] = None
     return list(found)
+
+
+def _plugins(document: Any) -> list[dict[str, Any]]:
+    """Return the configurations of the plugins that a configuration has, as far as they say which plugin it is."""
+    if not isinstance(document, dict):
+        return []
+    plugins = document["plugins"] if isinstance(document.get("plugins"), list) else [document]
+    return [plugin for plugin in plugins if isinstance(plugin, dict) and isinstance(plugin.get("type"), str)]
 
 
 def _type_of(section: Any, default: str) -> str:

@@ -46,7 +46,9 @@ def _questions(
     yield "peers", lambda: peers.ask_peers(known, options)
     yield "subnet file", lambda: agent.judge_subnet_file(known, options.subnet_file)
     yield from _of_each(known, "bridges", kernel.ask_bridges)
-    yield "CNI", lambda: cni.ask_cni(conf_dir, bin_dirs, kubernetes=kubernetes)
+    told = agent.judge_subnet_file(known, options.subnet_file).verdict is Verdict.OK
+    subnet_file = options.subnet_file if told else None  # else it may be another one than the agent's
+    yield "CNI", lambda: cni.ask_cni(conf_dir, bin_dirs, subnet_file, kubernetes=kubernetes)
     yield "buffers", lambda: machine.ask_buffers(known)
     yield "clock", lambda: clock.ask_clock(options)
 

@@ -13,7 +13,7 @@ from flannel_udp.doctor.known import Known, KnownFamily
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.conntrack import Connections, read_connections
 from flannel_udp.host.family import IPV4, IPV6, family_of
-from flannel_udp.host.former_bridges import find_former
+from flannel_udp.host.former_bridges import Earlier, find_former, find_inside
 from flannel_udp.host.interface import decide_outside, no_interface
 from flannel_udp.host.interface_facts import gather
 from flannel_udp.host.links import Device, device_named
@@ -238,19 +238,15 @@ def judge_source_checks(
 
 
 def ask_bridges(known: KnownFamily) -> Iterator[Finding]:
-    """Ask whether bridges have addresses of a former subnet."""
-    if known.family is IPV6:
-        yield skipped("bridges", "one that has a former subnet's IPv6 address takes ours beside it")
-        return
+    """Ask whether bridges have addresses that keep pods from being put on them."""
     if known.network is None or known.subnet is None:
         yield skipped("bridges", "no subnet is known")
         return
-    found = find_former(known.network, known.subnet)
+    found = find_former(Earlier([known.network]), known.subnet)
     if not found:
-        yield ok("bridges", f"none has an address of another subnet than {known.subnet}")
-    for text in found:
-        what, _, mend = text.partition(": no pod can be started: ")
-        yield fault("bridges", f"{what}: no pod can be started", mend)
+        yield ok("bridges", f"none keeps pods of {known.subnet} from being started")
+    yield from (fault("bridges", what, mend) for what, mend in found)
+    yield from (note("bridges", what, mend) for what, mend in find_inside(known.network, known.subnet))
 
 
 def ask_bridge_netfilter(options: Options) -> Finding:

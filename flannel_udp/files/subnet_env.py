@@ -42,6 +42,11 @@ class SubnetEnv:
     ip_masq: bool
     ipv6_network: IPv6Network | None = None
 
+    @property
+    def networks(self) -> tuple[Prefix, ...]:
+        """The overlay networks, that of IPv4 first."""
+        return tuple(network for network in (self.network, self.ipv6_network) if network is not None)
+
     def network_of(self, version: int) -> Prefix | None:
         """Return the overlay network of one family, by IP version; ``None``: it is off."""
         return self.network if version == 4 else self.ipv6_network

@@ -9,7 +9,7 @@ Like everything in `netlink`, this blocks for about a millisecond.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.family import family_of
@@ -30,19 +30,21 @@ WORST_METRIC = 2**32 - 1
 """Also how the routes of an earlier run are known as ours."""
 
 
-def keep_blackhole(network: Prefix, subnet: Prefix | None) -> None:
-    """Leave `subnet` as the only one of the overlay `network` that such a route of ours is for, ``None`` for no route.
+def keep_blackholes(networks: Collection[Prefix], subnets: Collection[Prefix]) -> None:
+    """Leave `subnets` as the only ones of these overlay networks that such routes of ours are for.
 
-    Raises `FlannelError`.
+    `networks` are those that this host takes part in, or did in an earlier run: other overlays' routes stay. Raises
+    `FlannelError`.
     """
     with open_rtnetlink("setting the blackhole route") as netlink:
         former = [
             route
-            for route in _ours(netlink, network.version)
-            if route.destination != subnet and lies_in(route.destination, network)
+            for version in {network.version for network in networks}
+            for route in _ours(netlink, version)
+            if route.destination not in subnets and any(lies_in(route.destination, network) for network in networks)
         ]
         netlink.apply([delete_route(route) for route in former])
-        if subnet is not None:
+        for subnet in subnets:
             _restore(netlink, subnet)
 
 

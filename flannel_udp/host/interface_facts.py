@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
@@ -40,8 +40,8 @@ class Address:
     """Nobody may use it yet: the kernel still asks whether another host has it (RFC 4862 section 5.4)."""
     duplicate: bool = False
     """Another host has it, and the kernel does not use it."""
-    overlay: Prefix | None = None
-    """The overlay network that it lies in, see `HostNetwork.outside`."""
+    ours: str | None = None
+    """A clause that says why it is one of our own devices', see `HostNetwork.outside`."""
     behind_nat: bool = False
     """Others dial another address in its place, ``--public-ip`` (``--public-ipv6``)."""
 
@@ -58,8 +58,8 @@ class Address:
             return "is a duplicate: another host on the link has it"
         if self.tentative:
             return "is tentative: the kernel still asks whether another host has it"
-        if self.overlay is not None:
-            return f"lies in the overlay network {self.overlay}: what leaves from there comes back into the tunnel"
+        if self.ours is not None:
+            return self.ours
         # A link-local one is a way out, too, where others dial another one; IPv6's cannot be bound without a zone.
         leads_out = self.behind_nat and self.address in LINK_LOCAL
         return None if leads_out else why_not_dialled(self.address)
@@ -144,15 +144,10 @@ class HostNetwork:
         return next((link for link in self.links if link.index == index), None)
 
     def outside(self, overlays: Sequence[Prefix]) -> HostNetwork:
-        """Return these facts for a choice that takes no address in an overlay network: our own devices have such."""
-        links = tuple(
-            replace(
-                link, addresses=tuple(replace(item, overlay=_holder(item.address, overlays)) for item in link.addresses)
-            )
-            for link in self.links
-        )
+        """Return these facts for a choice that takes none of our own devices: cni0, or one with an overlay address."""
+        links = tuple(replace(link, addresses=tuple(_judged(link, overlays))) for link in self.links)
         source = None if self.reach is None else self.reach.source
-        inside = source is not None and _holder(source, overlays) is not None
+        inside = source is not None and any(source in overlay for overlay in overlays)
         return replace(self, links=links, reach=None if inside else self.reach)
 
     def holds(self, address: IpAddress) -> bool:
@@ -181,8 +176,13 @@ class HostNetwork:
         return sorted(usable, key=lambda link: link.loopback)
 
 
-def _holder(address: IpAddress, overlays: Sequence[Prefix]) -> Prefix | None:
-    return next((overlay for overlay in overlays if address in overlay), None)
+def _judged(link: Link, overlays: Sequence[Prefix]) -> Iterator[Address]:
+    # After a change of the overlay network the pods' bridge has an address of the former one.
+    other = "is on the pods' bridge, which leads to no other host" if link.name == links.CNI_BRIDGE else None
+    for item in link.addresses:
+        found = (overlay for overlay in overlays if item.address in overlay)
+        why = (f"lies in the overlay network {it}: what leaves from there comes back into the tunnel" for it in found)
+        yield replace(item, ours=next(why, other))
 
 
 def gather(options: InterfaceOptions, versions: Sequence[int] = (4,)) -> HostNetwork:

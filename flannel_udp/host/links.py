@@ -51,6 +51,8 @@ FOREVER_S = 0xFFFFFFFF
 """INFINITY_LIFE_TIME: an address that stays."""
 LOOPBACK_INDEX = 1
 """LOOPBACK_IFINDEX: of `lo` in every network namespace."""
+CNI_BRIDGE = "cni0"
+"""As flannel's CNI configuration has the pods' bridge called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +136,20 @@ def _get(netlink: Rtnetlink, index: int, more: bytes) -> Device | None:
     return None
 
 
-def stream_devices(netlink: Rtnetlink, kind: str = "") -> Iterator[Device]:
-    """Yield every device, those of one kind if given. Read it to its end, or ask the same `netlink` no more."""
+def stream_devices(netlink: Rtnetlink, kind: str = "", master: int = 0) -> Iterator[Device]:
+    """Yield every device, if given those of one kind, and the ports of the bridge, say, of this index.
+
+    Read it to its end, or ask the same `netlink` no more.
+    """
     head = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     head += attribute(_IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS))
     if kind:
         head += attribute(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, kind.encode()))
+    if master:
+        head += attribute(_IFLA_MASTER, _U32.pack(master))
     found = map(_parse_device, netlink.dump(_RTM_GETLINK, head, _RTM_NEWLINK))
     # A kernel that does not know the kind, or no such filter (before 4.20), sends all.
-    return (item for item in found if kind in ("", item.kind))
+    return (item for item in found if kind in ("", item.kind) and master in (0, item.master))
 
 
 def make_device(name: str, kind: str, details: Mapping[int, bytes], *, mtu: int, mac: int = 0) -> Message:

@@ -175,5 +175,4 @@ def _look_at(path: Path, wanted: SubnetEnv) -> str | None:
         found.subnet == wanted.subnet
     ):
         return "had other values"
-    networks = " and ".join(str(network) for network in (found.network, found.ipv6_network) if network is not None)
-    return f"said subnet {found.subnet} of {networks}"
+    return f"said subnet {found.subnet} of {' and '.join(map(str, found.networks))}"

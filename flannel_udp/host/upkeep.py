@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from typing import Protocol
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import interface, netlink
-from flannel_udp.host.blackhole import keep_blackhole, restore_blackhole
+from flannel_udp.host.blackhole import keep_blackholes, restore_blackhole
 from flannel_udp.host.family import family_of
 from flannel_udp.host.interface_facts import VERSIONS, HostNetwork, gather
 from flannel_udp.host.monitor import Interest, Monitor, open_monitor_socket
@@ -92,7 +92,8 @@ class Upkeep:
     """Watches over `external` and what the network has; `set_up` once there is a lease, `run` all the time.
 
     `news()` is awaited after `external`, the MTU, `obstacle` or the network's device has changed; `note` is told what
-    stops some of the traffic, see `agent.conditions`, `tell` of whatever is wrong; ``None``: nothing any more.
+    stops some of the traffic, see `agent.conditions`, `tell` of whatever is wrong; ``None``: nothing any more. `former`
+    are the overlay networks of an earlier run.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Upkeep:
         kept: KeptNetwork,
         news: Callable[[], Awaitable[None]],
         *,
+        former: Collection[Prefix],
         note: Callable[[str, Iterable[Degradation]], None],
         tell: Callable[[str | None], object],
     ) -> None:
@@ -111,6 +113,7 @@ class Upkeep:
         """Why no traffic can pass just now."""
         self._options = options
         self._overlays = overlays
+        self._networks = {*overlays, *former}
         self._kept = kept
         self._news = news
         self._note = note
@@ -141,8 +144,7 @@ class Upkeep:
             self._subnet = subnet
             await self._kept.hold(subnet, former)
             self._untold = True
-            for overlay in self._overlays:
-                await asyncio.to_thread(keep_blackhole, overlay, self._blackhole.get(overlay.version))
+            await asyncio.to_thread(keep_blackholes, self._networks, self._blackhole.values())
 
     async def run(self) -> None:
         """Keep everything right until cancelled."""
@@ -399,6 +401,10 @@ class Upkeep:
         if self._subnet is None or not self._options.firewall.ip_blackhole_route:
             return {}
         return {subnet.version: subnet for subnet in self._subnet.prefixes}
+
+    async def remove_blackholes(self) -> None:
+        """Remove them, and those of earlier runs; `run` must have ended. Raises `FlannelError`."""
+        await asyncio.to_thread(keep_blackholes, self._networks, ())
 
     async def _restore_blackhole(self) -> Standing:
         """Raises `FlannelError`."""

@@ -265,6 +265,24 @@ def test_for_a_bridge_that_is_down_nobody_is_told_to_delete_a_route(h1: Host) ->
     wait_for("all is well again", lambda: status_of(h1)["problems"] == [])
 
 
+def test_a_bridge_that_is_removed_under_living_pods_is_named_until_they_have_one(duo: Lab, h1: Host) -> None:
+    (pod,), own = h1.pods, subnet_of(h1)
+    forwarding = f"sysctl -qw net.ipv4.conf.{names(h1, duo)['device']}.forwarding"
+    disturb(h1, [f"{forwarding}=0"])
+    wait_for("a look, at the bridge, too", lambda: status_of(h1)["problems"] != [])
+    disturb(h1, [f"{forwarding}=1", "link del cni0"])
+    text = "cni0, which our pods were behind, was removed: those that ran then are cut off (IPv4): start them anew"
+    wait_for("it is named", lambda: status_of(h1)["problems"] == [text])
+    assert (status_of(h1)["ready"], status_of(h1)["degraded"]) == (True, ["routes"])
+    h1.configure("link add cni0 type bridge", f"addr add {own[1]}/24 dev cni0", "link set cni0 up")
+    disturb(h1, [f"{forwarding}=0"])
+    wait_for("a look after that", lambda: len(status_of(h1)["problems"]) > 1)
+    assert text in status_of(h1)["problems"]
+    disturb(h1, [f"{forwarding}=1", f"link set {pod.name} master cni0"])
+    wait_for("all is well again", lambda: status_of(h1)["problems"] == [])
+    wait_for("traffic", lambda: None not in ping_matrix(duo.pods(), timeout_s=0.5).values())
+
+
 def test_a_route_for_all_of_the_subnet_is_named(duo: Lab, h1: Host) -> None:
     peer = subnet_of(duo.hosts[1])
     if h1.backend == "host-gw":

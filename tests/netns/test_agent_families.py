@@ -131,6 +131,25 @@ def test_ipv6_that_is_switched_off_and_on_again_leaves_every_host_its_ipv4_subne
     assert "outside the overlay network fd00:10:244::/48" in answer
 
 
+@pytest.mark.parametrize(("nftables", "then"), [(False, False), (True, True), (True, False)])
+def test_of_a_family_that_is_switched_off_no_firewall_rule_stays(nftables: bool, then: bool) -> None:
+    """In neither dialect, whichever the agent has now: ip6tables' masquerade would go on."""
+
+    def rules_of(host: Host) -> list[str]:
+        listed = host.run(["ip6tables-save"]).stdout + host.run(["nft", "list", "ruleset", "ip6"]).stdout
+        return [line for line in listed.splitlines() if "FLANNEL" in line or "flannel" in line]
+
+    config = {"Network": str(OVERLAY), "EnableNFTables": nftables}
+    with Lab(plan(hosts=1, pods=0, config=config, agent_args=("--ip-masq",))) as lab:
+        (host,) = lab.hosts
+        assert any("masq" in line for line in rules_of(host))
+        host.stop_agent()
+        by_hand(lab).configure({"Network": str(OVERLAY), "EnableNFTables": then})
+        host.start_agent("--ip-masq")
+        host.wait_ready()
+        wait_for("they are gone", lambda: rules_of(host) == [])
+
+
 def test_hosts_of_ipv6_alone_are_as_many_hosts_and_keep_their_subnets() -> None:
     with Lab(plan(families="6", config={"Backend": {"Type": "host-gw"}})) as lab:
         travels(lab, 6)

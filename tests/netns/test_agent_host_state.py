@@ -11,17 +11,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
 
 from flannel_udp.files import subnet_env
+from flannel_udp.files.subnet_env import SubnetEnv
 from flannel_udp.host.upkeep import RETURN_S
 from flannel_udp.lab import ethtool
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping_matrix
+from flannel_udp.model import Subnet
 from flannel_udp.options import DataplaneOptions
 from tests.support.agents import Agent, Log, links_of, move_address, peers_of, subnet_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
@@ -336,12 +339,16 @@ def test_in_the_place_of_an_interface_that_stays_away_another_one_is_taken() -> 
         assert len([line for line in agent.said() if "the external address is" in line]) == 1
 
 
-def test_of_its_own_devices_the_agent_takes_none_at_the_start_or_in_need() -> None:
+@pytest.mark.parametrize("cni0", ["10.244.9.1/24", "10.1.3.1/24"], ids=["inside Network", "of a former Network"])
+def test_of_its_own_devices_the_agent_takes_none_at_the_start_or_in_need(cni0: str) -> None:
     """Their addresses match the pattern, too, and what would leave from them comes back into the tunnel."""
     with Lab(Plan(fresh_name(), hosts=1, agents=())) as lab:
         (host,) = lab.hosts
-        for name, address in (("cni0", "10.244.9.1/24"), ("eth9", "10.9.9.1/24")):
+        for name, address in (("cni0", cni0), ("eth9", "10.9.9.1/24")):
             host.configure(f"link add {name} type bridge", f"link set {name} up", f"addr add {address} dev {name}")
+        host.configure("link add pod type veth peer name pod0", "link set pod master cni0")  # else it gets our address
+        former = Subnet(IPv4Network("10.1.3.0/24"))
+        subnet_env.write(host.subnet_file, SubnetEnv(IPv4Network("10.1.0.0/16"), former, 1472, ip_masq=False))
         with Agent(host, "--iface-regex=^10[.]", iface="") as agent:
             agent.wait_ready()
             host.configure("link set eth9 down")

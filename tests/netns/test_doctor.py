@@ -232,8 +232,27 @@ def test_a_host_without_nft_is_told_which_tables_it_alone_could_list(h1: Host, t
         h1.run(["nft", "delete", "table", "inet", "own"])
 
 
+def test_a_cni_configuration_by_which_the_plugin_reads_another_file_than_the_agents(h1: Host, tmp_path: Path) -> None:
+    folders = f"--conf-dir={tmp_path / 'net.d'}", f"--bin-dir={tmp_path / 'bin'}"
+    install = [sys.executable, "-m", "flannel_udp", "cni", "install", *folders]
+    h1.run(install)
+    for name in ("bridge", "host-local", "portmap"):
+        (tmp_path / "bin" / name).symlink_to(tmp_path / "bin" / "flannel")
+    what, command = faults(h1, *folders)["CNI configuration"]
+    conflist = tmp_path / "net.d" / "10-flannel.conflist"
+    assert what == (
+        f"by {conflist} the plugin reads /run/flannel/subnet.env, and the agent writes {h1.subnet_file}: "
+        "pods cannot be started, or get addresses of another subnet"
+    )
+    assert command == f'write "subnetFile": "{h1.subnet_file}" there, beside "type": "flannel"'
+    conflist.unlink()
+    h1.run([*install, f"--subnet-file={h1.subnet_file}"])
+    assert faults(h1, *folders) == {}
+
+
 def test_another_cni_configuration_goes_first(h1: Host, tmp_path: Path) -> None:
-    (tmp_path / "10-flannel.conflist").write_text(CONFLIST_TEXT)
+    conflist = CONFLIST_TEXT.replace('"flannel",', f'"flannel", "subnetFile": "{h1.subnet_file}",')
+    (tmp_path / "10-flannel.conflist").write_text(conflist)
     (tmp_path / "05-other.conf").write_text('{"cniVersion": "1.0.0", "name": "other", "type": "ptp"}')
     plugins = tmp_path / "bin"
     plugins.mkdir()
@@ -245,11 +264,11 @@ def test_another_cni_configuration_goes_first(h1: Host, tmp_path: Path) -> None:
     assert what.startswith(f"{tmp_path}/05-other.conf (of ptp) comes before 10-flannel.conflist: ")
     mend(h1, command)
     assert faults(h1, *arguments) == {}
-    (tmp_path / "10-flannel.conflist").write_text(CONFLIST_TEXT.replace("0.4.0", "1.0.0"))
+    (tmp_path / "10-flannel.conflist").write_text(conflist.replace("0.4.0", "1.0.0"))
     what, command = faults(h1, *arguments)["CNI plugins"]
     assert "10-flannel.conflist is of CNI 1.0.0, and " in what
     assert command.startswith('write "cniVersion": "0.4.0" there, or install ')
-    (tmp_path / "10-flannel.conflist").write_text(CONFLIST_TEXT)
+    (tmp_path / "10-flannel.conflist").write_text(conflist)
     (plugins / "flannel").write_text("")
     assert "cannot run it: Exec format error" in faults(h1, *arguments)["CNI plugins"][0]
     (plugins / "flannel").unlink()
@@ -311,14 +330,26 @@ def test_a_subnet_file_that_says_something_else(h1: Host) -> None:
         file.unlink()
 
 
-def test_a_bridge_of_a_former_subnet(h1: Host) -> None:
-    h1.configure("link add docker0 type bridge", f"addr add {ANOTHERS_ADDRESS}/24 dev docker0", "link set docker0 up")
+def test_a_bridge_inside_the_overlay_is_a_doubt_until_another_host_has_its_subnet(h1: Host, duo: Lab) -> None:
+    h1.configure("link add lxdbr0 type bridge", f"addr add {ANOTHERS_ADDRESS}/24 dev lxdbr0", "link set lxdbr0 up")
     try:
-        what, command = faults(h1)["bridges"]
-        assert what.startswith("docker0 has ")
-        assert "docker-opts" in command
+        code, rows = rows_of(h1)
+        assert ([row for row in rows if not row["ok"]], code) == ([], 0)
+        assert {
+            "question": "bridges",
+            "ok": True,
+            "what": f"lxdbr0 has {ANOTHERS_ADDRESS}/24, which is inside the overlay network {OVERLAY}: should a host "
+            "get that subnet, it is not reached from here",
+            "mend": "give lxdbr0 another address, or choose another Network",
+        } in rows
+        h1.configure(f"addr replace {subnet_of(duo.hosts[1])[1]}/24 dev lxdbr0")
+        found = [row for row in rows_of(h1)[1] if row["question"] == "routes"]
+        assert any(f"{subnet_of(duo.hosts[1])[1]}/32 are kept on this host, " in row["what"] for row in found)
+        assert {row["mend"] for row in found} == {
+            "take the address that brought it off lxdbr0, or choose another Network"
+        }
     finally:
-        h1.configure("link del docker0")
+        h1.configure("link del lxdbr0")
 
 
 def test_no_agent_is_the_first_line_and_the_rest_is_asked_all_the_same() -> None:

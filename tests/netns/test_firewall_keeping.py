@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -195,6 +196,56 @@ def test_clean_on_exit_leaves_nothing(host: Host, dialect: str) -> None:
         assert agent.stop() == 0
     assert kernel_listing(host, dialect) == ""
     assert routes(host, "blackhole") == []
+
+
+SLOWLY = """
+import sys
+from flannel_udp.agent import agent, ending
+from flannel_udp.cli.main import main
+ending.CLEAN_TIMEOUT_S, agent.END_TIMEOUT_S = {limit_s}, 60.0
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("limit_s", [0.7 * 7, 0.5], ids=["enough time", "too little"])
+def test_slow_tools_are_run_few_times_and_what_stays_is_named_with_what_removes_it(
+    host: Host, dialect: str, tmp_path: Path, limit_s: float
+) -> None:
+    """Seven times slower than on a host where each run takes 0.15 s, with as much more time, or with too little."""
+    slow = tmp_path / "slow"
+    for name in ("iptables", "iptables-restore", "nft"):
+        (tmp_path / name).write_text(f'#!/bin/sh\n[ -e {slow} ] && sleep 1.05\nexec {shutil.which(name)} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    path = f"PATH={tmp_path}:{os.environ['PATH']}"
+    flags, program = ("--ip-masq", "--ip-blackhole-route", "--clean-on-exit"), ("-c", SLOWLY.format(limit_s=limit_s))
+    with Agent(host, *flags, NEVER, wrapper=("env", path), program=program) as agent:
+        agent.wait_ready()
+        slow.touch()
+        assert agent.stop() == 0
+        assert routes(host, "blackhole") == []
+        stays = [line for line in agent.said() if line.startswith("the firewall rules stay: ")]
+    if limit_s > 1:
+        assert stays == []
+    else:
+        what, commands = stays[0].split(" s: ")
+        assert what == "the firewall rules stay: removing them takes over 0.5"
+        assert kernel_listing(host, dialect) != ""
+        host.run(["sh", "-c", commands])
+    assert kernel_listing(host, dialect) == ""
+
+
+@pytest.mark.parametrize("dialect", ["iptables"])
+@pytest.mark.parametrize("flags", [("--ip-blackhole-route",), ()], ids=["wanted", "not wanted"])
+def test_the_blackhole_of_a_former_overlay_network_goes(lab: Lab, host: Host, flags: tuple[str, ...]) -> None:
+    with Agent(host, "--ip-blackhole-route") as agent:
+        agent.wait_ready()
+        assert routes(host, "blackhole") == [f"blackhole {subnet_of(host)} metric 4294967295"]
+        agent.stop()
+    by_hand(lab).configure({"Network": "10.1.0.0/16"})
+    with Agent(host, *flags) as agent:
+        agent.wait_ready()
+        wanted = [f"blackhole {subnet_of(host)} metric 4294967295"] if flags else []
+        assert routes(host, "blackhole") == wanted
 
 
 def test_the_blackhole_gives_way_to_the_bridge_and_drops_without_one(host: Host) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.host import disabled_ipv6
-from flannel_udp.host.blackhole import keep_blackhole, restore_blackhole
+from flannel_udp.host.blackhole import keep_blackholes, restore_blackhole
 from flannel_udp.host.links import device_named
 from flannel_udp.host.netlink import configure_tunnel, repair_tunnel, tunnel_state, unconfigure
 from flannel_udp.host.repair import Fault, TunnelEnd, TunnelShape, differences
@@ -186,15 +186,26 @@ def test_where_we_may_not_switch_it_on_it_costs_ipv6_alone_and_is_one_clear_line
             call_inside(tun, partial(repair_tunnel, index, BOTH.mtu, Fault(what, END6)))
 
 
+def test_blackhole_routes_of_former_networks_go_and_those_of_other_overlays_stay(namespace: str) -> None:
+    ours = ["10.1.15.0/24", "10.244.3.0/24", "fd00:1:0:7::/64"]
+    for subnet in (*ours, "10.9.3.0/24"):
+        run(namespace, f"ip route add blackhole {subnet} metric 4294967295")
+    networks = [*map(IPv4Network, ("10.1.0.0/16", "10.244.0.0/16")), END6.network]
+    call_inside(namespace, lambda: keep_blackholes(networks, [IPv4Network(ours[0])]))
+    found = run(namespace, "ip route show type blackhole")
+    assert [line.split()[1] for line in found.splitlines()] == ["10.1.15.0/24", "10.9.3.0/24"]
+    assert routes(namespace) == []
+
+
 def test_the_blackhole_route_of_ipv6_is_kept_like_ipv4s(namespace: str) -> None:
     run(namespace, "ip -6 route add blackhole fd00:1:0:7::/64 metric 4294967295")  # of an earlier lease
     run(namespace, "ip -6 route add blackhole fd00:1:0:8::/64 metric 7")  # an administrator's
     subnet = IPv6Network("fd00:1:0:15::/64")
-    call_inside(namespace, lambda: keep_blackhole(END6.network, subnet))
+    call_inside(namespace, lambda: keep_blackholes([END6.network], [subnet]))
     wanted = ["blackhole fd00:1:0:8::/64 dev lo metric 7", "blackhole fd00:1:0:15::/64 dev lo metric 4294967295"]
     assert routes(namespace) == wanted
     assert not call_inside(namespace, lambda: restore_blackhole(subnet))
     run(namespace, "ip -6 route del blackhole fd00:1:0:15::/64")
     assert call_inside(namespace, lambda: restore_blackhole(subnet))
-    call_inside(namespace, lambda: keep_blackhole(END6.network, None))
+    call_inside(namespace, lambda: keep_blackholes([END6.network], ()))
     assert routes(namespace) == wanted[:1]

@@ -143,8 +143,39 @@ def test_a_bridge_that_is_down_or_lost_its_address_is_named_with_what_brings_it_
     assert said() == [f"cni0 {lost}: {address}"]
     run(host, address)
     assert said() == []
-    run(host, "ip link set cni0 down")
-    run(host, "ip link del cni0")  # with the last pod, say
+
+
+def test_a_bridge_that_is_removed_under_living_pods_is_named_until_they_are_gone_or_in_a_bridge(host: str) -> None:
+    expected, lookout = ways(host), Look(NETWORK)
+
+    def said() -> list[str]:
+        return texts(call_inside(host, lambda: lookout.look(OWN, expected, [], ADDRESS)))
+
+    def bring(*lines: str) -> None:
+        for line in ("link add cni0 type bridge", "link set cni0 up", "address add fd00:1:0:15::1/64 dev cni0 nodad"):
+            run(host, f"ip {line}")
+        for line in lines:
+            run(host, f"ip {line}")
+
+    assert said() == []
+    run(host, "ip link set cni0 down")  # its address is gone before it is
+    assert len(said()) == 1
+    run(host, "ip link del cni0")
+    removed = "cni0, which our pods were behind, was removed: those that ran then are cut off (IPv6): start them anew"
+    assert said() == said() == [removed]
+    bring("link add new type veth peer name new0", "link set new master cni0 up")  # with the next pod
+    assert said() == [removed]
+    run(host, "ip link set pod master cni0")  # somebody helps himself
+    assert said() == []
+    run(host, "ip link del cni0")
+    assert said() == [removed]
+    run(host, "ip link del pod")
+    assert said() == [removed]
+    run(host, "ip link del new")
+    assert said() == []
+    bring()
+    assert said() == []
+    run(host, "ip link del cni0")  # an empty one
     assert said() == []
 
 

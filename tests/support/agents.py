@@ -31,8 +31,8 @@ sys.exit(main())
 WITH_TIME_TO_CLEAN_UP = ("-c", _PATIENT)
 """What `Agent` runs as its `program` where the promise is that its end leaves nothing.
 
-An agent leaves what it could not take away within 0.7 s, some twenty runs of iptables, say; on a machine that is very
-busy one of them may take as long.
+An agent leaves what it could not take away within 0.7 s, three runs of iptables, say; on a machine that is very busy
+one of them may take as long.
 """
 
 

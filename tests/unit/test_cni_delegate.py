@@ -166,6 +166,14 @@ def test_the_example_is_what_the_command_installs_and_it_replaces_none(tmp_path:
     assert path.read_text() == "mine"
 
 
+def test_an_agents_other_subnet_file_is_named_in_the_configuration(tmp_path: Path) -> None:
+    path = install_conflist(tmp_path, Path("/run/other/subnet.env"))
+    assert path is not None
+    document = json.loads(path.read_text())
+    assert document["plugins"][0].pop("subnetFile") == "/run/other/subnet.env"
+    assert document == json.loads(CONFLIST_TEXT)
+
+
 def test_all_of_the_plugin_is_within_the_grammar_of_the_oldest_python_that_runs_it(tmp_path: Path) -> None:
     with zipfile.ZipFile(install_plugin(tmp_path, sys.executable)) as archive:
         for name in archive.namelist():

@@ -74,6 +74,59 @@ async def test_a_program_that_cannot_be_run_is_named(make_tool: MakeTool, tmp_pa
         await run_tool("nft")
 
 
+UNMADE = """\
+*filter
+:FLANNEL-FWD - [0:0]
+-D FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+-X FLANNEL-FWD
+COMMIT
+*nat
+:FLANNEL-POSTRTG - [0:0]
+-D POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
+-X FLANNEL-POSTRTG
+COMMIT
+"""
+
+
+@pytest.mark.parametrize("status", [0, 1])
+async def test_rules_that_stood_are_taken_down_in_three_runs(make_tool: MakeTool, tmp_path: Path, status: int) -> None:
+    """On a busy host each takes some 150 ms, and an agent that ends has 0.7 s."""
+    make_tool("iptables", f"echo iptables >>{tmp_path}/runs")
+    make_tool("iptables-restore", f"echo iptables-restore >>{tmp_path}/runs; cat >{tmp_path}/script; exit {status}")
+    assert await Iptables(Owner(NETWORK)).take_down(RULES) is (status == 0)
+    assert (tmp_path / "runs").read_text().split() == ["iptables", "iptables", "iptables-restore"]
+    assert (tmp_path / "script").read_text() == UNMADE
+
+
+async def test_the_rules_of_an_overlay_that_took_our_names_meanwhile_are_not_taken_down(
+    make_tool: MakeTool, tmp_path: Path
+) -> None:
+    foreign = '-A FLANNEL-FWD -s 10.9.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT'
+    make_tool("iptables", f"echo '{foreign}'")
+    make_tool("iptables-restore", f"cat >{tmp_path}/script; exit 1")
+    assert not await Iptables(Owner(NETWORK)).take_down(RULES)
+    assert "-X FLANNEL-FWD\n" not in (tmp_path / "script").read_text()
+
+
+async def test_a_table_of_nftables_is_taken_down_in_two_runs(make_tool: MakeTool, tmp_path: Path) -> None:
+    make_tool("nft", f'echo "$*" >>{tmp_path}/runs')
+    assert await Nftables(Owner(NETWORK)).take_down(RULES)
+    runs = ["list table ip flannel-ipv4", "delete table ip flannel-ipv4"]
+    assert (tmp_path / "runs").read_text().splitlines() == runs
+    assert Nftables(Owner(NETWORK)).commands_against(RULES) == ["nft delete table ip flannel-ipv4"]
+
+
+def test_the_commands_against_our_rules_are_those_that_undo_them() -> None:
+    assert Iptables(Owner(NETWORK)).commands_against(RULES) == [
+        'iptables -w -t filter -D FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD',
+        "iptables -w -t filter -F FLANNEL-FWD",
+        "iptables -w -t filter -X FLANNEL-FWD",
+        'iptables -w -t nat -D POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG',
+        "iptables -w -t nat -F FLANNEL-POSTRTG",
+        "iptables -w -t nat -X FLANNEL-POSTRTG",
+    ]
+
+
 async def test_a_program_that_hangs_is_killed(make_tool: MakeTool, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Popen[str]] = []
 

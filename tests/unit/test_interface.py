@@ -221,6 +221,16 @@ def test_an_address_in_the_overlay_is_passed_over(options: InterfaceOptions) -> 
 
 
 @pytest.mark.parametrize(
+    "options", [InterfaceOptions(iface_regex=("^10[.]",)), InterfaceOptions(iface=("cni0", "eth1"))], ids=str
+)
+def test_the_pods_bridge_is_passed_over_also_with_the_address_of_a_former_overlay(options: InterfaceOptions) -> None:
+    links = (Link(6, "cni0", 1472, addresses("10.1.3.1")), Link(8, "eth1", 1500, addresses("10.0.0.2")))
+    host = HostNetwork(links).outside([IPv4Network("10.244.0.0/16")])
+    assert chosen(options, host) == ("eth1", "10.0.0.2")
+    assert "10.1.3.1 of cni0 is on the pods' bridge" in refusal(InterfaceOptions(iface=("cni0",)), host)
+
+
+@pytest.mark.parametrize(
     ("options", "reason"),
     [
         (InterfaceOptions(iface_regex=("^10[.]",)), "--iface-regex=^10[.]: matches no address and no name"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from flannel_udp.host.lookup.cut_off import Need, resolvers, stays
 from flannel_udp.host.lookup.diversions import Diversion, Overlay, Refusing, Sender, Trial, culprit
 from flannel_udp.host.lookup.forwarding import ALL_DEVICES, Inlet, Settings, judge_forwarding
 from flannel_udp.host.lookup.prefixes import Prefixes
-from flannel_udp.host.lookup.question import RTN_BLACKHOLE, Entry, Question, Way, Ways
+from flannel_udp.host.lookup.question import RTN_BLACKHOLE, RTN_BROADCAST, RTN_LOCAL, Entry, Question, Way, Ways
 from flannel_udp.host.lookup.rules import PolicyRule
 from flannel_udp.host.lookup.verdicts import NAMED_MAX, judge_diversions
+from flannel_udp.host.rtnetlink import RTN_UNICAST, RTPROT_KERNEL
 from flannel_udp.options import EtcdOptions, Options
 from flannel_udp.registry.servers import servers_of
 
@@ -66,6 +68,13 @@ def test_a_hundred_routes_are_ten_sentences_and_a_count() -> None:
     texts = [item.text for item in judge_diversions(found, Overlay(NETWORK, Ways(3, {}), None), NAMES)]
     assert len(texts) == NAMED_MAX + 1
     assert texts[-1].startswith("and 90 more rules or routes like these: ")
+
+
+@pytest.mark.parametrize("kind", [RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST])
+def test_of_a_route_that_came_with_an_address_the_address_has_to_go(kind: int) -> None:
+    entry = replace(route("10.1.2.0/24"), type=kind, protocol=RTPROT_KERNEL)
+    (item,) = judge_diversions([diversion(PEER, entry)], Overlay(NETWORK, Ways(3, {PEER: None}), None), NAMES)
+    assert item.text.endswith(": take the address that brought it off other, or choose another Network")
 
 
 def test_a_peer_past_the_tunnel_has_a_way_of_its_own() -> None:

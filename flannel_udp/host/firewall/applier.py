@@ -51,6 +51,17 @@ class Applier(ABC):
         """Replace what is ours by these rules; nothing for an empty chain."""
 
     @abstractmethod
+    async def take_down(self, rules: Rules) -> bool:
+        """Remove these rules, which stood at the last look, in as few runs as can be; ``False``: they do not any more.
+
+        Then some of them may be gone.
+        """
+
+    @abstractmethod
+    def commands_against(self, rules: Rules) -> list[str]:
+        """Return the commands by which a person removes these rules."""
+
+    @abstractmethod
     async def takes(self, rules: Rules) -> bool:
         """Tell whether the tool knows everything in the rules. Nothing is changed."""
 

@@ -110,6 +110,26 @@ class Iptables(Applier):
         """Flush and fill our chains; the jump is moved only if there is none, or more than one."""
         await self._commit(rules.version, "".join([await self._script(chain, rules) for chain in self._chains]))
 
+    async def take_down(self, rules: Rules) -> bool:
+        """Have iptables-restore undo what we did: it refuses a jump that is not there."""
+        await self.locate(rules)
+        unmade = (
+            _format_table(chain, _unmaking(chain, [chain.jump])) for chain in self._chains if _wanted(chain, rules)
+        )
+        self._seen.clear()
+        script = "".join(unmade)
+        return not script or (await run_tool(*_restore(rules.version), stdin=script)).status == 0
+
+    def commands_against(self, rules: Rules) -> list[str]:
+        """Return the same as commands of iptables."""
+        tool = f"{family_of(rules.version).iptables} -w -t"
+        return [
+            f"{tool} {chain.table} {words}"
+            for chain in self._chains
+            if _wanted(chain, rules)
+            for words in (*_undo([chain.jump]), f"-F {chain.name}", f"-X {chain.name}")
+        ]
+
     async def takes(self, rules: Rules) -> bool:
         """Let iptables-restore read the rules without committing them."""
         tried = await run_tool(*_restore(rules.version), "--test", stdin=format_script(rules))
@@ -131,7 +151,7 @@ class Iptables(Applier):
         jumps = await self._jumps(version, chain)
         if not jumps and await self._rules(version, chain) is None:
             return ""
-        return _format_table(chain, [*_undo(jumps), f"-X {chain.name}"])
+        return _format_table(chain, _unmaking(chain, jumps))
 
     async def _jumps(self, version: int, chain: _Chain) -> list[str]:
         found = await self._list_chain(version, chain.table, chain.base)
@@ -203,6 +223,11 @@ def _format_rule(chain: _Chain, rule: Rule, random_fully: bool) -> str:
     if random_fully and rule.verdict is Verdict.MASQUERADE:
         words.append("--random-fully")
     return " ".join(words)
+
+
+def _unmaking(chain: _Chain, jumps: list[str]) -> list[str]:
+    """Return what removes a chain that is empty, and the jumps to it."""
+    return [*_undo(jumps), f"-X {chain.name}"]
 
 
 def _undo(jumps: list[str]) -> list[str]:

@@ -22,7 +22,7 @@ from flannel_udp.host.firewall.owner import Owner
 from flannel_udp.host.firewall.passages import Passage, find_closed
 from flannel_udp.host.firewall.rules import Rules
 from flannel_udp.host.firewall.tool import ToolMissing
-from flannel_udp.model import Degradation
+from flannel_udp.model import Degradation, Prefix
 
 
 class Note(Protocol):
@@ -39,6 +39,7 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 5.0
 _REST_S = 0.2  # after a check: however often the rules change, they are looked at five times a second at most
 _BESIDE_S = 20.0  # between two looks at the rules of others that no news came of: iptables-legacy has none
 _REST_BESIDE_S, _RESTS = 2.0, 20  # after each of them, at least; so many times what it took, at least
+_UNKNOWN = "cannot tell whether %s holds rules of an earlier run: %s"
 _QUIET_S = 60.0  # between two lines of log about rules that somebody keeps changing
 
 
@@ -154,9 +155,18 @@ class Firewall:
         return [*mixture.faults, *(item for item in closed if not any(policy in item.text for policy in told))]
 
     async def remove(self) -> None:
-        """Remove all rules of ours; `run` must have ended. Raises `FlannelError`."""
-        if self._wanted is not None:
+        """Remove all rules of ours; `run` must have ended. Raises `FlannelError`.
+
+        Each run of a tool takes long where a host is busy or has many rules, and who ends has little time: where they
+        stood there is nothing of ours beside them, and they are not read once more.
+        """
+        if self._wanted is not None and not (self.stands and await self._applier.take_down(self._wanted)):
             await _remove(self._applier, self._wanted.version)
+
+    @property
+    def commands_against(self) -> list[str]:
+        """The commands by which a person removes our rules."""
+        return [] if self._wanted is None else self._applier.commands_against(self._wanted)
 
     async def _put_right(self) -> None:
         wanted = self._wanted
@@ -191,7 +201,7 @@ class Firewall:
             await _remove(self._other, version)
         except FlannelError as error:
             if self._said_of_sweep.failed(str(error)):
-                logger.warning("cannot tell whether %s holds rules of an earlier run: %s", self._other.name, error)
+                logger.warning(_UNKNOWN, self._other.name, error)
         else:
             self._swept = True
 
@@ -219,6 +229,19 @@ class Firewall:
         if self._said.worked():
             logger.info("firewall rules: works now")
         self._note("rules", (), said=True)
+
+
+async def remove_left_rules(network: Prefix) -> None:
+    """Remove what an earlier run has left for an overlay network whose family is off now, in either dialect.
+
+    A host where a tool does not work can do without.
+    """
+    owner = Owner(network)
+    for applier in (Iptables(owner), Nftables(owner)):
+        try:
+            await _remove(applier, network.version)
+        except FlannelError as error:
+            logger.warning(_UNKNOWN, applier.name, error)
 
 
 async def _remove(applier: Applier, version: int) -> None:

@@ -59,6 +59,20 @@ class Nftables(Applier):
         """Replace our table in one transaction."""
         await self._commit(format_script(rules, self._suffix))
 
+    async def take_down(self, rules: Rules) -> bool:
+        """Delete our table."""
+        if not rules:
+            return True
+        await self.locate(rules)
+        return (await run_tool("nft", *self._deletion(rules).split())).status == 0
+
+    def commands_against(self, rules: Rules) -> list[str]:
+        """Return the same as a command."""
+        return [f"nft {self._deletion(rules)}"] if rules else []
+
+    def _deletion(self, rules: Rules) -> str:
+        return f"delete table {_table(rules.version, self._suffix)}"
+
     async def takes(self, rules: Rules) -> bool:
         """Let nft and the kernel check the transaction without committing it."""
         return (await run_tool("nft", "--check", "-f", "-", stdin=format_script(rules))).status == 0

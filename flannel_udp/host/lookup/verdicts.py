@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 from flannel_udp.host.family import family_of
 from flannel_udp.host.lookup.diversions import Diversion, Overlay, Pods, Sender
-from flannel_udp.host.lookup.question import RT_TABLE_DEFAULT, RT_TABLE_LOCAL, RTN_LOCAL, Answer, Entry, Names
+from flannel_udp.host.lookup.question import (
+    RT_TABLE_DEFAULT,
+    RT_TABLE_LOCAL,
+    RTN_ANYCAST,
+    RTN_BROADCAST,
+    RTN_LOCAL,
+    Answer,
+    Entry,
+    Names,
+)
 from flannel_udp.host.rtnetlink import RT_TABLE_MAIN, RTN_UNICAST, RTPROT_KERNEL
 from flannel_udp.model import Degradation, Prefix, lies_in
 
@@ -15,6 +24,7 @@ NAMED_MAX = 10
 """So many rules and routes are named."""
 SUBNETS_MAX = 3
 """So many subnets are named with each."""
+_WITH_AN_ADDRESS = (RTN_UNICAST, RTN_BROADCAST, RTN_ANYCAST)  # such a route of the kernel's comes and goes with one
 
 _REFUSAL_NAMES = {
     errno.EINVAL: "refused (blackhole)",
@@ -124,7 +134,7 @@ def _remedy(item: Diversion, overlay: Overlay, names: Names) -> str:
     if rule is not None and rule.refuses:
         return f"{_ip(overlay)} rule del pref {rule.priority} {rule.spelled}"
     if isinstance(route, Entry):
-        if route.type == RTN_LOCAL or (route.protocol == RTPROT_KERNEL and route.type == RTN_UNICAST):
+        if route.type == RTN_LOCAL or (route.protocol == RTPROT_KERNEL and route.type in _WITH_AN_ADDRESS):
             device = " and ".join(names[hop.device] for hop in route.hops)
             key = family_of(overlay.network).network
             return f"take the address that brought it off {device}, or choose another {key}"

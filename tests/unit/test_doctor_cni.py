@@ -1,0 +1,105 @@
+"""What `flannel-udp doctor` makes of CNI configurations and plugins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel_udp.doctor.cni import (
+    judge_configurations,
+    judge_file_read,
+    judge_plugins,
+    judge_versions,
+    plugins_of,
+    versions_spoken,
+)
+from flannel_udp.doctor.finding import Verdict
+
+FLANNEL = {"name": "cbr0", "plugins": [{"type": "flannel"}, {"type": "portmap"}]}
+FOLDER = Path("/conf")
+
+
+@pytest.mark.parametrize(
+    ("files", "kubernetes", "verdict"),
+    [
+        ({"10-flannel.conflist": FLANNEL}, False, Verdict.OK),
+        ({"10-flannel.conflist": FLANNEL, "87-podman.conflist": {"plugins": []}}, False, Verdict.OK),
+        ({"10-flannel.conflist": FLANNEL, "05-other.conf": {"type": "bridge"}}, False, Verdict.FAULT),
+        ({"10-flannel.conflist": FLANNEL, "00.conf": None}, False, Verdict.FAULT),
+        ({"10.conf": {"type": "bridge"}}, False, Verdict.SKIPPED),
+        ({"10.conf": {"type": "bridge"}}, True, Verdict.FAULT),
+        ({}, True, Verdict.FAULT),
+    ],
+)
+def test_which_cni_configuration_is_first(files: dict[str, Any], kubernetes: bool, verdict: Verdict) -> None:
+    assert judge_configurations(files, FOLDER, kubernetes=kubernetes).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("conf", "written", "agrees"),
+    [
+        ({}, "/run/flannel/subnet.env", True),
+        ({"subnetFile": ""}, "/run/flannel/subnet.env", True),
+        ({"subnetFile": "/run/../run/flannel/subnet.env"}, "/run/flannel/subnet.env", True),
+        ({}, "/run/flannel/other.env", False),
+        ({"subnetFile": "/run/flannel/other.env"}, "/run/flannel/subnet.env", False),
+        ({"subnetFile": "/run/flannel/\0"}, "/run/flannel/subnet.env", False),
+    ],
+)
+def test_whether_the_plugin_reads_what_the_agent_writes(conf: dict[str, Any], written: str, agrees: bool) -> None:
+    single = {"name": "cbr0", "type": "flannel", **conf}
+    listed = {"name": "cbr0", "plugins": [{"type": "tuning"}, {"type": "flannel", **conf}, {"type": "flannel"}]}
+    for document in (single, listed):
+        found = list(judge_file_read(document, FOLDER / "10.conflist", Path(written)))
+        assert len(found) == (not agrees)
+        for item in found:
+            assert item.verdict is Verdict.FAULT
+            assert item.what.startswith("by /conf/10.conflist the plugin reads ")
+            assert item.mend == f'write "subnetFile": "{written}" there, beside "type": "flannel"'
+
+
+def test_a_link_to_the_agents_file_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "var", target_is_directory=True)
+    conf = {"type": "flannel", "subnetFile": str(tmp_path / "run" / "subnet.env")}
+    assert list(judge_file_read(conf, FOLDER / "10.conf", tmp_path / "var" / "subnet.env")) == []
+
+
+def test_the_plugins_that_a_configuration_needs() -> None:
+    assert plugins_of(FLANNEL) == ["flannel", "bridge", "host-local", "portmap"]
+    delegating = {"type": "flannel", "delegate": {"type": "ptp"}, "ipam": {"type": "static"}}
+    assert plugins_of(delegating) == ["flannel", "ptp", "static"]
+    odd: list[Any] = [None, [], {"plugins": 3}, {"plugins": [1, {"type": 2}]}]
+    assert [plugins_of(document) for document in odd] == [[], [], [], []]
+    missing = judge_plugins(["flannel", "bridge"], {"bridge"}, [Path("/bin")])
+    assert (missing.verdict, missing.mend) == (Verdict.FAULT, "flannel-udp cni install --bin-dir=/bin")
+
+
+@pytest.mark.parametrize(
+    ("script", "spoken"),
+    [
+        ("""echo '{"cniVersion": "0.4.0", "supportedVersions": ["0.3.1", "0.4.0"]}'""", ["0.3.1", "0.4.0"]),
+        ("""echo '{"code": 999, "msg": "needs Python 3.11"}'; exit 1""", "needs Python 3.11"),
+        ("echo Traceback >&2; echo 'ImportError: no x' >&2; exit 1", "it says no versions: ImportError: no x"),
+        ("echo 7", "it says no versions"),
+    ],
+)
+def test_what_a_plugin_says_of_its_versions(tmp_path: Path, script: str, spoken: list[str] | str) -> None:
+    plugin = tmp_path / "bridge"
+    plugin.write_text(f"#!/bin/sh\n{script}\n")
+    plugin.chmod(0o755)
+    assert versions_spoken(plugin) == spoken
+
+
+def test_a_plugin_that_does_not_speak_the_configurations_version_is_named() -> None:
+    old, new, broken = Path("/bin/bridge"), Path("/bin/flannel"), Path("/bin/portmap")
+    spoken: dict[Path, list[str] | str] = {old: ["0.3.1", "0.4.0"], new: ["0.3.1", "0.4.0", "1.0.0"]}
+    assert list(judge_versions(spoken, "0.4.0", FOLDER / "10.conflist")) == []
+    (found,) = judge_versions(spoken, "1.0.0", FOLDER / "10.conflist")
+    assert found.what == (
+        "/conf/10.conflist is of CNI 1.0.0, and /bin/bridge speaks 0.3.1, 0.4.0: pods cannot be started"
+    )
+    assert found.mend.startswith('write "cniVersion": "0.4.0" there, or install ')
+    (found,) = judge_versions({broken: "it is broken"}, "1.0.0", FOLDER / "10.conflist")
+    assert found.what == "/bin/portmap: it is broken: pods cannot be started"
