@@ -51,6 +51,8 @@ class EchoAnswer:
 class Echoes:
     """Sends echoes with `identifier`, and tells the answers apart by cookies; on the running loop, until closed.
 
+    What does not bear the beginning of a cookie of ours the kernel drops, so that forged answers wake nobody.
+
     Our kernel sends an echo as large as it is, uncut, whatever it knows of the path (IP_PMTUDISC_PROBE). `sent(target)`
     is called for each that left. Raises `FlannelError` without the right to open raw sockets; a kernel without IPv6
     costs the echoes by IPv6 only.
@@ -71,7 +73,7 @@ class Echoes:
             self._no_ipv6 = str(failed)
 
     def _open(self, version: int) -> None:
-        raw = self._raw[version] = WIRES[version].open(self._identifier)
+        raw = self._raw[version] = WIRES[version].open(self._identifier, self._secret)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         self._loop.add_reader(raw, partial(self._read, version))
 
