@@ -12,7 +12,9 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from flannel_udp.errors import FlannelError
 from flannel_udp.host.echo import EchoAnswer, Echoes
+from flannel_udp.host.echo_wire import EchoWireV6
 from flannel_udp.host.icmp_errors import IcmpError, IcmpErrors
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.model import Address
@@ -92,6 +94,25 @@ def test_both_families_are_asked_by_one(host: str) -> None:
             return [(await echoes.ask(target, None, 64, 5.0)).answered for target in targets]
 
     assert call_inside(host, lambda: asyncio.run(both())) == [True, True]
+
+
+def test_a_family_that_could_not_be_asked_at_the_start_is_asked_when_it_can_be(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise FlannelError("cannot open a raw socket for ICMPv6: Too many open files")
+
+    async def ask_before_and_after() -> tuple[EchoAnswer, EchoAnswer]:
+        with monkeypatch.context() as starting:
+            starting.setattr(EchoWireV6, "open", refuse)
+            echoes = Echoes(0x4242)
+            before = await echoes.ask(PEER, None, 64, 5.0)
+        with closing(echoes):
+            return before, await echoes.ask(PEER, None, 64, 5.0)
+
+    before, after = call_inside(host, lambda: asyncio.run(ask_before_and_after()))
+    assert before == EchoAnswer(refused="cannot open a raw socket for ICMPv6: Too many open files")
+    assert after.answered
 
 
 def test_icmpv6_errors_about_our_datagrams_are_heard_and_no_others(host: str) -> None:
