@@ -114,7 +114,8 @@ class PeerWatch:
         finally:
             await _cancel(self._asking | self._searching)
             self._prober = None
-            for listener in (echoes, *errors.values()):
+            echoes.close()
+            for listener in errors.values():
                 listener.close()
 
     def _listen(self, errors: dict[int, IcmpErrors], facts: NetworkFacts) -> None:

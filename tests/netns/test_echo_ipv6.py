@@ -136,7 +136,7 @@ def test_icmpv6_errors_about_our_datagrams_are_heard_and_no_others(host: str) ->
     assert call_inside(host, lambda: asyncio.run(hear())) == [IcmpError(PEER, PEER, "port unreachable")]
 
 
-FORGED = {
+FORGED: dict[int, tuple[int, int, int, Address]] = {
     4: (socket.AF_INET, socket.IPPROTO_ICMP, 0, IPv4Address("127.0.0.1")),
     6: (socket.AF_INET6, socket.IPPROTO_ICMPV6, 129, IPv6Address("::1")),
 }
