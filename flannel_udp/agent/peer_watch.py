@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from time import monotonic
@@ -22,6 +22,7 @@ from typing import Any
 
 from flannel_udp.agent.prober import ALL_S, Prober
 from flannel_udp.backend.protocol import Network, NetworkFacts
+from flannel_udp.backoff.said_once import SaidOnce
 from flannel_udp.control.path_search import BASE_BYTES, FLOOR_BYTES
 from flannel_udp.control.peer_health import NO_ECHO, PODS_LOST, Health, PeersHealth, why_ill
 from flannel_udp.control.peer_paths import PeerPaths
@@ -88,6 +89,7 @@ class PeerWatch:
         self._peers: dict[int, Peer] = {}  # by public IP in host order: of those that something is known of
         self._prober: Prober | None = None
         self._errors_came = asyncio.Event()
+        self._deaf = {version: SaidOnce() for version in (4, 6)}
         self._counting = asyncio.Lock()
         self._asking: set[asyncio.Task[None]] = set()
         self._searching: set[asyncio.Task[None]] = set()
@@ -96,32 +98,43 @@ class PeerWatch:
 
     async def run(self) -> None:
         """Watch until cancelled. Raises `FlannelError` without the right to open raw sockets."""
-        with ExitStack() as opened:
-            echoes = Echoes(PROBE_IDENTIFIER)
-            opened.callback(echoes.close)
-            self._prober = Prober(self._network, echoes, self._health.note_echo)
-            facts = self._network.facts()
-            errors: dict[int, IcmpErrors] = {}
-            for version in (4, 6):
-                ends = self._external().of(version)
-                asked = facts.port is not None or (version == 4 and facts.ip_protocol is not None)
-                if ends is not None and asked:
-                    errors[version] = IcmpErrors(ends.address, self._source_ports, facts.port, self._take_error)
-                    opened.callback(errors[version].close)
+        facts = self._network.facts()
+        echoes = Echoes(PROBE_IDENTIFIER)
+        self._prober = Prober(self._network, echoes, self._health.note_echo)
+        errors: dict[int, IcmpErrors] = {}
+        try:
+            while True:
+                self._listen(errors, facts)
+                if self._serves():
+                    await self._look()
+                else:
+                    for source in ("peers", "path", "ignored"):
+                        self._note(source, ())
+                await self._wait()
+        finally:
+            await _cancel(self._asking | self._searching)
+            self._prober = None
+            echoes.close()
+            for listener in errors.values():
+                listener.close()
+
+    def _listen(self, errors: dict[int, IcmpErrors], facts: NetworkFacts) -> None:
+        """Listen to what is said of outer packets, of each family that there is by now, at its address."""
+        for version in (4, 6):
+            ends = self._external().of(version)
+            asked = facts.port is not None or (version == 4 and facts.ip_protocol is not None)
+            if ends is None or not asked:
+                continue
+            if version in errors:
+                errors[version].follow(ends.address)
+                continue
             try:
-                while True:
-                    for version, listener in errors.items():
-                        if (ends := self._external().of(version)) is not None:
-                            listener.follow(ends.address)
-                    if self._serves():
-                        await self._look()
-                    else:
-                        for source in ("peers", "path", "ignored"):
-                            self._note(source, ())
-                    await self._wait()
-            finally:
-                await _cancel(self._asking | self._searching)
-                self._prober = None
+                errors[version] = IcmpErrors(ends.address, self._source_ports, facts.port, self._take_error)
+            except FlannelError as failed:
+                if self._deaf[version].failed(str(failed)):
+                    logger.warning(
+                        "ICMP errors about IPv%d packets to peers are not heard (trying again): %s", version, failed
+                    )
 
     async def _wait(self) -> None:
         with suppress(TimeoutError):

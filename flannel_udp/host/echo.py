@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -51,9 +52,11 @@ class EchoAnswer:
 class Echoes:
     """Sends echoes with `identifier`, and tells the answers apart by cookies; on the running loop, until closed.
 
+    What does not bear the beginning of a cookie of ours the kernel drops, so that forged answers wake nobody.
+
     Our kernel sends an echo as large as it is, uncut, whatever it knows of the path (IP_PMTUDISC_PROBE). `sent(target)`
-    is called for each that left. Raises `FlannelError` without the right to open raw sockets; a kernel without IPv6
-    costs the echoes by IPv6 only.
+    is called for each that left. Raises `FlannelError` without the right to open raw sockets; a kernel without IPv6, or
+    no socket for it just now, costs echoes by IPv6 only, each of which tries again.
     """
 
     def __init__(self, identifier: int) -> None:
@@ -63,17 +66,15 @@ class Echoes:
         self._waiting: dict[bytes, tuple[float, asyncio.Future[EchoAnswer]]] = {}
         self._loop = asyncio.get_running_loop()
         self._raw: dict[int, socket.socket] = {}
-        self._no_ipv6 = ""
         self._open(4)
-        try:
+        with suppress(FlannelError):  # `ask` says why
             self._open(6)
-        except FlannelError as failed:
-            self._no_ipv6 = str(failed)
 
-    def _open(self, version: int) -> None:
-        raw = self._raw[version] = WIRES[version].open(self._identifier)
+    def _open(self, version: int) -> socket.socket:
+        raw = self._raw[version] = WIRES[version].open(self._identifier, self._secret)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         self._loop.add_reader(raw, partial(self._read, version))
+        return raw
 
     def close(self) -> None:
         """Stop listening and close the sockets; who waits is told that there was no answer."""
@@ -109,6 +110,8 @@ class Echoes:
                 return await answer
         except TimeoutError:
             return EchoAnswer()
+        except FlannelError as failed:
+            return EchoAnswer(refused=str(failed))
         except OSError as failed:
             if failed.errno == errno.EMSGSIZE:
                 return EchoAnswer(mtu=0)
@@ -117,9 +120,7 @@ class Echoes:
             del self._waiting[cookie]
 
     def _send(self, target: Address, source: Address | None, n_bytes: int, cookie: bytes, hops: int | None) -> None:
-        wire, raw = WIRES[target.version], self._raw.get(target.version)
-        if raw is None:
-            raise OSError(errno.EAFNOSUPPORT, self._no_ipv6)
+        wire, raw = WIRES[target.version], self._raw.get(target.version) or self._open(target.version)
         padding = bytes(max(0, n_bytes - wire.headers_bytes - len(cookie)))
         message = wire.message(self._identifier, self._number, cookie + padding)
         raw.sendmsg([message], wire.control(source, hops), 0, (str(target), 0))

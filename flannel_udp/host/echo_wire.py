@@ -26,6 +26,7 @@ from flannel_udp.host.packet_filter import (
 from flannel_udp.model import Address
 
 COOKIE_BYTES = 16
+"""Behind an echo's header: it begins with the secret of the process."""
 _ICMP = struct.Struct("!BBHHH")  # type, code, checksum, identifier, sequence number
 _IPV6_BYTES = 40
 
@@ -55,8 +56,8 @@ class EchoWire(Protocol):
     headers_bytes: int
     """Before the cookie."""
 
-    def open(self, identifier: int) -> socket.socket:
-        """Open a socket that hears of echoes with this identifier only. Raises `FlannelError`."""
+    def open(self, identifier: int, secret: bytes) -> socket.socket:
+        """Open a socket that hears of echoes with this identifier and such a cookie only. Raises `FlannelError`."""
         ...
 
     def message(self, identifier: int, number: int, body: bytes) -> bytes:
@@ -77,12 +78,12 @@ class EchoWireV4:
 
     headers_bytes = 20 + _ICMP.size
 
-    def open(self, identifier: int) -> socket.socket:
+    def open(self, identifier: int, secret: bytes) -> socket.socket:
         """See `EchoWire`."""
         raw = open_raw_icmp()
         raw.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         accept_types(raw, (ECHO_REPLY, UNREACHABLE, TIME_EXCEEDED))
-        accept_echoes(raw, identifier)
+        accept_echoes(raw, identifier, secret)
         return raw
 
     def message(self, identifier: int, number: int, body: bytes) -> bytes:
@@ -111,7 +112,7 @@ class EchoWireV6:
 
     headers_bytes = _IPV6_BYTES + _ICMP.size
 
-    def open(self, identifier: int) -> socket.socket:
+    def open(self, identifier: int, secret: bytes) -> socket.socket:
         """See `EchoWire`."""
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         try:
@@ -121,7 +122,7 @@ class EchoWireV6:
         raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
         raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_DONTFRAG, 1)
         accept_types_v6(raw, (ECHO_REPLY_V6, UNREACHABLE_V6, TOO_BIG_V6, TIME_EXCEEDED_V6))
-        accept_echoes_v6(raw, identifier)
+        accept_echoes_v6(raw, identifier, secret)
         return raw
 
     def message(self, identifier: int, number: int, body: bytes) -> bytes:

@@ -33,9 +33,10 @@ _LOAD_BYTE_AT, _LOAD_HALF_AT, _LOAD_WORD_AT = 0x30, 0x28, 0x20  # accumulator = 
 _JUMP_EQUAL, _RETURN = 0x15, 0x06
 
 _QUOTED = 8  # of an ICMP error, behind its own header: the packet that it is about
-_PROTOCOL_AT, _SOURCE_AT, _IDENTIFIER_AT, _UDP_DESTINATION_AT = 9, 12, 4, 2
+_PROTOCOL_AT, _SOURCE_AT, _IDENTIFIER_AT, _BODY_AT, _UDP_DESTINATION_AT = 9, 12, 4, 8, 2
 _NEXT_HEADER_AT, _SOURCE_V6_AT = 6, 8  # of an IPv6 header
 _WHOLE = 0xFFFF
+_SECRET_BYTES = 4  # a word is what a filter compares
 
 
 class _Instruction(NamedTuple):
@@ -86,16 +87,17 @@ def accept_errors_about_udp_v6(raw: socket.socket, source: IPv6Address, port: in
     )
 
 
-def accept_echoes_v6(raw: socket.socket, identifier: int) -> None:
-    """Of ICMPv6 echo replies and errors, let the socket have those that answer echoes of this identifier only."""
-    reply = (*_require(_LOAD_HALF_AT, _IDENTIFIER_AT, identifier), _Instruction(_RETURN, _WHOLE))
+def accept_echoes_v6(raw: socket.socket, identifier: int, secret: bytes) -> None:
+    """Likewise of ICMPv6 echo replies and errors, see `accept_echoes`."""
+    quoted = ICMPV6_BYTES + IPV6_BYTES
+    reply = (*_require_echo(_LOAD_HALF_AT, _LOAD_WORD_AT, 0, identifier, secret), _Instruction(_RETURN, _WHOLE))
     _attach(
         raw,
         _Instruction(_LOAD_BYTE_AT),
         _Instruction(_JUMP_EQUAL, ECHO_REPLY_V6, skip_if_not=len(reply)),
         *reply,
         *_require(_LOAD_BYTE_AT, ICMPV6_BYTES + _NEXT_HEADER_AT, socket.IPPROTO_ICMPV6),
-        *_require(_LOAD_HALF_AT, ICMPV6_BYTES + IPV6_BYTES + _IDENTIFIER_AT, identifier),
+        *_require_echo(_LOAD_HALF_AT, _LOAD_WORD_AT, quoted, identifier, secret),
         _Instruction(_RETURN, _WHOLE),
     )
 
@@ -124,9 +126,13 @@ def accept_errors_about_ipip(raw: socket.socket, source: IPv4Address) -> None:
     )
 
 
-def accept_echoes(raw: socket.socket, identifier: int) -> None:
-    """Of ICMP echo replies and errors, let the socket have those that answer echoes of this identifier only."""
-    reply = (*_require(_LOAD_HALF, _IDENTIFIER_AT, identifier), _Instruction(_RETURN, _WHOLE))
+def accept_echoes(raw: socket.socket, identifier: int, secret: bytes) -> None:
+    """Of ICMP echo replies and errors, let the socket have those that answer echoes of this identifier only.
+
+    Behind their ICMP header these begin with the secret, of which the first four bytes count: an identifier is known to
+    anybody, and whoever sends us replies of his own would keep a processor busy.
+    """
+    reply = (*_require_echo(_LOAD_HALF, _LOAD_WORD, 0, identifier, secret), _Instruction(_RETURN, _WHOLE))
     _attach(
         raw,
         *_FIND_ICMP,
@@ -135,7 +141,7 @@ def accept_echoes(raw: socket.socket, identifier: int) -> None:
         *reply,
         *_require(_LOAD_BYTE, _QUOTED + _PROTOCOL_AT, socket.IPPROTO_ICMP),
         *_FIND_QUOTED_PAYLOAD,
-        *_require(_LOAD_HALF, _QUOTED + _IDENTIFIER_AT, identifier),
+        *_require_echo(_LOAD_HALF, _LOAD_WORD, _QUOTED, identifier, secret),
         _Instruction(_RETURN, _WHOLE),
     )
 
@@ -143,6 +149,16 @@ def accept_echoes(raw: socket.socket, identifier: int) -> None:
 def _require(load: int, offset: int, wanted: int) -> tuple[_Instruction, ...]:
     """Refuse the packet unless what is there is `wanted`."""
     return _Instruction(load, offset), _Instruction(_JUMP_EQUAL, wanted, skip_if_so=1), _Instruction(_RETURN, 0)
+
+
+def _require_echo(
+    load_half: int, load_word: int, offset: int, identifier: int, secret: bytes
+) -> tuple[_Instruction, ...]:
+    """Refuse the packet unless the ICMP header there, and what is behind it, are those of an echo of ours."""
+    return (
+        *_require(load_half, offset + _IDENTIFIER_AT, identifier),
+        *_require(load_word, offset + _BODY_AT, int.from_bytes(secret[:_SECRET_BYTES])),
+    )
 
 
 def _attach(raw: socket.socket, *program: _Instruction) -> None:

@@ -233,6 +233,32 @@ def test_what_keeps_one_familys_port_costs_the_other_nothing_and_is_joined_by_wh
         assert pid_of(h2) == pid
 
 
+@pytest.mark.parametrize("way", ["udp", "vxlan by the kernel"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_of_a_family_that_came_late_icmp_errors_are_heard(way: str, version: int) -> None:
+    backend, *args = WAYS[way]
+    with Lab(plan(backend, *args, hosts=2, agents=("h2",))) as lab:
+        h1, h2 = lab.hosts
+        start_without(h1, version)
+        comes(h1, version)
+        wait_for("joined", lambda: joined(h1, version))
+        addresses = attach_late(h1, version)
+        (pod,), (peer,) = h1.pods, h2.pods
+        wait_for("it travels", lambda: answers(peer, addresses[pod]))
+        assert h1.control("/v1/status")["icmp_errors"] == 0
+        h2.kill_agent()
+        if way == "vxlan by the kernel":
+            h2.configure("link del flannel.1", "link del flannel-v6.1")  # they receive without it
+
+        def heard() -> bool:
+            answers(pod, peer.address(version))
+            rows = {row["public_ip"]: row for row in h1.control("/v1/peers")}
+            return "port unreachable" in (rows[str(h2.underlay_of(version))]["error"] or "")
+
+        wait_for("what the underlay says is told", heard)
+        assert h1.control("/v1/status")["icmp_errors"] > 0
+
+
 def test_where_no_familys_port_can_be_had_the_agent_ends_with_one_line() -> None:
     with Lab(plan("udp", hosts=1, pods=0, agents=())) as lab:
         (h1,) = lab.hosts

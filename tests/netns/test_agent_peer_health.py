@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 
+from flannel_udp.dataplane.probes import PROBE_IDENTIFIER
 from flannel_udp.host.icmp_errors import READ_A_SECOND_MAX
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Pod
 from flannel_udp.lab.plan import OVERLAY, UNDERLAY_GATEWAY, Plan
 from flannel_udp.lab.sites import UNDERLAY
-from tests.support.agents import Log, command_json, command_line, up_with_peers, wait_for
+from tests.support.agents import Log, command_json, command_line, pid_of, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
@@ -203,6 +206,25 @@ def test_forged_icmp_errors_make_nobody_ill_and_a_flood_of_them_is_not_read_in_f
         wait_for_looks(h1, h2)
         assert problems_of(h1) == []
     assert 0 < h1.control("/v1/status")["icmp_errors"] - before < n
+
+
+def cpu_s(host: Host) -> float:
+    """Return how much of a processor the agent's control thread has had."""
+    pid = pid_of(host)
+    fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")  # proc(5): utime, stime
+
+
+def test_echo_replies_that_a_stranger_forges_cost_the_control_thread_nothing(trio: Lab) -> None:
+    h1, h2, _ = trio.hosts
+
+    def cost_s(identifier: int) -> float:
+        forged = IP(src=str(h2.underlay), dst=str(h1.underlay)) / ICMP(type=0, id=identifier) / bytes(16)
+        before = cpu_s(h1)
+        send_raw(h2, forged, 60_000)
+        return cpu_s(h1) - before
+
+    assert cost_s(PROBE_IDENTIFIER) < cost_s(PROBE_IDENTIFIER + 1) + 0.1  # 0.02 s for the looks at peers, and such
 
 
 def test_an_ill_peer_that_comes_back_at_another_address_is_a_new_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,7 +12,9 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from flannel_udp.errors import FlannelError
 from flannel_udp.host.echo import EchoAnswer, Echoes
+from flannel_udp.host.echo_wire import EchoWireV6
 from flannel_udp.host.icmp_errors import IcmpError, IcmpErrors
 from flannel_udp.lab.netns import call_inside
 from flannel_udp.model import Address
@@ -93,6 +96,25 @@ def test_both_families_are_asked_by_one(host: str) -> None:
     assert call_inside(host, lambda: asyncio.run(both())) == [True, True]
 
 
+def test_a_family_that_could_not_be_asked_at_the_start_is_asked_when_it_can_be(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise FlannelError("cannot open a raw socket for ICMPv6: Too many open files")
+
+    async def ask_before_and_after() -> tuple[EchoAnswer, EchoAnswer]:
+        with monkeypatch.context() as starting:
+            starting.setattr(EchoWireV6, "open", refuse)
+            echoes = Echoes(0x4242)
+            before = await echoes.ask(PEER, None, 64, 5.0)
+        with closing(echoes):
+            return before, await echoes.ask(PEER, None, 64, 5.0)
+
+    before, after = call_inside(host, lambda: asyncio.run(ask_before_and_after()))
+    assert before == EchoAnswer(refused="cannot open a raw socket for ICMPv6: Too many open files")
+    assert after.answered
+
+
 def test_icmpv6_errors_about_our_datagrams_are_heard_and_no_others(host: str) -> None:
     async def hear() -> list[IcmpError]:
         heard: list[IcmpError] = []
@@ -112,6 +134,59 @@ def test_icmpv6_errors_about_our_datagrams_are_heard_and_no_others(host: str) ->
         return heard
 
     assert call_inside(host, lambda: asyncio.run(hear())) == [IcmpError(PEER, PEER, "port unreachable")]
+
+
+FORGED: dict[int, tuple[int, int, int, Address]] = {
+    4: (socket.AF_INET, socket.IPPROTO_ICMP, 0, IPv4Address("127.0.0.1")),
+    6: (socket.AF_INET6, socket.IPPROTO_ICMPV6, 129, IPv6Address("::1")),
+}
+
+
+def forge(version: int, identifier: int, n: int = 1) -> None:
+    """Send echo replies that anybody could have made."""
+    family, protocol, kind, target = FORGED[version]
+    head = struct.pack("!BBHHH", kind, 0, 0xFFFF - (kind << 8) - identifier, identifier, 0)  # ICMPv6's sum: the kernel
+    with socket.socket(family, socket.SOCK_RAW, protocol) as raw:
+        for _ in range(n):
+            raw.sendto(head + bytes(16), (str(target), 0))
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Echoes]:
+    """Who was woken by something, once for each time."""
+    woken: list[Echoes] = []
+    take = Echoes._take
+
+    def spy(echoes: Echoes, version: int, datagram: bytes, said_by: str) -> None:
+        woken.append(echoes)
+        take(echoes, version, datagram, said_by)
+
+    monkeypatch.setattr(Echoes, "_take", spy)
+    return woken
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_answers_that_strangers_forge_wake_nobody(host: str, version: int, taken: list[Echoes]) -> None:
+    async def ask_amid_forged_ones() -> bool:
+        with closing(Echoes(0x4242)) as echoes:
+            forge(version, 0x4242, 20)
+            return (await echoes.ask(FORGED[version][3], None, 64, 5.0)).answered
+
+    assert call_inside(host, lambda: asyncio.run(ask_amid_forged_ones()))
+    assert len(taken) == 1  # ours, which came behind them
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_two_agents_amid_a_take_over_hear_what_concerns_their_own_echoes(
+    host: str, version: int, taken: list[Echoes]
+) -> None:
+    async def ask_in_turns() -> bool:
+        with closing(Echoes(0x4242)) as old, closing(Echoes(0x4242)) as new:
+            for echoes in (old, new, new):
+                assert (await echoes.ask(FORGED[version][3], None, 64, 5.0)).answered
+            return taken == [old, new, new]
+
+    assert call_inside(host, lambda: asyncio.run(ask_in_turns()))
 
 
 def test_who_asks_and_is_cancelled_as_the_answer_comes_ends(host: str) -> None:
