@@ -155,7 +155,7 @@ cdef class Trial:
         cdef uint32_t n
         if original == NULL or self.dp.table.own_addr == 0:
             return b""
-        n = write_icmp_error(message, packet, original, reason, self.dp.table.own_addr, mtu)
+        n = write_icmp_error(message, packet, original, reason, mtu)
         return (<const char *> message)[:n]
 
     cdef bytes answer6(self, const Packet *packet, DropReason reason, uint32_t mtu):
