@@ -13,8 +13,9 @@ from flannel_udp.errors import FlannelError, PortInUse
 from flannel_udp.model import Address
 
 BUFFER_BYTES = 4 << 20  # to receive into: the default of 208 KiB holds some 100 datagrams: a burst of one TCP window
-# For a worker's ICMP answers: more than may wait. To an address that nobody has one waits some 3 s for ARP or ND, charged
-# to the socket; the limiter lets 1,000 a second pass (`_fastpath/icmp.pyx`). The kernel doubles it for its bookkeeping.
+# For a worker's ICMP answers: more than may wait. To an address that nobody has one waits some 3 s for ARP or ND,
+# charged to the socket; the limiter lets 1,000 a second pass (`_fastpath/icmp.pyx`). The kernel doubles it for its
+# bookkeeping.
 ANSWERS_BYTES = 3 * 1_000 * 1_280
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h; beyond net.core.wmem_max, needs CAP_NET_ADMIN
 SO_RCVBUFFORCE = 33
@@ -118,7 +119,10 @@ def check_underlay(sockets: Sequence[socket.socket], address: Address, port: int
 
 
 def open_icmp(version: int, n: int) -> socket.socket:
-    """Open the raw socket for ICMP answers of `n` workers: send-only (IPPROTO_RAW), headers included. Raises FlannelError."""
+    """Open the raw socket for `n` workers' ICMP answers: send-only (IPPROTO_RAW), headers included.
+
+    Raises FlannelError.
+    """
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     try:
         icmp = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
