@@ -177,8 +177,8 @@ def test_the_limit_is_that_of_the_way_that_a_rule_leads_such_packets(
         set_path_mtu(1_200, table="100")
         with EngineRig(small_table(), offload=offload, dscp=4, lanes=True) as rig:
             (port,) = {peer.getsockname()[1] for peer in rig.peers.values()}
-            words = [str(port) if word == "PORT" else word for word in rule]
-            subprocess.run(["ip", "rule", "add", "pref", "5", *words, "lookup", "100"], check=True)
+            selector = [str(port) if word == "PORT" else word for word in rule]
+            subprocess.run(["ip", "rule", "add", "pref", "5", *selector, "lookup", "100"], check=True)
             too_large = packet(1_400, flags="DF")
             rig.from_tun(too_large)
             rig.poll()
