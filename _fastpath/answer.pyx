@@ -1,7 +1,7 @@
 """Answer a dropped packet's sender.
 
 The answer leaves through a raw socket, not through the TUN: the kernel drops a packet that comes in on flannel0 with
-one of the host's own addresses as its source (a martian, net/ipv4/fib_frontend.c), and flannel0's address is just that.
+one of the host's own addresses as its source (a martian, net/ipv4/fib_frontend.c), which an answer's is.
 So a local pod gets it from its bridge, and a remote one by way of flannel0 and its peer.
 """
 
@@ -38,7 +38,7 @@ cdef inline void answer4(Datapath *dp, const Packet *packet, DropReason reason) 
     original = find_answerable(packet, reason)
     if original == NULL or not may_answer_now(dp, reason, original.src):
         return
-    n_bytes = write_icmp_error(message, packet, original, reason, dp.table.own_addr, mtu_to_tell(dp, packet, reason))
+    n_bytes = write_icmp_error(message, packet, original, reason, mtu_to_tell(dp, packet, reason))
     icmp_send(dp, message, n_bytes, original.src)
 
 

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from flannel_udp._fastpath.drops cimport NO_ROUTE, OWN_SUBNET, TOO_BIG, TTL_EXPIRED, DropReason
 from flannel_udp._fastpath.packet cimport Packet
-from flannel_udp._fastpath.wire cimport Ipv4Header, be32
+from flannel_udp._fastpath.wire cimport Ipv4Header
 
 cdef enum:
     ICMP_ERROR_MAX_BYTES = 576  # RFC 1812 section 4.3.2.3: no longer than this, headers included
@@ -39,12 +39,14 @@ cdef const Ipv4Header *find_answerable(const Packet *packet, DropReason reason) 
 cdef bint icmp_take_token(IcmpLimiter *limiter, DropReason reason, uint32_t whose, uint64_t now_ns) noexcept nogil
 
 # Write the answer to a packet for which `find_answerable` returned `original` into `answer` (ICMP_ERROR_MAX_BYTES
-# long), sent from `own_addr`. `mtu` (bytes) is what a packet that was TOO_BIG may have. Return the length in bytes.
+# long). `mtu` (bytes) is what a packet that was TOO_BIG may have. Return the length in bytes.
+# Source and header checksum are 0: for a raw socket the kernel fills them in (raw(7)), with the address that it would
+# take towards the sender. A subnet's first one, flannel0's, is a broadcast address in the subnet's own pods before
+# Linux 5.14, and with rp_filter nothing is accepted from such.
 cdef uint32_t write_icmp_error(
     uint8_t *answer,
     const Packet *packet,
     const Ipv4Header *original,
     DropReason reason,
-    be32 own_addr,
     uint32_t mtu,
 ) noexcept nogil

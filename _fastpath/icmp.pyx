@@ -3,7 +3,7 @@
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memset
 
-from flannel_udp._fastpath.checksum cimport finish, sum_bytes, sum_header
+from flannel_udp._fastpath.checksum cimport finish, sum_bytes
 from flannel_udp._fastpath.drops cimport KEEP
 from flannel_udp._fastpath.ipv4 cimport header_len, is_unicast, parse
 from flannel_udp._fastpath.packet cimport packet_at
@@ -14,7 +14,6 @@ from flannel_udp._fastpath.wire cimport (
     PROTOCOL_ICMP,
     IcmpHeader,
     Ipv4Header,
-    htonl,
     htons,
     ntohl,
     ntohs,
@@ -105,7 +104,6 @@ cdef uint32_t write_icmp_error(
     const Packet *packet,
     const Ipv4Header *original,
     DropReason reason,
-    be32 own_addr,
     uint32_t mtu,
 ) noexcept nogil:
     cdef Ipv4Header *ip = <Ipv4Header *> answer
@@ -130,17 +128,12 @@ cdef uint32_t write_icmp_error(
     ip.total_len = htons(<uint16_t> (IPV4_HEADER_BYTES + ICMP_HEADER_BYTES + quoted))
     ip.ttl = ANSWER_TTL
     ip.protocol = PROTOCOL_ICMP
-    ip.src = own_addr
     ip.dst = original.src
-    ip.checksum = finish(sum_header(<uint8_t *> ip, IPV4_HEADER_BYTES // 4, 0))
     return IPV4_HEADER_BYTES + ICMP_HEADER_BYTES + quoted
 
 
-def answer(bytes packet not None, DropReason reason, uint32_t own_address, uint16_t mtu=0) -> bytes:
-    """Return the ICMP packet that answers `packet`, dropped for `reason`; empty where none may be sent. For tests.
-
-    `own_address` is in host order.
-    """
+def answer(bytes packet not None, DropReason reason, uint16_t mtu=0) -> bytes:
+    """Return the ICMP packet that answers `packet`, dropped for `reason`; empty where none may be sent. For tests."""
     cdef uint8_t[ICMP_ERROR_MAX_BYTES] buffer
     cdef Packet view
     cdef const Ipv4Header *original
@@ -152,5 +145,5 @@ def answer(bytes packet not None, DropReason reason, uint32_t own_address, uint1
     view.len = <uint32_t> len(packet)
     original = find_answerable(&view, reason)
     if original != NULL:
-        n = write_icmp_error(buffer, &view, original, reason, htonl(own_address), mtu)
+        n = write_icmp_error(buffer, &view, original, reason, mtu)
     return (<char *> buffer)[:n]

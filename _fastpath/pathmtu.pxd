@@ -4,7 +4,8 @@ Two know: the kernel and the control plane.
 
 The socket sends with "don't fragment" (IP_PMTUDISC_DO): the kernel keeps what routers tell (RFC 1191) and answers
 EMSGSIZE. The limit is asked from it then, kept with the peer and told to senders by ICMP. What may be fragmented and is
-larger is sent without the bit.
+larger is sent without the bit. It is asked by a socket of its own; where rules by TOS, port or protocol lead packets
+another way, what is refused goes with what that says, so the lane is asked that refused it (`transmit.fit_to_path`).
 
 The kernel's own entry ends when it will: after ten minutes (net.ipv4.route.mtu_expires), with a change of the routes or
 of an interface's MTU. So ours is asked anew every few seconds while packets exceed it, which costs the one packet that
@@ -43,6 +44,9 @@ cdef bint still_exceeds(Datapath *dp, uint32_t peer, uint32_t n_bytes) noexcept 
 
 # Ask the kernel for the path MTU to the peer and keep it; False where it does not tell.
 cdef bint learn_path_mtu(Datapath *dp, uint32_t peer) noexcept nogil
+
+# Keep what the path to the peer carries, outer headers included, as was asked in this epoch (`dp.path_epoch`).
+cdef void keep_path_mtu(Datapath *dp, uint32_t peer, uint32_t outer_mtu, uint64_t epoch) noexcept nogil
 
 # What the agent's probes found that the path to the peer carries; 0: no limit.
 cdef uint32_t probed_mtu(const Datapath *dp, uint32_t peer) noexcept nogil

@@ -52,21 +52,25 @@ cdef void keep_smaller(Datapath *dp, uint32_t peer) noexcept nogil:
 
 
 cdef bint learn_path_mtu(Datapath *dp, uint32_t peer) noexcept nogil:
-    cdef PeerState *state = state_of(dp, peer)
     cdef uint64_t epoch = load_word(&dp.path_epoch)     # before the question: what changes later makes the answer old
-    # The loopback interface says 65,536, a byte more than an IPv4 packet has.
-    cdef uint32_t outer_mtu = min(query_path_mtu(dp, peer), <uint32_t> IPV4_MAX_BYTES)
+    cdef uint32_t outer_mtu = query_path_mtu(dp, peer)
+    if outer_mtu == 0:
+        return False
+    keep_path_mtu(dp, peer, outer_mtu, epoch)
+    return True
+
+
+cdef void keep_path_mtu(Datapath *dp, uint32_t peer, uint32_t outer_mtu, uint64_t epoch) noexcept nogil:
+    cdef PeerState *state = state_of(dp, peer)
     cdef uint32_t overhead = outer_bytes(dp.encapsulation, dp.family)
     # An IPv6 packet that no link may refuse is never told to be shorter: its datagram is fragmented, see `transmit`.
     cdef uint32_t least = <uint32_t> (IPV6_MTU_MIN if dp.family == FAMILY_6 else IPV4_MTU_MIN)
-    if outer_mtu == 0:
-        return False
+    outer_mtu = min(outer_mtu, <uint32_t> IPV4_MAX_BYTES)   # loopback says 65,536, a byte more than an IPv4 packet has
     state.learned_of = peer_tag(dp, peer)
     state.learned_mtu = outer_mtu - overhead if outer_mtu > least + overhead else least
     state.learned_epoch = epoch
     state.learned_until_ns = now_ns() + <uint64_t> KEPT_S * 1000000000
     keep_smaller(dp, peer)
-    return True
 
 
 cdef uint32_t probed_mtu(const Datapath *dp, uint32_t peer) noexcept nogil:

@@ -131,7 +131,7 @@ cdef class RouteTable:
     """What engines look up: overlay prefix to next hop, and underlay address to peer index.
 
     `peer_addresses[hop]` is a peer's underlay address (host order), 0 for a hop that is no peer; hops 0 (no route) and
-    1 (our own subnet) never are. `own_address` (host order) is where ICMP answers come from; without it none are sent.
+    1 (our own subnet) never are. `own_address` (host order) is flannel0's; without it no ICMP answers are sent.
     `macs[hop]` is a peer's MAC (48 bits, the first byte on the wire is the highest), where the encapsulation has any.
     Raises ValueError for arguments that are no such table, MemoryError.
     """

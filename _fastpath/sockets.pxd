@@ -24,9 +24,11 @@ cdef extern from "<netinet/in.h>" nogil:
         IP_MTU_DISCOVER
         IP_PMTUDISC_DONT        # IPV6_PMTUDISC_DONT and IPV6_PMTUDISC_DO have the same values
         IP_PMTUDISC_DO
+        IP_RECVERR
         IPV6_TCLASS
         IPV6_MTU
         IPV6_MTU_DISCOVER
+        IPV6_RECVERR
     cdef struct in_addr:
         be32 s_addr
     cdef struct sockaddr_in:
@@ -47,6 +49,7 @@ cdef extern from "<netinet/in.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     cdef enum:
         MSG_DONTWAIT
+        MSG_ERRQUEUE
         SOCK_DGRAM
         SOCK_CLOEXEC
     cdef struct cmsghdr:
@@ -76,9 +79,18 @@ cdef extern from "<sys/socket.h>" nogil:
     int connect(int fd, const sockaddr *to, uint32_t to_bytes)
     int getsockopt(int fd, int level, int option, void *value, uint32_t *n_bytes)
     int setsockopt(int fd, int level, int option, const void *value, uint32_t n_bytes)
+    ssize_t recvmsg(int fd, msghdr *message, int flags)
     int recvmmsg(int fd, mmsghdr *messages, unsigned int n, int flags, timespec *timeout)
     int sendmmsg(int fd, mmsghdr *messages, unsigned int n, int flags)
     ssize_t sendto(int fd, const void *buffer, size_t n_bytes, int flags, const sockaddr *to, uint32_t to_bytes)
+
+cdef extern from "<linux/errqueue.h>" nogil:
+    cdef enum:
+        SO_EE_ORIGIN_LOCAL
+    cdef struct sock_extended_err:
+        uint32_t ee_errno
+        uint8_t ee_origin
+        uint32_t ee_info            # with EMSGSIZE: the path MTU
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)

@@ -28,6 +28,10 @@ cdef void udp_receive(Datapath *dp) noexcept nogil
 # Return the path MTU to a peer (bytes, outer headers included) that the kernel knows of, 0 where it knows none.
 cdef uint32_t query_path_mtu(const Datapath *dp, uint32_t peer) noexcept nogil
 
+# Send one message once more that a lane has refused for its size, and have the kernel say what is the path MTU of such
+# packets, 0 where it does not. Return as `udp_send`: it may be sent by now.
+cdef int send_asking(Datapath *dp, uint32_t lane, mmsghdr *message, uint32_t *mtu) noexcept nogil
+
 # Keep the address that the datapath's socket is bound to; none: zeros.
 cdef void learn_own_address(Datapath *dp) noexcept nogil
 

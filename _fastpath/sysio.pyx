@@ -20,18 +20,23 @@ from flannel_udp._fastpath.sockets cimport (
     AF_INET6,
     CMSG_DATA,
     CMSG_FIRSTHDR,
+    CMSG_LEN,
     CMSG_NXTHDR,
     IP_MTU,
     IP_MTU_DISCOVER,
+    IP_RECVERR,
     IP_TOS,
     IPPROTO_IP,
     IPPROTO_IPV6,
     IPV6_MTU,
     IPV6_MTU_DISCOVER,
+    IPV6_RECVERR,
     IPV6_TCLASS,
     MSG_DONTWAIT,
+    MSG_ERRQUEUE,
     SOCK_CLOEXEC,
     SOCK_DGRAM,
+    SO_EE_ORIGIN_LOCAL,
     SOL_UDP,
     UDP_GRO,
     Envelope,
@@ -47,9 +52,11 @@ from flannel_udp._fastpath.sockets cimport (
     msghdr,
     read,
     recvmmsg,
+    recvmsg,
     sendmmsg,
     sendto,
     setsockopt,
+    sock_extended_err,
     sockaddr,
     sockaddr_in,
     sockaddr_in6,
@@ -61,6 +68,7 @@ from flannel_udp._fastpath.sockets cimport (
 cdef enum:
     READ_ERRORS_MAX = 16        # that many in a row and the TUN counts as broken
     RECEIVE_PAUSE_NS = 1000000
+    ERRORS_MAX = 16             # which a lane may have been told meanwhile
 
 
 cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept nogil:
@@ -144,6 +152,46 @@ cdef uint32_t query_path_mtu(const Datapath *dp, uint32_t peer) noexcept nogil:
         mtu = 0
     close(fd)
     return <uint32_t> mtu if mtu > 0 else 0
+
+
+cdef int send_asking(Datapath *dp, uint32_t lane, mmsghdr *message, uint32_t *mtu) noexcept nogil:
+    """The kernel says it in the socket's error queue (ip(7), IP_RECVERR), which is there for this one call only.
+
+    Were it always, an ICMP error about one peer would be the next packet's to another.
+    """
+    cdef int sent
+    set_error_queue(dp, lane, 1)
+    sent = udp_send(dp, lane, message, 1)
+    mtu[0] = told_mtu(dp, lane) if sent == -errno.EMSGSIZE else 0
+    set_error_queue(dp, lane, 0)        # which empties it
+    return sent
+
+
+cdef inline void set_error_queue(const Datapath *dp, uint32_t lane, int on) noexcept nogil:
+    if dp.family == FAMILY_6:
+        setsockopt(dp.lanes[lane], IPPROTO_IPV6, IPV6_RECVERR, &on, sizeof(on))
+    else:
+        setsockopt(dp.lanes[lane], IPPROTO_IP, IP_RECVERR, &on, sizeof(on))
+
+
+cdef inline uint32_t told_mtu(const Datapath *dp, uint32_t lane) noexcept nogil:
+    """Return the MTU of the error queue's refusal for size, 0 where it has none."""
+    cdef mmsghdr message
+    cdef Envelope envelope
+    cdef cmsghdr *control
+    cdef sock_extended_err error
+    cdef int i
+    for i in range(ERRORS_MAX):
+        fill_in(&message, &envelope, NULL, 0)
+        if recvmsg(dp.lanes[lane], &message.msg_hdr, MSG_ERRQUEUE | MSG_DONTWAIT) < 0:
+            return 0
+        control = CMSG_FIRSTHDR(&message.msg_hdr)
+        if control == NULL or control.cmsg_len < CMSG_LEN(sizeof(error)):
+            continue
+        memcpy(&error, CMSG_DATA(control), sizeof(error))
+        if error.ee_origin == SO_EE_ORIGIN_LOCAL and error.ee_errno == <uint32_t> errno.EMSGSIZE:
+            return error.ee_info
+    return 0
 
 
 cdef void learn_own_address(Datapath *dp) noexcept nogil:

@@ -60,7 +60,7 @@ cdef struct Table:
     uint32_t n_hops             # next hops are below this
     AddressSlot *by_addr        # hash of the peers' underlay addresses, open addressing
     uint32_t by_addr_mask       # its size - 1, a power of two - 1
-    be32 own_addr               # flannel0's address: where ICMP answers come from; 0: none, so no answers
+    be32 own_addr               # flannel0's address; 0: none, so no ICMP answers
 
 
 cdef inline uint32_t lookup(const Table *table, uint32_t address) noexcept nogil:

@@ -7,6 +7,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from flannel_udp._fastpath.answer cimport answer_sender
+from flannel_udp._fastpath.atomics cimport load_word
 from flannel_udp._fastpath.capture cimport capture_run
 from flannel_udp._fastpath.datapath cimport LEASE_ASKED_EVERY, PeerState, lease_expired, state_of
 from flannel_udp._fastpath.drops cimport KEEP, LEASE_EXPIRED, TOO_BIG, DropReason, count_drops, count_forwarded
@@ -14,7 +15,7 @@ from flannel_udp._fastpath.encapsulation cimport heading_bytes
 from flannel_udp._fastpath.family cimport FAMILY_6
 from flannel_udp._fastpath.outer_address cimport name_outer_end, write_address
 from flannel_udp._fastpath.packet cimport Packet
-from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu, is_probe, learn_path_mtu
+from flannel_udp._fastpath.pathmtu cimport exceeds_path_mtu, is_probe, keep_path_mtu, learn_path_mtu
 from flannel_udp._fastpath.refusal cimport FIT_TO_PATH, SEND_SINGLY, STOP_SEGMENTING, Refusal, classify_send
 from flannel_udp._fastpath.segmenting cimport note_run_refused, note_run_taken
 from flannel_udp._fastpath.sendqueue cimport (
@@ -42,7 +43,7 @@ from flannel_udp._fastpath.sockets cimport (
     fill_in,
     mmsghdr,
 )
-from flannel_udp._fastpath.sysio cimport set_path_mtu_discovery, udp_send
+from flannel_udp._fastpath.sysio cimport send_asking, set_path_mtu_discovery, udp_send
 from flannel_udp._fastpath.wire cimport DONT_FRAGMENT, IPV6_MTU_MIN, Ipv4Header, ntohs
 
 cdef extern from *:
@@ -254,6 +255,28 @@ cdef inline bint may_be_fragmented(const Datapath *dp, const Packet *packet) noe
     return dp.family != FAMILY_6 and not ntohs((<const Ipv4Header *> packet.data).frag) & DONT_FRAGMENT
 
 
+cdef bint learn_less(Datapath *dp, const Packet *packet) noexcept nogil:
+    """Whether what the path carries is known, or the kernel says it, and it is less than the refused packet."""
+    return exceeds_path_mtu(dp, packet.next_hop, packet.len) or (
+        learn_path_mtu(dp, packet.next_hop) and exceeds_path_mtu(dp, packet.next_hop, packet.len)
+    )
+
+
+cdef bint has_left(Datapath *dp, const Run *run) noexcept nogil:
+    """Whether the refused packet is sent after all; else what its lane says that its path carries is kept."""
+    cdef uint64_t epoch = load_word(&dp.path_epoch)
+    cdef mmsghdr message
+    cdef Envelope envelope
+    cdef uint32_t mtu = 0
+    address_message(dp, &message, &envelope, run)
+    if send_asking(dp, lane_of(dp, run), &message, &mtu) > 0:
+        count_sent(dp, run)
+        return True
+    if mtu != 0:
+        keep_path_mtu(dp, run.next_hop, mtu, epoch)
+    return False
+
+
 cdef void fit_to_path(Datapath *dp, const Run *run) noexcept nogil:
     """Let one packet that is too big for the path be fragmented, or tell its sender what would fit.
 
@@ -262,12 +285,13 @@ cdef void fit_to_path(Datapath *dp, const Run *run) noexcept nogil:
     cdef Packet packet
     cdef uint32_t lane
     cdef int sent
-    cdef bint known
     view_first(dp, run, &packet)
     if not goes_any_way(dp, &packet):
-        known = exceeds_path_mtu(dp, run.next_hop, packet.len) or learn_path_mtu(dp, run.next_hop)
+        if not learn_less(dp, &packet) and has_left(dp, run):
+            return
         if not may_be_fragmented(dp, &packet):
-            if known:
+            # Never told is the size that was just refused: the sender would go on with it for ever.
+            if exceeds_path_mtu(dp, run.next_hop, packet.len):
                 answer_sender(dp, &packet, TOO_BIG)
             count_lost(dp, run, TOO_BIG, 1)
             return

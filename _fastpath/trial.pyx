@@ -67,7 +67,10 @@ cdef class Trial:
             raise MemoryError
         self.dp.ring = NULL                                 # nobody captures what is only tried
         self.dp.send_queue.arena = self.arena
-        self.dp.send_queue.packets_max = RUN_PACKETS_MAX    # so that it is never full: nothing is to be sent
+        # So that it is never full, when it would be sent: fragments of any packet are few runs, also to a peer that takes
+        # none (see `segmenting`), for whom each would be one of its own.
+        self.dp.send_queue.packets_max = RUN_PACKETS_MAX
+        self.dp.n_without_runs = 0
         queue_clear(&self.dp.send_queue)
         if self.dp.family == FAMILY_6:
             self.dp.table6 = &(<RouteTable6?> table).table
@@ -155,7 +158,7 @@ cdef class Trial:
         cdef uint32_t n
         if original == NULL or self.dp.table.own_addr == 0:
             return b""
-        n = write_icmp_error(message, packet, original, reason, self.dp.table.own_addr, mtu)
+        n = write_icmp_error(message, packet, original, reason, mtu)
         return (<const char *> message)[:n]
 
     cdef bytes answer6(self, const Packet *packet, DropReason reason, uint32_t mtu):

@@ -19,7 +19,7 @@ from flannel_udp.dataplane.lanes import close_lanes
 from flannel_udp.dataplane.offload import enable_on_tunnel, hands_over_super_packets
 from flannel_udp.dataplane.outer_sockets import outer_sockets
 from flannel_udp.dataplane.tunnel import VNET_HEADER_BYTES, Tunnel, adopt_tunnel, open_tunnel
-from flannel_udp.dataplane.underlay import SocketBuffers, close_sockets, granted_buffers, open_icmp
+from flannel_udp.dataplane.underlay import SocketBuffers, adopt_icmp, close_sockets, granted_buffers, open_icmp
 from flannel_udp.dataplane.worker import Worker, count_workers
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import (
@@ -112,14 +112,14 @@ class Dataplane:
         self.tunnel = open_tunnel(n_workers, self._claims, self._device)
         opened.callback(self._close_tunnel)
         for path in self._paths.values():
-            path.icmp = open_icmp(path.version)
+            path.icmp = open_icmp(path.version, n_workers)
 
     def _adopt(self, adopted: Adopted, addresses: Iterable[Address], opened: ExitStack) -> None:
         # All of them are ours before the first one is looked at, so that none is left open.
         sockets = {version: [socket.socket(fileno=fd) for fd in fds] for version, fds in adopted.sockets.items()}
         for address in addresses:
             path = self._add_path(Ends(address, sockets[address.version]))
-            path.icmp = socket.socket(fileno=adopted.icmp[address.version])
+            path.icmp = adopt_icmp(adopted.icmp[address.version], len(adopted.queues))
         self.tunnel = adopt_tunnel(adopted.queues, self._device)
         opened.callback(self._close_tunnel)
         for path in self._paths.values():
@@ -281,7 +281,7 @@ class Dataplane:
                 Ends(address, self._outer.open(address, self.workers)), with_macs=self._encapsulation.kind == "vxlan"
             )
             undo.callback(path.close)
-            path.icmp = open_icmp(path.version)
+            path.icmp = open_icmp(path.version, self.workers)
             path.ends = path.ends._replace(lanes=self._outer.open_lanes(path.ends.sockets, self._granted))
             self._open_engines(path)
             self._swap(self.tunnel, joining=path)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from flannel_udp._fastpath.checksum import checksum
 from flannel_udp._fastpath.trial import refusal
 from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.dataplane.family_path import FamilyPath
@@ -87,7 +88,7 @@ def try_packet(paths: Mapping[int, FamilyPath], encapsulation: Encapsulation, po
         path.ends.address,
         reason or None,
         inner,
-        answer or None,
+        _as_it_leaves(answer),
         peer,
         () if reason else tuple(payloads),
         path_mtu or None,
@@ -113,4 +114,17 @@ def _refused(own: Address, peer: Address, port: int) -> str:
 def try_datagram(path: FamilyPath, payload: bytes, sender: Address, tos: int) -> TriedDatagram:
     """Try what our socket reads of a peer's datagram."""
     reason, inner, answer, _ = path.engines[0].try_datagram(payload, sender.packed, tos)
-    return TriedDatagram(reason or None, inner, answer or None)
+    return TriedDatagram(reason or None, inner, _as_it_leaves(answer))
+
+
+def _as_it_leaves(answer: bytes) -> bytes | None:
+    """Return an ICMP error with what the kernel fills in of an IPv4 header; ``None`` where there is none, or no way."""
+    if not answer or answer[0] >> 4 == 6:
+        return answer or None
+    with open_udp(4) as udp:
+        try:
+            udp.connect((str(ip_address(answer[16:20])), _ANY_PORT))
+        except OSError:
+            return None
+        header = answer[:12] + ip_address(udp.getsockname()[0]).packed + answer[16:20]
+    return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + answer[20:]

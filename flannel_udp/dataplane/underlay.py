@@ -13,6 +13,10 @@ from flannel_udp.errors import FlannelError, PortInUse
 from flannel_udp.model import Address
 
 BUFFER_BYTES = 4 << 20  # to receive into: the default of 208 KiB holds some 100 datagrams: a burst of one TCP window
+# For a worker's ICMP answers: more than may wait. To an address that nobody has one waits some 3 s for ARP or ND,
+# charged to the socket; the limiter lets 1,000 a second pass (`_fastpath/icmp.pyx`). The kernel doubles it for its
+# bookkeeping.
+ANSWERS_BYTES = 3 * 1_000 * 1_280
 SO_SNDBUFFORCE = 32  # asm-generic/socket.h; beyond net.core.wmem_max, needs CAP_NET_ADMIN
 SO_RCVBUFFORCE = 33
 SO_MEMINFO = 55  # Linux 4.12
@@ -114,15 +118,27 @@ def check_underlay(sockets: Sequence[socket.socket], address: Address, port: int
             raise FlannelError(f"a UDP socket that was handed over is bound to {found}, not {address} port {port}")
 
 
-def open_icmp(version: int = 4) -> socket.socket:
-    """Open the raw socket for ICMP answers: send-only (IPPROTO_RAW), headers included. Raises FlannelError."""
+def open_icmp(version: int, n: int) -> socket.socket:
+    """Open the raw socket for `n` workers' ICMP answers: send-only (IPPROTO_RAW), headers included.
+
+    Raises FlannelError.
+    """
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     try:
-        return socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
+        icmp = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
     except PermissionError as failed:
         raise FlannelError("cannot open a raw socket for ICMP answers: needs CAP_NET_RAW; run as root") from failed
     except OSError as failed:
         raise FlannelError(f"cannot open a raw socket for ICMP answers: {failed.strerror}") from failed
+    set_send_buffer(icmp, n * ANSWERS_BYTES)
+    return icmp
+
+
+def adopt_icmp(fd: int, n: int) -> socket.socket:
+    """Return the raw socket for ICMP answers that another process, perhaps of an earlier version, has opened."""
+    icmp = socket.socket(fileno=fd)
+    set_send_buffer(icmp, n * ANSWERS_BYTES)
+    return icmp
 
 
 def granted_buffers(udp: socket.socket) -> SocketBuffers:

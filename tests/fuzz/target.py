@@ -115,6 +115,6 @@ def _check_answer(packet: bytes, tables: list[ReferenceTable]) -> None:
     if verdict.reason not in _UNANSWERED:
         reason = DropReason[verdict.reason.upper()]
         is_ipv4 = isinstance(own, IPv4Address)
-        answer = icmp.answer(packet, reason, int(own), 0) if is_ipv4 else icmp6.answer(packet, reason, own.packed, 0)
+        answer = icmp.answer(packet, reason, 0) if is_ipv4 else icmp6.answer(packet, reason, own.packed, 0)
         if answer != (verdict.answer or b""):
             raise Difference(f"answer {answer.hex()}, the twin {verdict.answer!r}")

@@ -12,6 +12,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.node import Host
 from tests.support.agents import drops_of, subnet_of, wait_for
 from tests.support.labs import NEEDS_NETNS
 from tests.support.taps import IcmpErrors, put_on, quoted_id, send_raw
@@ -23,10 +24,15 @@ ANSWERS_PER_S = 100  # to one destination
 BURST = 10
 
 
+def gateway_of(host: Host) -> IPv4Address:
+    """Return the address that the host's kernel takes towards its pods."""
+    return subnet_of(host).network_address + 1
+
+
 def test_an_address_without_lease_is_answered_with_net_unreachable(pair: Lab) -> None:
     pod, host = pair.pods()[0], pair.hosts[0]
     shown = pod.run(["ping", "-c1", "-W20", NOWHERE], check=False).stdout
-    assert f"From {subnet_of(host).network_address} icmp_seq=1 Destination Net Unreachable" in shown
+    assert f"From {gateway_of(host)} icmp_seq=1 Destination Net Unreachable" in shown
 
 
 @pytest.mark.parametrize(
@@ -39,12 +45,38 @@ def test_the_answer_quotes_the_packet(pair: Lab, layer: Any) -> None:
         send_raw(pod, packet)
         answer = errors.next()
     assert answer is not None
-    assert (answer.src, answer.dst) == (str(subnet_of(host).network_address), str(pod.ip))
+    assert (answer.src, answer.dst) == (str(gateway_of(host)), str(pod.ip))
     assert (answer[ICMP].type, answer[ICMP].code) == (3, 0)
     assert answer.ttl == 64
     quoted = answer["IP in ICMP"]
     assert (quoted.id, quoted.src, quoted.dst, quoted.ttl) == (77, str(pod.ip), NOWHERE, 39)
     assert bytes(answer)[20 + 8 + 20 :] == bytes(packet)[20:]
+
+
+def test_a_pod_to_which_the_subnets_first_address_is_a_broadcast_one_hears_the_answer(pair: Lab) -> None:
+    """As it is to all pods before Linux 5.14 (fib_add_ifaddr); rp_filter drops what comes from such an address."""
+    pod, host = pair.pods()[0], pair.hosts[0]
+    first = f"broadcast {subnet_of(host).network_address} dev eth0 table local proto kernel scope link src {pod.ip}"
+    pod.configure(f"route add {first}")
+    pod.run(["sysctl", "-qw", "net.ipv4.conf.eth0.rp_filter=2"])
+    try:
+        shown = pod.run(["ping", "-c1", "-W20", NOWHERE], check=False).stdout
+        assert "Destination Net Unreachable" in shown
+    finally:
+        pod.run(["sysctl", "-qw", "net.ipv4.conf.eth0.rp_filter=0"])
+        pod.configure(f"route del {first}")
+
+
+def test_another_hosts_pod_and_the_host_itself_are_answered(pair: Lab) -> None:
+    pod, (host, other) = pair.pods()[0], pair.hosts
+    with IcmpErrors(pod) as errors:
+        send_raw(pod, IP(src=str(pod.ip), dst=str(other.pods[0].ip), id=33, ttl=3) / UDP())
+        answer = errors.next()
+    assert answer is not None
+    assert (quoted_id(answer), answer[ICMP].type) == (33, 11)
+    assert answer.src == str(subnet_of(other).network_address)  # its flannel0's, by which it leaves
+    shown = host.run(["ping", "-c1", "-W20", NOWHERE], check=False).stdout
+    assert "Destination Net Unreachable" in shown
 
 
 def unanswerable(pod: IPv4Address) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def told_mtu(source: Pod, target: Pod, size: int, port: int = 1000) -> int:
             # Others are of TCP, which may run beside, or late ones about an earlier flow.
             if error is not None and (error["IP in ICMP"].proto, quoted_id(error)) == (socket.IPPROTO_UDP, port):
                 assert (error[ICMP].type, error[ICMP].code) == (3, 4)
-                assert error.src == str(subnet_of(source.host).network_address)
+                assert error.src == str(subnet_of(source.host).network_address + 1)  # the pods' gateway
                 told.append(error[ICMP].nexthopmtu)
             return bool(told)
 

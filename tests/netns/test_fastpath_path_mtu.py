@@ -163,6 +163,34 @@ def test_the_limit_is_that_of_the_way_that_packets_take(offload: Offload, inside
             assert rig.drops("out") == {"too_big": 1}
 
 
+@pytest.mark.parametrize("rule", [("tos", "0x10"), ("ipproto", "udp", "sport", "PORT", "dport", "PORT")], ids=str)
+def test_the_limit_is_that_of_the_way_that_a_rule_leads_such_packets(
+    rule: tuple[str, ...], offload: Offload, inside: Inside
+) -> None:
+    """A question without their TOS and port is answered for another way, which carries what was just refused."""
+
+    @inside
+    def check() -> None:
+        for words in (("rule", "add", "pref", "10", "lookup", "local"), ("rule", "del", "pref", "0")):
+            subprocess.run(["ip", *words], check=True)
+        set_path_mtu(1_450)
+        set_path_mtu(1_200, table="100")
+        with EngineRig(small_table(), offload=offload, dscp=4, lanes=True) as rig:
+            (port,) = {peer.getsockname()[1] for peer in rig.peers.values()}
+            selector = [str(port) if word == "PORT" else word for word in rule]
+            subprocess.run(["ip", "rule", "add", "pref", "5", *selector, "lookup", "100"], check=True)
+            too_large = packet(1_400, flags="DF")
+            rig.from_tun(too_large)
+            rig.poll()
+            assert rig.engine.try_packet(too_large)[5][2] == 1_200 - 28  # what its sender is told
+            rig.from_tun(packet(1_200 - 28 + 1, flags="DF"))
+            rig.from_tun(packet(1_200 - 28, flags="DF"))
+            rig.from_tun(packet(1_400))
+            rig.poll()
+            assert sorted(map(len, rig.to_peer("127.0.0.2"))) == [1_200 - 28, 1_400]
+            assert rig.drops("out") == {"too_big": 2}
+
+
 def test_one_peers_limit_is_not_anothers(offload: Offload, inside: Inside) -> None:
     @inside
     def check() -> None:

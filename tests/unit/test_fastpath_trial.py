@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Iterator
 from ipaddress import IPv4Address, ip_address
@@ -14,10 +15,13 @@ from flannel_udp._fastpath.trial import refusal
 from flannel_udp.dataplane import reference
 from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.dataplane.reference import Dropped, Forwarded
+from flannel_udp.options import Offload
 from tests.support.engine_rig import IPIP, VXLAN, EngineRig, small_table
+from tests.support.refusals import Refusal, refused
 
 POD, PEERS_POD = "10.1.1.5", "10.1.2.7"
 SEED = 20261129
+VLEN = 2  # argument of sendmmsg
 
 
 def v4_packets() -> list[bytes]:
@@ -104,6 +108,21 @@ def test_what_is_sent_afterwards_is_what_was_foretold() -> None:
         rig.poll()
         assert sorted(rig.to_peer("127.0.0.2")) == sorted(payload for payload, *_ in foretold)
         assert len({lane for *_, lane in foretold}) > 1  # a flow's packets always take the same one
+
+
+def test_nothing_is_sent_either_for_a_peer_whose_route_takes_no_runs() -> None:
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        for number in range(2):
+            rig.from_tun(bytes(IP(src=POD, dst=PEERS_POD, id=number) / UDP() / bytes(500)))
+        refused([Refusal("sendmmsg", errno.EIO, {VLEN: 1})], rig.poll)
+        assert not rig.engine.segments
+        rig.to_peer("127.0.0.2")
+        rig.engine.limit_path_mtu(2, int(IPv4Address("127.0.0.2")), 576)
+        before = rig.engine.counters()
+        sent = rig.engine.try_packet(bytes(IP(src=POD, dst=PEERS_POD) / UDP() / bytes(45_000)))[4]
+        assert len(sent) > 64  # more than there are runs in a queue
+        assert rig.engine.counters() == before
+        assert rig.to_peer("127.0.0.2") == []
 
 
 def test_the_sender_would_get_the_answer_that_the_twin_knows() -> None:

@@ -33,7 +33,7 @@ def icmp_answer(packet: bytes, reason: str, own_address: Address | None, mtu: in
     if headers.version == 6:
         told = max(mtu, IPV6_MTU_MIN) if reason == "too_big" else 0
         return _icmpv6(bytes([kind, code, 0, 0]) + told.to_bytes(4, "big"), packet, own_address)
-    return _icmpv4(bytes([kind, code, 0, 0, 0, 0]) + mtu.to_bytes(2, "big"), packet, own_address)
+    return _icmpv4(bytes([kind, code, 0, 0, 0, 0]) + mtu.to_bytes(2, "big"), packet)
 
 
 def _may_be_answered(packet: bytes, headers: Headers) -> bool:
@@ -46,17 +46,18 @@ def _may_be_answered(packet: bytes, headers: Headers) -> bool:
     return bool(kind) and kind[0] not in ERRORS[headers.version]  # cut short, it might have been an error
 
 
-def _icmpv4(icmp_header: bytes, packet: bytes, own_address: Address) -> bytes:
+def _icmpv4(icmp_header: bytes, packet: bytes) -> bytes:
+    """Source and header checksum are left to the kernel (raw(7))."""
     message = icmp_header + packet[: ANSWER_MAX_BYTES[4] - HEADER_BYTES - ICMP_HEADER_BYTES]
     message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
-    header = (
+    return (
         bytes([0x45, (packet[1] & 0x1E) | 0xC0])  # RFC 1812 section 4.3.2.5: precedence 6
         + (HEADER_BYTES + len(message)).to_bytes(2, "big")
         + bytes([0, 0, 0, 0, ANSWER_TTL, ICMP, 0, 0])
-        + own_address.packed
+        + bytes(4)
         + packet[12:16]
+        + message
     )
-    return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + message
 
 
 def _icmpv6(icmp_header: bytes, packet: bytes, own_address: Address) -> bytes:
