@@ -26,6 +26,7 @@ from typing import Protocol, TypeVar
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from flannel_udp.admin.bad_requests import keep_bad_requests_quiet
 from flannel_udp.admin.capture_wish import read_wish
 from flannel_udp.admin.listener import BACKLOG, UnixListener
 from flannel_udp.admin.metrics import MetricsSource, answer_metrics
@@ -119,6 +120,7 @@ class ControlServer:
 @asynccontextmanager
 async def control_server(listener: UnixListener, source: StatusSource) -> AsyncIterator[ControlServer]:
     """Answer on the listener, which is closed at the end."""
+    keep_bad_requests_quiet()
     try:
         runner = web.AppRunner(
             _application(source), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_TIMEOUT_S

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from flannel_udp.admin.bad_requests import keep_bad_requests_quiet
 from flannel_udp.admin.metrics import MetricsSource, answer_metrics
 from flannel_udp.errors import FlannelError, UsageError
 
@@ -54,6 +55,7 @@ async def health_server(listener: socket.socket | None, source: MetricsSource) -
 
     app = web.Application()
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    keep_bad_requests_quiet()
     runner = web.AppRunner(
         app,
         access_log=None,

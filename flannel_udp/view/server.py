@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from flannel_udp.admin.bad_requests import keep_bad_requests_quiet
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.view import commands
 from flannel_udp.view.child import LabGone, collector
@@ -54,6 +55,7 @@ async def _serve(name: str, port: int, say: Callable[[str], object]) -> int:
             child.ended.add_done_callback(lambda task: _end(ended, 0 if task.result() else 1))
             gate = Gate(listening.getsockname()[1])
             page = Page(name, gate, child.ask)
+            keep_bad_requests_quiet()
             runner = web.AppRunner(
                 page.application(), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S
             )

@@ -14,6 +14,7 @@ import uvloop
 
 from flannel_udp.admin import health
 from flannel_udp.admin.health import health_server, open_health_listener
+from flannel_udp.admin.shapes import Status
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab.etcd_server import free_port
 from tests.support.patience import PATIENCE_S, promised
@@ -21,6 +22,7 @@ from tests.support.source import Told
 from tests.support.status import RUNNING, WAITING
 
 AGENT = Told(WAITING)
+CHUNKED = (b"POST /readyz", b"GET /healthz", b"GET /nothing")
 
 
 @pytest.fixture
@@ -58,6 +60,48 @@ async def test_healthy_at_once_and_ready_when_ready(port: int, caplog: pytest.Lo
             assert await asyncio.to_thread(get, port, "/readyz", "POST") == 405
             assert await asyncio.to_thread(get, port, "/") == 404
     assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"GET /metrics HTTP/1.1\r\nHost\r\n\r\n", b"GET /%s HTTP/1.1\r\n\r\n" % (b"x" * 9_000), b"no HTTP\r\n\r\n"]
+    + [b"%s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" % line for line in CHUNKED],
+    ids=["header", "long", "line", "chunk", "chunk-not-read", "chunk-of-nothing"],
+)
+async def test_a_request_that_is_no_http_is_no_error_of_ours(
+    port: int, head: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        async with health_server(open_health_listener("127.0.0.1", port), AGENT):
+            await asyncio.to_thread(get, port, "/healthz")
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head)
+            assert (await asyncio.wait_for(reader.read(), PATIENCE_S)).startswith(b"HTTP/1.")
+            writer.close()
+            await asyncio.to_thread(get, port, "/healthz")
+    assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
+
+
+async def test_who_asks_for_everything_hears_of_it(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        async with health_server(open_health_listener("127.0.0.1", port), AGENT):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost\r\n\r\n")
+            await asyncio.wait_for(reader.read(), PATIENCE_S)
+            writer.close()
+    (told,) = (record for record in caplog.records if record.name == "aiohttp.server")
+    assert told.levelno == logging.DEBUG
+
+
+async def test_a_fault_of_our_own_stays_an_error(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Told):
+        def status(self) -> Status:
+            raise ValueError("a fault of ours")
+
+    async with health_server(open_health_listener("127.0.0.1", port), Broken(WAITING)):
+        assert await asyncio.to_thread(get, port, "/readyz") == 500
+    (told,) = (record for record in caplog.records if record.name == "aiohttp.server")
+    assert told.levelno == logging.ERROR
 
 
 async def test_readyz_says_what_is_in_the_way_also_of_an_agent_that_is_ready(port: int) -> None:
