@@ -131,7 +131,9 @@ def _docker_opts(given: Values) -> int:
         key=given.get("k", "DOCKER_OPTS"),
         ip_masq=not given.get("m", False),
     )
-    subnet_file, output = given.get("f", DEFAULT_SUBNET_FILE), given.get("d", Path("/run/docker_opts.env"))
+    # The flag's own variable would be FLANNELD_F: the file is the agent's.
+    agents = Path(os.environ.get(SUBNET_FILE_FLAG.variable) or DEFAULT_SUBNET_FILE)
+    subnet_file, output = given.get("f", agents), given.get("d", Path("/run/docker_opts.env"))
     for warning in write_docker_opts(subnet_file, output, wanted, os.environ):
         warn(warning)
     return 0
@@ -187,6 +189,7 @@ HOST_COMMANDS: Mapping[str, Command] = {
     "docker-opts": Command(
         "write the Docker daemon's options for this host's subnet",
         "As flannel's mk-docker-opts.sh does; with neither -i nor -c both forms are written.\n"
+        "Without -f the file is that of FLANNELD_SUBNET_FILE, if that is set.\n"
         "What the environment has of DOCKER_OPTS comes first, without --bip, --mtu and --ip-masq: ours are written,\n"
         "and one of the user's own that says something else is named.\n\n"
         "example: flannel-udp docker-opts -k DOCKER_NETWORK_OPTIONS -d /run/flannel/docker",

@@ -144,9 +144,11 @@ def parse_regex(text: str) -> str:
 def parse_listen_ip(text: str) -> str:
     """Check an IPv4 or IPv6 address to listen on and return it as it is."""
     try:
-        ip_address(text)
+        address = ip_address(text)
     except ValueError:
         raise ValueError(f"{text!r} is not an IP address") from None
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise ValueError(f"{text!r} names an interface: give an address without a zone, or ::")
     return text
 
 

@@ -49,6 +49,16 @@ def test_the_script_of_flannels_name(files: list[str], tmp_path: Path, flags: li
     assert (tmp_path / "docker").read_text() == text
 
 
+def test_the_environment_says_where_the_agents_file_is_as_for_the_agent(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLANNELD_SUBNET_FILE", files[1])
+    assert main(["docker-opts", *files[2:]]) == 0
+    assert (tmp_path / "docker").read_text() == INDIVIDUAL + COMBINED
+    monkeypatch.setenv("FLANNELD_SUBNET_FILE", str(tmp_path / "none"))
+    assert main(["docker-opts", *files]) == 0
+
+
 def test_with_flannels_masquerade_docker_does_none(files: list[str], tmp_path: Path) -> None:
     path = tmp_path / "subnet.env"
     path.write_text(path.read_text().replace("IPMASQ=false", "IPMASQ=true"))

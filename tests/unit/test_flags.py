@@ -201,6 +201,7 @@ FAULTY = [
     ("healthz-port", "٨٠", "is not a whole number from 0 to 65535"),
     ("healthz-port", "", "'' is not a whole number from 0 to 65535"),
     ("healthz-ip", "localhost", "'localhost' is not an IP address"),
+    ("healthz-ip", "fe80::1%eth0", "'fe80::1%eth0' names an interface: give an address without a zone, or ::"),
     ("v", "info", "'info' is not a whole number of at least 0"),
     ("iptables-resync", "0", "'0' is not a whole number of at least 1"),
     ("on-lease-loss", "restart", "'restart' is not one of reacquire, exit"),
