@@ -32,6 +32,7 @@ class Host:
         self.now_s = 100.0
         self._began_s, self._states = self.now_s, states
         monkeypatch.setattr(external, "gather", lambda _options, _versions: self.network)
+        monkeypatch.setattr(external.netlink, "can_bind", lambda _address: True)
         monkeypatch.setattr(external, "monotonic", lambda: self.now_s)
         monkeypatch.setattr(asyncio, "sleep", self._sleep)
 
