@@ -180,8 +180,8 @@ cdef inline uint32_t told_mtu(const Datapath *dp, uint32_t lane) noexcept nogil:
     cdef Envelope envelope
     cdef cmsghdr *control
     cdef sock_extended_err error
-    cdef int i
-    for i in range(ERRORS_MAX):
+    cdef int _i
+    for _i in range(ERRORS_MAX):
         fill_in(&message, &envelope, NULL, 0)
         if recvmsg(dp.lanes[lane], &message.msg_hdr, MSG_ERRQUEUE | MSG_DONTWAIT) < 0:
             return 0

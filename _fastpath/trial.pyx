@@ -67,8 +67,8 @@ cdef class Trial:
             raise MemoryError
         self.dp.ring = NULL                                 # nobody captures what is only tried
         self.dp.send_queue.arena = self.arena
-        # So that it is never full, when it would be sent: fragments of any packet are few runs, also to a peer that takes
-        # none (see `segmenting`), for whom each would be one of its own.
+        # So that it is never full, when it would be sent: fragments of any packet are few runs, also to a peer that
+        # takes none (see `segmenting`), for whom each would be one of its own.
         self.dp.send_queue.packets_max = RUN_PACKETS_MAX
         self.dp.n_without_runs = 0
         queue_clear(&self.dp.send_queue)
