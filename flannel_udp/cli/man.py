@@ -32,7 +32,7 @@ def write_pages(folder: Path, commands: Commands) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in made.items():
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FlannelError(f"cannot write {error.filename or folder}: {error.strerror}") from None
     return list(made)

@@ -111,7 +111,7 @@ def write_docker_opts(
     """
     file = format_docker_opts(subnet_env.require(subnet_file), wanted, environ, _read_former(output))
     try:
-        output.write_text(file.text)
+        output.write_text(file.text, encoding="utf-8")
     except OSError as error:
         raise FlannelError(f"cannot write {output}: {error.strerror}") from None
     return file.warnings

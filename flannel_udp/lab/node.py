@@ -338,7 +338,7 @@ class Host(Node):
     def _attached(self) -> tuple[Subnet, int] | None:
         if not self._pods_file.exists():
             return None
-        record = json.loads(self._pods_file.read_text())
+        record = json.loads(self._pods_file.read_text(encoding="utf-8"))
         return Subnet.made_of(map(ip_network, record["subnets"])), record["mtu"]
 
     def pod_addresses(self, version: int = 4) -> dict[str, Address]:

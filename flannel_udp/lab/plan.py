@@ -352,7 +352,7 @@ class Plan:
         """Read the plan of a lab that is up; ``None`` if there is none."""
         check_name(name)
         try:
-            plan = json.loads((STATE_DIR / name / "lab.json").read_text())
+            plan = json.loads((STATE_DIR / name / "lab.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         others = FlannelError(f"the lab {name} was made by another version of flannel-udp: remove it with `lab down`")

@@ -73,14 +73,14 @@ class FileStore:
 
     def read(self) -> dict[str, dict[str, Any]]:
         """See `Store.read`."""
-        document = json.loads(self._path.read_text())
+        document = json.loads(self._path.read_text(encoding="utf-8"))
         keys = {**(document.get("subnets") or {}), CONFIG: document.get("config")}
         return {key: value for key, value in keys.items() if isinstance(value, dict)}
 
     def write(self, key: str, value: Mapping[str, Any] | None) -> None:
         """See `Store.write`."""
         with self._locked():
-            document = json.loads(self._path.read_text())
+            document = json.loads(self._path.read_text(encoding="utf-8"))
             holder = document if key == CONFIG else document.setdefault("subnets", {})
             if value is None:
                 holder.pop(key, None)

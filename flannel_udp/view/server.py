@@ -104,7 +104,7 @@ class Page:
         app.add_routes([web.get(f"{prefix}/{path.name}", _file(path.name)) for path in PAGE.iterdir()])
         app.add_routes(
             [
-                web.get(f"{prefix}/live", self._live),
+                web.get(f"{prefix}/live", self._live, allow_head=False),
                 web.get(f"{prefix}/drawing", self._drawing),
                 web.post(f"{prefix}/change", self._change),
                 web.post(f"{prefix}/learn", self._learn),
@@ -176,7 +176,7 @@ class Page:
 def _file(name: str) -> Callable[[web.Request], Any]:
     async def answer(_request: web.Request) -> web.Response:
         path = PAGE / name
-        return web.Response(text=path.read_text(), content_type=_KINDS[path.suffix], charset="utf-8")
+        return web.Response(text=path.read_text(encoding="utf-8"), content_type=_KINDS[path.suffix], charset="utf-8")
 
     return answer
 

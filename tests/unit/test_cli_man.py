@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from flannel_udp.cli.flags import AGENT_GROUPS
 from flannel_udp.cli.main import main
 from flannel_udp.cli.man import pages
 from flannel_udp.cli.parser import help_text
+from tests.support.patience import PATIENCE_S
 
 PAGES = pages(COMMANDS)
 NEEDS_MAN = pytest.mark.skipif(
@@ -74,3 +76,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pyt
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert str(tmp_path / "file") in err
+
+
+def test_pages_are_utf_8_in_every_locale(tmp_path: Path) -> None:
+    """Where a locale's encoding would be used Python warns of it: that is the same in all of them."""
+    as_error = "error::EncodingWarning:flannel_udp.cli.man"
+    command = [sys.executable, "-X", "warn_default_encoding", "-W", as_error, "-m", "flannel_udp"]
+    subprocess.run([*command, "man", f"--dir={tmp_path}"], check=True, timeout=PATIENCE_S)
+    assert len(list(tmp_path.iterdir())) == len(PAGES)
