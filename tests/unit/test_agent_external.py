@@ -12,6 +12,7 @@ import pytest
 from flannel_udp.agent import external
 from flannel_udp.agent.external import CHECK_S, wait_for_interface
 from flannel_udp.agent.state import AgentState
+from flannel_udp.host import netlink
 from flannel_udp.host.interface_facts import Address, DefaultRoute, HostNetwork, Link
 from flannel_udp.options import InterfaceOptions
 
@@ -32,7 +33,7 @@ class Host:
         self.now_s = 100.0
         self._began_s, self._states = self.now_s, states
         monkeypatch.setattr(external, "gather", lambda _options, _versions: self.network)
-        monkeypatch.setattr(external.netlink, "can_bind", lambda _address: True)
+        monkeypatch.setattr(netlink, "can_bind", lambda _address: True)
         monkeypatch.setattr(external, "monotonic", lambda: self.now_s)
         monkeypatch.setattr(asyncio, "sleep", self._sleep)
 
