@@ -297,7 +297,7 @@ def test_two_hosts_with_one_address_take_turns_also_when_backups_are_restored(se
         second.mark = first.mark
     world.start()
     world.run(60)
-    writes = 0
+    writes = idle = 0
     restores = 60
     for _ in range(restores):
         backup = world.store.back_up()
@@ -306,16 +306,18 @@ def test_two_hosts_with_one_address_take_turns_also_when_backups_are_restored(se
         before = world.store.writes
         world.run(YIELD_S / 2)
         writes += world.store.writes - before
-        assert any(host.holds is not None for host in world.hosts)
-    # One takes back what the backup has of the other, or of an earlier turn, and the turns of ten minutes go on.
-    assert writes <= 2.2 * restores
+        idle += all(host.holds is None for host in world.hosts)
+    # One takes back what the backup has of the other, or of an earlier turn, and the turns of ten minutes go on. At the
+    # end of one nobody holds the subnet while messages are lost.
+    assert writes <= 1.2 * restores
+    assert idle <= restores / 10
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_hosts_that_were_restarted_since_a_backup_go_on_when_it_is_restored(seed: int) -> None:
     world = World(config_of(20), 8, seed)
     world.start()
-    world.run(120)
+    world.run(300)
     held = [host.holds and host.holds.subnet for host in world.hosts]
     assert None not in held
     backup = world.store.back_up()
@@ -327,7 +329,7 @@ def test_hosts_that_were_restarted_since_a_backup_go_on_when_it_is_restored(seed
     world.restore(backup)
     for n in range(world.random.choice([0, 1000])):  # others write, too, and take no notice of ours
         world.store.put(f"10.9.{n % 256}.0-24", b"{}", lease_id=0)
-    world.run(60)
+    world.run(300)  # who loses messages for ten seconds loses the lease, and has it again
     assert [host.holds and host.holds.subnet for host in world.hosts] == held
     assert world.claims == 0
 
@@ -335,6 +337,7 @@ def test_hosts_that_were_restarted_since_a_backup_go_on_when_it_is_restored(seed
 def test_backups_that_are_restored_at_any_time_end_in_one_lease_a_host() -> None:
     for seed in range(10):
         world = OneAddress(config_of(9, (4, 6)), 8, seed, tables=3, at_first=(4,))  # two owners until the watches tell
+        world.start()
         backup = world.store.back_up()
         for _ in range(20):
             storm(world, 20, starts=False)
