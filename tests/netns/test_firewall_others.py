@@ -199,7 +199,7 @@ def test_a_filter_of_false_addresses_at_the_external_interface_is_no_matter_of_t
 @pytest.mark.parametrize("duo", ["udp"], indirect=True)
 def test_a_queue_that_a_program_judges_is_no_fault(duo: Lab, h1: Host) -> None:
     if h1.run(["iptables", "-w", "-A", "INPUT", "-j", "NFQUEUE", "--queue-bypass"], check=False).returncode != 0:
-        pytest.skip("needs NFQUEUE")
+        pytest.skip("this kernel, or its iptables, has no NFQUEUE")
     try:
         h1.run(["iptables", "-w", "-P", "INPUT", "DROP"])
         looked = h1.control("/v1/status")["uptime_s"]

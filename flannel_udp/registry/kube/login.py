@@ -10,15 +10,13 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncGenerator
 from contextlib import suppress
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
-import httpx2
 from lightkube.config.models import UserExec
 from lightkube.core.exceptions import ConfigError
 
-from flannel_udp.registry.kube.tokens import is_token
+from flannel_udp.registry.kube.tokens import Bearer, is_token
 
 LOGIN_S = 15.0
 """How long the command may take; a request has longer, so that it is the command that is named."""
@@ -27,8 +25,8 @@ _KILLED_S = 0.5
 VERSIONS = tuple(f"client.authentication.k8s.io/{version}" for version in ("v1", "v1beta1", "v1alpha1"))
 
 
-class LoginCommand(httpx2.Auth):
-    """Bears the token that the command prints, and asks for another one once the server refuses it.
+class LoginCommand(Bearer):
+    """Bears the token that the command prints.
 
     `program` is where it is. Raises `ConfigError` for a version that we do not know.
     """
@@ -38,19 +36,10 @@ class LoginCommand(httpx2.Auth):
             raise ConfigError(f"the login command's apiVersion {command.apiVersion!r} is none of {', '.join(VERSIONS)}")
         self._command = command
         self._program = program
-        self._bearer = ""
         self._groups: set[int] = set()  # of processes that the command has started
 
-    async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
-        """See `httpx2.Auth`. Raises `ConfigError` if there is no token."""
-        if self._bearer:
-            request.headers["Authorization"] = self._bearer
-            response = yield request
-            if response.status_code != httpx2.codes.UNAUTHORIZED:
-                return
-        self._bearer = f"Bearer {self._token(await self._run())}"
-        request.headers["Authorization"] = self._bearer
-        yield request
+    async def _token(self) -> str:
+        return self._token_in(await self._run())
 
     async def _run(self) -> bytes:
         """Return what the command prints. Raises `ConfigError`; then, and when we are cancelled, it is ended."""
@@ -105,7 +94,7 @@ class LoginCommand(httpx2.Auth):
         except (OSError, ValueError) as error:  # a NUL in an argument, say
             raise ConfigError(f"{self._named} cannot be run: {getattr(error, 'strerror', None) or error}") from None
 
-    def _token(self, printed: bytes) -> str:
+    def _token_in(self, printed: bytes) -> str:
         """Return the token that is in there; nothing of it is told, as it may be secret."""
         try:
             status = json.loads(printed)["status"]

@@ -6,7 +6,8 @@ lightkube's own for a file hands on whatever is in there, so that HTTP's librari
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TypeGuard
 
@@ -19,25 +20,34 @@ def is_token(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value) and value.isascii() and value.isprintable()
 
 
-class TokenFile(httpx2.Auth):
-    """Bears the token that a file holds, and reads it again once the server refuses it: kubelet replaces a pod's."""
+class Bearer(httpx2.Auth, ABC):
+    """Bears a token, and asks for another one once the server refuses it."""
 
-    def __init__(self, file: str | os.PathLike[str]) -> None:
-        self._file = file
-        self._bearer = ""
+    _bearer = ""
 
-    def auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
+    @abstractmethod
+    async def _token(self) -> str:
+        """Return a token as it is now. Raises `ConfigError` if there is none."""
+
+    async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         """See `httpx2.Auth`. Raises `ConfigError` if there is no token."""
         if self._bearer:
             request.headers["Authorization"] = self._bearer
             response = yield request
             if response.status_code != httpx2.codes.UNAUTHORIZED:
                 return
-        self._bearer = f"Bearer {self._read()}"
+        self._bearer = f"Bearer {await self._token()}"
         request.headers["Authorization"] = self._bearer
         yield request
 
-    def _read(self) -> str:
+
+class TokenFile(Bearer):
+    """Bears the token that a file holds: kubelet replaces a pod's."""
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        self._file = file
+
+    async def _token(self) -> str:
         try:
             token = Path(self._file).read_bytes().decode(errors="replace").strip()
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
