@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +15,10 @@ import pytest
 import uvloop
 
 from flannel_udp.lab.etcd_server import EtcdServer
-from flannel_udp.options import EtcdOptions
+from flannel_udp.options import EtcdOptions, KubeOptions
+from flannel_udp.registry.kube.client import KubeClient
+from flannel_udp.registry.kube.options import KubeFiles
+from tests.support.kube_clients import Opened
 
 _numbers = itertools.count(1)
 
@@ -94,3 +97,17 @@ def own_etcd(etcd_directory: Path) -> Iterator[EtcdServer]:
 def etcd_options(etcd: EtcdServer) -> EtcdOptions:
     """A prefix of the test's own in the common etcd."""
     return EtcdOptions(endpoints=(etcd.endpoint,), prefix=f"/test/{os.getpid()}/{next(_numbers)}")
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[Opened]:
+    """Open clients of the API server, which are closed after the test."""
+    clients: list[KubeClient] = []
+
+    def open_one(options: KubeOptions) -> KubeClient:
+        clients.append(KubeClient(KubeFiles(options)))
+        return clients[-1]
+
+    yield open_one
+    for client in clients:
+        await client.close()

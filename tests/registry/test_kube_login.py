@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from flannel_udp.errors import RegistryError, UsageError
 from flannel_udp.options import KubeOptions
 from flannel_udp.registry.kube import client as kube_client
 from flannel_udp.registry.kube import login
-from flannel_udp.registry.kube.client import KubeClient
-from flannel_udp.registry.kube.options import KubeFiles, open_http
+from flannel_udp.registry.kube.options import open_http
 from tests.kube_api.server import ApiServer, Fault
+from tests.support.kube_clients import Opened
 from tests.support.patience import PATIENCE_S
 
 V1, V1BETA1 = "client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"
@@ -59,22 +59,6 @@ def login_by(api: ApiServer, tmp_path: Path) -> Login:
         return KubeOptions(subnet_mgr=True, kubeconfig_file=kubeconfig)
 
     return make
-
-
-Opened = Callable[[KubeOptions], KubeClient]
-
-
-@pytest.fixture
-async def opened() -> AsyncIterator[Opened]:
-    clients: list[KubeClient] = []
-
-    def open_one(options: KubeOptions) -> KubeClient:
-        clients.append(KubeClient(KubeFiles(options)))
-        return clients[-1]
-
-    yield open_one
-    for client in clients:
-        await client.close()
 
 
 @pytest.mark.parametrize("version", [V1, V1BETA1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import pytest
 from flannel_udp.doctor.clock import ask_clock
 from flannel_udp.errors import FlannelError, RegistryDenied, RegistryError, UnusableFile, UsageError
 from flannel_udp.options import KubeOptions, Options
-from flannel_udp.registry.kube.client import KubeClient
-from flannel_udp.registry.kube.options import KubeFiles, open_http
+from flannel_udp.registry.kube.options import open_http
 from flannel_udp.registry.servers import servers_of
 from tests.kube_api.server import ApiServer
+from tests.support.kube_clients import Opened
 
 SECRET = "eyJhbGciOi.geheim.c2lnbmF0dXI"  # noqa: S105 - nobody's
 
@@ -56,22 +56,6 @@ def configured(api: ApiServer, tmp_path: Path) -> Configured:
         return KubeOptions(subnet_mgr=True, kubeconfig_file=kubeconfig)
 
     return make
-
-
-Opened = Callable[[KubeOptions], KubeClient]
-
-
-@pytest.fixture
-async def opened() -> AsyncIterator[Opened]:
-    clients: list[KubeClient] = []
-
-    def open_one(options: KubeOptions) -> KubeClient:
-        clients.append(KubeClient(KubeFiles(options)))
-        return clients[-1]
-
-    yield open_one
-    for client in clients:
-        await client.close()
 
 
 def told(error: FlannelError) -> str:
