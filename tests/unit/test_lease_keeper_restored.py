@@ -34,6 +34,13 @@ KEY = "10.1.5.0-24"
 DAY_S = 86_400
 
 
+def of_an_earlier_run(registry: MemoryRegistry, mark: int = OUR_MARK) -> Entry:
+    """Have the registry hold what an earlier run of ours wrote, and many writes of others since."""
+    former = Entry(KEY, OUR_VALUE, 4, lease_id_of(mark, 99))
+    registry.entries[KEY], registry.revision = former, 100
+    return former
+
+
 def restore(registry: MemoryRegistry, *entries: Entry, revision: int = 5) -> None:
     """Let the registry be as it was, and go on from there."""
     registry.entries = {entry.key: entry for entry in entries}
@@ -48,8 +55,7 @@ async def test_an_entry_from_before_our_own_is_taken_again_and_nothing_stops(
 ) -> None:
     caplog.set_level(logging.INFO)
     registry = MemoryRegistry(OUR_MARK)
-    former = Entry(KEY, OUR_VALUE, 4, lease_id_of(mark, 99))
-    registry.entries[KEY], registry.revision = former, 100
+    former = of_an_earlier_run(registry, mark)
     told: list[float | None] = []
     keeper = keeper_of(registry, forward_until=told.append, mark=OUR_MARK)
     lease = await soon(keeper.acquire(CONFIG))
@@ -96,8 +102,7 @@ class ShowsBeforeItAnswers(MemoryRegistry):
 @pytest.mark.parametrize("lost", [0, 1, 3])
 async def test_what_we_took_again_is_no_claim_though_the_watch_shows_it_before_we_are_told(lost: int) -> None:
     registry = ShowsBeforeItAnswers(lambda _seen: None, 0)
-    former = Entry(KEY, OUR_VALUE, 4, lease_id_of(OUR_MARK, 99))
-    registry.entries[KEY], registry.revision = former, 100
+    former = of_an_earlier_run(registry)
     keeper = keeper_of(registry, mark=OUR_MARK)
     await soon(keeper.acquire(CONFIG))
     registry.observe, registry.lost = keeper.observe, lost
@@ -117,8 +122,7 @@ async def test_what_we_took_again_is_no_claim_though_the_watch_shows_it_before_w
 
 async def test_another_hosts_write_while_we_take_it_again_is_a_claim() -> None:
     registry = MemoryRegistry(OUR_MARK)
-    former = Entry(KEY, OUR_VALUE, 4, lease_id_of(OUR_MARK, 99))
-    registry.entries[KEY], registry.revision = former, 100
+    former = of_an_earlier_run(registry)
     keeper = keeper_of(registry, mark=OUR_MARK)
     await soon(keeper.acquire(CONFIG))
 
@@ -136,8 +140,7 @@ async def test_another_hosts_write_while_we_take_it_again_is_a_claim() -> None:
 
 async def test_what_is_older_and_was_rewritten_before_we_took_it_again_is_lost() -> None:
     registry = MemoryRegistry(OUR_MARK)
-    former = Entry(KEY, OUR_VALUE, 4, lease_id_of(OUR_MARK, 99))
-    registry.entries[KEY], registry.revision = former, 100
+    former = of_an_earlier_run(registry)
     keeper = keeper_of(registry, mark=OUR_MARK)
     await soon(keeper.acquire(CONFIG))
 
@@ -157,8 +160,7 @@ async def test_what_is_older_and_was_rewritten_before_we_took_it_again_is_lost()
 @pytest.mark.parametrize("revision", [101, 102, 5_000], ids=["at our own revision", "after it", "long after it"])
 async def test_a_rivals_write_after_the_restore_is_a_claim(revision: int) -> None:
     registry = MemoryRegistry(OUR_MARK)
-    former = Entry(KEY, OUR_VALUE, 4, lease_id_of(OUR_MARK, 99))
-    registry.entries[KEY], registry.revision = former, 100
+    of_an_earlier_run(registry)
     keeper = keeper_of(registry, mark=OUR_MARK)
     assert (await soon(keeper.acquire(CONFIG))).entry.revision == 101
     claim = Entry(KEY, OUR_VALUE, revision, lease_id_of(OUR_MARK, 1))
