@@ -96,16 +96,20 @@ def _limited(server: web.Server) -> Callable[[], asyncio.Protocol]:
 def open_health_listener(ip: str, port: int, adopted: int | None = None) -> socket.socket | None:
     """Return a socket that listens on `ip` and `port`, ``None`` for port 0, which means off.
 
+    Both 0.0.0.0 and :: are all addresses of both families, as for Go's ``net.Listen("tcp", …)``, and so for flanneld:
+    a kubelet asks by whichever family its node is registered with. Where the kernel has no IPv6, 0.0.0.0 is IPv4 only.
+
     `adopted` is a descriptor that another process has listened on: used if it fits, closed if not. Raises `UsageError`
     for an `ip` or `port` that cannot be one, `FlannelError` when it cannot be listened on.
     """
     _check(ip, port)
+    both = ipaddress.ip_address(ip).is_unspecified and socket.has_dualstack_ipv6()
     if adopted is not None:
         listener = socket.socket(fileno=adopted)
-        if listener.getsockname()[:2] == (ip, port):
+        if listener.getsockname()[:2] == ("::" if both else ip, port):
             return listener
         listener.close()
-    return _listen(ip, port) if port else None
+    return _listen(ip, port, both) if port else None
 
 
 def _check(ip: str, port: int) -> None:
@@ -117,11 +121,12 @@ def _check(ip: str, port: int) -> None:
         raise UsageError(f"--healthz-port={port}: not a port, 0 (off) to 65535")
 
 
-def _listen(ip: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+def _listen(ip: str, port: int, both: bool) -> socket.socket:
+    at = "::" if both else ip
+    family = socket.AF_INET6 if ":" in at else socket.AF_INET
     try:
         # A socket of our own: what asyncio makes of the kernel's answer differs from version to version.
-        return socket.create_server((ip, port), family=family)
+        return socket.create_server((at, port), family=family, dualstack_ipv6=both)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         kind = PortInUse if error.errno == errno.EADDRINUSE else FlannelError

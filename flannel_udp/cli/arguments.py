@@ -31,9 +31,9 @@ class Parser(argparse.ArgumentParser):
         """Raise the one line."""
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
-    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        """Print the help. argparse's own hides what goes wrong in writing."""
-        (file or sys.stdout).write(self.format_help())
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help or the version. argparse's own hides what goes wrong in writing."""
+        (file or sys.stdout).write(message)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

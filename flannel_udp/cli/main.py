@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             code = _dispatch(sys.argv[1:] if argv is None else list(argv))
         except SystemExit as stop:  # how argparse ends --help and --version
+            if isinstance(stop.__context__, BrokenPipeError):  # and rich what nobody reads any more
+                raise stop.__context__ from None
             code = int(stop.code or 0)
         sys.stdout.flush()
     except FlannelError as error:

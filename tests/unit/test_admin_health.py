@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import logging
+import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -207,6 +208,34 @@ async def test_ipv6_works_too(port: int) -> None:
         pytest.skip("no IPv6 on this host")
     async with health_server(open_health_listener("::1", port), AGENT):
         assert await asyncio.to_thread(get, port, "/healthz", "GET", "::1") == 200
+
+
+@pytest.mark.parametrize("ip", ["0.0.0.0", "::"])
+async def test_all_addresses_are_those_of_both_families_as_in_go(port: int, ip: str) -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 on this host")
+    async with health_server(open_health_listener(ip, port), AGENT):
+        for asked in ("127.0.0.1", "::1"):
+            assert await asyncio.to_thread(get, port, "/healthz", "GET", asked) == 200
+
+
+async def test_all_addresses_are_those_of_ipv4_where_the_kernel_has_no_ipv6(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    async with health_server(open_health_listener("0.0.0.0", port), AGENT):
+        assert await asyncio.to_thread(get, port, "/healthz") == 200
+
+
+@pytest.mark.parametrize("ip", ["0.0.0.0", "::", "127.0.0.1"])
+def test_what_another_agent_listened_on_is_listened_on_further(port: int, ip: str) -> None:
+    former = open_health_listener(ip, port)
+    assert former is not None
+    inode = os.fstat(former.fileno()).st_ino
+    listener = open_health_listener(ip, port, former.detach())
+    assert listener is not None
+    with listener:
+        assert os.fstat(listener.fileno()).st_ino == inode
 
 
 async def test_a_port_in_use_is_one_clear_line() -> None:

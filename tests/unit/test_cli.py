@@ -276,8 +276,9 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["config", "--help"]])
-def test_a_full_disk_under_stdout_is_one_line(words: list[str]) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "as in containers"])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["config", "--help"]])
+def test_a_full_disk_under_stdout_is_one_line(words: list[str], unbuffered: str) -> None:
     with Path("/dev/full").open("wb") as stdout:
         done = subprocess.run(
             [sys.executable, "-m", "flannel_udp", *words],
@@ -285,7 +286,7 @@ def test_a_full_disk_under_stdout_is_one_line(words: list[str]) -> None:
             stderr=subprocess.PIPE,
             timeout=PATIENCE_S,
             check=False,
-            env=ENVIRON,
+            env=ENVIRON | {"PYTHONUNBUFFERED": unbuffered},
         )
     assert done.returncode == 1
     assert done.stderr == b"flannel-udp: cannot write the output: No space left on device\n"

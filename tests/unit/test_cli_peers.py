@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shlex
 import signal
@@ -176,6 +177,17 @@ def test_who_stops_reading_a_watch_ends_it(answering: Path) -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.wait(PATIENCE_S) == 141
+
+
+@pytest.mark.parametrize("command", ["peers", "status"])
+def test_a_table_that_nobody_reads_ends_as_any_pipe_does(answering: Path, command: str) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as stdout:
+        done = subprocess.run(
+            argv(answering, command), stdout=stdout, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 # top
