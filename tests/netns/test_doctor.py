@@ -17,9 +17,10 @@ import pytest
 
 from flannel_udp.cni.install import CONFLIST_TEXT
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
-from tests.support.agents import subnet_of, up_with_peers, wait_for
+from tests.support.agents import subnet_of, up_with_peers
 from tests.support.labs import NEEDS_NETNS, empty_namespace, fresh_name
 from tests.support.patience import PATIENCE_S
 
@@ -40,11 +41,14 @@ def h1(duo: Lab) -> Host:
     (host, peer) = duo.hosts
     target = str(subnet_of(peer)[1])
 
+    problems: list[str] = []
+
     def is_well() -> bool:
         host.run(["ping", "-c", "1", "-W", "1", target], check=False)  # who was ill has to be heard again
-        return bool(host.control("/v1/status")["problems"] == [])
+        problems[:] = host.control("/v1/status")["problems"]
+        return not problems
 
-    wait_for("all is well", is_well)
+    assert wait_until(is_well, PATIENCE_S), problems
     return host
 
 

@@ -223,7 +223,7 @@ async def test_an_endpoint_that_hangs_takes_only_its_share_of_the_deadline(
     server.close()
 
 
-async def test_a_watch_survives_a_restart_of_etcd_with_one_line_each_way(
+async def test_a_watch_survives_a_restart_of_etcd_with_a_line_for_each_reason_and_one_at_the_end(
     opened: Opened, own_etcd: EtcdServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "flannel_udp")
@@ -237,10 +237,13 @@ async def test_a_watch_survives_a_restart_of_etcd_with_one_line_each_way(
         await said(caplog, "works again after")
         await registry.renew(first, OTHER_VALUE, LEASE_TTL_S)
         await seen.entry(KEY, OTHER_VALUE)
-    messages = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert [level for level, _ in messages] == ["WARNING", "INFO"], messages
-    assert own_etcd.endpoint in messages[0][1]
-    assert "works again after" in messages[1][1]
+    *reasons, end = [(record.levelname, record.getMessage()) for record in caplog.records]
+    # The stream has broken; where it takes longer, that nobody answers.
+    assert {level for level, _ in reasons} == {"WARNING"}
+    assert len(set(reasons)) == len(reasons)
+    assert own_etcd.endpoint in reasons[0][1]
+    assert end[0] == "INFO"
+    assert "works again after" in end[1]
 
 
 async def test_a_watch_waits_for_an_etcd_that_is_not_there_yet(opened: Opened, etcd_directory: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -41,6 +42,7 @@ def left_since(before: Set[str]) -> list[str]:
         if time.monotonic() >= deadline_s:
             break
         gc.collect()  # what only a reference cycle holds is not left for ever
+        subprocess.run(["true"], check=True)  # a Popen waits for what ended and whose own Popen has gone
         time.sleep(_POLL_S)
     return sorted(left)
 
