@@ -268,6 +268,13 @@ async def test_a_keeper_tells_what_goes_wrong_and_that_it_is_over(make_tool: Mak
         await asyncio.wait([keeping])
 
 
+@pytest.mark.parametrize(("took_s", "rests_s"), [(0.01, 2.0), (0.5, 10.0), (5.0, 60.0), (100.0, 60.0)])
+def test_a_look_at_the_rules_of_others_costs_a_twentieth_of_the_time_and_rests_a_minute_at_most(
+    took_s: float, rests_s: float
+) -> None:
+    assert keeper.rest_s(took_s) == rests_s
+
+
 async def test_who_cannot_look_at_the_rules_of_others_keeps_what_was_found_and_looks_again(
     make_tool: MakeTool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 5.0
 _REST_S = 0.2  # after a check: however often the rules change, they are looked at five times a second at most
 _BESIDE_S = 20.0  # between two looks at the rules of others that no news came of: iptables-legacy has none
 _REST_BESIDE_S, _RESTS = 2.0, 20  # after each of them, at least; so many times what it took, at least
+_REST_MAX_S = 60.0  # no longer: the machine may be busy with other things, and what somebody has mended is to be seen
 _UNKNOWN = "cannot tell whether %s holds rules of an earlier run: %s"
 _QUIET_S = 60.0  # between two lines of log about rules that somebody keeps changing
 
@@ -139,7 +140,7 @@ class Firewall:
                 else:
                     self._said_of_others.worked()
                     self._note("firewall", found)
-                await asyncio.sleep(max(_REST_BESIDE_S, _RESTS * (time.monotonic() - began_s)))
+                await asyncio.sleep(rest_s(time.monotonic() - began_s))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_REST_BESIDE_S if found else _BESIDE_S):
                         await changed.wait()
@@ -229,6 +230,11 @@ class Firewall:
         if self._said.worked():
             logger.info("firewall rules: works now")
         self._note("rules", (), said=True)
+
+
+def rest_s(took_s: float) -> float:
+    """Return for how many seconds a look at the rules of others that took so long is followed by none."""
+    return min(max(_REST_BESIDE_S, _RESTS * took_s), _REST_MAX_S)
 
 
 async def remove_left_rules(network: Prefix) -> None:
