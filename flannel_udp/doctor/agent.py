@@ -13,6 +13,9 @@ from flannel_udp.options import Options
 
 _SUM_OF_PEERS = ": see flannel-udp peers"
 _AWAY = "the registry is away"
+_OF_THE_REGISTRY = ("no etcd endpoint answers: ", "etcd at ", "registry file ")
+_NO_CONFIG = " holds no network configuration"
+_MEND_REGISTRY = "mend the registry, or the way to it"
 
 
 def judge_agent(known: Known) -> Iterator[Finding]:
@@ -56,16 +59,24 @@ def judge_registry(known: Known, options: Options) -> Finding:
 def _judge_agents_registry(status: Status) -> Finding:
     for problem in status["problems"]:
         if problem.startswith(_AWAY):
-            return fault("registry", f"{status['registry']}: {problem}", "mend the registry, or the way to it")
+            return fault("registry", f"{status['registry']}: {problem}", _MEND_REGISTRY)
     wrong = status.get("last_errors", {}).get("configuration")  # an older agent has none
     if wrong is not None and not wrong["over"]:
-        return fault("registry", f"{status['registry']}: {wrong['text']}", "flannel-udp config put")
+        return fault("registry", f"{status['registry']}: {wrong['text']}", _mend_of_config(status, wrong["text"]))
     networks = " and ".join(filter(None, (status["network"], status["ipv6_network"])))
     if not networks:
-        return fault(
-            "registry", f"{status['registry']}: the agent has no network configuration yet", "flannel-udp config put"
-        )
+        what = f"{status['registry']}: the agent has no network configuration yet"
+        return fault("registry", what, _mend_of_config(status))
     return ok("registry", f"{status['registry']}, the network is {networks}")
+
+
+def _mend_of_config(status: Status, wrong: str = "") -> str:
+    """Return what helps where there is no network configuration for the agent, or a wrong one, as it says."""
+    if status["registry"] == "kubernetes":
+        return "correct the ConfigMap that is mounted at --net-config-path, by kubectl"
+    if wrong.startswith(_OF_THE_REGISTRY) and _NO_CONFIG not in wrong:
+        return _MEND_REGISTRY
+    return "flannel-udp config put"
 
 
 def judge_subnet_file(known: Known, path: Path) -> Finding:

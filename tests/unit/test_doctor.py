@@ -153,6 +153,25 @@ def test_a_registry_without_a_configuration_is_a_fault_while_the_agent_waits_for
         assert (text in found.what) is not over
 
 
+@pytest.mark.parametrize(
+    ("registry", "text", "mend"),
+    [
+        ("etcd", "no etcd endpoint answers: http://192.0.2.254:2379 (Connection refused)", "mend the registry"),
+        ("etcd", "etcd at http://192.0.2.254:2379 asks for a user: give --etcd-username", "mend the registry"),
+        ("etcd", "etcd at http://192.0.2.254:2379 holds no network configuration at /config", "flannel-udp config put"),
+        ("etcd", "Network: '10.1.0.0' is no network", "flannel-udp config put"),
+        ("file:/r", "registry file /r: line 1 column 2: not JSON", "mend the registry"),
+        ("file:/r", "registry file /r does not exist and so holds no network configuration", "flannel-udp config put"),
+        ("kubernetes", "--net-config-path /c: there is no such file", "correct the ConfigMap"),
+        ("kubernetes", "Network: '10.1.0.0' is no network", "correct the ConfigMap"),
+    ],
+)
+def test_what_keeps_an_agent_from_a_configuration_is_mended_where_it_is(registry: str, text: str, mend: str) -> None:
+    errors = {"configuration": {"text": text, "ago_s": 1.0, "over": False}}
+    found = judge_registry(Known(status=status(registry=registry, network=None, last_errors=errors)), Options())
+    assert (found.verdict, found.mend.startswith(mend)) == (Verdict.FAULT, True), found.mend
+
+
 def test_a_subnet_file_is_compared_with_the_agent() -> None:
     subnet = Subnet(IPv4Network("10.1.1.0/24"))
     env = SubnetEnv(IPv4Network("10.1.0.0/16"), subnet, 1472, False)
