@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import shutil
 import ssl
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from flannel_udp.lab.lab import Lab
-from flannel_udp.lab.plan import Plan
+from flannel_udp.lab.plan import STATE_DIR, Plan
 from tests.support.agents import up_with_peers
-from tests.support.labs import fresh_name
+from tests.support.labs import FRESH_NAMES, fresh_name
 from tests.support.view import View, lesson_lab, viewed
+
+_LAST_LINES = 60  # of an agent's log, where a test has failed
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show, of a test that fails, what the agents said last in the labs that are up: those go with their logs."""
+    report = yield
+    if report.failed:
+        for log in sorted(STATE_DIR.glob(f"{FRESH_NAMES}/*/agent.log")):
+            lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+            report.sections.append((f"{log.parent.name} of {log.parent.parent.name} said last", "\n".join(lines)))
+    return report
 
 
 @pytest.fixture(scope="session")

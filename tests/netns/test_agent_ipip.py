@@ -43,6 +43,7 @@ CONFIG = {"Network": str(OVERLAY), "Backend": {"Type": "ipip"}}
 USERSPACE = "--datapath=userspace"
 PROTOCOL = 4
 MOVED_TO = "192.0.2.77"
+FEW = 20
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +242,7 @@ def test_a_narrow_path_is_learnt_by_icmp(trio: Lab) -> None:
     try:
         found = h1.pods[0].run(["ping", "-c2", "-i0.2", "-M", "do", "-s", "1400", str(h2.pods[0].ip)], check=False)
         assert "mtu=1380" in found.stdout + found.stderr or "mtu = 1380" in found.stdout + found.stderr
-        assert "0% packet loss" in h1.pods[0].run(["ping", "-c1", "-M", "do", "-s", "1352", str(h2.pods[0].ip)]).stdout
+        h1.pods[0].run(["ping", "-c1", "-M", "do", "-s", "1352", str(h2.pods[0].ip)])
     finally:
         h1.configure(f"route del {h2.underlay}")
 
@@ -268,9 +269,10 @@ def test_several_workers_carry_each_packet_once(workers: int) -> None:
         assert unanswered(lab.pods()) == []
         one, other, _ = lab.pods()
         assert tcp_rate(one, other, other.ip, duration_s=0.3) > 10e6
-        done = one.run(["ping", "-c20", "-i0.01", str(other.ip)]).stdout
-        assert " 0% packet loss" in done
-        assert "DUP" not in done
+        # Not by ping, which waits for the last answer no longer than twice the longest so far.
+        with Flow(one, other) as there, Flow(other, one) as back:
+            wait_for("some have arrived", lambda: min(there.newest, back.newest) >= FEW)
+        assert [(flow.lost, flow.doubled) for flow in (there, back)] == [(0, 0)] * 2
 
 
 def test_direct_routing_takes_the_tunnel_out_of_the_way_of_hosts_on_the_link() -> None:

@@ -39,7 +39,7 @@ class Flow:
         self._in.settimeout(_LOOK_S)
         self._ending = threading.Event()
         self._arrived: set[int] = set()
-        self.sent = 0
+        self.sent = self.doubled = 0
         self.last_arrival_s = -math.inf
         """When the last one arrived, time.monotonic."""
         self._sending = threading.Thread(target=self._send)
@@ -82,6 +82,7 @@ class Flow:
             except TimeoutError:
                 quiet_looks += not self._sending.is_alive()
                 continue
+            self.doubled += number in self._arrived
             self._arrived.add(number)
             quiet_looks, self.last_arrival_s = 0, time.monotonic()
 

@@ -31,6 +31,10 @@ ETH_P_ALL = 0x0003  # <linux/if_ether.h>
 _counter = itertools.count()
 
 
+FRESH_NAMES = f"test{os.getpid()}-*"
+"""What matches all names of `fresh_name` in this process."""
+
+
 def fresh_name() -> str:
     """Return a name for a lab that no other test, and no other run on this machine, uses."""
     return f"test{os.getpid()}-{next(_counter)}"
