@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import grpc
 import grpc.aio
 
 from flannel_udp.errors import RegistryError
+
+# It logs each text of gRPC's that is no UTF-8 with a traceback; `_details` says what there is to be said.
+logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: "Invalid encoding" not in record.getMessage())
 
 
 class LeaseNotFound(RegistryError):
@@ -132,4 +136,5 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
 
 
 def _details(error: grpc.aio.AioRpcError) -> str:
-    return error.details() or ""
+    # gRPC may go on with what lies behind its text in memory: after "socket: Too many open files", say.
+    return re.split(r"[\0-\x08]", error.details() or "", maxsplit=1)[0]
