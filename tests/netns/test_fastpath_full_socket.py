@@ -111,8 +111,8 @@ PODS = {4: "10.1.1", 6: "fd00:10:244:1:"}
 UNASSIGNED = {4: "10.1.9.9", 6: "fd00:10:244:9::9"}
 PEERS_POD = {4: "10.1.2.9", 6: "fd00:10:244:2::9"}
 POD = 250  # the one there is
-FLOOD, BATCH = 200, 40
-"""So many answers are more than a default buffer holds; the kernel gives up waiting for an address after 3 s."""
+FLOOD, BATCH = 300, 40
+"""So many answers are more than a default buffer holds, some 256; the kernel waits 3 s for an address."""
 FEW = 10
 PATH_MTU = 1_300
 

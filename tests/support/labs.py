@@ -30,7 +30,6 @@ ETH_P_ALL = 0x0003  # <linux/if_ether.h>
 
 _counter = itertools.count()
 
-
 FRESH_NAMES = f"test{os.getpid()}-*"
 """What matches all names of `fresh_name` in this process."""
 
