@@ -37,7 +37,10 @@ class MachineCpu:
 
 
 def parse_process(text: str) -> ProcessCpu:
-    """Return what /proc/PID/stat says, proc(5). The name in the second field may hold blanks and parentheses."""
+    """Return what /proc/PID/stat says, proc(5). The name in the second field may hold blanks and parentheses.
+
+    And any bytes: what a process calls itself is cut after 15 of them, also in the middle of a letter of UTF-8.
+    """
     fields = text.rpartition(")")[2].split()  # fields[0] is the third field of proc(5), the state
     utime, stime, cutime, cstime = (int(field) for field in fields[11:15])
     return ProcessCpu(int(fields[1]), (utime + stime) / _TICKS_PER_S, (cutime + cstime) / _TICKS_PER_S)
@@ -57,7 +60,7 @@ def read_machine() -> MachineCpu:
 def daemons_cpu_s(pids: Iterable[int]) -> float:
     """Return what the daemons used since they started, all threads. Raises `FlannelError` if one has ended."""
     try:
-        return sum(parse_process((_PROC / str(pid) / "stat").read_text()).own_s for pid in pids)
+        return sum(parse_process((_PROC / str(pid) / "stat").read_text(errors="replace")).own_s for pid in pids)
     except (FileNotFoundError, ProcessLookupError) as gone:
         raise FlannelError(f"a daemon ended while it was measured: {gone.filename} is gone") from None
 
@@ -97,7 +100,7 @@ def read_processes() -> dict[int, ProcessCpu]:
     for entry in _PROC.iterdir():
         if entry.name.isdecimal():
             try:
-                processes[int(entry.name)] = parse_process((entry / "stat").read_text())
+                processes[int(entry.name)] = parse_process((entry / "stat").read_text(errors="replace"))
             except (FileNotFoundError, ProcessLookupError):
                 continue  # it ended meanwhile
     return processes

@@ -95,7 +95,7 @@ class Etcd:
         """Return its process id, ``None`` while it does not run."""
         for pid in netns.processes([self._namespace]):
             with suppress(OSError):  # it has just ended
-                if Path(f"/proc/{pid}/comm").read_text() == "etcd\n":
+                if Path(f"/proc/{pid}/comm").read_bytes() == b"etcd\n":  # another's may be no UTF-8
                     return pid
         return None
 

@@ -1,16 +1,26 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
 
-from flannel_udp.bench.cpu import ProcessCpu, foreign, parse_machine, parse_process, used_between_s
+from flannel_udp.bench.cpu import (
+    ProcessCpu,
+    daemons_cpu_s,
+    foreign,
+    parse_machine,
+    parse_process,
+    read_processes,
+    used_between_s,
+)
 from flannel_udp.bench.generators import parse_blast
 from flannel_udp.bench.machine import parse_cpu_model
 from flannel_udp.bench.pings import parse_ping, parse_ping_sent
 from flannel_udp.bench.streams import Transfer, parse_iperf3
 from flannel_udp.errors import FlannelError
+from tests.support.names import name_cut_in_a_letter
 
 IPERF3: dict[str, dict[str, Any]] = {
     "start": {"version": "iperf 3.12"},
@@ -102,6 +112,12 @@ def test_a_process_name_with_blanks_and_parentheses_shifts_no_field() -> None:
     parsed = parse_process(process_line(7, 3, utime=150, stime=50, cutime=20, cstime=10))
     assert parsed.parent == 3
     assert parsed.waited_s / parsed.own_s == pytest.approx(30 / 200)
+
+
+def test_a_process_whose_name_is_cut_in_the_middle_of_a_letter_is_read_as_any() -> None:
+    with name_cut_in_a_letter():
+        assert os.getpid() in read_processes()
+        assert daemons_cpu_s([os.getpid()]) > 0
 
 
 def test_idle_and_waiting_time_is_not_busy_and_stolen_time_is_apart() -> None:

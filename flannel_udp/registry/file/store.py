@@ -104,7 +104,9 @@ class FileStore:
             ):  # proc(5): "1: FLOCK ADVISORY WRITE 700 00:1a:56 0 EOF"
                 fields = line.split()
                 if len(fields) > 5 and fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
-                    return f" (process {fields[4]}, {Path('/proc', fields[4], 'comm').read_text().strip()!r})"
+                    # A name is cut after 15 bytes, also in the middle of a letter of UTF-8.
+                    name = Path("/proc", fields[4], "comm").read_text(errors="replace").strip()
+                    return f" (process {fields[4]}, {name!r})"
         return ""
 
     def _change(self, change: Callable[[Document], _Result]) -> tuple[_Result, Document | None]:
