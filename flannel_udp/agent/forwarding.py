@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from dataclasses import replace
 
 from flannel_udp.admin.claims import is_claimed
 from flannel_udp.agent.families import keep_rules, lacking
 from flannel_udp.agent.state import AgentState, Rooms
 from flannel_udp.backend.leased_routes import ROUTES_CLAIM
-from flannel_udp.backend.remains import remove_remains
+from flannel_udp.backend.remains import find_flannelds_routes, remove_remains
 from flannel_udp.backend.table import BACKENDS
 from flannel_udp.control.entries import read_leases
 from flannel_udp.control.lease_safety import YIELD_S
@@ -25,6 +26,7 @@ from flannel_udp.files.yielded import forget_yielded, note_yielded, yielded_file
 from flannel_udp.host.connections import abandon_connections
 from flannel_udp.host.firewall.keeper import remove_left_rules
 from flannel_udp.host.interface_facts import VERSIONS
+from flannel_udp.host.rtnetlink import Route
 from flannel_udp.model import Lease
 from flannel_udp.netconf.config import NetworkConfig
 from flannel_udp.options import Options
@@ -63,6 +65,7 @@ class Forwarding:
         self._config = rooms.config
         self._backend = rooms.backend
         self._swept = False  # what another backend left is removed
+        self._left: Collection[Route] | None = None  # what may be a flanneld's routes; what comes later is not
         self._waiting = "waiting for a lease"  # what we do without one, and why
         self._gate = rooms.gate
         self._former_networks = () if former is None else former.networks
@@ -170,6 +173,8 @@ class Forwarding:
             options.ip_masq,
             None if v6 is None or lease.subnet.v6 is None else v6.network,
         )
+        if self._left is None:
+            await retry("looking for what another backend left on this host", self._find_remains)
         self._state.enter("waiting for subnet.env to be written")
         self._subnet_file.want(self._env)
         await self._subnet_file.stands()
@@ -194,12 +199,15 @@ class Forwarding:
         found = [] if lease is None else lacking(self._config, external, lease, kubernetes=kubernetes)
         self._state.conditions.note("families", found)
 
+    async def _find_remains(self) -> None:
+        self._left = await find_flannelds_routes(self._backend, self._config.overlays, self._keeper.former)
+
     async def _remove_remains(self) -> None:
         """Remove what earlier runs with another backend, or other options, have left; once, now that ours stands."""
         former = self._keeper.former
         ours, attrs = self._network.keeps_routes, self._network.attrs
         removed = await remove_remains(
-            *(self._backend, BACKENDS, self._config.overlays, former, self._list_leases),
+            *(self._backend, BACKENDS, former, self._left or (), self._list_leases),
             versions=[version for version in (4, 6) if attrs.address_of(version) is not None],
             routes=not ours,
             alone=ours or not is_claimed(ROUTES_CLAIM),

@@ -7,7 +7,7 @@ its own only if our entry in the registry said, before we rewrote it, that this 
 - vxlan: the devices flannel.VNI and flannel-v6.VNI, with everything on them
 - ipip: the device flannel.ipip, likewise
 - host-gw, and DirectRouting of these: a route to the subnet of each lease through its holder; one that leads elsewhere
-  is an administrator's
+  is an administrator's, and so is one that comes when the agent is ready (with alloc others wait for that to set some)
 
 A family that is off now, or that this host has no address of any more, is as another backend: what is left of it goes.
 """
@@ -22,20 +22,33 @@ from flannel_udp.backend.leased_routes import remove_left_routes
 from flannel_udp.backend.protocol import Backend
 from flannel_udp.host.family import family_of
 from flannel_udp.host.links import delete_device, device_named
-from flannel_udp.host.route_query import destination_of, stream_routes
-from flannel_udp.host.rtnetlink import RTPROT_BOOT, delete_route, open_rtnetlink, parse_route
+from flannel_udp.host.route_query import stream_routes
+from flannel_udp.host.rtnetlink import RTPROT_BOOT, Route, delete_route, open_rtnetlink, parse_route
 from flannel_udp.host.vxlan_devices import device_name
 from flannel_udp.model import Lease, LeaseAttrs, Prefix, lies_in
 
 VERSIONS = (4, 6)
 _VNI_MAX = (1 << 24) - 1  # RFC 7348 section 5
+_WITH_ROUTES = ("host-gw", "vxlan", "ipip")  # the last two with DirectRouting
+
+
+async def find_flannelds_routes(
+    running: Backend, overlays: Collection[Prefix], former: LeaseAttrs | None
+) -> Collection[Route]:
+    """Return the routes into the overlays that may be a flanneld's, if it ran another backend here.
+
+    To be asked before anybody is told that the agent is ready. Raises `FlannelError`.
+    """
+    if former is None or former.backend_type == running.type or former.backend_type not in _WITH_ROUTES:
+        return ()
+    return await asyncio.to_thread(_read_routes, overlays)
 
 
 async def remove_remains(
     running: Backend,
     backends: Mapping[str, Backend],
-    overlays: Collection[Prefix],
     former: LeaseAttrs | None,
+    left: Collection[Route],
     list_leases: Callable[[], Awaitable[Iterable[Lease]]],
     *,
     versions: Collection[int],
@@ -45,7 +58,7 @@ async def remove_remains(
     """Remove what runs with other backends than the one that is `running` have left; say what it was.
 
     `versions` are the IP versions that it carries now, of others nothing stays. `routes`: our routes to peers as well,
-    whichever backend's, because nobody has any now. `alone`: no other agent has
+    whichever backend's, because nobody has any now. `left` are `find_flannelds_routes`. `alone`: no other agent has
     routes, or a tunnel device, of the kernel's on this host; else what bears our marks may be its. `list_leases`
     returns those of the registry, of every backend: hosts that have not gone over yet are no peers, and flanneld's
     routes to them are there all the same. Call it when what runs stands, so that packets travel at every moment. Raises
@@ -66,8 +79,8 @@ async def remove_remains(
                 removed += await asyncio.to_thread(_remove_device, name, "vxlan")
         case "ipip" if alone:
             removed += await asyncio.to_thread(_remove_device, "flannel.ipip", "ipip")
-    if former.backend_type in ("host-gw", "vxlan", "ipip"):
-        removed += await asyncio.to_thread(_remove_routes, overlays, await list_leases())
+    if left:
+        removed += await asyncio.to_thread(_remove_routes, left, await list_leases())
     return removed
 
 
@@ -87,25 +100,24 @@ def _remove_device(name: str, kind: str) -> list[str]:
         return [f"flanneld's device {name}"]
 
 
-def _remove_routes(overlays: Collection[Prefix], leases: Iterable[Lease]) -> list[str]:
-    gateways = {
-        (subnet.network_address.packed, subnet.prefixlen): lease.attrs.address_of(subnet.version)
-        for lease in leases
-        for subnet in lease.subnet.prefixes
-    }
-    with open_rtnetlink("removing flanneld's routes") as netlink:
+def _read_routes(overlays: Collection[Prefix]) -> list[Route]:
+    with open_rtnetlink("looking for flanneld's routes") as netlink:
         found = (
-            (parse_route(body), gateways[at])
+            parse_route(body)
             for version in VERSIONS
             for body in stream_routes(netlink, version=version, protocol=RTPROT_BOOT)
-            if (at := destination_of(body)) in gateways
         )
-        theirs = [
+        return [
             route
-            for route, gateway in found
+            for route in found
             if any(lies_in(route.destination, overlay) for overlay in overlays)
             and route.metric == family_of(route.destination).usual_metric
-            and route.gateway == gateway
         ]
-        netlink.apply([delete_route(route) for route in theirs])
-    return [f"flanneld's routes: {len(theirs)}"] if theirs else []
+
+
+def _remove_routes(left: Collection[Route], leases: Iterable[Lease]) -> list[str]:
+    gateways = {subnet: lease.attrs.address_of(subnet.version) for lease in leases for subnet in lease.subnet.prefixes}
+    theirs = [route for route in left if route.gateway is not None and route.gateway == gateways.get(route.destination)]
+    with open_rtnetlink("removing flanneld's routes") as netlink:
+        n = netlink.apply([delete_route(route) for route in theirs]).count(None)
+    return [f"flanneld's routes: {n}"] if n else []

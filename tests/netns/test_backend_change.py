@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from flannel_udp.backend.remains import find_flannelds_routes, remove_remains
+from flannel_udp.backend.table import BACKENDS
+from flannel_udp.host.rtnetlink import Route
 from flannel_udp.lab.lab import Lab
+from flannel_udp.lab.netns import call_inside
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, UNDERLAY_GATEWAY, Plan
 from flannel_udp.lab.probe import ping
+from flannel_udp.model import Entry, Lease, LeaseAttrs, Subnet
 from tests.support.agents import Agent, Log, restart_agents, subnet_of, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.by_hand_vxlan import mac_of
@@ -234,6 +240,29 @@ def test_flannelds_routes_through_hosts_go_where_our_entry_names_it(
     with gone_over(flannelds, former, "udp", peer=peer) as agent:
         wait_for("they are gone, and ours is there", lambda: kernel_state(h1) == expected)
         agent.wait_for_line("removed what an earlier run left: flanneld's routes: 1")
+
+
+def test_a_route_like_flannelds_that_comes_when_the_agent_is_ready_is_an_administrators(h1: Host) -> None:
+    ours, theirs = IPv4Network("10.244.7.0/24"), THEIRS
+    former = LeaseAttrs(None, backend_type="host-gw")
+    attrs = LeaseAttrs(IPv4Address("192.0.2.2"), backend_type="alloc")
+
+    async def leases() -> list[Lease]:
+        return [Lease(Subnet(at), attrs, Entry(str(at).replace("/", "-"), b"", 1)) for at in (ours, theirs)]
+
+    def sweep(left: Collection[Route]) -> list[str]:
+        removing = remove_remains(BACKENDS["alloc"], {}, former, left, leases, versions=(4,), routes=True, alone=True)
+        return asyncio.run(removing)
+
+    h1.configure(f"route add {theirs} via 192.0.2.2")
+    finding = find_flannelds_routes(BACKENDS["alloc"], [OVERLAY], former)
+    left = call_inside(h1.namespace, lambda: asyncio.run(finding))
+    h1.configure(f"route add {ours} via 192.0.2.2")
+    assert call_inside(h1.namespace, lambda: sweep(left)) == ["flanneld's routes: 1"]
+    stand = [at for at in (ours, theirs) if h1.run(["ip", "route", "show", "exact", str(at)]).stdout]
+    assert stand == [ours]
+    assert call_inside(h1.namespace, lambda: sweep(left)) == []
+    h1.configure(f"route del {ours}")
 
 
 @pytest.mark.parametrize("former", ["", "alloc"], ids=["nothing", "another"])

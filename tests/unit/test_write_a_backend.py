@@ -147,9 +147,8 @@ async def test_nothing_of_it_stays_once_another_backend_runs(backend: Backend, f
     async def no_leases() -> list[Lease]:
         return []
 
-    overlays = config_of(backend).overlays
     removed = await remove_remains(
-        *(BACKENDS["alloc"], table, overlays, None, no_leases), versions=(4,), routes=False, alone=True
+        *(BACKENDS["alloc"], table, None, (), no_leases), versions=(4,), routes=False, alone=True
     )
     assert removed == [f"{file} of the backend routes-file"]
     assert not file.exists()
