@@ -398,6 +398,18 @@ def test_nodes_with_one_podcidr_are_named_on_every_host_until_one_is_deleted(pai
         assert len([line for agent in (first, second) for line in agent.said() if "podCIDR" in line]) == 4
 
 
+def test_a_node_with_our_address_is_named_until_it_is_deleted(one: Cluster) -> None:
+    (host,) = one.lab.hosts
+    with one.agent(host) as agent:
+        agent.wait_ready()
+        one.api.add_node("stale", "10.244.9.0/24", kube_subnet_manager="true", public_ip=str(host.underlay))
+        wait_for("it is degraded", lambda: host.control("/v1/status")["degraded"] == ["identity"])
+        (problem,) = host.control("/v1/status")["problems"]
+        assert problem.startswith(f"node stale has 10.244.9.0/24 under our address {host.underlay}, ")
+        one.api.do(lambda store: store.delete_node("stale"))
+        wait_for("it is well", lambda: host.control("/v1/status")["degraded"] == [])
+
+
 def test_what_rbac_forbids_is_said_and_waited_out(one: Cluster) -> None:
     (host,) = one.lab.hosts
     one.api.rules = []
