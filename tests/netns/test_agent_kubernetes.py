@@ -359,6 +359,7 @@ def test_a_node_that_is_made_anew_with_its_subnet_is_available_again_and_no_traf
     [
         (None, "node 'h1' has no podCIDR: run kube-controller-manager with --allocate-node-cidrs"),
         ("10.9.1.0/24", "10.9.1.0/24 is outside the overlay network 10.244.0.0/16"),
+        ("10.244.0.0/16", "10.244.0.0/16 is as wide as the overlay network 10.244.0.0/16 or wider: make Network wider"),
     ],
 )
 def test_a_subnet_of_no_use_is_said_once_and_waited_out(cidr: str | None, line: str, one: Cluster) -> None:
