@@ -354,6 +354,16 @@ def test_a_node_that_is_made_anew_with_its_subnet_is_available_again_and_no_traf
         assert host.is_ready()
 
 
+def test_who_says_again_that_our_network_is_unavailable_is_named(one: Cluster) -> None:
+    (host,) = one.lab.hosts
+    with one.agent(host) as agent:
+        agent.wait_for_line("told Kubernetes that the network of node h1 is available")
+        again = {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}
+        one.api.do(lambda store: store.change_node("h1", {"status": {"conditions": [again]}}))
+        agent.wait_for_line("degraded: Kubernetes puts no pods on this node: NetworkUnavailable is true again (NoRou")
+        assert host.control("/v1/status")["degraded"] == ["node"]
+
+
 @pytest.mark.parametrize(
     ("cidr", "line"),
     [
