@@ -111,7 +111,8 @@ class Entry:
     ``key`` is the last path element (``10.1.15.0-24``). ``revision`` grows with every write of this key and fences
     renewals (etcd: mod_revision). ``lease_id`` is 0 for a reservation, which never expires, else a positive number of
     63 bits: `lease_id_of` makes the ids of our agents. ``host`` is the holder's name where the store says it, and
-    ``rivals`` are those of others that hold the same key, where the store lets them.
+    ``rivals`` are those of others that hold the same key, where the store lets them. ``kept_off``: why no pods are put
+    on this host, although it has said that it carries traffic, where the store knows of that.
     """
 
     key: str
@@ -120,6 +121,7 @@ class Entry:
     lease_id: int = 0
     host: str | None = field(default=None, compare=False)
     rivals: tuple[str, ...] = field(default=(), compare=False)
+    kept_off: str | None = field(default=None, compare=False)
 
     @property
     def reserved(self) -> bool:
@@ -372,6 +374,7 @@ DEGRADATIONS: Mapping[str, str] = {
     "forwarding": "this host does not forward the overlay's packets",
     "cut_off": "the overlay's route takes packets that the agent itself needs",
     "identity": "another host has an entry under our address, or our subnet: what is meant for us may go there",
+    "node": "Kubernetes puts no pods on this node, as somebody says that its network is unavailable",
 }
 """What may be wrong with an agent that is ready, by kind: the metric's label and a sentence."""
 

@@ -41,6 +41,7 @@ from flannel_udp.agent.families import open_families
 from flannel_udp.agent.forwarding import Forwarding
 from flannel_udp.agent.gate import Gate
 from flannel_udp.agent.identity import degradations_of_claims, degradations_of_shared
+from flannel_udp.agent.kept_off import degradations_of_own
 from flannel_udp.agent.listening import answer_probes, keep_sockets, listen
 from flannel_udp.agent.peer_watch import PeerWatch
 from flannel_udp.agent.registry_away import RegistryAway
@@ -279,8 +280,13 @@ class Agent:
             errors.note("watch", None if trouble is None else str(trouble))
             self._state.conditions.note("registry", away.degradations(trouble, keeper.left_s), said=True)
 
+        def observe(seen: Entry | None) -> None:
+            if seen is not None:
+                self._state.conditions.note("node", degradations_of_own(seen))
+            keeper.observe(seen)
+
         sync = Synchroniser(
-            *(registry, peers, gate, keeper.observe),
+            *(registry, peers, gate, observe),
             tell=registry_away,
             note_claims=self._note_claims,
             news=self._state.feed.tell_peers,

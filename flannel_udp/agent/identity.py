@@ -15,19 +15,30 @@ _STALE_LEASE = "flannel-udp lease list, and release the stale one"
 
 
 def degradations_of_claims(claims: Sequence[Entry], ours: Container[Address], mark: int) -> list[Degradation]:
-    """Return what is said of other hosts' leases under one of `ours`, our addresses; `mark` is ours."""
+    """Return what is said of other hosts' leases under one of `ours`, our addresses; `mark` is ours.
+
+    Kubernetes' nodes have names, and no marks.
+    """
 
     def describe(entry: Entry) -> str:
-        who = "a copy of this host" if entry.mark == mark else "another host"
-        marks = f"its mark is {entry.mark:08x}, ours {mark:08x}"
-        attrs = read_lease(entry).attrs
+        lease = read_lease(entry)
+        attrs = lease.attrs
         shared = " and ".join(str(at) for at in (attrs.public_ip, attrs.public_ipv6) if at in ours)
         flag = "--public-ip" if attrs.public_ip in ours else "--public-ipv6"
+        if entry.host is not None:
+            return (
+                f"node {entry.host} has {lease.subnet} under our address {shared}, so that its pods get nothing from "
+                f"this host: give each node an address of its own, by --iface or {flag}; if there is no such node any "
+                f"more, kubectl delete node {entry.host}"
+            )
+        who = "a copy of this host" if entry.mark == mark else "another host"
+        marks = f"its mark is {entry.mark:08x}, ours {mark:08x}"
         return f"{who} has {entry.key} under our address {shared} ({marks}): give each host its own, see {flag}"
 
     found = [Degradation("identity", describe(entry)) for entry in claims[:NAMED_MAX]]
     if more := len(claims) - len(found):
-        found.append(Degradation("identity", f"and {more} more hosts have"))
+        hosts = "hosts" if claims[0].host is None else "nodes"
+        found.append(Degradation("identity", f"and {more} more {hosts} have"))
     return found
 
 

@@ -17,6 +17,7 @@ from flannel_udp.model import Address, Entry, Lease, LeaseAttrs, Prefix, Snapsho
 from flannel_udp.netconf.config import AnyRange, NetworkConfig
 from flannel_udp.registry.keys import Faults, parse_key
 
+_AGREE = "make the two agree"
 CANDIDATES = 100
 """flannel picks among this many free subnets, so that hosts starting together rarely race for the same one."""
 
@@ -248,7 +249,8 @@ def accept_assigned(config: NetworkConfig, entry: Entry, versions: Collection[in
     """Decide to take the subnet that the registry assigned to this host; its length may be any.
 
     What of it can be taken is, of the IP versions that the host has an address of. Raises `RegistryError` when no part
-    of it is a part of an overlay network.
+    of it is a part of an overlay network. A whole one is refused, though flanneld with its other backends takes it: on
+    flannel0 its route would be in the place of the pods' bridge's.
     """
     faults: Faults = {}
     parts: list[Prefix] = []
@@ -262,12 +264,23 @@ def accept_assigned(config: NetworkConfig, entry: Entry, versions: Collection[in
                 check_prefix(part, overlay)
                 parts.append(part)
             except ValueError as error:
-                faults[overlay.version] = str(error)
+                faults[overlay.version] = f"{error}: {_mend_of(part, overlay)}"
         if not parts:
-            raise ValueError(next(iter(faults.values()), f"{entry.key!r} has no part of a family that is on"))
+            nothing = f"{entry.key!r} has no part of a family that is on: {_AGREE}"
+            raise ValueError(next(iter(faults.values()), nothing))
     except ValueError as error:
-        raise RegistryError(f"the subnet assigned to this host is of no use: {error}: make the two agree") from None
+        raise RegistryError(f"the subnet assigned to this host is of no use: {error}") from None
     return Decision(Subnet.made_of(parts), reuse=entry)
+
+
+def _mend_of(part: Prefix, network: Prefix) -> str:
+    """Return what makes an assigned `part` that is of no use a part of the overlay `network`.
+
+    That may be wider than what the registry assigns subnets of.
+    """
+    if not part.overlaps(network):
+        return _AGREE
+    return f"make {'Network' if network.version == 4 else 'IPv6Network'} wider than that"
 
 
 def free_subnets(subnets: AnyRange, blocking: Iterable[Prefix], taken: Collection[Prefix]) -> Iterator[Prefix]:

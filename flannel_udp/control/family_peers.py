@@ -48,6 +48,7 @@ class FamilyPeers:
         self._warn = warn
         self._may_lease = may_lease
         self._own: Prefix | None = None
+        self._own_host: str | None = None
         self._own_addresses: Mapping[Address, str] = {}
         self._records: dict[str, _Record] = {}
         # Two keys may stand for one subnet (one of them dual stack, say): the first key in order wins.
@@ -162,9 +163,13 @@ class FamilyPeers:
             del self._holders[subnet]
         self._settle(subnet)
 
-    def set_own(self, subnet: Prefix | None) -> None:
-        """Set the subnet that this host holds, which is never a peer; ``None`` when it holds none."""
+    def set_own(self, subnet: Prefix | None, host: str | None) -> None:
+        """Set the subnet that this host holds, which is never a peer; ``None`` when it holds none.
+
+        `host`: this host's name, where the registry has names.
+        """
         former, self._own = self._own, subnet
+        self._own_host = host
         for prefix in (former, subnet):
             if prefix is not None:
                 self._settle(prefix)
@@ -251,12 +256,15 @@ class FamilyPeers:
     def _is_claim(self, key: str) -> bool:
         """Tell whether an entry under our public IP is an agent's that takes itself for the one with that address.
 
-        A shorter or longer prefix is a service's, say, and a reservation somebody's decision.
+        A shorter or longer prefix is a service's, say, and a reservation somebody's decision. Where hosts have names,
+        in Kubernetes, any entry is a host's, whatever its length, and without a mark.
         """
-        own, theirs = self._own, self._records[key].ours
+        own, theirs, entry = self._own, self._records[key].ours, self._entries[key]
         if own is None or theirs is None or own == theirs:
             return False
-        return own.prefixlen == theirs.prefixlen and self._entries[key].mark != 0
+        if entry.host is not None:
+            return entry.host != self._own_host  # ours is about to get another subnet
+        return own.prefixlen == theirs.prefixlen and entry.mark != 0
 
     def _check_overlaps(self, subnet: Prefix) -> None:
         """Warn, once for the wider one, when the new `subnet` overlaps others."""

@@ -158,14 +158,14 @@ class PeerTable:
             if entry is not None:
                 self._take(key, entry)
 
-    def set_own(self, subnet: Subnet | None) -> Delta:
+    def set_own(self, subnet: Subnet | None, host: str | None = None) -> Delta:
         """Set the subnet that this host holds, which is never a peer, and return what that did.
 
-        ``None`` when it holds none.
+        ``None`` when it holds none. `host`: this host's name, where the registry has names.
         """
         self._own = subnet
         for family in self._families:
-            family.set_own(None if subnet is None else subnet.of(family.version))
+            family.set_own(None if subnet is None else subnet.of(family.version), host)
         return self.take_delta()
 
     def set_public_ips(self, ours: LeaseAttrs) -> Delta:

@@ -129,7 +129,8 @@ class Synchroniser:
         """Set the lease that this host holds; without one nothing is published."""
         async with self._feeding:
             self._lease = lease
-            self._log.write(self._table.set_own(None if lease is None else lease.subnet))
+            own = (None, None) if lease is None else (lease.subnet, lease.entry.host)
+            self._log.write(self._table.set_own(*own))
             self._tell_claims()
             self._whole = True
             self._stale.set()

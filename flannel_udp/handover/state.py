@@ -90,6 +90,7 @@ class HandoverState:
         Raises `ValueError`, `TypeError`, `KeyError` or `AttributeError`.
         """
         entry, expires_s = document["entry"], document["expires_s"]
+        host = entry.get("host")
         return cls(
             version=str(document["version"]),
             config=str(document["config"]),
@@ -100,6 +101,7 @@ class HandoverState:
                 value=base64.b64decode(entry["value"], validate=True),
                 revision=int(entry["revision"]),
                 lease_id=int(entry["lease_id"]),
+                host=None if host is None else str(host),
             ),
             expires_s=None if expires_s is None else float(expires_s),
             files={str(name): FileId(*map(int, file)) for name, file in document["files"].items()},

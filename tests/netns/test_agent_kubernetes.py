@@ -354,11 +354,22 @@ def test_a_node_that_is_made_anew_with_its_subnet_is_available_again_and_no_traf
         assert host.is_ready()
 
 
+def test_who_says_again_that_our_network_is_unavailable_is_named(one: Cluster) -> None:
+    (host,) = one.lab.hosts
+    with one.agent(host) as agent:
+        agent.wait_for_line("told Kubernetes that the network of node h1 is available")
+        again = {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}
+        one.api.do(lambda store: store.change_node("h1", {"status": {"conditions": [again]}}))
+        agent.wait_for_line("degraded: Kubernetes puts no pods on this node: NetworkUnavailable is true again (NoRou")
+        assert host.control("/v1/status")["degraded"] == ["node"]
+
+
 @pytest.mark.parametrize(
     ("cidr", "line"),
     [
         (None, "node 'h1' has no podCIDR: run kube-controller-manager with --allocate-node-cidrs"),
         ("10.9.1.0/24", "10.9.1.0/24 is outside the overlay network 10.244.0.0/16"),
+        ("10.244.0.0/16", "10.244.0.0/16 is as wide as the overlay network 10.244.0.0/16 or wider: make Network wider"),
     ],
 )
 def test_a_subnet_of_no_use_is_said_once_and_waited_out(cidr: str | None, line: str, one: Cluster) -> None:
@@ -396,6 +407,18 @@ def test_nodes_with_one_podcidr_are_named_on_every_host_until_one_is_deleted(pai
         first.wait_for_line(f"no longer degraded: {others}")
         second.wait_for_line(f"no longer degraded: {own}")
         assert len([line for agent in (first, second) for line in agent.said() if "podCIDR" in line]) == 4
+
+
+def test_a_node_with_our_address_is_named_until_it_is_deleted(one: Cluster) -> None:
+    (host,) = one.lab.hosts
+    with one.agent(host) as agent:
+        agent.wait_ready()
+        one.api.add_node("stale", "10.244.9.0/24", kube_subnet_manager="true", public_ip=str(host.underlay))
+        wait_for("it is degraded", lambda: host.control("/v1/status")["degraded"] == ["identity"])
+        (problem,) = host.control("/v1/status")["problems"]
+        assert problem.startswith(f"node stale has 10.244.9.0/24 under our address {host.underlay}, ")
+        one.api.do(lambda store: store.delete_node("stale"))
+        wait_for("it is well", lambda: host.control("/v1/status")["degraded"] == [])
 
 
 def test_what_rbac_forbids_is_said_and_waited_out(one: Cluster) -> None:

@@ -307,8 +307,9 @@ async def test_a_server_that_asks_for_patience_is_given_it(api: ApiServer, regis
 async def test_nobody_listening_is_one_line(api: ApiServer, registry: KubeRegistry) -> None:
     api.stop()
     api._listener.close()
-    with pytest.raises(RegistryError, match=f"Kubernetes at {api.url}: GET /api/v1/nodes/h1: "):
+    with pytest.raises(RegistryError, match=f"Kubernetes at {api.url}: GET /api/v1/nodes/h1: ") as caught:
         await registry.assigned()
+    assert "kube-proxy" not in str(caught.value)
 
 
 # Refusals

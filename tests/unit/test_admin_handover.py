@@ -286,6 +286,14 @@ def test_the_state_is_the_same_after_its_way() -> None:
         assert read_state(file) == (state, PEERS)
 
 
+@pytest.mark.parametrize("host", [None, "h1"])
+def test_the_name_of_our_node_goes_along(host: str | None) -> None:
+    document = replace(STATE, entry=replace(STATE.entry, host=host)).document()
+    assert HandoverState.parse(document).entry.host == host
+    del document["entry"]["host"]
+    assert HandoverState.parse(document).entry.host is None
+
+
 def test_peers_keep_what_the_backend_knows_of_them() -> None:
     hops = [replace(peer, hop=VxlanHop(number)) for number, peer in enumerate(PEERS)]
     file = io.BytesIO()

@@ -46,8 +46,13 @@ def test_a_host_without_an_ipv6_address_takes_its_ipv4_part_alone() -> None:
     ("key", "fault"),
     [
         ("10.2.0.0-24", "10.2.0.0/24 is outside the overlay network 10.1.0.0/16: make the two agree"),
-        ("10.1.0.0-16", "10.1.0.0/16 is as wide as the overlay network 10.1.0.0/16 or wider: make the two agree"),
-        ("10.0.0.0-8", "10.0.0.0/8 is as wide as the overlay network"),
+        (
+            "10.1.0.0-16",
+            "10.1.0.0/16 is as wide as the overlay network 10.1.0.0/16 or wider: make Network wider than that",
+        ),
+        ("10.0.0.0-8", "10.0.0.0/8 is as wide as the overlay network 10.1.0.0/16 or wider: make Network wider than"),
+        ("10.2.0.0-16", "10.2.0.0/16 is as wide as the overlay network 10.1.0.0/16 or wider: make the two agree"),
+        ("0.0.0.0-0&fd00:1::-64", "'0.0.0.0-0&fd00:1::-64' has no part of a family that is on: make the two agree"),
         ("nonsense", "subnet key 'nonsense' does not look like"),
     ],
 )
@@ -55,6 +60,12 @@ def test_what_is_no_part_of_the_network_is_refused(key: str, fault: str) -> None
     with pytest.raises(RegistryError) as caught:
         accept_assigned(CONFIG, assigned(key), (4,))
     assert str(caught.value).startswith(f"the subnet assigned to this host is of no use: {fault}")
+
+
+def test_what_is_as_wide_by_ipv6_is_told_which_network_has_to_be_wider() -> None:
+    config = parse_families({"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:1::/48"})
+    with pytest.raises(RegistryError, match=r"fd00:1::/48 or wider: make IPv6Network wider than that$"):
+        accept_assigned(config, assigned("0.0.0.0-0&fd00:1::-48"), (6,))
 
 
 async def test_the_keeper_takes_what_is_assigned_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:

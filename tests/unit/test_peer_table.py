@@ -333,6 +333,25 @@ def test_another_hosts_subnet_under_our_public_ip_is_a_claim(key: str, mark: int
     assert table.claims() == []
 
 
+@pytest.mark.parametrize(
+    ("key", "host", "claims"),
+    [
+        ("10.1.20.0-24", "stale", True),
+        ("10.1.20.0-25", "stale", True),  # a node's podCIDR has any length
+        ("10.1.20.0-24", "h1", False),  # our own node, which has another podCIDR now
+        ("10.1.15.0-24", "a", False),  # our podCIDR: a rival, which is said as one
+    ],
+)
+def test_another_node_under_our_public_ip_is_a_claim_without_any_mark(key: str, host: str, claims: bool) -> None:
+    table = PeerTable((NETWORK,), LeaseAttrs(IPv4Address(OUR_IP)), read_udp_hop)
+    table.set_own(Subnet(OWN), "h1")
+    theirs = replace(entry(key, OUR_IP), lease_id=0, host=host)
+    table.apply(snapshot(theirs))
+    assert table.claims() == ([theirs] if claims else [])
+    table.apply(change(gone=(key,)))
+    assert table.claims() == []
+
+
 def test_a_subnet_that_several_hosts_hold_is_known_until_one_has_it_alone() -> None:
     table = new_table()
     ours = replace(entry("10.1.15.0-24", OUR_IP), host="h1", rivals=("a", "b"))

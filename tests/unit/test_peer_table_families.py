@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
@@ -240,6 +241,17 @@ def test_what_else_has_our_public_ipv6_is_ours_by_ipv6_only() -> None:
     claim = entry("10.1.17.0-24&fd00:1:0:17::-64", "192.0.2.3", "2001:db8::1")
     table.apply(change(claim))
     assert table.claims() == [claim]
+
+
+def test_a_node_is_a_claim_by_the_family_whose_address_is_ours_and_our_own_node_by_none() -> None:
+    table = new_table(own=None)
+    table.set_own(OWN, "h1")
+    own = replace(entry("10.1.15.0-24&fd00:1:0:15::-64", "192.0.2.1", "2001:db8::1", mark=0), host="h1")
+    stale = replace(entry(KEY, public_ipv6="2001:db8::1", mark=0), host="stale")
+    delta = table.apply(snapshot(own, stale))
+    assert (delta.added, delta.warnings, table.claims()) == ((PEER4,), (), [stale])
+    table.set_own(Subnet(OWN.v4), "h1")  # without a part of IPv6 that could be told apart
+    assert table.claims() == []
 
 
 def test_an_address_of_ours_that_changes_concerns_its_family_only() -> None:

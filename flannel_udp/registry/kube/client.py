@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -44,6 +45,8 @@ WATCH_S = (300, 600)
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """An object in etcd has at most 1.5 MB."""
 
+NO_SERVICE = " (usually a Service's address: does kube-proxy run on this node? Else give --kubeconfig-file)"
+"""Said of the address that pods are told. `--kube-api-url` alone would be without credentials."""
 STRATEGIC = "application/strategic-merge-patch+json"
 
 
@@ -80,7 +83,9 @@ class KubeClient:
         self._clients = Replaceable(files.first, httpx2.AsyncClient.aclose)
         self._not_before_s = 0.0
         url = files.first.base_url
-        self.name = f"Kubernetes at {url.scheme}://{url.netloc.decode()}{_by_proxy(url)}"
+        proxy = _by_proxy(url)
+        self.name = f"Kubernetes at {url.scheme}://{url.netloc.decode()}{proxy}"
+        self._unreached = NO_SERVICE if files.by_service and not proxy else ""
 
     async def get_node(self, name: str) -> KubeNode:
         """Return a node. Raises `NotFound`."""
@@ -217,14 +222,17 @@ class KubeClient:
             yield
         except ConfigError as error:  # the token's file is gone, or a login command failed
             raise RegistryDenied(f"{self.name}: no credentials to {what}: {_one_line(str(error))}") from None
-        except httpx2.TimeoutException:
-            raise RegistryError(f"{self.name}: {what}: no answer in time") from None
+        except httpx2.TimeoutException as error:
+            hint = self._unreached if isinstance(error, httpx2.ConnectTimeout) else ""
+            raise RegistryError(f"{self.name}: {what}: no answer in time{hint}") from None
         except TimeoutError:
             raise RegistryError(f"{self.name}: {what}: no complete answer within {ANSWER_TIMEOUT_S:g} s") from None
         except httpx2.LocalProtocolError as error:  # its text quotes what we wanted to send, a token perhaps
             raise RegistryError(f"{self.name}: {what}: {type(error).__name__}") from None
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
-            raise RegistryError(f"{self.name}: {what}: {_one_line(str(error)) or type(error).__name__}") from None
+            hint = self._unreached if isinstance(error, httpx2.ConnectError) and not _is_of_tls(error) else ""
+            text = _one_line(str(error)) or type(error).__name__
+            raise RegistryError(f"{self.name}: {what}: {text}{hint}") from None
 
     def _refusal(self, what: str, code: int, body: bytes) -> RegistryError:
         """Return what an HTTP status, or the same in a watch's ERROR event, means."""
@@ -270,6 +278,13 @@ def _by_proxy(url: httpx2.URL) -> str:
         return ""
     exceptions = ", unless no_proxy says otherwise" if "no" in proxies else ""
     return f" (by the proxy that {variable}_proxy names{exceptions})"
+
+
+def _is_of_tls(error: BaseException | None) -> bool:
+    """Tell whether somebody answered, who was not to our taste or we not to his."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _path(name: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Network
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from flannel_udp.model import Entry, LeaseAttrs
 from flannel_udp.registry.keys import MAX_VALUE_BYTES
@@ -19,8 +19,16 @@ NO_IPV4 = "0.0.0.0/0"
 """Stands for the podCIDR of a node without IPv4, as in flannel's keys; its public IP is 0.0.0.0."""
 NOWHERE = NO_IPV4.partition("/")[0]
 
-Lease = tuple[str, bytes]
-"""Key and value of an entry, as flannel has them in etcd; neither is checked."""
+MAX_REASON_CHARS = 200
+"""Of a condition's reason and message, which are for people."""
+
+
+class Lease(NamedTuple):
+    """Key and value of an entry, as flannel has them in etcd; neither is checked. See `Entry.kept_off`."""
+
+    key: str
+    value: bytes
+    kept_off: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,8 @@ class KubeNode:
     resource_version: str
     annotations: Mapping[str, str]
     pod_cidrs: tuple[str, ...]
+    unavailable: str | None = None
+    """Why its network is said to be unavailable, which keeps pods off it; ``None`` where it is not."""
 
     def subnet_key(self, versions: Collection[int]) -> str | None:
         """Return the key, as flannel writes it, of the first podCIDR of each family; ``None`` while there is none.
@@ -61,6 +71,7 @@ def parse_node(document: Any) -> KubeNode:
             metadata.get("resourceVersion", ""),
             metadata.get("annotations") or {},
             tuple(cidrs),
+            _read_unavailable(document.get("status")),
         )
         texts = (node.name, node.uid, node.resource_version, *node.pod_cidrs, *node.annotations.values())
     except (AttributeError, KeyError, TypeError):
@@ -68,6 +79,20 @@ def parse_node(document: Any) -> KubeNode:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a node with fields of wrong types")
     return node
+
+
+def _read_unavailable(status: Any) -> str | None:
+    """Return the reason and the message of the condition NetworkUnavailable where it is true; nothing is relied on."""
+    conditions = status.get("conditions") if isinstance(status, dict) else None
+    for condition in conditions if isinstance(conditions, list) else []:
+        if not isinstance(condition, dict) or condition.get("type") != "NetworkUnavailable":
+            continue
+        if condition.get("status") != "True":
+            return None
+        texts = (condition.get("reason"), condition.get("message"))
+        text = ": ".join(text for text in texts if text and isinstance(text, str))[:MAX_REASON_CHARS]
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split()) or "no reason given"
+    return None
 
 
 class Annotations:
@@ -174,7 +199,7 @@ class Numbering:
 
     def entry(self, lease: Lease, node: str) -> Entry:
         """Return the entry of what that node holds, with the revision it has if that is how it was seen last."""
-        key, value = lease
+        key, value, _ = lease
         known = self._entries.get(key)
         if known is None or known.value != value or known.host != node:
             self.revision += 1
@@ -185,6 +210,11 @@ class Numbering:
         """Note that the entry is gone."""
         if self._entries.pop(key, None) is not None:
             self.revision += 1
+
+
+def _all_of(entry: Entry) -> tuple[object, ...]:
+    """Return an entry with what does not count where entries are compared."""
+    return entry, entry.rivals, entry.kept_off
 
 
 class NodeTable:
@@ -228,11 +258,11 @@ class NodeTable:
             return set()
         if before is not None:
             del self._leases[name]
-            self._holders[before[0]].remove(name)
+            self._holders[before.key].remove(name)
         if lease is not None:
             self._leases[name] = lease
-            self._holders.setdefault(lease[0], set()).add(name)
-        return {held[0] for held in (before, lease) if held is not None}
+            self._holders.setdefault(lease.key, set()).add(name)
+        return {held.key for held in (before, lease) if held is not None}
 
     def _settle(self, keys: set[str]) -> dict[str, Entry | None]:
         """Bring the entries of these keys up to date and return those that changed."""
@@ -245,10 +275,11 @@ class NodeTable:
                 changed[key] = None
                 continue
             holder, *rivals = sorted(holders, key=lambda name: (name != self._own, name))
-            entry = self._numbering.entry(self._leases[holder], holder)
-            if rivals:
-                entry = replace(entry, rivals=tuple(rivals))
+            lease = self._leases[holder]
+            entry = self._numbering.entry(lease, holder)
+            if rivals or lease.kept_off:
+                entry = replace(entry, rivals=tuple(rivals), kept_off=lease.kept_off)
             known = self.entries.get(key)
-            if known is None or (entry, entry.rivals) != (known, known.rivals):
+            if known is None or _all_of(entry) != _all_of(known):
                 self.entries[key] = changed[key] = entry
         return changed

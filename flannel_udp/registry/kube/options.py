@@ -159,6 +159,8 @@ class KubeFiles:
         self._faults = SaidOnce()
         self._stamp = self._look()  # first: what is replaced while it is read is read again
         self.first = open_http(options, service_account)
+        self.by_service = _by_service(options)
+        """Whether the server's address is a Service's."""
 
     def replaced(self) -> httpx2.AsyncClient | None:
         """Return a client made of the files as they are now, ``None`` if they are as they were; may block.
@@ -203,9 +205,14 @@ def api_server(options: KubeOptions, service_account: Path = Path(SERVICE_ACCOUN
 
     ``None`` for the one that a pod is told: that is a service's address, which kube-proxy replaces by the server's.
     """
-    if options.kubeconfig_file is None and not options.api_url:
+    if _by_service(options):
         return None
     return without_user(_read_config(options, service_account).cluster.server)
+
+
+def _by_service(options: KubeOptions) -> bool:
+    """Tell whether the API server is reached as pods reach it, by its Service's address."""
+    return options.kubeconfig_file is None and not options.api_url
 
 
 def _read_config(options: KubeOptions, service_account: Path) -> SingleConfig:

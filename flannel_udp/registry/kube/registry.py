@@ -58,6 +58,7 @@ class KubeRegistry:
         self._written = (b"", 0.0)  # our own value as we wrote it last, and when
         self._registered_ips = ("", "")
         self._announced = ""  # the uid of the node that was told to carry traffic, while we hold a lease
+        self._announced_version = ""  # its resourceVersion then
         # The public IPs that somebody had changed ours to, and when we put them right.
         self._overwrote = (("", ""), -math.inf)
 
@@ -79,7 +80,7 @@ class KubeRegistry:
         """See `Registry.assigned`: the entry that our node's podCIDR makes, its value empty before we register."""
         self._announced = ""  # who seeks a lease carries nothing, and will say so once he does
         node = await self._own_node()
-        key, value = self._own_lease(node)
+        key = self._own_lease(node).key
         try:
             parse_key(key, {})
         except ValueError as error:
@@ -91,7 +92,7 @@ class KubeRegistry:
                 f"node {node.name!r}: somebody else writes its annotations, now {value.decode()}: does another agent "
                 "run under this node's name?"
             )
-        return self._numbering.entry((key, value), node.name)
+        return self._numbering.entry(Lease(key, value), node.name)
 
     async def announce_up(self) -> None:
         """See `Registry.announce_up`: clear the condition that keeps pods off the node."""
@@ -107,7 +108,8 @@ class KubeRegistry:
             "lastHeartbeatTime": now,
         }
         patch = {"status": {"conditions": [condition]}}
-        self._announced = (await self._client.patch_node_status(await self._find_own_name(), patch)).uid
+        node = await self._client.patch_node_status(await self._find_own_name(), patch)
+        self._announced, self._announced_version = node.uid, node.resource_version
         logger.info("told Kubernetes that the network of node %s is available", self._own_name)
 
     async def list(self) -> Snapshot:
@@ -159,7 +161,7 @@ class KubeRegistry:
             await self.announce_up()
         self._registered_ips = self._annotations.public_ips(node)
         lease = self._own_lease(node)
-        self._written = (lease[1], time.monotonic())
+        self._written = (lease.value, time.monotonic())
         return self._numbering.entry(lease, node.name)
 
     async def move(self, entry: Entry, key: str, value: bytes) -> Entry:  # noqa: ARG002 - the protocol's
@@ -240,7 +242,7 @@ class KubeRegistry:
 
     def _raise_if_back(self, before: str, now: str) -> None:
         """Raise `Expired` if versions go backwards, as they do when the server's store was restored from a backup."""
-        if before.isdecimal() and now.isdecimal() and int(now) < int(before):
+        if _is_before(now, before):
             back = f"resourceVersion went back from {before} to {now}: restored from a backup?"
             raise Expired(f"{self._client.name}: {back}")
 
@@ -271,7 +273,7 @@ class KubeRegistry:
             node = await self._own_node()
         except NotFound as error:
             raise LeaseLost(str(error)) from None
-        key, value = self._own_lease(node)
+        key, value, _ = self._own_lease(node)
         if key != entry.key:
             raise LeaseLost(f"node {node.name!r} has another podCIDR now, {_shown(node)}")
         # The podCIDR is the lease: what is only annotated is put right again, unless another agent insists on it.
@@ -281,7 +283,8 @@ class KubeRegistry:
 
     def _own_lease(self, node: KubeNode) -> Lease:
         """Return our node's key and value, the value empty while nobody has registered it."""
-        return node.subnet_key(self._versions) or "", (self._lease(node) or ("", b""))[1]
+        held = self._lease(node)
+        return Lease(node.subnet_key(self._versions) or "", b"" if held is None else held.value)
 
     def _lease(self, node: KubeNode) -> Lease | None:
         """Return what a node holds; ``None`` when no agent has registered it, or Kubernetes gave it nothing."""
@@ -289,11 +292,20 @@ class KubeRegistry:
         if key is None or not self._annotations.is_managed(node):
             return None
         if node.name != self._own_name or self._attrs is None:
-            return key, self._annotations.value(node)
+            return Lease(key, self._annotations.value(node))
         changed = self._announced not in ("", node.uid) or self._annotations.changes(node, self._attrs)
         if changed and not self._is_anothers(node):
             return None  # somebody changed what we wrote: to miss it makes our lease's keeper renew it
-        return key, self._said(node)
+        return Lease(key, self._said(node), self._kept_off(node))
+
+    def _kept_off(self, node: KubeNode) -> str | None:
+        """Return why no pods are put on our node although we have said that it carries traffic; ``None``: they are.
+
+        Who says so after us, a cloud's route controller, say, is not overwritten: two must not chase each other.
+        """
+        if node.uid != self._announced or _is_before(node.resource_version, self._announced_version):
+            return None
+        return node.unavailable
 
     def _said(self, node: KubeNode) -> bytes:
         """Return what our own node says, whoever wrote it; empty while nobody has registered it.
@@ -313,6 +325,11 @@ class KubeRegistry:
         public_ips, overwrote_s = self._overwrote
         again = self._annotations.public_ips(node) == public_ips != self._registered_ips
         return again and self._annotations.is_managed(node) and time.monotonic() - overwrote_s < REWRITE_S
+
+
+def _is_before(version: str, other: str) -> bool:
+    """Tell whether one resourceVersion is older than another; what is no number nobody can tell of."""
+    return version.isdecimal() and other.isdecimal() and int(version) < int(other)
 
 
 def _shown(node: KubeNode) -> str:
