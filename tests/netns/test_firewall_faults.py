@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import urllib.error
 import urllib.request
@@ -22,6 +23,7 @@ from tests.support.labs import NEEDS_NETNS, fresh_name
 pytestmark = NEEDS_NETNS
 
 HEALTH_PORT = 8080
+SLOW_S = 90.0
 TOOLS = {"nftables": ("nft",), "iptables": ("iptables", "iptables-restore")}
 
 
@@ -157,3 +159,30 @@ def test_a_lock_that_another_program_holds_is_named_and_waited_for(host: Host, t
             assert not host.is_ready()
             fcntl.flock(held, fcntl.LOCK_UN)
             agent.wait_ready()
+
+
+@pytest.mark.parametrize("dialect", ["nftables"])  # whose own rules have no lock
+def test_a_drop_of_others_stays_named_while_another_program_holds_the_lock(host: Host, tmp_path: Path) -> None:
+    legacy = shutil.which("iptables-legacy")
+    if legacy is None or host.run([legacy, "-w", "-t", "nat", "-S"], check=False).returncode != 0:
+        pytest.skip("iptables-legacy does not work here")
+    host.run([legacy, "-w", "-I", "INPUT", "-p", "udp", "--dport", "8285", "-j", "DROP"])
+    looks, lock = tmp_path / "looks", tmp_path / "xtables.lock"
+    script(tmp_path / "iptables-legacy", f'echo "$*" >>{looks}; exec {legacy} "$@"')
+    wrapper = ("env", f"PATH={tmp_path}:{os.environ['PATH']}", f"XTABLES_LOCKFILE={lock}")
+
+    def names_the_drop() -> bool:
+        problems: list[str] = host.control("/v1/status")["problems"]
+        return any("drops UDP port 8285" in problem for problem in problems)
+
+    with Agent(host, wrapper=wrapper) as agent, lock.open("w") as held:
+        agent.wait_ready()
+        wait_for("the drop is named", names_the_drop)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        before = len(looks.read_text().splitlines())
+        wait_for("three looks more", lambda: len(looks.read_text().splitlines()) >= before + 4, SLOW_S)
+        assert names_the_drop()
+        agent.wait_for_line("looking at the firewall rules of others: iptables-legacy: another program holds the")
+        host.run([legacy, "-w", "-F", "INPUT"])
+        fcntl.flock(held, fcntl.LOCK_UN)
+        wait_for("nothing is named", lambda: not names_the_drop(), SLOW_S)
