@@ -228,7 +228,10 @@ class Firewall:
         if self._said.failed(str(fault)):
             logger.error("firewall rules: %s (trying again every %g to %g s)", fault, _FIRST_RETRY_S, _LAST_RETRY_S)
         family = family_of(self._owner.network)
-        text = f"the firewall rules for {family.name} do not stand: {fault}"
+        if self.stands:  # they did at the last look, and nobody has seen them gone
+            text = f"cannot look whether the firewall rules for {family.name} stand: {fault}"
+        else:
+            text = f"the firewall rules for {family.name} do not stand: {fault}"
         if isinstance(fault, ToolMissing):
             text += f": install the package {'nftables' if self._nftables else 'iptables'}"
         self._note("rules", [Degradation("firewall", text)], said=True)
