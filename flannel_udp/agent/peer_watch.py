@@ -278,7 +278,8 @@ class PeerWatch:
         if why == PODS_LOST:
             return (
                 f"{why}: the network between the hosts lets these not pass: switch off its source and destination "
-                "check, or port security, for every host, or choose a Backend.Type with a tunnel"
+                "check, or port security, for every host (WireGuard: put the pods' subnet into AllowedIPs), or choose "
+                "a Backend.Type with a tunnel"
             )
         ask = "is the host up?"
         tunnelled = not self._network.is_direct(peer)
