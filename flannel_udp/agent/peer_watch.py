@@ -278,7 +278,8 @@ class PeerWatch:
         if why == PODS_LOST:
             return (
                 f"{why}: the network between the hosts lets these not pass: switch off its source and destination "
-                "check, or port security, for every host, or choose a Backend.Type with a tunnel"
+                "check, or port security, for every host (WireGuard: put the pods' subnet into AllowedIPs), or choose "
+                "a Backend.Type with a tunnel"
             )
         ask = "is the host up?"
         tunnelled = not self._network.is_direct(peer)
@@ -297,17 +298,20 @@ class PeerWatch:
             yield Degradation(
                 "path",
                 f"{_name(peer)}: the path carries packets of {n_bytes} bytes, not {self._network.mtu}, and loses "
-                f"larger ones without a word; {self._advise(n_bytes)}",
+                f"larger ones without a word; {self._advise(peer, n_bytes)}",
                 peer.version,
             )
         if more := len(limits) - NAMED_MAX:
             yield from _and_more("path", more)
 
-    def _advise(self, n_bytes: int) -> str:
+    def _advise(self, peer: Peer, n_bytes: int) -> str:
         if self._network.facts().port is None:  # it is the interface's MTU that counts
             header_bytes = self._external().mtu - self._network.mtu
             return f"mend the MTU on the way, or set the interface's to {n_bytes + header_bytes} on every host"
-        return f"set Backend.MTU to {n_bytes}, or mend the MTU on the way"
+        option = self._network.mtu_option(peer, n_bytes)
+        if option is None:
+            return "mend the MTU on the way: no Backend.MTU leaves room there for IPv6, which needs 1280 in a tunnel"
+        return f"set Backend.MTU to {option}, or mend the MTU on the way"
 
     def facts(self, peer: Peer, network: NetworkFacts) -> PeerFacts:
         """Return what is known of a peer; `network`: the network's own, which are dear to ask for."""

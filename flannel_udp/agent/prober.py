@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from flannel_udp.backend.protocol import EchoRoute, Network
 from flannel_udp.control.path_search import FLOOR_BYTES, SMALL_BYTES, search_path_mtu
-from flannel_udp.host.echo import EchoAnswer, Echoes
+from flannel_udp.host.echo import NO_KEY, EchoAnswer, Echoes
 from flannel_udp.model import Address, Peer
 
 TRIES = 3
@@ -76,6 +76,8 @@ class Prober:
         async def heard(source: Address | None, target: Address) -> bool | None:
             sent = partial(self._sent, int(peer.public_ip))
             answer = await self._echoes.ask(target, source, SMALL_BYTES, TIMEOUT_S, sent, hops=1)
+            if answer.refused == NO_KEY:
+                return False  # nor does any other packet for such an address leave by that link
             if answer.refused is not None:
                 return None  # this host has no such address, as it has no pods yet, or no route now
             by = answer.said_by

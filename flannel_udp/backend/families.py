@@ -262,6 +262,10 @@ class FamilyNetworks:
         if part := self._parts.get(public_ip.version):
             part.limit_path_mtu(public_ip, n_bytes)
 
+    def mtu_option(self, peer: Peer, n_bytes: int) -> int | None:
+        """See `Network.mtu_option`."""
+        return part.mtu_option(peer, n_bytes) if (part := self._parts.get(peer.version)) else None
+
     def route(self, address: Address) -> RouteAnswer:
         """See `Network.route`."""
         part = self._parts.get(address.version)

@@ -175,6 +175,10 @@ class KernelNetwork:
     def limit_path_mtu(self, public_ip: Address, n_bytes: int | None) -> None:
         """See `Network.limit_path_mtu`."""
 
+    def mtu_option(self, peer: Peer, n_bytes: int) -> int | None:  # noqa: ARG002 - the protocol's
+        """See `Network.mtu_option`: few of these have any."""
+        return None
+
     def route(self, address: Address) -> RouteAnswer:
         """See `Network.route`."""
         own = self._own is not None and address in self._own

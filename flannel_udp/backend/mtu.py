@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.model import Interface
 
@@ -9,6 +12,30 @@ MTU_MIN_BYTES = 68
 """RFC 791 section 3.1: every link must carry this much."""
 MTU_MIN_V6_BYTES = 1_280
 """RFC 8200 section 5: likewise of IPv6; below it the kernel has no IPv6 on a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class MtuOption:
+    """What Backend.MTU means to a backend that has it."""
+
+    overhead_bytes: Mapping[int, int]
+    """What stands in front of an inner packet, by IP version."""
+    versions: Collection[int]
+    """Those that are on. Pods have one MTU for all: what the longest headers leave."""
+    of_underlay: bool
+    """It is the underlay's MTU, which has room for those headers, and not the overlay's."""
+
+    def fitting(self, n_bytes: int, version: int, *, direct: bool) -> int | None:
+        """Return it for a path that carries inner packets of `n_bytes` to a peer of that IP version, and no larger.
+
+        Packets of the other version fit the same path then. `direct`: they have no headers in front there.
+        ``None``: IPv6 is on, and needs more than that.
+        """
+        longest = max(self.overhead_bytes[each] for each in self.versions)
+        mtu = n_bytes if direct else n_bytes + self.overhead_bytes[version] - longest
+        if 6 in self.versions and mtu < MTU_MIN_V6_BYTES:
+            return None
+        return mtu + longest if self.of_underlay else mtu
 
 
 def inner_mtu(

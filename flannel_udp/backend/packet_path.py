@@ -21,6 +21,7 @@ from flannel_udp.backend.families import for_each
 from flannel_udp.backend.kernel_drops import KernelDrops
 from flannel_udp.backend.late import REPAIR, LateOpening
 from flannel_udp.backend.leased_routes import ROUTES_CLAIM
+from flannel_udp.backend.mtu import MtuOption
 from flannel_udp.backend.protocol import Context, EchoRoute, Handed, KernelWay, NetworkFacts
 from flannel_udp.backend.tunnel import REPAIRS, TunnelKeeper
 from flannel_udp.dataplane.adopted import Adopted, adopted_from
@@ -65,6 +66,8 @@ class PathSettings:
     encapsulation: Encapsulation
     port: int | None
     """The UDP port that every host receives on; ``None`` where the encapsulation has none."""
+    mtu_option: MtuOption | None = None
+    """What Backend.MTU means, where it is an option."""
     versions: tuple[int, ...] = (4,)
     """The IP versions that it carries from the start; the external interface has an address of each."""
     late: tuple[int, ...] = ()
@@ -365,6 +368,11 @@ class PacketPathNetwork:
     def limit_path_mtu(self, public_ip: Address, n_bytes: int | None) -> None:
         """See `Network.limit_path_mtu`."""
         self._dataplane.limit_path_mtu(public_ip, n_bytes)
+
+    def mtu_option(self, peer: Peer, n_bytes: int) -> int | None:
+        """See `Network.mtu_option`."""
+        option = self._settings.mtu_option
+        return None if option is None else option.fitting(n_bytes, peer.version, direct=bool(self.is_direct(peer)))
 
     def route(self, address: Address) -> RouteAnswer:
         """See `Network.route`."""

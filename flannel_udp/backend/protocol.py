@@ -235,6 +235,13 @@ class Network(KeptNetwork, Protocol):
         """
         ...
 
+    def mtu_option(self, peer: Peer, n_bytes: int) -> int | None:
+        """Return the Backend.MTU that fits a path which carries inner packets of `n_bytes` to the peer, and no larger.
+
+        ``None``: the backend has no such option, or none that it takes does, see `MtuOption.fitting`.
+        """
+        ...
+
     def route(self, address: Address) -> RouteAnswer:
         """Tell where a packet for `address` would go."""
         ...

@@ -14,7 +14,7 @@ from flannel_udp.backend.direct import route_for
 from flannel_udp.backend.families import versions_on
 from flannel_udp.backend.in_the_way import open_on_port
 from flannel_udp.backend.late import FATAL
-from flannel_udp.backend.mtu import MTU_MIN_BYTES, inner_mtu
+from flannel_udp.backend.mtu import MTU_MIN_BYTES, MtuOption, inner_mtu
 from flannel_udp.backend.packet_path import PacketPathNetwork, PathSettings, with_public_ips
 from flannel_udp.backend.protocol import Backend, Context, accept_types
 from flannel_udp.dataplane.adopted import carried_versions
@@ -98,6 +98,7 @@ class UdpBackend:
         settings = PathSettings(
             attrs=with_public_ips(LeaseAttrs(None), context.external, versions),
             mtu=lambda external: _mtu(external, config),
+            mtu_option=mtu_option(config),
             versions=versions,
             late=tuple(version for version in config.versions if version not in versions),
             encapsulation=UDP,
@@ -125,6 +126,11 @@ def _read_dscp(reader: ObjectReader) -> int | str:
         reader.wrong("DSCP", f'"{INHERIT}" or 0 to 63')
         return DEFAULT_DSCP
     return dscp
+
+
+def mtu_option(config: NetworkConfig) -> MtuOption:
+    """Return what Backend.MTU means: it is the overlay's."""
+    return MtuOption(OVERHEAD_BYTES, config.versions, of_underlay=False)
 
 
 def _mtu(external: Interface, config: NetworkConfig) -> int:

@@ -18,6 +18,9 @@ from flannel_udp.errors import FlannelError
 from flannel_udp.host.echo_wire import COOKIE_BYTES, WIRES
 from flannel_udp.model import Address
 
+_REFUSED = "our kernel: "
+NO_KEY = f"{_REFUSED}{os.strerror(errno.ENOKEY).lower()}"
+"""`EchoAnswer.refused` where WireGuard has no peer with the address in its AllowedIPs."""
 ECHO_MIN_BYTES = WIRES[4].headers_bytes + COOKIE_BYTES
 """The shortest echo by IPv4, with its headers."""
 
@@ -115,7 +118,7 @@ class Echoes:
         except OSError as failed:
             if failed.errno == errno.EMSGSIZE:
                 return EchoAnswer(mtu=0)
-            return EchoAnswer(refused=f"our kernel: {(failed.strerror or str(failed)).lower()}")
+            return EchoAnswer(refused=f"{_REFUSED}{(failed.strerror or str(failed)).lower()}")
         finally:
             del self._waiting[cookie]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from flannel_udp.lab.kernel_vxlan import VXLAN_OVERHEAD_BYTES
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host, Pod
 from flannel_udp.lab.plan import OVERLAY, Plan
-from tests.support.agents import Agent, command_line, pid_of, start_agents, up_with_peers, wait_for
+from tests.support.agents import Agent, command_line, pid_of, restart_agents, start_agents, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.routers import put_routers_between
 from tests.support.transfer import Transfer
@@ -149,6 +151,36 @@ def test_a_path_that_says_what_it_carries_is_no_fault() -> None:
             for _ in range(10):
                 answers(h1.pods[0], h2.pods[0], FULL, fragment=False)
         assert (limits_of(h1)[str(h2.underlay)], problems_of(h1)) == (None, [])
+
+
+@pytest.mark.parametrize("datapath", ["kernel", "userspace"])
+def test_with_vxlan_the_mtu_that_is_advised_is_the_underlays_and_just_fits(datapath: str) -> None:
+    config: dict[str, Any] = {"Network": str(OVERLAY), "Backend": {"Type": "vxlan"}}
+    with Lab(Plan(fresh_name(), hosts=2, offload="plain", config=config, agents=())) as lab:
+        start_agents(lab.hosts, f"--datapath={datapath}")
+        narrow(lab, NARROW)
+        h1, h2 = lab.hosts
+        one, other = h1.pods[0], h2.pods[0]
+
+        def limit() -> int | None:
+            return limits_of(h1)[str(h2.underlay)]
+
+        assert not answers(one, other, 1500 - VXLAN_OVERHEAD_BYTES[4], fragment=False)
+        with pinging(one, other):
+            wait_for("a limit is found", lambda: limit() is not None, SLOW_S)
+        inner = limit() or 0
+        option = inner + VXLAN_OVERHEAD_BYTES[4]
+        assert option in (NARROW, NARROW + VLAN_TAG_BYTES)
+        wait_for("it is named", partial(is_named, h1, f"set Backend.MTU to {option}, or mend the MTU"))
+        for host in lab.hosts:
+            host.stop_agent()
+        document = json.loads(lab.plan.registry_file.read_text())
+        document["config"]["Backend"]["MTU"] = option
+        lab.plan.registry_file.write_text(json.dumps(document))
+        restart_agents(lab.hosts, f"--datapath={datapath}")
+        assert [host.mtu for host in lab.hosts] == [inner, inner]
+        passes(one, other, inner, fragment=False)
+        assert not answers(one, other, inner + 1, fragment=False)
 
 
 @pytest.mark.parametrize("mtu", [1300, 700])

@@ -308,7 +308,8 @@ def test_host_gw_names_a_peer_of_which_the_network_lets_no_pods_addresses_pass(e
             text = (
                 f"peer {h2.underlay} ({h2.subnet}): it answers, and to nothing that has pods' addresses: the network "
                 "between the hosts lets these not pass: switch off its source and destination check, or port security, "
-                "for every host, or choose a Backend.Type with a tunnel"
+                "for every host (WireGuard: put the pods' subnet into AllowedIPs), or choose a Backend.Type "
+                "with a tunnel"
             )
             assert problems_of(h1) == [text]
             assert "nothing that has pods" in command_line(h1, "peers", "--probe").stdout

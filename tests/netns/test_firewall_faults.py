@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from tests.support.labs import NEEDS_NETNS, fresh_name
 pytestmark = NEEDS_NETNS
 
 HEALTH_PORT = 8080
+SLOW_S = 90.0
 TOOLS = {"nftables": ("nft",), "iptables": ("iptables", "iptables-restore")}
 
 
@@ -65,6 +68,27 @@ def real(name: str, folder: Path) -> None:
     """Put the real tool into the folder."""
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(shutil.which(name) or "")
+
+
+def working_legacy(host: Host) -> str:
+    """Return the path of iptables-legacy; where it does not work there is nothing to test."""
+    legacy = shutil.which("iptables-legacy")
+    if legacy is None or host.run([legacy, "-w", "-t", "nat", "-S"], check=False).returncode != 0:
+        pytest.skip("iptables-legacy does not work here")
+    return legacy
+
+
+def only_legacy(host: Host, folder: Path) -> None:
+    """Let `iptables` in the folder be iptables-legacy, which has a lock."""
+    working_legacy(host)
+    for name in TOOLS["iptables"]:
+        (folder / name).symlink_to(shutil.which(name.replace("iptables", "iptables-legacy")) or "")
+
+
+def problems_with(host: Host, text: str) -> list[str]:
+    """Return what `status` says is wrong and has this text in it."""
+    problems: list[str] = host.control("/v1/status")["problems"]
+    return [problem for problem in problems if text in problem]
 
 
 def test_a_missing_tool_is_named_and_waited_for(host: Host, dialect: str, tmp_path: Path) -> None:
@@ -143,11 +167,7 @@ def test_predictable_ports_where_random_ones_are_unknown(host: Host, dialect: st
 
 @pytest.mark.parametrize("dialect", ["iptables"])  # the one with a lock
 def test_a_lock_that_another_program_holds_is_named_and_waited_for(host: Host, tmp_path: Path) -> None:
-    legacy = shutil.which("iptables-legacy")
-    if legacy is None or host.run([legacy, "-w", "-t", "nat", "-S"], check=False).returncode != 0:
-        pytest.skip("iptables-legacy does not work here")
-    for name in TOOLS["iptables"]:
-        (tmp_path / name).symlink_to(shutil.which(name.replace("iptables", "iptables-legacy")) or "")
+    only_legacy(host, tmp_path)
     lock = tmp_path / "xtables.lock"  # the machine's own one is not for tests to hold
     wrapper = ("env", f"PATH={tmp_path}", f"XTABLES_LOCKFILE={lock}")
     with lock.open("w") as held:
@@ -157,3 +177,47 @@ def test_a_lock_that_another_program_holds_is_named_and_waited_for(host: Host, t
             assert not host.is_ready()
             fcntl.flock(held, fcntl.LOCK_UN)
             agent.wait_ready()
+
+
+@pytest.mark.parametrize("dialect", ["iptables"])
+def test_rules_that_stand_and_cannot_be_looked_at_are_not_said_to_be_gone(host: Host, tmp_path: Path) -> None:
+    only_legacy(host, tmp_path)
+    lock = tmp_path / "xtables.lock"
+    wrapper = ("env", f"PATH={tmp_path}", f"XTABLES_LOCKFILE={lock}")
+
+    said_of_rules = partial(problems_with, host, "the firewall rules for IPv4")
+
+    with Agent(host, "--iptables-resync=1", wrapper=wrapper) as agent, lock.open("w") as held:
+        agent.wait_ready()
+        assert said_of_rules() == []
+        fcntl.flock(held, fcntl.LOCK_EX)
+        wait_for("it is said", lambda: said_of_rules() != [])
+        why = "iptables: another program holds the xtables lock for more than 5 s"
+        assert said_of_rules() == [f"cannot look whether the firewall rules for IPv4 stand: {why}"]
+        assert host.is_ready()
+        fcntl.flock(held, fcntl.LOCK_UN)
+        wait_for("nothing is said", lambda: said_of_rules() == [])
+
+
+@pytest.mark.parametrize("dialect", ["nftables"])  # whose own rules have no lock
+def test_a_drop_of_others_stays_named_while_another_program_holds_the_lock(host: Host, tmp_path: Path) -> None:
+    legacy = working_legacy(host)
+    host.run([legacy, "-w", "-I", "INPUT", "-p", "udp", "--dport", "8285", "-j", "DROP"])
+    looks, lock = tmp_path / "looks", tmp_path / "xtables.lock"
+    script(tmp_path / "iptables-legacy", f'echo "$*" >>{looks}; exec {legacy} "$@"')
+    wrapper = ("env", f"PATH={tmp_path}:{os.environ['PATH']}", f"XTABLES_LOCKFILE={lock}")
+
+    def names_the_drop() -> bool:
+        return problems_with(host, "drops UDP port 8285") != []
+
+    with Agent(host, wrapper=wrapper) as agent, lock.open("w") as held:
+        agent.wait_ready()
+        wait_for("the drop is named", names_the_drop)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        before = len(looks.read_text().splitlines())
+        wait_for("three looks more", lambda: len(looks.read_text().splitlines()) >= before + 4, SLOW_S)
+        assert names_the_drop()
+        agent.wait_for_line("looking at the firewall rules of others: iptables-legacy: another program holds the")
+        host.run([legacy, "-w", "-F", "INPUT"])
+        fcntl.flock(held, fcntl.LOCK_UN)
+        wait_for("nothing is named", lambda: not names_the_drop(), SLOW_S)

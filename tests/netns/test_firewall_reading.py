@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flannel_udp.host.firewall import passages
 from flannel_udp.host.firewall.nft_chains import list_chains
 from flannel_udp.host.firewall.passages import RuleSets, read_rules
 from tests.support.labs import NEEDS_NETNS
@@ -31,6 +33,7 @@ table inet own {
 """
 
 
+LOCKED = "another program holds the xtables lock for more than 5 s"
 INGRESS = """\
 table netdev own {
 	chain one {
@@ -104,6 +107,23 @@ def test_an_iptables_that_is_missing_is_named(host: OneHost, tools: Path) -> Non
     run(host, str(tools / "iptables-nft"), "-t", "raw", "-A", "PREROUTING", "-p", "tcp", "-j", "DROP")
     (tools / "iptables-nft").unlink()
     assert read(host).unread == ["iptables-nft: table raw: iptables-nft is missing: install iptables"]
+
+
+def test_a_lock_that_another_program_holds_is_waited_for_and_named(
+    host: OneHost, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legacy, lock = shutil.which("iptables-legacy", path="/usr/sbin:/sbin:/usr/bin"), tools / "xtables.lock"
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(lock))
+    if legacy is None:
+        pytest.skip("needs iptables-legacy")
+    (tools / "iptables-legacy").symlink_to(legacy)
+    run(host, legacy, "-t", "raw", "-A", "PREROUTING", "-p", "tcp", "-j", "DROP")
+    monkeypatch.setattr(passages, "LOCK_WAIT_S", 1)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert read(host) == RuleSets({}, {"nftables": []}, [], f"iptables-legacy: {LOCKED}")
+        fcntl.flock(held, fcntl.LOCK_UN)
+    assert [*read(host).listings] == [("iptables-legacy", "raw")]
 
 
 def test_the_kernel_says_which_devices_a_chain_is_for(host: OneHost) -> None:

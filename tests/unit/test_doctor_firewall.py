@@ -414,3 +414,10 @@ def test_a_drop_before_or_after_everything_else_concerns_its_own_device(
     assert found.verdict is verdict
     if verdict is Verdict.NOTE:
         assert found.what.endswith("from here: nftables: table own: a rule of chain base (handle 2)")
+
+
+def test_rules_behind_a_lock_that_another_program_holds_are_a_note_that_says_so() -> None:
+    held = "iptables-legacy: another program holds the xtables lock for more than 5 s"
+    passages = outer_passages(UDP_8285, "eth0", OWN, OTHER, version=4, overlay=NETWORK)
+    found = judge_firewall("firewall", RuleSets(locked=held), passages, "well")
+    assert (found.verdict, found.what.endswith(f"cannot be told from here: {held}")) == (Verdict.NOTE, True)

@@ -7,11 +7,12 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from flannel_udp.host.firewall import keeper
+from flannel_udp.host.firewall import keeper, passages
 from flannel_udp.host.firewall.keeper import Firewall
 from flannel_udp.host.firewall.mixture import Mixture
 from flannel_udp.host.firewall.owner import Owner
-from flannel_udp.host.firewall.passages import Passage
+from flannel_udp.host.firewall.passages import Passage, RuleSets, find_closed, outer_passages, udp_opening
+from flannel_udp.host.firewall.tool import LockHeld
 from flannel_udp.model import Degradation
 
 LOST = "this host's own firewall drops what other hosts send to our pods"
@@ -60,3 +61,13 @@ async def test_a_policy_that_the_mixture_names_is_told_once(monkeypatch: pytest.
     one = Degradation("firewall", f"{LOST}: iptables-legacy: the policy of FORWARD: a command")
     assert await beside(Mixture([POLICY, LEFT_OVER], ["iptables-legacy"]), one, monkeypatch) == [POLICY, LEFT_OVER]
     assert await beside(Mixture([LEFT_OVER]), one, monkeypatch) == [LEFT_OVER, one]
+
+
+async def test_rules_behind_a_lock_are_not_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read_rules(_version: int) -> RuleSets:
+        return RuleSets(locked="iptables-legacy: another program holds the xtables lock")
+
+    monkeypatch.setattr(passages, "read_rules", read_rules)
+    asked = outer_passages(udp_opening(8285), "eth0", None, None, version=4, overlay=None)
+    with pytest.raises(LockHeld, match="another program holds the xtables lock"):
+        await find_closed([asked])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import AsyncIterator, Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from flannel_udp.agent import peer_watch
 from flannel_udp.agent.peer_watch import PeerWatch
 from flannel_udp.backend.protocol import Network, NetworkFacts
 from flannel_udp.errors import FlannelError
-from flannel_udp.model import Address, Ends, Interface
+from flannel_udp.model import Address, Degradation, Ends, Interface, Peer
 from tests.support.patience import PATIENCE_S
 
 V4, OTHER_V4, V6 = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.9"), IPv6Address("2001:db8::1")
@@ -138,3 +138,53 @@ async def test_where_nothing_of_it_is_encapsulated_there_is_nothing_to_hear(
     await asyncio.sleep(0.1)
     await watched.end()
     assert listeners.sources == heard
+
+
+@pytest.mark.parametrize(
+    ("facts", "option", "advice"),
+    [
+        (NetworkFacts(port=8472), 1400, "set Backend.MTU to 1400, or mend the MTU on the way"),
+        (
+            NetworkFacts(port=8285),
+            None,
+            "mend the MTU on the way: no Backend.MTU leaves room there for IPv6, which needs 1280 in a tunnel",
+        ),
+        (NetworkFacts(), None, "mend the MTU on the way, or set the interface's to 1400 on every host"),
+    ],
+)
+async def test_what_backend_mtu_has_to_be_for_a_narrow_path_its_backend_says(
+    facts: NetworkFacts, option: int | None, advice: str, listeners: Listeners
+) -> None:
+    peer, told = Peer(IPv4Network("10.1.2.0/24"), OTHER_V4), list[str]()
+
+    async def activity() -> AsyncIterator[Sequence[Any]]:
+        return
+        yield ()
+
+    def mtu_option(of: Peer, n_bytes: int) -> int | None:
+        assert (of, n_bytes) == (peer, 1350)
+        return option
+
+    def note(_source: str, found: Sequence[Degradation]) -> None:
+        told.extend(each.text for each in found if each.kind == "path")
+
+    network = SimpleNamespace(
+        path_news=0,
+        path_limits={OTHER_V4: 1350},
+        mtu=1450,
+        facts=lambda: facts,
+        activity=activity,
+        find=lambda _asked: {int(OTHER_V4): peer},
+        mtu_option=mtu_option,
+    )
+    watch = PeerWatch(cast("Network", network), lambda: interface(V4), lambda: True, note, dict)
+    task = asyncio.create_task(watch.run())
+    async with asyncio.timeout(PATIENCE_S):
+        while not told:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait([task])
+    assert told[0] == (
+        f"peer {OTHER_V4} (10.1.2.0/24): the path carries packets of 1350 bytes, not 1450, and loses larger ones "
+        f"without a word; {advice}"
+    )

@@ -25,7 +25,7 @@ from flannel_udp.backend.protocol import Context, EchoRoute, KernelWay, NetworkF
 from flannel_udp.backend.tunnel_device import TunnelDevice
 from flannel_udp.backend.vxlan.entries import REPAIRS, VxlanEntries
 from flannel_udp.backend.vxlan.hop import format_mac, mac_of, random_mac, vxlan_attrs
-from flannel_udp.backend.vxlan.options import overhead_bytes, vxlan_device, vxlan_mtu
+from flannel_udp.backend.vxlan.options import mtu_option, overhead_bytes, vxlan_device, vxlan_mtu
 from flannel_udp.backend.vxlan.vnis import OtherVnis
 from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.host import vxlan_devices
@@ -160,6 +160,11 @@ class VxlanKernelNetwork(KernelTunnelNetwork):
         """See `Network.echo_route`."""
         self._asked_s[int(peer.public_ip)] = monotonic()
         return super().echo_route(peer)
+
+    def mtu_option(self, peer: Peer, n_bytes: int) -> int | None:
+        """See `Network.mtu_option`."""
+        option = mtu_option(self._context.config)
+        return option.fitting(n_bytes, peer.version, direct=bool(self.is_direct(peer)))
 
     def kernel_way(self, peer: Peer) -> KernelWay:
         """See `Network.kernel_way`: neighbour and forwarding entry."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flannel_udp.backend.mtu import MTU_MIN_BYTES, MTU_MIN_V6_BYTES
+from flannel_udp.backend.mtu import MTU_MIN_BYTES, MTU_MIN_V6_BYTES, MtuOption
 from flannel_udp.errors import ConfigError, FlannelError
 from flannel_udp.host.vxlan_devices import device_name
 from flannel_udp.model import Interface
@@ -71,6 +71,11 @@ def vxlan_mtu(external: Interface, config: NetworkConfig) -> int:
 def overhead_bytes(config: NetworkConfig) -> int:
     """Return what stands in front of an inner packet: pods have one MTU for both families, so the longer headers."""
     return OVERHEAD_BYTES if config.v6 is None else OVERHEAD_V6_BYTES
+
+
+def mtu_option(config: NetworkConfig) -> MtuOption:
+    """Return what Backend.MTU means: it is the underlay's, as to flanneld."""
+    return MtuOption({4: OVERHEAD_BYTES, 6: OVERHEAD_V6_BYTES}, config.versions, of_underlay=True)
 
 
 def vxlan_device(config: NetworkConfig, version: int = 4) -> str:

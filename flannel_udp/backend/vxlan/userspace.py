@@ -14,7 +14,7 @@ from flannel_udp.backend.packet_path import PacketPathNetwork, PathSettings, wit
 from flannel_udp.backend.protocol import Context, NetworkFacts
 from flannel_udp.backend.vxlan.hop import vxlan_attrs
 from flannel_udp.backend.vxlan.macs import SharedMacs
-from flannel_udp.backend.vxlan.options import vxlan_device, vxlan_mtu
+from flannel_udp.backend.vxlan.options import mtu_option, vxlan_device, vxlan_mtu
 from flannel_udp.backend.vxlan.vnis import OtherVnis
 from flannel_udp.dataplane.encapsulation import Encapsulation
 from flannel_udp.model import Delta, Subnet
@@ -35,6 +35,7 @@ class VxlanUserspaceNetwork(PacketPathNetwork):
         settings = PathSettings(
             attrs=with_public_ips(vxlan_attrs(vni, mac, version), context.external, (version,)),
             mtu=partial(vxlan_mtu, config=config),
+            mtu_option=mtu_option(config),
             encapsulation=Encapsulation("vxlan", vni, mac),
             port=int(options["Port"]),
             versions=(version,),

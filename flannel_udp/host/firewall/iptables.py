@@ -17,12 +17,10 @@ from flannel_udp.host.family import family_of
 from flannel_udp.host.firewall.applier import Applier
 from flannel_udp.host.firewall.owner import Owner
 from flannel_udp.host.firewall.rules import Rule, Rules, Verdict
-from flannel_udp.host.firewall.tool import Finished, run_tool
+from flannel_udp.host.firewall.tool import LOCK_WAIT_S, RESOURCE_PROBLEM, Finished, run_tool
 
-_WAIT_S = 5  # for the lock that the programs of iptables-legacy share, below tool.TIME_LIMIT_S
-_NO_SUCH_CHAIN = 1  # exit statuses of iptables(8): 1 other errors, 3 what the kernel has not, 4 resource problems
+_NO_SUCH_CHAIN = 1  # exit statuses of iptables(8): 1 other errors, 3 what the kernel has not
 _NOT_IN_KERNEL = 3
-_RESOURCE_PROBLEM = 4
 _NO_SUCH_TABLE = "Table does not exist"  # what the variant "legacy" says; iptables-nft makes its tables
 _NO_SUCH_FAMILY = "Address family not supported by protocol"  # likewise, of one booted with ipv6.disable=1
 
@@ -133,7 +131,7 @@ class Iptables(Applier):
     async def takes(self, rules: Rules) -> bool:
         """Let iptables-restore read the rules without committing them."""
         tried = await run_tool(*_restore(rules.version), "--test", stdin=format_script(rules))
-        if tried.status == _RESOURCE_PROBLEM:  # the lock, or no permission: nothing was learned
+        if tried.status == RESOURCE_PROBLEM:  # the lock, or no permission: nothing was learned
             _check(tried)
         return tried.status == 0
 
@@ -169,7 +167,7 @@ class Iptables(Applier):
     async def _list_chain(self, version: int, table: str, chain: str) -> Finished:
         key = version, table, chain
         if key not in self._seen:
-            command = family_of(version).iptables, "--wait", str(_WAIT_S), "--table", table, "--list-rules", chain
+            command = family_of(version).iptables, "--wait", str(LOCK_WAIT_S), "--table", table, "--list-rules", chain
             self._seen[key] = await run_tool(*command)
         return self._seen[key]
 
@@ -235,7 +233,7 @@ def _undo(jumps: list[str]) -> list[str]:
 
 
 def _restore(version: int) -> tuple[str, ...]:
-    return f"{family_of(version).iptables}-restore", "--noflush", f"--wait={_WAIT_S}"
+    return f"{family_of(version).iptables}-restore", "--noflush", f"--wait={LOCK_WAIT_S}"
 
 
 def _lacks_table(done: Finished) -> bool:
@@ -251,8 +249,7 @@ def _check(done: Finished) -> Finished:
         table = done.errors.partition("`")[2].partition("'")[0]
         module = f"{done.command.partition('tables')[0]}table_{table}"
         raise FlannelError(f"{done.command}: this kernel has no table {table}: modprobe {module}, or EnableNFTables")
-    if done.status == _RESOURCE_PROBLEM and "xtables lock" in done.errors:
-        raise FlannelError(f"{done.command}: another program holds the xtables lock for more than {_WAIT_S} s")
+    done.check_lock()
     if done.status != 0:
         raise done.failure()
     return done

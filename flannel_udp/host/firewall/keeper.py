@@ -21,7 +21,7 @@ from flannel_udp.host.firewall.nftables import Nftables
 from flannel_udp.host.firewall.owner import Owner
 from flannel_udp.host.firewall.passages import Passage, find_closed
 from flannel_udp.host.firewall.rules import Rules
-from flannel_udp.host.firewall.tool import ToolMissing
+from flannel_udp.host.firewall.tool import LockHeld, ToolMissing
 from flannel_udp.model import Degradation, Prefix
 
 
@@ -137,6 +137,8 @@ class Firewall:
                 except FlannelError as error:  # what was found is taken as unchanged
                     if self._said_of_others.failed(str(error)):
                         logger.warning("looking at the firewall rules of others: %s", error)
+                    if isinstance(error, LockHeld):  # to wait for it was no work
+                        began_s = time.monotonic()
                 else:
                     self._said_of_others.worked()
                     self._note("firewall", found)
@@ -146,10 +148,17 @@ class Firewall:
                         await changed.wait()
 
     async def find_beside(self) -> list[Degradation]:
-        """Return what other rules than ours do to our packets."""
+        """Return what other rules than ours do to our packets.
+
+        Raises `FlannelError` where that cannot be told now, as where another program holds a lock.
+        """
         mixture = Mixture()
-        with suppress(FlannelError):  # without its tool there is nothing to be told
+        try:
             mixture = await find_mixture(self._owner.network, nftables=self._nftables)
+        except LockHeld:
+            raise
+        except FlannelError:  # without its tool there is nothing to be told
+            pass
         closed = await find_closed(await self._passages())
         # That policy is told already, and in better words.
         told = [f": {variant}: the policy of FORWARD: " for variant in mixture.policies]
@@ -219,7 +228,10 @@ class Firewall:
         if self._said.failed(str(fault)):
             logger.error("firewall rules: %s (trying again every %g to %g s)", fault, _FIRST_RETRY_S, _LAST_RETRY_S)
         family = family_of(self._owner.network)
-        text = f"the firewall rules for {family.name} do not stand: {fault}"
+        if self.stands:  # they did at the last look, and nobody has seen them gone
+            text = f"cannot look whether the firewall rules for {family.name} stand: {fault}"
+        else:
+            text = f"the firewall rules for {family.name} do not stand: {fault}"
         if isinstance(fault, ToolMissing):
             text += f": install the package {'nftables' if self._nftables else 'iptables'}"
         self._note("rules", [Degradation("firewall", text)], said=True)

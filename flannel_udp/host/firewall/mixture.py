@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.family import family_of
-from flannel_udp.host.firewall.tool import run_tool
+from flannel_udp.host.firewall.tool import LOCK_WAIT_S, run_tool
 from flannel_udp.model import Degradation, Prefix
 
 KIND = "firewall"
@@ -30,7 +30,10 @@ class Mixture(NamedTuple):
 
 
 async def find_mixture(network: Prefix, *, nftables: bool) -> Mixture:
-    """Return what other rules than those of our own dialect do to the overlay's packets; `nftables`: that is ours."""
+    """Return what other rules than those of our own dialect do to the overlay's packets; `nftables`: that is ours.
+
+    Raises `LockHeld` where they cannot be listed now, `FlannelError` where our own tool does not work.
+    """
     tool = family_of(network).iptables
     ours = "nftables" if nftables else await _variant(tool)
     others = [variant for variant in (f"{tool}-nft", f"{tool}-legacy") if variant != ours]
@@ -83,11 +86,12 @@ def _accepts(forward: Sequence[str], network: Prefix) -> bool:
 
 
 async def _list(variant: str, table: str, chain: str, version: int) -> list[str]:
-    """Return the chain's rules; none where the tool is missing or does not work."""
+    """Return the chain's rules; none where the tool is missing or does not work. Raises `LockHeld`."""
     if variant.endswith("-legacy") and table not in legacy_tables(version):
         return []
     try:
-        done = await run_tool(variant, "--table", table, "--list-rules", chain)
+        done = await run_tool(variant, "--wait", str(LOCK_WAIT_S), "--table", table, "--list-rules", chain)
     except FlannelError:
         return []
+    done.check_lock()
     return done.output.splitlines() if done.status == 0 else []

@@ -19,7 +19,7 @@ from flannel_udp.host.firewall.mixture import legacy_tables
 from flannel_udp.host.firewall.nft_chains import Chain, list_chains
 from flannel_udp.host.firewall.nft_ruleset import families_of, is_iptables, meetings
 from flannel_udp.host.firewall.ruleset import Packet, fate_in, parse_iptables
-from flannel_udp.host.firewall.tool import ToolMissing, run_tool
+from flannel_udp.host.firewall.tool import LOCK_WAIT_S, LockHeld, ToolMissing, run_tool
 from flannel_udp.model import Address, Degradation, Prefix
 
 CHAINS_MAX = 1_000
@@ -108,6 +108,8 @@ class RuleSets:
     """What ``nft -j list`` says of all tables that are not iptables'."""
     unread: Sequence[str] = ()
     """Tables that are too large, or that their tool cannot list."""
+    locked: str | None = None
+    """Why those of iptables-legacy are unread, and can be read again soon: their lock is held."""
 
 
 def outer_passages(
@@ -186,14 +188,19 @@ def judge(rules: RuleSets, passages: Sequence[Passage]) -> tuple[Closed | None, 
             if isinstance(found, Closed):
                 return found, list(doubts)
             doubts[found] = None
-    return None, [*doubts, *rules.unread]
+    return None, [*doubts, *rules.unread, *([] if rules.locked is None else [rules.locked])]
 
 
 async def find_closed(questions: Sequence[Sequence[Passage]]) -> list[Degradation]:
-    """Return what closes the first passage of each of these questions, with the command that opens it."""
+    """Return what closes the first passage of each of these questions, with the command that opens it.
+
+    Raises `LockHeld` where not all rules can be read now, and other `FlannelError`.
+    """
     if not questions:
         return []
     rules = await read_rules(questions[0][0].packet.version)
+    if rules.locked is not None:
+        raise LockHeld(rules.locked)
     found = await asyncio.to_thread(lambda: [judge(rules, passages)[0] for passages in questions])
     return [Degradation("firewall", f"{closed.what}: {closed.mend}") for closed in found if closed is not None]
 
@@ -258,13 +265,17 @@ async def read_rules(version: int = 4) -> RuleSets:
             unread.append(f"nftables: table {table}: {why}")
     _name_devices(items, hooked)
     present = {f"{family.iptables}-nft": of_iptables, f"{family.iptables}-legacy": legacy_tables(version)}
-    listings = {}
+    listings, locked = {}, None
+    wait = "--wait", str(LOCK_WAIT_S)
     for variant, table in ((variant, table) for variant in present for table in _TABLES if table in present[variant]):
         try:
-            listings[variant, table] = await _output("iptables", variant, "-t", table, "-S")
+            listings[variant, table] = await _output("iptables", variant, *wait, "-t", table, "-S")
+        except LockHeld as why:
+            locked = str(why)
+            break  # what is left has the same lock, and each would wait as long
         except FlannelError as why:  # nft's own rules in iptables' tables, say
             unread.append(f"{variant}: table {table}: {why}")
-    return RuleSets(listings, {"nftables": items}, unread)
+    return RuleSets(listings, {"nftables": items}, unread, locked)
 
 
 def _name_devices(items: Sequence[Mapping[str, Any]], chains: Sequence[Chain]) -> None:
@@ -290,6 +301,7 @@ async def _output(package: str, tool: str, *words: str) -> str:
         done = await run_tool(tool, *words)
     except ToolMissing:
         raise FlannelError(f"{tool} is missing: install {package}") from None
+    done.check_lock()
     if done.status != 0:
         raise FlannelError(f"{tool} cannot list it")
     return done.output

@@ -16,11 +16,19 @@ from flannel_udp.levels import QUESTIONS
 logger = logging.getLogger(__name__)
 
 TIME_LIMIT_S = 10.0
+LOCK_WAIT_S = 5
+"""For the lock that the programs of iptables-legacy share, below `TIME_LIMIT_S`; those of iptables-nft have none."""
+RESOURCE_PROBLEM = 4
+"""The exit status of iptables(8) where the lock is held, among others."""
 _SHOWN_CHARS = 300
 
 
 class ToolMissing(FlannelError):
     """The program is not installed, or not in PATH."""
+
+
+class LockHeld(FlannelError):
+    """Another program has held the lock of iptables-legacy for all of `LOCK_WAIT_S`: nothing was learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,11 @@ class Finished:
     status: int
     output: str
     errors: str
+
+    def check_lock(self) -> None:
+        """Raise `LockHeld` if that was why the program failed."""
+        if self.status == RESOURCE_PROBLEM and "xtables lock" in self.errors:
+            raise LockHeld(f"{self.command}: another program holds the xtables lock for more than {LOCK_WAIT_S} s")
 
     def failure(self) -> FlannelError:
         """Return the error that says what it complained of."""
