@@ -29,6 +29,7 @@ from flannel_udp.host.lookup.forwarding import (
     read_settings,
 )
 from flannel_udp.host.lookup.look import CUT_SHORT, Look
+from flannel_udp.host.lookup.pods_bridge import look_for_bare
 from flannel_udp.host.lookup.question import Answer, DeviceNames, Entry, Question, Way, Ways, ask, understand
 from flannel_udp.host.lookup.rules import PolicyRule, read_rules
 from flannel_udp.host.lookup.verdicts import describe
@@ -238,14 +239,15 @@ def judge_source_checks(
 
 
 def ask_bridges(known: KnownFamily) -> Iterator[Finding]:
-    """Ask whether bridges have addresses that keep pods from being put on them."""
+    """Ask whether bridges have addresses that keep pods from being put on them, or the pods' own has none."""
     if known.network is None or known.subnet is None:
         yield skipped("bridges", "no subnet is known")
         return
-    found = find_former(Earlier([known.network]), known.subnet)
-    if not found:
+    found, bare = find_former(Earlier([known.network]), known.subnet), look_for_bare(known.subnet)
+    if not (found or bare):
         yield ok("bridges", f"none keeps pods of {known.subnet} from being started")
     yield from (fault("bridges", what, mend) for what, mend in found)
+    yield from (fault_of("bridges", item.text) for item in bare)
     yield from (note("bridges", what, mend) for what, mend in find_inside(known.network, known.subnet))
 
 
