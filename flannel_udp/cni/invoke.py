@@ -15,6 +15,9 @@ _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
 _OTHER_ADDRESS = "already has an IP address different from"
 """What the plugin `bridge` says where its bridge was made for another subnet."""
+_USED_UP = "no IP addresses available in range set"
+"""What `host-local` says where each address is kept for a container, be it one that nobody ran DEL for."""
+_RESERVATIONS = "/var/lib/cni/networks"  # of host-local, without a `dataDir`
 
 
 def find(plugin: str, path: tuple[str, ...]) -> str:
@@ -42,7 +45,7 @@ def run(command: str, conf: Document, path: tuple[str, ...], environ: Mapping[st
     except OSError as error:
         raise CniError(DELEGATE_FAILED, f"cannot run {executable}: {error.strerror}") from None
     if code != 0:
-        raise _failure(plugin, command, code, printed)
+        raise _failure(conf, command, code, printed)
     return printed
 
 
@@ -63,17 +66,31 @@ def _run(executable: str, stdin: bytes, environ: Mapping[str, str]) -> tuple[int
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), printed
 
 
-def _failure(plugin: str, command: str, code: int, printed: bytes) -> CniError:
+def _failure(conf: Document, command: str, code: int, printed: bytes) -> CniError:
+    plugin = conf["type"]
     try:
         error = json.loads(printed)
         error_code, msg, details = error["code"], error["msg"], error.get("details") or ""
+        msg += _remedy(msg, conf)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
         said = printed.decode(errors="replace").strip()
         return CniError(DELEGATE_FAILED, f"{plugin} failed in {command} ({how}) without a CNI error", said[:1000])
+    return CniError(error_code if isinstance(error_code, int) else DELEGATE_FAILED, f"{plugin}: {msg}", str(details))
+
+
+def _remedy(msg: str, conf: Document) -> str:
+    """Return what is to be done about a delegate's error, empty where its own words have to do."""
     if _OTHER_ADDRESS in msg:
-        msg += (
+        return (
             "; if that is a former subnet's: stop the pods that are on the bridge and remove it (`ip link del cni0`): "
             "it is made anew"
         )
-    return CniError(error_code if isinstance(error_code, int) else DELEGATE_FAILED, f"{plugin}: {msg}", str(details))
+    if _USED_UP in msg:
+        folder = f"{(conf.get('ipam') or {}).get('dataDir') or _RESERVATIONS}/{conf['name']}"
+        return (
+            f"; if fewer pods than that run here: {folder} has a file for each address, with its container in the "
+            "first line, and a reboot takes none away: remove those whose container is gone (those that are there: "
+            "`crictl pods -q --no-trunc`)"
+        )
+    return ""

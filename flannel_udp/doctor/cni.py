@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flannel_udp.cni.request import VERSIONS, subnet_file_of, version_of
+from flannel_udp.doctor.container import is_contained
 from flannel_udp.doctor.finding import Finding, fault, ok, skipped
 
 CONF_DIR = Path("/etc/cni/net.d")
@@ -19,6 +20,7 @@ _SUFFIXES = (".conf", ".conflist", ".json")
 _PLUGINS = "the package containernetworking-plugins, or github.com/containernetworking/plugins"
 _ANSWER_S = 5.0
 """A plugin that is asked for its versions does nothing else."""
+_NOTHING_RUNS_IT = "cannot run it: what its first line names is missing"
 
 
 def ask_cni(
@@ -26,8 +28,13 @@ def ask_cni(
 ) -> Iterator[Finding]:
     """Read the folder of configurations and look for the plugins.
 
-    `subnet_file` is where the agent is known to write this host's subnet.
+    `subnet_file` is where the agent is known to write this host's subnet. In a container only the host's folders count,
+    which have to be mounted there.
     """
+    contained = is_contained()
+    if contained and (missing := _missing(conf_dir, bin_dirs)):
+        yield skipped("CNI configuration", f"this container lacks the host's {' and '.join(map(str, missing))}")
+        return
     files = _read(conf_dir)
     yield judge_configurations(files, conf_dir, kubernetes=kubernetes)
     ours = next((name for name in sorted(files) if "flannel" in plugins_of(files[name])), None)
@@ -42,7 +49,16 @@ def ask_cni(
     found = {path.name: path for path in places if os.access(path, os.X_OK)}
     yield judge_plugins(needed, set(found), bin_dirs)
     spoken = {path: versions_spoken(path) for path in found.values()}
+    for path in [path for path, said in spoken.items() if contained and said == _NOTHING_RUNS_IT]:
+        yield skipped("CNI plugins", f"the versions of {path}: what runs it is on the host, not in this container")
+        del spoken[path]
     yield from judge_versions(spoken, version_of(files[ours]), conf_dir / ours)
+
+
+def _missing(conf_dir: Path, bin_dirs: Sequence[Path]) -> list[Path]:
+    """Return the folders that are not there; of those with plugins one is enough."""
+    conf_dirs = [] if conf_dir.is_dir() else [conf_dir]
+    return conf_dirs + ([] if any(folder.is_dir() for folder in bin_dirs) else [bin_dirs[0]])
 
 
 def judge_configurations(files: Mapping[str, Any], folder: Path, *, kubernetes: bool) -> Finding:
@@ -103,6 +119,8 @@ def versions_spoken(plugin: Path) -> list[str] | str:
         )
     except subprocess.TimeoutExpired:
         return f"it does not answer within {_ANSWER_S:g} s"
+    except FileNotFoundError:
+        return _NOTHING_RUNS_IT
     except OSError as error:
         return f"cannot run it: {error.strerror}"
     try:

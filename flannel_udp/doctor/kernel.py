@@ -29,11 +29,12 @@ from flannel_udp.host.lookup.forwarding import (
     read_settings,
 )
 from flannel_udp.host.lookup.look import CUT_SHORT, Look
-from flannel_udp.host.lookup.question import Answer, DeviceNames, Entry, Question, Way, Ways, ask, understand
+from flannel_udp.host.lookup.pods_bridge import look_for_bare
+from flannel_udp.host.lookup.question import Answer, DeviceNames, Entry, Names, Question, Way, Ways, ask, understand
 from flannel_udp.host.lookup.rules import PolicyRule, read_rules
 from flannel_udp.host.lookup.verdicts import describe
 from flannel_udp.host.netlink import why_not_bound
-from flannel_udp.host.rtnetlink import open_rtnetlink
+from flannel_udp.host.rtnetlink import RTPROT_KERNEL, open_rtnetlink
 from flannel_udp.model import Address, Degradation, Prefix
 from flannel_udp.options import Options
 
@@ -166,20 +167,47 @@ def _meet(one: Prefix, other: Prefix) -> bool:
     return one.version == other.version and one.overlaps(other)
 
 
-def ask_underlay(known: KnownFamily) -> Finding:
-    """Ask whether the kernel has a way to the other hosts."""
+def ask_underlay(known: KnownFamily) -> Iterator[Finding]:
+    """Ask whether the kernel has a way to the other hosts, and none that leads into the overlay itself."""
     if not known.hosts:
-        return skipped("underlay", "no other host is known")
+        yield skipped("underlay", "no other host is known")
+        return
     with open_rtnetlink("asking how other hosts are reached") as netlink:
         names = DeviceNames(netlink)
         answers = [understand(answer) for answer in ask(netlink, [Question(host) for host in known.hosts])]
-        ways = {host: describe(answer, names) for host, answer in zip(known.hosts, answers, strict=True)}
-    refused = [host for host, answer in zip(known.hosts, answers, strict=True) if isinstance(answer, int)]
-    if not refused:
-        return ok("underlay", f"there is a way to all {len(ways)} other hosts")
-    what = f"no way to {len(refused)} of {len(ways)} other hosts ({refused[0]}, say: {ways[refused[0]]})"
-    ip = known.family.ip
-    return fault("underlay", what, f"{ip} route get {refused[0]}; {ip} route show table all; {ip} rule")
+        ways = dict(zip(known.hosts, answers, strict=True))
+        tunnels = {family.device for family in known.host.families} - {known.host.interface}
+        found = [*_refused(ways, names), *_into_tunnels(ways, names, tunnels)]
+    yield from found or [ok("underlay", f"there is a way to all {len(ways)} other hosts")]
+
+
+def _refused(ways: Mapping[Address, Answer], names: Names) -> Iterator[Finding]:
+    refused = [host for host, answer in ways.items() if isinstance(answer, int)]
+    if refused:
+        first = refused[0]
+        what = f"no way to {len(refused)} of {len(ways)} other hosts ({first}, say: {describe(ways[first], names)})"
+        ip = family_of(first).ip
+        yield fault("underlay", what, f"{ip} route get {first}; {ip} route show table all; {ip} rule")
+
+
+def _into_tunnels(ways: Mapping[Address, Answer], names: Names, tunnels: Set[str | None]) -> Iterator[Finding]:
+    """Judge: what goes to a host inside of outer packets cannot go that way itself."""
+    lost = [
+        (host, way, names[hop.device])
+        for host, way in ways.items()
+        if isinstance(way, Entry)
+        for hop in way.hops
+        if names[hop.device] in tunnels
+    ]
+    if lost:
+        host, way, device = lost[0]
+        ip, n_lost = family_of(host).ip, len({item[0] for item in lost})
+        where = f"leads into {device}, our own tunnel ({host}, say: {way.describe(names)})"
+        undo = f"{ip} route del {way.spelled(names)}"
+        if way.protocol == RTPROT_KERNEL:
+            undo = f"take the address that brought it off {device}: {ip} address show dev {device}"
+        what = f"the way to {n_lost} of {len(ways)} other hosts {where}"
+        yield fault("underlay", what, f"{ip} route get {host}, then {undo}")
 
 
 def ask_source_checks(known: KnownFamily) -> Iterator[Finding]:
@@ -238,14 +266,15 @@ def judge_source_checks(
 
 
 def ask_bridges(known: KnownFamily) -> Iterator[Finding]:
-    """Ask whether bridges have addresses that keep pods from being put on them."""
+    """Ask whether bridges have addresses that keep pods from being put on them, or the pods' own has none."""
     if known.network is None or known.subnet is None:
         yield skipped("bridges", "no subnet is known")
         return
-    found = find_former(Earlier([known.network]), known.subnet)
-    if not found:
+    found, bare = find_former(Earlier([known.network]), known.subnet), look_for_bare(known.subnet)
+    if not (found or bare):
         yield ok("bridges", f"none keeps pods of {known.subnet} from being started")
     yield from (fault("bridges", what, mend) for what, mend in found)
+    yield from (fault_of("bridges", item.text) for item in bare)
     yield from (note("bridges", what, mend) for what, mend in find_inside(known.network, known.subnet))
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from flannel_udp.doctor.container import is_contained
 from flannel_udp.doctor.finding import Finding, fault, ok, skipped
 from flannel_udp.doctor.known import Known
 from flannel_udp.host.links import device_named
@@ -27,6 +28,9 @@ def ask_managers(known: Known) -> Iterator[Finding]:
         return
     if not _in_first_namespace():
         yield skipped(question, "this is a network namespace beside the host's own")
+        return
+    if is_contained():
+        yield skipped(question, "the host's own are not seen from inside this container: ask on the host")
         return
     running = _running({"NetworkManager", "connmand"})
     found = []

@@ -10,16 +10,19 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flannel_udp.cni.request import VERSIONS
+from flannel_udp.files import subnet_env
+from flannel_udp.files.subnet_env import SubnetEnv
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import tcp_rate
+from flannel_udp.model import Subnet
 from tests.support.agents import subnet_of, up_with_peers, wait_for
 from tests.support.cni import (
     NEEDED,
@@ -280,6 +283,26 @@ exit 1"""
         runtime.add(pod)
     assert (failed.value.code, failed.value.msg) == (142, "bridge: no more")
     assert runtime.remains() == []
+
+
+def test_where_all_addresses_are_kept_for_containers_that_are_gone_add_says_where(
+    runtime: Runtime, tmp_path: Path
+) -> None:
+    """As after a power cut: who would have run DEL is gone."""
+    subnet_file = tmp_path / "subnet.env"
+    subnet = IPv4Network("10.1.15.0/29")
+    subnet_env.write(subnet_file, SubnetEnv(IPv4Network("10.1.0.0/16"), Subnet(subnet), 1472, ip_masq=False))
+    runtime.flannel["subnetFile"] = str(subnet_file)
+    reserved = runtime.addresses_dir / "cbr0"
+    reserved.mkdir(parents=True)
+    _gateway, *addresses = subnet.hosts()
+    for address in addresses:
+        (reserved / str(address)).write_text("gone\r\neth0")
+    with pytest.raises(PluginError) as failed:
+        runtime.add(runtime.new_pod())
+    assert "no IP addresses available in range set" in failed.value.msg
+    assert f"{reserved} has a file for each address" in failed.value.msg
+    assert set(runtime.addresses().values()) == {"gone"}
 
 
 def test_where_undoing_fails_too_del_has_what_it_needs(lab: Lab, tmp_path: Path) -> None:

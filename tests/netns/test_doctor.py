@@ -356,6 +356,30 @@ def test_a_bridge_inside_the_overlay_is_a_doubt_until_another_host_has_its_subne
         h1.configure("link del lxdbr0")
 
 
+def test_a_pods_bridge_without_an_address(h1: Host) -> None:
+    gateway = f"{subnet_of(h1)[1]}/{subnet_of(h1).prefixlen}"
+    h1.configure(f"addr del {gateway} dev cni0")
+    found = faults(h1)
+    what, command = found.pop("bridges")
+    assert what == f"cni0 has lost its address {gateway}: our pods have no gateway by IPv4"
+    assert "agent" not in found  # which says the same
+    mend(h1, command)
+    assert "bridges" not in faults(h1)
+
+
+def test_in_the_agents_own_container_nothing_is_said_of_what_is_not_seen_there(h1: Host, tmp_path: Path) -> None:
+    """Its /proc has its own processes only, and the network is the host's."""
+    container = ("unshare", "--pid", "--fork", "--mount-proc")
+    conf_dir, bin_dir = tmp_path / "net.d", tmp_path / "bin"
+    done = run_doctor(h1, "--json", f"--conf-dir={conf_dir}", f"--bin-dir={bin_dir}", wrapper=container)
+    said = {row["question"]: row["what"] for row in json.loads(done.stdout)}
+    assert said["CNI configuration"] == f"not asked: this container lacks the host's {conf_dir} and {bin_dir}"
+    assert "CNI plugins" not in said
+    if h1.backend == "udp":  # host-gw has no device that a manager could take
+        assert "are not seen from inside this container" in said["network managers"]
+    assert done.returncode == 0
+
+
 def test_no_agent_is_the_first_line_and_the_rest_is_asked_all_the_same() -> None:
     plan = Plan(fresh_name(), hosts=1, pods=0, agents=())
     with Lab(plan) as lab:

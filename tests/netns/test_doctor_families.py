@@ -17,6 +17,10 @@ from tests.support.agents import up_with_peers, wait_for, wait_for_pings
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
 pytestmark = NEEDS_NETNS
+DEVICES: dict[str | None, dict[int, str]] = {
+    "udp": {4: "flannel0", 6: "flannel0"},
+    "vxlan": {4: "flannel.1", 6: "flannel-v6.1"},
+}
 BY_FAMILY = ("forwarding", "routes", "cut off", "underlay", "rules", "firewall for pods")
 
 
@@ -93,6 +97,38 @@ def test_a_host_that_cannot_be_sent_to_by_one_family(h1: Host, duo: Lab, version
         assert command.startswith("ip -6 route get" if version == 6 else "ip route get")
     finally:
         h1.run(["ip", f"-{version}", "route", "del", "blackhole", str(address)])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_host_whose_way_leads_into_our_own_tunnel(h1: Host, duo: Lab, version: int) -> None:
+    """As where a DHCP client gave the tunnel's device an address of the hosts' network."""
+    if h1.backend not in DEVICES:
+        pytest.skip("has no tunnel")
+    address, device = duo.host("h2").underlay_of(version), DEVICES[h1.backend][version]
+    h1.run(["ip", f"-{version}", "route", "add", str(address), "dev", device])
+    try:
+        what, command = faults(h1)[f"underlay (IPv{version})"]
+        assert what.startswith(f"the way to 1 of 1 other hosts leads into {device}, our own tunnel ({address}, say: ")
+        assert f"dev {device}" in what.partition("say: ")[2]
+        look, _, undo = command.partition(", then ")
+        h1.run(look.split())
+        mend(h1, undo)
+        assert f"underlay (IPv{version})" not in faults(h1)
+    finally:
+        h1.run(["ip", f"-{version}", "route", "del", str(address), "dev", device], check=False)
+
+
+def test_an_address_that_leads_a_host_into_our_own_tunnel_is_to_be_taken_off(h1: Host, duo: Lab) -> None:
+    if h1.backend not in DEVICES:
+        pytest.skip("has no tunnel")
+    device = DEVICES[h1.backend][4]
+    address = f"192.0.2.200 peer {duo.host('h2').underlay} dev {device}"
+    h1.configure(f"address add {address}")
+    try:
+        _, command = faults(h1)["underlay (IPv4)"]
+        assert command.endswith(f", then take the address that brought it off {device}: ip address show dev {device}")
+    finally:
+        h1.configure(f"address del {address}")
 
 
 def test_a_rule_by_mark_is_named_with_its_family(h1: Host) -> None:

@@ -14,6 +14,7 @@ from flannel_udp.host.interface import decide
 from flannel_udp.host.interface_facts import VERSIONS, gather
 from flannel_udp.host.lookup.cut_off import Need, refuse_cut_off, resolvers
 from flannel_udp.host.lookup.look import Findings, Look, look_up
+from flannel_udp.host.lookup.pods_bridge import find_bare, look_for_bare
 from flannel_udp.host.lookup.question import Ways
 from flannel_udp.host.own_addresses import read_own_addresses
 from flannel_udp.host.own_networks import read_own_networks
@@ -143,6 +144,47 @@ def test_a_bridge_that_is_down_or_lost_its_address_is_named_with_what_brings_it_
     assert said() == [f"cni0 {lost}: {address}"]
     run(host, address)
     assert said() == []
+
+
+def test_a_bridge_with_pods_and_no_address_is_named_also_by_who_never_saw_it_with_one(host: str) -> None:
+    expected, lookout = ways(host), Look(NETWORK)
+
+    def said() -> list[str]:
+        return texts(call_inside(host, lambda: lookout.look(OWN, expected, [], ADDRESS)))
+
+    address = "ip -6 address add fd00:1:0:15::1/64 dev cni0"
+    lost = "cni0 has lost its address fd00:1:0:15::1/64: our pods have no gateway by IPv6"
+    run(host, "ip -6 address del fd00:1:0:15::1/64 dev cni0")
+    assert said() == []  # the plugin may be about to give it one
+    wait_for("named", lambda: said() == [f"{lost}: {address}"])
+    (told,) = call_inside(host, lambda: look_for_bare(OWN))  # as doctor asks
+    assert told.text == f"{lost}: {address}"
+    run(host, address)
+    assert said() == []
+    assert call_inside(host, lambda: look_for_bare(OWN)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("link del cni0", "no bridge"),
+        ("link set pod nomaster", "no pods"),
+        ("address add 10.85.0.1/16 dev cni0", "pods by IPv4 alone, as before IPv6 was switched on"),
+        ("address add fd00:1:0:15::1/128 dev pod", "the plugin ptp"),
+        ("address add fd00:1:0:15::1/64 dev br0", "pods are on another one"),
+    ],
+    ids=["no-bridge", "empty", "ipv4", "ptp", "another"],
+)
+def test_a_bridge_without_an_address_that_costs_no_pod_its_gateway_is_fine(host: str, change: str, why: str) -> None:
+    def bare() -> bool:
+        with open_rtnetlink("looking for it") as netlink:
+            return find_bare(netlink, OWN) is not None
+
+    run(host, "ip link add br0 type bridge")
+    run(host, "ip -6 address del fd00:1:0:15::1/64 dev cni0")
+    assert call_inside(host, bare)
+    run(host, f"ip {change}")
+    assert not call_inside(host, bare), why
 
 
 def test_a_bridge_that_is_removed_under_living_pods_is_named_until_they_are_gone_or_in_a_bridge(host: str) -> None:

@@ -17,6 +17,7 @@ from lightkube import codecs
 from flannel_udp.cli.arguments import add_flags, make_parser, read_arguments
 from flannel_udp.cli.commands import COMMANDS
 from flannel_udp.cli.main import agent_options
+from flannel_udp.doctor.cni import BIN_DIRS, CONF_DIR
 from flannel_udp.options import Options
 from tests.kube_api.manifest import OBJECTS, PATH, find
 from tests.kube_api.server import ApiServer
@@ -110,6 +111,14 @@ def test_the_agent_may_do_what_it_must(agent: dict[str, Any]) -> None:
     assert mounts["run"] == str(Options().subnet_file.parent) == str(Options().control_socket.parent)
     assert mounts["xtables-lock"] == "/run/xtables.lock"  # iptables on the host and in the pod wait for each other
     assert mounts["config"] == str(Options().kube.net_config_path.parent)
+
+
+def test_what_doctor_asks_about_the_hosts_plugins_is_the_hosts(pod: dict[str, Any], agent: dict[str, Any]) -> None:
+    paths = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"] if "hostPath" in volume}
+    mounts = {mount["mountPath"]: mount for mount in agent["volumeMounts"]}
+    for folder in (CONF_DIR, BIN_DIRS[0]):
+        assert paths[mounts[str(folder)]["name"]] == str(folder)
+        assert mounts[str(folder)]["readOnly"]
 
 
 def test_the_agent_takes_its_arguments(agent: dict[str, Any]) -> None:

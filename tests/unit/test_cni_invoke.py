@@ -74,6 +74,16 @@ def test_a_bridge_of_a_former_subnet_is_told_with_what_mends_it(host: Host) -> N
     assert "`ip link del cni0`" in msg
 
 
+@pytest.mark.parametrize("ipam", [{}, {"dataDir": "/var/lib/own"}])
+def test_addresses_that_are_used_up_are_told_with_where_they_are_kept(host: Host, ipam: dict[str, str]) -> None:
+    said = "failed to allocate for range 0: no IP addresses available in range set: 10.1.15.1-10.1.15.254"
+    host.delegate(f"""echo '{{"code": 999, "msg": "{said}"}}'""", "exit 1")
+    _, msg = host.call("ADD", ipam=ipam)
+    folder = f"{ipam.get('dataDir', '/var/lib/cni/networks')}/cbr0"
+    assert msg.startswith(f"bridge: {said}; if fewer pods than that run here: {folder} has a file for each address")
+    assert "remove those whose container is gone" in msg
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     host = Host(tmp_path)

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from flannel_udp.doctor import managers
 from flannel_udp.doctor.agent import judge_agent, judge_registry, judge_subnet_file
 from flannel_udp.doctor.clock import Ahead, judge_clock
+from flannel_udp.doctor.container import is_contained
 from flannel_udp.doctor.finding import Finding, Verdict, fault, fault_of, note, ok, skipped
 from flannel_udp.doctor.kernel import judge_bridge_netfilter, judge_datapaths, judge_source_checks
 from flannel_udp.doctor.known import Known
 from flannel_udp.doctor.machine import ask_port, judge_buffers
-from flannel_udp.doctor.managers import judge_connman, judge_network_manager, judge_networkd
+from flannel_udp.doctor.managers import ask_managers, judge_connman, judge_network_manager, judge_networkd
 from flannel_udp.doctor.show import show
 from flannel_udp.files.subnet_env import SubnetEnv
 from flannel_udp.host.links import Device
@@ -34,6 +36,36 @@ def test_managers_that_are_told_to_leave_our_device_alone() -> None:
     assert judge_networkd("ADMIN_STATE=unmanaged\n", "flannel0") is None
     assert judge_networkd("", "flannel0") is None
     assert judge_networkd("ADMIN_STATE=configured\n", "flannel0") is not None
+
+
+def test_in_a_container_the_hosts_managers_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(managers, "_in_first_namespace", lambda: True)
+    monkeypatch.setattr(managers, "is_contained", lambda: True)
+    (found,) = ask_managers(Known())
+    assert found.verdict is Verdict.SKIPPED
+    assert "inside this container" in found.what
+
+
+@pytest.mark.parametrize(
+    ("namespace", "first", "contained"),
+    [
+        ("pid:[4026531836]", "systemd", False),
+        ("pid:[4026531836]", "anything", False),  # of a host, whatever its init is
+        ("pid:[4026532383]", "flannel-udp", True),
+        ("pid:[4026532383]", "pause", True),
+        ("pid:[4026532383]", "systemd", False),  # LXC, kind
+        (None, "init", False),
+    ],
+)
+def test_a_container_is_known_by_its_processes(
+    tmp_path: Path, namespace: str | None, first: str, contained: bool
+) -> None:
+    for folder in ("self/ns", "1"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "1/comm").write_text(f"{first}\n")
+    if namespace is not None:
+        (tmp_path / "self/ns/pid").symlink_to(namespace)
+    assert is_contained(tmp_path) is contained
 
 
 @pytest.mark.parametrize(

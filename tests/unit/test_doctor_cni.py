@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flannel_udp.doctor import cni
 from flannel_udp.doctor.cni import (
+    ask_cni,
     judge_configurations,
     judge_file_read,
     judge_plugins,
@@ -103,3 +106,47 @@ def test_a_plugin_that_does_not_speak_the_configurations_version_is_named() -> N
     assert found.mend.startswith('write "cniVersion": "0.4.0" there, or install ')
     (found,) = judge_versions({broken: "it is broken"}, "1.0.0", FOLDER / "10.conflist")
     assert found.what == "/bin/portmap: it is broken: pods cannot be started"
+
+
+@pytest.fixture
+def container(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have doctor find itself in a container beside the host's programs."""
+    monkeypatch.setattr(cni, "is_contained", lambda: True)
+
+
+@pytest.mark.parametrize("lacking", ["net.d", "bin"])
+@pytest.mark.usefixtures("container")
+def test_in_a_container_without_the_hosts_folders_nothing_is_said_of_them(tmp_path: Path, lacking: str) -> None:
+    """It would be: install it, which would write into the container."""
+    for name in {"net.d", "bin"} - {lacking}:
+        (tmp_path / name).mkdir()
+    (found,) = ask_cni(tmp_path / "net.d", [tmp_path / "bin"], None, kubernetes=True)
+    assert found.verdict is Verdict.SKIPPED
+    assert found.what == f"not asked: this container lacks the host's {tmp_path / lacking}"
+
+
+def test_on_a_host_a_folder_that_is_missing_is_one_without_a_configuration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cni, "is_contained", lambda: False)
+    found = list(ask_cni(tmp_path / "net.d", [tmp_path / "bin"], None, kubernetes=True))
+    assert [item.verdict for item in found] == [Verdict.FAULT, Verdict.SKIPPED]
+
+
+@pytest.mark.usefixtures("container")
+def test_in_a_container_a_plugin_that_the_hosts_python_runs_is_not_asked(tmp_path: Path) -> None:
+    conf = {"cniVersion": "0.4.0", "type": "flannel", "delegate": {"type": "ptp"}, "ipam": {"type": "static"}}
+    (tmp_path / "10.conf").write_text(json.dumps(conf))
+    for name in ("ptp", "static", "flannel"):
+        (tmp_path / name).write_text("""#!/bin/sh\necho '{"supportedVersions": ["0.3.1", "0.4.0"]}'\n""")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "flannel").write_text("#!/missing/python3 -IS\n")
+    found = list(ask_cni(tmp_path, [tmp_path], None, kubernetes=True))
+    assert [item.verdict for item in found] == [Verdict.OK, Verdict.OK, Verdict.SKIPPED]
+    assert str(tmp_path / "flannel") in found[2].what
+
+
+def test_on_a_host_a_plugin_that_nothing_runs_keeps_pods_from_being_started(tmp_path: Path) -> None:
+    (tmp_path / "flannel").write_text("#!/missing/python3 -IS\n")
+    (tmp_path / "flannel").chmod(0o755)
+    assert versions_spoken(tmp_path / "flannel") == "cannot run it: what its first line names is missing"
