@@ -114,6 +114,10 @@ class AgentAway(FlannelError):
     """There is no agent, or the one that was asked has just ended: soon there may be one."""
 
 
+class AgentSlow(FlannelError):
+    """What answers there has not done so in time: soon it may."""
+
+
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP to a unix socket; `host` only fills the Host header."""
 
@@ -248,10 +252,10 @@ def _explained(path: Path, timeout_s: float) -> Iterator[None]:
     except PermissionError as error:
         raise FlannelError(f"permission denied on {path}: ask as the user that runs flannel-udp (root)") from error
     except TimeoutError as error:
-        raise FlannelError(f"the agent on {path} did not answer within {timeout_s:g} s") from error
-    # One that breaks off while a request is sent or before it is answered at all is that of an agent that ends; later
-    # it is an HTTPException.
-    except (ConnectionResetError, BrokenPipeError) as error:
+        raise AgentSlow(f"the agent on {path} did not answer within {timeout_s:g} s") from error
+    except BlockingIOError as error:
+        raise AgentSlow(f"the agent on {path} does not answer: its queue is full") from error
+    except (ConnectionResetError, BrokenPipeError, http.client.IncompleteRead) as error:  # how one ends
         raise AgentAway(str(_nonsense(path))) from error
     except (http.client.HTTPException, ValueError, RecursionError) as error:
         raise _nonsense(path) from error
@@ -260,13 +264,19 @@ def _explained(path: Path, timeout_s: float) -> Iterator[None]:
 
 
 def _read(response: http.client.HTTPResponse, progress: Callable[[int], object]) -> bytes:
-    """Return an answer's body, or the start of one that is too long to be an agent's."""
+    """Return an answer's body, or the start of one that is too long to be an agent's.
+
+    Raises `IncompleteRead` for one that ends before its length.
+    """
+    whole = response.length or 0  # none where it comes in chunks, of which the last one is known
     body = bytearray()
     n_rows = 0
     while len(body) < _LONGEST_ANSWER and (part := response.read1(_PART_BYTES)):
         body += part
         n_rows += part.count(b'"subnet"')  # but for one that was cut in two
         progress(n_rows)
+    if len(body) < min(whole, _LONGEST_ANSWER):
+        raise http.client.IncompleteRead(bytes(body), whole - len(body))
     return bytes(body)
 
 

@@ -13,6 +13,7 @@ from flannel_udp.cli.arguments import Values, to_options
 from flannel_udp.cli.command import QUIET_S, Command, show
 from flannel_udp.cli.flags import CONTROL_SOCKET_FLAG, JSON_FLAG, Flag
 from flannel_udp.cli.parsers import parse_wait
+from flannel_udp.errors import FlannelError
 
 if TYPE_CHECKING:
     from flannel_udp.admin.shapes import Status
@@ -48,6 +49,7 @@ def _wait(path: Path, wait_s: float) -> Status:
     from flannel_udp.admin import client
 
     began_s, said = time.monotonic(), ""
+    status: Status | None = None
     while True:
         left_s = began_s + wait_s - time.monotonic()
         try:
@@ -56,10 +58,14 @@ def _wait(path: Path, wait_s: float) -> Status:
             if left_s <= 0:
                 raise
             state = "there is no agent yet"
+        except client.AgentSlow:
+            if left_s <= 0 and status is None:
+                raise FlannelError(f"the agent on {path} did not answer within {wait_s:g} s") from None
+            state = "it does not answer yet"
         else:
-            if status["ready"] or left_s <= 0:
-                return status
             state = status["state"]
+        if status is not None and (status["ready"] or left_s <= 0):
+            return status
         if sys.stderr.isatty() and state != said and time.monotonic() >= began_s + QUIET_S:
             said = state
             sys.stderr.write(f"flannel-udp: not ready: {state}\n")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-from pathlib import Path
-
 from flannel_udp.cli.command import warn
-from flannel_udp.dataplane.underlay import BUFFER_BYTES, SO_RCVBUFFORCE
+from flannel_udp.dataplane.underlay import BUFFER_BYTES, receive_buffer_here
 from flannel_udp.host.privileges import check_tun
 from flannel_udp.lab.plan import Plan
 
-_RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
 _USERSPACE = "--datapath=userspace"
 
 
@@ -19,11 +15,7 @@ def check_limits(plan: Plan) -> None:
     if not uses_packet_path(plan):
         return
     check_tun()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        try:
-            udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
-        except PermissionError:  # the right to that is the machine's root's alone, not a user namespace's
-            say_cost(int(_RMEM_MAX.read_text()))
+    say_cost(receive_buffer_here())  # more than it is the right of the machine's root alone, not a user namespace's
 
 
 def uses_packet_path(plan: Plan) -> bool:

@@ -22,6 +22,7 @@ from flannel_udp.cli.command import Command
 from flannel_udp.cli.commands import COMMANDS
 from flannel_udp.cli.flags import AGENT_FLAGS
 from flannel_udp.cli.parser import agent_parser, command_parser, help_text, unknown_command
+from flannel_udp.cli.search_path import complete_search_path
 from flannel_udp.errors import Faults, FlannelError
 from flannel_udp.options import Options
 
@@ -32,6 +33,7 @@ _GROUP_WORDS = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
     _open_closed_streams()
+    complete_search_path()
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 has no Chinese, and few lines to draw
     try:

@@ -147,6 +147,16 @@ def granted_buffers(udp: socket.socket) -> SocketBuffers:
     return SocketBuffers(receive, send)
 
 
+def receive_buffer_here() -> int:
+    """Return how many bytes the tunnel's socket would get to receive into, if this process opened it.
+
+    Asked of a socket: net.core.rmem_max is shown in the first network namespace only, before Linux 6.11.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        set_receive_buffer(udp, BUFFER_BYTES)
+        return granted_buffers(udp).receive_bytes
+
+
 def count_socket_drops(sockets: Iterable[socket.socket]) -> int:
     """Return how many datagrams the kernel has dropped that were for these sockets; modulo 2^32 each.
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
-from pathlib import Path
 
-from flannel_udp.dataplane.underlay import BUFFER_BYTES
+from flannel_udp.dataplane.underlay import BUFFER_BYTES, receive_buffer_here
 from flannel_udp.doctor.finding import Finding, Verdict, fault, note, ok, skipped
 from flannel_udp.doctor.known import Known, KnownFamily
 from flannel_udp.errors import FlannelError
@@ -14,8 +13,6 @@ from flannel_udp.host.family import IPV6
 from flannel_udp.host.privileges import check_privileges, check_tun
 from flannel_udp.host.rtnetlink import open_rtnetlink
 from flannel_udp.host.vxlan_devices import devices_on, receives
-
-_RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
 
 
 def ask_rights(known: Known) -> Finding:
@@ -88,11 +85,7 @@ def ask_buffers(known: Known) -> Finding:
         return judge_buffers(granted["receive_bytes"], "the agent's socket has")
     if not known.has_packet_path:
         return skipped("buffers", f"the backend {known.backend} has no socket here")
-    try:
-        check_privileges()
-    except FlannelError:
-        return judge_buffers(int(_RMEM_MAX.read_text()), "net.core.rmem_max is")
-    return ok("buffers", "an agent may have sockets of any size here")
+    return judge_buffers(receive_buffer_here(), "a socket gets")
 
 
 def judge_buffers(n_bytes: int, whose: str) -> Finding:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flannel_udp.doctor.container import is_contained
-from flannel_udp.doctor.finding import Finding, fault, ok, skipped
+from flannel_udp.doctor.finding import Finding, fault, note, ok, skipped
 from flannel_udp.doctor.known import Known
-from flannel_udp.host.links import device_named
+from flannel_udp.doctor.network_manager import Candidate, configuration_files, leaves_alone
+from flannel_udp.host.links import Device, device_named
 from flannel_udp.host.rtnetlink import open_rtnetlink
 
-_NETWORK_MANAGER = tuple(
-    Path(root) / "NetworkManager" for root in ("/etc", "/run", "/usr/lib", "/usr/local/lib")
-)  # each may have NetworkManager.conf and conf.d
 _CONNMAN = Path("/etc/connman/main.conf")
 _NETWORKD_LINKS = Path("/run/systemd/netif/links")
 
@@ -33,24 +31,31 @@ def ask_managers(known: Known) -> Iterator[Finding]:
         yield skipped(question, "the host's own are not seen from inside this container: ask on the host")
         return
     running = _running({"NetworkManager", "connmand"})
-    found = []
+    found: list[Finding | None] = []
+    links = {device: _link(device) for device in devices}
     if "NetworkManager" in running:
-        found.append(judge_network_manager(_texts(_NETWORK_MANAGER), devices[0]))
+        texts = [text for path in configuration_files() for text in _read(path)]
+        found += [judge_network_manager(texts, device, _kind(link, backend)) for device, link in links.items()]
     if "connmand" in running:
-        found.append(judge_connman("\n".join(_read(_CONNMAN)), devices[0]))
-    found += [judge_networkd(_link_state(device), device) for device in devices]
+        found += [judge_connman("\n".join(_read(_CONNMAN)), device) for device in devices]
+    found += [judge_networkd(_link_state(link), device) for device, link in links.items()]
     faults = [item for item in found if item is not None]
     yield from faults
     if not faults:
         yield ok(question, f"none has its hands on {' and '.join(devices)}")
 
 
-def judge_network_manager(configurations: Iterable[str], device: str) -> Finding | None:
-    """Return a fault unless one of the configuration's files names our devices as unmanaged."""
-    for text in configurations:
-        for value in re.findall(r"^\s*unmanaged-devices\s*\+?=(.*)$", text, re.MULTILINE):
-            if "flannel" in value:
-                return None
+def judge_network_manager(texts: Sequence[str], device: str, kind: str) -> Finding | None:
+    """Return what is wrong unless the configuration's files, in the order of reading, have the device left alone.
+
+    `kind` is the kernel's of the device, empty where that is not known.
+    """
+    alone = leaves_alone(texts, Candidate(device, kind))
+    if alone:
+        return None
+    if alone is None:
+        what = f"NetworkManager runs, and whether it leaves {device} alone depends on what doctor does not know of it"
+        return note("network managers", what, f"nmcli -f GENERAL.STATE device show {device} has to say unmanaged")
     return fault(
         "network managers",
         f"NetworkManager runs and is not told to leave {device} alone: it may take away its address and route",
@@ -62,7 +67,7 @@ def judge_network_manager(configurations: Iterable[str], device: str) -> Finding
 def judge_connman(configuration: str, device: str) -> Finding | None:
     """Return a fault unless the configuration keeps its hands off our devices."""
     for value in re.findall(r"^\s*NetworkInterfaceBlacklist\s*=(.*)$", configuration, re.MULTILINE):
-        if "flannel" in value:
+        if any(device.startswith(begins) for part in value.split(",") if (begins := part.strip())):
             return None
     return fault(
         "network managers",
@@ -95,15 +100,18 @@ def _running(names: set[str]) -> set[str]:
     return names & {text.strip() for path in Path("/proc").glob("[0-9]*/comm") for text in _read(path)}
 
 
-def _texts(folders: Iterable[Path]) -> Iterator[str]:
-    for folder in folders:
-        for path in (folder / "NetworkManager.conf", *sorted((folder / "conf.d").glob("*.conf"))):
-            yield from _read(path)
-
-
-def _link_state(name: str) -> str:
+def _link(name: str) -> Device | None:
     with open_rtnetlink("looking for the overlay's device") as netlink:
-        link = device_named(netlink, name)
+        return device_named(netlink, name)
+
+
+def _kind(link: Device | None, backend: str) -> str:
+    if link is None:
+        return "tun" if backend == "udp" else ""  # before there is an agent
+    return link.kind
+
+
+def _link_state(link: Device | None) -> str:
     return "" if link is None else "\n".join(_read(_NETWORKD_LINKS / str(link.index)))
 
 

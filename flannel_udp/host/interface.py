@@ -1,6 +1,6 @@
 """Which interface carries the tunnel's outer packets: flannel's order of choice, as a pure function.
 
-1. every ``--iface``, a name or one of the host's addresses;
+1. every ``--iface``, a name, as `ip` takes and shows it, or one of the host's addresses;
 2. every ``--iface-regex``, tried on all addresses, then on all names;
 3. ``--iface-can-reach``: the interface and the source address of the kernel's route to it;
 4. only if none of these was given, the interface that has ``--public-ip``, with IPv6 alone ``--public-ipv6``;
@@ -195,7 +195,8 @@ def _by_name_or_address(text: str, host: HostNetwork, version: int) -> tuple[Lin
     try:
         address = ip_address(text)
     except ValueError:
-        link = next((link for link in host.links if link.name == text), None)
+        named = [link for link in host.links if link.goes_by(text)]
+        link = min(named, key=lambda link: link.name != text, default=None)  # a name may have an @ in it
         if link is None:
             raise _NoMatchError("no such interface") from None
         return link, _best_address(link, version)

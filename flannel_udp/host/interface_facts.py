@@ -79,6 +79,11 @@ class Link:
     leads_out: bool = True
     tunnel: bool = False
     """Whether it is a tunnel device of flannel-udp's, ours or another agent's, that no ``--iface`` names."""
+    altnames: tuple[str, ...] = ()
+
+    def goes_by(self, text: str) -> bool:
+        """Tell whether that is a name of it that `ip` takes, or shows: a VLAN's ``eth0.100@eth0``, say."""
+        return goes_by(text, self.name, self.altnames)
 
     def ranked(self, version: int = 4) -> list[IpAddress]:
         """Return the addresses of a family that can be used, best first.
@@ -198,6 +203,11 @@ def gather(options: InterfaceOptions, versions: Sequence[int] = (4,)) -> HostNet
         return HostNetwork(links, tuple(route for version in wanted for route in _default_routes(version)), reach)
 
 
+def goes_by(text: str, name: str, altnames: Sequence[str]) -> bool:
+    """Tell whether a text names the device of these names, as `Link.goes_by` does."""
+    return text in (name, *altnames) or text.partition("@")[0] == name
+
+
 def _parse_can_reach(text: str) -> IpAddress:
     try:
         return ip_address(text)
@@ -228,7 +238,9 @@ def _read_links(netlink: Rtnetlink, options: InterfaceOptions) -> tuple[Link, ..
             found.carrier,
             found.leads_out,
             # Who runs one overlay through another one says so.
-            tunnel=found.alias == links.MARK and found.name not in options.iface,
+            tunnel=found.alias == links.MARK
+            and not any(goes_by(text, found.name, found.altnames) for text in options.iface),
+            altnames=found.altnames,
         )
         for found in stream_devices(netlink)
     )

@@ -89,7 +89,7 @@ def _why_not_best(choice: Choice, host: HostNetwork, best: IpAddress, link: Link
     same_link = link.index == taken.index
     match made.rule:
         case "iface":
-            by_name = same_link and made.text == link.name
+            by_name = same_link and link.goes_by(made.text)
             return _why_worse(link, item, best) if by_name else f"{made} names another"
         case "iface-regex":
             return _why_not_matched(made.text, taken, best, link, item)

@@ -28,6 +28,8 @@ _IFF_UP, _IFF_LOOPBACK, _IFF_NOARP = 0x1, 0x8, 0x80
 _IFLA_ADDRESS, _MAC_BYTES = 1, 6
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_AF_SPEC = 3, 4, 13, 18, 26
 _IFLA_MASTER, _IFLA_IFALIAS, _IFLA_EXT_MASK, _IFLA_CARRIER, _IFLA_PROTO_DOWN = 10, 20, 29, 33, 39
+_IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
+_NLA_F_NESTED = 0x8000  # linux/netlink.h: newer nests say that they are some
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_INET6_CONF, _IFLA_INET6_ADDR_GEN_MODE, _IN6_ADDR_GEN_MODE_NONE = 2, 8, 1
 _NONE = bytes((_IN6_ADDR_GEN_MODE_NONE,))
@@ -84,6 +86,8 @@ class Device:
     """What its kind tells of it, IFLA_INFO_DATA by attribute."""
     takes_advertisements: bool = False
     """Whether it may take routers' advertisements (accept_ra); told as the IPv6 addresses are."""
+    altnames: tuple[str, ...] = ()
+    """Its other names (``ip link property add dev DEVICE altname NAME``), since Linux 5.5."""
 
     @property
     def leads_out(self) -> bool:
@@ -269,6 +273,7 @@ def _parse_device(body: bytes) -> Device:
     _, _, index, flags, _ = _IFINFOMSG.unpack_from(body)
     found = dict(attributes(body, _IFINFOMSG.size))
     info = dict(attributes(found.get(_IFLA_LINKINFO, b""), 0))
+    others = attributes(found.get(_IFLA_PROP_LIST | _NLA_F_NESTED, b""), 0)
     # A device without IPv6, as with an MTU below 1,280, has nothing of AF_INET6.
     ipv6 = dict(attributes(dict(attributes(found.get(_IFLA_AF_SPEC, b""), 0)).get(socket.AF_INET6, b""), 0))
     return Device(
@@ -286,6 +291,7 @@ def _parse_device(body: bytes) -> Device:
         mac=int.from_bytes(mac, "big") if len(mac := found.get(_IFLA_ADDRESS, b"")) == _MAC_BYTES else 0,
         alias=text(found.get(_IFLA_IFALIAS, b"")),
         details=dict(attributes(info.get(_IFLA_INFO_DATA, b""), 0)),
+        altnames=tuple(text(value) for kind, value in others if kind == _IFLA_ALT_IFNAME),
     )
 
 

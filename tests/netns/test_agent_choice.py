@@ -46,6 +46,17 @@ def used(host: Host) -> tuple[str, str]:
     return host.control("/v1/status")["interface"]["name"], str(entry["PublicIP"])
 
 
+@pytest.mark.parametrize("flag", ["lan0", "eth0@if7"])
+def test_a_name_that_ip_takes_or_shows_is_one(host: Host, flag: str) -> None:
+    host.configure("link property add dev eth0 altname wan0 altname lan0")
+    with Agent(host, iface=flag) as agent:
+        agent.wait_ready()
+        assert used(host) == ("eth0", str(host.underlay))
+        host.configure("link set eth0 down", "link set eth0 up", "route replace default via 192.0.2.254")
+        wait_for("ready", host.is_ready)
+        assert used(host) == ("eth0", str(host.underlay))
+
+
 @pytest.mark.parametrize(
     ("flag", "lines", "goes"),
     [

@@ -122,7 +122,7 @@ def test_a_kernel_without_a_nat_table_for_ipv6_needs_it_for_masquerade_only(pair
     with Agent(h1, "--ip-masq", wrapper=path) as agent:
         agent.wait_ready()
         (lack,) = h1.control("/v1/status")["problems"]
-        assert lack.endswith("this kernel has no table nat: modprobe ip6table_nat, or EnableNFTables")
+        assert "the kernel's module for table nat is not loaded: modprobe -a ip6_tables ip6table_nat now" in lack
 
 
 def test_where_ipv6_is_off_its_rules_are_not_missed(pair: Lab, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_the_machines_own_agent_is_never_meant(lab: Lab) -> None:
 def test_the_command_flannel_udp_is_found_where_this_one_is_from(lab: Lab) -> None:
     done = in_lab(lab, "h1", "sh", "-c", "echo $PATH", PATH="/usr/sbin:/usr/bin")
     first, _, last = done.stdout.strip().rpartition(":")
-    assert first == "/usr/sbin:/usr/bin"
+    assert first == "/usr/sbin:/usr/bin:/usr/local/sbin:/sbin"
     assert Path(last).samefile(Path(sys.executable).parent)
 
 

@@ -5,16 +5,20 @@ import json
 import os
 import pty
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+from flannel_udp.admin import client
 from flannel_udp.admin.control_socket import control_server
 from flannel_udp.admin.listener import UnixListener
 from flannel_udp.admin.shapes import Status
+from flannel_udp.cli.main import main
 from tests.support.patience import PATIENCE_S
 from tests.support.source import Source
+from tests.support.stand_in import answering
 from tests.support.status import PEER, ROUTES, RUNNING, WAITING
 
 
@@ -191,6 +195,67 @@ async def test_a_wait_where_no_agent_comes_fails_with_one_line(tmp_path: Path) -
     out, err = await asyncio.wait_for(process.communicate(), timeout=PATIENCE_S)
     assert (process.returncode, out) == (1, b"")
     assert err.decode().startswith(f"flannel-udp: flannel-udp is not running: nothing answers on {path} ")
+
+
+async def test_an_agent_that_is_slow_at_first_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "TIMEOUT_S", 0.1)
+    path = tmp_path / "agent.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        listening.settimeout(PATIENCE_S)
+        asking = asyncio.create_task(asyncio.to_thread(main, ["status", "--wait=5m", f"--control-socket={path}"]))
+        # Who asks again had no answer to the former question. One is open still, one was given up.
+        asked = [(await asyncio.to_thread(listening.accept))[0] for _ in range(2)]
+    for connected in asked:
+        connected.close()
+    path.unlink()
+    async with control_server(UnixListener(path), Waiting(1)):
+        assert await asyncio.wait_for(asking, PATIENCE_S) == 0
+    assert "running (ready)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "cut_off",
+    [b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{"],
+)
+def test_an_answer_that_is_cut_off_is_that_of_an_agent_that_ends(tmp_path: Path, cut_off: bytes) -> None:
+    path = tmp_path / "agent.sock"
+    with answering(path, cut_off), pytest.raises(client.AgentAway, match="is not a flannel-udp agent"):
+        client.fetch_status(path)
+
+
+def test_an_agent_that_never_answers_is_said_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "agent.sock"
+    with answering(path, b"", hangs=True):
+        assert main(["status", "--wait=1s", f"--control-socket={path}"]) == 1
+    assert capsys.readouterr().err == f"flannel-udp: the agent on {path} did not answer within 1 s\n"
+
+
+def test_what_an_agent_said_before_it_fell_silent_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [WAITING]
+
+    def fetch(_path: Path, _timeout_s: float) -> Status:
+        if not answers:
+            raise client.AgentSlow
+        return answers.pop()
+
+    monkeypatch.setattr(client, "fetch_status", fetch)
+    assert main(["status", "--wait=1s", f"--control-socket={tmp_path / 'agent.sock'}"]) == 1
+    told = capsys.readouterr()
+    assert "waiting for configuration (not ready)" in told.out
+    assert told.err == "flannel-udp: not ready within 1 s: waiting for configuration\n"
+
+
+async def test_a_socket_of_another_program_ends_the_wait_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "ssh.sock"
+    with answering(path, b"SSH-2.0-OpenSSH_9.2\r\n"):
+        waiting = asyncio.to_thread(main, ["status", "--wait=1h", f"--control-socket={path}"])
+        assert await asyncio.wait_for(waiting, PATIENCE_S) == 1
 
 
 async def test_a_wait_on_a_terminal_says_what_for_and_may_be_interrupted(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from flannel_udp.doctor.kernel import judge_bridge_netfilter, judge_datapaths, j
 from flannel_udp.doctor.known import Known
 from flannel_udp.doctor.machine import ask_port, judge_buffers
 from flannel_udp.doctor.managers import ask_managers, judge_connman, judge_network_manager, judge_networkd
+from flannel_udp.doctor.network_manager import configuration_files
 from flannel_udp.doctor.show import show
 from flannel_udp.files.subnet_env import SubnetEnv
 from flannel_udp.host.links import Device
@@ -29,10 +30,9 @@ from flannel_udp.options import Options
 
 
 def test_managers_that_are_told_to_leave_our_device_alone() -> None:
-    assert judge_network_manager(["[keyfile]\nunmanaged-devices=interface-name:flannel*;mac:0"], "flannel0") is None
-    assert judge_network_manager(["[keyfile]\n#unmanaged-devices=interface-name:flannel*"], "flannel0") is not None
     assert judge_connman("[General]\nNetworkInterfaceBlacklist=vmnet,flannel\n", "flannel0") is None
     assert judge_connman("", "flannel0") is not None
+    assert judge_connman("[General]\nNetworkInterfaceBlacklist=flannel.1\n", "flannel0") is not None
     assert judge_networkd("ADMIN_STATE=unmanaged\n", "flannel0") is None
     assert judge_networkd("", "flannel0") is None
     assert judge_networkd("ADMIN_STATE=configured\n", "flannel0") is not None
@@ -66,6 +66,70 @@ def test_a_container_is_known_by_its_processes(
     if namespace is not None:
         (tmp_path / "self/ns/pid").symlink_to(namespace)
     assert is_contained(tmp_path) is contained
+
+
+UBUNTU = "[keyfile]\nunmanaged-devices=*,except:type:wifi,except:type:gsm,except:type:cdma\n"
+OURS = "[keyfile]\nunmanaged-devices=interface-name:flannel*;interface-name:cni*;interface-name:veth*\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "verdict"),
+    [
+        ([], Verdict.FAULT),
+        ([OURS], None),
+        ([UBUNTU], None),
+        ([OURS, "[keyfile]\nunmanaged-devices=interface-name:eth1\n"], Verdict.FAULT),  # the later file counts
+        ([OURS, "[keyfile]\nunmanaged-devices+=interface-name:eth1\n"], None),
+        ([OURS, "[keyfile]\nunmanaged-devices-=interface-name:flannel*\n"], Verdict.FAULT),
+        ([OURS.replace("unmanaged", "#unmanaged")], Verdict.FAULT),
+        ([OURS.replace("keyfile", "main")], Verdict.FAULT),
+        (["[keyfile]\nunmanaged-devices = type:tun , mac:0\n"], None),
+        (["[keyfile]\nunmanaged-devices=type:vxlan;driver:vxlan\n"], Verdict.FAULT),
+        (["[keyfile]\nunmanaged-devices=flannel0\n"], None),
+        (["[keyfile]\nunmanaged-devices=flannel*\n"], Verdict.FAULT),  # a plain name is no pattern
+        (["[keyfile]\nunmanaged-devices=interface-name:=flannel*\n"], Verdict.FAULT),
+        (["[keyfile]\nunmanaged-devices=interface-name:~flannel?\n"], None),
+        (["[keyfile]\nunmanaged-devices=interface-name:flannel[0]\n"], Verdict.FAULT),
+        (["[keyfile]\nunmanaged-devices=interface-name:flannel.1\n"], Verdict.FAULT),
+        (["[keyfile]\nunmanaged-devices=except:interface-name:flannel*\n"], Verdict.FAULT),
+        (["[keyfile]\nunmanaged-devices=except:interface-name:eth0\n"], None),
+        (["[keyfile]\nunmanaged-devices=dhcp-plugin:internal\n"], Verdict.NOTE),
+        (["[device-x]\nmatch-device=interface-name:flannel*\nmanaged=0\n"], None),
+        (["[device-x]\nmatch-device=interface-name:eth*\nmanaged=0\n"], Verdict.FAULT),
+        (["[device]\nmanaged=false\n", "[device-x]\nmatch-device=type:tun\nmanaged=true\n"], Verdict.FAULT),
+        (["[device-x]\nmatch-device=type:tun\nmanaged=yes\n", "[device]\nmanaged=no\n"], None),
+        ([OURS, "[device]\nmanaged=1\n"], None),  # what is unmanaged that way stays so
+    ],
+)
+def test_network_managers_files_are_read_as_it_reads_them(texts: list[str], verdict: Verdict | None) -> None:
+    found = judge_network_manager(texts, "flannel0", "tun")
+    assert (None if found is None else found.verdict) is verdict
+
+
+def test_what_depends_on_an_unknown_type_is_a_note() -> None:
+    found = judge_network_manager(["[keyfile]\nunmanaged-devices=type:tun"], "flannel.1", "")
+    assert found is not None
+    assert found.verdict is Verdict.NOTE
+    assert judge_network_manager([UBUNTU], "flannel.1", "vxlan") is None
+
+
+def test_a_file_of_network_managers_hides_those_of_its_name_in_folders_before(tmp_path: Path) -> None:
+    kept = [
+        "usr/lib/NetworkManager/conf.d/50.conf",
+        "run/NetworkManager/conf.d/20.conf",
+        "etc/NetworkManager/NetworkManager.conf",
+        "etc/NetworkManager/conf.d/10.conf",
+        "etc/NetworkManager/conf.d/30.conf",
+        "var/lib/NetworkManager/NetworkManager-intern.conf",
+    ]
+    for name in (
+        *kept,
+        *(f"usr/lib/NetworkManager/conf.d/{n}.conf" for n in (10, 20)),
+        "run/NetworkManager/conf.d/10.conf",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert configuration_files(tmp_path) == [tmp_path / name for name in kept]
 
 
 @pytest.mark.parametrize(

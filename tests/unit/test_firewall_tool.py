@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 import uvloop
 
+from flannel_udp.cli import search_path
+from flannel_udp.cli.main import main
+from flannel_udp.cli.search_path import completed
 from flannel_udp.errors import FlannelError
 from flannel_udp.host.firewall import keeper, tool
 from flannel_udp.host.firewall.iptables import Iptables
@@ -65,6 +68,34 @@ async def test_a_missing_program_is_named_with_the_path(monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ToolMissing, match=r"^nft is not in PATH \(/nowhere\)$"):
         await run_tool("nft")
+
+
+@pytest.mark.parametrize(
+    ("path", "searched"),
+    [
+        ("/usr/bin:/bin", "/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"),  # cron's
+        ("/opt/bin:/usr/local/bin/", "/opt/bin:/usr/local/bin/:/usr/local/sbin:/usr/sbin:/sbin"),
+        ("/usr/sbin:/usr/bin", "/usr/sbin:/usr/bin:/usr/local/sbin:/sbin"),
+        (None, "/bin:/usr/bin:/usr/local/sbin:/usr/sbin:/sbin"),
+        ("", "/bin:/usr/bin:/usr/local/sbin:/usr/sbin:/sbin"),
+        ("/usr/local/sbin:/usr/sbin:/sbin:/bin", "/usr/local/sbin:/usr/sbin:/sbin:/bin"),
+        ("/opt/tools", "/opt/tools"),  # somebody's choice
+    ],
+)
+def test_programs_are_looked_for_in_sbin_after_path(path: str | None, searched: str) -> None:
+    assert completed(path) == searched
+
+
+async def test_a_program_in_sbin_is_found_by_every_command_where_path_lacks_that(
+    make_tool: MakeTool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_path, "SBIN", (str(tmp_path / "sbin"),))
+    (tmp_path / "sbin").mkdir()
+    make_tool("sbin/only-in-sbin", "echo found")
+    with pytest.raises(ToolMissing):
+        await run_tool("only-in-sbin")
+    assert main(["--version"]) == 0
+    assert (await run_tool("only-in-sbin")).output == "found\n"
 
 
 async def test_a_program_that_cannot_be_run_is_named(make_tool: MakeTool, tmp_path: Path) -> None:

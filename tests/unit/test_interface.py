@@ -81,6 +81,19 @@ def test_iface_takes_a_name_or_an_address() -> None:
     assert chosen(InterfaceOptions(iface=("10.0.0.2",))) == ("eth1", "10.0.0.2")
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("enp0s5", "ens5"), ("eth0.100@eth0", "eth0.100"), ("eth0@if7", "eth0"), ("eth1@x", "eth1@x")],
+)
+def test_iface_takes_a_name_as_ip_shows_it(text: str, name: str) -> None:
+    more = (
+        Link(6, "eth0.100", 1500, addresses("192.0.2.6")),
+        Link(7, "ens5", 1500, addresses("192.0.2.7"), altnames=("enp0s5", "enx020000000007")),
+        Link(8, "eth1@x", 1500, addresses("192.0.2.8")),  # the kernel takes such a name, too
+    )
+    assert chosen(InterfaceOptions(iface=(text,)), replace(HOST, links=(*HOST.links, *more)))[0] == name
+
+
 def test_ifaces_are_tried_in_order_and_failures_told() -> None:
     choice = decide(InterfaceOptions(iface=("eth9", "wlan0", "eth1", "eth0")), HOST)
     assert (str(choice.made), choice.interface and choice.interface.name) == ("--iface=eth1", "eth1")

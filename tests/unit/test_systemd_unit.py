@@ -53,6 +53,8 @@ def test_what_the_agent_and_the_unit_agree_on() -> None:
     assert "Type=notify" in lines
     assert "EnvironmentFile=-/etc/default/flannel-udp" in lines  # the example beside it
     assert "RuntimeDirectory=flannel" in lines  # /run/flannel
+    # What iptables-legacy needs, and may not load itself there; where there is none, that keeps nobody from starting.
+    assert "ExecStartPre=-+/sbin/modprobe -qa ip_tables ip6_tables" in lines
     assert "TimeoutStartSec=infinity" in lines  # ready comes with the lease
     assert "NotifyAccess=main" in lines  # no other process may store descriptors
     assert "FileDescriptorStoreMax=1280" in lines  # with two families 2 x (2 x 256 workers + 1), and some

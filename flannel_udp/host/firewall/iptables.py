@@ -21,7 +21,10 @@ from flannel_udp.host.firewall.tool import LOCK_WAIT_S, RESOURCE_PROBLEM, Finish
 
 _NO_SUCH_CHAIN = 1  # exit statuses of iptables(8): 1 other errors, 3 what the kernel has not
 _NOT_IN_KERNEL = 3
-_NO_SUCH_TABLE = "Table does not exist"  # what the variant "legacy" says; iptables-nft makes its tables
+# What the variant "legacy" says without the module of the table, and without ip_tables: its own modprobe is refused, as
+# the agent has given up CAP_SYS_MODULE. iptables-nft makes its tables.
+_NO_SUCH_TABLE = "Table does not exist"
+_NO_TABLES = "tables who?"
 _NO_SUCH_FAMILY = "Address family not supported by protocol"  # likewise, of one booted with ipv6.disable=1
 
 
@@ -238,7 +241,8 @@ def _restore(version: int) -> tuple[str, ...]:
 
 def _lacks_table(done: Finished) -> bool:
     """Tell whether the kernel has no such table: there is nothing in it then, and nothing can be put there."""
-    return done.status == _NOT_IN_KERNEL and any(why in done.errors for why in (_NO_SUCH_TABLE, _NO_SUCH_FAMILY))
+    lacks = (_NO_SUCH_TABLE, _NO_TABLES, _NO_SUCH_FAMILY)
+    return done.status == _NOT_IN_KERNEL and any(why in done.errors for why in lacks)
 
 
 def _check(done: Finished) -> Finished:
@@ -247,8 +251,12 @@ def _check(done: Finished) -> Finished:
             mend = "boot it without ipv6.disable=1, or leave out EnableIPv6"
             raise FlannelError(f"{done.command}: IPv6 is off in this kernel: {mend}")
         table = done.errors.partition("`")[2].partition("'")[0]
-        module = f"{done.command.partition('tables')[0]}table_{table}"
-        raise FlannelError(f"{done.command}: this kernel has no table {table}: modprobe {module}, or EnableNFTables")
+        family = done.command.partition("tables")[0]
+        raise FlannelError(
+            f"{done.command}: the kernel's module for table {table} is not loaded: modprobe -a {family}_tables "
+            f"{family}table_{table} now, and a line for each in /etc/modules-load.d/flannel.conf for every boot, "
+            "or EnableNFTables"
+        )
     done.check_lock()
     if done.status != 0:
         raise done.failure()
