@@ -28,7 +28,7 @@ SENTENCES = {
     DropReason.NOT_IPV4: "the IP version is not 4",
     DropReason.NOT_IPV6: "the IP version is not 6",
     DropReason.BAD_HEADER_LEN: "the header length is below 20 bytes or beyond the packet",
-    DropReason.BAD_TOTAL_LEN: "the total length (IPv6: the payload length) is not that of the packet",
+    DropReason.BAD_TOTAL_LEN: "the total (IPv6: payload) length is not the packet's, or a fragment ends past 65,535",
     DropReason.BAD_HEADER_CHECKSUM: "the checksum of the IPv4 header is wrong",
     DropReason.BAD_OFFLOAD: "what the virtio-net header says of the packet is not so",
     DropReason.CONGESTION_LOST: "congestion was marked on a packet that cannot carry the mark (RFC 6040)",
