@@ -4,11 +4,13 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
 from flannel_udp._fastpath.checksum cimport finish, sum_header
+from flannel_udp._fastpath.drops cimport BAD_TOTAL_LEN, KEEP
 from flannel_udp._fastpath.ipv4 cimport header_len
 from flannel_udp._fastpath.transmit cimport place_to_send, send_later
 from flannel_udp._fastpath.wire cimport (
     FRAG_OFFSET_MASK,
     IPV4_HEADER_BYTES,
+    IPV4_MAX_BYTES,
     MORE_FRAGMENTS,
     Ipv4Header,
     htons,
@@ -22,16 +24,20 @@ cdef enum:
     OPTION_COPIED = 0x80        # it belongs into every fragment, not into the first one only
 
 
-cdef void queue_fragments(Datapath *dp, const Packet *packet, uint16_t how, uint32_t mtu) noexcept nogil:
-    cdef uint32_t head = header_len(<const Ipv4Header *> packet.data)
+cdef DropReason queue_fragments(Datapath *dp, const Packet *packet, uint16_t how, uint32_t mtu) noexcept nogil:
+    cdef const Ipv4Header *ip = <const Ipv4Header *> packet.data
+    cdef uint32_t head = header_len(ip)
     cdef uint32_t most = (mtu - head) & ~<uint32_t> 7       # offsets count 8 bytes
     cdef uint32_t offset = head
     cdef uint32_t n
+    if (ntohs(ip.frag) & <uint32_t> FRAG_OFFSET_MASK) * 8 + packet.len > <uint32_t> IPV4_MAX_BYTES:
+        return BAD_TOTAL_LEN    # nobody can put it together, and its pieces' offsets may run over into the flags
     while offset < packet.len:
         n = min(most, packet.len - offset)
         write_fragment(place_to_send(dp, dp.encapsulation, head + n, packet.next_hop), packet, head, offset, n)
         send_later(dp, dp.encapsulation, head + n, packet.next_hop, how)
         offset += n
+    return KEEP
 
 
 cdef inline void write_fragment(

@@ -85,7 +85,7 @@ cdef inline DropReason route(const Datapath *dp, Encapsulation kind, Family fami
 cdef void queue_segments_in_fragments(
     Datapath *dp, const Packet *packet, const Split *split, uint16_t how
 ) noexcept nogil:
-    """Queue the segments of a super-packet, each in fragments."""
+    """Queue the segments of a super-packet, none a fragment itself (`plan_split`), each in fragments."""
     cdef Packet segment = packet[0]
     cdef uint32_t i
     segment.data = dp.receive_arena     # which holds nothing that is still wanted: `inbound_batch` has delivered it
@@ -120,8 +120,7 @@ cdef inline DropReason enqueue(
             elif probed_mtu(dp, packet.next_hop) == 0:
                 how |= <uint16_t> TO_FRAGMENT
             else:
-                queue_fragments(dp, packet, how, path_mtu(dp, packet.next_hop))
-                return KEEP
+                return queue_fragments(dp, packet, how, path_mtu(dp, packet.next_hop))
         memcpy(place_to_send(dp, kind, packet.len, packet.next_hop), packet.data, packet.len)
         send_later(dp, kind, packet.len, packet.next_hop, how)
         return KEEP

@@ -85,6 +85,26 @@ def test_a_fragment_is_cut_further_where_it_belongs(offload: Offload) -> None:
         assert (last.frag, "MF" in last.flags) == (10 + (first.len - 20) // 8, True)
 
 
+@pytest.mark.parametrize(
+    ("eighths", "size", "is_cut"), [(8_014, 1_423, True), (8_014, 1_424, False), (8_189, 1_400, False)]
+)
+def test_a_fragment_that_ends_beyond_what_any_packet_has_is_not_cut(
+    offload: Offload, eighths: int, size: int, is_cut: bool
+) -> None:
+    """The pieces' offsets would run over into the flags; and nobody can put together 65,536 bytes (RFC 791)."""
+    fragment = bytes(IP(src="10.1.1.5", dst="10.1.2.7", frag=eighths) / bytes(size - 20))
+    with limited_rig(offload) as rig:
+        foretold = rig.engine.try_packet(fragment)[0]
+        rig.from_tun(fragment)
+        rig.poll()
+        pieces = [(IP(piece).frag, "MF" in IP(piece).flags) for piece in rig.to_peer(PEER_IP)]
+        if is_cut:
+            assert pieces == [(eighths, True), (eighths + (LIMIT - 20) // 8, False)]
+        else:
+            assert pieces == []
+            assert rig.drops("out") == {foretold: 1} == {"bad_total_len": 1}
+
+
 def test_options_that_are_not_for_every_fragment_are_in_the_first_one_only(offload: Offload) -> None:
     options = [IPOption_RR(), IPOption_Security(), IPOption_NOP()]
     with limited_rig(offload) as rig:

@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import time
+from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from flannel_udp.dataplane.offload import SOL_UDP, UDP_GRO
 from flannel_udp.dataplane.reference import VnetHeader, with_ttl
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.agents import wait_for
-from tests.support.engine_rig import EngineRig, small_table
+from tests.support.engine_rig import EngineRig, compile_table, small_table
 from tests.support.refusals import Refusal, refused
 
 REASONS = {
@@ -40,6 +42,7 @@ EVERY_ERROR = pytest.mark.parametrize(
 WRITTEN_ONE_BY_ONE = {errno.EINVAL, errno.ENOMEM, errno.ENOBUFS}
 RETRIED_ONE_BY_ONE = {errno.EIO, errno.EMSGSIZE, errno.EINVAL}
 N_READS_TRIED = 16
+READS_A_TURN, LOST_READS_MAX = 256, 65_536
 VLEN, IOVCNT = 2, 2  # arguments of sendmmsg and of writev
 JOINED_IOVCNT = 3  # a super-packet's headers and at least two payloads; a packet has two pieces at most
 IP_RECVERR = 11  # linux/in.h
@@ -155,6 +158,47 @@ def test_a_route_that_takes_no_runs_is_one_peers_and_is_tried_again() -> None:
         wait_for("a run is tried again", lambda: sizes(2) == {1_000}, RETRY_S)
         assert rig.engine.segments
         assert rig.drops("out") == {}
+
+
+def refuse_a_run(rig: EngineRig, peer: int) -> None:
+    """Let the route to a peer take no run: the first of two messages, the other one is the other peer's."""
+    for number, to in enumerate((peer, peer, 5 - peer)):
+        rig.from_tun(outbound(number, peer=to))
+    refused([Refusal("sendmmsg", errno.EIO, {VLEN: 2})], rig.poll)
+    for to in (peer, 5 - peer):
+        rig.to_peer(f"127.0.0.{to}")
+    assert not rig.engine.segments
+
+
+@pytest.mark.parametrize(("leaves", "stays"), [(2, 3), (3, 2)], ids=["another has its index", "its index is nobody's"])
+def test_a_route_that_took_no_runs_is_forgotten_with_its_peer(leaves: int, stays: int) -> None:
+    both = small_table()
+    with EngineRig(both, offload=Offload()) as rig:
+        refuse_a_run(rig, peer=leaves)
+        rig.engine.publish(compile_table(both))  # of others, say
+        rig.from_tun(outbound(2, peer=stays))
+        rig.poll()
+        assert not rig.engine.segments
+        left = {prefix: hop for prefix, hop in both.routes.items() if hop != IPv4Address(f"127.0.0.{leaves}")}
+        rig.engine.publish(compile_table(replace(both, routes=left)))
+        rig.from_tun(outbound(3, peer=stays))
+        rig.poll()
+        assert rig.engine.segments
+        rig.engine.publish(compile_table(both))  # back again, perhaps by another way
+        refuse_a_run(rig, peer=leaves)
+
+
+def test_other_sockets_have_other_ways_to_the_peers_and_all_may_take_runs() -> None:
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        rig.peers["127.0.0.2"].setsockopt(SOL_UDP, UDP_GRO, 1)
+        refuse_a_run(rig, peer=2)
+        rig.engine.attach(rig.tun_fd, rig.udp_fd, segment=True)
+        assert rig.engine.segments
+        for number in range(10):
+            rig.from_tun(outbound(number))
+        rig.poll()
+        assert list(map(len, rig.to_peer("127.0.0.2"))) == [1_000]
+        assert rig.engine.segments
 
 
 def test_the_sender_of_what_is_too_big_is_not_told_a_size_that_nobody_knows() -> None:
@@ -327,6 +371,39 @@ def test_a_tun_that_gives_nothing_is_given_up_after_some_tries_and_a_deleted_one
         tries = 1 if error == errno.EBADFD else N_READS_TRIED
         calls = rig.engine.counters()["system_calls"]
         assert (calls["tun_reads"], calls["tun_read_errors"]) == (tries, tries)
+
+
+def poll_in_vain(rig: EngineRig, turns: int) -> None:
+    """Poll while the kernel answers every read with EINVAL, as it does where no virtio-net header fits a packet."""
+    refused([Refusal("read", errno.EINVAL, {0: rig.tun_fd})], lambda: [rig.engine.poll() for _ in range(turns)])
+
+
+def test_what_the_kernel_cannot_describe_costs_a_packet_each_and_not_the_tun() -> None:
+    with EngineRig(small_table()) as rig:
+        rig.from_tun(outbound(1))
+        poll_in_vain(rig, 3 * N_READS_TRIED)
+        n_lost = 3 * N_READS_TRIED * READS_A_TURN
+        calls = rig.engine.counters()["system_calls"]
+        assert (calls["tun_reads"], calls["tun_read_errors"]) == (n_lost, n_lost)
+        assert rig.drops("out") == {"bad_offload": n_lost}
+        assert rig.engine.tun_errno == 0
+        rig.poll()
+        assert ids(rig.to_peer("127.0.0.2")) == [1]
+
+
+def test_a_tun_that_says_nothing_else_is_given_up_after_far_more_than_its_queue_holds() -> None:
+    turns = LOST_READS_MAX // READS_A_TURN
+    with EngineRig(small_table()) as rig:
+        for number in range(2):
+            rig.from_tun(outbound(number))
+            poll_in_vain(rig, turns - 1)
+            rig.poll()
+        assert rig.engine.tun_errno == 0
+        assert ids(rig.to_peer("127.0.0.2")) == [0, 1]
+        rig.from_tun(outbound(2))
+        poll_in_vain(rig, turns + 1)
+        assert rig.engine.tun_errno == errno.EINVAL
+        assert rig.drops("out") == {"bad_offload": (2 * (turns - 1) + turns) * READS_A_TURN}
 
 
 def test_a_tun_that_recovers_in_time_is_not_given_up() -> None:
