@@ -30,7 +30,7 @@ SENTENCES = {
     DropReason.BAD_HEADER_LEN: "the header length is below 20 bytes or beyond the packet",
     DropReason.BAD_TOTAL_LEN: "the total (IPv6: payload) length is not the packet's, or a fragment ends past 65,535",
     DropReason.BAD_HEADER_CHECKSUM: "the checksum of the IPv4 header is wrong",
-    DropReason.BAD_OFFLOAD: "what the virtio-net header says of the packet is not so",
+    DropReason.BAD_OFFLOAD: "what the virtio-net header says of the packet is not so, or none fits it (EINVAL)",
     DropReason.CONGESTION_LOST: "congestion was marked on a packet that cannot carry the mark (RFC 6040)",
     DropReason.NOT_UNICAST: "multicast or broadcast; of IPv6 either end link-local, loopback, :: or IPv4-mapped",
     DropReason.NO_ROUTE: "no lease covers the destination",

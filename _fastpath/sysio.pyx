@@ -15,6 +15,7 @@ from flannel_udp._fastpath.datapath cimport (
 )
 from flannel_udp._fastpath.family cimport FAMILY_6
 from flannel_udp._fastpath.outer_address cimport write_address
+from flannel_udp._fastpath.refusal cimport count_lost_read
 from flannel_udp._fastpath.sockets cimport (
     AF_INET,
     AF_INET6,
@@ -80,7 +81,10 @@ cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept
             break
         if got < 0 and errno.errno == errno.EINTR:
             continue
-        if got < 0 and errno.errno != errno.EAGAIN:
+        if got < 0 and errno.errno == errno.EINVAL:
+            if count_lost_read(dp):
+                continue
+        elif got < 0 and errno.errno != errno.EAGAIN:
             # A deleted TUN answers EBADFD for ever; anything else may pass, but must not make us spin.
             dp.read_errors += 1
             dp.calls.tun_read_errors += 1

@@ -40,6 +40,7 @@ EVERY_ERROR = pytest.mark.parametrize(
 WRITTEN_ONE_BY_ONE = {errno.EINVAL, errno.ENOMEM, errno.ENOBUFS}
 RETRIED_ONE_BY_ONE = {errno.EIO, errno.EMSGSIZE, errno.EINVAL}
 N_READS_TRIED = 16
+READS_A_TURN, LOST_READS_MAX = 256, 65_536
 VLEN, IOVCNT = 2, 2  # arguments of sendmmsg and of writev
 JOINED_IOVCNT = 3  # a super-packet's headers and at least two payloads; a packet has two pieces at most
 IP_RECVERR = 11  # linux/in.h
@@ -327,6 +328,39 @@ def test_a_tun_that_gives_nothing_is_given_up_after_some_tries_and_a_deleted_one
         tries = 1 if error == errno.EBADFD else N_READS_TRIED
         calls = rig.engine.counters()["system_calls"]
         assert (calls["tun_reads"], calls["tun_read_errors"]) == (tries, tries)
+
+
+def poll_in_vain(rig: EngineRig, turns: int) -> None:
+    """Poll while the kernel answers every read with EINVAL, as it does where no virtio-net header fits a packet."""
+    refused([Refusal("read", errno.EINVAL, {0: rig.tun_fd})], lambda: [rig.engine.poll() for _ in range(turns)])
+
+
+def test_what_the_kernel_cannot_describe_costs_a_packet_each_and_not_the_tun() -> None:
+    with EngineRig(small_table()) as rig:
+        rig.from_tun(outbound(1))
+        poll_in_vain(rig, 3 * N_READS_TRIED)
+        n_lost = 3 * N_READS_TRIED * READS_A_TURN
+        calls = rig.engine.counters()["system_calls"]
+        assert (calls["tun_reads"], calls["tun_read_errors"]) == (n_lost, n_lost)
+        assert rig.drops("out") == {"bad_offload": n_lost}
+        assert rig.engine.tun_errno == 0
+        rig.poll()
+        assert ids(rig.to_peer("127.0.0.2")) == [1]
+
+
+def test_a_tun_that_says_nothing_else_is_given_up_after_far_more_than_its_queue_holds() -> None:
+    turns = LOST_READS_MAX // READS_A_TURN
+    with EngineRig(small_table()) as rig:
+        for number in range(2):
+            rig.from_tun(outbound(number))
+            poll_in_vain(rig, turns - 1)
+            rig.poll()
+        assert rig.engine.tun_errno == 0
+        assert ids(rig.to_peer("127.0.0.2")) == [0, 1]
+        rig.from_tun(outbound(2))
+        poll_in_vain(rig, turns + 1)
+        assert rig.engine.tun_errno == errno.EINVAL
+        assert rig.drops("out") == {"bad_offload": (2 * (turns - 1) + turns) * READS_A_TURN}
 
 
 def test_a_tun_that_recovers_in_time_is_not_given_up() -> None:
