@@ -1,6 +1,7 @@
 """The state that one engine's batches share: descriptors, the table in force, arenas, counters."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc
 
 from flannel_udp._fastpath.atomics cimport load_word
 from flannel_udp._fastpath.capture_ring cimport Ring
@@ -11,7 +12,7 @@ from flannel_udp._fastpath.ecn cimport OuterTos
 from flannel_udp._fastpath.family cimport Family
 from flannel_udp._fastpath.icmp cimport IcmpLimiter
 from flannel_udp._fastpath.sendqueue cimport SendQueue
-from flannel_udp._fastpath.table cimport Table
+from flannel_udp._fastpath.table cimport FIRST_PEER, Table
 from flannel_udp._fastpath.table6 cimport Table6
 from flannel_udp._fastpath.wire cimport VxlanHeading, be16, be32
 
@@ -141,6 +142,19 @@ cdef struct Datapath:
 
 cdef inline PeerState *state_of(Datapath *dp, uint32_t peer) noexcept nogil:
     return &dp.peer_chunks[peer >> PEER_CHUNK_BITS][peer & (PEER_CHUNK - 1)]
+
+
+cdef inline int allocate_peer_states(Datapath *dp, uint32_t n_hops) except -1:
+    """Have a state for each next hop of a table. Chunks never move or go. Raises MemoryError, ValueError."""
+    cdef uint32_t chunk
+    if n_hops > <uint32_t> PEER_CHUNK * PEER_CHUNKS_MAX:
+        raise ValueError(f"more than {PEER_CHUNK * PEER_CHUNKS_MAX - FIRST_PEER} peers")
+    for chunk in range((n_hops + PEER_CHUNK - 1) >> PEER_CHUNK_BITS):
+        if dp.peer_chunks[chunk] == NULL:
+            dp.peer_chunks[chunk] = <PeerState *> calloc(PEER_CHUNK, sizeof(PeerState))
+            if dp.peer_chunks[chunk] == NULL:
+                raise MemoryError
+    return 0
 
 
 cdef inline bint lease_expired(const Datapath *dp) noexcept nogil:

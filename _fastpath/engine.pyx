@@ -11,7 +11,7 @@ moves the packets of both.
 import select
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memset
 
 from flannel_udp._fastpath.arena cimport allocate_arena
@@ -36,8 +36,6 @@ from flannel_udp._fastpath.datapath cimport (
     ENCAP_VXLAN,
     FOR_EVER,
     LANES_MAX,
-    PEER_CHUNK,
-    PEER_CHUNK_BITS,
     PEER_CHUNKS_MAX,
     RECEIVE_BYTES,
     RECEIVE_MAX,
@@ -46,7 +44,7 @@ from flannel_udp._fastpath.datapath cimport (
     SOURCE_STRICT,
     TUN_BUFFER_BYTES,
     Datapath,
-    PeerState,
+    allocate_peer_states,
 )
 from flannel_udp._fastpath.ecn cimport outer_tos_of
 from flannel_udp._fastpath.encap_vxlan cimport fill_in_heading
@@ -58,10 +56,11 @@ from flannel_udp._fastpath.pathmtu cimport PROBE_ID, limit_path
 from flannel_udp._fastpath.routes cimport RouteTable
 from flannel_udp._fastpath.routes6 cimport RouteTable6
 from flannel_udp._fastpath.rung cimport rung_in_use, rung_set
+from flannel_udp._fastpath.segmenting cimport forget_former_peers, forget_refused_runs
 from flannel_udp._fastpath.sendqueue cimport RUN_PACKETS_MAX, SEND_ARENA_BYTES
 from flannel_udp._fastpath.sockets cimport epoll_event, epoll_wait
 from flannel_udp._fastpath.sysio cimport learn_own_address, port_of
-from flannel_udp._fastpath.table cimport FIRST_PEER, Table, mac_on_the_wire
+from flannel_udp._fastpath.table cimport Table, mac_on_the_wire
 from flannel_udp._fastpath.table6 cimport Table6
 from flannel_udp._fastpath.trial cimport try_datagram, try_packet
 from flannel_udp._fastpath.wire cimport IPV4_MAX_BYTES, IPV6_MTU_MIN, check_sizes, htons
@@ -109,6 +108,8 @@ cdef class Engine:
     cdef const Table6 *current6     # likewise IPv6's
     cdef Ring *current_ring         # likewise where packets are captured, or NULL
     cdef uint64_t epoch             # shared: odd while a batch may be reading a table
+    cdef uint64_t n_published       # shared: tables that were put in force
+    cdef uint64_t n_heeded          # of those, when peers that have left were forgotten last
     cdef uint8_t *arena
     cdef object epoll
     cdef object table               # keeps the one in force alive
@@ -259,6 +260,7 @@ cdef class Engine:
         self.dp.tun_errno = 0
         self.dp.read_errors = 0
         self.forget_path_mtus()         # another address may have other ways to the peers
+        forget_refused_runs(&self.dp)
         self.stopped_watching = False
 
     def _watch_with(self, epoll: select.epoll) -> None:
@@ -325,10 +327,14 @@ cdef class Engine:
         return got
 
     cdef inline void _hold_table(self) noexcept nogil:
+        cdef uint64_t n_published = load_word(&self.n_published)    # first: a table that comes now is met next time
         add_word(&self.epoch, 1)
         self.dp.table = load_table(&self.current)
         self.dp.table6 = load_table6(&self.current6)
         self.dp.ring = load_ring(&self.current_ring)
+        if self.dp.n_without_runs != 0 and n_published != self.n_heeded:
+            self.n_heeded = n_published
+            forget_former_peers(&self.dp)
 
     def _stop_watching(self) -> None:
         """Watch nothing more: a TUN that is beyond use would wake us for ever, and datagrams have nowhere to go."""
@@ -340,7 +346,10 @@ cdef class Engine:
 
     @property
     def segments(self) -> bool:
-        """Whether runs are sent with UDP_SEGMENT: asked for, and not refused for any peer that had none taken since."""
+        """Whether runs are sent with UDP_SEGMENT: asked for, and not refused for any peer that had none taken since.
+
+        A peer that has left counts until the first packet is moved with a table without it.
+        """
         return self.dp.send_queue.packets_max > 1 and self.dp.n_without_runs == 0
 
     @property
@@ -368,19 +377,20 @@ cdef class Engine:
             self._put_in_force6(table)
         else:
             self._put_in_force(table)
+        add_word(&self.n_published, 1)
         if self.table is not None:
             self.retired.append((self.table, load_word(&self.epoch)))
         self.table = table
         self.reclaim()
 
     cdef int _put_in_force(self, RouteTable table) except -1:
-        self._allocate_peer_states(table.table.n_hops, table.table.peer_mac != NULL)
+        self._be_ready_for(table.table.n_hops, table.table.peer_mac != NULL)
         table.n_engines += 1            # first: from now on it must not be written
         store_table(&self.current, &table.table)
         return 0
 
     cdef int _put_in_force6(self, RouteTable6 table) except -1:
-        self._allocate_peer_states(table.table.n_hops, table.table.peer_mac != NULL)
+        self._be_ready_for(table.table.n_hops, table.table.peer_mac != NULL)
         table.n_engines += 1
         store_table6(&self.current6, &table.table)
         return 0
@@ -483,16 +493,8 @@ cdef class Engine:
         if self.epoll is not None:
             self.epoll.close()
 
-    cdef int _allocate_peer_states(self, uint32_t n_hops, bint has_macs) except -1:
-        """Have counters for all next hops before the data thread can meet them. Chunks never move or go."""
-        cdef uint32_t chunk
+    cdef int _be_ready_for(self, uint32_t n_hops, bint has_macs) except -1:
+        """Have the states of a table's next hops before the data thread can meet them."""
         if self.dp.encapsulation == ENCAP_VXLAN and not has_macs:
             raise ValueError("a table for vxlan has MACs")
-        if n_hops > <uint32_t> PEER_CHUNK * PEER_CHUNKS_MAX:
-            raise ValueError(f"more than {PEER_CHUNK * PEER_CHUNKS_MAX - FIRST_PEER} peers")
-        for chunk in range((n_hops + PEER_CHUNK - 1) >> PEER_CHUNK_BITS):
-            if self.dp.peer_chunks[chunk] == NULL:
-                self.dp.peer_chunks[chunk] = <PeerState *> calloc(PEER_CHUNK, sizeof(PeerState))
-                if self.dp.peer_chunks[chunk] == NULL:
-                    raise MemoryError
-        return 0
+        return allocate_peer_states(&self.dp, n_hops)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from dataclasses import replace
@@ -26,7 +27,8 @@ from flannel_udp.dataplane import reference
 from flannel_udp.dataplane.dataplane import DSCP_INHERIT
 from flannel_udp.dataplane.reference import VnetHeader
 from flannel_udp.options import NO_OFFLOAD, Offload
-from tests.support.engine_rig import EngineRig, small_table
+from tests.support.engine_rig import EngineRig, compile_table6, small_table
+from tests.support.refusals import Refusal, refused
 from tests.support.repair import with_partial_checksum
 
 OURS, THEIRS, PEER = "fd00:10:244:1::5", "fd00:10:244:2::7", "2001:db8::2"
@@ -298,3 +300,16 @@ def test_an_engine_joins_one_of_ipv4_that_is_alone_and_nothing_else() -> None:
         pytest.raises(ValueError, match="beside an engine of IPv4 is one of IPv6 at most"),
     ):
         six.engine.join(both.engine)
+
+
+def test_a_route_that_took_no_runs_is_forgotten_with_its_peer() -> None:
+    with EngineRig(TABLE, offload=Offload()) as rig:
+        for _ in range(2):
+            rig.from_tun(outward(UDP(), b"x"))
+        refused([Refusal("sendmmsg", errno.EIO)], rig.engine.poll)  # the rig sends, too
+        assert not rig.engine.segments
+        without = {prefix: hop for prefix, hop in TABLE.routes.items() if hop != IPv6Address(PEER)}
+        rig.engine.publish(compile_table6(replace(TABLE, routes=without)))
+        rig.from_tun(outward(UDP(), b"x"))
+        rig.poll()
+        assert rig.engine.segments

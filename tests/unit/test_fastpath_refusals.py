@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import time
+from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from flannel_udp.dataplane.offload import SOL_UDP, UDP_GRO
 from flannel_udp.dataplane.reference import VnetHeader, with_ttl
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.agents import wait_for
-from tests.support.engine_rig import EngineRig, small_table
+from tests.support.engine_rig import EngineRig, compile_table, small_table
 from tests.support.refusals import Refusal, refused
 
 REASONS = {
@@ -156,6 +158,47 @@ def test_a_route_that_takes_no_runs_is_one_peers_and_is_tried_again() -> None:
         wait_for("a run is tried again", lambda: sizes(2) == {1_000}, RETRY_S)
         assert rig.engine.segments
         assert rig.drops("out") == {}
+
+
+def refuse_a_run(rig: EngineRig, peer: int) -> None:
+    """Let the route to a peer take no run: the first of two messages, the other one is the other peer's."""
+    for number, to in enumerate((peer, peer, 5 - peer)):
+        rig.from_tun(outbound(number, peer=to))
+    refused([Refusal("sendmmsg", errno.EIO, {VLEN: 2})], rig.poll)
+    for to in (peer, 5 - peer):
+        rig.to_peer(f"127.0.0.{to}")
+    assert not rig.engine.segments
+
+
+@pytest.mark.parametrize(("leaves", "stays"), [(2, 3), (3, 2)], ids=["another has its index", "its index is nobody's"])
+def test_a_route_that_took_no_runs_is_forgotten_with_its_peer(leaves: int, stays: int) -> None:
+    both = small_table()
+    with EngineRig(both, offload=Offload()) as rig:
+        refuse_a_run(rig, peer=leaves)
+        rig.engine.publish(compile_table(both))  # of others, say
+        rig.from_tun(outbound(2, peer=stays))
+        rig.poll()
+        assert not rig.engine.segments
+        left = {prefix: hop for prefix, hop in both.routes.items() if hop != IPv4Address(f"127.0.0.{leaves}")}
+        rig.engine.publish(compile_table(replace(both, routes=left)))
+        rig.from_tun(outbound(3, peer=stays))
+        rig.poll()
+        assert rig.engine.segments
+        rig.engine.publish(compile_table(both))  # back again, perhaps by another way
+        refuse_a_run(rig, peer=leaves)
+
+
+def test_other_sockets_have_other_ways_to_the_peers_and_all_may_take_runs() -> None:
+    with EngineRig(small_table(), offload=Offload()) as rig:
+        rig.peers["127.0.0.2"].setsockopt(SOL_UDP, UDP_GRO, 1)
+        refuse_a_run(rig, peer=2)
+        rig.engine.attach(rig.tun_fd, rig.udp_fd, segment=True)
+        assert rig.engine.segments
+        for number in range(10):
+            rig.from_tun(outbound(number))
+        rig.poll()
+        assert list(map(len, rig.to_peer("127.0.0.2"))) == [1_000]
+        assert rig.engine.segments
 
 
 def test_the_sender_of_what_is_too_big_is_not_told_a_size_that_nobody_knows() -> None:
