@@ -136,7 +136,7 @@ cdef struct Datapath:
     uint32_t n_without_runs     # peers, see `segmenting`
     int tun_errno               # set once the TUN is beyond use (deleted): reading stops
     uint32_t read_errors        # in a row; any success sets it back
-    uint32_t lost_reads         # in a row without any other answer: reads that cost a packet, see `sysio`
+    uint32_t lost_reads         # in a row without any other answer: reads that cost a packet, see `refusal`
     uint64_t last_lost_read     # its number among `calls.tun_reads`
 
 

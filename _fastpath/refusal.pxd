@@ -1,7 +1,11 @@
-"""What the kernel means by refusing to send or write: the errno, a value that `sysio` returns, is judged only here."""
+"""What the kernel means by refusing a packet: the errno is judged only here.
+
+Of what goes out it is a value that `sysio` returns.
+"""
 
 from libc.stdint cimport uint32_t
 
+from flannel_udp._fastpath.datapath cimport Datapath
 from flannel_udp._fastpath.drops cimport DropReason
 
 cdef enum Remedy:
@@ -21,3 +25,7 @@ cdef Refusal classify_send(int error, uint32_t n_packets) noexcept nogil
 
 # Judge the errno with which the TUN refused a packet, or a super-packet of `n_packets`.
 cdef Refusal classify_write(int error, uint32_t n_packets) noexcept nogil
+
+# Count a packet that was lost as the TUN answered a read with EINVAL; return whether to read on in this turn. It is not
+# beside `tun_read`, which the compiler would make larger by it, and slower for every packet.
+cdef bint count_lost_read(Datapath *dp) noexcept nogil

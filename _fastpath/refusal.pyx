@@ -1,8 +1,24 @@
 """Judge an errno: what helps, and as what to count what is lost."""
 
 from libc cimport errno
+from libc.string cimport memset
 
-from flannel_udp._fastpath.drops cimport DEVICE_DOWN, NO_MEMORY, QUEUE_FULL, REFUSED, SYSTEM_ERROR, TOO_BIG, UNREACHABLE
+from flannel_udp._fastpath.drops cimport (
+    BAD_OFFLOAD,
+    DEVICE_DOWN,
+    NO_MEMORY,
+    QUEUE_FULL,
+    REFUSED,
+    SYSTEM_ERROR,
+    TOO_BIG,
+    UNREACHABLE,
+    count_drops,
+)
+from flannel_udp._fastpath.packet cimport Packet
+from flannel_udp._fastpath.turn cimport TURN_PACKETS
+
+cdef enum:
+    LOST_READS_MAX = 65536      # so many in a row and the TUN counts as broken: no queue holds as many packets
 
 
 cdef Refusal classify_send(int error, uint32_t n_packets) noexcept nogil:
@@ -55,3 +71,25 @@ cdef inline DropReason reason_of_errno(int error) noexcept nogil:
     if error == errno.EIO or error == errno.EBADFD or error == errno.ENETDOWN or error == errno.ENODEV:
         return DEVICE_DOWN
     return SYSTEM_ERROR
+
+
+cdef bint count_lost_read(Datapath *dp) noexcept nogil:
+    """Count it: where no virtio-net header fits a packet the kernel takes it from the queue all the same.
+
+    That costs the packet, not the TUN (linux, drivers/net/tun.c, tun_put_user). A deleted one, and a queue that was
+    detached, say EBADFD. One that took nothing from its queue and said EINVAL for ever would not hold up the other
+    direction, which has its turn after a turn's worth in a row; and it would be given up in the end: any other answer,
+    EAGAIN where the queue is empty, say, ends a row.
+    """
+    cdef Packet unknown
+    memset(&unknown, 0, sizeof(unknown))
+    count_drops(&dp.out_counters, BAD_OFFLOAD, 1, &unknown)
+    dp.calls.tun_read_errors += 1
+    if dp.calls.tun_reads != dp.last_lost_read + 1:
+        dp.lost_reads = 0
+    dp.lost_reads += 1
+    dp.last_lost_read = dp.calls.tun_reads
+    if dp.lost_reads >= <uint32_t> LOST_READS_MAX:
+        dp.tun_errno = errno.EINVAL
+        dp.lost_reads = 0           # the next one's row is its own
+    return dp.lost_reads % <uint32_t> TURN_PACKETS != 0

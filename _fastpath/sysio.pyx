@@ -13,9 +13,9 @@ from flannel_udp._fastpath.datapath cimport (
     TUN_BUFFER_BYTES,
     Bundle,
 )
-from flannel_udp._fastpath.drops cimport BAD_OFFLOAD, count_drops
 from flannel_udp._fastpath.family cimport FAMILY_6
 from flannel_udp._fastpath.outer_address cimport write_address
+from flannel_udp._fastpath.refusal cimport count_lost_read
 from flannel_udp._fastpath.sockets cimport (
     AF_INET,
     AF_INET6,
@@ -65,11 +65,9 @@ from flannel_udp._fastpath.sockets cimport (
     ssize_t,
     writev,
 )
-from flannel_udp._fastpath.turn cimport TURN_PACKETS
 
 cdef enum:
     READ_ERRORS_MAX = 16        # that many in a row and the TUN counts as broken
-    LOST_READS_MAX = 65536      # likewise of EINVAL, which costs a packet each: no queue holds that many
     RECEIVE_PAUSE_NS = 1000000
     ERRORS_MAX = 16             # which a lane may have been told meanwhile
 
@@ -101,28 +99,6 @@ cdef bint tun_read(Datapath *dp, VirtioNetHeader *vnet, Packet *packet) noexcept
     else:
         memset(vnet, 0, sizeof(VirtioNetHeader))
     return True
-
-
-cdef bint count_lost_read(Datapath *dp) noexcept nogil:
-    """Count a packet that the TUN answered with EINVAL for; return whether to read on in this turn.
-
-    So it does where no virtio-net header fits the packet, which is gone then (linux, drivers/net/tun.c, tun_put_user):
-    that costs the packet, not the TUN. A deleted one, and a queue that was detached, say EBADFD. One that took nothing
-    from its queue and said EINVAL for ever would not hold up the other direction: after a turn's worth in a row that
-    has its turn. And it would be given up in the end: any other answer, EAGAIN where the queue is empty, ends a row.
-    """
-    cdef Packet unknown
-    memset(&unknown, 0, sizeof(unknown))
-    count_drops(&dp.out_counters, BAD_OFFLOAD, 1, &unknown)
-    dp.calls.tun_read_errors += 1
-    if dp.calls.tun_reads != dp.last_lost_read + 1:
-        dp.lost_reads = 0
-    dp.lost_reads += 1
-    dp.last_lost_read = dp.calls.tun_reads
-    if dp.lost_reads >= <uint32_t> LOST_READS_MAX:
-        dp.tun_errno = errno.EINVAL
-        dp.lost_reads = 0           # the next one's row is its own
-    return dp.lost_reads % <uint32_t> TURN_PACKETS != 0
 
 
 cdef int tun_write(Datapath *dp, const iovec *pieces, int n) noexcept nogil:
