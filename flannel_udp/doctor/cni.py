@@ -11,7 +11,7 @@ from typing import Any
 
 from flannel_udp.cni.request import VERSIONS, subnet_file_of, version_of
 from flannel_udp.doctor.container import is_contained
-from flannel_udp.doctor.finding import Finding, fault, ok, skipped
+from flannel_udp.doctor.finding import Finding, fault, note, ok, skipped
 
 CONF_DIR = Path("/etc/cni/net.d")
 BIN_DIRS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
@@ -47,7 +47,13 @@ def ask_cni(
     # As runtimes look for them: the first folder that has one.
     places = (folder / name for folder in reversed(bin_dirs) for name in needed)
     found = {path.name: path for path in places if os.access(path, os.X_OK)}
-    yield judge_plugins(needed, set(found), bin_dirs)
+    unseen = [folder for folder in bin_dirs if contained and not folder.is_dir()]
+    lacking = [name for name in needed if name not in found]
+    if unseen and lacking:
+        where = " or ".join(map(str, unseen))
+        yield note("CNI plugins", f"no {', no '.join(lacking)} is seen from this container: look in the host's {where}")
+    else:
+        yield judge_plugins(needed, set(found), bin_dirs)
     spoken = {path: versions_spoken(path) for path in found.values()}
     for path in [path for path, said in spoken.items() if contained and said == _NOTHING_RUNS_IT]:
         yield skipped("CNI plugins", f"the versions of {path}: what runs it is on the host, not in this container")

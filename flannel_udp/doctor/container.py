@@ -17,6 +17,7 @@ def is_contained(proc: Path = _PROC) -> bool:
     manages its network runs in it. One that sees the host's processes (`hostPID`) is not told from the host.
     """
     try:
-        return str((proc / "self/ns/pid").readlink()) != _FIRST and (proc / "1/comm").read_text().strip() not in _INITS
+        first = (proc / "1/comm").read_text(errors="replace").strip()  # cut after 15 bytes, also within a letter
+        return str((proc / "self/ns/pid").readlink()) != _FIRST and first not in _INITS
     except OSError:  # a kernel without PID namespaces has no containers
         return False

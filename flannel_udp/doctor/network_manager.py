@@ -94,7 +94,7 @@ def _unmanaged(files: Sequence[Mapping[str, Section]]) -> list[str]:
 
 
 def _managed_by_section(files: Sequence[Mapping[str, Section]], device: Candidate) -> bool | None:
-    """Return what the first section for the device says that says anything: of the last file first, as they count."""
+    """Return what the first section for the device says that says anything."""
     for section in _device_sections(files):
         meant = matches(_split(section["match-device"]), device) if "match-device" in section else True
         managed = _BOOLEANS.get(section.get("managed", "").lower())
@@ -104,8 +104,17 @@ def _managed_by_section(files: Sequence[Mapping[str, Section]], device: Candidat
 
 
 def _device_sections(files: Sequence[Mapping[str, Section]]) -> Iterator[Section]:
-    for file in reversed(files):
-        yield from (section for name, section in file.items() if name.startswith("device"))
+    """Yield them as they count: those of later files first. One of a name is one, of whichever files.
+
+    [device] itself, which is for all devices, comes last wherever it stands.
+    """
+    merged: dict[str, Section] = {}
+    for file in files:
+        for name, section in reversed(list(file.items())):
+            if name.startswith("device"):
+                merged.setdefault(name, {}).update(section)
+    for_all = merged.pop("device", {})
+    yield from (*reversed(merged.values()), for_all)
 
 
 def _split(value: str) -> list[str]:

@@ -24,7 +24,7 @@ from tests.support.labs import NEEDS_NETNS, fresh_name
 pytestmark = NEEDS_NETNS
 
 HEALTH_PORT = 8080
-SLOW_S = 90.0
+SLOW_S = 240.0  # a rest of a minute, then looks that each wait for the lock
 TOOLS = {"nftables": ("nft",), "iptables": ("iptables", "iptables-restore")}
 
 

@@ -53,6 +53,7 @@ def test_in_a_container_the_hosts_managers_are_not_seen(monkeypatch: pytest.Monk
         ("pid:[4026531836]", "anything", False),  # of a host, whatever its init is
         ("pid:[4026532383]", "flannel-udp", True),
         ("pid:[4026532383]", "pause", True),
+        ("pid:[4026532383]", "Ueberwachungs-\udcc3", True),  # a name that is cut in the middle of a letter
         ("pid:[4026532383]", "systemd", False),  # LXC, kind
         (None, "init", False),
     ],
@@ -62,7 +63,7 @@ def test_a_container_is_known_by_its_processes(
 ) -> None:
     for folder in ("self/ns", "1"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "1/comm").write_text(f"{first}\n")
+    (tmp_path / "1/comm").write_text(f"{first}\n", errors="surrogateescape")
     if namespace is not None:
         (tmp_path / "self/ns/pid").symlink_to(namespace)
     assert is_contained(tmp_path) is contained
@@ -97,7 +98,10 @@ OURS = "[keyfile]\nunmanaged-devices=interface-name:flannel*;interface-name:cni*
         (["[device-x]\nmatch-device=interface-name:flannel*\nmanaged=0\n"], None),
         (["[device-x]\nmatch-device=interface-name:eth*\nmanaged=0\n"], Verdict.FAULT),
         (["[device]\nmanaged=false\n", "[device-x]\nmatch-device=type:tun\nmanaged=true\n"], Verdict.FAULT),
-        (["[device-x]\nmatch-device=type:tun\nmanaged=yes\n", "[device]\nmanaged=no\n"], None),
+        (["[device-x]\nmatch-device=type:tun\nmanaged=yes\n", "[device]\nmanaged=no\n"], Verdict.FAULT),
+        (["[device]\nmanaged=1\n[device-f]\nmatch-device=interface-name:flannel*\nmanaged=0\n"], None),
+        (["[device-f]\nmatch-device=type:tun\nmanaged=0\n", "[device]\nmanaged=1\n"], None),
+        (["[device-f]\nmatch-device=type:tun\n", "[device-f]\nmanaged=0\n"], None),  # one of a name is one
         ([OURS, "[device]\nmanaged=1\n"], None),  # what is unmanaged that way stays so
     ],
 )

@@ -134,6 +134,17 @@ def test_on_a_host_a_folder_that_is_missing_is_one_without_a_configuration(
 
 
 @pytest.mark.usefixtures("container")
+def test_in_a_container_plugins_may_be_in_a_folder_of_the_hosts_that_is_not_mounted(tmp_path: Path) -> None:
+    (tmp_path / "10.conf").write_text(json.dumps({"cniVersion": "0.4.0", "type": "flannel"}))
+    folders = [tmp_path, tmp_path / "lib"]
+    configuration, plugins = ask_cni(tmp_path, folders, None, kubernetes=True)
+    assert (configuration.verdict, plugins.verdict) == (Verdict.OK, Verdict.NOTE)
+    assert plugins.what.endswith(f"is seen from this container: look in the host's {folders[1]}")
+    folders[1].mkdir()
+    assert [item.verdict for item in ask_cni(tmp_path, folders, None, kubernetes=True)] == [Verdict.OK, Verdict.FAULT]
+
+
+@pytest.mark.usefixtures("container")
 def test_in_a_container_a_plugin_that_the_hosts_python_runs_is_not_asked(tmp_path: Path) -> None:
     conf = {"cniVersion": "0.4.0", "type": "flannel", "delegate": {"type": "ptp"}, "ipam": {"type": "static"}}
     (tmp_path / "10.conf").write_text(json.dumps(conf))
