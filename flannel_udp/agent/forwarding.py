@@ -107,6 +107,7 @@ class Forwarding:
         logger.error("%s", loss)
         self._waiting = f"waiting for a lease: {lost}" if self._keeper.claimed else "waiting for a lease"
         self._state.enter(self._waiting, loss)
+        self._state.conditions.note("node", ())  # what was said of our entry, which is seen no more
         await self._sync.set_own(None)
 
     async def _set_up(self, lease: Lease) -> None:

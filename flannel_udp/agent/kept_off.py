@@ -12,6 +12,6 @@ def degradations_of_own(entry: Entry) -> list[Degradation]:
     text = (
         f"Kubernetes puts no pods on this node: NetworkUnavailable is true again ({entry.kept_off}), after the agent "
         "has cleared it: let what sets it leave it to the agent, a cloud controller manager by "
-        "--configure-cloud-routes=false"
+        "--configure-cloud-routes=false, and then start the agent again, which clears it"
     )
     return [Degradation("node", text)]

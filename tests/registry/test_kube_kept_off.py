@@ -101,3 +101,14 @@ async def test_a_node_that_came_in_the_place_of_ours_is_told_and_not_blamed(
 )
 def test_whatever_stands_in_its_place_costs_no_node(status: object, said: str | None) -> None:
     assert parse_node({"metadata": {"name": "h1"}, "status": status}).unavailable == said
+
+
+async def test_who_asks_for_its_subnet_while_it_carries_traffic_goes_on_hearing_of_it(
+    api: ApiServer, registry: KubeRegistry
+) -> None:
+    """Who lacks one family's asks again and again."""
+    await register(registry)
+    await registry.announce_up()
+    await registry.assigned()
+    say(api, "h1", "True", **NO_ROUTE)
+    assert (await registry.list()).entries[KEY].kept_off == SAID

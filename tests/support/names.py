@@ -11,7 +11,7 @@ from pathlib import Path
 def name_cut_in_a_letter() -> Iterator[None]:
     """Give this process a name such as the kernel makes of a long one: 15 bytes of UTF-8, the last letter not whole."""
     comm = Path("/proc/self/comm")
-    before = comm.read_bytes()
+    before = comm.read_bytes().removesuffix(b"\n")  # which the kernel adds
     comm.write_bytes(b"Ueberwachungs-\xc3")
     try:
         yield
