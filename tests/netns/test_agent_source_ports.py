@@ -36,7 +36,7 @@ def test_flows_leave_from_all_source_ports_and_answers_come_to_the_one_port(mixe
             with Flow(ours, theirs) as there, Flow(theirs, ours) as back:
                 there.wait_for_one_sent_from_now()
                 back.wait_for_one_sent_from_now()
-            assert (there.lost, back.lost) == (0, 0)
+            assert (there.missing, back.missing) == ([], [])
         outer = [IP(packet) for packet in wire.packets()]
     overlay = [packet for packet in outer if packet.haslayer("UDP")]
     out = {packet.sport for packet in overlay if packet.src == str(mixed.hosts[0].underlay)}

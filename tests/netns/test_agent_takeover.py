@@ -71,7 +71,7 @@ def test_a_take_over_loses_nothing_and_leaves_one_agent(duo: Lab) -> None:
             assert f"handed over to process {agent.process.pid}; stopped" in log_of(h1)
             assert agent.stop() == 0
             assert remains_of(h1) == {"subnet.env"}
-    assert (out.lost, back.lost) == (0, 0)
+    assert (out.missing, back.missing) == ([], [])
 
 
 def test_small_packets_at_a_rate_keep_their_order_and_number(duo: Lab) -> None:
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(duo: Lab, flag: str, 
             assert any(why in line for line in agent.said() if line.startswith("flannel-udp: ")), agent.said()
         flow.wait_for_one_sent_from_now()
         flow.end()
-    assert flow.lost == 0
+    assert flow.missing == []
     assert pid_of(h1) == old
     assert command_line(h1, "status").returncode == 0
 
@@ -142,7 +142,7 @@ def test_a_new_agent_that_is_killed_at_any_step_leaves_the_old_one_forwarding(du
                 assert connection.receive(PATIENCE_S)["say"] == "go"
         flow.wait_for_one_sent_from_now()
         flow.end()
-    assert flow.lost == 0
+    assert flow.missing == []
     wait_for("it says so", lambda: bool(log.lines("this agent goes on")))
     with Agent(h1, "--takeover") as agent:  # and the next one is served
         agent.wait_for_line("took over from process")
@@ -208,7 +208,7 @@ def test_an_etcd_that_stands_still_disturbs_no_traffic(duo: Lab) -> None:
         wait_for("it works again", lambda: bool(log.lines("works again")))
         flow.wait_for_one_sent_from_now()
         flow.end()
-    assert flow.lost == 0
+    assert flow.missing == []
 
 
 def pids_in(namespace: str) -> list[int]:

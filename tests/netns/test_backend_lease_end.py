@@ -84,7 +84,7 @@ def test_a_reservation_needs_no_end_and_what_becomes_one_loses_no_packet(trio: L
         for flow in (there, back):
             flow.wait_for_one_sent_from_now()
             flow.end()
-    assert (there.lost, back.lost) == (0, 0)
+    assert (there.missing, back.missing) == ([], [])
     hand.delete(key_of(host))  # for the next test: a lease again
     assert_right(trio, host)
 

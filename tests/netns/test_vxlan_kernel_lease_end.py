@@ -64,7 +64,7 @@ def test_a_reservation_has_no_end_and_what_becomes_one_loses_no_packet(trio: Lab
         for flow in (there, back):
             flow.wait_for_one_sent_from_now()
             flow.end()
-    assert (there.lost, back.lost) == (0, 0)
+    assert (there.missing, back.missing) == ([], [])
 
 
 def test_nothing_is_forwarded_after_the_end_by_a_killed_or_a_frozen_agent(trio: Lab) -> None:
