@@ -322,6 +322,7 @@ def test_host_gw_blames_no_peer_that_has_no_pods_and_no_end() -> None:
     reservations = {"10.244.1.0/24": "192.0.2.1", "10.244.2.0/24": "192.0.2.2"}
     with Lab(Plan(fresh_name(), hosts=2, pods=0, config=config, reservations=reservations)) as lab:
         h1, h2 = up_with_peers(lab).hosts
+        wait_for("the reservation is a host of this backend", lambda: problems_of(h1) == [])
         h2.configure("link del cni0")
         answer = command_line(h1, "peers", "--probe").stdout
         assert (" ms" in answer, "pods" in answer) == (True, False), answer
