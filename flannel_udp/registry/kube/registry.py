@@ -79,10 +79,8 @@ class KubeRegistry:
     async def assigned(self) -> Entry:
         """See `Registry.assigned`: the entry that our node's podCIDR makes, its value empty before we register."""
         node = await self._own_node()
-        if node.uid != self._announced:
-            self._announced = (
-                ""  # who seeks the lease of another node carries nothing there, and will say so once he does
-            )
+        if node.uid != self._announced:  # who seeks the lease of another node carries nothing there yet
+            self._announced = ""
         key = self._own_lease(node).key
         try:
             parse_key(key, {})
