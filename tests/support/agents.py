@@ -14,6 +14,7 @@ from ipaddress import IPv4Network
 from types import TracebackType
 from typing import Any, Self
 
+from flannel_udp.errors import FlannelError
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import is_readable, wait_until, write_sysctls
 from flannel_udp.lab.node import AGENT_TIMEOUT_S, Host, Pod
@@ -37,9 +38,21 @@ one of them may take as long.
 
 
 def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> float:
-    """Wait until the condition holds and return how many seconds that took; it is an error if the time is up."""
+    """Wait until the condition holds and return how many seconds that took; it is an error if the time is up.
+
+    Who gives no answer yet, as an agent that has bound its socket and does not listen so far, is asked again.
+    """
     started_s = time.monotonic()
-    assert wait_until(condition, timeout_s), f"not within {timeout_s:g} s: {what}"
+    failures: list[FlannelError] = []
+
+    def holds() -> bool:
+        try:
+            return condition()
+        except FlannelError as error:
+            failures.append(error)
+            return False
+
+    assert wait_until(holds, timeout_s), f"not within {timeout_s:g} s: {what}{''.join(f'; {e}' for e in failures[-1:])}"
     return time.monotonic() - started_s
 
 
