@@ -48,14 +48,14 @@ PROTOCOL = 3
 STATE = "state"
 """The name among the descriptors of the memory file with the `HandoverState` and the peers."""
 
-_OFFER_TIMEOUT_S = 5.0
+_OFFER_TIMEOUT_S = 15.0
 """For answers that take no work."""
 _STATE_TIMEOUT_S = 15.0
 """For the old agent's state, 100,000 peers in it, which it writes beside all that it does."""
 _READY_TIMEOUT_S = 15.0
 """For the new agent's preparations, a table of 100,000 routes among them; the old one forwards meanwhile."""
-_START_TIMEOUT_S = 2.0
-"""For the moment in which nobody forwards."""
+_START_TIMEOUT_S = 10.0
+"""For the moment in which nobody forwards. One that has ended is noticed at once; a busy host may hold one up so long."""
 _END_TIMEOUT_S = 0.2
 _MESSAGE_BYTES = 64 * 1024
 _DESCRIPTORS_MAX = 200

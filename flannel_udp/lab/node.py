@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 AGENT_TIMEOUT_S, _STOP_TIMEOUT_S = 60.0, 30.0
 """For what takes one or two seconds, unless the hosts of a lab share few processors with much else."""
-_HTTP_TIMEOUT_S = 10.0
+_HTTP_TIMEOUT_S = 30.0
 _LOG_LINES = 12
 
 

@@ -325,11 +325,21 @@ class Agent:
 
 
 def command_line(host: Host, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of ours that asks the host's agent, and return what it printed."""
+    """Run a command of ours that asks the host's agent, and return what it printed.
+
+    Commands give up after seconds, and on a busy machine an agent may be as slow: that is asked again.
+    """
     argv = [sys.executable, "-m", "flannel_udp", *arguments, "--control-socket", str(host.control_socket)]
-    return host.run(argv, check=False, timeout_s=PATIENCE_S)
+    ends_s = time.monotonic() + PATIENCE_S
+    while True:
+        done = host.run(argv, check=False, timeout_s=PATIENCE_S)
+        if "did not answer within" not in done.stdout + done.stderr or time.monotonic() > ends_s:
+            return done
 
 
 def command_json(host: Host, *arguments: str) -> Any:
-    """Run such a command with --json and return the document."""
-    return json.loads(command_line(host, *arguments, "--json").stdout)
+    """Run such a command with --json and return the document. Raises `FlannelError` if there is none."""
+    done = command_line(host, *arguments, "--json")
+    if not done.stdout:
+        raise FlannelError(f"no document: {done.stderr}")
+    return json.loads(done.stdout)
