@@ -39,7 +39,7 @@ run flannel-udp lab exec --name "$lab" h2 -- iptables -I INPUT -p udp --dport 82
 run flannel-udp lab exec --name "$lab" h1/p1 -- ping -q -c 3 -i 0.2 -W 1 "$pod2" || true
 run flannel-udp lab exec --name "$lab" h2 -- flannel-udp doctor --control-socket "$h2" --subnet-file "${h2%/*}/subnet.env" || true
 run flannel-udp lab exec --name "$lab" h2 -- iptables -D INPUT -p udp --dport 8285 -j DROP
-run flannel-udp lab exec --name "$lab" h1/p1 -- ping -q -c 3 -i 0.2 -W 1 "$pod2"
+run flannel-udp lab exec --name "$lab" h1/p1 -- ping -q -c 3 -i 0.2 -W 20 "$pod2"
 
 tell 'And away with it.'
 run flannel-udp lab down --name "$lab"

@@ -55,7 +55,7 @@ _STATE_TIMEOUT_S = 15.0
 _READY_TIMEOUT_S = 15.0
 """For the new agent's preparations, a table of 100,000 routes among them; the old one forwards meanwhile."""
 _START_TIMEOUT_S = 10.0
-"""For the moment in which nobody forwards. One that has ended is noticed at once; a busy host may hold one up so long."""
+"""For the moment in which nobody forwards. Who has ended is noticed at once; a busy host may hold one up so long."""
 _END_TIMEOUT_S = 0.2
 _MESSAGE_BYTES = 64 * 1024
 _DESCRIPTORS_MAX = 200

@@ -11,7 +11,7 @@ import pytest
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from tests.support.agents import Agent, Log, peers_of, subnet_of, unanswered, up_with_peers, wait_for
+from tests.support.agents import Agent, Log, drops_of, peers_of, subnet_of, unanswered, up_with_peers, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
@@ -86,9 +86,8 @@ def test_a_peer_inside_its_own_subnet_makes_no_storm() -> None:
     with Lab(plan) as lab:
         (h1,) = lab.hosts
         h1.pods[0].run(["ping", "-c", "3", "-i", "0.2", "-W", "1", "-M", "dont", "10.244.200.9"], check=False)
-        counters = h1.control("/v1/status")["counters"]["out"]
-        assert counters["packets"] == 0
-        assert counters["drops"]["no_route"] >= 3
+        wait_for("all are dropped", lambda: drops_of(h1, "out").get("no_route", 0) >= 3)
+        assert h1.control("/v1/status")["counters"]["out"]["packets"] == 0
 
 
 @pytest.mark.parametrize(

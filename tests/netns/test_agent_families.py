@@ -12,7 +12,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import OVERLAY, Plan
 from flannel_udp.lab.probe import ping_matrix
-from tests.support.agents import command_line, log_of, restart_agents, unanswered, wait_for
+from tests.support.agents import command_json, command_line, log_of, restart_agents, unanswered, wait_for
 from tests.support.by_hand import by_hand
 from tests.support.labs import NEEDS_NETNS, fresh_name
 
@@ -185,5 +185,9 @@ def test_peers_are_asked_by_echoes_of_their_own_family(trio: Lab) -> None:
     wait_for("its peers", lambda: len(peers_by(h1)) == 4)
     for version in (4, 6):
         travels(trio, version)
-    rows = json.loads(command_line(h1, "peers", "--probe", "--json").stdout)
-    assert [(row["echo"]["answered"], ":" in row["subnet"]) for row in rows] == [(True, v6) for v6 in (0, 0, 1, 1)]
+
+    def echoes() -> list[tuple[bool, bool]]:
+        rows = command_json(h1, "peers", "--probe")
+        return [(row["echo"]["answered"], ":" in row["subnet"]) for row in rows]
+
+    wait_for("each answers by its family", lambda: echoes() == [(True, v6) for v6 in (0, 0, 1, 1)])

@@ -29,7 +29,8 @@ VLAN_TAG_BYTES = 4
 """What a veth takes beyond the MTU of its end (linux, __is_skb_forwardable)."""
 FULL = 1500 - OUTER_HEADER_BYTES
 SOME_BYTES = 2 << 20
-SLOW_S = 90.0
+SLOW_S = 300.0
+"""A path is searched again after 30 s, and on a busy machine a search may go wrong."""
 
 
 @contextmanager
@@ -56,6 +57,12 @@ def problems_of(host: Host) -> list[str]:
 
 def is_named(host: Host, text: str) -> bool:
     return any(text in problem for problem in problems_of(host))
+
+
+def is_named_alone(host: Host, text: str) -> bool:
+    """Tell whether that is all: on a busy machine a peer may seem ill for a moment."""
+    problems = problems_of(host)
+    return len(problems) == 1 and text in problems[0]
 
 
 def wait_for_limit(host: Host, peer: Host, limit: int | None) -> None:
@@ -95,7 +102,7 @@ def test_bulk_tcp_passes_and_the_peer_is_named_until_the_path_is_mended() -> Non
             with pinging(one, other):
                 wait_for_limit(host, peer, inner)
             named = f"peer {peer.underlay} ({peer.subnet}): the path carries packets of {inner} bytes, not {FULL}"
-            wait_for("it is named", partial(is_named, host, named))
+            wait_for("it is named alone", partial(is_named_alone, host, named))
             assert f"set Backend.MTU to {inner}" in problems_of(host)[0]
             status = host.control("/v1/status")
             assert (status["ready"], status["degraded"], status["narrow_paths"]) == (True, ["path"], 1)
@@ -129,7 +136,8 @@ def test_a_limit_survives_a_take_over_and_other_peers_coming_and_going() -> None
             h3.start_agent()
             h3.wait_ready()
             wait_for("h2 knows as well", lambda: answers(one, other, 4_000, fragment=True), SLOW_S)
-            assert limits_of(h1)[str(h2.underlay)] == INNER
+            with pinging(one, other):
+                wait_for_limit(h1, h2, INNER)
 
 
 def test_a_peer_that_answers_no_echoes_is_not_judged() -> None:
@@ -191,7 +199,6 @@ def test_host_gw_names_the_path_and_leaves_it(mtu: int) -> None:
         narrow(lab, mtu)
         with pinging(h1.pods[0], h2.pods[0]):
             wait_for_limit(h1, h2, mtu)
-            wait_for("it is named", lambda: problems_of(h1) != [])
-        (problem,) = problems_of(h1)
-        assert f"{mtu} bytes, not 1500" in problem
+            wait_for("it is named alone", lambda: is_named_alone(h1, f"{mtu} bytes, not 1500"))
+            (problem,) = problems_of(h1)
         assert "Backend.MTU" not in problem

@@ -68,7 +68,7 @@ def dials(host: Host, address: IPv4Address | None) -> bool:
 
 
 def is_reached(source: Host, target: IPv4Address) -> bool:
-    return ping(source.pods[0], [target], timeout_s=0.1) != [None]
+    return ping(source.pods[0], [target], timeout_s=promised(0.1)) != [None]
 
 
 def test_a_peer_joins_moves_and_leaves_while_the_traffic_of_others_flows(trio: Lab) -> None:

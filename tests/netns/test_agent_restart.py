@@ -263,9 +263,13 @@ def load_of(pid: int) -> tuple[int, int]:
     """Return the clock ticks (10 ms) of CPU time and the voluntary context switches of all threads so far."""
     ticks = switches = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        try:
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            lines = (task / "status").read_text().splitlines()
+        except OSError:
+            continue  # it has just ended
         ticks += int(fields[11]) + int(fields[12])  # utime, stime: fields 14 and 15 of proc_pid_stat(5)
-        status = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+        status = dict(line.split(":", 1) for line in lines)
         switches += int(status["voluntary_ctxt_switches"])
     return ticks, switches
 

@@ -26,6 +26,14 @@ pytestmark = NEEDS_NETNS
 INTERVAL_S = 0.0005
 """Of each flow: what Python makes of it is about 1,000 packets a second."""
 DAY_S = 86_400
+ENDS_SLOWLY = """
+import sys
+from flannel_udp.agent import agent
+from flannel_udp.cli.main import main
+agent.END_TIMEOUT_S = 15.0
+sys.exit(main())
+"""
+"""A program: the agent, which has 1.2 s for its end, and waits for the registry as long."""
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +121,8 @@ def test_a_take_over_loses_nothing_and_writes_no_route(duo: Lab, tmp_path: Path)
             assert_lease_ends_routes(h1, h2)
         assert agent.stop() == 0
         assert told.read_text() == ""
-    assert log.lines("put right") == log.complaints() == []
+    assert log.lines("put right") == []
+    assert [line for line in log.complaints() if not line.startswith("degraded: ")] == []
 
 
 def test_a_take_over_that_fails_leaves_routes_address_and_key_to_the_old_agent(duo: Lab) -> None:
@@ -184,7 +193,7 @@ def test_with_release_on_exit_the_key_is_gone_and_the_routes(duo: Lab) -> None:
 def test_with_release_on_exit_the_routes_are_gone_before_the_registry_knows(duo: Lab) -> None:
     h1 = duo.hosts[0]
     h1.stop_agent()
-    with Agent(h1, "--release-on-exit") as agent:
+    with Agent(h1, "--release-on-exit", program=("-c", ENDS_SLOWLY)) as agent:
         agent.wait_ready()
         h1.wait_peers({subnet_of(duo.hosts[1])})
         with duo.plan.registry_file.with_name("registry.json.lock").open("a") as lock:

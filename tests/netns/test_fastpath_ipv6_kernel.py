@@ -296,8 +296,8 @@ def send_until_refused(client: socket.socket, n_bytes: int) -> None:
     """Send a datagram until the kernel says why not: one may be lost on the way to the engine, which answers each."""
     client.settimeout(AGAIN_S)
     for _ in range(int(PATIENCE_S / AGAIN_S)):
-        client.send(bytes(n_bytes))
         try:
+            client.send(bytes(n_bytes))
             client.recv(1)
         except TimeoutError:
             continue

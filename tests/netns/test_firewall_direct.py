@@ -23,8 +23,8 @@ def duo(request: pytest.FixtureRequest) -> Iterator[Lab]:
     config = {"Network": str(OVERLAY), "Backend": {"Type": request.param, "DirectRouting": True}}
     with Lab(Plan(fresh_name(), hosts=2, config=config)) as lab:
         up_with_peers(lab)
-        (peer,) = lab.hosts[0].control("/v1/peers")
-        assert peer["datapath"] == "direct"
+        asked = lab.hosts[0]
+        wait_for("it is direct", lambda: [p["datapath"] for p in asked.control("/v1/peers")] == ["direct"])
         yield lab
 
 
@@ -57,7 +57,7 @@ def test_a_rule_for_what_goes_past_the_tunnel_is_named_and_mended_by_its_command
     try:
         wait_for("it is named", lambda: len(found()) == 1, look_s())
         assert host.is_ready()
-        assert None in ping_matrix([each.pods[0] for each in duo.hosts]).values()
+        assert None in ping_matrix([each.pods[0] for each in duo.hosts], 1.0).values()
         assert text in faults(host)["firewall for pods"][0]
         host.run(["sh", "-c", found()[0].rpartition(": ")[2]])
         assert unanswered([each.pods[0] for each in duo.hosts]) == []

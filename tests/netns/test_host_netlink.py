@@ -69,7 +69,7 @@ class Namespace:
 
         thread = threading.Thread(target=inside)
         thread.start()
-        thread.join(20)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
         if errors:
             raise errors[0]

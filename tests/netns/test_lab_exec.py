@@ -81,7 +81,7 @@ def test_the_command_flannel_udp_is_found_where_this_one_is_from(lab: Lab) -> No
 
 @pytest.mark.parametrize(("node", "name"), [("h1", "h2"), ("h1/p1", "h2-p1"), ("h2", "h1-p1"), ("h1", "net")])
 def test_the_others_are_found_by_their_names(lab: Lab, node: str, name: str) -> None:
-    done = in_lab(lab, node, "ping", "-c", "3", "-i", "0.2", "-W", "5", name)
+    done = in_lab(lab, node, "ping", "-c", "3", "-i", "0.2", "-W", "60", name)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

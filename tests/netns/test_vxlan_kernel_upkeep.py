@@ -29,7 +29,7 @@ pytestmark = NEEDS_NETNS
 NEWS_S = 5.0
 """At the news, that is: well before the next of the looks that are due every 10 s."""
 FOLLOW_S = 3.0
-MOVED_S = promised(RETURN_S + FOLLOW_S)
+MOVED_S = RETURN_S + FOLLOW_S
 MOVED_TO = "192.0.2.77"
 
 
@@ -129,7 +129,7 @@ def test_what_is_wrong_is_put_right_at_the_news_and_counted(
     for command in commands:
         h1.run(command.format(**names).split())
     wait_for("it is noticed", lambda: repairs_of(h1)[what] > before[what])
-    assert wait_for("all is right", lambda: is_right(trio)) < NEWS_S
+    assert wait_for("all is right", lambda: is_right(trio)) < promised(NEWS_S)
     assert mac_of(h1) == macs["h1"]
     assert {host.name: mac_of(host) for host in trio.hosts} == macs
     assert_traffic(trio)
@@ -143,7 +143,7 @@ def test_a_device_that_is_made_a_port_of_a_bridge_is_taken_out_and_counted(trio:
     h1.configure(f"link add {bridge} type bridge", f"link set {DEVICE} master {bridge}")
     try:
         wait_for("it is counted", lambda: repairs_of(h1)["master"] > before)
-        assert wait_for("it is out", lambda: "master" not in link_of(h1) and is_right(trio)) < NEWS_S
+        assert wait_for("it is out", lambda: "master" not in link_of(h1) and is_right(trio)) < promised(NEWS_S)
         assert_traffic(trio)
     finally:
         h1.configure(f"link del {bridge}")
@@ -186,7 +186,7 @@ def test_a_foreign_route_is_named_and_left_and_ours_comes_when_it_goes(trio: Lab
     wait_for("it is named", lambda: problems_of(h1) == [fault])
     assert h1.is_ready()
     h1.configure(f"route del {foreign}")
-    assert wait_for("ours is back", lambda: is_right(trio)) < NEWS_S
+    assert wait_for("ours is back", lambda: is_right(trio)) < promised(NEWS_S)
     wait_for("nothing is named", lambda: problems_of(h1) == [])
     assert log.events("not ours") == [fault]
 
@@ -229,7 +229,7 @@ def test_an_interface_that_is_made_anew_takes_the_device_along_which_comes_back_
 def test_another_address_of_the_interface_is_the_device_s_and_the_others_send_there(trio: Lab, h1: Host) -> None:
     h2, subnet = trio.hosts[1], subnet_of(h1)
     move_address(h1, h1.underlay, MOVED_TO)
-    assert wait_for("the others know", lambda: peers_of(h2).get(str(subnet)) == MOVED_TO) < MOVED_S
+    assert wait_for("the others know", lambda: peers_of(h2).get(str(subnet)) == MOVED_TO) < promised(MOVED_S)
     assert_traffic(trio)
     wait_for("the device follows", lambda: is_right(trio, local=MOVED_TO))
     move_address(h1, MOVED_TO, h1.underlay)
