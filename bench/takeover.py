@@ -127,13 +127,18 @@ def _ready_agent(host: Host) -> int | None:
     return None
 
 
-def pass_datagrams(sender: Host, receiver: Host, rate_pps: int, seconds: float, event: Event) -> Passage:
-    """Send small datagrams from pod to pod at a fixed rate while `event` happens, and count what arrives."""
+def pass_datagrams(
+    sender: Host, receiver: Host, rate_pps: int, seconds: float, event: Event, *, silence_ms: int = _SILENCE_MS
+) -> Passage:
+    """Send small datagrams from pod to pod at a fixed rate while `event` happens, and count what arrives.
+
+    Once nothing has come for `silence_ms` it is over: an end that stands still for so long seems to lose the rest.
+    """
     blast = str(build_blast())
     source, target = sender.pods[0], receiver.pods[0]
     ends = (str(target.ip), str(_PORT))
     before = _overflows(sender) + _overflows(receiver)
-    with server(target, [blast, "count", *ends, str(_SILENCE_MS)], "ready") as counter:
+    with server(target, [blast, "count", *ends, str(silence_ms)], "ready") as counter:
         send = [blast, "send", *ends, str(_PAYLOAD_BYTES), str(round(seconds * 1000)), str(rate_pps)]
         with source.popen(send, stdout=subprocess.PIPE) as blasting:
             try:

@@ -27,16 +27,30 @@ pytestmark = NEEDS_NETNS
 
 NOBODY = "10.244.255.7"
 NO_ROUTE = "dropped: no_route: no lease covers the destination"
+ONE_AT_A_TIME = "captures packets of this agent already, and one can at a time: end that first"
 
 
 class Viewer:
-    """`capture` on a host, which writes its lines to one file and what it says to another; it has begun inside."""
+    """`capture` on a host, which writes its lines to one file and what it says to another; it has begun inside.
+
+    It is begun again as long as the agent has not noticed that the capture before has ended.
+    """
 
     def __init__(self, host: Host, folder: Path, *flags: str) -> None:
         self.host, self.flags = host, flags
         self.shown, self.said = folder / "shown", folder / "said"
 
     def __enter__(self) -> Self:
+        self._begin()
+        wait_for("it has begun", self._has_begun)
+        return self
+
+    def _has_begun(self) -> bool:
+        if self.process.poll() is not None and ONE_AT_A_TIME in self.said.read_text():
+            self._begin()
+        return "capturing" in self.said.read_text()
+
+    def _begin(self) -> None:
         argv = [sys.executable, "-m", "flannel_udp", "capture", *self.flags]
         with self.shown.open("w") as out, self.said.open("w") as err:
             self.process = self.host.popen(
@@ -45,8 +59,6 @@ class Viewer:
                 stdout=out,
                 stderr=err,
             )
-        wait_for("it has begun", lambda: "capturing" in self.said.read_text())
-        return self
 
     def lines(self) -> list[str]:
         """Return the lines so far, without their times."""
@@ -98,7 +110,32 @@ def ping_until_it_ends(process: subprocess.Popen[str], pod: Pod, address: object
 
 
 def capture(host: Host, *flags: str) -> subprocess.CompletedProcess[str]:
-    return command_line(host, "capture", *flags)
+    """Run it, and again as long as the agent has not noticed that the capture before has ended."""
+    done: list[subprocess.CompletedProcess[str]] = []
+
+    def is_let_in() -> bool:
+        done[:] = [command_line(host, "capture", *flags)]
+        return ONE_AT_A_TIME not in done[0].stderr
+
+    wait_for("the agent notices that nobody captures", is_let_in)
+    return done[0]
+
+
+def capture_by_shell(host: Host, command: str, pod: Pod, address: object) -> tuple[str, str]:
+    """Do the same by a shell while packets pass, which end it; return what it prints and what it says."""
+    told: list[str] = []
+
+    def is_let_in() -> bool:
+        with host.popen(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as shell:
+            try:
+                ping_until_it_ends(shell, pod, address)
+            finally:
+                shell.kill()
+            told[:] = shell.communicate()
+        return ONE_AT_A_TIME not in told[1]
+
+    wait_for("the agent notices that nobody captures", is_let_in)
+    return told[0], told[1]
 
 
 def test_a_ping_and_a_drop_are_told_line_by_line_and_nobody_else_can_look(
@@ -119,9 +156,8 @@ def test_a_ping_and_a_drop_are_told_line_by_line_and_nobody_else_can_look(
         ):
             viewer.wait_for(line)
 
-        other = capture(h1, "--for=1")
-        line = "captures packets of this agent already, and one can at a time: end that first"
-        said = f"flannel-udp: process {viewer.process.pid} {line}\n"
+        other = command_line(h1, "capture", "--for=1")
+        said = f"flannel-udp: process {viewer.process.pid} {ONE_AT_A_TIME}\n"
         assert (other.returncode, other.stdout, other.stderr) == (1, "", said)
         assert viewer.end().endswith(" packets, none lost")
 
@@ -201,19 +237,11 @@ def test_a_reader_that_goes_away_ends_it_quietly(lab: Lab, pods: Sequence[Pod], 
     with Viewer(h1, tmp_path) as viewer:
         viewer.process.kill()  # with nobody who could say goodbye
         viewer.process.wait()
-    wait_for("the agent has noticed", lambda: capture(h1, "--for=1").returncode == 0)
     command = f"{sys.executable} -m flannel_udp capture -w - --control-socket {h1.control_socket} | head -c 1"
-    with h1.popen(
-        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as piped:
-        try:
-            ping_until_it_ends(piped, pods[0], pods[1].ip)
-        finally:
-            piped.kill()
-        out, err = piped.communicate()
+    out, err = capture_by_shell(h1, f"{command}; echo ${{PIPESTATUS[0]}}", pods[0], pods[1].ip)
     assert out.splitlines()[-1].endswith("141")
     assert err == "flannel-udp: capturing, until Ctrl-C\n"
-    wait_for("and nothing is left on", lambda: capture(h1, "--for=1").returncode == 0)
+    assert capture(h1, "--for=1").returncode == 0  # nothing is left on
 
 
 def test_a_file_that_cannot_be_written_is_one_line(lab: Lab, tmp_path: Path) -> None:
@@ -225,13 +253,8 @@ def test_a_file_that_cannot_be_written_is_one_line(lab: Lab, tmp_path: Path) -> 
         done = capture(h1, "-w", path)
         assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"flannel-udp: cannot write {path}: {why}")
     command = f"exec {sys.executable} -m flannel_udp capture --json --control-socket {h1.control_socket} > /dev/full"
-    with h1.popen(["bash", "-c", command], stderr=subprocess.PIPE) as full:
-        try:
-            ping_until_it_ends(full, h1.pods[0], NOBODY)
-        finally:
-            full.kill()
-        assert full.stderr is not None
-        assert full.stderr.read().splitlines()[1:] == ["flannel-udp: cannot write the output: No space left on device"]
+    _, err = capture_by_shell(h1, command, h1.pods[0], NOBODY)
+    assert err.splitlines()[1:] == ["flannel-udp: cannot write the output: No space left on device"]
     kept = tmp_path / "kept"
     kept.write_text("what was here")
     argv = [sys.executable, "-m", "flannel_udp", "capture", "-w", str(kept), f"--control-socket={tmp_path / 'nobody'}"]

@@ -29,6 +29,7 @@ from tests.support.agents import (
 )
 from tests.support.by_hand import FileByHand
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 from tests.support.systemd import open_notify_socket
 
 pytestmark = NEEDS_NETNS
@@ -237,7 +238,7 @@ def command_without_agent(host: Host, *words: str) -> tuple[int, str, str]:
 
 def health(host: Host, path: str, address: str = "192.0.2.1") -> int:
     """Return the status code that the health server answers with, 0 if nothing listens."""
-    connection = http.client.HTTPConnection(address, HEALTH_PORT, timeout=2)
+    connection = http.client.HTTPConnection(address, HEALTH_PORT, timeout=PATIENCE_S)
     connection.sock = host.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         connection.sock.connect((address, HEALTH_PORT))

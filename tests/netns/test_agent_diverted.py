@@ -346,7 +346,8 @@ def test_a_host_with_more_rules_and_networks_of_its_own_is_well(duo: Lab, h1: Ho
         "route add blackhole 10.240.0.0/12",
     ]
     undo = ["link del docker0", f"route del {own[9]}", "route del 10.0.0.0/8", "route del blackhole 10.240.0.0/12"]
-    undo += ["route del default dev other metric 500", *(f"rule del pref {pref}" for pref in range(90, 97))]
+    # The last rule goes first: without the one before it all of our packets would be sent elsewhere, indeed.
+    undo += ["route del default dev other metric 500", *(f"rule del pref {pref}" for pref in reversed(range(90, 97)))]
     log = Log(h1)
     h1.configure(*lines)
     try:

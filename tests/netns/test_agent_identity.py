@@ -155,7 +155,7 @@ def test_a_lease_under_our_address_that_is_not_ours_is_never_deleted_and_the_ker
     assert str(subnet_of(h1)).endswith(".0/24")
     h1.configure(f"addr add {service}/32 dev lo")
     wait_for("h2 has it", lambda: peers_of(h2).get(f"{service}/32") == str(h1.underlay))
-    h2.pods[0].run(["ping", "-c", "3", "-i", "0.2", "-W", "2", service])
+    h2.pods[0].run(["ping", "-c", "3", "-i", "0.2", "-W", "60", service])
     (line,) = [line for line in log_of(h1) if f"entry '{service}-32'" in line]
     assert "has our public IP" in line
     for host in (h1, h2):

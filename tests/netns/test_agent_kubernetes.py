@@ -342,12 +342,12 @@ def test_a_node_that_is_made_anew_with_its_subnet_is_available_again_and_no_traf
         agent.wait_ready()
         agent.wait_for_line("told Kubernetes that the network of node h1 is available")
 
-        def make_anew(store: Store) -> None:
+        def make_anew(store: Store) -> str:
             store.delete_node("h1")
             store.add_node("h1", "10.244.0.0/24")
+            return str(store.condition("h1")["status"])
 
-        one.api.do(make_anew)
-        assert not is_available(one, host)
+        assert one.api.do(make_anew) == "True"  # not available
         wait_for("it is available again", lambda: is_available(one, host))
         assert annotations_of(one, host)["kube-subnet-manager"] == "true"
         assert not [line for line in agent.said() if "lost our subnet" in line]

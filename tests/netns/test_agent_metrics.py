@@ -25,6 +25,7 @@ from flannel_udp.lab.probe import tcp_rate
 from tests.support.agents import command_line, log_of, pid_of, subnet_of, unanswered, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.many_peers import N_PEERS, NETWORK, host_number, subnet_number
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -47,7 +48,7 @@ def lab() -> Iterator[Lab]:
 def scrape(host: Host) -> Samples:
     """Return (name, label values by the labels' names) → figure."""
     with host.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.settimeout(5.0)
+        sock.settimeout(PATIENCE_S)
         sock.connect(("127.0.0.1", PORT))
         sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         head, _, body = b"".join(iter(lambda: sock.recv(65_536), b"")).partition(b"\r\n\r\n")
@@ -165,7 +166,7 @@ def test_a_scrape_with_ten_thousand_peers_costs_milliseconds(record_property: Ca
         host.control("/v1/peers")  # whatever the agent does only once is done
         before_s = cpu_s(pid_of(host))
         for _ in range(N_SCRAPES):
-            page = fetch_metrics(host.control_socket)
+            page = fetch_metrics(host.control_socket, PATIENCE_S)
         took_s = (cpu_s(pid_of(host)) - before_s) / N_SCRAPES
     n_series = len([line for line in page.splitlines() if not line.startswith("#")])
     record_property("figure", f"{took_s * 1e3:.1f} ms of CPU time a scrape, {n_series} series")

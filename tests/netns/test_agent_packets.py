@@ -91,8 +91,8 @@ def test_traceroute_shows_every_router_and_both_agents_each_by_the_address_that_
 @pytest.mark.parametrize("size", [4000, 20_000])
 def test_a_ping_in_fragments_comes_back_whole(pair: Lab, size: int) -> None:
     source, target = pair.pods()
-    shown = source.run(["ping", "-c2", "-i0.2", "-W2", "-s", str(size), str(target.ip)]).stdout
-    assert "2 received" in shown
+    for _ in range(2):  # one ping of two waits for the second answer only about as long as the first one took
+        source.run(["ping", "-c1", "-W60", "-s", str(size), str(target.ip)])
 
 
 def test_fragments_out_of_order_are_forwarded_one_by_one_and_reassembled_by_the_pod(pair: Lab) -> None:
@@ -134,11 +134,11 @@ def test_a_packet_too_big_for_flannel0_is_answered_with_its_mtu(wide_pods: Lab) 
     mtu = wide_pods.plan.underlay_mtu - 28  # outer IPv4 and UDP headers
     assert command_json(wide_pods.hosts[0], "status")["tunnel"]["mtu"] == mtu
     fits = mtu - 28  # IPv4 and ICMP headers
-    shown = source.run(["ping", "-c1", "-W2", "-M", "do", "-s", "1472", str(target.ip)], check=False)
+    shown = source.run(["ping", "-c1", "-W60", "-M", "do", "-s", "1472", str(target.ip)], check=False)
     assert f"Frag needed and DF set (mtu = {mtu})" in shown.stdout
     source.run(["ip", "route", "flush", "cache"])
-    source.run(["ping", "-c1", "-W2", "-M", "do", "-s", str(fits), str(target.ip)])
-    shown = source.run(["ping", "-c1", "-W2", "-M", "do", "-s", str(fits + 1), str(target.ip)], check=False)
+    source.run(["ping", "-c1", "-W60", "-M", "do", "-s", str(fits), str(target.ip)])
+    shown = source.run(["ping", "-c1", "-W60", "-M", "do", "-s", str(fits + 1), str(target.ip)], check=False)
     assert f"mtu = {mtu}" in shown.stdout + shown.stderr
 
 
@@ -146,7 +146,7 @@ def test_the_largest_packet_crosses_the_underlay_in_one_piece(wide_pods: Lab) ->
     source, target = wide_pods.pods()
     mtu = wide_pods.plan.underlay_mtu
     with Tap(wide_pods.hosts[1], "eth0") as wire:
-        source.run(["ping", "-c1", "-W2", "-M", "do", "-s", str(mtu - 56), str(target.ip)])
+        source.run(["ping", "-c1", "-W60", "-M", "do", "-s", str(mtu - 56), str(target.ip)])
         sizes = {len(packet) for packet in wire.packets()}
     assert max(sizes) == mtu
 

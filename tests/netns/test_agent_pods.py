@@ -37,9 +37,9 @@ def test_pods_of_two_hosts_reach_each_other_both_ways(lab: Lab) -> None:
 def test_hosts_and_pods_of_other_hosts_reach_each_other(lab: Lab) -> None:
     h1, h2 = lab.hosts
     for source, target in ((h1, h2), (h2, h1)):
-        source.run(["ping", "-c1", "-W2", str(target.pods[0].ip)])
+        source.run(["ping", "-c1", "-W60", str(target.pods[0].ip)])
         # flannel0's address too is one of the overlay, as flanneld has it.
-        source.run(["ping", "-c1", "-W2", str(subnet_of(target).network_address)])
+        source.run(["ping", "-c1", "-W60", str(subnet_of(target).network_address)])
 
 
 def test_every_host_holds_one_entry_with_exactly_flannels_value(lab: Lab) -> None:

@@ -17,6 +17,7 @@ from flannel_udp.lab.plan import Plan
 from tests.registry.certificates import make_authority
 from tests.support.agents import Agent, command_line, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -125,7 +126,7 @@ def test_a_file_of_another_user_costs_one_more_capability_and_is_named(tmp_path:
 
 def get(host: Host, path: str) -> str:
     with host.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.settimeout(5.0)
+        sock.settimeout(PATIENCE_S)
         sock.connect(("127.0.0.1", PORT))
         sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
         return b"".join(iter(lambda: sock.recv(65_536), b"")).decode()

@@ -124,6 +124,7 @@ def test_a_flow_of_datagrams_stays_on_one_worker_at_both_ends(lab: Lab, version:
         growth = Growth(lab)
         send_flow(source, target, version, N_DATAGRAMS)
         wait_for("all arrived", lambda: sum(growth.into(target.host)) >= N_DATAGRAMS)
+        wait_for("all are counted", lambda: sum(growth.out(source.host)) >= N_DATAGRAMS)
         return growth.out(source.host), growth.into(target.host)
 
     assert undisturbed(lab, carried_of_a_flow) == ([N_DATAGRAMS, 0], [N_DATAGRAMS, 0])

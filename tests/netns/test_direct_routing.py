@@ -190,9 +190,12 @@ def test_doctor_finds_nothing_wrong_and_notes_what_a_strict_rp_filter_would_drop
             found.setdefault(row["question"], []).append(row)
         return found
 
-    found = rows()
-    for question in ("agent", "forwarding", "routes", "rp_filter", "peers"):
-        assert [row["ok"] for row in found[question]] == [True], found[question]
+    def all_is_well() -> bool:
+        found = rows()
+        questions = ("agent", "forwarding", "routes", "rp_filter", "peers")
+        return all([row["ok"] for row in found[question]] == [True] for question in questions)
+
+    wait_for("all is well", all_is_well)
     set_rp_filter(h1, device, 1)
     try:
         _, noted = rows()["rp_filter"]

@@ -20,6 +20,7 @@ from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.support.agents import Agent, wait_for
 from tests.support.firewall import kernel_listing, shown
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -45,7 +46,7 @@ def readiness(host: Host) -> int:
 
     def ask() -> int:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{HEALTH_PORT}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{HEALTH_PORT}/readyz", timeout=PATIENCE_S) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code

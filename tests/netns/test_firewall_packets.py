@@ -19,6 +19,7 @@ from flannel_udp.lab.plan import OVERLAY, Plan
 from tests.support.agents import subnet_of, up_with_peers
 from tests.support.firewall import PORT, kernel_listing, shown, source_seen
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
 
@@ -119,7 +120,7 @@ def test_multicast_is_not_masqueraded(scene: Scene) -> None:
         server.bind((GROUP, PORT))
         membership = socket.inet_aton(GROUP) + scene.outside.underlay.packed
         server.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
-        server.settimeout(10)
+        server.settimeout(PATIENCE_S)
         client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, scene.h1.underlay.packed)
         client.bind((scene.bridge, SOURCE_PORT))
         client.sendto(b"to all", (GROUP, PORT))
@@ -144,7 +145,7 @@ def test_the_forwarding_rules_accept_what_another_rule_of_the_same_chain_would_d
             (scene.pod, scene.outside, scene.outside.underlay),
             (scene.outside, scene.pod, scene.pod.ip),
         ):
-            seen = source_seen(sender, receiver, IPv4Address(address), timeout_s=10 if passes else LOST_S)
+            seen = source_seen(sender, receiver, IPv4Address(address), timeout_s=PATIENCE_S if passes else LOST_S)
             assert (seen is not None) == passes, (sender.path, receiver.path)
     finally:
         scene.h1.run(["iptables", "-w", "-P", "FORWARD", "ACCEPT"])

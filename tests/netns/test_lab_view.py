@@ -17,7 +17,7 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import names
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping
-from flannel_udp.view.interfaces import look
+from flannel_udp.view.interfaces import Interface, look
 from flannel_udp.view.shapes import Look
 from tests.support.agents import has_ended, wait_for
 from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name
@@ -88,19 +88,31 @@ def test_the_figures_are_the_kernels(lab: Lab, view: View) -> None:
             if rows["h2/p1"]["to_node"]["packets"] >= before["h2/p1"]["to_node"]["packets"] + 20:
                 break
     assert rows["h1/p1"]["from_node"]["packets"] >= before["h1/p1"]["from_node"]["packets"] + 20
-    kernel = look([lab.net, h1, h2, *lab.pods()])
-    for name, row in rows.items():
-        port = kernel["net"][name] if "/" not in name else kernel[name[:2]]["p1"]
-        end = kernel[name]["eth0"]
+
+    def both_ends() -> dict[str, tuple[Interface, Interface]]:
+        kernel = look([lab.net, h1, h2, *lab.pods()])
+        ports = {name: kernel[name[:2]]["p1"] if "/" in name else kernel["net"][name] for name in rows}
+        return {name: (port, kernel[name]["eth0"]) for name, port in ports.items()}
+
+    for name, (port, end) in both_ends().items():
+        row = rows[name]
         assert row["to_node"]["bytes"] <= port.tx_bytes
         assert row["from_node"]["bytes"] <= port.rx_bytes
-        assert abs(port.tx_packets - end.rx_packets) <= 5  # what one end sent the other got, but for what is on its way
         assert (row["up"], row["mtu"]) == (True, end.mtu)
+    # What one end sent the other got, but for what is on its way, and comes between the looks at the two.
+    wait_for(
+        "both ends agree",
+        lambda: all(abs(port.tx_packets - end.rx_packets) <= 5 for port, end in both_ends().values()),
+    )
 
 
 def test_hosts_leases_and_peers_are_what_the_agents_say(lab: Lab, view: View) -> None:
+    def are_told(now: Look) -> bool:
+        """Tell whether all agents have answered, each within the second that a look has for it."""
+        return all(row["agent"] is not None and row["agent"]["peers"] == 1 for row in now["hosts"])
+
     with view.live() as events:
-        now = next(looks(events))
+        now = next(filter(are_told, looks(events)))
     assert now["faults"] == {}
     for host, row in zip(lab.hosts, now["hosts"], strict=True):
         agent = row["agent"]

@@ -16,12 +16,13 @@ from tests.support.by_hand import PREFIX, EtcdByHand
 from tests.support.by_hand_vxlan import vxlan_value
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
+from tests.support.patience import PATIENCE_S
 from tests.support.vxlan_state import addresses_of, entries_of, life_of
 
 pytestmark = [*NEEDS_NETNS, pytest.mark.usefixtures("needs_etcd")]
 
-LIFE_S = 20
-"""Of the leases: renewed every 10 s, and given up a quarter of their life before the end."""
+LIFE_S = 80
+"""Of the leases: given up a quarter of it before the end, in which a busy machine has to look at both hosts."""
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +82,16 @@ def test_nothing_is_forwarded_after_the_end_by_a_killed_or_a_frozen_agent(trio: 
 
         def all_gone() -> bool:
             """Note when a host's routes are gone; its key must still be there."""
-            for host in flows.keys() - sent_by_then.keys():
-                if not routes_of(host):
-                    sent_by_then[host] = flows[host].sent
-                    assert key_of(host) in hand.subnets()
+            gone = {host: flows[host].sent for host in flows.keys() - sent_by_then.keys() if not routes_of(host)}
+            sent_by_then.update(gone)
+            assert not gone or set(map(key_of, gone)) <= hand.subnets().keys()
             return len(sent_by_then) == len(flows)
 
-        wait_for("the kernel removes routes and neighbours", all_gone)
+        wait_for("the kernel removes routes and neighbours", all_gone, LIFE_S + PATIENCE_S)
         assert [addresses_of(host) for host in flows] == [[], []]
         wait_for("etcd lets the keys go", lambda: not hand.subnets().keys() & set(map(key_of, flows)))
         for host, flow in flows.items():
-            assert 0 < flow.newest <= sent_by_then[host] < flow.sent - 100
+            assert 0 < flow.newest <= sent_by_then[host] < flow.sent - 10
         log = Log(frozen)
         os.kill(pid, signal.SIGCONT)
         wait_for("the frozen one is told", lambda: bool(log.lines("lost our subnet")))
