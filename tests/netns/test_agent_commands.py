@@ -71,6 +71,7 @@ def test_traffic_and_drops_are_counted(pair: Lab) -> None:
         "packets_in": 3,
         "bytes_in": 3 * 128,
     }
+    wait_for("both are dropped", lambda: drops_of(h1, "out").get("no_route", 0) >= dropped + 2)
     assert drops_of(h1, "out")["no_route"] == dropped + 2
     assert "dropped: no_route" in command_line(h1, "status").stdout
 

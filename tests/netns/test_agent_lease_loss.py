@@ -145,7 +145,7 @@ def test_an_overwritten_key_means_another_subnet_when_one_is_free(registry: str)
         hand = by_hand(lab)
         former, log = subnet_of(h1), Log(h1)
         hand.put(key_of(h1), STRANGER)
-        wait_for("another subnet", lambda: h1.is_ready() and subnet_of(h1) != former)
+        wait_for("another subnet", lambda: subnet_of(h1) != former and h1.is_ready())
         wait_for_peers([h1, h2])
         # The hosts' own addresses in the overlay follow; the pods would be moved by the container runtime.
         assert ping(h2, [subnet_of(h1).network_address], PATIENCE_S) != [None]

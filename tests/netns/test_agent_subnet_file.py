@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,7 @@ def test_whatever_becomes_of_it_it_is_put_back_and_counted(host: Host, tmp_path:
         wait_for("ready", lambda: is_ready(host))
         env = subnet_env.read(path)
         assert env is not None
+        began_s = time.monotonic()
         for n, change in enumerate(CHANGES, start=1):
             with frozen(agent.process.pid):  # or it puts back what stands in the way of the change's second step
                 change(path)
@@ -104,7 +106,8 @@ def test_whatever_becomes_of_it_it_is_put_back_and_counted(host: Host, tmp_path:
         assert path.parent.stat().st_mode & 0o777 == 0o755
         assert path.stat().st_mode & 0o777 == 0o644
         said = [line for line in agent.said() if line.startswith("put right: ")]
-        assert said == [f"put right: {path}, which was gone"]  # not one line for each
+        assert said[0] == f"put right: {path}, which was gone"
+        assert len(said) <= 1 + (time.monotonic() - began_s) // 60  # one a minute, not one for each
         assert agent.stop() == 0
     assert _holds(path, env)  # for the next run, and for the pods that go on
     assert [entry.name for entry in path.parent.iterdir() if entry.name.endswith(".lock")] == []

@@ -14,6 +14,7 @@ from contextlib import closing
 
 import pytest
 
+from flannel_udp.handover import conversation
 from flannel_udp.handover.conversation import HandoverFailed, Offered, ask_handover, reach_agent, serve_handover
 from flannel_udp.handover.state import HandoverState, Terms
 from flannel_udp.handover.takeover import HANDOVER
@@ -25,18 +26,20 @@ from tests.support.agents import Agent, Log, pid_of, subnet_of, up_with_peers, w
 from tests.support.by_hand import by_hand
 from tests.support.flow import Flow
 from tests.support.labs import NEEDS_NETNS, fresh_name
-from tests.support.patience import promised
+from tests.support.patience import PATIENCE_S, promised
 
 pytestmark = NEEDS_NETNS
 
 REPAIR_S, CONVERGE_S = 1.0, 5.0
 UNANSWERED_S = 0.5
-"""How long the old agent answers nobody; it takes all back two seconds after it has stepped aside."""
+"""How long the old agent answers nobody; it takes all back ten seconds after it has stepped aside."""
 STRANGER = '{"PublicIP":"192.0.2.99"}'
 
 
 @pytest.fixture
-def duo() -> Iterator[Lab]:
+def duo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    for name in ("_OFFER_TIMEOUT_S", "_READY_TIMEOUT_S", "_START_TIMEOUT_S"):
+        monkeypatch.setattr(conversation, name, PATIENCE_S)  # for what the test plays itself
     with Lab(Plan(fresh_name(), hosts=2)) as lab:
         yield up_with_peers(lab)
 
@@ -92,7 +95,7 @@ def test_a_subnet_lost_while_it_is_offered_is_given_to_nobody(duo: Lab) -> None:
     with pytest.raises(HandoverFailed, match="this agent has lost its subnet"):
         take(offered)
     close_all(offered.descriptors)
-    wait_for("another subnet is held", lambda: h1.is_ready() and subnet_of(h1) != subnet)
+    wait_for("another subnet is held", lambda: subnet_of(h1) != subnet and h1.is_ready())
 
 
 def test_who_asks_while_it_steps_aside_waits_for_whoever_is_the_agent_afterwards(duo: Lab) -> None:
@@ -179,5 +182,5 @@ def test_a_subnet_taken_in_the_last_moment_is_given_up_by_the_new_agent(duo: Lab
         started_s = time.monotonic()
         agent.wait_for_line(f"lost our subnet {subnet}: {key} was taken by 192.0.2.99")
         assert time.monotonic() - started_s < promised(CONVERGE_S)
-        wait_for("another subnet is held", lambda: h1.is_ready() and subnet_of(h1) != subnet)
+        wait_for("another subnet is held", lambda: subnet_of(h1) != subnet and h1.is_ready())
         assert agent.stop() == 0

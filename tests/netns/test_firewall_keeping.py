@@ -160,7 +160,7 @@ def test_rules_of_an_earlier_subnet_are_replaced(lab: Lab, host: Host, dialect: 
         # Our key goes to another host while we run: lease loss, then another subnet.
         by_hand(lab).delete(f"{earlier}".replace("/", "-"))
         by_hand(lab).put(f"{earlier}".replace("/", "-"), '{"PublicIP": "192.0.2.77"}')
-        wait_for("another subnet", lambda: host.is_ready() and subnet_of(host) != earlier)
+        wait_for("another subnet", lambda: subnet_of(host) != earlier and host.is_ready())
         assert str(earlier) not in kernel_listing(host, dialect)
         assert stand(host, dialect)
         assert routes(host, "blackhole") == [f"blackhole {subnet_of(host)} metric 4294967295"]
@@ -198,6 +198,7 @@ def test_clean_on_exit_leaves_nothing(host: Host, dialect: str) -> None:
     assert routes(host, "blackhole") == []
 
 
+MOST_RUNS = 3
 SLOWLY = """
 import sys
 from flannel_udp.agent import agent, ending
@@ -207,14 +208,15 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("limit_s", [0.7 * 7, 0.5], ids=["enough time", "too little"])
+@pytest.mark.parametrize("limit_s", [60.0, 0.5], ids=["enough time", "too little"])
 def test_slow_tools_are_run_few_times_and_what_stays_is_named_with_what_removes_it(
     host: Host, dialect: str, tmp_path: Path, limit_s: float
 ) -> None:
-    """Seven times slower than on a host where each run takes 0.15 s, with as much more time, or with too little."""
+    """Seven times slower than on a host where each run takes 0.15 s, with enough time, or with too little."""
     slow = tmp_path / "slow"
     for name in ("iptables", "iptables-restore", "nft"):
-        (tmp_path / name).write_text(f'#!/bin/sh\n[ -e {slow} ] && sleep 1.05\nexec {shutil.which(name)} "$@"\n')
+        held_up = f"[ -e {slow} ] && echo {name} >>{slow} && sleep 1.05"
+        (tmp_path / name).write_text(f'#!/bin/sh\n{held_up}\nexec {shutil.which(name)} "$@"\n')
         (tmp_path / name).chmod(0o755)
     path = f"PATH={tmp_path}:{os.environ['PATH']}"
     flags, program = ("--ip-masq", "--ip-blackhole-route", "--clean-on-exit"), ("-c", SLOWLY.format(limit_s=limit_s))
@@ -226,6 +228,7 @@ def test_slow_tools_are_run_few_times_and_what_stays_is_named_with_what_removes_
         stays = [line for line in agent.said() if line.startswith("the firewall rules stay: ")]
     if limit_s > 1:
         assert stays == []
+        assert len(slow.read_text().splitlines()) <= MOST_RUNS
     else:
         what, commands = stays[0].split(" s: ")
         assert what == "the firewall rules stay: removing them takes over 0.5"

@@ -128,7 +128,7 @@ def test_who_sends_with_another_mac_is_dropped_and_counted(shared: tuple[Lab, Le
     set_mac(theirs, random_mac())
     try:
         assert ping(p2, [p1.ip], timeout_s=0.5) == [None]
-        wait_for("it is counted", lambda: drops_of(h1, "in")["spoofed_mac"] >= 1)
+        wait_for("it is counted", lambda: drops_of(h1, "in").get("spoofed_mac", 0) >= 1)
         wait_for("the log says so", lambda: log.lines("(spoofed_mac)") != [])
     finally:
         set_mac(theirs, right)
@@ -138,8 +138,7 @@ def test_who_sends_with_another_mac_is_dropped_and_counted(shared: tuple[Lab, Le
 def test_status_asks_a_peer_by_its_first_address(shared: tuple[Lab, LeasedVxlan]) -> None:
     lab, _ = shared
     h1 = lab.hosts[0]
-    (row,) = command_json(h1, "peers", "--probe")
-    assert row["echo"]["answered"], row
+    wait_for("it answers", lambda: [row["echo"]["answered"] for row in command_json(h1, "peers", "--probe")] == [True])
 
 
 def test_nothing_of_theirs_is_touched(shared: tuple[Lab, LeasedVxlan]) -> None:
