@@ -16,7 +16,8 @@ from scapy.layers.inet import IP, UDP
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
-from tests.support.agents import Log, command_json, command_line, drops_of, up_with_peers, wait_for
+from flannel_udp.lab.probe import ping
+from tests.support.agents import Agent, Log, acquaint, command_json, command_line, drops_of, up_with_peers, wait_for
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.standstill import freeze
 from tests.support.taps import send_datagrams, send_raw
@@ -24,6 +25,14 @@ from tests.support.taps import send_datagrams, send_raw
 pytestmark = NEEDS_NETNS
 
 PORT = 8285
+WAITS_FOR_ITS_TABLE = """
+import sys
+from flannel_udp.agent import agent
+from flannel_udp.cli.main import main
+agent.TABLE_WAIT_S = 60.0
+sys.exit(main())
+"""
+"""A program: the agent, which by itself waits 2 s for its peers, and then drops what comes from strangers."""
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +75,10 @@ def test_a_sender_behind_nat_is_named_in_one_line_and_in_the_status(fresh: Lab) 
     h1, h2, _ = fresh.hosts
     log = Log(h1)
     target, source = h1.pods[0].ip, h2.pods[0].ip
-    with behind_nat(h2, "192.0.2.200"):  # for less than 3 s: then h2's agent asks by echoes what is wrong
+    acquaint([h1, h2])  # or h2's agent asks by echoes what is wrong: now it asks again in 10 s
+    with behind_nat(h2, "192.0.2.200"):
         for n in range(1, 5):  # what waits together would leave, and be dropped, as one
-            h2.pods[0].run(["ping", "-c", "1", "-W", "0.2", str(target)], check=False)
+            ping(h2.pods[0], [target], timeout_s=0.05)
             wait_for("it is counted", lambda: drops_of(h1, "in").get("unknown_peer") == n)  # noqa: B023 - called at once
     wait_for("a line", lambda: bool(log.lines("unknown_peer")))
     (line,) = log.lines("unknown_peer")
@@ -103,12 +113,15 @@ def test_what_peers_send_while_an_agent_starts_is_carried_as_soon_as_it_knows_th
     with h2.pods[0].popen(pings, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as pinging:
         try:
             h1.stop_agent()
-            h1.start_agent()
-            h1.wait_ready()
-            wait_for("they pass", lambda: h1.control("/v1/status")["counters"]["in"]["packets"] > 0)
-            assert drops_of(h1, "in") == {}
+            with Agent(h1, program=("-c", WAITS_FOR_ITS_TABLE)) as agent:
+                agent.wait_ready()
+                wait_for("they pass", lambda: h1.control("/v1/status")["counters"]["in"]["packets"] > 0)
+                assert drops_of(h1, "in") == {}
+                assert agent.stop() == 0
         finally:
             pinging.kill()
+            h1.start_agent()
+            h1.wait_ready()
 
 
 def test_what_pods_send_to_multicast_groups_is_no_alarm(fresh: Lab) -> None:
@@ -134,6 +147,7 @@ def test_a_host_that_routes_its_own_datagrams_into_the_overlay_does_not_encapsul
     try:
         h1.pods[0].run(["ping", "-c", "2", "-i", "0.2", "-W", "1", "-M", "dont", str(h2.pods[0].ip)], check=False)
         wait_for("a line", lambda: bool(log.lines("looped")))
+        wait_for("both are counted", lambda: drops_of(h1, "out").get("looped", 0) >= 2)
         counters = h1.control("/v1/status")["counters"]["out"]
         # Each ping, and perhaps an answer to somebody: one datagram each, and each came back once.
         assert 2 <= counters["drops"]["looped"] <= counters["packets"] <= 20

@@ -73,11 +73,16 @@ def test_packets_and_drops_of_pods_are_counted(lab: Lab) -> None:
     before = scrape(h1)
     assert unanswered(lab.pods()) == []
     h1.pods[0].run(["ping", "-c1", "-W1", NOBODY], check=False)
-    after = scrape(h1)
+    after: dict[tuple[str, tuple[str, ...]], float] = {}
 
     def grown(name: str, *labels: str) -> float:
         return after[name, labels] - before[name, labels]
 
+    def is_counted() -> bool:
+        after.update(scrape(h1))
+        return grown("drops_total", "out", "no_route") > 0 and grown("icmp_answers_total", "sent") > 0
+
+    wait_for("it is counted", is_counted)
     assert grown("packets_total", "out") >= 2  # a request and an answer
     assert grown("packets_total", "in") >= 2
     assert grown("bytes_total", "out") >= 2 * 28

@@ -178,8 +178,9 @@ def test_auto_takes_our_own_packet_path_for_both_versions_and_near_ones_have_the
             agent.wait_ready()
             h1.attach_pods()
             wait_for_pings(lab)
-            status = h1.control("/v1/status")
-            assert (status["backend"]["datapath"], status["backend"]["direct"]) == ("userspace", 2)
+            wait_for("near ones are direct", lambda: h1.control("/v1/status")["backend"]["direct"] == 2)
+            wait_for("h2's route", lambda: routes_of(h1) == [route_to(h2)])
+            assert h1.control("/v1/status")["backend"]["datapath"] == "userspace"
             assert any("this kernel has no nonsense" in line for line in agent.said())
             ways = {peer["subnet"]: peer["datapath"] for peer in h1.control("/v1/peers")}
             expected = {(h2, "direct"), (h3, "tunnel")}

@@ -30,7 +30,7 @@ N_CHANGES = 20
 PATIENCE_S = 180.0
 HOUR_S = 3_600
 LIVES_MAX = 3
-OF_DEVICES = 20
+OF_DEVICES = 500
 """More than the kernel tells of routes that come with addresses and links, and of neighbours on the underlay."""
 SHOW_V6 = "ip -6 route show proto 82"
 DEVICES = {4: "flannel.1", 6: "flannel-v6.1"}

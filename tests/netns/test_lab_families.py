@@ -18,6 +18,7 @@ from flannel_udp.lab.plan import FAMILIES, OVERLAY, OVERLAY_V6, Plan
 from flannel_udp.lab.probe import ping, ping_matrix, tcp_rate
 from flannel_udp.lab.sites import Router
 from flannel_udp.model import Subnet
+from tests.support.by_hand import etcdctl_command
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.patience import PATIENCE_S
 
@@ -117,8 +118,8 @@ def test_status_tells_of_both_families() -> None:
 def test_every_host_reaches_the_labs_etcd_and_finds_the_configuration(families: str) -> None:
     with Lab(Plan(fresh_name(), hosts=1, agents=(), registry="etcd", families=families)) as lab:
         endpoint = lab.plan.registry_args[-1]
-        command = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={endpoint}", "get", "--print-value-only"]
-        said = json.loads(lab.hosts[0].run([*command, "/coreos.com/network/config"]).stdout)
+        command = etcdctl_command(endpoint, "get", "--print-value-only", "/coreos.com/network/config")
+        said = json.loads(lab.hosts[0].run(command).stdout)
         assert (said["EnableIPv6"], said["IPv6Network"]) == (True, str(OVERLAY_V6))
         assert said.get("EnableIPv4", True) == (4 in lab.plan.versions)
         assert ("Network" in said) == (4 in lab.plan.versions)

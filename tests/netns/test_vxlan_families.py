@@ -132,10 +132,14 @@ def test_counters_and_drops_of_both_are_one(mixed: Lab) -> None:
     wait_for_pings(mixed)
     for version in mixed.plan.versions:
         host.pods[0].run(["ping", "-c1", "-W1", wanted[version]], check=False)
+
+    def dropped() -> set[str]:
+        rows = host.control("/v1/status")["last_dropped"].get("no_route", [])
+        return {row["destination"] for row in rows}
+
+    wait_for("they are dropped", lambda: {wanted[version] for version in mixed.plan.versions} <= dropped())
     status = host.control("/v1/status")
     assert status["counters"]["out"]["drops"]["no_route"] >= len(mixed.plan.versions), status["counters"]
-    dropped = {row["destination"] for row in status["last_dropped"]["no_route"]}
-    assert {wanted[version] for version in mixed.plan.versions} <= dropped
     rows = [row for row in command_json(host, "peers") if row["packets_out"]]
     assert len(rows) == 2 * len(mixed.plan.versions)
     wait_for("the workers' packets are all that left", lambda: all_are_a_workers(host))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import httpx2
@@ -11,6 +12,7 @@ import pytest
 
 from tests.kube_api.merge import strategic_merge
 from tests.kube_api.server import ApiServer
+from tests.support.patience import PATIENCE_S
 
 NODES = "/api/v1/nodes"
 STRATEGIC = {"Content-Type": "application/strategic-merge-patch+json"}
@@ -25,7 +27,7 @@ def api() -> Iterator[ApiServer]:
 
 @pytest.fixture
 def http(api: ApiServer) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=api.url, timeout=5) as http:
+    with httpx2.Client(base_url=api.url, timeout=PATIENCE_S) as http:
         yield http
 
 
@@ -105,7 +107,9 @@ def test_bookmarks_come_to_whoever_asks(api: ApiServer, http: httpx2.Client) -> 
     version = http.get(NODES).json()["metadata"]["resourceVersion"]
     api.do(lambda store: store.heartbeat("h1"))
     assert [event["type"] for event in watched(http, version)] == ["MODIFIED"]
-    event, bookmark, *_ = watched(http, version, allowWatchBookmarks="true")
+    query = {"watch": "true", "resourceVersion": version, "timeoutSeconds": "90", "allowWatchBookmarks": "true"}
+    with http.stream("GET", NODES, params=query) as answer:
+        event, bookmark = (json.loads(line) for line in islice(answer.iter_lines(), 2))
     assert bookmark["type"] == "BOOKMARK"
     assert bookmark["object"]["metadata"] == {
         "resourceVersion": event["object"]["metadata"]["resourceVersion"],

@@ -16,6 +16,7 @@ from flannel_udp.dataplane.offload import SOL_UDP, UDP_GRO
 from flannel_udp.dataplane.underlay import close_sockets, open_sockets
 from flannel_udp.errors import FlannelError
 from flannel_udp.model import Address
+from tests.support.agents import wait_for
 from tests.support.engine_rig import EngineRig, small_table
 
 HERE, HERE6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
@@ -62,7 +63,14 @@ def test_only_the_workers_sockets_receive_each_from_whole_peers(workers: int, st
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
                 peer.bind((sender, 0))
                 peer.sendto(b"for us", (str(HERE), port))
-    by_worker = received(sockets)
+    by_worker: list[list[str]] = [[] for _ in sockets]
+
+    def all_have_come() -> bool:  # a busy kernel leaves what was sent on the loopback interface to a thread
+        for had, more in zip(by_worker, received(sockets), strict=True):
+            had.extend(more)
+        return sum(map(len, by_worker)) >= EACH * len(SENDERS)
+
+    wait_for("all have come", all_have_come)
     assert sorted(sender for senders in by_worker for sender in senders) == sorted(SENDERS * EACH)
     assert all(senders for senders in by_worker)
     assert sum(len(set(senders)) for senders in by_worker) == len(SENDERS)
