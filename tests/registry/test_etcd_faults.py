@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
@@ -15,7 +16,7 @@ from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.model import LEASE_TTL_S, Entry, Snapshot
 from flannel_udp.options import EtcdOptions
 from flannel_udp.registry.etcd.registry import EtcdRegistry
-from tests.registry.support import FirstStays, said
+from tests.registry.support import FirstStays, once_connected, said
 from tests.support.etcd_cluster import EtcdCluster, go_on, stop
 from tests.support.patience import PATIENCE_S, promised
 
@@ -90,6 +91,13 @@ async def create(registry: EtcdRegistry, key: str) -> None:
                 return
 
 
+async def delete(registry: EtcdRegistry, key: str) -> None:
+    """Delete a key unless that was done."""
+    entry = (await registry.list()).entries.get(key)
+    if entry is not None:
+        await registry.delete(entry)
+
+
 @pytest.mark.parametrize("role", ["leader", "follower"])
 @pytest.mark.parametrize("fault", [EtcdServer.kill, stop], ids=["killed", "stopped"])
 async def test_a_member_that_fails_costs_less_than_five_seconds(
@@ -99,7 +107,7 @@ async def test_a_member_that_fails_costs_less_than_five_seconds(
     options = options_of(first(member, cluster))
     others = EtcdRegistry(EtcdOptions(endpoints=options.endpoints[1:], prefix=options.prefix))
     async with watched(EtcdRegistry(options, rng=FirstStays())) as table:
-        await others.create("10.1.1.0-24", VALUE, LEASE_TTL_S)
+        await create(others, "10.1.1.0-24")
         await table.has("10.1.1.0-24")
         try:
             fault(member)
@@ -123,12 +131,12 @@ async def test_history_compacted_while_the_watch_was_cut_off(
     options = options_of([member])  # no other endpoint to go to
     others = EtcdRegistry(EtcdOptions(endpoints=(leader.endpoint,), prefix=options.prefix))
     async with watched(EtcdRegistry(options, rng=FirstStays())) as table:
-        entry = await others.create("10.1.1.0-24", VALUE, LEASE_TTL_S)
+        await create(others, "10.1.1.0-24")
         await table.has("10.1.1.0-24")
         stop(member)
         try:
-            await others.delete(entry)
-            await others.create("10.1.2.0-24", VALUE, LEASE_TTL_S)
+            await once_connected(partial(delete, others, "10.1.1.0-24"))
+            await create(others, "10.1.2.0-24")
             await asyncio.to_thread(cluster.compact, leader)
             await said(caplog, "watching the subnets")
             assert list(table.entries) == ["10.1.1.0-24"]  # what cannot be reached removes no peer
@@ -143,7 +151,7 @@ async def test_all_members_wiped_is_an_empty_listing(cluster: EtcdCluster, caplo
     options = options_of(cluster.members)
     registry = EtcdRegistry(options)
     async with watched(registry) as table:
-        await registry.create("10.1.1.0-24", VALUE, LEASE_TTL_S)
+        await create(registry, "10.1.1.0-24")
         await table.has("10.1.1.0-24")
         for member in cluster.members:
             member.kill()
@@ -154,5 +162,5 @@ async def test_all_members_wiped_is_an_empty_listing(cluster: EtcdCluster, caplo
         async with asyncio.timeout(promised(CONVERGED_S)):
             while table.entries:
                 await asyncio.sleep(0.01)
-        await registry.create("10.1.2.0-24", VALUE, LEASE_TTL_S)
+        await create(registry, "10.1.2.0-24")
         await table.has("10.1.2.0-24")

@@ -290,7 +290,7 @@ async def test_a_slow_answer_is_given_up(
     api: ApiServer, registry: KubeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kube_client, "ANSWER_TIMEOUT_S", 0.2)
-    api.order("get", Fault(wait_s=1.0))
+    api.order("get", Fault(wait_s=PATIENCE_S))
     with pytest.raises(RegistryError, match=r"GET /api/v1/nodes/h1: no complete answer within 0\.2 s"):
         await registry.assigned()
 

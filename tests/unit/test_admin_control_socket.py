@@ -23,6 +23,7 @@ from flannel_udp.admin.listener import UnixListener
 from flannel_udp.admin.shapes import PeerRow, Status
 from flannel_udp.admin.trace_request import Said, make_request
 from flannel_udp.errors import FlannelError, UsageError
+from tests.support.patience import PATIENCE_S, promised
 from tests.support.source import Source
 from tests.support.stand_in import answering
 from tests.support.status import CLOUD_ROUTES, PEER, ROUTES, RUNNING
@@ -30,7 +31,7 @@ from tests.support.traces import ARRIVAL, traced
 
 
 def raw(path: Path, method: str, target: str, body: str | None = None) -> tuple[int, str]:
-    connection = client._UnixConnection(path, 5.0)
+    connection = client._UnixConnection(path, PATIENCE_S)
     try:
         connection.request(method, target, body)
         response = connection.getresponse()
@@ -148,7 +149,7 @@ def test_socket_never_was_open_to_others_not_even_for_a_moment(path: Path) -> No
         "asyncio.run(main())\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert done.stdout.splitlines()[0] == "bind 0o600"
 
@@ -266,7 +267,7 @@ async def test_of_agents_that_start_together_exactly_one_gets_a_stale_socket(pat
         assert sorted(outcomes) == ["another flannel-udp is running"] * 3 + ["won"]
     finally:
         for agent in agents:
-            agent.communicate(timeout=20)
+            agent.communicate(timeout=PATIENCE_S)
     assert not path.exists()
 
 
@@ -301,13 +302,13 @@ async def test_a_directory_that_cannot_be_made_is_one_clear_line() -> None:
 
 async def test_closing_does_not_wait_for_idle_clients(path: Path) -> None:
     clock = asyncio.get_running_loop().time
-    idle = client._UnixConnection(path, 5.0)
+    idle = client._UnixConnection(path, PATIENCE_S)
     try:
         async with control_server(UnixListener(path), Source()):
             await ask(idle.request, "GET", "/v1/status")
             await ask(lambda: idle.getresponse().read())
             began = clock()
-        assert clock() - began < 1.5
+        assert clock() - began < promised(1.5)
     finally:
         idle.close()
 
@@ -319,13 +320,13 @@ async def test_closing_does_not_wait_for_a_client_that_does_not_read(path: Path)
                 yield [PEER] * 100
 
     clock = asyncio.get_running_loop().time
-    stuck = client._UnixConnection(path, 5.0)
+    stuck = client._UnixConnection(path, PATIENCE_S)
     try:
         async with control_server(UnixListener(path), Large()):
             await ask(stuck.request, "GET", "/v1/peers")
             await ask(stuck.sock.recv, 100)  # the answer has begun
             began = clock()
-        assert clock() - began < 1.5
+        assert clock() - began < promised(1.5)
     finally:
         stuck.close()
 
@@ -413,7 +414,7 @@ def test_somebody_else_is_told_whom_to_be(tmp_path: Path) -> None:
         listener.listen()
         # Root without capabilities is refused by a mode as anybody is, and can still enter every directory on the way.
         bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", code, str(path)]
-        done = subprocess.run(bare, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(bare, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert done.stdout == f"permission denied on {path}: ask as the user that runs flannel-udp (root)\n"
 
 
@@ -425,5 +426,7 @@ def test_an_address_that_is_none_is_wrong_usage(text: str) -> None:
 
 def test_the_client_imports_nothing_heavy() -> None:
     code = "import sys, flannel_udp.admin.client, flannel_udp.admin.show; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30).stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    ).stdout
     assert not {"aiohttp", "asyncio", "rich", "pyroute2"} & {name.split(".")[0] for name in loaded.split()}

@@ -18,6 +18,7 @@ from flannel_udp.dataplane.reference import VnetHeader, with_ttl
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.agents import wait_for
 from tests.support.engine_rig import EngineRig, compile_table, small_table
+from tests.support.patience import PATIENCE_S
 from tests.support.refusals import Refusal, refused
 
 REASONS = {
@@ -46,7 +47,7 @@ READS_A_TURN, LOST_READS_MAX = 256, 65_536
 VLEN, IOVCNT = 2, 2  # arguments of sendmmsg and of writev
 JOINED_IOVCNT = 3  # a super-packet's headers and at least two payloads; a packet has two pieces at most
 IP_RECVERR = 11  # linux/in.h
-RETRY_S = 15.0  # refused offloads are tried again after 10 s
+RETRY_S = PATIENCE_S  # refused offloads are tried again after 10 s
 RECEIVE_PAUSE_S = 0.001
 
 

@@ -12,7 +12,7 @@ import pytest
 from flannel_udp.control import peer_log
 from flannel_udp.control.peer_log import MAX_LINES, SPAN_LINES, PeerLog
 from flannel_udp.model import Delta, Peer
-from tests.support.patience import PATIENCE_S, promised
+from tests.support.patience import PATIENCE_S
 
 SPAN_S = 0.05
 
@@ -89,7 +89,7 @@ async def test_a_flood_that_goes_on_gets_less_room(
     log = PeerLog(lambda: 1)
     for _ in range(SPAN_LINES + 1):
         log.write(Delta(changed=peers(1)))
-    monkeypatch.setattr(peer_log, "SPAN_S", promised(0.5))  # of the next one, which must not end before it goes on
+    monkeypatch.setattr(peer_log, "SPAN_S", 3.0)  # of the next one, which must not end before it goes on
     await lines(caplog, SPAN_LINES + 1)
     for _ in range(MAX_LINES + 7):
         log.write(Delta(changed=peers(1)))
