@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -87,19 +87,22 @@ def pinged(*ways: tuple[Pod, Address]) -> Iterator[list[tuple[int, int]]]:
     What was sent after the last answer was on its way when that ended.
     """
     results: list[tuple[int, int]] = []
-    running = [
-        pod.popen(["ping", "-i", str(PING_EVERY_S), str(address)], stdout=subprocess.PIPE) for pod, address in ways
-    ]
-    try:
-        yield results
-    finally:
-        for process in running:
-            process.send_signal(signal.SIGINT)
-        for process in running:
-            answered = {
-                int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", process.communicate(timeout=PATIENCE_S)[0])
-            }
-            results.append((max(answered), max(answered) - len(answered)))
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in ways]  # a pipe would be full in seconds
+        running = [
+            pod.popen(["ping", "-i", str(PING_EVERY_S), str(address)], stdout=output)
+            for (pod, address), output in zip(ways, outputs, strict=True)
+        ]
+        try:
+            yield results
+        finally:
+            for process in running:
+                process.send_signal(signal.SIGINT)
+            for process, output in zip(running, outputs, strict=True):
+                process.wait(PATIENCE_S)
+                output.seek(0)
+                answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", output.read())}
+                results.append((max(answered), max(answered) - len(answered)))
 
 
 def key_of(host: Host) -> str:

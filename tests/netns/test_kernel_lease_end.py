@@ -89,7 +89,8 @@ def test_where_a_tunnel_device_has_the_address_too_both_end(host: OneHost) -> No
     assert end.fault is None
     lives = [line for line in host.show("-4 address show") if line.startswith("valid_lft") and "forever" not in line]
     assert len(lives) == 2
-    assert lives[0] == lives[1]
+    # The second one was asked for a moment later, and the kernel shows whole seconds.
+    assert abs(valid_s_in(lives[0]) - valid_s_in(lives[1])) <= 5
     routed(host, end)
     host.call(end.live_until, in_s(LATENESS_S + 3))
     wait_for_the_end(host)
