@@ -59,10 +59,16 @@ def is_named(host: Host, text: str) -> bool:
     return any(text in problem for problem in problems_of(host))
 
 
-def is_named_alone(host: Host, text: str) -> bool:
-    """Tell whether that is all: on a busy machine a peer may seem ill for a moment."""
-    problems = problems_of(host)
-    return len(problems) == 1 and text in problems[0]
+def named_alone(host: Host, text: str) -> dict[str, Any]:
+    """Wait until that is all that is named, and return that status: a peer may seem ill for a moment, now or soon."""
+    found: list[dict[str, Any]] = []
+
+    def is_alone() -> bool:
+        found[:] = [host.control("/v1/status")]
+        return [text in problem for problem in found[0]["problems"]] == [True]
+
+    wait_for(f"only this is named: {text}", is_alone)
+    return found[0]
 
 
 def wait_for_limit(host: Host, peer: Host, limit: int | None) -> None:
@@ -99,12 +105,11 @@ def test_bulk_tcp_passes_and_the_peer_is_named_until_the_path_is_mended() -> Non
         with Transfer(one, other, SOME_BYTES), Transfer(other, one, SOME_BYTES):
             pass
         for host, peer, inner in ((h1, h2, INNER), (h2, h1, INNER + VLAN_TAG_BYTES)):
+            named = f"peer {peer.underlay} ({peer.subnet}): the path carries packets of {inner} bytes, not {FULL}"
             with pinging(one, other):
                 wait_for_limit(host, peer, inner)
-            named = f"peer {peer.underlay} ({peer.subnet}): the path carries packets of {inner} bytes, not {FULL}"
-            wait_for("it is named alone", partial(is_named_alone, host, named))
-            assert f"set Backend.MTU to {inner}" in problems_of(host)[0]
-            status = host.control("/v1/status")
+                status = named_alone(host, named)
+            assert f"set Backend.MTU to {inner}" in status["problems"][0]
             assert (status["ready"], status["degraded"], status["narrow_paths"]) == (True, ["path"], 1)
         assert limits_of(h1)[str(h3.underlay)] is None
         passes(one, other, INNER, fragment=False)
@@ -199,6 +204,5 @@ def test_host_gw_names_the_path_and_leaves_it(mtu: int) -> None:
         narrow(lab, mtu)
         with pinging(h1.pods[0], h2.pods[0]):
             wait_for_limit(h1, h2, mtu)
-            wait_for("it is named alone", lambda: is_named_alone(h1, f"{mtu} bytes, not 1500"))
-            (problem,) = problems_of(h1)
-        assert "Backend.MTU" not in problem
+            status = named_alone(h1, f"{mtu} bytes, not 1500")
+        assert "Backend.MTU" not in status["problems"][0]
