@@ -18,17 +18,13 @@ import logging
 import os
 import re
 import socket
-import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Protocol, TypeVar
 
-from aiohttp import web
-from aiohttp.typedefs import Handler
-
-from flannel_udp.admin.bad_requests import keep_bad_requests_quiet
 from flannel_udp.admin.capture_wish import read_wish
-from flannel_udp.admin.listener import BACKLOG, UnixListener
+from flannel_udp.admin.http_server import Answer, Handler, Refused, Request, Server, Stream, as_json, routed
+from flannel_udp.admin.listener import BACKLOG, UnixListener, peer_credentials
 from flannel_udp.admin.metrics import MetricsSource, answer_metrics
 from flannel_udp.admin.shapes import CloudRoutes, Event, PeerRow, Route, RouteRow
 from flannel_udp.admin.trace_request import Coming, TraceRequest, read_coming, read_request
@@ -42,9 +38,6 @@ logger = logging.getLogger(__name__)
 Row = TypeVar("Row", PeerRow, RouteRow)
 Asked = TypeVar("Asked")
 Part = TypeVar("Part", list[Event], bytes)
-
-_SHUTDOWN_TIMEOUT_S = 0.2
-"""How long an answer that nobody reads may hold up the agent's end; aiohttp waits that long up to twice."""
 
 
 class StatusSource(MetricsSource, Protocol):
@@ -94,53 +87,47 @@ class StatusSource(MetricsSource, Protocol):
 class ControlServer:
     """What answers on the control socket."""
 
-    def __init__(self, runner: web.AppRunner) -> None:
-        self._runner = runner
-        self._site: web.SockSite | None = None
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._listening: asyncio.Server | None = None
 
     async def answer_on(self, listening: socket.socket) -> None:
         """Answer on this socket, which stays the caller's, from now on, and on the former one no more."""
-        former, self._site = self._site, web.SockSite(self._runner, listening.dup(), backlog=BACKLOG)
-        await self._site.start()
+        former, self._listening = self._listening, await self._server.listen(listening.dup(), BACKLOG)
         if former is not None:
-            await former.stop()
+            former.close()
 
     async def step_aside(self) -> None:
         """Let who comes in wait, for `come_back` or for another process that listens on the same socket."""
-        if self._site is not None:
-            site, self._site = self._site, None
-            await site.stop()
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
 
     async def come_back(self, listening: socket.socket) -> None:
         """Answer on this socket again, unless we do on any."""
-        if self._site is None:
+        if self._listening is None:
             await self.answer_on(listening)
 
 
 @asynccontextmanager
 async def control_server(listener: UnixListener, source: StatusSource) -> AsyncIterator[ControlServer]:
     """Answer on the listener, which is closed at the end."""
-    keep_bad_requests_quiet()
+    server = Server(_errors_as_json(_answers(source)))
+    control = ControlServer(server)
     try:
-        runner = web.AppRunner(
-            _application(source), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_TIMEOUT_S
-        )
-        await runner.setup()
-        try:
-            server = ControlServer(runner)
-            await server.answer_on(listener.socket)
-            yield server
-        finally:
-            await runner.cleanup()
+        await control.answer_on(listener.socket)
+        yield control
     finally:
+        await control.step_aside()
+        await server.close()
         listener.close()
 
 
-def _application(source: StatusSource) -> web.Application:
-    async def status(_request: web.Request) -> web.Response:
-        return web.json_response(source.status())
+def _answers(source: StatusSource) -> Handler:
+    async def status(_request: Request) -> Answer:
+        return as_json(source.status())
 
-    async def peers(request: web.Request) -> web.StreamResponse:
+    async def peers(request: Request) -> Answer | Stream:
         probe, busiest = request.query.get("probe"), request.query.get("busiest")
         if probe and not re.fullmatch("[1-9][0-9]?", probe):
             return _error(400, f"probe={probe[:60]!r} is no number of seconds, 1 to 99: ask for /v1/peers?probe=5")
@@ -148,81 +135,64 @@ def _application(source: StatusSource) -> web.Application:
             by = request.query.get("by", "bytes")
             if not re.fullmatch("[1-9][0-9]{0,3}", busiest) or by not in RATE_KEYS:
                 return _error(400, f"ask for /v1/peers?busiest=20&by=KEY, KEY one of {', '.join(RATE_KEYS)}")
-            return await _in_parts(request, source.peers_by_rate(int(busiest), by))
-        parts = source.peers() if probe is None else source.probed_peers(*([float(probe)] if probe else []))
-        return await _in_parts(request, parts)
+            return await _in_parts(source.peers_by_rate(int(busiest), by))
+        return await _in_parts(
+            source.peers() if probe is None else source.probed_peers(*([float(probe)] if probe else []))
+        )
 
-    async def route(request: web.Request) -> web.Response:
+    async def route(request: Request) -> Answer:
         text = request.query.get("address", "")
         try:
             address = parse_address(text)
         except ValueError:
             return _error(400, f"address={text[:60]!r} is not an IP address: ask for /v1/route?address=10.1.16.5")
-        return web.json_response(await source.route(address))
+        return as_json(await source.route(address))
 
-    async def routes(request: web.Request) -> web.StreamResponse:
-        return await _in_parts(request, source.routes())
+    async def routes(_request: Request) -> Stream:
+        return await _in_parts(source.routes())
 
-    async def cloud_routes(_request: web.Request) -> web.Response:
-        return web.json_response(source.cloud_routes())
+    async def cloud_routes(_request: Request) -> Answer:
+        return as_json(source.cloud_routes())
 
-    async def trace(request: web.Request) -> web.Response:
-        return web.json_response(await source.trace(await _read(request, read_request)))
+    async def trace(request: Request) -> Answer:
+        return as_json(await source.trace(_read(request, read_request)))
 
-    async def arrival(request: web.Request) -> web.Response:
-        return web.json_response(await source.arrival(await _read(request, read_coming)))
+    async def arrival(request: Request) -> Answer:
+        return as_json(await source.arrival(_read(request, read_coming)))
 
-    async def metrics(_request: web.Request) -> web.Response:
+    async def metrics(_request: Request) -> Answer:
         return await answer_metrics(source)
 
-    app = web.Application(middlewares=[_errors_as_json])
-    watching: set[asyncio.Task[object]] = set()
+    async def monitor(_request: Request) -> Stream:
+        return await _as_they_come(source.events(), _lines, "application/x-ndjson")
 
-    async def watch(
-        request: web.Request, parts: AsyncGenerator[Part, None], encode: Callable[[Part], bytes], kind: str
-    ) -> web.StreamResponse:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - every request has one
-        watching.add(task)
-        try:
-            return await _as_they_come(request, parts, encode, kind)
-        finally:
-            watching.discard(task)
-
-    async def monitor(request: web.Request) -> web.StreamResponse:
-        return await watch(request, source.events(), _lines, "application/x-ndjson")
-
-    async def capture(request: web.Request) -> web.StreamResponse:
+    async def capture(request: Request) -> Answer | Stream:
         try:
             wish = read_wish(request.query)
         except ValueError as error:
             return _error(400, str(error))
-        return await watch(request, source.capture(wish, _pid_of_peer(request)), bytes, "application/octet-stream")
+        parts = source.capture(wish, _pid_of_peer(request))
+        return await _as_they_come(parts, bytes, "application/octet-stream")
 
-    async def end_watching(_app: web.Application) -> None:
-        for task in watching:  # they would hold up the agent's end
-            task.cancel()
-
-    app.on_shutdown.append(end_watching)
-    answers = {
-        "status": status,
-        "peers": peers,
-        "route": route,
-        "routes": routes,
-        "cloud/routes": cloud_routes,
-        "monitor": monitor,
-        "capture": capture,
-    }
-    app.add_routes(web.get(f"/v1/{name}", answer) for name, answer in answers.items())
-    app.add_routes([web.post("/v1/trace", trace), web.post("/v1/arrival", arrival)])
-    app.add_routes([web.get("/metrics", metrics)])
-    return app
+    return routed(
+        {
+            "/v1/status": status,
+            "/v1/peers": peers,
+            "/v1/route": route,
+            "/v1/routes": routes,
+            "/v1/cloud/routes": cloud_routes,
+            "/v1/monitor": monitor,
+            "/v1/capture": capture,
+            "/metrics": metrics,
+        },
+        {"/v1/trace": trace, "/v1/arrival": arrival},
+    )
 
 
-async def _read(request: web.Request, read: Callable[[object], Asked]) -> Asked:
+def _read(request: Request, read: Callable[[object], Asked]) -> Asked:
     """Return what the body asks about, as `read` understands it."""
     try:
-        return read(json.loads(await request.read()))
+        return read(json.loads(request.body))
     except (ValueError, RecursionError, UsageError) as error:
         raise _Wrong(f"POST {request.path}: {error}") from error
 
@@ -231,63 +201,67 @@ class _Wrong(Exception):
     """The request makes no sense: why, in one line."""
 
 
-async def _in_parts(request: web.Request, parts: AsyncIterator[list[Row]]) -> web.StreamResponse:
+async def _in_parts(parts: AsyncIterator[list[Row]]) -> Stream:
     """Answer with one list of all rows."""
     first: list[Row] = await anext(parts, [])  # what goes wrong here can still be answered with an error
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    await response.prepare(request)
-    await response.write(b"[" + _rows(first))
-    async for rows in parts:
-        await response.write(b"," + _rows(rows))
-    await response.write_eof(b"]")
-    return response
+
+    async def all_of_them() -> AsyncGenerator[bytes, None]:
+        yield b"[" + _rows(first)
+        async for rows in parts:
+            yield b"," + _rows(rows)
+        yield b"]"
+
+    return Stream(all_of_them(), "application/json; charset=utf-8")
 
 
-async def _as_they_come(
-    request: web.Request, parts: AsyncGenerator[Part, None], encode: Callable[[Part], bytes], kind: str
-) -> web.StreamResponse:
-    """Answer with each part until the reader is gone. Who reads slowly holds up their own answer only."""
-    response = web.StreamResponse(headers={"Content-Type": kind})
-    async with aclosing(parts):
-        part = await anext(parts)  # what goes wrong here can still be answered with an error
-        with suppress(ConnectionError):
-            await response.prepare(request)
-            while request.transport is not None and not request.transport.is_closing():
-                if part:
-                    await response.write(encode(part))
-                part = await anext(parts)
-    return response
+async def _as_they_come(parts: AsyncGenerator[Part, None], encode: Callable[[Part], bytes], kind: str) -> Stream:
+    """Answer with each part until the reader is gone."""
+    try:
+        first = await anext(parts)  # what goes wrong here can still be answered with an error
+    except BaseException:
+        await parts.aclose()
+        raise
+
+    async def all_of_them() -> AsyncGenerator[bytes, None]:
+        async with aclosing(parts):
+            yield encode(first) if first else b""
+            async for part in parts:
+                yield encode(part) if part else b""
+
+    return Stream(all_of_them(), kind, endless=True)
 
 
 def _lines(events: Sequence[Event]) -> bytes:
     return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
 
-def _pid_of_peer(request: web.Request) -> int:
+def _pid_of_peer(request: Request) -> int:
     """Return who asks, as the kernel has it (unix(7), SO_PEERCRED)."""
-    with socket.socket(fileno=os.dup(request.get_extra_info("socket").fileno())) as connected:
-        pid, _, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(pid)
+    with socket.socket(fileno=os.dup(request.connection.fileno())) as connected:
+        pid, _ = peer_credentials(connected)
+    return pid
 
 
 def _rows(rows: Sequence[object]) -> bytes:
     return json.dumps(rows)[1:-1].encode()
 
 
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        return _error(error.status, f"{request.method} {request.path}: {error.reason}")
-    except _Wrong as error:
-        return _error(400, str(error))
-    except FlannelError as error:
-        return _error(503, str(error))
-    except Exception:
-        logger.exception("answering %s on the control socket failed", request.path)
-        return _error(500, "internal error: see the agent's log")
+def _errors_as_json(handler: Handler) -> Handler:
+    async def answer(request: Request) -> Answer | Stream:
+        try:
+            return await handler(request)
+        except Refused as refused:
+            return _error(refused.status, f"{request.method} {request.path}: {refused}", refused.headers)
+        except _Wrong as error:
+            return _error(400, str(error))
+        except FlannelError as error:
+            return _error(503, str(error))
+        except Exception:
+            logger.exception("answering %s on the control socket failed", request.path)
+            return _error(500, "internal error: see the agent's log")
+
+    return answer
 
 
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": message}, status=status)
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:
+    return as_json({"error": message}, status, headers)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import ipaddress
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from aiohttp import web
-
-from flannel_udp.admin.bad_requests import keep_bad_requests_quiet
+from flannel_udp.admin.http_server import Answer, Request, Server, routed
 from flannel_udp.admin.metrics import MetricsSource, answer_metrics
 from flannel_udp.errors import FlannelError, UsageError
 
-_SHUTDOWN_TIMEOUT_S = 0.2
-"""How long an answer that nobody reads may hold up the agent's end (aiohttp's default is a minute)."""
-
-KEEP_IDLE_S = 75.0
-"""An idle connection stays open for longer than lies between two scrapes; aiohttp's default is an hour."""
 CONNECTIONS_MAX = 256
 """Whoever reaches the port may open connections; descriptors are the agent's, which does without none."""
 
@@ -41,56 +33,26 @@ async def health_server(listener: socket.socket | None, source: MetricsSource) -
         yield
         return
 
-    async def healthz(_request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+    async def healthz(_request: Request) -> Answer:
+        return Answer(b"ok\n")
 
-    async def readyz(_request: web.Request) -> web.Response:
+    async def readyz(_request: Request) -> Answer:
         status = source.status()
         if not status["ready"]:
-            return web.Response(status=503, text=f"not ready: {status['state']}\n")
-        return web.Response(text="".join(f"degraded: {problem}\n" for problem in status["problems"]) or "ok\n")
+            return Answer(f"not ready: {status['state']}\n".encode(), status=503)
+        return Answer("".join(f"degraded: {problem}\n" for problem in status["problems"]).encode() or b"ok\n")
 
-    async def metrics(_request: web.Request) -> web.Response:
+    async def metrics(_request: Request) -> Answer:
         return await answer_metrics(source)
 
-    app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-    keep_bad_requests_quiet()
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        handle_signals=False,
-        shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
-        keepalive_timeout=KEEP_IDLE_S,
-    )
-    await runner.setup()
+    handler = routed({"/healthz": healthz, "/readyz": readyz, "/metrics": metrics})
+    server = Server(handler, CONNECTIONS_MAX)
+    listening = await server.listen(listener)
     try:
-        assert runner.server is not None  # noqa: S101 - it is set up
-        # Not by web.SockSite, which lets in whoever comes.
-        listening = await asyncio.get_running_loop().create_server(_limited(runner.server), sock=listener)
-        try:
-            yield
-        finally:
-            listening.close()
+        yield
     finally:
-        await runner.cleanup()
-
-
-def _limited(server: web.Server) -> Callable[[], asyncio.Protocol]:
-    """Return what makes a connection's protocol; where there are too many of them the oldest ones end.
-
-    At once, whatever they wait for: a connection that is closed in order waits for its reader. Those that come in one
-    turn of the loop are counted with the next one.
-    """
-
-    def make() -> asyncio.Protocol:
-        transports = [handler.transport for handler in server.connections]
-        opened = [transport for transport in transports if transport is not None and not transport.is_closing()]
-        for transport in opened[: max(0, len(opened) + 1 - CONNECTIONS_MAX)]:
-            transport.abort()
-        return server()
-
-    return make
+        listening.close()
+        await server.close()
 
 
 def open_health_listener(ip: str, port: int, adopted: int | None = None) -> socket.socket | None:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar
 
-from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -21,6 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from flannel_udp.admin.figures import Figures, LatenessFigures, LeaseFigures, PeerFigures, RegistryFigures
+from flannel_udp.admin.http_server import Answer
 from flannel_udp.admin.shapes import Counters, FamilyFacts, LeaseFacts, Status
 from flannel_udp.model import DEGRADATIONS, KERNEL_DROPS
 from flannel_udp.options import Offload
@@ -60,12 +60,12 @@ class MetricsSource(Protocol):
         ...
 
 
-async def answer_metrics(source: MetricsSource) -> web.Response:
+async def answer_metrics(source: MetricsSource) -> Answer:
     """Return the answer to ``GET /metrics``: all figures of this moment in Prometheus' text format."""
     busiest = await source.busiest_peers()
     registry = CollectorRegistry()  # of our own, with nothing in it but the agent's figures
     registry.register(_AgentCollector(source, busiest))
-    return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Answer(generate_latest(registry), CONTENT_TYPE_LATEST)
 
 
 class _AgentCollector(Collector):

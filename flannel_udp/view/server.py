@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from flannel_udp.admin.bad_requests import keep_bad_requests_quiet
+from flannel_udp.view.bad_requests import keep_bad_requests_quiet
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.view import commands
 from flannel_udp.view.child import LabGone, collector

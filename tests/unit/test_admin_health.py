@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from flannel_udp.admin import health
+from flannel_udp.admin import health, http_server
 from flannel_udp.admin.health import health_server, open_health_listener
 from flannel_udp.admin.shapes import Status
 from flannel_udp.errors import FlannelError, UsageError
@@ -60,7 +60,7 @@ async def test_healthy_at_once_and_ready_when_ready(port: int, caplog: pytest.Lo
             assert await asyncio.to_thread(get, port, "/readyz", "HEAD") == 200
             assert await asyncio.to_thread(get, port, "/readyz", "POST") == 405
             assert await asyncio.to_thread(get, port, "/") == 404
-    assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
+    assert not [record for record in caplog.records if record.name.startswith("flannel_udp")]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ async def test_a_request_that_is_no_http_is_no_error_of_ours(
             assert (await asyncio.wait_for(reader.read(), PATIENCE_S)).startswith(b"HTTP/1.")
             writer.close()
             await asyncio.to_thread(get, port, "/healthz")
-    assert not [record for record in caplog.records if record.name.startswith("aiohttp")]
+    assert not [record for record in caplog.records if record.name.startswith("flannel_udp")]
 
 
 async def test_who_asks_for_everything_hears_of_it(port: int, caplog: pytest.LogCaptureFixture) -> None:
@@ -90,7 +90,7 @@ async def test_who_asks_for_everything_hears_of_it(port: int, caplog: pytest.Log
             writer.write(b"GET /metrics HTTP/1.1\r\nHost\r\n\r\n")
             await asyncio.wait_for(reader.read(), PATIENCE_S)
             writer.close()
-    (told,) = (record for record in caplog.records if record.name == "aiohttp.server")
+    (told,) = (record for record in caplog.records if record.name == "flannel_udp.admin.http_server")
     assert told.levelno == logging.DEBUG
 
 
@@ -101,7 +101,7 @@ async def test_a_fault_of_our_own_stays_an_error(port: int, caplog: pytest.LogCa
 
     async with health_server(open_health_listener("127.0.0.1", port), Broken(WAITING)):
         assert await asyncio.to_thread(get, port, "/readyz") == 500
-    (told,) = (record for record in caplog.records if record.name == "aiohttp.server")
+    (told,) = (record for record in caplog.records if record.name == "flannel_udp.admin.http_server")
     assert told.levelno == logging.ERROR
 
 
@@ -137,7 +137,7 @@ async def test_closing_does_not_wait_for_idle_clients(port: int) -> None:
 
 
 async def test_who_has_asked_and_asks_no_more_is_hung_up_on(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "KEEP_IDLE_S", 0.1)
+    monkeypatch.setattr(http_server, "IDLE_S", 0.1)
     idle = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     async with health_server(open_health_listener("127.0.0.1", port), AGENT):
         await asyncio.to_thread(idle.request, "GET", "/healthz")
