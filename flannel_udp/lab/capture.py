@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from flannel_udp.errors import FlannelError
 from flannel_udp.lab.node import Host, Node, Pod
-from flannel_udp.lab.probe import ECHO_PROTOCOL, ECHO_REQUEST, ping, random_ident
+from flannel_udp.lab.probe import ANSWER_S, ECHO_PROTOCOL, ECHO_REQUEST, ping, random_ident
 from flannel_udp.lab.tunnel import Tunnel, tunnel_of
 from flannel_udp.model import Address
 
@@ -87,10 +87,10 @@ class Step:
     packet: Packet | None = None
 
 
-def trace(source: Pod, target: Pod, *, version: int = 4) -> list[Step]:
+def trace(source: Pod, target: Pod, *, version: int = 4, timeout_s: float = ANSWER_S) -> list[Step]:
     """Send one ping and return what its request looked like at each step from pod to pod. The hosts must differ.
 
-    `version` is the family's IP version.
+    `version` is the family's IP version. Unless an answer comes, what was seen within the timeout is returned.
     """
     tunnel = tunnel_of(source.plan, version)
     ends, ident = (source.address(version), target.address(version)), random_ident()
@@ -106,7 +106,7 @@ def trace(source: Pod, target: Pod, *, version: int = 4) -> list[Step]:
     )
     with ExitStack() as stack:
         taps = [stack.enter_context(_open_tap(node, interface)) for node, interface, _ in places]
-        ping(source, [ends[1]], ident=ident)
+        ping(source, [ends[1]], timeout_s, ident)
         ttl = _ttl(version)
         return [
             Step(node, interface, story.replace("TTL", ttl), _find(tap, ends, ident, tunnel))
@@ -204,12 +204,12 @@ def describe(packet: Packet, tunnel: Tunnel | None) -> str:
     return "\n".join([*lines, f"  {describe(inner, None)}"])
 
 
-def format_trace(source: Pod, target: Pod, version: int = 4) -> str:
+def format_trace(source: Pod, target: Pod, version: int = 4, timeout_s: float = ANSWER_S) -> str:
     """Send one ping by a family and return what it looked like at each step."""
-    return format_document(trace_document(source, target, version))
+    return format_document(trace_document(source, target, version, timeout_s))
 
 
-def trace_document(source: Pod, target: Pod, version: int = 4) -> dict[str, Any]:
+def trace_document(source: Pod, target: Pod, version: int = 4, timeout_s: float = ANSWER_S) -> dict[str, Any]:
     """Send one ping by a family and return the same for programs; ``seen`` is ``None`` where it did not come by."""
     tunnel = tunnel_of(source.plan, version)
     steps = [
@@ -218,7 +218,7 @@ def trace_document(source: Pod, target: Pod, version: int = 4) -> dict[str, Any]
             "what": step.story,
             "seen": describe(step.packet, tunnel).splitlines() if step.packet else None,
         }
-        for step in trace(source, target, version=version)
+        for step in trace(source, target, version=version, timeout_s=timeout_s)
     ]
     return {"from": source.path, "to": target.path, "steps": steps}
 

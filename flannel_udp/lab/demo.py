@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _MATRIX_MAX_PODS = 12
 """More columns than that do not fit a terminal; the summary says it all the same."""
+_ANSWER_S = 15.0
+"""How long an answer may take: the machine is busy, perhaps, and here nothing is lost on purpose."""
 _ROUTES_MAX = 6
 """So many lines of routes show what they are like."""
 
@@ -55,7 +57,7 @@ def _lab_for(plan: Plan) -> Lab:
 
 def _family_document(lab: Lab, version: int) -> dict[str, Any]:
     first, last = lab.hosts[0].pods[0], lab.hosts[-1].pods[0]
-    times = ping_matrix(_pods_of(lab, version), version=version)
+    times = ping_matrix(_pods_of(lab, version), _ANSWER_S, version)
     pings = [
         {"from": source, "to": target, "ms": None if seconds is None else round(seconds * 1e3, 3)}
         for (source, target), seconds in times.items()
@@ -65,7 +67,7 @@ def _family_document(lab: Lab, version: int) -> dict[str, Any]:
         "ip": version,
         "pings": pings,
         "tcp": {"from": first.path, "to": last.path, "bits_per_s": round(rate)},
-        "packet": trace_document(first, last, version),
+        "packet": trace_document(first, last, version, _ANSWER_S),
     }
 
 
@@ -96,12 +98,12 @@ def _show_family(lab: Lab, say: Callable[[str], None], version: int) -> bool:
     by = "" if lab.plan.versions == (4,) else f" by IPv{version}"
     say(format_routes(lab.hosts[0], lab.plan.overlays[lab.plan.versions.index(version)]))
     logger.info("pinging between %d pods%s", len(pods), by)
-    times = ping_matrix(pods, version=version)
+    times = ping_matrix(pods, _ANSWER_S, version)
     say(format_pings([pod.path for pod in pods], times))
     logger.info("sending over TCP for 2 s")
     rate = tcp_rate(first, last, last.address(version))
     say(f"TCP{by}, one connection from {first.path} to {last.path}: {rate / 1e9:.2f} Gbit/s")
-    say(format_trace(first, last, version))
+    say(format_trace(first, last, version, _ANSWER_S))
     return None not in times.values()
 
 

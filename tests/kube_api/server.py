@@ -140,7 +140,8 @@ class ApiServer:
         app.router.add_patch("/api/v1/nodes/{name}/status", self._patch)
         app.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}", self._get)
         app.router.add_get("/{path:.*}", self._discover)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        # Who hangs up waits for nothing any more, as with a real one: no task of his is left at the end.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         # The listener outlives the runner, so that a restarted server has the same port.
         site = web.SockSite(self._runner, self._listener.dup(), ssl_context=self._tls)

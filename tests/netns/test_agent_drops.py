@@ -17,7 +17,17 @@ from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.node import Host
 from flannel_udp.lab.plan import Plan
 from flannel_udp.lab.probe import ping
-from tests.support.agents import Agent, Log, acquaint, command_json, command_line, drops_of, up_with_peers, wait_for
+from tests.support.agents import (
+    Agent,
+    Log,
+    acquaint,
+    command_json,
+    command_line,
+    drops_of,
+    up_with_peers,
+    wait_for,
+    wait_for_peers,
+)
 from tests.support.labs import NEEDS_NETNS, fresh_name
 from tests.support.standstill import freeze
 from tests.support.taps import send_datagrams, send_raw
@@ -29,7 +39,7 @@ WAITS_FOR_ITS_TABLE = """
 import sys
 from flannel_udp.agent import agent
 from flannel_udp.cli.main import main
-agent.TABLE_WAIT_S = 60.0
+agent.TABLE_WAIT_S = 120.0
 sys.exit(main())
 """
 """A program: the agent, which by itself waits 2 s for its peers, and then drops what comes from strangers."""
@@ -78,7 +88,7 @@ def test_a_sender_behind_nat_is_named_in_one_line_and_in_the_status(fresh: Lab) 
     acquaint([h1, h2])  # or h2's agent asks by echoes what is wrong: now it asks again in 10 s
     with behind_nat(h2, "192.0.2.200"):
         for n in range(1, 5):  # what waits together would leave, and be dropped, as one
-            ping(h2.pods[0], [target], timeout_s=0.05)
+            assert ping(h2.pods[0], [target], timeout_s=0.05) == [None]
             wait_for("it is counted", lambda: drops_of(h1, "in").get("unknown_peer") == n)  # noqa: B023 - called at once
     wait_for("a line", lambda: bool(log.lines("unknown_peer")))
     (line,) = log.lines("unknown_peer")
@@ -122,6 +132,7 @@ def test_what_peers_send_while_an_agent_starts_is_carried_as_soon_as_it_knows_th
             pinging.kill()
             h1.start_agent()
             h1.wait_ready()
+            wait_for_peers([h1, h2])
 
 
 def test_what_pods_send_to_multicast_groups_is_no_alarm(fresh: Lab) -> None:

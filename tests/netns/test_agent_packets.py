@@ -64,7 +64,7 @@ def answer_to(probe: IP, source: Pod, errors: IcmpErrors) -> Any:
 
 def test_each_agent_takes_one_from_the_ttl_and_each_kernel_one(pair: Lab) -> None:
     source, target = pair.pods()
-    seen = [step.packet for step in trace(source, target)]
+    seen = [step.packet for step in trace(source, target, timeout_s=PATIENCE_S)]
     assert all(seen)
     inner = [packet.inside(tunnel_of(source.plan)) or packet for packet in seen if packet]
     assert [packet.ttl for packet in inner] == [64, 63, 62, 61, 60]

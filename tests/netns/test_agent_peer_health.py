@@ -153,21 +153,22 @@ def test_a_peer_that_does_not_answer_is_named_with_the_reason_until_it_does(
 def test_an_idle_peer_that_is_down_is_no_fault_and_a_probe_tells_it(trio: Lab) -> None:
     h1, _, h3 = trio.hosts
     h3.kill_agent()
-    answers: dict[str, Any] = {}
+    answers: dict[str, dict[str, Any]] = {}
 
-    def h2_answers() -> bool:
-        answers.update((row["public_ip"], row["echo"]) for row in command_json(h1, "peers", "--probe"))
+    def the_other_answers() -> bool:  # it has three seconds, which may be too few on a busy machine
+        answers.update({row["public_ip"]: row["echo"] for row in command_json(h1, "peers", "--probe")})
+        assert answers["192.0.2.3"] == {"answered": False, "round_trip_ms": None, "reason": "no answer"}
         return bool(answers["192.0.2.2"]["answered"])
 
-    wait_for("h2 answers", h2_answers)
+    wait_for("the other one answers", the_other_answers)
     assert answers["192.0.2.2"]["round_trip_ms"] > 0
-    assert answers["192.0.2.3"] == {"answered": False, "round_trip_ms": None, "reason": "no answer"}
 
-    def shows_both() -> bool:
+    def both_are_told() -> bool:
         text = command_line(h1, "peers", "--probe").stdout
-        return "no answer" in text and " ms" in text
+        assert "no answer" in text
+        return " ms" in text
 
-    wait_for("both are shown", shows_both)
+    wait_for("the table tells of both", both_are_told)
 
 
 def test_a_flow_in_one_direction_makes_nobody_ill(trio: Lab) -> None:
@@ -266,10 +267,15 @@ def test_host_gw_names_a_peer_whose_link_is_cut() -> None:
         with pinging(h1.pods[0], h2.pods[0]), pinging(h1.pods[0], h3.pods[0]):
             wait_for("it is heard", lambda: row_of(h1, h2)["health"] == "heard")
             h2.configure("link set eth0 down")
-            wait_for("it is named", lambda: any(str(h2.underlay) in problem for problem in problems_of(h1)))
+            # On a busy machine the other one may be named, too, for a moment.
+            wait_for("it is named", lambda: any(f"peer {h2.underlay} " in each for each in problems_of(h1)))
             h2.configure("link set eth0 up")
             wait_for("it is well", lambda: problems_of(h1) == [])
-        wait_for("both answer", lambda: all(row["echo"]["answered"] for row in command_json(h1, "peers", "--probe")))
+
+        def all_answer() -> bool:
+            return [row["echo"]["answered"] for row in command_json(h1, "peers", "--probe")] == [True, True]
+
+        wait_for("both answer", all_answer)
 
 
 def test_of_ten_thousand_peers_a_hundred_ill_ones_are_summed_up() -> None:

@@ -31,7 +31,10 @@ PATIENCE_S = 180.0
 HOUR_S = 3_600
 LIVES_MAX = 3
 OF_DEVICES = 500
-"""More than the kernel tells of routes that come with addresses and links, and of neighbours on the underlay."""
+"""More than the kernel tells of routes that come with addresses and links, and of neighbours on the underlay.
+
+The longer a busy machine takes, the more it tells of the latter. What is done to all peers is twenty times that.
+"""
 SHOW_V6 = "ip -6 route show proto 82"
 DEVICES = {4: "flannel.1", 6: "flannel-v6.1"}
 DATA = {4: "BackendData", 6: "BackendV6Data"}

@@ -198,37 +198,46 @@ def test_clean_on_exit_leaves_nothing(host: Host, dialect: str) -> None:
     assert routes(host, "blackhole") == []
 
 
-MOST_RUNS = 3
 SLOWLY = """
-import sys
+import pathlib, sys
 from flannel_udp.agent import agent, ending
 from flannel_udp.cli.main import main
+from flannel_udp.host.firewall.keeper import Firewall
+remove = Firewall.remove
+def remove_slowly(firewall):  # what runs before that, as a look at the rules, is not of the end
+    pathlib.Path({slow!r}).touch()
+    return remove(firewall)
+Firewall.remove = remove_slowly
 ending.CLEAN_TIMEOUT_S, agent.END_TIMEOUT_S = {limit_s}, 60.0
 sys.exit(main())
 """
+
+
+RUNS_MAX = 3
+"""Each takes 0.15 s on a host that is none of the fastest, and the end has 0.7 s for all of them."""
 
 
 @pytest.mark.parametrize("limit_s", [60.0, 0.5], ids=["enough time", "too little"])
 def test_slow_tools_are_run_few_times_and_what_stays_is_named_with_what_removes_it(
     host: Host, dialect: str, tmp_path: Path, limit_s: float
 ) -> None:
-    """Seven times slower than on a host where each run takes 0.15 s, with enough time, or with too little."""
-    slow = tmp_path / "slow"
+    """Counted, not timed, as a busy machine is slower still; with time for all of them, or with too little for one."""
+    slow, runs = tmp_path / "slow", tmp_path / "runs"
     for name in ("iptables", "iptables-restore", "nft"):
-        held_up = f"[ -e {slow} ] && echo {name} >>{slow} && sleep 1.05"
-        (tmp_path / name).write_text(f'#!/bin/sh\n{held_up}\nexec {shutil.which(name)} "$@"\n')
+        script = f'[ -e {slow} ] && echo "{name} $*" >>{runs} && sleep 1.05\nexec {shutil.which(name)} "$@"\n'
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}")
         (tmp_path / name).chmod(0o755)
     path = f"PATH={tmp_path}:{os.environ['PATH']}"
-    flags, program = ("--ip-masq", "--ip-blackhole-route", "--clean-on-exit"), ("-c", SLOWLY.format(limit_s=limit_s))
+    flags = ("--ip-masq", "--ip-blackhole-route", "--clean-on-exit")
+    program = ("-c", SLOWLY.format(slow=str(slow), limit_s=limit_s))
     with Agent(host, *flags, NEVER, wrapper=("env", path), program=program) as agent:
         agent.wait_ready()
-        slow.touch()
         assert agent.stop() == 0
         assert routes(host, "blackhole") == []
         stays = [line for line in agent.said() if line.startswith("the firewall rules stay: ")]
     if limit_s > 1:
         assert stays == []
-        assert len(slow.read_text().splitlines()) <= MOST_RUNS
+        assert 1 <= len(runs.read_text().splitlines()) <= RUNS_MAX, runs.read_text()
     else:
         what, commands = stays[0].split(" s: ")
         assert what == "the firewall rules stay: removing them takes over 0.5"

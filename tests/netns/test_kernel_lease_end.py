@@ -17,7 +17,7 @@ from flannel_udp.backend.routes import Hop, RouteSet
 from flannel_udp.lab import netns
 from tests.support.labs import NEEDS_NETNS
 from tests.support.one_host import OneHost, one_host
-from tests.support.patience import PATIENCE_S
+from tests.support.patience import PATIENCE_S, promised
 
 pytestmark = NEEDS_NETNS
 
@@ -90,7 +90,7 @@ def test_where_a_tunnel_device_has_the_address_too_both_end(host: OneHost) -> No
     lives = [line for line in host.show("-4 address show") if line.startswith("valid_lft") and "forever" not in line]
     assert len(lives) == 2
     # The second one was asked for a moment later, and the kernel shows whole seconds.
-    assert abs(valid_s_in(lives[0]) - valid_s_in(lives[1])) <= 5
+    assert abs(valid_s_in(lives[0]) - valid_s_in(lives[1])) <= promised(5)
     routed(host, end)
     host.call(end.live_until, in_s(LATENESS_S + 3))
     wait_for_the_end(host)

@@ -77,7 +77,7 @@ def test_tcp_sends_something_however_short_the_time() -> None:
 def test_a_packet_is_seen_at_every_step_and_loses_one_of_its_ttl_at_each_router() -> None:
     with naive_lab() as lab:
         source, target = lab.pods()
-        steps = trace(source, target)
+        steps = trace(source, target, timeout_s=PATIENCE_S)
     packets = [step.packet for step in steps]
     assert [step.interface for step in steps] == ["eth0", "flannel0", "eth0", "flannel0", "eth0"]
     assert all(packets)

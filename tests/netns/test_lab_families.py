@@ -79,7 +79,9 @@ def test_a_packet_of_each_family_is_seen_at_every_step() -> None:
     with routed_by_hand("46") as lab:
         for version in (4, 6):
             source, target = lab.pods()
-            packets: list[Packet | None] = [step.packet for step in trace(source, target, version=version)]
+            packets: list[Packet | None] = [
+                step.packet for step in trace(source, target, version=version, timeout_s=PATIENCE_S)
+            ]
             hops = [packet.ttl for packet in packets if packet is not None and packet.version == version]
             assert hops == [64, 63, 63, 62]
 
@@ -117,9 +119,8 @@ def test_status_tells_of_both_families() -> None:
 @pytest.mark.parametrize("families", ["46", "6"])
 def test_every_host_reaches_the_labs_etcd_and_finds_the_configuration(families: str) -> None:
     with Lab(Plan(fresh_name(), hosts=1, agents=(), registry="etcd", families=families)) as lab:
-        endpoint = lab.plan.registry_args[-1]
-        command = etcdctl_command(endpoint, "get", "--print-value-only", "/coreos.com/network/config")
-        said = json.loads(lab.hosts[0].run(command).stdout)
+        get = etcdctl_command(lab.plan.registry_args[-1], "get", "--print-value-only", "/coreos.com/network/config")
+        said = json.loads(lab.hosts[0].run(get, timeout_s=PATIENCE_S).stdout)
         assert (said["EnableIPv6"], said["IPv6Network"]) == (True, str(OVERLAY_V6))
         assert said.get("EnableIPv4", True) == (4 in lab.plan.versions)
         assert ("Network" in said) == (4 in lab.plan.versions)

@@ -125,10 +125,10 @@ def test_status_peers_route_and_doctor_tell_of_it(trio: tuple[Lab, LeasedVxlan],
     assert "diverted" not in route
     assert [row["problem"] for row in command_json(h1, "peers")] == [None, None]
 
-    def finding() -> bool:
-        return any(row["ok"] for row in command_json(h1, "doctor") if row["question"] == "routes")
+    def doctor_finds_the_routes_right() -> bool:  # it asks the agent, which has three seconds to answer
+        return {row["question"]: row["ok"] for row in command_json(h1, "doctor")}["routes"] is True
 
-    wait_for("the doctor finds them right", finding)  # who gives the agent 3 s to answer
+    wait_for("doctor finds the routes right", doctor_finds_the_routes_right)
 
 
 def test_a_peer_that_nobody_sends_to_is_not_asked_and_one_in_use_answers(trio: tuple[Lab, LeasedVxlan]) -> None:
@@ -136,7 +136,11 @@ def test_a_peer_that_nobody_sends_to_is_not_asked_and_one_in_use_answers(trio: t
     theirs.learn()
     h1 = lab.hosts[0]
     ping_matrix(lab.pods())
-    wait_for("both answer", lambda: all(row["echo"]["answered"] for row in command_json(h1, "peers", "--probe")))
+
+    def all_answer() -> bool:
+        return [row["echo"]["answered"] for row in command_json(h1, "peers", "--probe")] == [True, True]
+
+    wait_for("both answer", all_answer)
     assert {row["health"] for row in command_json(h1, "peers")} <= {"heard", "idle", "silent"}
 
 

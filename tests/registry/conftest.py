@@ -16,6 +16,7 @@ import uvloop
 
 from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.options import EtcdOptions, KubeOptions
+from flannel_udp.registry.etcd import connections
 from flannel_udp.registry.kube.client import KubeClient
 from flannel_udp.registry.kube.options import KubeFiles
 from tests.support.kube_clients import Opened
@@ -51,6 +52,14 @@ def grpc_stays() -> Iterator[None]:
     loop.close()
     yield
     grpc.aio.shutdown_grpc_aio()
+
+
+@pytest.fixture(autouse=True)
+def patient_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to etcd may take as long as the call that wants it: on a busy machine 3 s are not for ever."""
+    attempt = "grpc.min_reconnect_backoff_ms"
+    options = [(name, 60_000 if name == attempt else value) for name, value in connections.CHANNEL_OPTIONS]
+    monkeypatch.setattr(connections, "CHANNEL_OPTIONS", options)
 
 
 @pytest.fixture(scope="session")

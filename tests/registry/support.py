@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import pytest
 
-from flannel_udp.errors import RegistryError
+from flannel_udp.errors import RegistryError, SubnetTaken
 from flannel_udp.lab.etcd_server import EtcdServer
-from flannel_udp.model import Change, Snapshot
+from flannel_udp.model import LEASE_TTL_S, Change, Entry, Snapshot
 from flannel_udp.registry import Registry
 from tests.support.patience import PATIENCE_S
 
@@ -91,6 +91,18 @@ async def once_connected(ask: Callable[[], Awaitable[T]]) -> T:
             with suppress(RegistryError):
                 return await ask()
             await asyncio.sleep(0.01)
+
+
+async def created(registry: Registry, key: str, value: bytes) -> Entry:
+    """Create a key; while the members elect a leader, as starved ones do at any time, that may take some tries."""
+
+    async def create() -> Entry:
+        try:
+            return await registry.create(key, value, LEASE_TTL_S)
+        except SubnetTaken:  # by us: the answer was lost
+            return (await registry.list()).entries[key]
+
+    return await once_connected(create)
 
 
 def etcdctl(endpoint: str, *arguments: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 from flannel_udp.errors import RegistryError
 from flannel_udp.lab.etcd_server import EtcdServer
 from flannel_udp.options import EtcdOptions
+from flannel_udp.registry.etcd import client as etcd_client
 from flannel_udp.registry.etcd import etcd_pb2 as pb
 from flannel_udp.registry.etcd.registry import EtcdRegistry
 from tests.registry.support import PASSWORD
@@ -26,6 +27,12 @@ OF_ONE_MEMBER = [
     (grpc.StatusCode.UNAVAILABLE, "etcdserver: rpc not supported for learner"),
     (grpc.StatusCode.RESOURCE_EXHAUSTED, "etcdserver: too many requests"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def patient_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever does not answer here refuses at once: a busy machine may take its time."""
+    monkeypatch.setattr(etcd_client, "CALL_S", 180.0)
 
 
 @asynccontextmanager

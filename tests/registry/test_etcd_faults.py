@@ -6,17 +6,16 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from flannel_udp.errors import RegistryError
+from flannel_udp.errors import LeaseLost
 from flannel_udp.lab.etcd_server import EtcdServer
-from flannel_udp.model import LEASE_TTL_S, Entry, Snapshot
+from flannel_udp.model import Entry, Snapshot
 from flannel_udp.options import EtcdOptions
 from flannel_udp.registry.etcd.registry import EtcdRegistry
-from tests.registry.support import FirstStays, once_connected, said
+from tests.registry.support import FirstStays, created, once_connected, said
 from tests.support.etcd_cluster import EtcdCluster, go_on, stop
 from tests.support.patience import PATIENCE_S, promised
 
@@ -24,6 +23,11 @@ VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
 CONVERGED_S = 5.0
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def patient_connections() -> None:
+    """Connections are given up as in life: how soon a watch goes on is what is promised here."""
 
 
 @pytest.fixture(scope="module")
@@ -79,23 +83,14 @@ def first(member: EtcdServer, cluster: EtcdCluster) -> list[EtcdServer]:
     return [member, *(other for other in cluster.members if other is not member)]
 
 
-async def create(registry: EtcdRegistry, key: str) -> None:
-    """Create a key; while the members elect a leader that may take some tries."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            try:
-                await registry.create(key, VALUE, LEASE_TTL_S)
-            except RegistryError:
-                await asyncio.sleep(0.1)
-            else:
-                return
+async def delete(registry: EtcdRegistry, entry: Entry) -> None:
+    """Delete a key; while the members elect a leader that may take some tries."""
 
+    async def once() -> None:
+        with suppress(LeaseLost):  # to us: the answer was lost
+            await registry.delete(entry)
 
-async def delete(registry: EtcdRegistry, key: str) -> None:
-    """Delete a key unless that was done."""
-    entry = (await registry.list()).entries.get(key)
-    if entry is not None:
-        await registry.delete(entry)
+    await once_connected(once)
 
 
 @pytest.mark.parametrize("role", ["leader", "follower"])
@@ -107,11 +102,11 @@ async def test_a_member_that_fails_costs_less_than_five_seconds(
     options = options_of(first(member, cluster))
     others = EtcdRegistry(EtcdOptions(endpoints=options.endpoints[1:], prefix=options.prefix))
     async with watched(EtcdRegistry(options, rng=FirstStays())) as table:
-        await create(others, "10.1.1.0-24")
+        await created(others, "10.1.1.0-24", VALUE)
         await table.has("10.1.1.0-24")
         try:
             fault(member)
-            await create(others, "10.1.2.0-24")  # the store can be reached, as this shows
+            await created(others, "10.1.2.0-24", VALUE)  # the store can be reached, as this shows
             reachable_s = time.monotonic()
             await table.has("10.1.2.0-24")
             print(f"{role} {fault.__name__}: {time.monotonic() - reachable_s:.1f} s")  # noqa: T201 - pytest -s shows it
@@ -131,12 +126,12 @@ async def test_history_compacted_while_the_watch_was_cut_off(
     options = options_of([member])  # no other endpoint to go to
     others = EtcdRegistry(EtcdOptions(endpoints=(leader.endpoint,), prefix=options.prefix))
     async with watched(EtcdRegistry(options, rng=FirstStays())) as table:
-        await create(others, "10.1.1.0-24")
+        entry = await created(others, "10.1.1.0-24", VALUE)
         await table.has("10.1.1.0-24")
         stop(member)
         try:
-            await once_connected(partial(delete, others, "10.1.1.0-24"))
-            await create(others, "10.1.2.0-24")
+            await delete(others, entry)
+            await created(others, "10.1.2.0-24", VALUE)
             await asyncio.to_thread(cluster.compact, leader)
             await said(caplog, "watching the subnets")
             assert list(table.entries) == ["10.1.1.0-24"]  # what cannot be reached removes no peer
@@ -151,7 +146,7 @@ async def test_all_members_wiped_is_an_empty_listing(cluster: EtcdCluster, caplo
     options = options_of(cluster.members)
     registry = EtcdRegistry(options)
     async with watched(registry) as table:
-        await create(registry, "10.1.1.0-24")
+        await created(registry, "10.1.1.0-24", VALUE)
         await table.has("10.1.1.0-24")
         for member in cluster.members:
             member.kill()
@@ -162,5 +157,5 @@ async def test_all_members_wiped_is_an_empty_listing(cluster: EtcdCluster, caplo
         async with asyncio.timeout(promised(CONVERGED_S)):
             while table.entries:
                 await asyncio.sleep(0.01)
-        await create(registry, "10.1.2.0-24")
+        await created(registry, "10.1.2.0-24", VALUE)
         await table.has("10.1.2.0-24")

@@ -12,6 +12,7 @@ from flannel_udp.errors import RegistryError
 from flannel_udp.lab.etcd_server import EtcdServer, free_port
 from flannel_udp.model import LEASE_TTL_S
 from flannel_udp.options import EtcdOptions
+from flannel_udp.registry.etcd import client as etcd_client
 from flannel_udp.registry.etcd import cluster
 from flannel_udp.registry.etcd.cluster import REMADE_S, Cluster, Stranger
 from tests.registry.support import etcdctl, once_connected, watching
@@ -20,6 +21,12 @@ from tests.registry.test_etcd import KEY, VALUE, Opened, opened
 __all__ = ["opened"]
 
 CONFIG_KEY = "/coreos.com/network/config"
+
+
+@pytest.fixture(autouse=True)
+def patient_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever does not answer here refuses at once: a busy machine may take its time."""
+    monkeypatch.setattr(etcd_client, "CALL_S", 180.0)
 
 
 @pytest.fixture

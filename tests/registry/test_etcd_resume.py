@@ -30,6 +30,12 @@ __all__ = ["opened"]
 Range = Callable[[etcd_client.EtcdClient, pb.RangeRequest], Awaitable[pb.RangeResponse]]
 
 
+@pytest.fixture(autouse=True)
+def patient_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever does not answer here refuses at once: a busy machine may take its time."""
+    monkeypatch.setattr(etcd_client, "CALL_S", 180.0)
+
+
 @pytest.fixture
 def listings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Collect what is listed from where on; one key that is asked for is no listing."""

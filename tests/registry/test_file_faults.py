@@ -180,6 +180,7 @@ def _in_namespace(mounts: str, path: Path, body: str) -> list[str]:
             """
         import asyncio, logging, sys
         from pathlib import Path
+        from flannel_udp.registry.file import store
         from flannel_udp.registry.file.registry import FileRegistry
 
         logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -220,7 +221,6 @@ def test_a_file_that_is_a_mount_of_its_own_is_written_in_place(path: Path) -> No
 @needs_root
 def test_a_watch_takes_a_write_in_place_for_no_outage(path: Path) -> None:
     body = """
-        from flannel_udp.registry.file import store
         store.IN_PLACE_LOOKS, store.IN_PLACE_MAX_S = 1_000, 60.0  # a busy machine may hold up who writes
         entry = await registry.create("10.1.15.0-24", b'{"PublicIP":"192.0.2.1"}', 60)
         seen = set()

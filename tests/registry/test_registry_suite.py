@@ -170,7 +170,7 @@ async def test_of_five_hosts_that_create_one_key_at_once_one_wins(store: Store) 
 async def test_a_lease_that_nobody_renews_expires_and_watchers_hear_of_it(registry: Registry, other: Registry) -> None:
     async with watching(other) as seen:
         await seen.snapshot()
-        entry = await registry.create(KEY, VALUE, 5)  # the file is looked at five times a second: it has to be seen
+        entry = await registry.create(KEY, VALUE, 10)  # the file is looked at now and then: it has to be seen
         assert said((await seen.change()).entries) == said({KEY: entry})
         assert said((await seen.change()).entries) == said({KEY: None})
     assert (await other.list()).entries == {}
@@ -235,9 +235,9 @@ async def test_a_renewal_prolongs_the_lease_and_no_watcher_sees_it(registry: Reg
         asked_s = time.monotonic()
         assert await registry.renew(entry, VALUE, 60) == entry
         after_s = await registry.time_left_s(entry)
+        took_s = time.monotonic() - asked_s
         assert before_s is not None and after_s is not None
-        # Not renewed it would be less by what that took; some stores know whole seconds.
-        assert after_s + (time.monotonic() - asked_s) > before_s + 1
+        assert after_s + took_s > before_s + 1  # a store may tell whole seconds only
         assert await seen.is_quiet(0.5)
 
 
@@ -465,7 +465,7 @@ async def test_a_watch_ends_at_once_when_its_task_is_cancelled(registry: Registr
         async with watching(registry) as seen:
             await seen.snapshot()
             began_s = time.monotonic()
-        assert time.monotonic() - began_s < promised(1.0)
+        assert time.monotonic() - began_s < promised(2.0)
 
 
 async def test_five_hosts_that_pick_the_first_free_subnet_get_five_subnets(store: Store) -> None:

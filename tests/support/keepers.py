@@ -28,6 +28,13 @@ MARGIN_S = 3600.0
 QUICK = Delays(first_retry_s=0.01, last_retry_s=0.02, renew_retry_s=0.03)
 
 
+class AtOnce(random.Random):
+    """Of a time that is drawn by lot, the first moment: a renewal is due when its margin is reached."""
+
+    def random(self) -> float:
+        return 0.0
+
+
 def forward_for_ever(_until_s: float | None) -> None:
     """Be a dataplane that the test does not look at."""
 
@@ -41,10 +48,11 @@ def keeper_of(
     *,
     backend_type: str = "",
     mark: int = 0,
+    rng: random.Random | None = None,
 ) -> LeaseKeeper:
     wanted = None if previous is None else Subnet(IPv4Network(previous))
     attrs = LeaseAttrs(IPv4Address(public_ip), backend_type=backend_type)
-    rng = random.Random(1)
+    rng = rng or random.Random(1)
     return LeaseKeeper(registry, attrs, margin_s, forward_until, mark=mark, previous=wanted, delays=QUICK, rng=rng)
 
 

@@ -160,7 +160,8 @@ def test_an_agent_that_hangs_is_told_of(path: Path) -> None:
     with answering(path, OK + HEAD + part(1), hangs=True), client.open_capture(path, CaptureWish()) as stream:
         parts = stream.parts()
         next(parts)
-        stream._connected.settimeout(0.2)
+        assert stream._connected.gettimeout() == client.TIMEOUT_S
+        stream._connected.settimeout(0.2)  # not before: what is said is waited for on a busy machine, too
         with pytest.raises(FlannelError, match=r"says nothing any more, 5 s long$"):
             next(parts)
 

@@ -113,7 +113,7 @@ def test_a_loop_that_is_held_up_is_seen_as_late() -> None:
 
     uvloop.run(hold_up())
     buckets = dict(lateness.buckets())
-    assert buckets[math.inf] - buckets[0.25] >= 1
+    assert buckets[math.inf] - buckets[0.25] >= 1  # a busy machine may be late once more
     assert lateness.total_s >= 0.4
 
 

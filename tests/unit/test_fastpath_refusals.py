@@ -18,7 +18,6 @@ from flannel_udp.dataplane.reference import VnetHeader, with_ttl
 from flannel_udp.options import NO_OFFLOAD, Offload
 from tests.support.agents import wait_for
 from tests.support.engine_rig import EngineRig, compile_table, small_table
-from tests.support.patience import PATIENCE_S
 from tests.support.refusals import Refusal, refused
 
 REASONS = {
@@ -47,7 +46,6 @@ READS_A_TURN, LOST_READS_MAX = 256, 65_536
 VLEN, IOVCNT = 2, 2  # arguments of sendmmsg and of writev
 JOINED_IOVCNT = 3  # a super-packet's headers and at least two payloads; a packet has two pieces at most
 IP_RECVERR = 11  # linux/in.h
-RETRY_S = PATIENCE_S  # refused offloads are tried again after 10 s
 RECEIVE_PAUSE_S = 0.001
 
 
@@ -156,7 +154,7 @@ def test_a_route_that_takes_no_runs_is_one_peers_and_is_tried_again() -> None:
             rig.to_peer(f"127.0.0.{peer}")
         assert (sizes(2), sizes(3)) == ({100}, {1_000})
         assert not rig.engine.segments
-        wait_for("a run is tried again", lambda: sizes(2) == {1_000}, RETRY_S)
+        wait_for("a run is tried again", lambda: sizes(2) == {1_000})
         assert rig.engine.segments
         assert rig.drops("out") == {}
 
@@ -347,7 +345,7 @@ def test_joins_that_are_refused_stop_for_that_protocol_only_and_come_back() -> N
         assert not rig.engine.joins_tcp
         assert len(writes_of(datagrams)) == 1
         # Tried again: refused once more, and again later; then the kernel takes it.
-        wait_for("joins are tried again", lambda: len(writes_of(segments(20))) == 1, RETRY_S)
+        wait_for("joins are tried again", lambda: len(writes_of(segments(20))) == 1)
         assert rig.engine.joins_tcp
         assert len(writes_of(segments(20))) == 1
         assert rig.drops("in") == {}

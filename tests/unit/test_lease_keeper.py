@@ -30,6 +30,7 @@ from tests.support.keepers import (
     OUR_MARK,
     OUR_VALUE,
     QUICK,
+    AtOnce,
     eventually,
     forward_for_ever,
     keeper_of,
@@ -259,8 +260,8 @@ def test_a_thousand_hosts_that_start_in_one_minute_renew_over_a_quarter_of_an_ho
 
 async def test_the_lease_is_renewed_when_the_margin_is_reached_and_peers_see_no_event() -> None:
     registry = MemoryRegistry()
-    registry.granted_s = 20.0
-    keeper = keeper_of(registry, margin_s=19.9)
+    registry.granted_s = 60.0  # a busy machine renews before it ends
+    keeper = keeper_of(registry, margin_s=59.9, rng=AtOnce())
     lease = await soon(keeper.acquire(CONFIG))
     revision = registry.revision
     async with kept(keeper) as task:
@@ -313,7 +314,7 @@ async def test_a_failed_renewal_is_tried_again_and_said_once(caplog: pytest.LogC
 
 async def test_a_lease_that_cannot_be_renewed_is_given_up_before_it_ends() -> None:
     registry = MemoryRegistry()
-    registry.granted_s = granted_s = 20.0  # a quarter of it is before the end
+    registry.granted_s = granted_s = 20.0  # a quarter of it is before the end, for a busy machine
     began_s = now_s()
     keeper = keeper_of(registry)
     lease = await soon(keeper.acquire(CONFIG))
@@ -337,8 +338,8 @@ async def test_a_renewal_that_hangs_does_not_put_off_the_end() -> None:
 
 async def test_a_lease_found_lost_at_its_renewal_ends_keep_and_the_rival_keeps_the_subnet() -> None:
     registry = MemoryRegistry()
-    registry.granted_s = 20.0
-    keeper = keeper_of(registry, margin_s=19.9)
+    registry.granted_s = 60.0  # a busy machine renews before it ends
+    keeper = keeper_of(registry, margin_s=59.9, rng=AtOnce())
     lease = await soon(keeper.acquire(CONFIG))
     rival = registry.put(lease.entry.key, OTHER_VALUE)
     async with kept(keeper) as task:
