@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -26,7 +26,8 @@ END_S = 0.2
 """How long an answer that nobody reads may hold up the end."""
 IDLE_S = 75.0
 """An idle connection, or a request that does not go on, is waited for longer than lies between two scrapes."""
-_READ_BYTES = 64 * 1024
+_READ_BYTES = 8 * 1024
+"""At a time: h11 holds what it has not understood yet against `HEAD_BYTES_MAX`, not what came with it."""
 _LINGER_S = 1.0
 """For who is refused amid a request: closing with bytes unread may cost them the answer (RFC 9112 section 9.6)."""
 
@@ -181,6 +182,8 @@ class _Connection(asyncio.StreamReaderProtocol):
                 await self._refuse_rest(error.error_status_hint)
         except (ConnectionError, TimeoutError):
             pass
+        except Exception:
+            logger.exception("an answer failed amid its parts")
         finally:
             self._writer.close()
 
@@ -210,8 +213,8 @@ class _Connection(asyncio.StreamReaderProtocol):
             target = urlsplit(head.target.decode("ascii"))
         except ValueError as error:
             raise h11.RemoteProtocolError(f"a target that is none: {error}") from error
-        query = dict(reversed(parse_qsl(target.query, keep_blank_values=True)))
-        headers = {name.decode("ascii"): value.decode("latin-1") for name, value in reversed(list(head.headers))}
+        query = _first_of(parse_qsl(target.query, keep_blank_values=True))
+        headers = _first_of((name.decode("ascii"), value.decode("latin-1")) for name, value in head.headers)
         connection = self._writer.get_extra_info("socket")
         return Request(head.method.decode("ascii"), unquote(target.path), query, headers, body, connection)
 
@@ -232,14 +235,14 @@ class _Connection(asyncio.StreamReaderProtocol):
 
     async def _tell(self, answer: Answer, *, has_body: bool) -> None:
         headers = [("Content-Type", answer.kind), ("Content-Length", str(len(answer.body))), *answer.headers.items()]
-        await self._send(h11.Response(status_code=answer.status, headers=headers))
+        await self._send(_head(answer.status, headers))
         if has_body:
             await self._send(h11.Data(data=answer.body))
         await self._send(h11.EndOfMessage())
 
     async def _stream(self, answer: Stream, *, has_body: bool) -> None:
         headers = [("Content-Type", answer.kind), *answer.headers.items()]
-        await self._send(h11.Response(status_code=200, headers=headers))
+        await self._send(_head(200, headers))
         if has_body:
             async for part in answer.parts:
                 if self._writer.is_closing() or (answer.endless and self._reader.at_eof()):
@@ -269,3 +272,14 @@ class _Connection(asyncio.StreamReaderProtocol):
             async with asyncio.timeout(_LINGER_S):
                 while await self._reader.read(_READ_BYTES):
                     pass
+
+
+def _first_of(pairs: Iterable[tuple[str, str]]) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        found.setdefault(name, value)
+    return found
+
+
+def _head(status: int, headers: list[tuple[str, str]]) -> h11.Response:
+    return h11.Response(status_code=status, reason=HTTPStatus(status).phrase, headers=headers)

@@ -15,9 +15,9 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from flannel_udp.view.bad_requests import keep_bad_requests_quiet
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.view import commands
+from flannel_udp.view.bad_requests import keep_bad_requests_quiet
 from flannel_udp.view.child import LabGone, collector
 from flannel_udp.view.gate import ADDRESS, HEADERS, Gate
 from flannel_udp.view.looks import Event, Looks

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import ssl
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -27,28 +25,6 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
             lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
             report.sections.append((f"{log.parent.name} of {log.parent.parent.name} said last", "\n".join(lines)))
     return report
-
-
-@pytest.fixture(scope="session")
-def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
-    """One of the authorities that this machine trusts, if there is any."""
-    for certificate in ssl.create_default_context().get_ca_certs(binary_form=True):
-        file = tmp_path_factory.mktemp("authority") / "ca.pem"
-        file.write_text(ssl.DER_cert_to_PEM_cert(certificate))
-        return file
-    return None
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_authorities(one_authority: Path | None) -> Iterator[None]:
-    """Have agents read that one alone: reading some 140, as aiohttp does when imported, is a tenth of their start.
-
-    The registries and providers of tests have authorities of their own, which they name.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        if one_authority is not None:
-            patch.setenv("SSL_CERT_FILE", str(one_authority))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def scrape(host: Host) -> Samples:
         sock.connect(("127.0.0.1", PORT))
         sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         head, _, body = b"".join(iter(lambda: sock.recv(65_536), b"")).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.0 200 "), head
+    assert head.startswith(b"HTTP/1.1 200 OK"), head
     return parse(body.decode())
 
 
