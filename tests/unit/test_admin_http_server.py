@@ -101,7 +101,7 @@ async def test_a_client_of_http_1_0_gets_parts_until_the_connection_ends() -> No
         assert (await reader.read()).endswith(b"\r\n\r\none two three")
 
 
-async def test_what_fails_amid_an_answer_is_no_whole_answer() -> None:
+async def test_what_fails_amid_an_answer_is_no_whole_answer_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def failing(_request: Request) -> Stream:
         async def parts() -> AsyncGenerator[bytes, None]:
             yield b"one"
@@ -113,6 +113,7 @@ async def test_what_fails_amid_an_answer_is_no_whole_answer() -> None:
         writer.write(b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n")
         told = await reader.read()
     assert b"one" in told
+    assert caplog.messages == ["an answer failed amid its parts"]
     assert not told.endswith(b"0\r\n\r\n")
 
 
