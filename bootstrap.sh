@@ -234,6 +234,11 @@ leave_plain_chroot() {
         return
     fi
     say "/ is no mount point here (a chroot?), and ip netns needs one: going on below /mnt, bound to /"
+    # What a run that was killed has left: bound again with all of that below it, mounts double with each run, and every
+    # `ip netns exec` copies them all.
+    while [ "$(stat -c %d:%i /mnt)" = "$(stat -c %d:%i /)" ]; do
+        umount --lazy /mnt
+    done
     mount --rbind / /mnt
     mount --make-rslave /mnt
     trap 'umount --lazy /mnt' EXIT
