@@ -241,7 +241,7 @@ def test_an_old_agent_that_waits_hands_nothing_over_and_its_successor_says_what_
             old.wait_for_line("reading the network configuration failed")
             with Agent(h1, "--takeover") as new:
                 assert new.exit_code() == 1
-                assert "said nothing for 5 s: if it hangs, kill it and start afresh" in new.said()[-1]
+                assert "said nothing for 15 s: if it hangs, kill it and start afresh" in new.said()[-1]
             path.write_text(json.dumps(document))
             old.wait_ready()
             assert old.stop() == 0
