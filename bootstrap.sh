@@ -235,8 +235,8 @@ leave_plain_chroot() {
     fi
     say "/ is no mount point here (a chroot?), and ip netns needs one: going on below /mnt, bound to /"
     # What a run that was killed has left: bound again with all of that below it, mounts double with each run, and every
-    # `ip netns exec` copies them all.
-    while [ "$(stat -c %d:%i /mnt)" = "$(stat -c %d:%i /)" ]; do
+    # `ip netns exec` copies them all. While another run lives there it stays.
+    while [ "$(stat -c %d:%i /mnt)" = "$(stat -c %d:%i /)" ] && ! readlink /proc/[0-9]*/root 2>/dev/null | grep -qx /mnt; do
         umount --lazy /mnt
     done
     mount --rbind / /mnt
@@ -387,5 +387,8 @@ bundle)
     make_bundle
     ;;
 help | -h | --help) printf '%s\n' "$usage" ;;
-*) fail "unknown command '$command' (see: ./bootstrap.sh help)" ;;
+*)
+    say "unknown command '$command' (see: ./bootstrap.sh help)"
+    exit 2
+    ;;
 esac

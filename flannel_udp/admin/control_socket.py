@@ -203,32 +203,39 @@ class _Wrong(Exception):
 
 async def _in_parts(parts: AsyncIterator[list[Row]]) -> Stream:
     """Answer with one list of all rows."""
-    first: list[Row] = await anext(parts, [])  # what goes wrong here can still be answered with an error
 
     async def all_of_them() -> AsyncGenerator[bytes, None]:
+        first: list[Row] = await anext(parts, [])
+        yield b""
         yield b"[" + _rows(first)
         async for rows in parts:
             yield b"," + _rows(rows)
         yield b"]"
 
-    return Stream(all_of_them(), "application/json; charset=utf-8")
+    return Stream(await _begun(all_of_them()), "application/json; charset=utf-8")
 
 
 async def _as_they_come(parts: AsyncGenerator[Part, None], encode: Callable[[Part], bytes], kind: str) -> Stream:
     """Answer with each part until the reader is gone."""
-    try:
-        first = await anext(parts)  # what goes wrong here can still be answered with an error
-    except BaseException:
-        await parts.aclose()
-        raise
 
     async def all_of_them() -> AsyncGenerator[bytes, None]:
         async with aclosing(parts):
+            first = await anext(parts)
+            yield b""
             yield encode(first) if first else b""
             async for part in parts:
                 yield encode(part) if part else b""
 
-    return Stream(all_of_them(), kind, endless=True)
+    return Stream(await _begun(all_of_them()), kind, endless=True)
+
+
+async def _begun(parts: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Return them once they know their first one: what goes wrong by then can still be answered with an error.
+
+    And who closes them closes what they are made of, which those do not that were never begun.
+    """
+    await anext(parts)
+    return parts
 
 
 def _lines(events: Sequence[Event]) -> bytes:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -34,12 +34,11 @@ _LINGER_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What somebody asks; `query` has the first value of each name, `headers` names in lower case."""
+    """What somebody asks; `query` has the first value of each name."""
 
     method: str
     path: str
     query: Mapping[str, str]
-    headers: Mapping[str, str]
     body: bytes
     connection: socket.socket
     """The asyncio transport's: for questions to the kernel about the other end."""
@@ -62,7 +61,6 @@ class Stream:
     parts: AsyncGenerator[bytes, None]
     kind: str
     endless: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Refused(Exception):
@@ -213,10 +211,11 @@ class _Connection(asyncio.StreamReaderProtocol):
             target = urlsplit(head.target.decode("ascii"))
         except ValueError as error:
             raise h11.RemoteProtocolError(f"a target that is none: {error}") from error
-        query = _first_of(parse_qsl(target.query, keep_blank_values=True))
-        headers = _first_of((name.decode("ascii"), value.decode("latin-1")) for name, value in head.headers)
+        query: dict[str, str] = {}
+        for name, value in parse_qsl(target.query, keep_blank_values=True):
+            query.setdefault(name, value)
         connection = self._writer.get_extra_info("socket")
-        return Request(head.method.decode("ascii"), unquote(target.path), query, headers, body, connection)
+        return Request(head.method.decode("ascii"), unquote(target.path), query, body, connection)
 
     async def _answer(self, request: Request) -> None:
         try:
@@ -241,8 +240,7 @@ class _Connection(asyncio.StreamReaderProtocol):
         await self._send(h11.EndOfMessage())
 
     async def _stream(self, answer: Stream, *, has_body: bool) -> None:
-        headers = [("Content-Type", answer.kind), *answer.headers.items()]
-        await self._send(_head(200, headers))
+        await self._send(_head(200, [("Content-Type", answer.kind)]))
         if has_body:
             async for part in answer.parts:
                 if self._writer.is_closing() or (answer.endless and self._reader.at_eof()):
@@ -266,19 +264,12 @@ class _Connection(asyncio.StreamReaderProtocol):
         await self._tell(
             Answer(f"{status}: {phrase}\n".encode(), status=status, headers={"Connection": "close"}), has_body=True
         )
-        with suppress(OSError, NotImplementedError):
+        with suppress(OSError):  # who has hung up already needs no end
             self._writer.write_eof()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
                 while await self._reader.read(_READ_BYTES):
                     pass
-
-
-def _first_of(pairs: Iterable[tuple[str, str]]) -> Mapping[str, str]:
-    found: dict[str, str] = {}
-    for name, value in pairs:
-        found.setdefault(name, value)
-    return found
 
 
 def _head(status: int, headers: list[tuple[str, str]]) -> h11.Response:

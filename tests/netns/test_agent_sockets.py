@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -25,8 +27,16 @@ def host() -> Iterator[Host]:
         yield lab.hosts[0]
 
 
-def put_back(agent: Agent) -> list[str]:
-    return [line for line in agent.said() if "which somebody had removed" in line]
+def are_put_back(agent: Agent, times: int) -> bool:
+    """Tell whether it has said so often that it has put a socket's file back."""
+    return len([line for line in agent.said() if "which somebody had removed" in line]) == times
+
+
+def is_said(host: Host, control: Path, times: int) -> bool:
+    """Tell whether `status` says that, of an agent that is ready."""
+    asking = [sys.executable, "-m", "flannel_udp", "status", "--json", "--control-socket", str(control)]
+    text = host.run(asking, check=False).stdout
+    return f'"control-socket": {times}' in text and '"ready": true' in text
 
 
 def test_sockets_removed_with_their_folder_are_put_back_counted_and_answer(host: Host) -> None:
@@ -37,10 +47,9 @@ def test_sockets_removed_with_their_folder_are_put_back_counted_and_answer(host:
         for times in (1, 2):
             # In one go: what the agent puts back between two files would keep the folder from being removed.
             shutil.rmtree(folder.rename(folder.with_name("former")))
-            wait_for("both are back", lambda: len(put_back(agent)) == 2 * times)  # noqa: B023 - called at once
-            asking = [sys.executable, "-m", "flannel_udp", "status", "--json", "--control-socket", str(control)]
-            shown = f'"control-socket": {2 * times}', '"ready": true'
-            wait_for("it says so", lambda: all(text in host.run(asking, check=False).stdout for text in shown))  # noqa: B023 - called at once
+            wait_for("both are back", partial(are_put_back, agent, 2 * times))
+            wait_for("it says so", partial(is_said, host, control, 2 * times))
+        assert are_put_back(agent, 4)
         with Agent(host, "--control-socket", str(control), "--takeover") as new:
             new.wait_for_line(f"took over from process {agent.process.pid}")
             assert agent.exit_code() == 0

@@ -108,6 +108,16 @@ async def test_it_ends_with_the_agent_or_when_it_is_stopped(path: Path) -> None:
     await asyncio.wait_for(following, PATIENCE_S)
 
 
+async def test_who_asks_for_the_head_alone_captures_nothing_any_more(path: Path) -> None:
+    source = Capturing(last=part(1))
+    async with control_server(UnixListener(path), source):
+        connection = client._UnixConnection(path, PATIENCE_S)
+        await asyncio.to_thread(connection.request, "HEAD", "/v1/capture")
+        assert (await asyncio.to_thread(connection.getresponse)).status == 200
+        await asyncio.wait_for(source.closed.wait(), PATIENCE_S)
+        connection.close()
+
+
 async def test_who_stands_still_does_not_hold_up_the_agents_end(path: Path) -> None:
     source = Capturing(last=part(*range(1_000)))
     stuck = client._UnixConnection(path, 5.0)

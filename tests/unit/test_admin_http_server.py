@@ -20,19 +20,21 @@ async def echo(request: Request) -> Answer:
     return Answer(f"{request.method} {request.path} {dict(request.query)} ".encode() + request.body)
 
 
-async def ticking(_request: Request) -> Stream:
-    async def parts() -> AsyncGenerator[bytes, None]:
-        try:
-            while True:
-                yield b"tick\n"
-                await asyncio.sleep(0.01)
-        finally:
-            ended.set()
+def ticking(ended: asyncio.Event) -> Handler:
+    """Return what answers without an end; when that is over it sets the event."""
 
-    return Stream(parts(), "text/plain", endless=True)
+    async def answer(_request: Request) -> Stream:
+        async def parts() -> AsyncGenerator[bytes, None]:
+            try:
+                while True:
+                    yield b"tick\n"
+                    await asyncio.sleep(0.01)
+            finally:
+                ended.set()
 
+        return Stream(parts(), "text/plain", endless=True)
 
-ended = asyncio.Event()
+    return answer
 
 
 @asynccontextmanager
@@ -71,8 +73,8 @@ async def test_who_has_ended_its_half_is_answered_all_the_same() -> None:
 
 
 async def test_an_answer_without_an_end_ends_when_its_reader_goes() -> None:
-    ended.clear()
-    async with asked(routed({"/a": ticking})) as (reader, writer):
+    ended = asyncio.Event()
+    async with asked(routed({"/a": ticking(ended)})) as (reader, writer):
         writer.write(b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n")
         await reader.readuntil(b"tick\n")
         writer.close()
@@ -80,8 +82,8 @@ async def test_an_answer_without_an_end_ends_when_its_reader_goes() -> None:
 
 
 async def test_the_end_of_the_server_ends_such_an_answer_without_its_last_chunk() -> None:
-    ended.clear()
-    async with asked(routed({"/a": ticking})) as (reader, writer):
+    ended = asyncio.Event()
+    async with asked(routed({"/a": ticking(ended)})) as (reader, writer):
         writer.write(b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n")
         await reader.readuntil(b"tick\n")
     assert ended.is_set()

@@ -80,7 +80,7 @@ def test_help_names_all_commands(checkout: Checkout, arguments: tuple[str, ...])
 
 def test_an_unknown_command_is_one_clear_line(checkout: Checkout) -> None:
     done = checkout.run("tset")
-    assert (done.returncode, done.stderr) == (1, "bootstrap: unknown command 'tset' (see: ./bootstrap.sh help)\n")
+    assert (done.returncode, done.stderr) == (2, "bootstrap: unknown command 'tset' (see: ./bootstrap.sh help)\n")
 
 
 def test_where_there_is_no_apt_the_packages_are_named(checkout: Checkout) -> None:
