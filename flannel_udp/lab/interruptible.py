@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from flannel_udp.interrupts import AGAIN
+
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ALL = (*ENDING_SIGNALS, AGAIN)
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
@@ -32,7 +35,7 @@ def interruptible() -> Iterator[None]:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let such signals wait until the block is done."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
     try:
         yield
     finally:
@@ -49,7 +52,7 @@ def undivided() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    kept = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    kept = {number: signal.getsignal(number) for number in _ALL}
     for number, handler in kept.items():
         if handler is not signal.SIG_IGN:  # who ignores it lets the process ignore it
             signal.signal(number, lambda number, _: came.append(number))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -182,13 +184,17 @@ def test_a_lab_that_goes_meanwhile_is_one_line(name: str, capsys: Output, monkey
     assert (code, error.splitlines()[-1].startswith(f"flannel-udp: no lab named {name} is up: ")) == (1, True)
 
 
-def test_a_start_that_is_interrupted_leaves_nothing_behind() -> None:
+def test_a_start_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
+    etcd = tmp_path / "etcd"
+    etcd.write_text("#!/bin/sh\nexec sleep 60\n")  # else the start may have ended before it is interrupted
+    etcd.chmod(0o755)
     name = fresh_name()
     with cleaned_up(Lab(Plan(name))):
         start = subprocess.Popen(
             [sys.executable, "-m", "flannel_udp", "lab", "lesson", "start", "1", "--name", name],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         )
         try:
             assert wait_until(lambda: len(namespaces_of(name)) == 5, PATIENCE_S)

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = "flannel_udp"
 
-VALUES = ["errors", "levels", "model", "options"]
+VALUES = ["errors", "interrupts", "levels", "model", "options"]
 SHARED = [*VALUES, "netconf*", "backoff*"]
 NO_FIREWALL = ["host", "host.[!f]*", "host.family"]
 PLAIN_ROOMS = ("admin", "backend", "cni", "control", "dataplane", "files", "host", "lab", "registry")
@@ -25,6 +25,7 @@ ROOMS = [f"{room}*" for room in PLAIN_ROOMS]
 # Everyone may import the package itself, which holds the version.
 RULES: Mapping[str, list[str]] = {
     "errors": [],
+    "interrupts": [],
     "levels": [],
     "model": ["errors"],
     "options": ["errors", "model"],
@@ -49,7 +50,7 @@ RULES: Mapping[str, list[str]] = {
     "cli.flags": ["options", "cli.parsers"],
     "cli.arguments": ["errors", "options", "cli.flags", "cli.parsers"],
     "cli*": [*SHARED, *ROOMS, "agent*", "bench*", "doctor*", "view*", "cli*"],
-    "__main__": ["cli.main"],
+    "__main__": ["cli.main", "interrupts"],
 }
 # What the command line may import before it knows the command: --help and --version answer at once.
 EAGER = ["cli", "cli.*", "backend.table", "bench.names", "errors", "options"]

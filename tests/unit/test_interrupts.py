@@ -1,0 +1,81 @@
+"""What ends a command ends it also where Python would drop it: amid a destructor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.patience import PATIENCE_S
+
+DESTRUCTOR = """
+import os, signal, time
+class Interrupted:
+    def __del__(self):
+        os.kill(os.getpid(), NUMBER)
+        for _ in range(100): pass  # the handler runs at one of these
+"""
+COMMAND_LINE = """
+import runpy, sys
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "flannel_udp.cli.commands":
+            Interrupted()
+            time.sleep(60)
+sys.meta_path.insert(0, Finder())
+runpy.run_module("flannel_udp", run_name="__main__")
+"""
+LAB = """
+from contextlib import nullcontext
+from flannel_udp.interrupts import keep_interrupts
+from flannel_udp.lab.interruptible import interruptible, undivided, uninterrupted
+keep_interrupts()
+with interruptible():
+    Interrupted()
+    with BLOCK:
+        for _ in range(10): time.sleep(0.01)  # longer than it takes to come again
+        print("done", flush=True)
+    time.sleep(60)
+"""
+
+
+def run(code: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        ["env", "--default-signal=INT,TERM,HUP", sys.executable, "-c", code, "--version"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S / 2,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_ctrl_c_amid_a_destructor_ends_the_command_without_a_word() -> None:
+    assert run(DESTRUCTOR.replace("NUMBER", "signal.SIGINT") + COMMAND_LINE) == (130, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ("nullcontext()", ""),
+        ("uninterrupted()", "done\n"),
+        ("undivided()", "done\n"),
+    ],
+    ids=["nothing", "uninterrupted", "undivided"],
+)
+def test_a_lab_is_left_by_what_came_amid_a_destructor(number: signal.Signals, block: str, said: str) -> None:
+    code = DESTRUCTOR.replace("NUMBER", str(int(number))) + LAB.replace("BLOCK", block)
+    assert run(code) == (128 + number, said, "")
+
+
+def test_another_fault_of_a_destructor_is_written_as_ever() -> None:
+    code = "from flannel_udp.interrupts import keep_interrupts\nkeep_interrupts()\n"
+    code += "class Faulty:\n    def __del__(self): raise ValueError('its fault')\nFaulty()\nprint('on')\n"
+    status, said, complaint = run(code)
+    assert (status, said) == (0, "on\n")
+    assert "ValueError: its fault" in complaint
