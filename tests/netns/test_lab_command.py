@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from flannel_udp.backend.table import LAB_BACKENDS
 from flannel_udp.lab.lab import Lab
 from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.plan import Plan
-from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, namespaces_of, state_of
+from tests.support.labs import NEEDS_NETNS, cleaned_up, endless_start, fresh_name, namespaces_of, state_of
 from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
@@ -180,13 +181,20 @@ def test_without_the_command_ip_up_says_what_to_install() -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_demonstration_that_is_interrupted_takes_the_lab_down(number: signal.Signals, code: int) -> None:
+def test_a_demonstration_that_is_interrupted_takes_the_lab_down(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
     name = fresh_name()
     with cleaned_up(Lab(Plan(name))):
-        demo = subprocess.Popen([*LAB, "demo", "--name", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        demo = subprocess.Popen(
+            [*LAB, "demo", "--name", name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=endless_start(tmp_path),
+        )
         try:
             assert wait_until(lambda: len(namespaces_of(name)) == 5, PATIENCE_S)
-            time.sleep(0.3)  # somewhere between building and the first ping
+            time.sleep(0.3)  # somewhere while it starts
             demo.send_signal(number)
             demo.send_signal(number)  # an impatient user
             demo.communicate(timeout=PATIENCE_S)

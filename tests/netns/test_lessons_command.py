@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from flannel_udp.lab.lessons.course import progress_of
 from flannel_udp.lab.lessons.lesson import Lesson
 from flannel_udp.lab.netns import wait_until
 from flannel_udp.lab.plan import Plan
-from tests.support.labs import NEEDS_NETNS, cleaned_up, fresh_name, namespaces_of, state_of
+from tests.support.labs import NEEDS_NETNS, cleaned_up, endless_start, fresh_name, namespaces_of, state_of
 from tests.support.patience import PATIENCE_S
 
 pytestmark = NEEDS_NETNS
@@ -185,16 +184,13 @@ def test_a_lab_that_goes_meanwhile_is_one_line(name: str, capsys: Output, monkey
 
 
 def test_a_start_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
-    etcd = tmp_path / "etcd"
-    etcd.write_text("#!/bin/sh\nexec sleep 60\n")  # else the start may have ended before it is interrupted
-    etcd.chmod(0o755)
     name = fresh_name()
     with cleaned_up(Lab(Plan(name))):
         start = subprocess.Popen(
             [sys.executable, "-m", "flannel_udp", "lab", "lesson", "start", "1", "--name", name],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            env=endless_start(tmp_path),
         )
         try:
             assert wait_until(lambda: len(namespaces_of(name)) == 5, PATIENCE_S)

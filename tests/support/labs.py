@@ -39,6 +39,14 @@ def fresh_name() -> str:
     return f"test{os.getpid()}-{next(_counter)}"
 
 
+def endless_start(directory: Path) -> dict[str, str]:
+    """Return an environment where labs wait for an etcd that never serves: no start is over before its test is."""
+    etcd = directory / "etcd"
+    etcd.write_text("#!/bin/sh\nexec sleep 60\n")
+    etcd.chmod(0o755)
+    return os.environ | {"PATH": f"{directory}:{os.environ['PATH']}"}
+
+
 def namespaces_of(name: str) -> list[str]:
     """Return the lab's namespaces that exist."""
     return [namespace for namespace in names() if lab_of_namespace(namespace) == name]
