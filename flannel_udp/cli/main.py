@@ -92,7 +92,7 @@ def _give_up(stream: IO[str]) -> None:
 
 
 def _dispatch(argv: list[str]) -> int:
-    if not argv or argv[0].startswith("-"):
+    if is_agent(argv):
         return _agent(argv)
     for name, command in COMMANDS.items():
         words = name.split()
@@ -103,6 +103,11 @@ def _dispatch(argv: list[str]) -> int:
         sys.stdout.write(help_text(argv[:asked], COMMANDS))
         return 0
     raise unknown_command(argv, COMMANDS)
+
+
+def is_agent(argv: Sequence[str]) -> bool:
+    """Tell whether these words are the agent's flags, and not a command's name and its own."""
+    return not argv or argv[0].startswith("-")
 
 
 def _agent(argv: list[str]) -> int:
