@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 HEAD_BYTES_MAX = 8 * 1024
 BODY_BYTES_MAX = 1024 * 1024
-"""Of a request."""
+"""Of a request, where the server is not told another number."""
 END_S = 0.2
-"""How long an answer that nobody reads may hold up the end."""
+"""How long an answer that nobody reads may hold up the end, where the server is not told another number."""
 IDLE_S = 75.0
 """An idle connection, or a request that does not go on, is waited for longer than lies between two scrapes."""
 _READ_BYTES = 8 * 1024
@@ -34,11 +34,12 @@ _LINGER_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What somebody asks; `query` has the first value of each name."""
+    """What somebody asks; `query` and `headers`, whose names are in lower case, have the first value of each name."""
 
     method: str
     path: str
     query: Mapping[str, str]
+    headers: Mapping[str, str]
     body: bytes
     connection: socket.socket
     """The asyncio transport's: for questions to the kernel about the other end."""
@@ -61,6 +62,7 @@ class Stream:
     parts: AsyncGenerator[bytes, None]
     kind: str
     endless: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Refused(Exception):
@@ -105,8 +107,16 @@ class Server:
     order waits for its reader. Those that come in one turn of the loop are counted with the next one.
     """
 
-    def __init__(self, handler: Handler, connections_max: int | None = None) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        connections_max: int | None = None,
+        body_bytes_max: int = BODY_BYTES_MAX,
+        end_s: float = END_S,
+    ) -> None:
         self.handler = handler
+        self.body_bytes_max = body_bytes_max
+        self._end_s = end_s
         self._connections_max = connections_max
         self._connections: dict[_Connection, None] = {}  # the oldest first
 
@@ -115,14 +125,14 @@ class Server:
         return await asyncio.get_running_loop().create_server(self._let_in, sock=listening, backlog=backlog)
 
     async def close(self) -> None:
-        """End all connections: who is being answered has `END_S`, but for answers without an end."""
+        """End all connections: who is being answered has `end_s`, but for answers without an end."""
         running = [connection for connection in self._connections if not connection.task.done()]
         for connection in running:
             if not connection.is_answering or connection.is_endless:
                 connection.task.cancel()
         tasks = {connection.task for connection in running}
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=END_S)
+            _, late = await asyncio.wait(tasks, timeout=self._end_s)
             for task in late:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -199,7 +209,7 @@ class _Connection(asyncio.StreamReaderProtocol):
                     head = event
                 elif isinstance(event, h11.Data):
                     body += event.data
-                    if len(body) > BODY_BYTES_MAX:
+                    if len(body) > self._server.body_bytes_max:
                         raise h11.RemoteProtocolError("a body that is too large", 413)
                 elif isinstance(event, h11.EndOfMessage):
                     return self._understood(head, bytes(body))
@@ -212,10 +222,13 @@ class _Connection(asyncio.StreamReaderProtocol):
         except ValueError as error:
             raise h11.RemoteProtocolError(f"a target that is none: {error}") from error
         query: dict[str, str] = {}
-        for name, value in parse_qsl(target.query, keep_blank_values=True):
-            query.setdefault(name, value)
+        for key, value in parse_qsl(target.query, keep_blank_values=True):
+            query.setdefault(key, value)
+        headers: dict[str, str] = {}
+        for name, told in head.headers:
+            headers.setdefault(name.decode("ascii"), told.decode("latin-1"))  # of which any byte is a letter
         connection = self._writer.get_extra_info("socket")
-        return Request(head.method.decode("ascii"), unquote(target.path), query, body, connection)
+        return Request(head.method.decode("ascii"), unquote(target.path), query, headers, body, connection)
 
     async def _answer(self, request: Request) -> None:
         try:
@@ -240,7 +253,7 @@ class _Connection(asyncio.StreamReaderProtocol):
         await self._send(h11.EndOfMessage())
 
     async def _stream(self, answer: Stream, *, has_body: bool) -> None:
-        await self._send(_head(200, [("Content-Type", answer.kind)]))
+        await self._send(_head(200, [("Content-Type", answer.kind), *answer.headers.items()]))
         if has_body:
             async for part in answer.parts:
                 if self._writer.is_closing() or (answer.endless and self._reader.at_eof()):

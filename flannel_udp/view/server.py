@@ -7,17 +7,17 @@ import errno
 import json
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from aiohttp import web
-from aiohttp.typedefs import Handler
-
+from flannel_udp.admin.http_server import Answer, Handler, Refused, Request, Server, Stream, as_json, routed
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.view import commands
-from flannel_udp.view.bad_requests import keep_bad_requests_quiet
 from flannel_udp.view.child import LabGone, collector
 from flannel_udp.view.gate import ADDRESS, HEADERS, Gate
 from flannel_udp.view.looks import Event, Looks
@@ -26,8 +26,8 @@ PAGE = Path(__file__).parent / "page"
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOBODY_LOOKS = "the process that looked at the lab has ended by itself"
-_SHUTDOWN_S = 1.0
-"""How long a browser may take to hear that this was all."""
+_END_S = 1.0
+"""How long a browser may take to hear that this was all, and a command to be done."""
 _MOST_BYTES = 4096
 """Of what somebody asks for."""
 _WIDTHS = range(200, 10_001)
@@ -55,19 +55,17 @@ async def _serve(name: str, port: int, say: Callable[[str], object]) -> int:
             child.ended.add_done_callback(lambda task: _end(ended, 0 if task.result() else 1))
             gate = Gate(listening.getsockname()[1])
             page = Page(name, gate, child.ask)
-            keep_bad_requests_quiet()
-            runner = web.AppRunner(
-                page.application(), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S
-            )
-            await runner.setup()
+            server = Server(page.handler, body_bytes_max=_MOST_BYTES, end_s=_END_S)
+            listener = await server.listen(listening)
             try:
-                await web.SockSite(runner, listening).start()
                 say(gate.url)
                 code = await ended
+                listener.close()
                 why = {0: f"the lab {name} is gone", 1: _NOBODY_LOOKS}
                 await page.looks.end(why.get(code, "the page's server was ended"))
             finally:
-                await runner.cleanup()
+                listener.close()
+                await server.close()
     return code
 
 
@@ -95,98 +93,87 @@ class Page:
         self._name, self._gate, self._ask = name, gate, ask
         self.looks = Looks(lambda: ask(ask="look"))
         self._turn = asyncio.Lock()
+        root = f"/{gate.token}/"
+        get = {root: _file("index.html"), **{root + path.name: _file(path.name) for path in PAGE.iterdir()}}
+        get |= {root + "live": self._live, root + "drawing": self._drawing}
+        post = {
+            root + "change": self._change,
+            root + "learn": self._learn,
+            root + "follow": self._follow,
+            root + "foretell": self._foretell,
+        }
+        self._answer = routed(get, post)
 
-    def application(self) -> web.Application:
-        """Return it for aiohttp."""
-        app = web.Application(middlewares=[self._guard], client_max_size=_MOST_BYTES)
-        prefix = f"/{self._gate.token}"
-        app.add_routes([web.get(f"{prefix}/", _file("index.html"))])
-        app.add_routes([web.get(f"{prefix}/{path.name}", _file(path.name)) for path in PAGE.iterdir()])
-        app.add_routes(
-            [
-                web.get(f"{prefix}/live", self._live, allow_head=False),
-                web.get(f"{prefix}/drawing", self._drawing),
-                web.post(f"{prefix}/change", self._change),
-                web.post(f"{prefix}/learn", self._learn),
-                web.post(f"{prefix}/follow", self._follow),
-                web.post(f"{prefix}/foretell", self._foretell),
-            ]
-        )
-        return app
-
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse whom `Gate` does not know; say what goes wrong in a line."""
+    async def handler(self, request: Request) -> Answer | Stream:
+        """Answer whom `Gate` knows; say what goes wrong in a line."""
         why = self._gate.refusal(
-            request.method, request.path, request.headers.get("Host"), request.headers.get("Origin")
+            request.method, request.path, request.headers.get("host"), request.headers.get("origin")
         )
         if why is not None:
             return _error(403, why)
         try:
-            response = await handler(request)
-        except web.HTTPException as error:
-            return _error(error.status, f"{request.method}: {error.reason}")
+            answer = await self._answer(request)
+        except Refused as refused:
+            return _error(refused.status, f"{request.method}: {HTTPStatus(refused.status).phrase}", refused.headers)
         except UsageError as error:
             return _error(400, str(error))
         except LabGone as error:
             return _error(410, str(error))
         except FlannelError as error:
             return _error(503, str(error))
-        if not response.prepared:
-            response.headers.update(HEADERS)
-        return response
+        return replace(answer, headers=HEADERS)
 
-    async def _live(self, request: web.Request) -> web.StreamResponse:
+    async def _live(self, _request: Request) -> Stream:
         """Tell what comes as server-sent events (HTML, section 9.2)."""
-        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        with suppress(ConnectionError):
-            async with aclosing(self.looks.watch()) as events:
-                async for event in events:
-                    await response.write(_sent(event))
-        return response
+        return Stream(self._events(), "text/event-stream")
 
-    async def _drawing(self, request: web.Request) -> web.Response:
+    async def _events(self) -> AsyncGenerator[bytes]:
+        async with aclosing(self.looks.watch()) as events:
+            async for event in events:
+                yield _sent(event)
+
+    async def _drawing(self, request: Request) -> Answer:
         asked = request.query.get("width", "")
         width = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 6 else 0
         drawing = await self._ask(ask="drawing", width=min(max(width, _WIDTHS[0]), _WIDTHS[-1]))
-        return web.Response(text=drawing["svg"], content_type="image/svg+xml")
+        return Answer(drawing["svg"].encode(), "image/svg+xml; charset=utf-8")
 
-    async def _change(self, request: web.Request) -> web.Response:
+    async def _change(self, request: Request) -> Answer:
         async with self._turn:  # one after the other, whoever asks
-            done = await commands.change(self._name, await _asked(request))
+            done = await commands.change(self._name, _asked(request))
         self.looks.hurry()
-        return web.json_response(done)
+        return as_json(done)
 
-    async def _learn(self, request: web.Request) -> web.Response:
+    async def _learn(self, request: Request) -> Answer:
         async with self._turn:
-            found = await commands.learn(self._name, await _asked(request))
+            found = await commands.learn(self._name, _asked(request))
         self.looks.hurry()
-        return web.json_response(found)
+        return as_json(found)
 
-    async def _follow(self, request: web.Request) -> web.Response:
-        return web.json_response(await commands.follow(self._name, await _asked(request)))
+    async def _follow(self, request: Request) -> Answer:
+        return as_json(await commands.follow(self._name, _asked(request)))
 
-    async def _foretell(self, request: web.Request) -> web.Response:
-        asked, look = await _asked(request), await self._ask(ask="look")
+    async def _foretell(self, request: Request) -> Answer:
+        asked, look = _asked(request), await self._ask(ask="look")
         hosts = {address: host["name"] for host in look["hosts"] for address in host["addresses"]}
-        return web.json_response(await commands.foretell(self._name, asked, hosts))
+        return as_json(await commands.foretell(self._name, asked, hosts))
 
 
-def _file(name: str) -> Callable[[web.Request], Any]:
-    async def answer(_request: web.Request) -> web.Response:
+def _file(name: str) -> Handler:
+    async def answer(_request: Request) -> Answer:
         path = PAGE / name
-        return web.Response(text=path.read_text(encoding="utf-8"), content_type=_KINDS[path.suffix], charset="utf-8")
+        return Answer(path.read_bytes(), f"{_KINDS[path.suffix]}; charset=utf-8")
 
     return answer
 
 
-async def _asked(request: web.Request) -> Mapping[str, Any]:
+def _asked(request: Request) -> Mapping[str, Any]:
     try:
-        asked = json.loads(await request.read())
+        asked = json.loads(request.body)
     except (ValueError, RecursionError):
         asked = None
-    if request.content_type != "application/json" or not isinstance(asked, dict):
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" or not isinstance(asked, dict):
         raise UsageError("ask with an object of JSON")
     return asked
 
@@ -196,5 +183,5 @@ def _sent(event: Event) -> bytes:
     return f"event: {name}\ndata: {json.dumps(what)}\n\n".encode()
 
 
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": message}, status=status, headers=HEADERS)
+def _error(status: int, message: str, headers: Mapping[str, str] = MappingProxyType({})) -> Answer:
+    return as_json({"error": message}, status, {**HEADERS, **headers})

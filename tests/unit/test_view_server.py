@@ -9,16 +9,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import pytest
-from aiohttp import ClientResponse
-from aiohttp.test_utils import TestClient, TestServer
-from aiohttp.web import Application, Request
+from aiohttp import ClientResponse, ClientSession
 
+from flannel_udp.admin.http_server import Server
 from flannel_udp.view.child import LabGone
 from flannel_udp.view.gate import HEADERS, Gate
 from flannel_udp.view.server import PAGE, Page
 from tests.support.patience import PATIENCE_S
-
-Client = TestClient[Request, Application]
 
 
 class Asked:
@@ -57,21 +54,27 @@ def page(gate: Gate, asked: Asked) -> Page:
 
 
 @pytest.fixture
-async def client(listening: socket.socket, page: Page) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(page.application(), socket_factory=lambda *_: listening)) as client:
-        yield client
+async def client(listening: socket.socket, gate: Gate, page: Page) -> AsyncIterator[ClientSession]:
+    server = Server(page.handler, body_bytes_max=4096)
+    listener = await server.listen(listening)
+    try:
+        async with ClientSession(f"http://127.0.0.1:{gate.port}") as client:
+            yield client
+    finally:
+        listener.close()
+        await server.close()
 
 
 def path(gate: Gate, name: str = "") -> str:
     return f"/{gate.token}/{name}"
 
 
-async def post(client: Client, gate: Gate, name: str, body: object, **headers: str) -> ClientResponse:
+async def post(client: ClientSession, gate: Gate, name: str, body: object, **headers: str) -> ClientResponse:
     told = {"Origin": f"http://127.0.0.1:{gate.port}", **headers}
     return await client.post(path(gate, name), json=body, headers=told)
 
 
-async def test_the_page_and_all_that_it_names_bear_the_headers(client: Client, gate: Gate) -> None:
+async def test_the_page_and_all_that_it_names_bear_the_headers(client: ClientSession, gate: Gate) -> None:
     for name in ["", *(file.name for file in PAGE.iterdir()), "drawing?width=800"]:
         async with client.get(path(gate, name)) as answer:
             assert answer.status == 200, name
@@ -80,7 +83,7 @@ async def test_the_page_and_all_that_it_names_bear_the_headers(client: Client, g
         assert answer.content_type == "text/javascript"
 
 
-async def test_a_wrong_token_is_refused_in_a_line_and_learns_nothing(client: Client, asked: Asked) -> None:
+async def test_a_wrong_token_is_refused_in_a_line_and_learns_nothing(client: ClientSession, asked: Asked) -> None:
     for wrong in ("/", "/wrong/", "/wrong/live", "/wrong/main.js", "/favicon.ico"):
         async with client.get(wrong) as answer:
             assert answer.status == 403
@@ -89,7 +92,7 @@ async def test_a_wrong_token_is_refused_in_a_line_and_learns_nothing(client: Cli
     assert asked.questions == []
 
 
-async def test_a_page_of_somebody_else_is_refused(client: Client, gate: Gate) -> None:
+async def test_a_page_of_somebody_else_is_refused(client: ClientSession, gate: Gate) -> None:
     for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
         async with client.get(path(gate), headers=headers) as answer:
             assert answer.status == 403
@@ -98,7 +101,7 @@ async def test_a_page_of_somebody_else_is_refused(client: Client, gate: Gate) ->
 
 
 @pytest.mark.parametrize("name", ["change", "learn", "follow", "foretell"])
-async def test_nothing_is_changed_by_get(client: Client, gate: Gate, name: str) -> None:
+async def test_nothing_is_changed_by_get(client: ClientSession, gate: Gate, name: str) -> None:
     async with client.get(path(gate, name)) as answer:
         assert answer.status == 405
         assert await answer.json() == {"error": "GET: Method Not Allowed"}
@@ -118,13 +121,13 @@ async def test_nothing_is_changed_by_get(client: Client, gate: Gate, name: str) 
         (["cut"], "ask with an object of JSON"),
     ],
 )
-async def test_what_no_button_asks_for_is_not_done(client: Client, gate: Gate, body: object, why: str) -> None:
+async def test_what_no_button_asks_for_is_not_done(client: ClientSession, gate: Gate, body: object, why: str) -> None:
     async with await post(client, gate, "change", body) as answer:
         assert answer.status == 400
         assert why in (await answer.json())["error"]
 
 
-async def test_a_form_of_another_page_is_no_question(client: Client, gate: Gate) -> None:
+async def test_a_form_of_another_page_is_no_question(client: ClientSession, gate: Gate) -> None:
     headers = {"Origin": f"http://127.0.0.1:{gate.port}", "Content-Type": "text/plain"}
     async with client.post(path(gate, "change"), data=b'{"command": "heal"}', headers=headers) as answer:
         assert answer.status == 400
@@ -137,20 +140,22 @@ async def test_a_form_of_another_page_is_no_question(client: Client, gate: Gate)
     [("800", 800), ("1", 200), ("99999", 10_000), ("", 200), ("-5", 200), ("\u0663\u0663\u0663", 200)],
 )
 async def test_a_drawing_has_a_width_that_can_be(
-    client: Client, gate: Gate, asked: Asked, width: str, taken: int
+    client: ClientSession, gate: Gate, asked: Asked, width: str, taken: int
 ) -> None:
     async with client.get(path(gate, "drawing"), params={"width": width}) as answer:
         assert (answer.status, await answer.text()) == (200, "<svg/>")
     assert asked.questions == [{"ask": "drawing", "width": taken}]
 
 
-async def test_a_lab_that_is_gone_is_told(client: Client, gate: Gate, asked: Asked) -> None:
+async def test_a_lab_that_is_gone_is_told(client: ClientSession, gate: Gate, asked: Asked) -> None:
     asked.gone = True
     async with client.get(path(gate, "drawing")) as answer:
         assert (answer.status, await answer.json()) == (410, {"error": "the lab demo is gone"})
 
 
-async def test_live_figures_come_as_events_until_the_end(client: Client, gate: Gate, page: Page, asked: Asked) -> None:
+async def test_live_figures_come_as_events_until_the_end(
+    client: ClientSession, gate: Gate, page: Page, asked: Asked
+) -> None:
     async with client.get(path(gate, "live")) as answer:
         assert answer.content_type == "text/event-stream"
         assert {key: answer.headers[key] for key in HEADERS} == HEADERS
