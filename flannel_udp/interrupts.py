@@ -7,35 +7,49 @@ A signal's handler runs between any two bytecodes, also amid a destructor or the
 
 from __future__ import annotations
 
+import _thread
 import signal
 import sys
+from collections.abc import Callable
+from time import sleep
 from types import FrameType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sys import UnraisableHookArgs
-
-AGAIN = signal.SIGALRM
-"""What raises it again: who lets SIGINT wait lets this wait, too."""
 _AGAIN_S = 0.01
-"""When: the destructor is over by then; one that is not drops it once more, and it comes once more."""
+"""The destructor is over by then; one that is not drops it once more, and it comes once more."""
+
+
+class Interrupted(SystemExit):
+    """What the handler of a signal raises for the process to end, with the code that a shell gives such an end."""
+
+    def __init__(self, number: int, handler: Callable[[int, FrameType | None], object]) -> None:
+        super().__init__(128 + number)
+        self.number = number
+        self.handler = handler
+        """Takes the signal when it comes again: the process may ignore it by then."""
 
 
 def keep_interrupts() -> None:
-    """Raise `KeyboardInterrupt` and `SystemExit` once more where they are dropped. For the main thread, once."""
-    dropped: list[BaseException] = []
+    """Let the signal come once more, to the main thread, which calls this, where what it raised was dropped.
 
-    def note(unraisable: UnraisableHookArgs) -> None:
+    It is sent anew, so that it waits where signals are blocked, and is taken by whoever takes them by then.
+    """
+    main = _thread.get_ident()
+
+    def note(unraisable: sys.UnraisableHookArgs) -> None:
         error = unraisable.exc_value
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            dropped.append(error)
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        if isinstance(error, Interrupted):
+            signal.signal(error.number, error.handler)
+            number = error.number
+        elif isinstance(error, KeyboardInterrupt):
+            number = signal.SIGINT
         else:
             sys.__unraisablehook__(unraisable)
+            return
+        _thread.start_new_thread(_send_again, (main, number))
 
-    def raise_again(_number: int, _frame: FrameType | None) -> None:
-        if dropped:
-            raise dropped.pop().with_traceback(None)
-
-    signal.signal(AGAIN, raise_again)
     sys.unraisablehook = note
+
+
+def _send_again(main: int, number: int) -> None:
+    sleep(_AGAIN_S)
+    signal.pthread_kill(main, number)

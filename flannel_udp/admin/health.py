@@ -9,11 +9,11 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from flannel_udp.admin.http_server import Answer, Request, Server, routed
+from flannel_udp.admin.http_server import Answer, Limits, Request, Server, routed
 from flannel_udp.admin.metrics import MetricsSource, answer_metrics
 from flannel_udp.errors import FlannelError, UsageError
 
-CONNECTIONS_MAX = 256
+LIMITS = Limits(connections=256)
 """Whoever reaches the port may open connections; descriptors are the agent's, which does without none."""
 
 
@@ -46,7 +46,7 @@ async def health_server(listener: socket.socket | None, source: MetricsSource) -
         return await answer_metrics(source)
 
     handler = routed({"/healthz": healthz, "/readyz": readyz, "/metrics": metrics})
-    server = Server(handler, CONNECTIONS_MAX)
+    server = Server(handler, LIMITS)
     listening = await server.listen(listener)
     try:
         yield

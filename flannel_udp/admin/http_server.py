@@ -19,17 +19,25 @@ import h11
 
 logger = logging.getLogger(__name__)
 
-HEAD_BYTES_MAX = 8 * 1024
-BODY_BYTES_MAX = 1024 * 1024
-"""Of a request, where the server is not told another number."""
-END_S = 0.2
-"""How long an answer that nobody reads may hold up the end, where the server is not told another number."""
-IDLE_S = 75.0
-"""An idle connection, or a request that does not go on, is waited for longer than lies between two scrapes."""
 _READ_BYTES = 8 * 1024
-"""At a time: h11 holds what it has not understood yet against `HEAD_BYTES_MAX`, not what came with it."""
+"""At a time: h11 holds what it has not understood yet against `head_bytes`, not what came with it."""
 _LINGER_S = 1.0
 """For who is refused amid a request: closing with bytes unread may cost them the answer (RFC 9112 section 9.6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server grants those who ask."""
+
+    connections: int | None = None
+    """Of more than that the oldest ones end at once, whatever they wait for: one that is closed in order waits for its
+    reader. Those that come in one turn of the loop are counted with the next one."""
+    head_bytes: int = 8 * 1024
+    body_bytes: int = 1024 * 1024
+    idle_s: float = 75.0
+    """An idle connection, or a request that does not go on, is waited for longer than lies between two scrapes."""
+    end_s: float = 0.2
+    """How long an answer that nobody reads may hold up the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +70,6 @@ class Stream:
     parts: AsyncGenerator[bytes, None]
     kind: str
     endless: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Refused(Exception):
@@ -101,23 +108,15 @@ def as_json(document: object, status: int = 200, headers: Mapping[str, str] | No
 
 
 class Server:
-    """Answers on sockets that listen, until `close`.
-
-    Of more than `connections_max` the oldest ones end at once, whatever they wait for: a connection that is closed in
-    order waits for its reader. Those that come in one turn of the loop are counted with the next one.
-    """
+    """Answers on sockets that listen, until `close`; every answer has these headers, refusals too."""
 
     def __init__(
-        self,
-        handler: Handler,
-        connections_max: int | None = None,
-        body_bytes_max: int = BODY_BYTES_MAX,
-        end_s: float = END_S,
+        self, handler: Handler, limits: Limits | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
         self.handler = handler
-        self.body_bytes_max = body_bytes_max
-        self._end_s = end_s
-        self._connections_max = connections_max
+        self.limits = limits or Limits()
+        self.headers = headers or {}
+        self.is_ending = False
         self._connections: dict[_Connection, None] = {}  # the oldest first
 
     async def listen(self, listening: socket.socket, backlog: int = 100) -> asyncio.Server:
@@ -126,13 +125,14 @@ class Server:
 
     async def close(self) -> None:
         """End all connections: who is being answered has `end_s`, but for answers without an end."""
+        self.is_ending = True
         running = [connection for connection in self._connections if not connection.task.done()]
         for connection in running:
             if not connection.is_answering or connection.is_endless:
                 connection.task.cancel()
         tasks = {connection.task for connection in running}
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=self._end_s)
+            _, late = await asyncio.wait(tasks, timeout=self.limits.end_s)
             for task in late:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -140,9 +140,9 @@ class Server:
             connection.abort()
 
     def _let_in(self) -> asyncio.Protocol:
-        if self._connections_max is not None:
+        if self.limits.connections is not None:
             opened = [connection for connection in self._connections if not connection.is_aborted]
-            for connection in opened[: max(0, len(opened) + 1 - self._connections_max)]:
+            for connection in opened[: max(0, len(opened) + 1 - self.limits.connections)]:
                 connection.abort()
         return _Connection(self, self._connections)
 
@@ -154,7 +154,7 @@ class _Connection(asyncio.StreamReaderProtocol):
         super().__init__(asyncio.StreamReader(), self._begin)
         self._server = server
         self._connections = connections
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=server.limits.head_bytes)
         self.is_answering = False
         self.is_endless = False
         self.is_aborted = False
@@ -180,7 +180,11 @@ class _Connection(asyncio.StreamReaderProtocol):
                 self.is_answering = True
                 await self._answer(request)
                 self.is_answering = False
-                if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+                if (
+                    self._server.is_ending
+                    or self._http.our_state is not h11.DONE
+                    or self._http.their_state is not h11.DONE
+                ):
                     return
                 self._http.start_next_cycle()
         except h11.RemoteProtocolError as error:
@@ -198,7 +202,7 @@ class _Connection(asyncio.StreamReaderProtocol):
     async def _next_request(self) -> Request | None:
         """Return the next one with its body, ``None`` once none will come. Raises what h11 does, and `TimeoutError`."""
         body = bytearray()
-        async with asyncio.timeout(IDLE_S):
+        async with asyncio.timeout(self._server.limits.idle_s):
             while True:
                 event = self._http.next_event()
                 if event is h11.NEED_DATA:
@@ -209,7 +213,7 @@ class _Connection(asyncio.StreamReaderProtocol):
                     head = event
                 elif isinstance(event, h11.Data):
                     body += event.data
-                    if len(body) > self._server.body_bytes_max:
+                    if len(body) > self._server.limits.body_bytes:
                         raise h11.RemoteProtocolError("a body that is too large", 413)
                 elif isinstance(event, h11.EndOfMessage):
                     return self._understood(head, bytes(body))
@@ -247,13 +251,13 @@ class _Connection(asyncio.StreamReaderProtocol):
 
     async def _tell(self, answer: Answer, *, has_body: bool) -> None:
         headers = [("Content-Type", answer.kind), ("Content-Length", str(len(answer.body))), *answer.headers.items()]
-        await self._send(_head(answer.status, headers))
+        await self._send(self._head(answer.status, headers))
         if has_body:
             await self._send(h11.Data(data=answer.body))
         await self._send(h11.EndOfMessage())
 
     async def _stream(self, answer: Stream, *, has_body: bool) -> None:
-        await self._send(_head(200, [("Content-Type", answer.kind), *answer.headers.items()]))
+        await self._send(self._head(200, [("Content-Type", answer.kind)]))
         if has_body:
             async for part in answer.parts:
                 if self._writer.is_closing() or (answer.endless and self._reader.at_eof()):
@@ -284,6 +288,6 @@ class _Connection(asyncio.StreamReaderProtocol):
                 while await self._reader.read(_READ_BYTES):
                     pass
 
-
-def _head(status: int, headers: list[tuple[str, str]]) -> h11.Response:
-    return h11.Response(status_code=status, reason=HTTPStatus(status).phrase, headers=headers)
+    def _head(self, status: int, headers: list[tuple[str, str]]) -> h11.Response:
+        headers = [*headers, *self._server.headers.items()]
+        return h11.Response(status_code=status, reason=HTTPStatus(status).phrase, headers=headers)

@@ -14,7 +14,7 @@ from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any, Self, TextIO
 
-from flannel_udp.interrupts import AGAIN
+from flannel_udp.interrupts import Interrupted
 
 # xterm's control sequences (ctlseqs), which every terminal of today knows
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[H\x1b[2J"  # the alternate screen, without a cursor, empty
@@ -68,7 +68,7 @@ class Screen:
 
     def _restore(self) -> None:
         """Have everything as before; what would end us halfway waits."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, AGAIN, *_ENDING))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *_ENDING))
         try:
             self._give_back()
             signal.set_wakeup_fd(-1)
@@ -127,4 +127,4 @@ class Screen:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    raise Interrupted(number, _end)

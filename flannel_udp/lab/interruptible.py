@@ -8,17 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from flannel_udp.interrupts import AGAIN
+from flannel_udp.interrupts import Interrupted
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ALL = (*ENDING_SIGNALS, AGAIN)
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
     """Turn the first signal into an exception, so that the lab is taken down; ignore the next ones meanwhile."""
     for ignored in ENDING_SIGNALS:
         signal.signal(ignored, signal.SIG_IGN)
-    raise SystemExit(128 + number)  # as a shell reports a death by signal
+    raise Interrupted(number, _leave)
 
 
 @contextmanager
@@ -35,7 +34,7 @@ def interruptible() -> Iterator[None]:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let such signals wait until the block is done."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     try:
         yield
     finally:
@@ -52,7 +51,7 @@ def undivided() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    kept = {number: signal.getsignal(number) for number in _ALL}
+    kept = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     for number, handler in kept.items():
         if handler is not signal.SIG_IGN:  # who ignores it lets the process ignore it
             signal.signal(number, lambda number, _: came.append(number))

@@ -15,6 +15,9 @@ from flannel_udp.errors import FlannelError, UsageError
 _LONGEST_LINE = 1 << 24
 """Bytes; a lab of 200 hosts with some pods needs a megabyte."""
 
+_END_S = 10.0
+"""For a command that is ended to undo what it has begun."""
+
 
 class LabGone(FlannelError):
     """The lab was taken down."""
@@ -104,7 +107,12 @@ async def run(words: list[str]) -> tuple[int, str, str]:
         out, err = await process.communicate()
     except asyncio.CancelledError:
         process.terminate()
-        await process.wait()
+        try:
+            async with asyncio.timeout(_END_S):
+                await process.wait()
+        except TimeoutError:  # it is stopped, say
+            process.kill()
+            await process.wait()
         raise
     code = process.returncode or 0
     return code if code >= 0 else 128 - code, out.decode(errors="replace"), err.decode(errors="replace")

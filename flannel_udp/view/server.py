@@ -5,31 +5,34 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import signal
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from flannel_udp.admin.http_server import Answer, Handler, Refused, Request, Server, Stream, as_json, routed
+from flannel_udp.admin.http_server import Answer, Handler, Limits, Refused, Request, Server, Stream, as_json, routed
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.view import commands
 from flannel_udp.view.child import LabGone, collector
 from flannel_udp.view.gate import ADDRESS, HEADERS, Gate
 from flannel_udp.view.looks import Event, Looks
 
+_LOGGER = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOBODY_LOOKS = "the process that looked at the lab has ended by itself"
-_END_S = 1.0
-"""How long a browser may take to hear that this was all, and a command to be done."""
-_MOST_BYTES = 4096
-"""Of what somebody asks for."""
+_LIMITS = Limits(
+    head_bytes=64 * 1024,  # a browser brings the cookies of all that this machine serves
+    body_bytes=4096,
+    idle_s=3600.0,  # longer than browsers keep a connection: else a click may cross its end
+    end_s=1.0,  # for a browser to hear that this was all, and for a command to be done
+)
 _WIDTHS = range(200, 10_001)
 """Pixels that a drawing may be asked for; others are taken as the next one."""
 
@@ -55,7 +58,7 @@ async def _serve(name: str, port: int, say: Callable[[str], object]) -> int:
             child.ended.add_done_callback(lambda task: _end(ended, 0 if task.result() else 1))
             gate = Gate(listening.getsockname()[1])
             page = Page(name, gate, child.ask)
-            server = Server(page.handler, body_bytes_max=_MOST_BYTES, end_s=_END_S)
+            server = page.server()
             listener = await server.listen(listening)
             try:
                 say(gate.url)
@@ -104,7 +107,11 @@ class Page:
         }
         self._answer = routed(get, post)
 
-    async def handler(self, request: Request) -> Answer | Stream:
+    def server(self) -> Server:
+        """Return what lets browsers in."""
+        return Server(self._guard, _LIMITS, HEADERS)
+
+    async def _guard(self, request: Request) -> Answer | Stream:
         """Answer whom `Gate` knows; say what goes wrong in a line."""
         why = self._gate.refusal(
             request.method, request.path, request.headers.get("host"), request.headers.get("origin")
@@ -112,16 +119,15 @@ class Page:
         if why is not None:
             return _error(403, why)
         try:
-            answer = await self._answer(request)
+            return await self._answer(request)
         except Refused as refused:
             return _error(refused.status, f"{request.method}: {HTTPStatus(refused.status).phrase}", refused.headers)
-        except UsageError as error:
-            return _error(400, str(error))
-        except LabGone as error:
-            return _error(410, str(error))
         except FlannelError as error:
-            return _error(503, str(error))
-        return replace(answer, headers=HEADERS)
+            status = 400 if isinstance(error, UsageError) else 410 if isinstance(error, LabGone) else 503
+            return _error(status, str(error))
+        except Exception:
+            _LOGGER.exception("answering a %s of the page failed", request.method)  # its path has the token in it
+            return _error(500, "the page's server failed: it has written why to standard error")
 
     async def _live(self, _request: Request) -> Stream:
         """Tell what comes as server-sent events (HTML, section 9.2)."""
@@ -184,4 +190,4 @@ def _sent(event: Event) -> bytes:
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] = MappingProxyType({})) -> Answer:
-    return as_json({"error": message}, status, {**HEADERS, **headers})
+    return as_json({"error": message}, status, headers)

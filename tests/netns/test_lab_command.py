@@ -180,9 +180,10 @@ def test_without_the_command_ip_up_says_what_to_install() -> None:
     assert "install the package iproute2" in done.stderr
 
 
+@pytest.mark.parametrize("awaited", ["etcd", "iptables-restore"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_demonstration_that_is_interrupted_takes_the_lab_down(
-    number: signal.Signals, code: int, tmp_path: Path
+    number: signal.Signals, code: int, awaited: str, tmp_path: Path
 ) -> None:
     name = fresh_name()
     with cleaned_up(Lab(Plan(name))):
@@ -190,10 +191,12 @@ def test_a_demonstration_that_is_interrupted_takes_the_lab_down(
             [*LAB, "demo", "--name", name],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=endless_start(tmp_path),
+            env=endless_start(tmp_path, awaited),
         )
         try:
             assert wait_until(lambda: len(namespaces_of(name)) == 5, PATIENCE_S)
+            if awaited == "iptables-restore":
+                assert wait_until((state_of(name) / "h2" / "agent.pid").exists, PATIENCE_S)
             time.sleep(0.3)  # somewhere while it starts
             demo.send_signal(number)
             demo.send_signal(number)  # an impatient user

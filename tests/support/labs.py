@@ -39,11 +39,14 @@ def fresh_name() -> str:
     return f"test{os.getpid()}-{next(_counter)}"
 
 
-def endless_start(directory: Path) -> dict[str, str]:
-    """Return an environment where labs wait for an etcd that never serves: no start is over before its test is."""
-    etcd = directory / "etcd"
-    etcd.write_text("#!/bin/sh\nexec sleep 60\n")
-    etcd.chmod(0o755)
+def endless_start(directory: Path, program: str = "etcd") -> dict[str, str]:
+    """Return an environment where labs wait for a program that never does its work: no start is over before its test.
+
+    For etcd that is before there are agents, for iptables-restore amid theirs.
+    """
+    endless = directory / program
+    endless.write_text("#!/bin/sh\nexec sleep 60\n")
+    endless.chmod(0o755)
     return os.environ | {"PATH": f"{directory}:{os.environ['PATH']}"}
 
 

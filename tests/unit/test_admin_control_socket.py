@@ -429,4 +429,4 @@ def test_the_client_imports_nothing_heavy() -> None:
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
     ).stdout
-    assert not {"aiohttp", "asyncio", "rich", "pyroute2"} & {name.split(".")[0] for name in loaded.split()}
+    assert not {"h11", "asyncio", "rich", "pyroute2"} & {name.split(".")[0] for name in loaded.split()}

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from flannel_udp.admin import health, http_server
+from flannel_udp.admin import health
 from flannel_udp.admin.health import health_server, open_health_listener
+from flannel_udp.admin.http_server import Limits
 from flannel_udp.admin.shapes import Status
 from flannel_udp.errors import FlannelError, UsageError
 from flannel_udp.lab.etcd_server import free_port
@@ -137,7 +138,7 @@ async def test_closing_does_not_wait_for_idle_clients(port: int) -> None:
 
 
 async def test_who_has_asked_and_asks_no_more_is_hung_up_on(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "IDLE_S", 0.1)
+    monkeypatch.setattr(health, "LIMITS", Limits(idle_s=0.1))
     idle = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     async with health_server(open_health_listener("127.0.0.1", port), AGENT):
         await asyncio.to_thread(idle.request, "GET", "/healthz")
@@ -149,7 +150,7 @@ async def test_who_has_asked_and_asks_no_more_is_hung_up_on(port: int, monkeypat
 async def test_connections_have_a_limit_beyond_which_the_oldest_ones_go(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "CONNECTIONS_MAX", 3)
+    monkeypatch.setattr(health, "LIMITS", Limits(connections=3))
     async with health_server(open_health_listener("127.0.0.1", port), AGENT):
         with ExitStack() as opened:
             silent = []
@@ -171,7 +172,7 @@ async def test_who_reads_no_answer_goes_all_the_same(port: int, monkeypatch: pyt
     def n_descriptors() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    monkeypatch.setattr(health, "CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(health, "LIMITS", Limits(connections=1))
     async with health_server(open_health_listener("127.0.0.1", port), AGENT):
         before = n_descriptors()
         with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as deaf:

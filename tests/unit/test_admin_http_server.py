@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
 
-from flannel_udp.admin import http_server
-from flannel_udp.admin.http_server import Answer, Handler, Request, Server, Stream, routed
+from flannel_udp.admin.http_server import Answer, Handler, Limits, Request, Server, Stream, routed
 from tests.support.patience import PATIENCE_S
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -38,9 +37,11 @@ def ticking(ended: asyncio.Event) -> Handler:
 
 
 @asynccontextmanager
-async def asked(handler: Handler) -> AsyncIterator[Streams]:
+async def asked(
+    handler: Handler, limits: Limits | None = None, headers: Mapping[str, str] | None = None
+) -> AsyncIterator[Streams]:
     """Serve, and connect once."""
-    server = Server(handler)
+    server = Server(handler, limits, headers)
     listening = await server.listen(sock := socket.create_server(("127.0.0.1", 0)))
     reader, writer = await asyncio.open_connection(*sock.getsockname())
     try:
@@ -131,14 +132,15 @@ async def test_what_fails_amid_an_answer_is_no_whole_answer_and_logged(caplog: p
     ids=["body", "head", "no host", "two lengths", "TLS"],
 )
 async def test_what_is_too_large_or_no_http_is_answered_and_ends_the_connection(request_: bytes, status: int) -> None:
-    async with asked(routed({"/a": echo}, {"/a": echo})) as (reader, writer):
+    async with asked(routed({"/a": echo}, {"/a": echo}), headers={"Who": "we"}) as (reader, writer):
         writer.write(request_ + b"\r\n\r\n")
-        assert (await reader.read()).startswith(f"HTTP/1.1 {status} ".encode())
+        told = await reader.read()
+    assert told.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"\r\nWho: we\r\n" in told
 
 
-async def test_a_request_that_does_not_go_on_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "IDLE_S", 0.1)
-    async with asked(routed({"/a": echo})) as (reader, writer):
+async def test_a_request_that_does_not_go_on_is_given_up() -> None:
+    async with asked(routed({"/a": echo}), Limits(idle_s=0.1)) as (reader, writer):
         writer.write(b"GET /a HTTP/1.1\r\nHo")
         assert await reader.read() == b""
 
@@ -158,3 +160,36 @@ async def test_the_methods_of_a_path_are_told() -> None:
     assert told.count(b" 405 method not allowed") == 2
     assert b"allow: get, head\r\n" in told
     assert b"allow: post\r\n" in told
+
+
+async def test_a_connection_whose_answer_the_end_has_met_is_asked_nothing_more() -> None:
+    met, answers = asyncio.Event(), 0
+
+    async def answer(_request: Request) -> Answer:
+        nonlocal answers
+        answers += 1
+        met.set()
+        await asyncio.sleep(0.1)
+        return Answer(b"")
+
+    server = Server(answer, Limits(end_s=PATIENCE_S))
+    listening = await server.listen(sock := socket.create_server(("127.0.0.1", 0)))
+    reader, writer = await asyncio.open_connection(*sock.getsockname())
+    try:
+        writer.write(2 * b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n")
+        await met.wait()
+        listening.close()
+        await server.close()
+        told = await reader.read()
+    finally:
+        writer.close()
+    assert (answers, told.count(b"HTTP/1.1 200 OK")) == (1, 1)
+
+
+async def test_a_header_is_found_by_its_name_in_lower_case_and_the_first_one_counts() -> None:
+    async def answer(request: Request) -> Answer:
+        return Answer(request.headers["x-what"].encode())
+
+    async with asked(answer) as (reader, writer):
+        writer.write(b"GET /a HTTP/1.1\r\nHost: h\r\nX-What: this\r\nx-what: that\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).endswith(b"\r\n\r\nthis")

@@ -246,7 +246,7 @@ def test_help_version_and_mistakes_load_nothing_but_the_command_line(words: list
     rooms = [f"flannel_udp.{name}" for name in tables]
     assert {name for name in ours if not name.startswith("flannel_udp.cli")} == {"flannel_udp", *rooms}
     assert "flannel_udp.cli.config_put" not in ours
-    heavy = {"aiohttp", "shtab", "asyncio", "google", "grpc", "pyroute2", "pytun", "rich", "uvloop"}
+    heavy = {"h11", "shtab", "asyncio", "google", "grpc", "pyroute2", "pytun", "rich", "uvloop"}
     assert not heavy & {name.partition(".")[0] for name in loaded}
 
 
@@ -330,20 +330,21 @@ def test_ctrl_c_ends_with_130_and_says_nothing() -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize("module", ["flannel_udp.interrupts", "flannel_udp.cli.commands"])
 @pytest.mark.parametrize("start", ["-m flannel_udp", "the installed command"])
-def test_ctrl_c_while_the_command_line_is_imported_ends_likewise(start: str) -> None:
+def test_ctrl_c_while_the_command_line_is_imported_ends_likewise(start: str, module: str) -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    module, function = project["project"]["scripts"]["flannel-udp"].split(":")
+    where, function = project["project"]["scripts"]["flannel-udp"].split(":")
     run_it = (
         'runpy.run_module("flannel_udp", run_name="__main__")'
         if start == "-m flannel_udp"
-        else f"from {module} import {function} as main; sys.exit(main())"  # what pip writes
+        else f"from {where} import {function} as main; sys.exit(main())"  # what pip writes
     )
     code = (
         "import os, runpy, signal, sys\n"
         "class CtrlC:\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'flannel_udp.cli.commands':\n"
+        f"        if name == '{module}':\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, CtrlC())\n" + run_it
     )

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -42,9 +43,10 @@ with interruptible():
 """
 
 
-def run(code: str) -> tuple[int, str, str]:
+def run(code: str, *words: str, python: Sequence[str] = ()) -> tuple[int, str, str]:
+    argv = [sys.executable, *python, "-c", code, *(words or ["--version"])]
     done = subprocess.run(
-        ["env", "--default-signal=INT,TERM,HUP", sys.executable, "-c", code, "--version"],
+        ["env", "--default-signal=INT,TERM,HUP", *argv],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S / 2,
@@ -71,6 +73,29 @@ def test_ctrl_c_amid_a_destructor_ends_the_command_without_a_word() -> None:
 def test_a_lab_is_left_by_what_came_amid_a_destructor(number: signal.Signals, block: str, said: str) -> None:
     code = DESTRUCTOR.replace("NUMBER", str(int(number))) + LAB.replace("BLOCK", block)
     assert run(code) == (128 + number, said, "")
+
+
+def test_a_second_ctrl_c_that_comes_at_once_ends_it_likewise() -> None:
+    twice = DESTRUCTOR.replace("NUMBER", "signal.SIGINT") + COMMAND_LINE.replace(
+        "Interrupted()", "Interrupted(); os.kill(os.getpid(), signal.SIGINT)"
+    )
+    assert run(twice) == (130, "", "")
+
+
+def test_ctrl_c_while_python_ends_changes_nothing() -> None:
+    late = "import atexit, os, runpy, signal\n"
+    late += "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+    late += "runpy.run_module('flannel_udp', run_name='__main__')"
+    status, said, complaint = run(late, "lab", "--help")
+    assert (status, complaint) == (0, "")
+    assert said
+
+
+def test_an_agent_ends_at_once_and_says_what_python_has_to_say_where_that_is_wanted() -> None:
+    code = "import atexit, runpy\natexit.register(print, 'freed')\nrunpy.run_module('flannel_udp', run_name='__main__')"
+    assert "freed" not in run(code)[1]
+    assert "freed" in run(code, python=["-X", "dev"])[1]
+    assert "freed" in run(code, "lab", "--help")[1]
 
 
 def test_another_fault_of_a_destructor_is_written_as_ever() -> None:

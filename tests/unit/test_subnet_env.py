@@ -250,5 +250,5 @@ def test_importing_it_is_light() -> None:
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
     ).stdout
-    heavy = {"asyncio", "pyroute2", "aiohttp", "rich", "logging", "json", "tempfile", "socket"}
+    heavy = {"asyncio", "pyroute2", "h11", "rich", "logging", "json", "tempfile", "socket"}
     assert not heavy & {module.split(".")[0] for module in loaded.split()}

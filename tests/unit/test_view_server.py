@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse, ClientSession
 
-from flannel_udp.admin.http_server import Server
 from flannel_udp.view.child import LabGone
 from flannel_udp.view.gate import HEADERS, Gate
 from flannel_udp.view.server import PAGE, Page
@@ -55,7 +54,7 @@ def page(gate: Gate, asked: Asked) -> Page:
 
 @pytest.fixture
 async def client(listening: socket.socket, gate: Gate, page: Page) -> AsyncIterator[ClientSession]:
-    server = Server(page.handler, body_bytes_max=4096)
+    server = page.server()
     listener = await server.listen(listening)
     try:
         async with ClientSession(f"http://127.0.0.1:{gate.port}") as client:
@@ -74,11 +73,15 @@ async def post(client: ClientSession, gate: Gate, name: str, body: object, **hea
     return await client.post(path(gate, name), json=body, headers=told)
 
 
+def assert_it_has_the_headers(answer: ClientResponse) -> None:
+    assert {key: answer.headers[key] for key in HEADERS} == HEADERS
+
+
 async def test_the_page_and_all_that_it_names_bear_the_headers(client: ClientSession, gate: Gate) -> None:
     for name in ["", *(file.name for file in PAGE.iterdir()), "drawing?width=800"]:
         async with client.get(path(gate, name)) as answer:
             assert answer.status == 200, name
-            assert {key: answer.headers[key] for key in HEADERS} == HEADERS
+            assert_it_has_the_headers(answer)
     async with client.get(path(gate, "main.js")) as answer:
         assert answer.content_type == "text/javascript"
 
@@ -87,7 +90,7 @@ async def test_a_wrong_token_is_refused_in_a_line_and_learns_nothing(client: Cli
     for wrong in ("/", "/wrong/", "/wrong/live", "/wrong/main.js", "/favicon.ico"):
         async with client.get(wrong) as answer:
             assert answer.status == 403
-            assert answer.headers["Content-Security-Policy"] == HEADERS["Content-Security-Policy"]
+            assert_it_has_the_headers(answer)
             assert "the token in the address is wrong" in (await answer.json())["error"]
     assert asked.questions == []
 
@@ -104,6 +107,7 @@ async def test_a_page_of_somebody_else_is_refused(client: ClientSession, gate: G
 async def test_nothing_is_changed_by_get(client: ClientSession, gate: Gate, name: str) -> None:
     async with client.get(path(gate, name)) as answer:
         assert answer.status == 405
+        assert_it_has_the_headers(answer)
         assert await answer.json() == {"error": "GET: Method Not Allowed"}
 
 
@@ -133,6 +137,7 @@ async def test_a_form_of_another_page_is_no_question(client: ClientSession, gate
         assert answer.status == 400
     async with client.post(path(gate, "change"), data=b"x" * 100_000, headers=headers) as answer:
         assert answer.status == 413
+        assert_it_has_the_headers(answer)
 
 
 @pytest.mark.parametrize(
@@ -153,12 +158,27 @@ async def test_a_lab_that_is_gone_is_told(client: ClientSession, gate: Gate, ask
         assert (answer.status, await answer.json()) == (410, {"error": "the lab demo is gone"})
 
 
+async def test_a_fault_of_ours_is_told_and_written_without_the_token(
+    client: ClientSession, gate: Gate, asked: Asked, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(**_question: Any) -> Mapping[str, Any]:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(Asked, "__call__", lambda _self, **question: fail(**question))
+    async with client.get(path(gate, "drawing")) as answer:
+        assert answer.status == 500
+        assert "failed" in (await answer.json())["error"]
+        assert_it_has_the_headers(answer)
+    assert "a fault" in caplog.text
+    assert gate.token not in caplog.text
+
+
 async def test_live_figures_come_as_events_until_the_end(
     client: ClientSession, gate: Gate, page: Page, asked: Asked
 ) -> None:
     async with client.get(path(gate, "live")) as answer:
         assert answer.content_type == "text/event-stream"
-        assert {key: answer.headers[key] for key in HEADERS} == HEADERS
+        assert_it_has_the_headers(answer)
         first = await asyncio.wait_for(answer.content.readuntil(b"\n\n"), PATIENCE_S)
         assert first.startswith(b"event: look\ndata: ")
         assert json.loads(first.partition(b"data: ")[2]) == {"hosts": [], "drawing": 1}
