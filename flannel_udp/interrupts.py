@@ -34,22 +34,26 @@ def keep_interrupts() -> None:
     It is sent anew, so that it waits where signals are blocked, and is taken by whoever takes them by then.
     """
     main = _thread.get_ident()
+    is_noting = False
 
     def note(unraisable: sys.UnraisableHookArgs) -> None:
+        nonlocal is_noting
         error = unraisable.exc_value
-        if isinstance(error, Interrupted):
-            signal.signal(error.number, error.handler)
-            number = error.number
-        elif isinstance(error, KeyboardInterrupt):
-            number = signal.SIGINT
-        else:
+        if not isinstance(error, Interrupted | KeyboardInterrupt):
             sys.__unraisablehook__(unraisable)
             return
-        _thread.start_new_thread(_send_again, (main, number))
+        is_noting = True
+        try:
+            if isinstance(error, Interrupted):
+                signal.signal(error.number, error.handler)
+            _thread.start_new_thread(send_again, (getattr(error, "number", signal.SIGINT),))
+        finally:
+            is_noting = False
+
+    def send_again(number: int) -> None:
+        sleep(_AGAIN_S)
+        while is_noting:  # where it would be dropped for good
+            sleep(_AGAIN_S)
+        signal.pthread_kill(main, number)
 
     sys.unraisablehook = note
-
-
-def _send_again(main: int, number: int) -> None:
-    sleep(_AGAIN_S)
-    signal.pthread_kill(main, number)

@@ -148,6 +148,7 @@ def test_a_new_agent_that_is_killed_at_any_step_leaves_the_old_one_forwarding(du
         flow.end()
     assert flow.missing == []
     wait_for("it says so", lambda: bool(log.lines("this agent goes on")))
+    h1.wait_ready()
     with Agent(h1, "--takeover") as agent:  # and the next one is served
         agent.wait_for_line("took over from process")
         wait_for("the old one has ended", lambda: h1.agent_pid() is None)

@@ -112,6 +112,7 @@ def test_sigterm_to_the_new_agent_at_any_moment_leaves_one_agent_or_an_orderly_e
         running.wait_for_line("took over from process")
         takes_s = time.monotonic() - began_s
         for _ in range(8):
+            running.wait_ready()  # else whoever asks is refused
             log = Log(h1)
             agent = agents.enter_context(Agent(h1, "--takeover"))
             agent.wait_for_line("using interface")  # from then on it asks, and takes

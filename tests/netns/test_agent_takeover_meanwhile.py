@@ -98,6 +98,7 @@ def test_a_tunnel_deleted_while_it_is_offered_is_made_anew_at_once_and_given_to_
         flow.wait_for_one_sent_from_now()
     close_all(offered.descriptors)
     wait_for("it says that it goes on", lambda: bool(log.lines("this agent goes on")))
+    h1.wait_ready()
     assert h1.agent_pid() == old
     with Agent(h1, "--takeover") as agent:  # what is there now is given
         agent.wait_for_line(f"took over from process {old}")
