@@ -161,7 +161,7 @@ def traffic_class(sender: socket.socket, receiver: socket.socket, word: bytes) -
     It is sent until one does: an address of IPv6 can be bound at once, but the kernel takes packets to it only when a
     worker of its own has put it into the routing table (addrconf_dad_work), which takes a while on a busy machine.
     """
-    found = []
+    found: list[int] = []
 
     def arrives() -> bool:
         sender.sendto(word, receiver.getsockname())
@@ -171,7 +171,7 @@ def traffic_class(sender: socket.socket, receiver: socket.socket, word: bytes) -
         return bool(found)
 
     wait_for("a datagram arrives", arrives)
-    return int(found[0])
+    return found[0]
 
 
 MARK = """
