@@ -15,18 +15,19 @@ def main() -> int:
     to say of tasks and files left behind, it says then.
     """
     try:
-        import signal
-
         from flannel_udp.interrupts import keep_interrupts
 
         keep_interrupts()
         from flannel_udp.cli.main import is_agent
         from flannel_udp.cli.main import main as run
     except KeyboardInterrupt:
-        return 130  # as `run` itself returns it
-    code = run()
-    if is_agent(sys.argv[1:]) and not sys.flags.dev_mode:
-        os._exit(code)
+        code = 130  # as `run` itself returns it
+    else:
+        code = run()
+        if is_agent(sys.argv[1:]) and not sys.flags.dev_mode:
+            os._exit(code)
+    import signal
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done, and Ctrl-C while Python ends would be a traceback
     return code
 
