@@ -1,29 +1,26 @@
 """The agent's figures for Prometheus, taken at each scrape from what ``status`` prints and `figures`, in base units.
 
 No key or password is among them, and no address but those of the busiest peers, if anybody wants these.
+
+The library is imported when somebody scrapes: it brings the standard library's web servers along, a twelfth of an
+agent's start. What is ours is imported before, so that an upgrade under a running agent does not mix with it.
 """
+# ruff: noqa: PLC0415 (imports inside functions: see above)
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol, TypeVar
-
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-    SummaryMetricFamily,
-)
-from prometheus_client.registry import Collector
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from flannel_udp.admin.figures import Figures, LatenessFigures, LeaseFigures, PeerFigures, RegistryFigures
 from flannel_udp.admin.http_server import Answer
 from flannel_udp.admin.shapes import Counters, FamilyFacts, LeaseFacts, Status
 from flannel_udp.model import DEGRADATIONS, KERNEL_DROPS
 from flannel_udp.options import Offload
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 _NOTHING_YET: Counters = {
     "out": {"packets": 0, "bytes": 0, "drops": {}},
@@ -62,78 +59,82 @@ class MetricsSource(Protocol):
 
 async def answer_metrics(source: MetricsSource) -> Answer:
     """Return the answer to ``GET /metrics``: all figures of this moment in Prometheus' text format."""
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+    from prometheus_client.registry import Collector, CollectorRegistry
+
     busiest = await source.busiest_peers()
+
+    class Agent(Collector):
+        def collect(self) -> Iterator[Metric]:
+            return _families(source, busiest)
+
     registry = CollectorRegistry()  # of our own, with nothing in it but the agent's figures
-    registry.register(_AgentCollector(source, busiest))
+    registry.register(Agent())
     return Answer(generate_latest(registry), CONTENT_TYPE_LATEST)
 
 
-class _AgentCollector(Collector):
-    def __init__(self, source: MetricsSource, busiest: Sequence[PeerFigures]) -> None:
-        self._source = source
-        self._busiest = busiest
+def _families(source: MetricsSource, busiest: Sequence[PeerFigures]) -> Iterator[Metric]:
+    status, figures = source.status(), source.figures()
+    if status["counters"] or status["backend"] is None:
+        # Else the kernel carries, and nobody counts.
+        yield from _traffic(status["counters"] or _NOTHING_YET, _by_family(status), source.drop_reasons)
+    if busiest:
+        yield from _peers(busiest)
+    yield from _state(status)
+    yield from _lease(status["lease"], figures.lease)
+    yield from _registry(figures.registry)
+    yield _summary(
+        "publish_duration_seconds",
+        "How long it took to let packets travel to the peers as they are now: a new table, or kernel routes.",
+        (),
+        [((), figures.published, figures.publishing_s)],
+    )
+    yield _lateness(figures.lateness)
 
-    def collect(self) -> Iterator[Metric]:
-        status, figures = self._source.status(), self._source.figures()
-        if status["counters"] or status["backend"] is None:
-            # Else the kernel carries, and nobody counts.
-            yield from self._traffic(status["counters"] or _NOTHING_YET, _by_family(status))
-        if self._busiest:
-            yield from _peers(self._busiest)
-        yield from _state(status)
-        yield from _lease(status["lease"], figures.lease)
-        yield from _registry(figures.registry)
-        yield _summary(
-            "publish_duration_seconds",
-            "How long it took to let packets travel to the peers as they are now: a new table, or kernel routes.",
-            (),
-            [((), figures.published, figures.publishing_s)],
-        )
-        yield _lateness(figures.lateness)
 
-    def _traffic(self, counters: Counters, families: Mapping[str, FamilyFacts]) -> Iterator[Metric]:
-        label, parts = _labelled(counters, {name: facts["counters"] for name, facts in families.items()})
-        directions = [((*labels, way), part[way]) for labels, part in parts for way in _WAYS]
-        yield _counter(
-            "packets",
-            "Inner packets carried (in: from peers to pods).",
-            (*label, "direction"),
-            ((labels, counted["packets"]) for labels, counted in directions),
-        )
-        yield _counter(
-            "bytes",
-            "Bytes of the inner packets carried.",
-            (*label, "direction"),
-            ((labels, counted["bytes"]) for labels, counted in directions),
-        )
-        yield _counter(
-            "drops",
-            "Packets dropped.",
-            (*label, "direction", "reason"),
-            (
-                ((*labels, reason), counted["drops"].get(reason, 0))
-                for labels, counted in directions
-                for reason in self._source.drop_reasons
-            ),
-        )
-        yield _counter(
-            "icmp_answers",
-            "ICMP errors due to the senders of dropped packets, by what became of them.",
-            (*label, "outcome"),
-            (((*labels, outcome), count) for labels, part in parts for outcome, count in part["icmp"].items()),
-        )
-        yield _counter(
-            "system_calls",
-            "System calls of the packet path.",
-            ("call",),
-            (((call,), count) for call, count in counters["system_calls"].items()),
-        )
-        yield _counter(
-            "offloaded_in",
-            "Packets that kernel peers had left for a network card to finish.",
-            ("what",),
-            (((what,), count) for what, count in counters["offloaded_in"].items()),
-        )
+def _traffic(counters: Counters, families: Mapping[str, FamilyFacts], drop_reasons: Sequence[str]) -> Iterator[Metric]:
+    label, parts = _labelled(counters, {name: facts["counters"] for name, facts in families.items()})
+    directions = [((*labels, way), part[way]) for labels, part in parts for way in _WAYS]
+    yield _counter(
+        "packets",
+        "Inner packets carried (in: from peers to pods).",
+        (*label, "direction"),
+        ((labels, counted["packets"]) for labels, counted in directions),
+    )
+    yield _counter(
+        "bytes",
+        "Bytes of the inner packets carried.",
+        (*label, "direction"),
+        ((labels, counted["bytes"]) for labels, counted in directions),
+    )
+    yield _counter(
+        "drops",
+        "Packets dropped.",
+        (*label, "direction", "reason"),
+        (
+            ((*labels, reason), counted["drops"].get(reason, 0))
+            for labels, counted in directions
+            for reason in drop_reasons
+        ),
+    )
+    yield _counter(
+        "icmp_answers",
+        "ICMP errors due to the senders of dropped packets, by what became of them.",
+        (*label, "outcome"),
+        (((*labels, outcome), count) for labels, part in parts for outcome, count in part["icmp"].items()),
+    )
+    yield _counter(
+        "system_calls",
+        "System calls of the packet path.",
+        ("call",),
+        (((call,), count) for call, count in counters["system_calls"].items()),
+    )
+    yield _counter(
+        "offloaded_in",
+        "Packets that kernel peers had left for a network card to finish.",
+        ("what",),
+        (((what,), count) for what, count in counters["offloaded_in"].items()),
+    )
 
 
 def _state(status: Status) -> Iterator[Metric]:
@@ -264,6 +265,8 @@ def _registry(counted: RegistryFigures) -> Iterator[Metric]:
 
 
 def _lateness(seen: LatenessFigures) -> Metric:
+    from prometheus_client.core import HistogramMetricFamily
+
     return HistogramMetricFamily(
         "flannel_udp_event_loop_lateness_seconds",
         "How late the agent's event loop was, looked at once a second; no packet waits for it.",
@@ -294,6 +297,8 @@ Samples = Iterable[tuple[Sequence[str], float]]
 
 
 def _counter(name: str, what: str, labels: Sequence[str], samples: Samples) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
     family = CounterMetricFamily(f"flannel_udp_{name}", what, labels=labels)  # exported with _total at the end
     for values, count in samples:
         family.add_metric(values, count)
@@ -303,6 +308,8 @@ def _counter(name: str, what: str, labels: Sequence[str], samples: Samples) -> M
 def _summary(
     name: str, what: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], int, float]]
 ) -> Metric:
+    from prometheus_client.core import SummaryMetricFamily
+
     family = SummaryMetricFamily(f"flannel_udp_{name}", what, labels=labels)
     for values, count, total in samples:
         family.add_metric(values, count, total)
@@ -310,10 +317,14 @@ def _summary(
 
 
 def _gauge(name: str, what: str, value: float) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
     return GaugeMetricFamily(f"flannel_udp_{name}", what, value=value)
 
 
 def _labelled_gauge(name: str, what: str, labels: Sequence[str], samples: Samples) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
     family = GaugeMetricFamily(f"flannel_udp_{name}", what, labels=labels)
     for values, value in samples:
         family.add_metric(values, value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import http.client
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -223,3 +225,10 @@ async def test_nothing_of_the_registrys_address_is_told(port: int) -> None:
         _, text = await asyncio.to_thread(get, port)
     assert "secret" not in text
     assert "etcd" not in text
+
+
+def test_an_agent_that_nobody_scrapes_does_not_load_the_library() -> None:
+    code = "import sys, flannel_udp.agent.run; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "h11" in loaded
+    assert "prometheus_client" not in loaded
