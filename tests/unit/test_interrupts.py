@@ -37,7 +37,7 @@ keep_interrupts()
 with interruptible():
     Interrupted()
     with BLOCK:
-        for _ in range(10): time.sleep(0.01)  # longer than it takes to come again
+        for _ in range(TURNS): time.sleep(0.01)  # longer than it takes to come again
         print("done", flush=True)
     time.sleep(60)
 """
@@ -62,16 +62,18 @@ def test_ctrl_c_amid_a_destructor_ends_the_command_without_a_word() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize(
-    ("block", "said"),
+    ("block", "turns", "said"),
     [
-        ("nullcontext()", ""),
-        ("uninterrupted()", "done\n"),
-        ("undivided()", "done\n"),
+        ("nullcontext()", 6_000, ""),
+        ("uninterrupted()", 10, "done\n"),
+        ("undivided()", 10, "done\n"),
     ],
     ids=["nothing", "uninterrupted", "undivided"],
 )
-def test_a_lab_is_left_by_what_came_amid_a_destructor(number: signal.Signals, block: str, said: str) -> None:
-    code = DESTRUCTOR.replace("NUMBER", str(int(number))) + LAB.replace("BLOCK", block)
+def test_a_lab_is_left_by_what_came_amid_a_destructor(
+    number: signal.Signals, block: str, turns: int, said: str
+) -> None:
+    code = DESTRUCTOR.replace("NUMBER", str(int(number))) + LAB.replace("BLOCK", block).replace("TURNS", str(turns))
     assert run(code) == (128 + number, said, "")
 
 
